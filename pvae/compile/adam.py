@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -24,7 +25,7 @@ class AdamUpdate(PyroOptim):
         p <- p - lr / (1 - beta_1^t)  m / (sqrt(v) / sqrt(1 - beta_2^t) + epsilon)
 
     Args:
-        optimizer: plain Adam over the parameters, all of one dtype, that the loss will register with Pyro.
+        optimizer: plain Adam over the parameters that the loss will register with Pyro.
         names: the parameters by name, for messages.
         clip_norm: scale the gradients down to this total norm if it is larger; 0 for no limit.
         reduce: called with the gradients, and a tensor that says whether the step is bad, before the update; may change
@@ -51,11 +52,10 @@ class AdamUpdate(PyroOptim):
         super().__init__(type(optimizer), {})  # which SVI asks for
         (group, *others), self.optimizer = optimizer.param_groups, optimizer
         self.parameters: list[Tensor] = group["params"]
-        is_plain = type(optimizer) is Adam and not others and not any(group.get(name) for name in _OPTIONS)
-        if not is_plain or len({one.dtype for one in self.parameters}) > 1:
+        if type(optimizer) is not Adam or others or any(group.get(name) for name in _OPTIONS):
             raise InputError(
-                "only torch.optim.Adam without amsgrad, maximize and weight_decay, over parameters of one dtype in one "
-                "group, can be recorded: give SVI another optimiser and the ELBO itself"
+                "only torch.optim.Adam without amsgrad, maximize and weight_decay, over one group of parameters, can "
+                "be recorded: give SVI another optimiser and the ELBO itself"
             )
         self._names = {id(tensor): name for name, tensor in (names or {}).items()}
         self.clip_norm, self.reduce = clip_norm, reduce
@@ -102,7 +102,7 @@ class AdamUpdate(PyroOptim):
         return torch.column_stack([given, given[:, 0] / (1 - beta_1**t), (1 - beta_2**t).rsqrt()])
 
     def apply(
-        self, row: Tensor, trained: Sequence[Tensor], gradients: Sequence[Tensor], is_bad: Tensor, is_fused: bool
+        self, row: Tensor, trained: list[Tensor], gradients: list[Tensor], flags: Tensor, is_fused: bool
     ) -> Tensor:
         """Step parameters, unless this step is bad, or one before it was.
 
@@ -110,7 +110,7 @@ class AdamUpdate(PyroOptim):
             row: of `rows`.
             trained: the parameters.
             gradients: of each.
-            is_bad: whether loss or data are bad, a boolean scalar.
+            flags: the step is bad unless all are true, (F,).
             is_fused: by torch's fused operator, or by elementwise ones, for inductor; they differ by rounding.
 
         Returns:
@@ -122,12 +122,11 @@ class AdamUpdate(PyroOptim):
         means, squares, steps = ([one[name] for one in states] for name in ("exp_avg", "exp_avg_sq", "step"))
         with torch.no_grad():
             norms = torch.stack(torch._foreach_norm(gradients))
-            are_finite = norms.isfinite()
-            is_bad = is_bad | ~are_finite.all()
-            self.is_bad.copy_(torch.maximum(self.is_bad, is_bad.to(self.is_bad.dtype)))
+            are_finite = norms < math.inf  # false of NaN, too
+            self.is_bad.logical_or_(~torch.cat([flags, are_finite]).all())
             if self.clip_norm:
                 scale = (self.clip_norm / (torch.linalg.vector_norm(norms) + 1e-6)).clamp(max=1.0)
-                gradients = torch._foreach_mul(gradients, scale)
+                gradients = list(torch._foreach_mul(gradients, scale))
             if is_fused:
                 torch._foreach_add_(steps, [1 - self.is_bad] * len(steps))
                 torch._fused_adam_(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from pyro.infer import SVI
 from torch import Tensor, nn
 
 from pvae.compile.adam import AdamUpdate
+from pvae.compile.cuda_graph import captured
 from pvae.compile.graph import Function, check_engine, record
 from pvae.compile.inductor import MayCompile
 from pvae.core.errors import GradientError, InputError, NotFiniteError, listed
@@ -89,6 +91,8 @@ class Step:
         devices = [row.device] if row.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), self.svi.update.held():
             self._function = record(self._function, [row, *batch], self.engine, self.svi.precision, may_compile)
+            if self.svi.captures and row.device.type == "cuda":
+                self._function = captured(self._function, [row, *batch], self.svi.pool)
         self._state = [self.svi.update.state_of(one)["exp_avg"] for one in self.trained]
 
     def matches(self, engine: str, layout: tuple[object, ...]) -> bool:
@@ -141,7 +145,7 @@ class Step:
             return [
                 loss.detach(),
                 *terms,
-                torch.stack([*flags, loss.detach().isfinite()]),
+                torch.stack([*flags, loss.detach().abs() < math.inf]),
                 *(_in_order(gradient, one) for one, gradient in found),
                 *(buffer.clone() for buffer in self.buffers),
             ]
@@ -151,12 +155,12 @@ class Step:
     ) -> list[Tensor]:
         """Change parameters and buffers, unless the step is bad."""
         update, gradients = self.svi.update, list(rest[: len(self.trained)])
-        is_bad = ~flags.all()
+        everywhere = flags
         if update.reduce is not None:  # a step that is bad in one process is bad in all
-            anywhere = is_bad.to(gradients[0].dtype)
-            update.reduce([*gradients, anywhere])
-            is_bad = anywhere > 0
-        are_finite = update.apply(row, self.trained, gradients, is_bad, is_fused=self.engine != "inductor")
+            bad = (~flags).any().to(gradients[0].dtype)
+            update.reduce([*gradients, bad])
+            everywhere = (bad == 0).view(1)
+        are_finite = update.apply(row, self.trained, gradients, everywhere, is_fused=self.engine != "inductor")
         for buffer, new in zip(self.buffers, rest[len(gradients) :]):
             buffer.copy_(torch.where(update.is_bad > 0, buffer, new))
         return [loss, distortion, rate, update.is_bad.clone(), flags, are_finite]
@@ -189,6 +193,7 @@ class CompiledSVI(SVI):
             epoch, are only recorded. By default all are compiled.
         prepare: converts what `step` is given (for example an index) to the tensors that model and guide take, on the
             same device; it is recorded too. `evaluate_loss` takes these tensors themselves.
+        captures: on a GPU, replay a recorded step as one CUDA graph.
 
     Attributes:
         num_recordings: how often it has recorded.
@@ -207,12 +212,14 @@ class CompiledSVI(SVI):
         precision: str = "fp32",
         batch_size: int | None = None,
         prepare: Callable[[Tensor], Iterable[Tensor]] | None = None,
+        captures: bool = False,
     ) -> None:
         super().__init__(model, guide, update, elbo)  # type: ignore[no-untyped-call]
         if engine != "none":
             check_engine(engine, precision)
         self.update, self.elbo, self.engine, self.precision = update, elbo, engine, precision
-        self.batch_size, self.prepare = batch_size, prepare
+        self.batch_size, self.prepare, self.captures = batch_size, prepare, captures
+        self.pool = torch.cuda.graph_pool_handle() if captures else None
         self.num_recordings = 0
         self._recorded: list[Step] = []
 

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
+from pvae.compile.cuda_graph import move_constants
 from pvae.compile.decompositions import bfloat16_products, onednn_products
 from pvae.compile.inductor import MayCompile, compile_graph, missing
 from pvae.core.errors import InputError, brief, check_name, is_out_of_memory
@@ -57,6 +58,8 @@ def record(
     check_engine(engine, precision)
     products = bfloat16_products() if precision == "bf16" else onednn_products(is_compiled=engine == "inductor")
     graph = graph_of(function, [x.view_as(x) for x in inputs], products)  # one tensor given twice is two inputs
+    if inputs[0].device.type == "cuda":
+        move_constants(graph, inputs[0].device)
     if engine == "graph":
         return graph.forward
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -23,76 +22,74 @@ __all__ = ["Engine", "Threads"]
 
 _SECONDS = 0.25  # of steps that are taken in one call, between which progress is drawn and Ctrl-C is obeyed
 _MOST = 50  # steps in one call
-_TRIED, _ROUNDS = 5, 3  # steps in one call while threads are chosen; and calls with each number
-_CLEARLY_FASTER = 0.9  # fewer threads than torch's own are taken if a step then takes at most this share of the time
-# A number of threads with which a step takes this multiple of the least time is dropped; if steps take this multiple of
-# their time at the choice, threads are chosen anew.
-_MUCH_SLOWER = 2.0
-_WINDOW = 5  # calls whose median is compared with the time at the choice
-_AGAIN = 100, 800  # steps after which a choice of fewer threads than torch's own is made anew: twice as many each time
+_TRIED, _CALLS = 5, 3  # steps in one call while threads are chosen; and calls with each number
+_CLEARLY_FASTER = 0.9  # fewer threads are taken if a step then takes at most this share of the time
+_MUCH_SLOWER = 2.0  # threads are soon chosen anew if steps take this multiple of their time at the choice
+# The time until threads are chosen anew, as a multiple of the time that the choice took: twice as long after each.
+_REST = 4.0, 64.0
 
 _SAVED_BY_INDUCTOR = 0.2  # of the time of a recorded step: a tenth for wide convolutions, half for small MLPs
 _SECONDS_TO_COMPILE = 0.03  # for each operator
 
 
 class Threads:
-    """Tries several numbers of threads in turns, a few steps each, and keeps the fastest.
+    """Tries half as many threads, and again half as many, as long as steps are not slower, and keeps the fastest.
 
-    Other programs on the machine decide which one that is: threads wait for each other many times in a step, so that
-    fewer are faster where other programs use the cores. If steps become much slower, the number is chosen anew.
+    Other programs on the machine decide which number that is: threads wait for each other many times in a step, so that
+    fewer are faster where other programs use the cores. From time to time the number is chosen anew, sooner if steps
+    have become much slower.
 
     Args:
-        candidates: the numbers to try, the largest first, which is kept unless another one is clearly faster.
+        most: the number that is kept unless fewer are clearly faster.
+        is_fixed: try no other number.
 
     Attributes:
         number: for the next steps.
-        is_chosen: whether it has been chosen.
+        chosen: the number of the last choice; None before the first.
         seconds: of a step with the number that was chosen.
     """
 
-    def __init__(self, candidates: Sequence[int]) -> None:
-        self.candidates = candidates
-        self._again = _AGAIN[0]
+    def __init__(self, most: int, is_fixed: bool) -> None:
+        self.most, self.is_fixed = most, is_fixed
+        self.chosen: int | None = None
+        self._rest = _REST[0]
         self._begin()
 
     def _begin(self) -> None:
-        self.number, self.is_chosen, self.seconds = self.candidates[0], False, 0.0
-        self._times: dict[int, list[float]] = {one: [] for one in self.candidates}
-        self._since: list[float] = []
-        self._steps_since = 0
+        self.number, self.seconds, self._fastest = self.most, math.inf, self.most
+        self._times: list[float] = []  # of a step with this number
+        self._spent = self._left = 0.0  # seconds of this choice, and seconds until the next one
+
+    @property
+    def is_trying(self) -> bool:
+        """Whether the next steps are part of a choice."""
+        return not self._left
 
     def end(self, seconds: float, steps: int) -> bool:
-        """Note the time of a step, a mean over some of them; return True if the choice is made by it."""
-        if self.is_chosen:
-            self._watch(seconds, steps)
+        """Note the time of a step, a mean over some of them; return True if the first choice is made by it."""
+        if not self.is_trying:
+            if seconds > _MUCH_SLOWER * self.seconds:
+                self._rest = _REST[0]
+                self._left = min(self._left, self._rest * self._spent)
+            self._left -= seconds * steps
+            if self._left <= 0:
+                self._begin()
             return False
-        self._times[self.number].append(seconds)
-        least = {one: min(times) for one, times in self._times.items() if times}
-        fastest = min(least.values())
-        open_ = [  # the first steps with a number may be slow for other reasons
-            one
-            for one, times in self._times.items()
-            if len(times) < 2 or (len(times) < _ROUNDS and least[one] <= _MUCH_SLOWER * fastest)
-        ]
-        if open_:
-            self.number = min(open_, key=lambda one: len(self._times[one]))
+        self._times.append(seconds)
+        self._spent += seconds * steps
+        if len(self._times) < _CALLS:
             return False
-        self.number = self.candidates[0]
-        for fewer in self.candidates[1:]:
-            if least[fewer] < _CLEARLY_FASTER * least[self.number]:
-                self.number = fewer
-        self.is_chosen, self.seconds = True, least[self.number]
-        return True
-
-    def _watch(self, seconds: float, steps: int) -> None:
-        """Choose anew if steps have become much slower, or from time to time if other programs left fewer threads."""
-        self._since = [*self._since[1 - _WINDOW :], seconds]
-        self._steps_since += steps
-        is_slow = len(self._since) == _WINDOW and statistics.median(self._since) > _MUCH_SLOWER * self.seconds
-        has_fewer = self.number < self.candidates[0] and self._steps_since >= self._again
-        if len(self.candidates) > 1 and (is_slow or has_fewer):
-            self._again = _AGAIN[0] if is_slow else min(2 * self._again, _AGAIN[1])
-            self._begin()
+        least, self._times = min(self._times), []  # the first steps may be slow for other reasons
+        is_slower = least > self.seconds
+        if least < _CLEARLY_FASTER * self.seconds:
+            self.seconds, self._fastest = least, self.number
+        if not (is_slower or self.is_fixed or self.number == 1):
+            self.number //= 2
+            return False
+        is_first, self.chosen, self.number = self.chosen is None, self._fastest, self._fastest
+        self._left = math.inf if self.is_fixed else self._rest * self._spent
+        self._rest = min(2 * self._rest, _REST[1])
+        return is_first
 
 
 class Engine:
@@ -132,10 +129,9 @@ class Engine:
     ) -> None:
         is_auto = config.compile == "auto"
         self.name = name or ("graph" if is_auto else config.compile)
-        candidates = [threads or torch.get_num_threads()]
-        while candidates[-1] > 1 and threads is None and world.size == 1 and torch.device(device).type == "cpu":
-            candidates.append(candidates[-1] // 2)
-        self._threads, self._batch_size, self._left = Threads(candidates), config.batch_size, steps_left
+        is_fixed = threads is not None or world.size > 1 or torch.device(device).type != "cpu"
+        self._threads = Threads(threads or torch.get_num_threads(), is_fixed)
+        self._batch_size, self._left = config.batch_size, steps_left
         self._is_chosen, self._may_fall_back = name is not None or not is_auto, is_auto and config.precision == "fp32"
         self._make, self._svi, self._world, self._note = make, make(self.name), world, note
         self._seconds = math.inf  # of a step in the last call
@@ -143,8 +139,10 @@ class Engine:
     @property
     def chosen(self) -> dict[str, Any]:
         """The engine and the number of threads, once the first steps have chosen them; empty before."""
-        is_chosen = self._threads.is_chosen or (self._is_chosen and len(self._threads.candidates) == 1)
-        return {"engine": self.name, "threads": self._threads.number} if is_chosen else {}
+        threads = self._threads.chosen
+        if self._is_chosen and self._threads.is_fixed:
+            threads = self._threads.number
+        return {} if threads is None else {"engine": self.name, "threads": threads}
 
     def run(self, order: Tensor, table: Sequence[StepValues]) -> Iterator[Done]:
         """Take the steps of an epoch, some in each call, and yield what each call has done; end after an error.
@@ -158,7 +156,7 @@ class Engine:
         """
         batches, taken = order.split(self._batch_size), 0
         while taken < len(batches):
-            most = _MOST if self._threads.is_chosen else _TRIED
+            most = _TRIED if self._threads.is_trying else _MOST
             steps = slice(taken, taken + max(1, min(most, int(_SECONDS / self._seconds))))
             done = self._run(batches[steps], table[steps])
             yield done

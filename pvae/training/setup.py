@@ -104,7 +104,9 @@ def build_trainer(
     def svi(name: str) -> CompiledSVI:
         reduce = world.sum_ if world.size > 1 else None
         update = AdamUpdate(adam, dict(vae.named_parameters()), config.clip_norm, reduce)
-        return CompiledSVI(vae.model, vae.guide, update, elbo, name, config.precision, config.batch_size, train.batch)
+        captures = config.compile == "auto" and device.type == "cuda" and world.size == 1
+        size, precision = config.batch_size, config.precision
+        return CompiledSVI(vae.model, vae.guide, update, elbo, name, precision, size, train.batch, captures)
 
     def accuracy(split: str) -> float | None:
         if not config.labels:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -21,7 +22,6 @@ from pvae.core.errors import (
     brief,
     check_finite,
     is_out_of_memory,
-    naming_refused_parameters,
 )
 from pvae.core.random_state import restore_rng_state, rng_state, seeded
 from pvae.core.terms import LossAndTerms
@@ -153,7 +153,7 @@ class Trainer:
         sizes = iter([len(index) for index in order.split(self.batch_size)])
         table = [self.schedule(self.step + number) for number in range(self.num_steps)]
         terms, total, seen = self._zeros(2, len(order)), self._zeros(1), 0
-        with advice_on_memory(f"a step after step {self.step}"):
+        with advice_on_memory(f"step {self.step + 1} or later"):
             for done in self.engine.run(order, table):
                 self.step += len(done.losses)
                 if done.error is not None:
@@ -182,24 +182,20 @@ class Trainer:
         """
         self.vae.eval()
         started, data, beta = time.perf_counter(), self.splits[split], self.schedule(self.step).beta
-        terms, totals, seen, why = self._zeros(2, len(data)), self._zeros(2), 0, "it is not finite"
-        with seeded(self.seed, self.device), advice_on_memory(f"step {self.step}"):
+        terms, totals, seen = self._zeros(2, len(data)), self._zeros(2), 0
+        memory = advice_on_memory(f"step {self.step}")
+        with seeded(self.seed, self.device), memory, pyro.validation_enabled(False):
             for batch in data.split(self.evaluation_size):
+                (loss, batch_terms), at_mean = self._evaluate_batch(batch, beta)
                 rows = slice(seen, seen + len(batch))
-                try:
-                    (loss, (distortion, rate)), at_mean = self._evaluate_batch(batch, beta)
-                    terms[:, rows] = torch.stack([distortion, rate])
-                    totals += torch.stack([loss.double() * len(batch), at_mean])
-                except NotFiniteError as error:  # all processes end together, after the sum
-                    terms[:, rows], totals[0], why = math.nan, math.nan, str(error)
-                seen = rows.stop
+                terms[:, rows], seen = torch.stack([*batch_terms]), rows.stop
+                totals += torch.stack([loss.double() * len(batch), at_mean])
                 for callback in callbacks:
                     callback.on_steps_end(self, None)
+            accuracy = self.accuracy(split)
         self.world.sum_([terms, totals])
-        if not totals[0].isfinite():
-            raise TrainingError(f"the {split} loss could not be computed at step {self.step}: {why}: {_SMALLER_STEPS}")
         loss, at_mean = (totals / len(data)).tolist()
-        return self._metrics(split, terms, loss, time.perf_counter() - started, at_mean, self.accuracy(split))
+        return self._metrics(split, terms, loss, time.perf_counter() - started, at_mean, accuracy)
 
     def _evaluate_batch(self, batch: Batch, beta: float) -> tuple[LossAndTerms, Tensor]:
         """Return loss and terms, and the sum of the posterior-mean loss, or NaN if it has no closed form."""
@@ -207,11 +203,9 @@ class Trainer:
         # The hook keeps q(z | x), so that data are encoded once for both.
         hook = vae.q_z.register_forward_hook(lambda module, given, posterior: posteriors.append(posterior))
         try:
-            with naming_refused_parameters():
-                result = self.elbo.evaluate(vae.model, vae.guide, *batch, beta=beta)
+            result = self.elbo.evaluate(vae.model, vae.guide, *batch, beta=beta)
         finally:
             hook.remove()
-        result.check_finite()
         share = self.world.share(len(batch))
         own = batch.rows(share.rows)
         try:
@@ -284,7 +278,8 @@ class Trainer:
         try:
             check_finite(dataclasses.asdict(row))
         except NotFiniteError as error:
-            raise TrainingError(f"the {split} metrics of epoch {row.epoch} are not finite: {error}") from error
+            where = f"of epoch {row.epoch} (step {self.step})"
+            raise TrainingError(f"the {split} {error}, {where}: {_SMALLER_STEPS}") from error
         return row
 
     def _zeros(self, *shape: int) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from conftest import needs_inductor
 from helpers.svi import adam, built
 
+from pvae.compile import cuda_graph
 from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.config.config import Config
@@ -175,3 +176,13 @@ def test_a_state_that_was_replaced_is_not_that_of_a_recording():
             svi.run(batches[4:], VALUES[4:])
             ends.append(state_of(vae, svi.update))
     assert all(torch.allclose(one, other, rtol=1e-12) for one, other in zip(*ends))
+
+
+def test_a_step_that_cannot_be_captured_is_replayed_as_it_was_recorded(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(cuda_graph, "CudaGraph", fails)
+    recorded = lambda x: [x + 1]  # noqa: E731
+    with pytest.warns(UserWarning, match="CUDA graph"):
+        assert cuda_graph.captured(recorded, [torch.zeros(2)], None) is recorded

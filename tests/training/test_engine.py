@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+from collections import Counter
 
 import pyro
 import pytest
@@ -42,37 +43,38 @@ def same_threads():
 )
 def test_fewer_threads_are_taken_where_they_are_clearly_faster(seconds, chosen):
     """The first steps with each number may be slow, or other steps may."""
-    threads, used = Threads([*seconds]), []
-    while not threads.is_chosen:
+    threads, used = Threads(max(seconds), is_fixed=len(seconds) == 1), []
+    while threads.chosen is None:
         used.append(threads.number)
         is_slow = used.count(used[-1]) == (1 if used[-1] == 4 else 2)
-        assert threads.end(100.0 if is_slow else seconds[used[-1]], 5) == threads.is_chosen
-    assert (threads.number, threads.seconds) == (chosen, seconds[chosen])
+        assert threads.end(100.0 if is_slow else seconds[used[-1]], 5) == (threads.chosen is not None)
+    assert (threads.chosen, threads.number, threads.seconds) == (chosen, chosen, seconds[chosen])
+    assert len(used) <= 3 * len(seconds)
 
 
-def steps(threads, count, seconds):
-    """Take calls of 50 steps, or of 5 before the choice; return the number of threads of each."""
-    used = []
-    for _ in range(count):
-        used.append(threads.number)
-        threads.end(seconds[used[-1]], 50 if threads.is_chosen else 5)
+def steps(threads, total, seconds):
+    """Take steps for that many seconds; return the seconds with each number of threads."""
+    used = Counter()
+    while sum(used.values()) < total:
+        count = 5 if threads.is_trying else 50
+        used[threads.number] += count * seconds[threads.number]
+        threads.end(seconds[threads.number], count)
     return used
 
 
 def test_threads_are_chosen_anew_when_steps_become_slow_and_when_they_may_be_fast_again():
-    threads = Threads([2, 1])
+    threads = Threads(2, is_fixed=False)
     idle, busy = {2: 0.5, 1: 1.0}, {2: 20.0, 1: 1.5}
-    for seconds, count, chosen in ((idle, 40, 2), (busy, 15, 1), (idle, 40, 2)):
-        steps(threads, count, seconds)
-        assert (threads.is_chosen, threads.number) == (True, chosen)
+    assert steps(threads, 10_000, idle)[1] < 1_000
+    assert steps(threads, 20_000, busy)[1] > 10_000
+    steps(threads, 10_000, idle)
+    assert steps(threads, 10_000, idle)[1] < 1_000
 
 
-def test_a_burst_at_the_start_is_forgotten_soon_and_a_busy_machine_is_tried_ever_less_often():
-    threads = Threads([2, 1])
-    steps(threads, 6, {2: 20.0, 1: 1.5})
-    assert steps(threads, 10, {2: 0.5, 1: 1.0})[-1] == 2
-    threads = Threads([2, 1])
-    assert steps(threads, 200, {2: 20.0, 1: 1.5}).count(2) < 30
+def test_a_busy_machine_is_tried_ever_less_often():
+    threads = Threads(2, is_fixed=False)
+    steps(threads, 10_000, {2: 20.0, 1: 1.5})
+    assert steps(threads, 100_000, {2: 20.0, 1: 1.5})[2] < 5_000
 
 
 class Fake:
