@@ -59,7 +59,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     folder = output_path(arguments.out, default)
     rows: list[Measurement] = []
     warnings: list[str] = []
-    for stage, vae, batch, kind in _weights(arguments, run, config):
+    for stage, vae, batch, kind, every in _weights(arguments, run, config):
         pairs, reasons = estimators.pairs_to_compare(vae, batch.rows(slice(1)), names, arguments.particles, groups)
         if not pairs:
             raise InputError("; ".join(reasons))
@@ -69,8 +69,9 @@ def _compare(arguments: argparse.Namespace) -> None:
         log_p, untrusted = estimators.reference(vae, batch)
         value = log_p if log_p.stderr else f"{log_p.mean:.2f} exactly"
         pixels = f"; pixels {kind}" if kind else ""
-        print_line(f"{stage}: log p(x) = {value}, mean of {len(batch)} test data{pixels}")
-        if untrusted > MOST_UNTRUSTED:
+        low = " (too low: see below)" if untrusted > MOST_UNTRUSTED else ""
+        print_line(f"{stage}: log p(x) = {value}{low}, mean of {len(batch)} of {every}{pixels}")
+        if low:
             warnings.append(
                 f"{stage}: the importance weights of {untrusted:.1%} of the data cannot be trusted: log p(x) is "
                 "too low by an unknown amount, and the bias too near 0; the variances are not affected"
@@ -89,8 +90,10 @@ def _compare(arguments: argparse.Namespace) -> None:
     print_line(f"{folder}: comparison.csv, comparison.md, comparison.png")
 
 
-def _weights(arguments: argparse.Namespace, run: Run | None, config: Config) -> Iterator[tuple[str, VAE, Batch, str]]:
-    """Yield for each stage of a training its name, the VAE, a batch of test data and the kind of their pixels."""
+def _weights(
+    arguments: argparse.Namespace, run: Run | None, config: Config
+) -> Iterator[tuple[str, VAE, Batch, str, str]]:
+    """Yield the name of each stage, the VAE, a batch of test data, their kind of pixels, and a text on all of them."""
     from pvae.data.dataset import random_subset
     from pvae.explore.page import shown_data
     from pvae.trained.normalised import with_normalised_likelihood
@@ -109,7 +112,7 @@ def _weights(arguments: argparse.Namespace, run: Run | None, config: Config) -> 
         y, num_labels = data.labels["test"][subset] if is_given else None, len(data.label_names)
         what = (data.datum_shape, data.test[subset], y, None, num_labels, run is not None and run.has_own_vae)
         vae, batch, kind = with_normalised_likelihood(config, trained, *what)
-        yield progress, vae, next(batch.split(count)), kind
+        yield progress, vae, next(batch.split(count)), kind, f"{len(data.test):,} test data of {data.name}"
 
 
 def _parser() -> Parser:

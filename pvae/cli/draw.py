@@ -44,7 +44,7 @@ pictures of a run:
 
 examples:
   pvae draw runs/my-run --what scatter,manifold
-  pvae draw fashion-vae --what manifold,samples,losses      needs no data
+  pvae draw fashion-vae      without its data those pictures that need none: samples, losses, manifold
   pvae draw runs"""
 
 
@@ -67,11 +67,15 @@ def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> No
     run = open_run(arguments.run, arguments.vae)
     folder = output_path(arguments.out, run.place / "figures")
     names = wanted or [*PICTURES]
-    if not ({*names} <= {*_OF_WEIGHTS} and run.data.is_images and not run.is_given_labels):
+    of_weights = _OF_WEIGHTS if run.data.is_images and not run.is_given_labels else ()
+    if {*names} - {*of_weights}:
         try:
             run.dataset(None, arguments.data_dir, arguments.offline)
         except NotFoundError as error:
-            raise InputError(f"{error}; --what {','.join(_OF_WEIGHTS)} needs no data") from None
+            if wanted or arguments.attribute or not of_weights:
+                raise
+            print(f"note: only the pictures that need no data are drawn: {error}", file=sys.stderr)
+            names = [*of_weights]
     figures = {}
     for name in names:
         options = [arguments.attribute] if name == "attributes" and arguments.attribute else []
@@ -83,7 +87,7 @@ def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> No
     for name, figure in figures.items():
         write(folder / f"{name}.png", figure)
         print_line(folder / f"{name}.png")
-    if wanted is not None:  # the report encodes all images, which takes longer than a picture
+    if wanted is not None or names == [*of_weights]:  # the report encodes all images, which takes longer than a picture
         return
     report = latent_report(run)
     write(folder / "latent.json", f"{to_json(asdict(report), indent=2)}\n")

@@ -108,13 +108,16 @@ def test_one_call_draws_all_that_apply(runs, found, tmp_path, capsys, name, miss
 
 
 def test_what_needs_the_weights_alone_is_drawn_without_data(tiny_mnist, tmp_path, capsys):
-    """The others are refused in one line."""
+    """All of it by default; another picture is refused in one line."""
     out = tmp_path / "one"
     assert main(["fashion-vae", "--what", "manifold,samples", "--out", str(out)]) == 0
     assert {path.name for path in out.iterdir()} == {"manifold.png", "samples.png"}
     assert capsys.readouterr().err == ""
-    for others in ([], ["--what", "manifold,scatter"]):
-        refuse(main, ["fashion-vae", *others, "--offline"], capsys, tmp_path)
+    refuse(main, ["fashion-vae", "--what", "manifold,scatter", "--offline"], capsys, tmp_path)
+    for name, drawn in (("fashion-vae", {"manifold", "samples", "losses"}), ("deep-bayes", {"samples", "losses"})):
+        assert main([name, "--offline", "--out", str(tmp_path / name)]) == 0
+        assert {path.stem for path in (tmp_path / name).iterdir()} == drawn
+        assert "note" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_line(runs, found, capsys, tmp_path):
