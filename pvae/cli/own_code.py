@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from pvae.config.config import OPTIONS, Config
+from pvae.config.config import Config
 from pvae.config.options import flag
 from pvae.core.errors import InputError, brief, listed
 
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["load_function", "open_run", "own_vae", "runs_in"]
 
 
-_NAMES = [*OPTIONS]
-_OF_A_VAE = {*_NAMES[_NAMES.index("network") : _NAMES.index("elbo")]} - {"columns"}  # by these the data are read
+_OF_A_VAE = {  # the options of networks and distributions alone; "columns" also says how a table is read
+    "network", "hidden", "activation", "initialization", "latent_dim", "upper_latent_dims", "upper_hidden", "inference",
+    "posterior", "flow_length", "flow_hidden", "prior", "components", "likelihood", "scale",
+}  # fmt: skip
 
 
 def own_vae(place: str, config: Config, datum_shape: tuple[int, ...], chosen: Iterable[str] = ()) -> VAE:

@@ -70,7 +70,7 @@ _AT_ONCE = 1000  # files that are read before the result of the first of them is
 _MAX_CHANNELS = 16  # of an array
 _LONGEST = 64  # pixels of the longer side to which larger images are reduced, unless a size is given
 
-_DECODING = 12  # the version of the decoding, a part of the name of a cache file
+_DECODING = 13  # the version of the decoding, a part of the name of a cache file
 
 _T = TypeVar("_T")
 
@@ -160,12 +160,16 @@ class ImageFiles:
             levels = reduce(or_, found) if found else None
         return [shape for pages in headers for shape, _ in pages], levels
 
-    def decoded(self, transform: ImageTransform) -> Iterator[list[NDArray[np.uint8]]]:
-        """Yield the images (C, H, W) of each file in turn; none if it cannot be decoded and `skip_broken` is set."""
+    def decoded(self, transform: ImageTransform, levels: Levels | None) -> Iterator[list[NDArray[np.uint8]]]:
+        """Yield the images (C, H, W) of each file in turn; none if it cannot be decoded and `skip_broken` is set.
+
+        Bytes stay as they are if the levels are those of values of more bits.
+        """
+        of_bytes = transform if levels and levels.kind == "u1" else transform._replace(value_range=())
 
         def pixels(page: _Page) -> NDArray[np.uint8]:
             values, opacity = page.read()
-            return _converted(values, transform, opacity)
+            return _converted(values, transform if page.is_deep else of_bytes, opacity)
 
         return _in_parallel(partial(_of_pages, pixels, skip_broken=transform.skip_broken), self.paths)
 
@@ -195,13 +199,15 @@ def _of_pages(function: Callable[[_Page], _T], path: Path, skip_broken: bool = T
     """Return the results of a function for each image of a file; large images are decoded one at a time.
 
     Raises:
-        InputError: the file cannot be decoded, and not `skip_broken`, for which there is no result.
+        InputError: the file cannot be decoded, and not `skip_broken`, for which there is no result; or it holds NaN.
     """
     results = []
     try:
         for page in _pages(path):
             is_large = math.prod(page.shape[:2]) > _LARGE_PIXELS
             results.append(_LARGE.submit(function, page).result() if is_large else function(page))
+    except InputError as error:
+        raise InputError(f"{path} cannot be used: {error}") from None
     except Exception as error:  # Pillow raises struct.error, KeyError and others for broken files
         if skip_broken:
             return []
@@ -357,7 +363,7 @@ class ImageArrays:
         images = [images for images, _ in self._arrays]
         return [array.shape[1:] for array in images], reduce(or_, map(Levels.of, images))
 
-    def decoded(self, transform: ImageTransform) -> Iterator[list[NDArray[np.uint8]]]:
+    def decoded(self, transform: ImageTransform, _: Levels | None) -> Iterator[list[NDArray[np.uint8]]]:
         """Yield each image (C, H, W) in turn, as the only one of its file."""
         for array, order in self._arrays:
             yield from ([_converted(array[row], transform)] for row in order)
@@ -473,7 +479,7 @@ def _build(source: ImageSource, transform: ImageTransform, target: Path, least: 
     has_colour, total = False, len(source.names)
     try:
         with temporary.open("wb") as file, progress_bar("decoding", total, "image", in_logs=True) as bar:
-            for index, images in enumerate(source.decoded(chosen)):
+            for index, images in enumerate(source.decoded(chosen, levels)):
                 bar.update()
                 for page, image in enumerate(images, start=1):
                     file.write(image.tobytes())

@@ -36,7 +36,7 @@ class Levels:
         """
         low, high = float(values.min()), float(values.max())
         if not np.isfinite([low, high]).all():
-            raise InputError("the images have values that are NaN or infinite: remove them")
+            raise InputError("some of its values are NaN or infinite: remove them")
         kind = "f" if values.dtype.kind == "f" else values.dtype.str[1:]
         return cls(kind if kind in ("b1", "u1", "u2", "f") else "", low, high)
 
@@ -59,8 +59,11 @@ class Levels:
             16-bit integers   0 to 65535, 0 to 2^k - 1       floats   0 to 1, -1 to 1, 0 to 255
             other integers    0 to 2^k - 1                   any      the lowest to the highest value
 
+        Values that are all equal need not cover half of a range.
+
         Args:
             given: the range of other images, on which a run was trained; 8-bit values take it if they are 0 and 1 only.
+                () of a run that was trained on bytes: the values need not cover half of a range.
         """
         if self.kind in ("u1", "b1"):
             are_bits = self.kind == "u1" and given in (None, (0, 1)) and self.high == 1
@@ -73,8 +76,10 @@ class Levels:
             return 0.0, 255.0
         whole = (0.0, 2.0 ** int(max(self.high, 0)).bit_length() - 1)
         by_kind = {"f": [(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)], "u2": [(0.0, 65535.0), whole]}
+        is_any_share = given == () or self.low == self.high
         for low, high in by_kind.get(self.kind, [whole]):
-            if low <= self.low and self.high <= high and 2 * (self.high - self.low) >= high - low:
+            is_inside = low <= self.low and self.high <= high
+            if is_inside and (is_any_share or 2 * (self.high - self.low) >= high - low):
                 return low, high
         return self.low, max(self.high, self.low + 1e-6 * max(1, abs(self.low)))
 

@@ -211,14 +211,16 @@ def compare_runs(
         test = run.dataset().test
         subset = None if num_images is None else random_subset(len(test), num_images, seed)
         vae, batch, kind = with_likelihood(run, test, given_y(run, "test"), subset)
+        levels = getattr(vae.p_x, "levels_per_unit", 1.0)  # 1 of a probability
         of_columns = [resolve_name(one.likelihood).is_density for one in run.config.column_kinds]
         found = {
             "other test data than {}: train both on the same data, or evaluate each alone": test,
             "other labels given than {}: train both with --condition, or neither": batch.y is None,
             "other pixels than {}: train both with the same --likelihood, --binarize and --pad": batch.x.images,
             "p(x) of another kind than {}, a density or a probability: train both with one kind of --likelihood": (
-                of_columns or [getattr(vae.p_x, "levels_per_unit", 1.0)]
+                of_columns or [levels != 1] * test[0].numel()
             ),
+            "pixels in another unit than {}: train both with one kind of --pixels": levels if run.data.is_images else 1,
         }
         first = first or found
         for why, value in found.items():

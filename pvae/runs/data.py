@@ -147,7 +147,7 @@ def data_for(run: RunRecord, path: str | Path, skip_broken: bool = False) -> Oth
         return _values_for(run, where)
     channels, height, width = run.data.datum_shape
     transform = _transform(run.config)._replace(
-        size=(height, width), channels=channels, value_range=run.data.value_range or None, skip_broken=skip_broken
+        size=(height, width), channels=channels, value_range=run.data.value_range, skip_broken=skip_broken
     )
     source: ImageSource
     if is_array_file(where):

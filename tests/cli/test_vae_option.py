@@ -14,7 +14,11 @@ from pvae.cli.compare import main as compare
 from pvae.cli.data import encode, sample, score
 from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
+from pvae.cli.own_code import own_vae
 from pvae.cli.train import main as train
+from pvae.config.config import OPTIONS
+from pvae.core.errors import InputError
+from pvae.models.build import build_vae
 
 pytestmark = pytest.mark.workflow
 
@@ -114,6 +118,26 @@ def test_options_that_it_does_not_read_are_refused(folder, capsys):
         assert more[0] in refuse(train, [*DATA, *VAE, *more, "--out", "run"], capsys, folder)
     assert train([*DATA, "--vae", "mine.py:sized", "--hidden", "9", "--out", "run", "--quiet"]) == 0
     assert pvae.Run.open("run").best_checkpoint().vae["p_x.0.weight"].shape == (9, 2)
+
+
+@pytest.mark.parametrize("options", [{}, {"posterior": "iaf"}, {"prior": "vamp"}, {"upper_latent_dims": (2,)}])
+def test_each_option_of_networks_and_distributions_that_it_does_not_read_is_refused(folder, options):
+    read = set()
+
+    class Watched(pvae.Config):
+        def __getattribute__(self, name):
+            read.add(name)
+            return super().__getattribute__(name)
+
+    config = Watched(**{"elbo": "trace", "latent_dim": 2, "hidden": (4,), **options})
+    read.clear()
+    build_vae(config, (4,))
+    others = {"binarize", "missing", "condition", "labels", "pixels", "pad", "columns", "free_bits", "precision"}
+    names = read & {*OPTIONS} - others
+    assert {"network", "likelihood", *options} <= names
+    for name in names:
+        with pytest.raises(InputError, match=f"--{name.replace('_', '-')}"):
+            own_vae("mine.py:mine", pvae.Config(), (4,), [name])
 
 
 def test_a_run_without_it_takes_none(folder, capsys):

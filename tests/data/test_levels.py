@@ -16,6 +16,7 @@ import pvae
 from pvae.cli.data import sample
 from pvae.cli.train import main
 from pvae.core.errors import InputError
+from pvae.data.images import ImageArrays, ImageTransform, load_images
 from pvae.data.sources import load_dataset
 from pvae.runs.data import data_for, load_for
 from pvae.runs.run import Run
@@ -130,6 +131,8 @@ def test_integers_of_few_bits_keep_their_levels(tmp_path, bits, kind, dtype):
         (30_000 + DEEP // 32, 30_000, 30_000 + 2047),
         (DEEP.astype(np.int64) * 1000, 0, 2**26 - 1),
         (np.where(DEEP > 30_000, 200, 0).astype(np.uint16), 0, 255),  # two levels, both black if divided by 257
+        (np.full(DEEP.shape, 0.5), 0, 1),
+        (np.full(DEEP.shape, 2056, np.uint16), 0, 65535),
     ],
 )
 def test_values_of_every_type_and_range_keep_their_levels(tmp_path, values, low, high):
@@ -173,6 +176,35 @@ def test_nan_and_files_of_several_types_are_refused(tmp_path):
         load(tmp_path, (DEEP[:4] / 65535).astype(np.float32), "tif")
 
 
+def test_a_file_of_nan_is_named(tmp_path):
+    for number, wrong in enumerate((np.nan, np.inf)):
+        values = (DEEP[:6] / 65535).astype(np.float32)
+        values[3, :2] = wrong
+        with pytest.raises(InputError, match=r"003\.tif.*NaN or infinite"):
+            load(tmp_path / str(number), values, "tif")
+
+
+@pytest.mark.parametrize("deep", [DEEP[:6] / np.float32(65535), DEEP[:6] & 1])
+def test_bytes_beside_deeper_values_from_0_to_1_stay(tmp_path, deep):
+    load(tmp_path, deep, "tif")
+    images = by_name(load(tmp_path, BYTES[6:10], "png"))
+    for number, values in enumerate(BYTES[6:10]):
+        assert np.array_equal(images[f"{number:03}.png"][0], values)
+    for number, values in enumerate(deep):
+        assert np.array_equal(images[f"{number:03}.tif"][0], np.rint(values * 255))
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high"),
+    [(0.3 * (BYTES / 255), 0, 1), (DEEP >> 4, 0, 65535), (BYTES.astype(np.uint16), 0, 255)],
+)
+def test_dark_values_are_not_stretched_for_a_run_on_bytes(tmp_path, values, low, high):
+    np.save(tmp_path / "a.npy", values)
+    images = load_images(ImageArrays(tmp_path / "a.npy", is_shuffled=False), ImageTransform(value_range=()))
+    expected = values // 257 if high == 65535 else scaled(values, low, high)
+    assert np.abs(images.pixels[:, 0].astype(int) - expected).max() <= (high == 1), "half a level may round either way"
+
+
 @pytest.mark.workflow
 def test_the_factor_of_a_run_is_used_again(tmp_path, monkeypatch, no_pictures, capsys):
     monkeypatch.chdir(tmp_path)
@@ -184,14 +216,14 @@ def test_the_factor_of_a_run_is_used_again(tmp_path, monkeypatch, no_pictures, c
     assert run.data.value_range == (0, 4095)
     assert main(["--resume", "run", "--epochs", "2"]) == 0
     np.save("dark.npy", DEEP[:3] >> 8)
-    names, images, note, _ = data_for(run, "dark.npy")
+    names, images, note, *_ = data_for(run, "dark.npy")
     assert names == ["dark-0", "dark-1", "dark-2"]
     assert np.array_equal(images[:, 0], scaled(DEEP[:3] >> 8, 0, 4095)), "as dark as the training images show it"
     assert "x 0.0622711" in note
     np.save("bright.npy", DEEP[:3] >> 3)
     assert "beyond are set to these" in data_for(run, "bright.npy")[2]
     np.savez("bytes.npz", train=BYTES[:3], test=BYTES[3:5])
-    names, images, note, _ = data_for(run, "bytes.npz")
+    names, images, note, *_ = data_for(run, "bytes.npz")
     assert names == ["train-0", "train-1", "train-2", "test-0", "test-1"]
     assert np.array_equal(images[:, 0], BYTES[:5])
     assert not note

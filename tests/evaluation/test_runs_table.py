@@ -110,6 +110,21 @@ def test_a_density_of_a_column_is_not_compared_with_a_probability(tmp_path):
             compare_runs([runs["real,count"], runs[kind]], 2)
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_columns_of_one_kind_are_compared_with_one_likelihood_of_all(tmp_path):
+    x = torch.arange(60.0).view(30, 2)
+    data = Dataset("rows", x[:20], x[20:])
+    small = Config(latent_dim=1, hidden=(4,), epochs=1, batch_size=10)
+    options = {"likelihood": "columns", "columns": "count*2"}, {"likelihood": "columns", "columns": "real*2"}
+    options += {"likelihood": "negative-binomial"}, {"likelihood": "normal-diagonal"}
+    runs = [fit(small.replace(**one), data=data, out=tmp_path / str(n)) for n, one in enumerate(options)]
+    for first, second in (0, 2), (1, 3):
+        assert len(compare_runs([runs[first], runs[second]], 2)) == 2
+    for first, second in (0, 3), (1, 2), (2, 3):
+        with pytest.raises(InputError, match="kind"):
+            compare_runs([runs[first], runs[second]], 2)
+
+
 def test_a_run_on_grey_pixels_is_compared_on_binary_ones(runs):
     """Its ELBO is then that of the binary pixels, and not its pseudo-ELBO; beta is shown where runs differ in it."""
     short, pseudo = runs["short"], runs["pseudo"]
