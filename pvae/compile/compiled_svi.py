@@ -125,7 +125,7 @@ class Step:
     def gradients(self, row: Tensor, *batch: Tensor) -> list[Tensor]:
         """Return loss, distortion, rate, flags, the gradients, and the new values of buffers; it changes nothing."""
         svi, parameters = self.svi, self.svi.update.parameters
-        with _buffers_kept() as ran, pyro.validation_enabled(False):
+        with _buffers_kept() as ran:
             with deferred() as self.checks, poutine.trace(param_only=True) as capture:
                 given = batch if svi.prepare is None else svi.prepare(*batch)
                 loss, terms = svi.elbo.loss_and_terms(svi.model, svi.guide, *given, beta=row[1])
@@ -256,13 +256,14 @@ class CompiledSVI(SVI):
         steps = self._steps(batches, rows[0])
         started = rng_state(rows.device)
         self.update.is_bad.zero_()
-        log = [step(row, batch) for step, row, batch in zip(steps, rows, batches)]
+        with pyro.validation_enabled(False):  # which reads tensors
+            log = [step(row, batch) for step, row, batch in zip(steps, rows.unbind(), batches)]
         losses, distortions, rates, are_bad, flags, are_finite = zip(*log)
         looked_at = torch.stack([torch.stack(losses).double(), torch.stack(are_bad).double()]).cpu()
         good, error = int((looked_at[1] == 0).sum()), None
         if good < len(log):
             restore_rng_state(started, rows.device)
-            with self.update.held():
+            with self.update.held(), pyro.validation_enabled(False):
                 for step, row, batch in zip(steps[:good], rows, batches):
                     step(row, batch)  # draws its random numbers once more, and changes nothing
                 before = rng_state(rows.device)
