@@ -85,7 +85,7 @@ models/test_latents.py
     models.priors | .clamp(self.lowest, 1.0) |
     distributions.kl | - scale_tril.diagonal(dim1=-2, dim2=-1).log() |
 evaluation/test_evaluation.py
-    trained.log_likelihood | log_likelihood(part, *batch) + prior.log_prob(part) | log_likelihood(part, *batch)
+    trained.importance | (log_likelihood + log_prior - log_r) | (log_likelihood - log_r)
     evaluation.rate_decomposition | (log_q.logsumexp(1) - math.log | (log_q.logsumexp(2) - math.log
     trained.latent_space | return posterior.mean | return posterior.sample()
     trained.latent_space | posterior.estimate_mean(100) | posterior.sample((100,)).mean(0)

@@ -118,7 +118,7 @@ def evaluated(trained, data_dir):
     @functools.cache
     def find(name, num_samples=5000, **options):
         run = trained(name, compile="graph", **options)
-        return evaluate(opened(run, data_dir), num_samples)
+        return evaluate(opened(run, data_dir), num_samples, method="importance")
 
     return find
 

@@ -18,7 +18,7 @@ from pvae.compile.compiled_svi import CompiledSVI
 from pvae.core.errors import InputError, NotFiniteError
 from pvae.elbos.registry import build_elbo
 from pvae.reference import elbo as reference_elbo
-from pvae.trained.log_likelihood import importance_sample
+from pvae.trained.importance import importance_sample
 
 SHAPE = (1, 4, 4)
 

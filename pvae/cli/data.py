@@ -167,7 +167,7 @@ def _score(arguments: argparse.Namespace) -> None:
     from pvae.core.random_state import seeded
     from pvae.data.preparation import Preparation
     from pvae.plotting.figures import named_images_figure
-    from pvae.trained.log_likelihood import TRUSTED
+    from pvae.trained.importance import TRUSTED
     from pvae.trained.normalised import with_likelihood
     from pvae.trained.scores import score_images, to_text
 

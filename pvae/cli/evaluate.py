@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import sys
 from collections.abc import Sequence
@@ -23,18 +24,20 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_METHODS = ("quadrature", "importance", "annealed")
 _DRAWS, _FEW_DRAWS = 5000, 200  # for each datum
 _LARGE = 2000  # values of a datum, beyond which many draws take long and help little
 
 _EPILOG = """\
-It prints the ELBO and its parts, active units, the parts of the rate, and log p(x) by importance sampling, each with
-its standard error, and warns where a log p(x) is not reliable; it writes RUN/evaluation.json. Several runs of the same
-data give one table, with the differences from the run with the highest log p(x); folders of runs that differ in the
-seed give a row each, with errors over seeds. notebooks/bounds.md explains them.
+It prints the ELBO and its parts, active units, the parts of the rate, and log p(x), each with its standard error, and
+warns where a log p(x) is not reliable; it writes RUN/evaluation.json. Several runs of the same data give one table,
+with the differences from the run with the highest log p(x); folders of runs that differ in the seed give a row each,
+with errors over seeds. notebooks/bounds.md explains them.
 
 examples:
   pvae evaluate runs/my-run
   pvae evaluate runs/my-run --importance-samples 100 --images 1000
+  pvae evaluate runs/my-run --method annealed --images 1000
   pvae evaluate runs/a runs/b runs/c --latex
   pvae evaluate runs/trace-seeds runs/iwae-seeds"""
 
@@ -57,6 +60,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise InputError(f"--images {count}: {first.data.name} has {first.data.num_test:,} test data")
     is_large = math.prod(first.data.datum_shape) > _LARGE
     num_draws = arguments.importance_samples or (_FEW_DRAWS if is_large else _DRAWS)
+    method = arguments.method or ("importance" if arguments.importance_samples else "auto")
     out = arguments.out
     if out is not None or not is_table:
         out = output_path(out, first.place / "evaluation.json")
@@ -65,21 +69,26 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         check_density(run)  # before it is said what is evaluated
     if not is_quiet:
         what = f"{f'{len(runs)} runs, ' * (len(runs) > 1)}{count:,} test data of {first.data.name}"
-        how = f"the ELBO, then log p(x) by {num_draws:,} draws of z for each datum"
+        how = "the ELBO, then log p(x)"
         print(f"evaluating {what}: {how}", file=sys.stderr)
-    with progress_bar("importance sampling", count * len(runs), "datum", is_quiet, in_logs=True) as bar:
-        settings = (num_draws, arguments.images, arguments.seed, bar.update, arguments.compile)
-        if is_table:
-            from pvae.evaluation import runs_table  # imports pandas
+    progress = functools.partial(progress_bar, unit="datum", quiet=is_quiet, in_logs=True)
+    annealing = {
+        "num_temperatures": arguments.temperatures,
+        "num_chains": arguments.chains,
+        "start": arguments.start,
+    }
+    settings = (num_draws, arguments.images, arguments.seed, method, annealing, arguments.compile, progress)
+    if is_table:
+        from pvae.evaluation import runs_table  # imports pandas
 
-            compared = runs_table.compare_runs(runs, *settings)
-            if folders:
-                compared = runs_table.over_seeds(compared, folders)
-            as_text = runs_table.comparison_to_latex if arguments.latex else runs_table.comparison_to_markdown
-            text = content = as_text(compared)
-        else:
-            report = evaluate(first, *settings)
-            content, text = to_json(asdict(report), indent=2), f"{to_text(report)}\n\n{out}"
+        compared = runs_table.compare_runs(runs, *settings)
+        if folders:
+            compared = runs_table.over_seeds(compared, folders)
+        as_text = runs_table.comparison_to_latex if arguments.latex else runs_table.comparison_to_markdown
+        text = content = as_text(compared)
+    else:
+        report = evaluate(first, *settings)
+        content, text = to_json(asdict(report), indent=2), f"{to_text(report)}\n\n{out}"
     if out:
         write(out, f"{content}\n")
     print_line(out if is_quiet and out else text)
@@ -104,8 +113,18 @@ def _parser() -> Parser:
     parser = run_parser("pvae evaluate", description, _EPILOG, out, "FILE", nargs="+", help=run)
     add = parser.add_argument
     default = f"{_DRAWS}, or {_FEW_DRAWS} where a datum has more than {_LARGE:,} values"
-    samples = f"draws of z for each datum (default: {default})"
+    samples = f"draws of z for each datum by importance sampling (default: {default})"
     add("--importance-samples", metavar="S", type=integer(2), help=samples)
+    method = (
+        "of log p(x). quadrature: of one or two latents; importance: from q(z | x) and p(z); annealed: by chains that "
+        "lead to p(z | x). auto: the first of these that can be trusted, for each datum; it anneals 10,000 data of 784 "
+        "values at most, and fewer larger ones (default: auto, or importance where --importance-samples is given)"
+    )
+    add("--method", metavar="HOW", choices=["auto", *_METHODS], help=method)
+    add("--temperatures", metavar="T", type=integer(1), default=100, help="of annealing (default: 100)")
+    add("--chains", metavar="C", type=integer(2), default=8, help="of annealing, for each datum (default: 8)")
+    start = "where the chains start: at draws from q(z | x) or p(z) (default: posterior)"
+    add("--start", metavar="FROM", choices=["posterior", "prior"], default="posterior", help=start)
     add("--images", metavar="N", type=integer(2), help="a random subset of N test data (default: all)")
     add_seed(parser)
     engine = (

@@ -21,7 +21,7 @@ from pvae.distributions.joint import Joint
 from pvae.elbos.registry import ELBO_CLASSES, build_elbo
 from pvae.reference import linear_gaussian
 from pvae.trained.chunks import data_at_once
-from pvae.trained.log_likelihood import Estimate, importance_sample
+from pvae.trained.log_likelihood import Estimate, log_likelihood
 from pvae.vae import VAE
 
 __all__ = [
@@ -41,21 +41,20 @@ _GROUPS = 20  # the jackknife divides the repetitions into this number of groups
 def reference(vae: VAE, data: Data, num_particles: int = 5000) -> tuple[Estimate, float]:
     """Return the mean log p(x) of a batch, in nats per datum, for comparison with the bounds.
 
-    The first value is exact for a linear-Gaussian VAE, with a standard error of 0. For other VAEs it is an
-    importance-weighted estimate, with its standard error over the draws. The draws are the same in every call. The
-    estimate is biased downward, but less than any bound with fewer particles. The second value is the share of the
-    data whose importance weights cannot be trusted.
+    The first value is exact for a linear-Gaussian VAE, with a standard error of 0. For other VAEs it is that of
+    `log_likelihood`, with its standard error over the draws, which are the same in every call. The second value is the
+    share of the data whose estimates cannot be trusted, which are too low.
 
     Args:
         vae: the VAE.
         data: x (B, *D), or a `Batch` of them with their labels.
-        num_particles: K of the estimate.
+        num_particles: K of importance sampling.
     """
     if linear_gaussian.has_oracle(vae):
         with torch.no_grad():
             return Estimate(mean=linear_gaussian.log_evidence(vae, *Batch.of(data)).mean().item(), stderr=0.0), 0.0
     with seeded(0, next(vae.parameters()).device):
-        sample = importance_sample(vae, data, num_particles)
+        sample = log_likelihood(vae, data, num_particles=num_particles)
     return Estimate(mean=sample.log_p.mean().item(), stderr=sample.mean_stderr), sample.untrusted
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -20,11 +20,20 @@ from pvae.evaluation.floor import floor, log_prob_of_each
 from pvae.evaluation.rate_decomposition import RateSplit, active_units, split_rate
 from pvae.models.labels import found_labels
 from pvae.runs.run import Run
+from pvae.trained.annealing import bracket
 from pvae.trained.chunks import data_at_once
 from pvae.trained.codes import given_y
 from pvae.trained.elbo_terms import LAYER_RATE, elbo_terms
 from pvae.trained.latent_space import mean_of, posteriors
-from pvae.trained.log_likelihood import MOST_UNTRUSTED, Estimate, ImportanceSample, importance_sample
+from pvae.trained.log_likelihood import (
+    ANNEALING,
+    MOST_UNTRUSTED,
+    Estimate,
+    LogP,
+    Progress,
+    hidden,
+    log_likelihood,
+)
 from pvae.trained.normalised import bits_per_dimension, with_likelihood
 from pvae.vae import VAE
 
@@ -38,6 +47,8 @@ __all__ = [
     "pixels_of",
     "to_text",
 ]
+
+_SIMULATED = 100  # data that are drawn from the VAE for a bracket
 
 # The metadata of a field below are its label and its note in `to_text`; its name is its key in evaluation.json.
 
@@ -108,29 +119,34 @@ class ElboParts:
 
 @dataclass(frozen=True, kw_only=True)
 class LogLikelihood:
-    """The log-likelihood log p(x), in nats per datum.
+    """The log-likelihood log p(x), in nats per datum, each datum by the method that can be trusted.
 
     Args:
         elbo: the ELBO of the same pixels.
-        estimate: the mean over images of log (1/K) sum_k w_k; in the mean a lower bound on log p(x).
-        sampling_stderr: the part of its error that comes from the draws of z, which shrinks as K grows.
+        estimate: the mean of log p(x) over images; by importance sampling and annealing in the mean a lower bound.
+        method: the methods of `estimate`, each with its number of images, as in `pvae.trained.log_likelihood.METHODS`.
+        sampling_stderr: the part of its error that comes from the draws of z, or from quadrature.
         num_particles: K, the number of importance weights for each image.
-        effective_median: the median over images of the effective sample size.
-        effective_least: the least effective sample size of an image.
-        untrusted: the fraction of images whose effective sample size is below 10: a few draws dominate their estimates.
-        method: the method of `estimate`.
+        effective_median: the median over images of the effective sample size of their weights; None by quadrature.
+        effective_least: the least effective sample size of an image; None by quadrature.
+        untrusted: the fraction of images whose estimates their diagnostics do not trust.
+        bracket: upper minus lower bound on log p(x) of images that were drawn from the VAE, by annealing, if this was
+            taken; the estimate of images like these is in the mean at most this much too low. None otherwise.
         bits_per_dimension: of `estimate`, as in `normalised.bits_per_dimension`.
         is_density: whether p(x) is a density.
     """
 
     elbo: Estimate = field(metadata={"ELBO": "of these data"})
-    estimate: Estimate = field(metadata={"log-likelihood": "log p(x) by importance sampling"})
-    sampling_stderr: float = field(metadata={"  error from the draws": "of z, a part of the error above"})
-    num_particles: int = field(metadata={"  importance samples": "for each datum"})
-    effective_median: float = field(metadata={"  effective sample size": "the median over the data"})
-    effective_least: float = field(metadata={"  the least": "of a datum"})
-    method: str = "importance sampling"
-    untrusted: float = field(metadata={"  share of untrusted": "data whose effective sample size is below 10"})
+    estimate: Estimate = field(metadata={"log-likelihood": "log p(x)"})
+    method: str = field(metadata={"  by": ""})
+    sampling_stderr: float = field(metadata={"  error of the method": "a part of the error above"})
+    num_particles: int
+    effective_median: float | None = field(metadata={"  effective sample size": "the median over the data"})
+    effective_least: float | None = field(metadata={"  the least": "of a datum"})
+    untrusted: float = field(metadata={"  share of untrusted": "data, whose log p(x) is too low"})
+    bracket: Estimate | None = field(
+        metadata={"  upper - lower bound": "of data drawn from the VAE; real ones have none"}
+    )
     bits_per_dimension: Estimate | None = field(metadata={"  bits per dimension": ""})
     is_density: bool = field(metadata={"  of a density": "bits are of density times distance of two levels"})
 
@@ -200,8 +216,10 @@ def evaluate(
     num_particles: int = 5000,
     num_images: int | None = None,
     seed: int = 0,
-    on_images: Callable[[int], object] = lambda count: None,
+    method: str = "auto",
+    annealing: Mapping[str, Any] = ANNEALING,
     engine: str = "auto",
+    progress: Progress = hidden,
 ) -> Report:
     """Evaluate a trained VAE on test images.
 
@@ -210,11 +228,14 @@ def evaluate(
         num_particles: K, the number of importance weights for each image, at least 2.
         num_images: number of test images, a random subset; all if None.
         seed: seed of the subset and of all draws.
-        on_images: called after each part of the importance sampling with the number of images in it.
+        method: of log p(x), as in `log_likelihood`.
+        annealing: as in `log_likelihood`.
         engine: "auto", "none", "graph" or "inductor", as in `importance_sample`.
+        progress: as in `log_likelihood`.
 
     Raises:
-        InputError: the run is an autoencoder, which has no likelihood, or there are fewer than two images.
+        InputError: the run is an autoencoder, which has no likelihood, or there are fewer than two images, or the
+            method cannot be taken for this VAE.
     """
     check_density(run)
     vae, data = run.vae(), run.dataset()
@@ -226,7 +247,9 @@ def evaluate(
         raise InputError("an evaluation needs at least 2 test images and 2 importance samples")
     with seeded(seed, torch.device("cpu")):
         parts = replace(_elbo_parts(vae, seen, seed), accuracy=_accuracy(run, seen, rows))
-        sample = importance_sample(normalised, batch, num_particles, on_images, engine)
+        how: dict[str, Any] = {"annealing": annealing, "engine": engine, "progress": progress}
+        log_p = log_likelihood(normalised, batch, method, num_particles=num_particles, **how)
+        gap = _bracket(normalised, batch, log_p, annealing)
         elbo = Estimate.of(elbo_terms(normalised, batch)["elbo"]) if vae.is_pseudo else parts.elbo
         reached = _floor(run, seen.x)
         columns = _columns(run, vae, seen, reached)
@@ -240,7 +263,7 @@ def evaluate(
         pseudo=vae.is_pseudo,
         seed=seed,
         elbo_parts=parts,
-        log_likelihood=_log_likelihood(normalised, batch.x, sample, elbo),
+        log_likelihood=_log_likelihood(normalised, batch.x, log_p, num_particles, gap, elbo),
         floor=None if reached is None else reached.sum().item(),
         columns=columns,
     )
@@ -318,16 +341,29 @@ def _rate_decomposition(split: RateSplit, rates: Tensor) -> RateDecomposition:
     )
 
 
-def _log_likelihood(vae: VAE, x: Pixels, sample: ImportanceSample, elbo: Estimate) -> LogLikelihood:
+def _bracket(vae: VAE, batch: Batch, log_p: LogP, annealing: Mapping[str, Any]) -> Estimate | None:
+    """Return by how much annealing may be too low, on as many simulated data as were annealed, at most 100."""
+    if (count := min(_SIMULATED, log_p.counts.get("annealed", 0))) < 2:
+        return None
+    found = bracket(vae, batch.rows(slice(count)), **annealing)
+    return Estimate.of(found.upper - found.lower)
+
+
+def _log_likelihood(
+    vae: VAE, x: Pixels, found: LogP, num_particles: int, gap: Estimate | None, elbo: Estimate
+) -> LogLikelihood:
+    effective = found.effective[~found.effective.isnan()]
     return LogLikelihood(
         elbo=elbo,
-        estimate=Estimate.of(sample.log_p),
-        sampling_stderr=sample.mean_stderr,
-        num_particles=sample.num_particles,
-        effective_median=sample.effective.median().item(),
-        effective_least=sample.effective.min().item(),
-        untrusted=sample.untrusted,
-        bits_per_dimension=_bits(vae, sample.log_p, x),
+        estimate=Estimate.of(found.log_p),
+        method=", ".join(f"{name} {count:,}" for name, count in found.counts.items()),
+        sampling_stderr=found.mean_stderr,
+        num_particles=num_particles,
+        effective_median=effective.median().item() if len(effective) else None,
+        effective_least=effective.min().item() if len(effective) else None,
+        untrusted=found.untrusted,
+        bracket=gap,
+        bits_per_dimension=_bits(vae, found.log_p, x),
         is_density=x.is_bytes and getattr(vae.p_x, "levels_per_unit", 1.0) != 1,
     )
 
@@ -338,12 +374,7 @@ def _bits(vae: VAE, log_p: Tensor, x: Pixels) -> Estimate | None:
 
 
 _UNSEEN = """\
-  too low, without a warning, where q(z | x) misses a mode of p(z | x): see notebooks/bounds.md"""
-_WHAT_THEN = (
-    "unreliable: the log-likelihood and its bits per dimension, which are too low and too high by an unknown amount",
-    "reliable: the ELBO and its parts, which use no importance weights",
-    "what may help: more --importance-samples",
-)
+  too low too, without a sign, where no draw finds a mode of p(z | x): see notebooks/bounds.md"""
 
 
 def to_text(report: Report) -> str:
@@ -377,11 +408,14 @@ def to_text(report: Report) -> str:
         "",
         f"{report.pixels and 'pixels '}{report.pixels or 'the data as they are'}",
         *_lines(log_p),
-        _UNSEEN,
+        *[_UNSEEN] * (log_p.effective_least is not None),
     ]
     if log_p.untrusted > MOST_UNTRUSTED:
-        lines += ["", f"warning: the importance weights of {log_p.untrusted:.1%} of the data cannot be trusted"]
-        lines += _WHAT_THEN
+        lines += ["", f"warning: the log p(x) of {log_p.untrusted:.1%} of the data is too low by an unknown amount"]
+        lines += [
+            "reliable: the ELBO and its parts",
+            "what may help: more --temperatures or --chains of annealing, or more --importance-samples",
+        ]
     return "\n".join(lines)
 
 

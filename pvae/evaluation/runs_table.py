@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from pkgutil import resolve_name
@@ -28,7 +28,7 @@ from pvae.runs.metrics import is_out_of_patience
 from pvae.runs.run import Run
 from pvae.trained.codes import LatentReport, given_y
 from pvae.trained.elbo_terms import elbo_terms
-from pvae.trained.log_likelihood import MOST_UNTRUSTED, Estimate, importance_sample
+from pvae.trained.log_likelihood import ANNEALING, MOST_UNTRUSTED, Estimate, Progress, hidden, log_likelihood
 from pvae.trained.normalised import with_likelihood
 
 __all__ = [
@@ -46,8 +46,8 @@ __all__ = [
 
 _NOTE = """\
 Nats per datum, on the test data. +- is the standard error over seeds; for the ELBO and log p(x) of one seed, over data.
-(pseudo): the pixels are grey, so the value does not bound a log-likelihood. log p(x): importance sampling by pvae
-evaluate of all test data, binarized if a Bernoulli was trained on grey ones; too low where it warns of the weights.
+(pseudo): the pixels are grey, so the value does not bound a log-likelihood. log p(x): by pvae evaluate, of all test
+data, binarized if a Bernoulli was trained on grey ones; too low where it warns.
 10-NN: accuracy of a 10-nearest-neighbour classifier on the codes. KS: the largest Kolmogorov-Smirnov distance of a
 latent dimension of z ~ q(z | x), of the top layer if there are several, from N(0, 1). Seconds: the median epoch,
 training and test, of the fastest run.
@@ -70,10 +70,10 @@ estimators of the ELBO are compared at the same weights: pvae compare RUN --elbo
 _OF_FOLDERS = "Nats per datum, on the same test data: means over runs. +- is the standard error over seeds.\n"
 _BEST = """from the row with the highest log p(x): the best, if the 95 %
 intervals of all differences exclude 0 and no log p(x) is marked. ELBO = -(distortion + rate), whatever beta is.
-log p(x) is too low where q(z | x) misses a mode of p(z | x), which no mark or error shows (notebooks/bounds.md)."""
+Of more than two latents log p(x) is too low where no draw finds a mode of p(z | x), which no mark or error shows."""
 _TOO_LOW = f"""
-(too low): a few draws of z have nearly all the importance weight of more than {MOST_UNTRUSTED:.0%} of the data, so that
-log p(x) is too low by an unknown amount; give more --importance-samples. The ELBO has no such weights."""
+(too low): for more than {MOST_UNTRUSTED:.0%} of the data neither importance sampling nor annealing can be trusted, so
+that log p(x) is too low by an unknown amount; more --temperatures may help. The ELBO is not affected."""
 
 
 def row_of(run: Run, codes: LatentReport) -> dict[str, Any]:
@@ -184,13 +184,15 @@ def compare_runs(
     num_particles: int,
     num_images: int | None = None,
     seed: int = 0,
-    on_images: Callable[[int], object] = lambda count: None,
+    method: str = "auto",
+    annealing: Mapping[str, Any] = ANNEALING,
     engine: str = "auto",
+    progress: Progress = hidden,
 ) -> pd.DataFrame:
     """Return log p(x) and ELBO of several runs on the same test data, with paired differences, in nats per datum.
 
     The columns are run, beta and seed of its configuration, pixels (their kind), untrusted (the fraction of data whose
-    effective sample size is below 10), and log_p, elbo, distortion and rate, each with its standard error over data
+    log p(x) cannot be trusted), and log_p, elbo, distortion and rate, each with its standard error over data
     (log_p_stderr, ...), its difference (log_p_difference, ...) and the error of that (log_p_difference_stderr, ...). A
     difference is the mean over data of the value minus that of the run with the highest mean log p(x).
 
@@ -199,8 +201,10 @@ def compare_runs(
         num_particles: K, the number of importance weights for each datum.
         num_images: number of test data, a random subset; all if None.
         seed: seed of the subset and of the draws of each run.
-        on_images: called after each part of the importance sampling with the number of data in it.
+        method: of log p(x), as in `log_likelihood`; for each datum and run another by "auto".
+        annealing: as in `log_likelihood`.
         engine: as in `importance_sample`.
+        progress: as in `log_likelihood`.
 
     Raises:
         InputError: a run is an autoencoder, or their test data, labels, pixels or kinds of p(x) differ.
@@ -229,7 +233,8 @@ def compare_runs(
         opened.append((run.config, vae, batch, pixels_of(kind, batch)))
     for config, vae, batch, pixels in opened:
         with seeded(seed, torch.device("cpu")):
-            sample = importance_sample(vae, batch, num_particles, on_images, engine)
+            how: dict[str, Any] = {"annealing": annealing, "engine": engine, "progress": progress}
+            sample = log_likelihood(vae, batch, method, num_particles=num_particles, **how)
             terms = {"log_p": sample.log_p, **elbo_terms(vae, batch)}
         rows.append({"beta": config.beta, "seed": config.seed, "pixels": pixels, "untrusted": sample.untrusted})
         values.append(pd.DataFrame({name: terms[name].double().numpy(force=True) for name in _VALUES}))

@@ -12,14 +12,16 @@ from torch import Tensor
 
 from pvae.compile.graph import RecordingError, record
 from pvae.core.errors import InputError, check_name
+from pvae.core.random_state import seeded
 from pvae.core.tracing import deferred
 from pvae.data.batch import Batch, Data
 from pvae.distributions.joint import sites_of
 from pvae.trained.chunks import data_at_once
-from pvae.trained.log_likelihood import ImportanceSample
+from pvae.trained.importance import Weights
 from pvae.vae import VAE
 
 __all__ = [
+    "NUM_LEAPFROG",
     "STARTS",
     "Annealed",
     "Bracket",
@@ -35,8 +37,8 @@ __all__ = [
 ]
 
 STARTS = ("prior", "posterior")
+NUM_LEAPFROG = 10
 _ACCEPTANCE = 0.65
-_NUM_LEAPFROG = 10
 _SIGMOID = 4.0  # the sigmoid runs from -4 to 4
 _WARM_UP = 30  # transitions of the pilot before its first temperature
 _TRANSITIONS = 100  # of the pilot at all temperatures together, at least
@@ -75,8 +77,8 @@ Points = Callable[[Tensor], Point]
 
 
 @dataclass(frozen=True, eq=False)
-class Annealed(ImportanceSample):
-    """An `ImportanceSample` whose C weights for each datum are those of annealed chains.
+class Annealed(Weights):
+    """`Weights` of C annealed chains for each datum.
 
     Args:
         acceptance: the mean acceptance of the transitions of each datum, (N,); NaN without transitions.
@@ -238,7 +240,7 @@ def leapfrog(points: Points, point: Point, momentum: Tensor, beta: float, step: 
 
     The map preserves volume, and is its own inverse with the momentum negated before and after.
     """
-    for _ in range(_NUM_LEAPFROG):
+    for _ in range(NUM_LEAPFROG):
         momentum = momentum + step / 2 * point.gradient(beta)
         point = points(point.z + step * momentum)
         momentum = momentum + step / 2 * point.gradient(beta)
@@ -322,7 +324,8 @@ def _simulated(vae: VAE, batch: Batch) -> tuple[Tensor, Tensor]:
 def is_continuous(vae: VAE, data: Data) -> bool:
     """Whether every vector of real numbers is a value of the latent: it is neither discrete nor on a sphere."""
     prior = vae.given(Batch.of(data).y).prior()
-    z = prior.sample()
+    with seeded(0, next(vae.parameters(), torch.empty(0)).device):
+        z = prior.sample()
     return all(bool(one.support.check(part + 0.5).all()) for part, one in sites_of(prior, z))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,14 +11,13 @@ from torch import Tensor
 from pvae.core.errors import InputError
 from pvae.data.batch import Batch, Data
 from pvae.distributions.columns import Columns
-from pvae.distributions.joint import Joint
 from pvae.trained.chunks import data_at_once, widest
+from pvae.trained.importance import Mixture
 from pvae.vae import VAE
 
 __all__ = ["ENOUGH", "Imputed", "impute"]
 
 ENOUGH = 100.0  # the effective sample size below which a datum gets more draws, and its errors cannot be trusted
-_DEFENSIVE = 0.1  # the share of the draws of z that are from p(z)
 _MORE, _MOST = 4, 12_800  # times as many draws at each further try, and the most of them
 _MOST_VALUES = 2**26  # in the output of a layer
 
@@ -64,8 +63,7 @@ def impute(vae: VAE, data: Data, num_particles: int = 200, num_draws: int = 0) -
         InputError: every weight of a datum is 0.
 
     Reference:
-        Mattei and Frellsen, arXiv:1812.02633, "single imputation" and "multiple imputation"; Owen and Zhou, Safe and
-        effective importance sampling, 2000, for the draws from p(z).
+        Mattei and Frellsen, arXiv:1812.02633, "single imputation" and "multiple imputation"; `Mixture`.
     """
     batch = Batch.of(data)
     most = min(_MOST, _MOST_VALUES // widest(vae, batch))
@@ -82,7 +80,8 @@ def _imputed(vae: VAE, batch: Batch, num_particles: int, num_draws: int) -> Impu
     parts = list[tuple[Tensor, ...]]()
     for part in batch.split(data_at_once(vae, batch, num_particles)):
         x, given = part.x, vae.given(part.y)
-        z, log_w = _weighted_draws(given, x, num_particles)
+        z, log_q = (mixture := Mixture(given, x, num_particles)).draw(0, num_particles)
+        log_w = mixture.log_weights(given.log_likelihood(x, z), z, log_q)
         weight, is_missing = log_w.softmax(0), x.isnan()
         if (is_impossible := weight.isnan().any(0)).any():
             place = sum(len(done[0]) for done in parts) + int(is_impossible.nonzero()[0])
@@ -106,20 +105,3 @@ def _imputed(vae: VAE, batch: Batch, num_particles: int, num_draws: int) -> Impu
         spread = std.where(is_missing, 0), error.where(is_missing, 0)
         parts.append((filled, *spread, effective, x.where(~is_missing, draws).transpose(0, 1)))
     return Imputed(*map(torch.cat, zip(*parts)))
-
-
-def _weighted_draws(vae: VAE, x: Tensor, num_particles: int) -> tuple[Tensor, Tensor]:
-    """Return draws z (K, B, L) from r(z), and the logarithms of their weights, (K, B) in float64."""
-    q: Any = vae.posterior(x)
-    p: Any = vae.prior()
-    num_wide = math.ceil(_DEFENSIVE * num_particles) if vae.has_density else 0
-    z = q.sample((num_particles - num_wide,))
-    log_q = q.log_prob(z)  # of the draw itself, whose density a flow knows
-    if num_wide:
-        # Of a label that is a latent, q(y | x) knows the given values, which a draw from p(y) would miss.
-        wide = Joint(q.first, p.rest, p.sizes, p.names) if isinstance(p, Joint) and p.is_enumerable else p
-        z_wide = wide.sample((num_wide,) if wide.batch_shape else (num_wide, len(x)))
-        z, log_q = torch.cat([z, z_wide]), torch.cat([log_q, q.log_prob(z_wide)])
-        share = num_wide / num_particles
-        log_q = torch.logaddexp(log_q + math.log1p(-share), wide.log_prob(z) + math.log(share))
-    return z, (vae.log_likelihood(x, z) + p.log_prob(z) - log_q).double()

@@ -1,31 +1,36 @@
-"""The log-likelihood log p(x) of a trained VAE by importance sampling, in nats per datum; means with their errors."""
+"""The log-likelihood log p(x) of a trained VAE, by the method that can be trusted; means with their errors."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent
 
-from pvae.compile.graph import Function, check_engine, record
-from pvae.compile.inductor import missing
-from pvae.core.errors import InputError
-from pvae.core.tracing import deferred
+from pvae.core.errors import InputError, check_name
+from pvae.core.terminal import progress_bar
 from pvae.data.batch import Batch, Data
-from pvae.trained import chunks
-from pvae.trained.chunks import data_at_once, widest
+from pvae.trained.annealing import NUM_LEAPFROG, annealed, is_continuous
+from pvae.trained.chunks import widest
+from pvae.trained.importance import importance_sample
+from pvae.trained.quadrature import MOST_LATENTS, quadrature
 from pvae.vae import VAE
 
-__all__ = ["DECODED_TO_COMPILE", "MOST_UNTRUSTED", "TRUSTED", "Estimate", "ImportanceSample", "importance_sample"]
+__all__ = ["ANNEALING", "METHODS", "MOST_UNTRUSTED", "Estimate", "LogP", "Progress", "hidden", "log_likelihood"]
 
-TRUSTED = 10.0  # the effective sample size below which the importance weights of a datum cannot be trusted
-MOST_UNTRUSTED = 0.01  # the fraction of such data up to which the mean log-likelihood is reported as reliable
-_VISITS_TO_RECORD = 3
-DECODED_TO_COMPILE = 10_000_000  # decoded data from which compiling saves more time than it takes
+METHODS = ("quadrature", "importance", "annealed")  # in the order in which "auto" takes them
+MOST_UNTRUSTED = 0.01  # the fraction of untrusted data up to which the mean log-likelihood is reported as reliable
+ANNEALING: Mapping[str, Any] = {"num_temperatures": 100, "num_chains": 8, "start": "posterior"}
+_MOST_VALUES = 1e11  # that "auto" computes for annealing: 10,000 data of 784 values by 8 chains at 100 temperatures
+
+
+Progress = Callable[[str, int], AbstractContextManager[Any]]  # of a method and a number of data: a bar with `update`
+hidden: Progress = functools.partial(progress_bar, unit="datum", quiet=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,148 +59,100 @@ class Estimate:
         return cls(mean=values.mean().item(), stderr=values.std().item() / math.sqrt(len(values)))
 
 
-@dataclass(frozen=True, eq=False)
-class ImportanceSample:
-    """Estimates of log p(x) from K importance weights w_k for each datum.
+class LogP(NamedTuple):
+    """Estimates of log p(x) of N data.
 
     Args:
-        log_sum: log sum_k w_k, (N,).
-        log_sum_squares: log sum_k w_k^2, (N,).
-        num_particles: K.
+        log_p: nats, float64 (N,).
+        stderr: their standard errors from the draws, or the errors of quadrature, (N,).
+        method: the number in `METHODS` of the method of each, int64 (N,).
+        is_trusted: whether the diagnostics of this method trust the estimate and its error, (N,).
+        effective: the effective sample size of its weights, (N,); NaN of quadrature.
+        pareto_k: the shape of the tail of its weights, (N,); NaN of quadrature and annealing.
     """
 
-    log_sum: Tensor
-    log_sum_squares: Tensor
-    num_particles: int
-
-    @property
-    def log_p(self) -> Tensor:
-        """The estimates log (1/K) sum_k w_k, (N,) nats; in the mean a lower bound on log p(x)."""
-        return self.log_sum - math.log(self.num_particles)
-
-    @property
-    def effective(self) -> Tensor:
-        """Effective sample sizes (sum_k w_k)^2 / sum_k w_k^2, (N,), between 1 and K."""
-        return (2 * self.log_sum - self.log_sum_squares).exp()
-
-    @property
-    def stderr(self) -> Tensor:
-        """Standard errors of `log_p` over the draws alone, (N,), to first order: sqrt((K / effective - 1) / (K - 1)).
-
-        They are estimates themselves, and too small where a few weights dominate the sum.
-        """
-        return ((self.num_particles / self.effective - 1) / max(1, self.num_particles - 1)).clamp(min=0).sqrt()
+    log_p: Tensor
+    stderr: Tensor
+    method: Tensor
+    is_trusted: Tensor
+    effective: Tensor
+    pareto_k: Tensor
 
     @property
     def mean_stderr(self) -> float:
-        """Standard error of the mean of `log_p` over the N data, from the draws of z alone, in nats.
-
-        sqrt( sum_n stderr_n^2 ) / N
-        """
+        """Standard error of the mean of `log_p` over the N data, from the draws alone: sqrt(sum_n stderr_n^2) / N."""
         return self.stderr.square().sum().sqrt().item() / len(self.log_p)
 
     @property
     def untrusted(self) -> float:
-        """The fraction of data whose effective sample size is below 10: a few draws dominate their estimates."""
-        return (~(self.effective >= TRUSTED)).double().mean().item()  # NaN counts as untrusted
+        """The fraction of data whose estimates cannot be trusted."""
+        return (~self.is_trusted).double().mean().item()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of data by each method that was taken."""
+        numbers = zip(METHODS, self.method.bincount(minlength=len(METHODS)).tolist())
+        return {name: count for name, count in numbers if count}
 
 
-@torch.no_grad()
-def importance_sample(
+def log_likelihood(
     vae: VAE,
     data: Data,
-    num_particles: int,
-    on_images: Callable[[int], object] = lambda count: None,
+    method: str = "auto",
+    *,
+    num_particles: int = 5000,
+    annealing: Mapping[str, Any] = ANNEALING,
     engine: str = "auto",
-) -> ImportanceSample:
-    """Estimate log p(x) from importance weights, with q(z | x) as the proposal.
+    progress: Progress = hidden,
+) -> LogP:
+    """Estimate log p(x), for each datum by a method whose diagnostics trust it.
 
-        log p(x)  ~  log (1/K) sum_k p(x | z_k) p(z_k) / q(z_k | x),     z_k ~ q(z | x)
+        quadrature   trusted where two grids agree to 0.002 nats; of one or two latents
+        importance   trusted where the effective sample size is at least 10 and Pareto k below min(1 - 1 / log10 K, 0.7)
+        annealed     trusted where a quarter of the chains are effective; of latents of real numbers
 
-    The expectation of the estimate is the lower bound L_K of `pvae.reference.bounds.iwae`, which to first order is
-    Var[w / p(x)] / (2 K) below log p(x). The encoder runs once for each datum. The sums are kept in log space, and the
-    memory for data and draws depends on neither N nor K.
+    "auto" goes through them in this order, each for the data that the one before it does not trust. So that the time is
+    bounded, it anneals only as many data as compute 1e11 values, those of the highest k first; `annealed` has no such
+    bound. No diagnostic of draws sees a mode of p(z | x) that no draw finds; quadrature does.
 
     Args:
         vae: in eval mode.
         data: N data x, or a `Batch` of them with their labels.
-        num_particles: K.
-        on_images: called after each part with the number of data in it.
-        engine: how to compute log p(x | z): "graph" or "inductor" as in `pvae.compile.graph.record`, or "none" for
-            ordinary calls. "auto" is "inductor" if it is available and the work is large, else "graph"; it falls back
-            to "none" if the decoder cannot be recorded or compiled.
-
-    Returns:
-        The estimates `log_p`, (N,), with their standard errors `stderr` from the draws, and `untrusted`, the share of
-        data whose importance weights cannot be trusted.
+        method: "auto", or one of `METHODS` for all data.
+        num_particles: K, the draws of importance sampling for each datum.
+        annealing: temperatures, chains and start of `annealed`.
+        engine: as in `importance_sample`.
+        progress: returns the bar that shows the progress of a method.
 
     Raises:
-        InputError: log p(x | z) cannot be recorded with the given engine.
-
-    Reference:
-        Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 8.
+        InputError: there is no such method, or it cannot be taken for this VAE.
     """
-    batch, parts = Batch.of(data), []
-    log_likelihood = _recorded_log_likelihood(vae, engine, len(batch) * num_particles)
-    width = widest(vae, batch)
-    for part in batch.split(min(100, data_at_once(vae, batch))):
-        parts.append(_log_sums(vae, part, num_particles, log_likelihood, width))
-        on_images(len(part))
-    log_sum, log_sum_squares = torch.cat(parts, dim=1)
-    return ImportanceSample(log_sum, log_sum_squares, num_particles)
-
-
-def _recorded_log_likelihood(vae: VAE, engine: str, decoded: int) -> Callable[..., Tensor]:
-    """Return log p(x | z) as a function of z, x and perhaps y that records the decoder for each shape of z that recurs.
-
-    A recording is faster than the modules. The shape of z, (draws, B, L), determines that of x.
-    """
-    may_fail = engine == "auto"  # the caller did not ask for compilation: fall back silently
-    if engine == "auto":
-        engine = "inductor" if decoded >= DECODED_TO_COMPILE and not missing() else "graph"
-    if engine != "none":
-        check_engine(engine, "fp32")
-    visits: Counter[torch.Size] = Counter()
-    recorded: dict[torch.Size, Function] = {}
-
-    def unrecorded(z: Tensor, x: Tensor, *y: Tensor) -> list[Tensor]:
-        return [vae.log_likelihood(x, z, *y)]
-
-    def log_likelihood(z: Tensor, *batch: Tensor) -> Tensor:
-        visits[z.shape] += 1
-        if engine != "none" and visits[z.shape] == _VISITS_TO_RECORD:
-            try:
-                with deferred():  # the checks of labels, which read values, were made before
-                    recorded[z.shape] = record(unrecorded, [z, *batch], engine)
-            except InputError:
-                if not may_fail:
-                    raise
-        return recorded.get(z.shape, unrecorded)(z, *batch)[0]
-
-    return log_likelihood
-
-
-def _log_sums(vae: VAE, batch: Batch, num_particles: int, log_likelihood: Callable[..., Tensor], width: int) -> Tensor:
-    """Return log sum_k w_k and log sum_k w_k^2 of a few data, (2, B) in float64.
-
-    Args:
-        vae: in eval mode.
-        batch: the data.
-        num_particles: K.
-        log_likelihood: returns log p(x | z) of z, x and perhaps y.
-        width: the number of values in the largest output of a layer, for one datum.
-    """
-    posterior, prior = vae.posterior(*batch), vae.given(batch.y).prior()
-    sums = torch.full((2, len(batch)), -math.inf, dtype=torch.float64)
-    size = max(1, chunks.CHUNK_VALUES // (len(batch) * width))
-    # Latents are small compared with images, so several chunks are drawn together and decoded one after another. Other
-    # posteriors than independent ones are drawn chunk by chunk, because networks may compute them, which may be wide.
-    together = size
-    if isinstance(posterior, Independent):
-        together *= max(1, chunks.CHUNK_VALUES // (size * math.prod(posterior.batch_shape + posterior.event_shape)))
-    for start in range(0, num_particles, together):
-        z = posterior.sample((min(together, num_particles - start),))
-        log_p = torch.cat([log_likelihood(part, *batch) + prior.log_prob(part) for part in z.split(size)])
-        log_w = (log_p - posterior.log_prob(z)).double()  # of all z, since a flow knows the density of its draw
-        sums = torch.logaddexp(sums, torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0)]))
-    return sums
+    check_name("method", method, ("auto", *METHODS))
+    batch = Batch.of(data)
+    if not vae.has_density:
+        raise InputError("this is an autoencoder, so that there is no log p(x): train a VAE with a likelihood")
+    has_few = vae.given(batch.y).prior().event_shape[0] <= MOST_LATENTS
+    can = is_continuous(vae, batch) and vae.is_bounding and not vae.is_pseudo
+    names = [method] if method != "auto" else ["quadrature"] * (can and has_few) + ["importance"] + ["annealed"] * can
+    found, rows = None, torch.arange(len(batch))
+    for name in names:
+        if name == "annealed" and found is not None:
+            each = widest(vae, batch) * annealing["num_chains"] * annealing["num_temperatures"] * NUM_LEAPFROG
+            rows = rows[found.pareto_k[rows].argsort(descending=True)[: int(_MOST_VALUES / each)]].sort().values
+        if not len(rows):
+            break
+        part, unknown = batch.rows(rows), torch.full((len(rows),), math.nan, dtype=torch.float64)
+        with progress(name, len(rows)) as bar:
+            one: Any
+            if name == "quadrature":
+                one = quadrature(vae, part, on_images=bar.update)
+            elif name == "importance":
+                one = importance_sample(vae, part, num_particles, bar.update, engine)
+            else:
+                one = annealed(vae, part, on_images=bar.update, **annealing)
+        by, effective = torch.full_like(rows, METHODS.index(name)), getattr(one, "effective", unknown)
+        values = LogP(one.log_p, one.stderr, by, one.is_trusted, effective, getattr(one, "pareto_k", unknown))
+        found = values if found is None else LogP(*(old.index_copy(0, rows, new) for old, new in zip(found, values)))
+        rows = (~found.is_trusted).nonzero()[:, 0]
+    assert found is not None
+    return found

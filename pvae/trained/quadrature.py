@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ _CELLS = {1: 1024, 2: 48}  # of the first grid, along each dimension
 _DEPTH = 18.0  # nats below the largest cell, from which a cell is left out of finer grids,
 _MORE_DEPTH = 50.0  # and where the posterior covers few cells, so that the largest one may miss its peak
 _RESOLVED = 12.6  # cells, in effect, that a Normal covers in two dimensions where they are as wide as its scale
+_TRUSTED = 2e-3  # nats
 _MOST_CELLS = 20_000  # of a datum
 
 
@@ -30,15 +32,22 @@ class Quadrature(NamedTuple):
 
     Args:
         log_p: (N,) nats, float64.
-        error: of each, (N,): the difference of the last two grids, and the share of the cells at the border.
+        stderr: the error of each, (N,): the difference of the last two grids, and the share of the cells at the border.
     """
 
     log_p: Tensor
-    error: Tensor
+    stderr: Tensor
+
+    @property
+    def is_trusted(self) -> Tensor:
+        """Whether the errors are at most 0.002 nats, (N,)."""
+        return self.stderr <= _TRUSTED
 
 
 @torch.no_grad()
-def quadrature(vae: VAE, data: Data, tolerance: float = 1e-3) -> Quadrature:
+def quadrature(
+    vae: VAE, data: Data, tolerance: float = 1e-3, on_images: Callable[[int], object] = lambda count: None
+) -> Quadrature:
     """Integrate log p(x) over one or two latents, on grids that are refined where p(x, z) is large.
 
         log p(x) = log integral p(x | z) p(z) dz  ~  log sum_cells p(x, z_cell) volume
@@ -52,6 +61,7 @@ def quadrature(vae: VAE, data: Data, tolerance: float = 1e-3) -> Quadrature:
         vae: in eval mode; its latent is any vector of one or two real numbers.
         data: N data x, or a `Batch` of them with their labels.
         tolerance: nats.
+        on_images: called after each part with the number of data in it.
 
     Raises:
         InputError: there are more latents, or they are discrete or on a sphere, or the VAE has no log p(x).
@@ -61,7 +71,10 @@ def quadrature(vae: VAE, data: Data, tolerance: float = 1e-3) -> Quadrature:
     if (num_latents := vae.given(batch.y).prior().event_shape[0]) > MOST_LATENTS:
         raise InputError(f"quadrature of {num_latents} latents takes too long: take annealing")
     width = widest(vae, batch)
-    parts = [_of_part(vae, part, tolerance, width) for part in batch.split(min(100, data_at_once(vae, batch)))]
+    parts = list[tuple[Tensor, Tensor]]()
+    for part in batch.split(min(100, data_at_once(vae, batch))):
+        parts.append(_of_part(vae, part, tolerance, width))
+        on_images(len(part))
     return Quadrature(*map(torch.cat, zip(*parts)))
 
 

@@ -11,7 +11,7 @@ from pvae.core.errors import InputError
 from pvae.core.records import markdown_of
 from pvae.data.batch import Batch
 from pvae.trained.elbo_terms import elbo_terms
-from pvae.trained.log_likelihood import importance_sample
+from pvae.trained.importance import importance_sample
 from pvae.trained.normalised import bits_per_dimension
 from pvae.vae import VAE
 

@@ -26,7 +26,7 @@ from pvae.evaluation.runs_table import (
 from pvae.runs import data as data_module
 from pvae.runs.run import Run
 from pvae.trained.elbo_terms import elbo_terms
-from pvae.trained.log_likelihood import importance_sample
+from pvae.trained.importance import importance_sample
 from pvae.trained.normalised import with_likelihood
 from pvae.training.fit import fit
 
@@ -63,11 +63,11 @@ def runs(made_once, digits):
 
 def test_differences_are_paired(runs):
     short, longer = runs["short"], runs["longer_1"]
-    results = compare_runs([short, longer], 20, num_images=30, seed=1)
+    results = compare_runs([short, longer], 20, num_images=30, seed=1, method="importance")
     log_p = []
     for run, result in zip((short, longer), results.itertuples()):
         vae, batch, _ = with_likelihood(run, run.dataset().test)
-        report = evaluate(run, 20, 30, seed=1)
+        report = evaluate(run, 20, 30, seed=1, method="importance")
         assert result.elbo == pytest.approx(report.log_likelihood.elbo.mean, abs=3 * result.elbo_stderr)
         rows = torch.randperm(40, generator=torch.Generator().manual_seed(1))[:30].sort().values
         with seeded(1, torch.device("cpu")):
@@ -93,7 +93,7 @@ def test_differences_are_paired(runs):
 )
 def test_runs_that_cannot_be_compared_are_refused_by_the_reason_that_applies(runs, first, second, says):
     with pytest.raises(InputError, match=second) as refused:
-        compare_runs([runs[first], runs[second]], 2, on_images=lambda _: pytest.fail("before the first draws"))
+        compare_runs([runs[first], runs[second]], 2, progress=lambda *_: pytest.fail("before the first draws"))
     reasons = ("--pad", "same data", "kind", "--condition", "autoencoder")
     assert [reason for reason in reasons if reason in str(refused.value)] == [says]
 
@@ -128,7 +128,7 @@ def test_columns_of_one_kind_are_compared_with_one_likelihood_of_all(tmp_path):
 def test_a_run_on_grey_pixels_is_compared_on_binary_ones(runs):
     """Its ELBO is then that of the binary pixels, and not its pseudo-ELBO; beta is shown where runs differ in it."""
     short, pseudo = runs["short"], runs["pseudo"]
-    results = compare_runs([short, pseudo], 20)
+    results = compare_runs([short, pseudo], 20, method="importance")
     vae, batch, kind = with_likelihood(pseudo, pseudo.dataset().test)
     assert {*batch.x.images.unique().tolist()} == {0, 255}
     with seeded(0, torch.device("cpu")):
@@ -138,7 +138,7 @@ def test_a_run_on_grey_pixels_is_compared_on_binary_ones(runs):
     assert table.splitlines()[2].split("|")[2].strip() == "1"
     assert table.splitlines()[3].split("|")[2].strip() == "4"
     assert kind in table
-    assert "beta |" not in comparison_to_markdown(compare_runs([short, runs["longer_1"]], 20))
+    assert "beta |" not in comparison_to_markdown(compare_runs([short, runs["longer_1"]], 20, method="importance"))
 
 
 def test_the_command_prints_one_table(runs, monkeypatch, capsys, tmp_path):
@@ -325,7 +325,7 @@ def test_the_command_takes_folders_of_seeds(seeds, capsys):
     rows = [[cell.strip() for cell in line.split("|")] for line in said.splitlines() if line.startswith("|")][2:]
     assert [row[1:3] for row in rows] == [["trace", "2"], ["analytic", "2"]]
     runs = [Run.open(seeds / name / f"seed-{seed}") for name in ("trace", "analytic") for seed in (0, 1)]
-    alone = compare_runs(runs, 5, 20)
+    alone = compare_runs(runs, 5, 20, method="importance")
     assert list(alone["run"]) == ["trace/seed-0", "trace/seed-1", "analytic/seed-0", "analytic/seed-1"]
     for row, values in zip(rows, (alone["elbo"][:2], alone["elbo"][2:])):
         mean, error = row[5].split(" +- ")

@@ -46,8 +46,8 @@ from pvae.trained import latent_space
 from pvae.trained.codes import examples, latent_report
 from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.given import given_data, read_codes
+from pvae.trained.importance import importance_sample
 from pvae.trained.latent_space import encode_images, sample_given
-from pvae.trained.log_likelihood import importance_sample
 from pvae.training.fit import fit, resume
 from pvae.training.setup import build_trainer
 
@@ -265,7 +265,7 @@ def test_a_semi_supervised_training_finds_the_labels_that_it_was_not_given(tmp_p
     run = fit(config, data=data, out=tmp_path / "run")
     assert run.metrics()[-1].accuracy > 0.95
     assert run.metrics()[0].accuracy is None
-    assert evaluate(run, num_particles=2).elbo_parts.accuracy.mean == run.metrics()[-1].accuracy
+    assert evaluate(run, num_particles=2, method="importance").elbo_parts.accuracy.mean == run.metrics()[-1].accuracy
 
 
 def test_few_labels_are_balanced_and_depend_on_the_seed():
@@ -331,12 +331,12 @@ def test_each_command_takes_each_image_at_its_own_label(conditional, tmp_path, c
         assert np.allclose(arrays["loc"], codes.loc, atol=1e-6)
         assert arrays["labels"].tolist() == [run.data.label_names[one] for one in y]
     with run.seeded():
-        report = evaluate(run, num_particles=4)
+        report = evaluate(run, num_particles=4, method="importance")
     elbo = elbo_terms(vae, Batch(x, y))["elbo"]
     wrong = elbo_terms(vae, Batch(x, (y + 1) % K))["elbo"]
     assert abs(report.elbo_parts.elbo.mean - elbo.mean().item()) < 0.5 < abs(elbo.mean() - wrong.mean())
     assert codes_of.codes_of(run, "test").sub(codes.loc).abs().max() < 1e-5
-    several = compare_runs([run], 4, num_images=5, seed=0)
+    several = compare_runs([run], 4, num_images=5, seed=0, method="importance")
     chosen = random_subset(len(y), 5, 0)
     assert several["elbo"][0] == pytest.approx(elbo[chosen].mean().item(), abs=0.5)
     shown = examples(run, 4)

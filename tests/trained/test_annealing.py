@@ -18,7 +18,7 @@ from pvae.data.batch import Batch
 from pvae.models.build import build_vae
 from pvae.reference import linear_gaussian
 from pvae.trained.annealing import STARTS, Point, annealed, bracket, leapfrog, log_weights, temperatures, transition
-from pvae.trained.log_likelihood import importance_sample
+from pvae.trained.importance import importance_sample
 
 SIGMAS = 4.3
 LOC, SCALE, LOG_Z = torch.tensor([1.5, -0.5]).double(), torch.tensor([0.4, 0.8]).double(), -7.0
@@ -117,7 +117,8 @@ def test_estimates_are_within_their_errors_and_bias_falls(linear, start):
     error = many.log_p - exact
     assert 0.75 < (error / many.stderr).square().mean().sqrt() < 1.6
     assert_mean(error.exp(), 1, "the mean of exp of the estimate is p(x)")
-    assert (few.log_p - exact).mean() < 2 * error.mean().clamp(max=0) - 0.02
+    gaps = [(off.exp() - 1 - off).mean() for off in (few.log_p - exact, error)]  # of mean -E[off], with less noise
+    assert gaps[0] > 3 * gaps[1]
     assert many.stderr.mean() < 0.6 * few.stderr.mean()
     assert many.effective.mean() > few.effective.mean()
     assert 0.5 < many.acceptance.mean() < 0.8

@@ -15,8 +15,8 @@ from pvae.data.preparation import Pixels, Preparation
 from pvae.models.build import build_vae
 from pvae.trained import latent_space
 from pvae.trained.elbo_terms import elbo_terms
+from pvae.trained.importance import importance_sample
 from pvae.trained.latent_space import draw_codes, encode_images, sample
-from pvae.trained.log_likelihood import importance_sample
 from pvae.trained.scores import score_images, to_text
 
 CPU = torch.device("cpu")

@@ -1,0 +1,234 @@
+"""log p(x) by importance sampling, from q(z | x) and, a tenth of the draws, from p(z)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Independent
+
+from pvae.compile.graph import Function, check_engine, record
+from pvae.compile.inductor import missing
+from pvae.core.errors import InputError
+from pvae.core.tracing import deferred
+from pvae.data.batch import Batch, Data
+from pvae.distributions.joint import Joint
+from pvae.trained import chunks
+from pvae.trained.chunks import data_at_once, widest
+from pvae.trained.pareto import num_in_tail, pareto_k, trusted_below
+from pvae.vae import VAE
+
+__all__ = ["DECODED_TO_COMPILE", "TRUSTED", "ImportanceSample", "Mixture", "Weights", "importance_sample"]
+
+TRUSTED = 10.0  # the effective sample size below which the importance weights of a datum cannot be trusted
+_ONE_IN = 10  # draws of z is from p(z)
+_VISITS_TO_RECORD = 3
+DECODED_TO_COMPILE = 10_000_000  # decoded data from which compiling saves more time than it takes
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """K weights w_k for each datum, the mean of which estimates p(x).
+
+    Args:
+        log_sum: log sum_k w_k, (N,).
+        log_sum_squares: log sum_k w_k^2, (N,).
+        num_particles: K.
+    """
+
+    log_sum: Tensor
+    log_sum_squares: Tensor
+    num_particles: int
+
+    @property
+    def log_p(self) -> Tensor:
+        """The estimates log (1/K) sum_k w_k, (N,) nats; in the mean a lower bound on log p(x)."""
+        return self.log_sum - math.log(self.num_particles)
+
+    @property
+    def effective(self) -> Tensor:
+        """Effective sample sizes (sum_k w_k)^2 / sum_k w_k^2, (N,), between 1 and K."""
+        return (2 * self.log_sum - self.log_sum_squares).exp()
+
+    @property
+    def stderr(self) -> Tensor:
+        """Standard errors of `log_p` over the draws alone, (N,), to first order: sqrt((K / effective - 1) / (K - 1)).
+
+        They are estimates themselves, and too small where a few weights dominate the sum.
+        """
+        return ((self.num_particles / self.effective - 1) / max(1, self.num_particles - 1)).clamp(min=0).sqrt()
+
+    @property
+    def is_trusted(self) -> Tensor:
+        """Whether a quarter of the weights are effective, (N,), so that the bias is at most half the stated error."""
+        return self.effective >= self.num_particles / 4
+
+
+@dataclass(frozen=True, eq=False)
+class ImportanceSample(Weights):
+    """`Weights` of independent draws.
+
+    Args:
+        pareto_k: the shape of the tail of the weights, (N,), as in `pvae.trained.pareto.pareto_k`.
+    """
+
+    pareto_k: Tensor
+
+    @property
+    def is_trusted(self) -> Tensor:
+        """Whether the effective sample size is at least 10, and k below min(1 - 1 / log10 K, 0.7), (N,)."""
+        return (self.effective >= TRUSTED) & (self.pareto_k < trusted_below(self.num_particles))  # false for NaN
+
+
+class Mixture:
+    """The proposal r(z) = (1 - d) q(z | x) + d p(z), which bounds the weights where q(z | x) is too narrow.
+
+    Of a label that is a latent, the draws from p are of z given the label that q(y | x) draws, since q knows given
+    labels, which a draw from p(y) would miss.
+
+    Args:
+        vae: the three distributions, given labels; an autoencoder has no d.
+        x: data (B, *D).
+        num_particles: K, of which a tenth, rounded down, are from p(z).
+
+    Reference:
+        Owen and Zhou, Safe and effective importance sampling, 2000.
+    """
+
+    def __init__(self, vae: VAE, x: Tensor, num_particles: int) -> None:
+        p: Any = vae.prior()
+        self.prior, self.q, self.wide, self.count = p, vae.posterior(x), p, len(x)
+        if isinstance(p, Joint) and p.is_enumerable:
+            self.wide = Joint(self.q.first, p.rest, p.sizes, p.names)
+        self.num_q = num_particles - (num_particles // _ONE_IN if vae.has_density else 0)
+        self.share = 1 - self.num_q / num_particles
+
+    def draw(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Return draws number start to stop of K, z (stop - start, B, L), and log q(z); the last of K are from p."""
+        num_q = max(0, min(stop, self.num_q) - start)
+        num_wide = stop - start - num_q
+        drawn = list[tuple[Tensor, Tensor]]()
+        if num_q:
+            z = self.q.sample((num_q,))
+            drawn.append((z, self.q.log_prob(z)))  # of the draw itself, whose density a flow knows
+        if num_wide:
+            z = self.wide.sample((num_wide,) if self.wide.batch_shape else (num_wide, self.count))
+            drawn.append((z, self.q.log_prob(z)))
+        z, log_q = (torch.cat(parts) for parts in zip(*drawn))
+        return z, log_q
+
+    def log_weights(self, log_likelihood: Tensor, z: Tensor, log_q: Tensor) -> Tensor:
+        """Return log p(x | z) p(z) / r(z) of draws z, (K, B) in float64."""
+        log_prior, log_r = self.prior.log_prob(z), log_q
+        if self.share:
+            log_wide = log_prior if self.wide is self.prior else self.wide.log_prob(z)
+            log_r = torch.logaddexp(log_q + math.log1p(-self.share), log_wide + math.log(self.share))
+        return (log_likelihood + log_prior - log_r).double()
+
+
+@torch.no_grad()
+def importance_sample(
+    vae: VAE,
+    data: Data,
+    num_particles: int,
+    on_images: Callable[[int], object] = lambda count: None,
+    engine: str = "auto",
+) -> ImportanceSample:
+    """Estimate log p(x) from importance weights, with q(z | x) and, a tenth of the draws, p(z) as the proposal.
+
+        log p(x)  ~  log (1/K) sum_k p(x | z_k) p(z_k) / r(z_k),     z_k ~ r(z) = 0.9 q(z | x) + 0.1 p(z)
+
+    The expectation of the estimate is a lower bound, which to first order is Var[w / p(x)] / (2 K) below log p(x). No
+    weight exceeds 10 p(x | z). Where q(z | x) misses a mode of p(z | x), and no draw from p(z) finds it, the estimate
+    is too low, and no diagnostic of the weights shows it. The encoder runs once for each datum. The sums are kept in
+    log space, and the memory for data and draws depends on neither N nor K.
+
+    Args:
+        vae: in eval mode.
+        data: N data x, or a `Batch` of them with their labels.
+        num_particles: K.
+        on_images: called after each part with the number of data in it.
+        engine: how to compute log p(x | z): "graph" or "inductor" as in `pvae.compile.graph.record`, or "none" for
+            ordinary calls. "auto" is "inductor" if it is available and the work is large, else "graph"; it falls back
+            to "none" if the decoder cannot be recorded or compiled.
+
+    Returns:
+        The estimates `log_p`, (N,), their standard errors `stderr` from the draws, and `is_trusted`.
+
+    Raises:
+        InputError: log p(x | z) cannot be recorded with the given engine.
+
+    Reference:
+        Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 8; `Mixture` and `pareto_k`.
+    """
+    batch, parts = Batch.of(data), []
+    log_likelihood = _recorded_log_likelihood(vae, engine, len(batch) * num_particles)
+    width = widest(vae, batch)
+    for part in batch.split(min(100, data_at_once(vae, batch))):
+        parts.append(_log_sums(vae, part, num_particles, log_likelihood, width))
+        on_images(len(part))
+    log_sum, log_sum_squares, k = torch.cat(parts, dim=1)
+    return ImportanceSample(log_sum, log_sum_squares, num_particles, k)
+
+
+def _recorded_log_likelihood(vae: VAE, engine: str, decoded: int) -> Callable[..., Tensor]:
+    """Return log p(x | z) as a function of z, x and perhaps y that records the decoder for each shape of z that recurs.
+
+    A recording is faster than the modules. The shape of z, (draws, B, L), determines that of x.
+    """
+    may_fail = engine == "auto"  # the caller did not ask for compilation: fall back silently
+    if engine == "auto":
+        engine = "inductor" if decoded >= DECODED_TO_COMPILE and not missing() else "graph"
+    if engine != "none":
+        check_engine(engine, "fp32")
+    visits: Counter[torch.Size] = Counter()
+    recorded: dict[torch.Size, Function] = {}
+
+    def unrecorded(z: Tensor, x: Tensor, *y: Tensor) -> list[Tensor]:
+        return [vae.log_likelihood(x, z, *y)]
+
+    def log_likelihood(z: Tensor, *batch: Tensor) -> Tensor:
+        visits[z.shape] += 1
+        if engine != "none" and visits[z.shape] == _VISITS_TO_RECORD:
+            try:
+                with deferred():  # the checks of labels, which read values, were made before
+                    recorded[z.shape] = record(unrecorded, [z, *batch], engine)
+            except InputError:
+                if not may_fail:
+                    raise
+        return recorded.get(z.shape, unrecorded)(z, *batch)[0]
+
+    return log_likelihood
+
+
+def _log_sums(vae: VAE, batch: Batch, num_particles: int, log_likelihood: Callable[..., Tensor], width: int) -> Tensor:
+    """Return log sum_k w_k, log sum_k w_k^2 and Pareto k of a few data, (3, B) in float64.
+
+    Args:
+        vae: in eval mode.
+        batch: the data.
+        num_particles: K.
+        log_likelihood: returns log p(x | z) of z, x and perhaps y.
+        width: the number of values in the largest output of a layer, for one datum.
+    """
+    mixture = Mixture(vae.given(batch.y), batch.x, num_particles)
+    sums = torch.full((2, len(batch)), -math.inf, dtype=torch.float64)
+    largest = torch.full((num_in_tail(num_particles) + 1, len(batch)), -math.inf, dtype=torch.float64)
+    size = max(1, chunks.CHUNK_VALUES // (len(batch) * width))
+    # Latents are small compared with images, so several chunks are drawn together and decoded one after another. Other
+    # posteriors than independent ones are drawn chunk by chunk, because networks may compute them, which may be wide.
+    together, q = size, mixture.q
+    if isinstance(q, Independent):
+        together *= max(1, chunks.CHUNK_VALUES // (size * math.prod(q.batch_shape + q.event_shape)))
+    for start in range(0, num_particles, together):
+        drawn = mixture.draw(start, min(start + together, num_particles))
+        parts = zip(*(one.split(size) for one in drawn))
+        log_w = torch.cat([mixture.log_weights(log_likelihood(z, *batch), z, log_q) for z, log_q in parts])
+        sums = torch.logaddexp(sums, torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0)]))
+        largest = torch.cat([largest, log_w]).topk(len(largest), 0).values
+    return torch.cat([sums, pareto_k(largest)[None]])

@@ -1,0 +1,92 @@
+"""Which method log p(x) of each datum is estimated by, and that it is right where q(z | x) is not."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from helpers.linear_gaussian import LinearGaussian
+from helpers.squares import squares
+
+from pvae.config.config import Config
+from pvae.core.errors import InputError
+from pvae.core.random_state import seeded
+from pvae.data.batch import Batch
+from pvae.models.build import build_vae
+from pvae.reference import linear_gaussian
+from pvae.trained import log_likelihood as module
+from pvae.trained.importance import importance_sample
+from pvae.trained.log_likelihood import METHODS, log_likelihood
+
+
+@pytest.fixture
+def narrow(linear):
+    """A q(z | x) of a third of the width of p(z | x) and 60 data, and their exact log p(x)."""
+    vae = linear()
+    with seeded(0), torch.no_grad():
+        vae.q_z.encoder[1].bias[3:] -= math.log(3)
+        x = vae.likelihood(vae.prior().sample((60,))).sample()
+        return vae, x, linear_gaussian.log_evidence(vae, x)
+
+
+def test_a_mode_that_q_misses_is_found_by_draws_from_the_prior():
+    """Half of p(x) is in it: q alone would be log 2 too low, with a small error. At 4.3 errors."""
+    vae, x, exact = squares(0.5)
+    with seeded(0):
+        found = importance_sample(vae, x, 20_000)
+    assert (found.stderr < 0.1).all()
+    assert ((found.log_p - exact).abs() < 4.3 * found.stderr).all()
+
+
+def test_what_importance_sampling_cannot_be_trusted_with_is_annealed(narrow):
+    vae, x, exact = narrow
+    with seeded(1):
+        found = log_likelihood(vae, x, num_particles=1000)
+        alone = log_likelihood(vae, x, "importance", num_particles=1000)
+    assert alone.untrusted > 0.5
+    assert found.counts["annealed"] > 30
+    assert found.untrusted < 0.1
+    error = (found.log_p - exact) / found.stderr
+    assert error.square().mean().sqrt() < 1.8
+    assert (found.effective[found.method == METHODS.index("annealed")] <= 8).all()
+
+
+def test_what_can_be_trusted_is_not_annealed(linear, x):
+    found = log_likelihood(linear(0.05), x, num_particles=500)
+    assert found.counts == {"importance": 5}
+    assert torch.allclose(found.log_p, linear_gaussian.log_evidence(linear(), x), atol=0.1)
+
+
+@pytest.mark.parametrize("num_labels", [0, 3])
+def test_two_latents_are_integrated(num_labels):
+    truth = LinearGaussian(num_labels=num_labels)
+    found = log_likelihood(truth.vae(off=2.0), Batch(truth.x, truth.y) if num_labels else truth.x)
+    assert found.counts == {"quadrature": 30}
+    assert torch.allclose(found.log_p, truth.log_p(), atol=1e-3)
+    assert found.effective.isnan().all()
+
+
+def test_few_are_annealed_where_data_are_large(narrow, monkeypatch):
+    """Those of the highest k, in their places; the others keep their estimates and are not trusted."""
+    vae, x, _ = narrow
+    monkeypatch.setattr(module, "_MOST_VALUES", 12 * 8 * 100 * 10 * 7.5)
+    with seeded(2):
+        found = log_likelihood(vae, x, num_particles=200)
+    is_annealed = found.method == METHODS.index("annealed")
+    assert is_annealed.sum() == 7
+    with seeded(2):
+        alone = log_likelihood(vae, x, "importance", num_particles=200)
+    assert torch.equal(is_annealed, alone.pareto_k >= alone.pareto_k.sort().values[-7])
+    assert torch.equal(found.log_p[~is_annealed], alone.log_p[~is_annealed])
+    assert found.untrusted > 0.5
+
+
+def test_a_method_that_cannot_be_taken_is_refused(linear, x):
+    label = build_vae(Config(hidden=(8,), latent_dim=1, labels=3, binarize="static"), (1, 3, 4), 3).double().eval()
+    point = build_vae(Config(hidden=(8,), latent_dim=3, posterior="delta", likelihood="normal"), (1, 3, 4)).double()
+    for vae, method in ((linear(), "quadrature"), (linear(), "exact"), (label, "annealed"), (point, "auto")):
+        with pytest.raises(InputError):
+            log_likelihood(vae, x, method)
+    binary = Batch(x.round(), torch.full((5,), -1))
+    assert log_likelihood(label, binary, num_particles=50).counts == {"importance": 5}
