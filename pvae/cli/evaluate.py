@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from pvae.cli.command import Command, Parser, add_seed, integer, run_parser
 from pvae.cli.own_code import open_run, runs_in
 from pvae.cli.results import output_path, write
-from pvae.config.config import OPTIONS
 from pvae.core.errors import InputError
 from pvae.core.records import to_json
 from pvae.core.terminal import print_line, progress_bar
@@ -131,7 +130,7 @@ def _parser() -> Parser:
         "none; graph: record the decoder's operators; inductor: compile them to C++, which is faster for many "
         "samples; auto: inductor there, if torch is 2.14 and there is a compiler, else graph (default: auto)"
     )
-    add("--compile", metavar="HOW", choices=OPTIONS["compile"].choices, default="auto", help=engine)
+    add("--compile", metavar="HOW", choices=["auto", "none", "graph", "inductor"], default="auto", help=engine)
     add("--latex", action="store_true", help="print the table of one or several runs as a LaTeX tabular")
     add("--quiet", action="store_true", help="print the file's name only")
     return parser

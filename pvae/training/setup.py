@@ -104,7 +104,7 @@ def build_trainer(
     def svi(name: str) -> CompiledSVI:
         reduce = world.sum_ if world.size > 1 else None
         update = AdamUpdate(adam, dict(vae.named_parameters()), config.clip_norm, reduce)
-        captures = config.compile == "auto" and device.type == "cuda" and world.size == 1
+        captures = config.compile == "cuda-graph" and device.type == "cuda" and world.size == 1
         size, precision = config.batch_size, config.precision
         return CompiledSVI(vae.model, vae.guide, update, elbo, name, precision, size, train.batch, captures)
 
