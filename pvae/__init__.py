@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .runs.run import load as load
     from .training.fit import fit as fit
     from .training.fit import resume as resume
+    from .training.many import fit_many as fit_many
     from .vae import VAE as VAE
 
 _HOMES = {
@@ -41,6 +42,7 @@ _HOMES = {
     "build_elbo": "elbos.registry",
     "build_vae": "models.build",
     "fit": "training.fit",
+    "fit_many": "training.many",
     "get_system": "config.presets",
     "identify": "identification.identify",
     "images_config": "data.choices",

@@ -36,7 +36,8 @@ _OF_WEIGHTS = ("samples", "losses", "manifold")  # of a run of images without la
 
 _DESCRIPTION = """\
 Draw the pictures of a trained run into its figures/; or a folder of runs side by side: a sheet of their pictures, the
-codes of those with two latents, and a table with a row for each system, over its seeds."""
+codes of those with two latents, the rate-distortion curve of runs that differ in beta, and a table with a row for
+each system, over its seeds."""
 _PICTURES = "\n".join(f"  {name:16} {what}" for name, what in PICTURES.items())
 _EPILOG = f"""\
 pictures of a run:
@@ -104,15 +105,17 @@ def draw_side_by_side(runs: Sequence[Path], folder: Path, options: Mapping[str, 
         options: of the command line: vae, data_dir and offline, and perhaps quiet.
     """
     from pvae.evaluation.runs_table import runs_table, to_markdown
-    from pvae.plotting.gallery import Entry, code_figures, entry_of, sheet_figure
+    from pvae.plotting.gallery import Entry, code_figures, entry_of, rate_distortion_figure, sheet_figure
 
     read: dict[tuple[str, int], Entry] = {}  # by configuration and seed
+    alike = set()  # what the runs have in common, if they are a sweep over beta
     for path in runs:
         try:
             with naming_refused_parameters():
                 run = open_run(path, options["vae"], is_only=False)
                 run.dataset(None, options["data_dir"], options["offline"])
                 entry = entry_of(run)
+                alike.add((run.config.replace(seed=0, beta=1.0, source=""), run.data.sha256, run.has_own_vae))
             kept = read.setdefault((entry.row["configuration"], entry.row["seed"]), entry)
             if kept is not entry:
                 raise InputError(f"it has the same configuration and seed as {kept.row['run']}, which is kept")
@@ -129,6 +132,8 @@ def draw_side_by_side(runs: Sequence[Path], folder: Path, options: Mapping[str, 
     files: dict[str, Any] = {"table.csv": table.to_csv(index=False, lineterminator="\n"), "table.md": text}
     if any(len(entry.images) for entry in entries):
         files["sheet.png"] = sheet_figure(entries)
+    if len(alike) == 1 and table["beta"].nunique() > 1 and table["elbo"].notna().all():
+        files["rate-distortion.png"] = rate_distortion_figure(table, f"{table['system'][0]} on {table['data'][0]}")
     for data, figure in code_figures(entries).items():
         files[f"codes-{re.sub('[^a-z0-9]+', '-', data.lower())}.png"] = figure
     for name, content in files.items():

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from pvae.config.config import OPTIONS, Config
 from pvae.config.options import flag, own_path
 from pvae.config.presets import SYSTEMS, as_option, get_system, list_systems
 from pvae.core.errors import InputError, TrainingError, check_name
-from pvae.core.terminal import is_first_process, is_torchrun, print_line
+from pvae.core.terminal import is_first_process, print_line
 
 if TYPE_CHECKING:
     from pvae.data.dataset import Dataset
@@ -41,6 +40,8 @@ examples:
       another VAE on binary pixels, where the figure printed is a true lower bound on log p(x)
   python -m pvae.train --seeds 0:8 --out many
       the seeds 0 to 7, and a table of means and errors; if it is interrupted, the same command resumes it
+  python -m pvae.train --beta 0.25,0.5,1,2,4 --seeds 0:3 --out sweep
+      three seeds of five betas, their table, and the rate-distortion curve
 
 Figures are nats per datum: elbo = -(distortion + rate), higher is better. pvae.load("RUN") gives the VAE in Python.
 notebooks/run-folder.md describes the run folder, processes.md several seeds and processes, values.md other data."""
@@ -52,8 +53,8 @@ def _work(arguments: argparse.Namespace) -> None:
     options = vars(arguments)
     if options["print"]:
         print_line(training_script(_configured(options)[0]).rstrip("\n"))
-    elif options["seeds"] is not None:
-        _train_seeds(options)
+    elif options["seeds"] is not None or not isinstance(options.get("beta", 0.0), float):
+        _train_many(options)
     else:
         path = options["resume"]
         run = _resume(path, _chosen(options), options) if path else _fit(*_configured(options), options["out"], options)
@@ -92,12 +93,18 @@ def train_parser() -> Parser:
     add_vae(group, "a VAE of your own")
     add("--resume", metavar="RUN", type=nonempty_path, help="resume a run up to --epochs, with its own other options")
     seeds = (
-        "0:8 (0 to 7) or 0,3,5: a run for each, one after the other, into --out DIR/seed-S (default: "
+        "0:8 (0 to 7) or 0,3,5: a run for each, at once where that is faster, into --out DIR/seed-S (default: "
         "runs/<system>-<elbo>-seeds), and a table of means and errors; the same command again resumes them"
     )
     add("--seeds", metavar="LIST", type=integers(0, 10**9), help=seeds)
     add("--quiet", action="store_true", help="print the run folder and no progress")
     return parser
+
+
+def _betas(text: str) -> float | Sequence[float]:
+    """Return the beta of a text, or the list of several."""
+    values = sorted({*map(float, text.split(","))})
+    return values if "," in text else values[0]
 
 
 def _add_config_options(parser: argparse.ArgumentParser) -> None:
@@ -116,31 +123,37 @@ def _add_config_options(parser: argparse.ArgumentParser) -> None:
         else:
             how["type"] = int if isinstance(option.default, tuple) else type(option.default)
             how["metavar"] = {int: "N", float: "X"}.get(how["type"], "NAME")
+            if name == "beta":
+                how["type"], how["metavar"] = _betas, "X[,X...]"
+                how["help"] += "; several, 0.25,1,4, are a sweep, with a run for each and the rate-distortion curve"
             if isinstance(option.default, tuple):
                 how["nargs"] = "+" if option.default else "*"
         group.add_argument(flag(name), **how)
 
 
-def _train_seeds(options: Mapping[str, Any]) -> None:
-    """Train a run for each seed, one after the other, and draw these runs side by side, with their table."""
-    if is_torchrun():
-        raise InputError("--seeds trains in one process: run it without torchrun")
-    config, data = _configured(options)
-    folder = options["out"] or Path("runs") / f"{config.system}-{config.elbo}-seeds"
-    runs, diverged = [], []
-    for seed in options["seeds"]:
-        of_seed, path = config.replace(seed=seed), folder / f"seed-{seed}"
-        is_new = not (path / "config.json").exists()
-        try:
-            run = _fit(of_seed, data, path, options) if is_new else _resume(path, asdict(of_seed), options)
-            runs.append(run.path)
-        except TrainingError as error:
-            print(f"pvae train: seed {seed}: {error}", file=sys.stderr)
-            diverged.append(str(seed))
-    if runs:
-        draw_side_by_side(runs, folder / "figures", options)
-    if diverged:
-        raise TrainingError(f"not trained to the end, and not in the table: seed {', '.join(diverged)}")
+def _train_many(options: Mapping[str, Any]) -> None:
+    """Train a run for each seed and beta, and draw these runs side by side, with their table."""
+    from pvae.training.many import fit_many
+
+    given = options.get("beta", ())
+    betas = given if isinstance(given, Sequence) else ()
+    if betas and (options["resume"] or options["print"]):
+        raise InputError("--beta of several values trains new runs: leave --resume and --print out")
+    config, data = _configured({**options, "beta": betas[0]} if betas else options)
+    seeds = options["seeds"] or [config.seed]
+    configs = [config.replace(seed=seed, beta=beta) for beta in betas or [config.beta] for seed in seeds]
+    folder = options["out"] or Path("runs") / f"{config.system}-{config.elbo}-{'beta' if betas else 'seeds'}"
+    where = {name: options[name] for name in _WHERE if options[name] is not None}
+    if (place := options["vae"]) is not None:
+        from pvae.runs.data import load_for
+
+        data = data or load_for(config, options["data_dir"], options["offline"])
+        shape, chosen = data.datum_shape, _chosen(options)
+        where |= {"make_vae": lambda config: own_vae(place, config, shape, chosen), "code": place}
+    runs = fit_many(configs, data=data, out=folder, start=options["from"], **where)
+    draw_side_by_side([run.path for run in runs], folder / "figures", options)
+    if len(runs) < len(configs):
+        raise TrainingError(f"{len(configs) - len(runs)} of {len(configs)} runs were not trained to the end")
 
 
 def _fit(config: Config, data: Dataset | None, out: Path | None, options: Mapping[str, Any]) -> Run:

@@ -38,11 +38,13 @@ class Done(NamedTuple):
         terms: of each datum of the batches, in their order.
         error: of the step after them; None if there was none, or if it was taken too. Parameters, buffers, the
             optimiser's state and the random state are as before that step.
+        seconds: that it took.
     """
 
     losses: Tensor
     terms: Terms
     error: Exception | None = None
+    seconds: float = 0.0
 
 
 class Step:
@@ -235,7 +237,7 @@ class CompiledSVI(SVI):
             InputError: the batch is outside the domain; or as for `run`.
             NotFiniteError: the loss or a gradient is not finite.
         """
-        losses, terms, error = self.run([batch], [(self.update.lr, self.elbo.beta if beta is None else beta)])
+        losses, terms, error, _ = self.run([batch], [(self.update.lr, self.elbo.beta if beta is None else beta)])
         if error is not None:
             raise error
         return LossAndTerms(losses[0], terms)

@@ -29,6 +29,7 @@ class MembersDone(NamedTuple):
 
     members: list[Done]
     error: Exception | None
+    seconds: float = 0.0
 
 
 class _Step(NamedTuple):

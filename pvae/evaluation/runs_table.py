@@ -84,6 +84,7 @@ def row_of(run: Run, codes: LatentReport) -> dict[str, Any]:
         run                     name of the run folder
         configuration           digest of options, data and finished epochs, equal for runs that differ only in the seed
         system, estimator       name of the system with the options that differ from the published ones; `--elbo`
+        beta                    weight of the rate in the loss
         data, seed              name of the data; the seed
         epochs, planned_epochs  finished epochs; those of the configuration, or until patience ended
         chosen_epoch            the epoch of the results: the best on the validation data, if there are any, or the last
@@ -115,6 +116,7 @@ def row_of(run: Run, codes: LatentReport) -> dict[str, Any]:
         "configuration": hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12],
         "system": system_title(run.config),
         "estimator": run.config.elbo,
+        "beta": run.config.beta,
         "data": run.data.name,
         "seed": run.config.seed,
         "epochs": epochs,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -16,7 +17,7 @@ from pvae.runs.run import Run
 from pvae.trained import codes
 from pvae.trained.latent_space import reconstruct, sample
 
-__all__ = ["Entry", "code_figures", "entry_of", "sheet_figure"]
+__all__ = ["Entry", "code_figures", "entry_of", "rate_distortion_figure", "sheet_figure"]
 
 _SHOWN = 8
 
@@ -84,3 +85,43 @@ def code_figures(entries: Sequence[Entry]) -> dict[str, Figure]:
         }
         found[data] = figures.scatter_figure(splits, names[data], f"{data}: means of q(z | x) of the test data")
     return found
+
+
+def rate_distortion_figure(table: pd.DataFrame, title: str) -> Figure:
+    """Return the rate-distortion curve of a sweep over beta: a point for each beta, the mean over its seeds.
+
+    Dashed lines join the points of equal ELBO, where distortion + rate = -ELBO: one for the best mean of a beta.
+
+    Args:
+        table: of `runs_table`; the runs differ in beta and seed alone.
+        title: title of the figure.
+
+    Reference:
+        Alemi et al., arXiv:1711.00464, figure 1.
+    """
+    quantities = ["rate", "distortion", "elbo"]
+    runs = table.astype(dict.fromkeys(quantities, float)).groupby("beta")[quantities]
+    means, errors = runs.mean(), runs.sem()  # NaN of one seed, for which no bar is drawn
+    figure = figures.titled_figure(title, 6.0, 4.6)
+    axes, best = figure.subplots(), -means["elbo"].max()
+    axes.errorbar(
+        *(means["rate"], means["distortion"], errors["distortion"], errors["rate"]),
+        fmt="o-", color=figures.PALETTE[0], markersize=4, capsize=2, label="beta; bars: standard error over seeds",
+    )  # fmt: skip
+    for beta, row in means.iterrows():
+        axes.annotate(f"{beta:g}", (row["rate"], row["distortion"]), (5, 5), textcoords="offset points", fontsize=8)
+    left, right = axes.get_xlim()
+    bottom, top = axes.get_ylim()
+    axes.plot(
+        (left, right),
+        (best - left, best - right),
+        "--",
+        color=figures.PALETTE[-1],
+        linewidth=1,
+        label=f"distortion + rate = {best:.2f}",
+    )
+    axes.set(xlabel="rate, nats per datum", ylabel="distortion, nats per datum")
+    axes.set(xlim=(left, right), ylim=(bottom, top))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    return figure

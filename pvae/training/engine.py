@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from pvae.compile.compiled_svi import CompiledSVI, Done
+from pvae.compile.compiled_svi import Done
 from pvae.compile.graph import RecordingError
 from pvae.compile.inductor import missing
 from pvae.config.config import Config
@@ -18,7 +18,7 @@ from pvae.core.errors import is_out_of_memory
 from pvae.training.parallel import ALONE, World
 from pvae.training.schedules import StepValues
 
-__all__ = ["Engine", "Threads"]
+__all__ = ["Engine", "Steps", "Threads"]
 
 _SECONDS = 0.25  # of steps that are taken in one call, between which progress is drawn and Ctrl-C is obeyed
 _MOST = 50  # steps in one call
@@ -92,6 +92,17 @@ class Threads:
         return is_first
 
 
+class Steps(Protocol):
+    """Takes the steps of a `Trainer`, as `Engine` does."""
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """As of `Engine`."""
+
+    def run(self, order: Tensor, table: Sequence[StepValues]) -> Iterator[Done]:
+        """Take the steps of an epoch, as `Engine.run`."""
+
+
 class Engine:
     """Takes the steps of a training, and chooses by the time of the first ones how they are computed.
 
@@ -100,7 +111,8 @@ class Engine:
     repay it.
 
     Args:
-        make: returns an SVI whose steps take the index of a batch, with the engine "none", "graph" or "inductor".
+        make: returns a `CompiledSVI` or `Members`, whose steps take the index of a batch, with the engine "none",
+            "graph" or "inductor".
         config: options of the training.
         steps_left: number of steps that the training will take.
         name: the engine that an earlier session chose.
@@ -111,6 +123,7 @@ class Engine:
 
     Attributes:
         name: how steps are computed now.
+        make: the function that returns an SVI.
 
     Raises:
         InputError: steps cannot be compiled here.
@@ -118,7 +131,7 @@ class Engine:
 
     def __init__(
         self,
-        make: Callable[[str], CompiledSVI],
+        make: Callable[[str], Any],
         config: Config,
         steps_left: int,
         name: str | None = None,
@@ -133,7 +146,7 @@ class Engine:
         self._threads = Threads(threads or torch.get_num_threads(), is_fixed)
         self._batch_size, self._left = config.batch_size, steps_left
         self._is_chosen, self._may_fall_back = name is not None or not is_auto, is_auto and config.precision == "fp32"
-        self._make, self._svi, self._world, self._note = make, make(self.name), world, note
+        self.make, self._svi, self._world, self._note = make, make(self.name), world, note
         self._seconds = math.inf  # of a step in the last call
 
     @property
@@ -144,12 +157,12 @@ class Engine:
             threads = self._threads.number
         return {} if threads is None else {"engine": self.name, "threads": threads}
 
-    def run(self, order: Tensor, table: Sequence[StepValues]) -> Iterator[Done]:
+    def run(self, order: Tensor, table: Sequence[Any]) -> Iterator[Any]:
         """Take the steps of an epoch, some in each call, and yield what each call has done; end after an error.
 
         Args:
-            order: indices of the data, int64 (N,).
-            table: the values of each step.
+            order: indices of the data, int64 (N,); of `Members` (N, S).
+            table: the values of each step, which the SVI takes.
 
         Raises:
             RecordingError: (an InputError) a step cannot be recorded or compiled, and the caller asked for it.
@@ -158,13 +171,14 @@ class Engine:
         while taken < len(batches):
             most = _TRIED if self._threads.is_trying else _MOST
             steps = slice(taken, taken + max(1, min(most, int(_SECONDS / self._seconds))))
+            started = time.perf_counter()
             done = self._run(batches[steps], table[steps])
-            yield done
+            yield done._replace(seconds=time.perf_counter() - started)
             if done.error is not None:
                 return
             taken = steps.stop
 
-    def _run(self, batches: Sequence[Tensor], table: Sequence[StepValues]) -> Done:
+    def _run(self, batches: Sequence[Tensor], table: Sequence[Any]) -> Any:
         torch.set_num_threads(self._threads.number)
         started, recordings = time.perf_counter(), self._svi.num_recordings
         try:
@@ -174,7 +188,7 @@ class Engine:
                 raise
             self._note(f"steps are computed without --compile {self.name}, and take longer: {error}")
             self.name = "graph" if self.name == "inductor" else "none"
-            self._svi = self._make(self.name)
+            self._svi = self.make(self.name)
             return self._run(batches, table)
         self._left -= len(batches)
         seconds = torch.tensor([time.perf_counter() - started]) / len(batches)

@@ -47,7 +47,7 @@ from pvae.training.setup import build_trainer, check_first_loss
 from pvae.training.trainer import Callback, Trainer
 from pvae.vae import VAE
 
-__all__ = ["fit", "resume", "train_in_memory"]
+__all__ = ["chosen_before", "fit", "note_of", "one_at_a_time", "resume", "to_epoch", "train_in_memory"]
 
 _TRAINING = threading.Lock()  # held by the one training of this process
 _TYPES = {"config": Config, "vae": VAE, "data": Dataset}
@@ -114,13 +114,13 @@ def fit(
     elbo_of(config)  # refuses what does not go together, before any data are read
     path = expanded(out, "--out") if out is not None else None
     parent = start if start is None or isinstance(start, Run) else Run.open(start)
-    with _one_at_a_time(), joined(device) as world:
+    with one_at_a_time(), joined(device) as world:
         if path is not None:
             world.broadcast(lambda: str(writer.check_out(path)))
         where = resolve_device(device)
         data = data.with_valid(config.valid) if data is not None else load_for(config, data_dir, offline)
         with seeded(config.seed, where), pyro.get_param_store().scope():
-            options: dict[str, Any] = {"threads": threads, "note": _note_of(quiet, world), "beta": beta}
+            options: dict[str, Any] = {"threads": threads, "note": note_of(quiet, world), "beta": beta}
             trainer = build_trainer(config, data, where, world, vae, **options)
             taken, started_from = "", dict[str, str]()
             if parent is not None:
@@ -199,10 +199,10 @@ def resume(
     if run.place != run.path:
         raise InputError(f"{path} comes with pvae and cannot be resumed: train it anew with --system {path}")
     device = device or str(run.sessions[-1].get("device", "auto"))
-    with _one_at_a_time(), joined(device) as world, _locked(run.path, world):
+    with one_at_a_time(), joined(device) as world, _locked(run.path, world):
         if Run.open(run.path).sessions != run.sessions:
             raise InputError(f"{run.path} was trained by another process since it was opened: give the command again")
-        run = run if epochs is None else _to_epoch(run, epochs)
+        run = run if epochs is None else to_epoch(run, epochs)
         run.check_vae(vae)
         vae = run.vae() if run.has_own_vae and vae is None else vae  # the opened run may hold its VAE
         if run.has_own_beta and beta is None:
@@ -215,16 +215,16 @@ def resume(
         where = resolve_device(device)
         data = run.dataset(data, data_dir, offline)
         with seeded(run.config.seed, where), pyro.get_param_store().scope():
-            checkpoint, options = run.read_checkpoint(), _chosen_before(run, where, world)
+            checkpoint, options = run.read_checkpoint(), chosen_before(run, where, world)
             options |= {"threads": threads} if threads else {}
-            options |= {"note": _note_of(quiet, world), "beta": beta, "steps_done": checkpoint.step}
+            options |= {"note": note_of(quiet, world), "beta": beta, "steps_done": checkpoint.step}
             trainer = build_trainer(run.config, data, where, world, vae, **options)
             trainer.restore(checkpoint, run.metrics())
             _train(trainer, run, (data.note,), quiet, on_epoch)
     return run
 
 
-def _chosen_before(run: Run, device: torch.device, world: World) -> dict[str, Any]:
+def chosen_before(run: Run, device: torch.device, world: World) -> dict[str, Any]:
     """Return the engine and the number of threads that the first steps of an earlier session have chosen, if any."""
     chosen: dict[str, Any] = {}
     for session in run.sessions:
@@ -239,7 +239,7 @@ def _chosen_before(run: Run, device: torch.device, world: World) -> dict[str, An
     return chosen
 
 
-def _to_epoch(run: Run, epochs: int) -> Run:
+def to_epoch(run: Run, epochs: int) -> Run:
     """Return the run, which is to be trained to another epoch than was planned.
 
     Raises:
@@ -270,7 +270,7 @@ def _locked(path: Path, world: World) -> contextlib.AbstractContextManager[None]
 
 
 @contextlib.contextmanager
-def _one_at_a_time() -> Iterator[None]:
+def one_at_a_time() -> Iterator[None]:
     """Refuse a second training in this process, which has one parameter store and one random state."""
     if not _TRAINING.acquire(blocking=False):
         raise InputError("another training runs in this process: wait for its end, or train in a new process")
@@ -282,7 +282,7 @@ def _one_at_a_time() -> Iterator[None]:
         _TRAINING.release()
 
 
-def _note_of(quiet: bool, world: World) -> Callable[[str], object]:
+def note_of(quiet: bool, world: World) -> Callable[[str], object]:
     """Return a function that prints a note on how steps are computed, beside a progress bar."""
     if quiet or not world.is_first:
         return lambda line: None
@@ -322,7 +322,7 @@ def train_in_memory(
     """
     data, device = data if data is not None else load_for(config, data_dir, offline), torch.device("cpu")
     found = []
-    with _one_at_a_time(), seeded(config.seed, device), pyro.get_param_store().scope():
+    with one_at_a_time(), seeded(config.seed, device), pyro.get_param_store().scope():
         trainer = build_trainer(config, data, device, threads=torch.get_num_threads())
         for epoch in epochs:
             trainer.train(epoch)

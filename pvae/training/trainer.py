@@ -30,7 +30,7 @@ from pvae.elbos.base import PerDatumELBO
 from pvae.runs.checkpoint import Checkpoint
 from pvae.runs.metrics import Metrics
 from pvae.trained.elbo_terms import posterior_mean_loss
-from pvae.training.engine import Engine
+from pvae.training.engine import Steps
 from pvae.training.parallel import ALONE, World
 from pvae.training.schedules import StepValues
 from pvae.vae import VAE
@@ -91,7 +91,7 @@ class Trainer:
 
     vae: VAE
     elbo: PerDatumELBO
-    engine: Engine
+    engine: Steps
     optimizer: torch.optim.Optimizer
     data: TrainingData
     splits: Mapping[str, Batch]
@@ -149,13 +149,13 @@ class Trainer:
                 the optimiser's state are as before that step.
         """
         self.vae.train()
-        started, order = time.perf_counter(), torch.randperm(len(self.data)).to(self.device)
+        seconds, order = 0.0, torch.randperm(len(self.data)).to(self.device)
         sizes = iter([len(index) for index in order.split(self.batch_size)])
         table = [self.schedule(self.step + number) for number in range(self.num_steps)]
         terms, total, seen = self._zeros(2, len(order)), self._zeros(1), 0
         with advice_on_memory(f"step {self.step + 1} or later"):
             for done in self.engine.run(order, table):
-                self.step += len(done.losses)
+                self.step, seconds = self.step + len(done.losses), seconds + done.seconds
                 if done.error is not None:
                     raise self._explained(done.error)
                 rows = slice(seen, seen + len(done.terms.rate))
@@ -165,7 +165,7 @@ class Trainer:
                 for callback in callbacks:
                     callback.on_steps_end(self, done)
         self.world.sum_([terms, total])
-        return self._metrics("train", terms, total.item() / len(order), time.perf_counter() - started)
+        return self._metrics("train", terms, total.item() / len(order), seconds)
 
     def _explained(self, error: Exception) -> Exception:
         """Return the error of the next step as one that names the step."""

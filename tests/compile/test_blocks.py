@@ -137,7 +137,7 @@ def test_a_gradient_that_is_not_finite_is_named(engine):
         assert svi.run(batches[:4], VALUES[:4]).error is None
         offset.zero_()
         before = state_of(vae, svi.update)
-        losses, _, error = svi.run(batches[4:], VALUES[4:])
+        losses, _, error, _ = svi.run(batches[4:], VALUES[4:])
         assert all(torch.equal(one, other) for one, other in zip(before, state_of(vae, svi.update)))
     assert len(losses) == 0
     assert isinstance(error, GradientError)

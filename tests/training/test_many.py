@@ -1,0 +1,171 @@
+"""Runs that are trained at once equal those that are trained alone; what ends one of them leaves the others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.runs import assert_same
+
+import pvae
+from pvae.core.errors import InputError, TrainingError
+from pvae.data.dataset import Dataset
+from pvae.data.sources import load_dataset
+from pvae.runs.run import Run
+from pvae.training.many import fit_many
+
+SMALL = pvae.Config(
+    hidden=(16,), latent_dim=3, batch_size=50, epochs=3, elbo="analytic", binarize="dynamic", compile="graph"
+)
+HOW = {"device": "cpu", "threads": 1}
+
+
+def few():
+    digits = load_dataset("mnist-5k")
+    return Dataset("few digits", digits.train[:130], digits.test[:40])
+
+
+def weights(path):
+    checkpoint = Run.open(path).read_checkpoint()
+    return {**checkpoint.vae, **checkpoint.moments, **checkpoint.rng}
+
+
+def assert_close(ours, theirs, tolerance=1e-4):
+    assert ours.keys() == theirs.keys()
+    for name, one in ours.items():
+        assert torch.allclose(one.double(), theirs[name].double(), rtol=tolerance, atol=tolerance), name
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ([{"seed": 4}, {"seed": 5}], ["seed-4", "seed-5"]),
+        ([{"beta": 0.0}, {"beta": 4.0}], ["beta-0-seed-0", "beta-4-seed-0"]),
+        (
+            [{"free_bits": 0.0, "lr": 1e-3}, {"free_bits": 0.3, "lr": 1e-2}],
+            ["free-bits-0-lr-0.001-seed-0", "free-bits-0.3-lr-0.01-seed-0"],
+        ),
+    ],
+)
+@pytest.mark.workflow
+def test_a_run_among_many_is_the_run_that_is_trained_alone(options, names, no_pictures, tmp_path):
+    """In float32: 9 steps with a short last batch in each epoch, so that rounding has little time to grow."""
+    configs = [SMALL.replace(**one) for one in options]
+    runs = fit_many(configs, data=few(), out=tmp_path / "many", **HOW)
+    assert [run.path.name for run in runs] == names
+    for config, run in zip(configs, runs):
+        assert run.config == config
+        assert run.sessions[-1]["together"] == 2
+        alone = pvae.fit(config, data=few(), out=tmp_path / run.path.name, **HOW)
+        assert_close(weights(run.path), weights(alone.path))
+        for ours, theirs in zip(run.metrics(), alone.metrics()):
+            assert (ours.split, ours.epoch) == (theirs.split, theirs.epoch)
+            assert (ours.loss, ours.elbo) == pytest.approx((theirs.loss, theirs.elbo), rel=1e-5)
+            assert ours.seconds > 0
+
+
+@pytest.mark.workflow
+def test_early_stopping_is_each_runs_own(no_pictures, tmp_path):
+    """The run with a large learning rate ends early, and is left out; the other one goes on as if it were alone."""
+    configs = [SMALL.replace(valid=0.2, patience=1, epochs=6, lr=lr) for lr in (1e-3, 0.3)]
+    good, bad = fit_many(configs, data=few(), out=tmp_path / "many", **HOW)
+    assert bad.metrics()[-1].epoch < 6
+    assert good.metrics()[-1].epoch == 6
+    for run in (good, bad):
+        alone = pvae.fit(run.config, data=few(), out=tmp_path / run.path.name, **HOW)
+        assert len(alone.metrics()) == len(run.metrics())
+        if run is good:
+            assert_close(weights(run.path), weights(alone.path))
+
+
+@pytest.mark.workflow
+def test_a_run_that_diverges_leaves_the_others(no_pictures, capsys, tmp_path):
+    rates = (1e-3, 1e-2, 1e30)
+    runs = fit_many([SMALL.replace(lr=lr) for lr in rates], data=few(), out=tmp_path / "many", **HOW)
+    assert [run.config.lr for run in runs] == [1e-3, 1e-2]
+    assert "lr-1e+30-seed-0: " in (said := capsys.readouterr().err)
+    assert "at step 2" in said
+    alone = fit_many([SMALL.replace(lr=lr) for lr in rates[:2]], data=few(), out=tmp_path / "two", **HOW)
+    for ours, theirs in zip(runs, alone):
+        assert_close(weights(ours.path), weights(theirs.path), 1e-5)
+    with pytest.raises(TrainingError, match="at step 2"):
+        fit_many([SMALL.replace(lr=1e30, seed=seed) for seed in (0, 1)], data=few(), out=tmp_path / "none", **HOW)
+
+
+@pytest.mark.parametrize(
+    ("configs", "says"),
+    [
+        ([], "configurations"),
+        ([SMALL, SMALL.replace(hidden=(8,))], "--hidden"),
+        ([SMALL, SMALL.replace(seed=1, epochs=2)], "--epochs"),
+        ([SMALL, SMALL], "same"),
+    ],
+)
+def test_what_cannot_be_trained_at_once_is_refused(configs, says, tmp_path):
+    with pytest.raises(InputError, match=says):
+        fit_many(configs, out=tmp_path / "many")
+    assert not (tmp_path / "many").exists()
+
+
+def test_more_runs_than_memory_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr("pvae.training.many.total_memory", lambda: 100_000)
+    with pytest.raises(InputError, match="memory"):
+        fit_many([SMALL.replace(seed=seed) for seed in range(8)], data=few(), out=tmp_path / "many", **HOW)
+    assert not (tmp_path / "many").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"compile": "none"}, "--compile none"), ({"network": "conv-batchnorm", "hidden": (3, 4)}, "BatchNorm")],
+)
+@pytest.mark.workflow
+def test_what_cannot_be_mapped_is_trained_one_after_the_other(options, says, no_pictures, capsys, tmp_path):
+    configs = [SMALL.replace(epochs=1, seed=seed, **options) for seed in (0, 1)]
+    runs = fit_many(configs, data=few(), out=tmp_path / "many", **HOW)
+    assert says in capsys.readouterr().err
+    assert ["together" in run.sessions[-1] for run in runs] == [False, False]
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from test_many import HOW, SMALL, few
+import pvae.runs.writer
+from pvae.training.many import fit_many
+
+saved, original = 0, pvae.runs.writer.save
+def save(run, rows, checkpoint):
+    global saved
+    original(run, rows, checkpoint)
+    saved += 1
+    if saved == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+pvae.runs.writer.save = save
+configs = [SMALL.replace(epochs=3, seed=seed) for seed in range(8)]
+fit_many(configs, data=few(), out=sys.argv[2], **HOW)
+"""
+
+
+@pytest.mark.workflow
+def test_a_killed_training_of_eight_goes_on_to_the_same_bits(no_pictures, tmp_path):
+    """Killed after 3 of the 8 checkpoints of epoch 1, and then after 5 of those of epoch 3."""
+
+    def train(folder, killed_after):
+        here = Path(__file__).parent
+        path = os.pathsep.join([str(here.parent), *sys.path])
+        command = [sys.executable, "-c", KILLED, str(here), str(folder), str(killed_after)]
+        return subprocess.run(command, check=False, capture_output=True, env={**os.environ, "PYTHONPATH": path})
+
+    assert train(tmp_path / "whole", -1).returncode == 0
+    assert train(tmp_path / "killed", 8 + 3).returncode == -signal.SIGKILL
+    assert [Run.open(tmp_path / f"killed/seed-{seed}").read_checkpoint().epoch for seed in (0, 7)] == [1, 0]
+    assert train(tmp_path / "killed", 8 + 5 + 8 + 5).returncode == -signal.SIGKILL
+    assert [Run.open(tmp_path / f"killed/seed-{seed}").read_checkpoint().epoch for seed in (0, 7)] == [3, 2]
+    assert train(tmp_path / "killed", -1).returncode == 0
+    for seed in range(8):
+        assert_same(weights(tmp_path / f"killed/seed-{seed}"), weights(tmp_path / f"whole/seed-{seed}"))
