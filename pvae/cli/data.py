@@ -331,6 +331,8 @@ def _write_imputed(run: Run, arguments: argparse.Namespace) -> str:
         raise InputError(f"{run.name} was trained without --missing: train again with it to fill in missing values")
     out, number = _out(run, arguments.out, run.place / "samples", "imputed"), arguments.draws or 0
     given = given_data(run, arguments.impute, label=arguments.label)
+    if given.note:
+        print(f"note: {given.note}", file=sys.stderr)
     if given.fields is not None:
         fields, _, sep, points = given.fields
         columns = [replace(column, point=points[column.name]) for column in run.data.columns]

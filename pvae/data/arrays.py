@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pvae.core.errors import InputError, brief
 from pvae.data.folders import is_file
+from pvae.data.labels import coded_labels
 from pvae.data.reading import Values
 
 __all__ = ["FILES", "SPLITS", "is_array_file", "read_arrays"]
@@ -52,8 +53,9 @@ def read_arrays(file: Path) -> Values:
     try:
         stored = _stored(file)
         unread = {*stored}
-        own = next((stored[name] for name in _OWN_NAMES if name in stored and len(stored) > 1), None)
-        for name, split, label_name in _names({*stored}.difference(_OWN_NAMES if own is not None else ())):
+        own_name = next((name for name in _OWN_NAMES if name in stored and len(stored) > 1), "")
+        own = stored[own_name] if own_name else None
+        for name, split, label_name in _names({*stored}.difference(_OWN_NAMES if own_name else ())):
             if split in x:  # "val" beside "valid"
                 continue
             array = stored[name]
@@ -69,10 +71,11 @@ def read_arrays(file: Path) -> Values:
                     wanted = f"give {len(array):,} whole numbers or texts, one for each datum"
                     raise InputError(f"the labels of {name} are {found.dtype} of shape {found.shape}: {wanted}")
                 labels[split] = found.reshape(len(array))
+                coded_labels(labels[split])  # refuses what is no class
             unread -= {name, label_name}
             if own is not None and own.shape == array.shape[:1] and own.dtype.kind in "OU" and split == "train":
                 names[split] = own.astype(str).tolist()
-                unread -= {*_OWN_NAMES}
+                unread -= {own_name}
     except MemoryError as error:
         raise InputError(f"{file} is larger than the memory: {brief(error)}: give a smaller part of it") from None
     except InputError as error:
@@ -108,7 +111,9 @@ def _stored(file: Path) -> Mapping[str, NDArray[Any]]:
         import anndata
 
         data = anndata.read_h5ad(file)
-        others = [*(f"obs/{name}" for name in data.obs), *(f"layers/{name}" for name in data.layers), "var_names"]
+        groups = ("obs", "obsm", "obsp", "var", "varm", "varp", "layers", "uns")
+        others = [f"{group}/{name}" for group in groups for name in getattr(data, group)]
+        others += ["var_names", *["raw"] * (data.raw is not None)]
         x = data.X if isinstance(data.X, np.ndarray) else data.X.toarray()
         return {"X": x, "obs_names": data.obs_names.to_numpy(), **dict.fromkeys(others, x)}
     if suffix in (".h5", ".hdf5"):

@@ -34,7 +34,7 @@ def coded_labels(labels: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ..
         raise InputError(f"the labels are {len(classes):,} different numbers, which are no classes: {wanted}")
     values = np.full(len(labels), -1)
     values[~unknown] = codes
-    return values, tuple(f"{label:g}" if is_float else str(label) for label in classes)
+    return values, tuple(str(int(label)) if is_float else str(label) for label in classes)
 
 
 def names_of(labels: NDArray[Any]) -> list[str]:

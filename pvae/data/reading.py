@@ -54,7 +54,7 @@ class Fields(NamedTuple):
 
     Args:
         frame: the fields as texts without spaces around them, "" where a field is empty; indexed by the names of rows,
-            such as "line 2".
+            such as "line 2". A column without a name, "", is no part of the data.
         note: how the file was read, and what is left out, or "".
         sep: what separates the fields; "," of a file that is no text.
         points: the decimal point of each column, "." or ",".

@@ -182,7 +182,9 @@ def _data_set(
         together = np.concatenate([*labels.values()])
         together, classes = (together, attributes) if attributes else coded_labels(together)
         codes = dict(zip(labels, torch.from_numpy(together).split([len(part) for part in labels.values()])))
+    note = values.note
     if len(classes) < 2:
+        note = joined(note, *(f"all labels are {name!r}, and are not used" for name in classes))
         codes, classes = {}, ()
     tensors = {}
     for split, part in x.items():
@@ -190,7 +192,7 @@ def _data_set(
         tensors[split] = torch.from_numpy(part.astype(np.int64) if is_unknown else part)
     return Dataset(
         title, tensors["train"], tensors["test"], codes.get("train"), codes.get("test"), classes, dataset,
-        note=values.note, valid=tensors.get("valid"), valid_labels=codes.get("valid"), names=names,
+        note=note, valid=tensors.get("valid"), valid_labels=codes.get("valid"), names=names,
         columns=values.columns, left_out=values.left_out, label_place=values.label_place,
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ import codecs
 import csv
 import gzip
 import io
+import itertools
 import math
 import re
 import shlex
@@ -27,7 +28,7 @@ from torch import Tensor
 from pvae.config.columns import column_kinds, named_kinds
 from pvae.core.errors import InputError, brief, check_name, joined, listed, shown
 from pvae.data.dataset import EPOCH, Column
-from pvae.data.labels import UNKNOWN
+from pvae.data.labels import UNKNOWN, names_of
 from pvae.data.reading import Fields, Reading, Values
 
 __all__ = ["read_table", "table_text"]
@@ -36,7 +37,10 @@ _MOST_TEXTS = 100  # of a category, unless --columns names its kind
 _MOST_DAYS = 366 * 200  # between a date and 1970
 _FEW_ROWS = 10  # fewer may all differ by chance
 _NUMBERS = {  # by the decimal point, how numbers are written, and the marks between their thousands
-    ".": (r"[+-]?(?:(?:\d+|[1-9]\d{0,2}(?:,\d{3})+)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|[+-]?inf", ","),
+    ".": (
+        "[+-]?(?:(?:\\d+|[1-9]\\d{0,2}(?:[,'\u2019]\\d{3})+)(?:\\.\\d*)?|\\.\\d+)(?:[eE][+-]?\\d+)?|[+-]?inf",
+        "[,'\u2019]",
+    ),
     ",": (
         "[+-]?(?:\\d+|[1-9]\\d{0,2}(?:[. '\u00a0\u202f]\\d{3})+)(?:,\\d+)?(?:[eE][+-]?\\d+)?|[+-]?inf",
         "[. '\u00a0\u202f]",
@@ -62,7 +66,8 @@ def read_table(file: Path, reading: Reading) -> Values:
             not of its column's kind; or the table is not that of the run.
     """
     fields = _read_fields(file, reading.known)
-    frame, note, _, points = fields
+    note, points = fields.note, fields.points
+    frame = fields.frame.drop(columns="", errors="ignore")
     ignored = [reading.ignore] if reading.ignore in frame else reading.ignore.split(",")
     special = [("--label-column", reading.label_column), ("--name-column", reading.name_column)]
     special += [("--ignore", name.strip()) for name in ignored]
@@ -71,21 +76,24 @@ def read_table(file: Path, reading: Reading) -> Values:
             check_name(option, name, frame)
     missing = {one.strip() for one in reading.missing_values.split(",")} | {""}
     outside = [name for _, name in special if name in frame]
-    texts, reasons = frame.drop(columns=outside), dict[str, str]()
+    label, reasons = reading.label_column, dict[str, str]()
+    texts = frame.drop(columns=[name for name in outside if name != label])
     given = _given(texts, missing)
     levels = {name: levels for name, (_, levels) in named_kinds(reading.columns).items()}
     for name, kept in (levels | {column.name: column.categories for column in reading.known}).items():
         if name in texts and missing & {*kept}:
             given[name] = _given(texts[name], missing.difference(kept))
     numbers = _numbers(given, points)
-    for name in texts.columns[(texts == "-").any()] if "-" in missing and not reading.known else ():
-        if given[name].nunique() == 1 and not numbers[name].count():  # as "+" and "-" of strands
+    for name in texts.columns[(texts == "-").any()] if "-" in missing else ():
+        is_alone = given[name].nunique() == 1 and not numbers[name].count()  # as "+" and "-" of strands
+        if is_alone and (name == label or not reading.known):
             given[name] = _given(texts[name], missing - {"-"})
     if reading.known:
         columns = reading.known
         _check_names(file, texts, reading)
     else:
-        columns, reasons = _new_columns(file, reading.columns, given, numbers, points)
+        of_x = given.drop(columns=label, errors="ignore")
+        columns, reasons = _new_columns(file, reading.columns, of_x, numbers, points)
     if not columns:
         raise InputError(f"{file}: no column of values is left: {_said(reasons) or 'add some'}")
     x = np.stack([_values(file, column, given[column.name], numbers[column.name]) for column in columns], 1)
@@ -101,12 +109,15 @@ def read_table(file: Path, reading: Reading) -> Values:
     if reading.name_column in frame:
         rows = _given(frame[reading.name_column], missing).fillna(rows)
     labels, place = {}, 0
-    if reading.label_column in frame:
-        place = sum(column.name in frame.loc[:, : reading.label_column] for column in columns)
-        classes = _given(frame[reading.label_column], missing)
-        numbers_of = pandas.to_numeric(classes, errors="coerce").astype(float)
-        are_texts = (numbers_of.isna() & classes.notna()).any()
-        labels["train"] = classes.fillna(UNKNOWN).to_numpy(str) if are_texts else numbers_of.to_numpy()
+    if label in frame:
+        place = sum(column.name in frame.loc[:, :label] for column in columns)
+        classes, codes = given[label], numbers[label]
+        labels["train"] = classes.fillna(UNKNOWN).to_numpy(str)
+        try:
+            if codes.count() == classes.count() and names_of(codes.to_numpy()) == [*classes.fillna("")]:
+                labels["train"] = codes.to_numpy()  # whose classes are in the order of the numbers; not 01 or 1.0
+        except InputError as error:
+            raise InputError(f"{file}, --label-column {label}: {error}") from None
     return Values({"train": x}, labels, {"train": rows.tolist()}, columns, note, (*outside, *reasons), place, fields)
 
 
@@ -181,7 +192,7 @@ def _new_column(given: Series, numbers: Series, point: str, kind: str, levels: S
         return Column(name, tuple(known or sorted(distinct, key=lambda text: (value_of.get(text, 0), text))), kind)
     if not kind and len(distinct) < 2:
         return f"all are {shown(*distinct)}" if count else "empty"
-    is_zip = all(map(str.isdecimal, distinct)) and any(text[0] == "0" < text[1:] for text in distinct)
+    is_zip = all(map(str.isdecimal, distinct)) and any(len(text) > 1 and text[0] == "0" for text in distinct)
     may_be_dates = kind in ("", "real") and (not is_numeric or {*map(len, distinct)} == {8})
     if may_be_dates and (date_format := _date_format(given)):
         days = _days(given, date_format)
@@ -284,6 +295,9 @@ def _points(texts: DataFrame, sep: str, known: Sequence[Column]) -> tuple[dict[s
     commas = _count(texts[[name for name in texts if points[name] == "," and is_numeric[name]]], ".*,.*")
     decimal, thousands = [*commas[commas > 0].index], [name for name in alike if points[name] == "."]
     notes = [f"a comma is read as a decimal comma in: {listed(decimal)}"] * bool(decimal)
+    percent = _count(texts, ".*%")
+    some = [*percent[is_numeric & (percent > 0) & (percent < np.maximum(by["."], by[","]))].index]
+    notes += [f"% stands behind some numbers only, which are read as if behind all, in: {listed(some)}"] * bool(some)
     return points, notes + [f"a comma is read as a mark between thousands in: {listed(thousands)}"] * bool(thousands)
 
 
@@ -341,7 +355,7 @@ def _read_fields(file: Path, known: Sequence[Column]) -> Fields:
             frame = frame if isinstance(frame.index, pandas.RangeIndex) else frame.reset_index()
         elif suffix == ".xlsx":
             sheets = pandas.read_excel(file, sheet_name=None, header=None, dtype=object, keep_default_na=False)
-            frame, *others = (sheet.replace("", None).dropna(how="all") for sheet in sheets.values())
+            frame, *others = sheets.values()
             notes += [f"sheet {name} is not read" for name, sheet in zip([*sheets][1:], others) if len(sheet)]
         else:
             frame, notes, sep = _read_text(file)
@@ -351,6 +365,10 @@ def _read_fields(file: Path, known: Sequence[Column]) -> Fields:
         raise
     except Exception as error:  # pandas, pyarrow, openpyxl and gzip raise exceptions of many types
         raise InputError(f"{file} cannot be read ({brief(error)}): give a CSV, TSV, Parquet or Excel file") from None
+    is_empty = (frame == "").all(axis=1)
+    if num_empty := int(is_empty.sum()):
+        notes.append(f"rows in which all fields are empty are left out: {num_empty:,}")
+        frame = frame[~is_empty]
     if suffix != ".parquet" and len(frame):
         if _is_header(frame.iloc[0], frame.iloc[1:], known):
             frame = frame.iloc[1:].set_axis(frame.iloc[0], axis=1)
@@ -361,11 +379,11 @@ def _read_fields(file: Path, known: Sequence[Column]) -> Fields:
         raise InputError(f"{file} holds no rows below a line of names of columns")
     if "" in frame:
         notes.append("the column without a name, as of row numbers, is left out")
-        frame = frame.loc[:, frame.columns != ""]
+        frame = frame.loc[:, ~((frame.columns == "") & frame.columns.duplicated())]
     if frame.columns.has_duplicates:
         twice = frame.columns[frame.columns.duplicated()][0]
         raise InputError(f"{file} has several columns named {twice}: give each a name of its own")
-    points, more = _points(frame, sep, known)
+    points, more = _points(frame.drop(columns="", errors="ignore"), sep, known)
     return Fields(frame, joined(*notes, *more), sep, points)
 
 
@@ -407,25 +425,29 @@ def _read_text(file: Path) -> tuple[DataFrame, list[str], str]:
         notes.append("read as Windows-1252 (latin-1), since it is not UTF-8")
     if "\0" in text:
         raise InputError(f"{file} is no file of texts: give a CSV, TSV, Parquet or Excel file")
-    lines = io.StringIO(text, newline="").readlines()
+    lines = io.StringIO(text.rstrip("\r\n"), newline="").readlines()
     start = next((place for place, line in enumerate(lines) if line.strip() and line[0] != "#"), len(lines))
-    sep, num_comments = _separator(lines[start : start + 100]), sum(line[0] == "#" for line in lines[:start])
-    reader = csv.reader(lines[start:], delimiter=sep, skipinitialspace=True, strict=True)
-    rows, line, width = dict[str, list[str]](), start + 1, 0
+    are_values = 2 * sum(line[0] == "#" for line in lines[start:]) > len(lines) - start  # as of colours, #fff
+    plain = [line for line in lines[start : start + 100] if are_values or line[0] != "#"]
+    sep, num_comments, rows, width, numbered = _separator(plain), 0, dict[str, list[str]](), 0, enumerate(lines, 1)
     try:
-        for fields in reader:
-            width = width or len(fields)
-            if fields and len(fields) == width:
-                rows[f"line {line}"] = [field.strip() for field in fields]
-            elif fields and fields[0].startswith("#"):
+        for number, line in numbered:
+            if line[0] == "#" and (number <= start or not are_values):
                 num_comments += 1
-            elif fields not in ([], [""]):  # not a blank line
+                continue
+            row = itertools.chain([line], (more for _, more in numbered))  # a text may have several lines
+            reader = csv.reader(row, delimiter=sep, skipinitialspace=True, strict=True)
+            fields = [field.strip() for field in next(reader)]
+            is_blank = not any(fields)
+            width = width or (0 if is_blank else len(fields))
+            if not is_blank and len(fields) != width:
                 wanted = f"{len(fields)} fields, and the first line {width}: separate them all by {sep!r}"
-                raise InputError(f"{file}, line {line} has {wanted}")
-            line = start + 1 + reader.line_num
+                raise InputError(f"{file}, line {number} has {wanted}")
+            if width:
+                rows[f"line {number}"] = [""] * width if is_blank else fields
     except csv.Error as error:
         how = "separate all lines alike, close quotation marks, and double those within a text"
-        raise InputError(f"{file}, line {line} cannot be read ({error}): {how}") from None
+        raise InputError(f"{file}, line {number} cannot be read ({error}): {how}") from None
     frame = DataFrame(np.array([*rows.values()], dtype=object), [*rows])  # of one type, which is fast for many columns
     if sep != ",":
         notes.append(f"fields are separated by {'semicolons' if sep == ';' else 'tabs'}")

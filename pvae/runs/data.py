@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -178,6 +180,9 @@ def _values_for(run: RunRecord, file: Path) -> OtherData:
     together = np.concatenate([x.astype(np.float64) for x in values.x.values()])
     names = [name for part in values.names.values() for name in part]
     labels = names_of(np.concatenate([*values.labels.values()])) if values.labels else []
+    known, zeros = run.data.label_names, partial(re.sub, r"\.0*$", "")  # "2.0" is the class "2" too
+    same = {zeros(name): name for name in known}
+    labels = [name if name in known else same.get(zeros(name), name) for name in labels]
     return OtherData(names, torch.from_numpy(together), values.note, labels, values.fields)
 
 

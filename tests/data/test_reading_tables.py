@@ -17,6 +17,7 @@ from pvae.core.errors import InputError
 from pvae.core.records import from_record, to_json
 from pvae.data.choices import values_config
 from pvae.data.dataset import Column, DataRecord, Dataset
+from pvae.data.labels import names_of
 from pvae.data.reading import Reading
 from pvae.data.sources import load_dataset, read_values
 from pvae.data.tables import table_text
@@ -94,7 +95,25 @@ def test_comments_are_left_out_and_counted(tmp_path):
     values = read(tmp_path, 'text,a\n"two\n# lines",1\n\none,2\none,4\n')
     assert values.columns[0].categories == ("one", "two\n# lines"), "a line of a text is no comment"
     assert values.names["train"] == ["line-2", "line-5", "line-6"]
-    assert np.array_equal(read(tmp_path, 'a\n3\n""\n5\n').x["train"], [[3], [NAN], [5]], equal_nan=True)
+    values = read(tmp_path, 'a,b\nk1,1\n# hello, 7\n# he said, "all of these,\nk2,2\n# are fine, bye"\n#k3\nk1,4\n')
+    assert values.x["train"].tolist() == [[0, 1], [1, 2], [0, 4]]
+    assert "4 lines" in values.note
+    assert read(tmp_path, "a\nk1\n# hello\nk2\nk1\n").columns[0].categories == ("k1", "k2")
+    assert "line 3" in refusal(tmp_path, "colour,a\n#fff,1\n#000\n#fff,4\n"), "a short row is no comment there"
+
+
+@pytest.mark.parametrize(
+    ("content", "rows", "count"),
+    [
+        ("a;b\n1;2\n3;5\n;\n ; \n", [[1, 2], [3, 5]], 2),
+        ("\n,\na,b\n1,2\n\n3,5\n  \n,NA\n\n\n", [[1, 2], [3, 5], [NAN, NAN]], 2),
+        ('a\n1\n\n3\n""\n', [[1], [3]], 2),
+    ],
+)
+def test_rows_without_a_field_are_left_out_and_counted(tmp_path, content, rows, count):
+    values = read(tmp_path, content)
+    assert np.array_equal(values.x["train"], rows, equal_nan=True)
+    assert f"empty are left out: {count}" in values.note
 
 
 @pytest.mark.parametrize(
@@ -153,11 +172,12 @@ def test_one_list_says_what_is_missing_among_numbers_and_texts(tmp_path):
     words = ["NA", "nan", "NaN", "?", "", "N/A", "null", "-"]
     rows = "".join(f"{word},{word}\n" for word in words)
     values = read(tmp_path, "a,b\n1,x\n2,y\n3.5,y\n" + rows + "5,x\n" * 9)
-    assert np.isnan(values.x["train"][3:11]).all()
+    assert np.isnan(values.x["train"][3:10]).all()
+    assert len(values.x["train"]) == 3 + 7 + 9
     assert values.columns[1].categories == ("x", "y")
     assert "NA (2)" in values.note
-    values = read(tmp_path, "a,b\n1,NA\n-999,DE\n3,DE\n-999,NA\n7,DE\n,\n", missing_values="-999")
-    assert np.array_equal(values.x["train"], [[1, 1], [NAN, 0], [3, 0], [NAN, 1], [7, 0], [NAN, NAN]], equal_nan=True)
+    values = read(tmp_path, "a,b\n1,NA\n-999,DE\n3,DE\n-999,NA\n7,DE\n,DE\n", missing_values="-999")
+    assert np.array_equal(values.x["train"], [[1, 1], [NAN, 0], [3, 0], [NAN, 1], [7, 0], [NAN, 0]], equal_nan=True)
     assert "'NA'" in refusal(tmp_path, "a,b\n1,NA\n2,3\n4,5\n", missing_values="")
     known = (Column("a"), Column("b", ("DE", "NA")))
     values = read(tmp_path, "a,b\nNA,NA\n", known=known)
@@ -579,6 +599,52 @@ def test_times_with_an_offset_are_dates_and_come_out_in_utc(tmp_path):
         tmp_path / "t.parquet"
     )
     assert np.array_equal(read_values(tmp_path / "t.parquet").x["train"][:, 0], values.x["train"][:2, 0])
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        (["00", "01", "02"], ("00", "01", "02")),
+        (["1.0", "2.0", ""], ("1.0", "2.0")),
+        (["1000001", "1000002", "1000003"], ("1000001", "1000002", "1000003")),
+        (["9", "10", "NA"], ("9", "10")),
+        (["+", "-"], ("+", "-")),
+        (["NA", "US", "DE"], ("DE", "US")),
+    ],
+)
+def test_classes_are_the_texts_of_their_column(tmp_path, classes, names):
+    rows = [(row, classes[row * 7 % len(classes)]) for row in range(40)]
+    (tmp_path / "t.csv").write_text("a,kind\n" + "".join(f"{a / 4},{kind}\n" for a, kind in rows))
+    data = load_dataset(f"table:{tmp_path / 't.csv'}", reading=Reading(label_column="kind"))
+    assert data.label_names == names
+    for split, y in data.labels.items():
+        for a, label in zip(data.splits[split][:, 0].tolist(), y.tolist()):
+            assert (*names, rows[int(a * 4)][1])[label] == rows[int(a * 4)][1]
+        assert (y == -1).sum() == sum(rows[int(a * 4)][1] in ("", "NA") for a in data.splits[split][:, 0].tolist())
+    num_missing = sum(kind == "NA" for _, kind in rows)
+    assert (f"NA ({num_missing})" in data.note) == bool(num_missing)
+    known = read_values(tmp_path / "t.csv", Reading(label_column="kind", known=data.columns, left_out=data.left_out))
+    assert {*names_of(known.labels["train"])} - {""} == {*names}
+
+
+def test_a_label_that_is_no_class_is_refused_by_its_column_and_the_only_class_is_noted(tmp_path):
+    content = "a,kind\n" + "".join(f"{row / 4},{row % 3 + 0.5}\n" for row in range(20))
+    message = refusal(tmp_path, content, label_column="kind")
+    assert all(word in message for word in ("t.csv", "--label-column kind", "3 different"))
+    (tmp_path / "t.csv").write_text("a,kind\n" + "".join(f"{row / 4},one\n" for row in range(20)))
+    data = load_dataset(f"table:{tmp_path / 't.csv'}", reading=Reading(label_column="kind"))
+    assert data.train_labels is None
+    assert "'one'" in data.note
+
+
+def test_marks_and_signs_of_numbers(tmp_path):
+    values = read(tmp_path, "a;b;c\n1'037.50;5%;00\n2'000'000.25;0.5;10\n7;12%;20\n3.5;;00\n")
+    wanted = [[1037.5, 5, 0], [2_000_000.25, 0.5, 1], [7, 12, 2], [3.5, NAN, 0]]
+    assert np.array_equal(values.x["train"], wanted, equal_nan=True)
+    assert values.columns[2].categories == ("00", "10", "20"), "digits that begin with 0"
+    assert "% stands behind some numbers only" in values.note
+    assert values.note.partition("in: ")[2] == "b"
+    assert "stands" not in read(tmp_path, "a,b\n1%,1\n2%,2\nNA,5\n").note
 
 
 def test_a_number_of_categories_is_that_of_the_texts(tmp_path):

@@ -108,6 +108,13 @@ def test_arrays_that_are_not_read_are_named_and_names_of_data_are_taken(tmp_path
     assert np.array_equal(torch.cat([data.train, data.test]).numpy(), rows[order])
     save(tmp_path / "t.npz", X=rows, names=cells[:5])
     assert "names" in load_dataset(f"array:{tmp_path / 't.npz'}").note, "they are not those of the data"
+    save(tmp_path / "t.npz", X=rows, names=[f"n{row}" for row in range(30)], cells=cells)
+    values = read_values(tmp_path / "t.npz")
+    assert values.names["train"][3] == "n3"
+    assert "not read: cells" in values.note
+    save(tmp_path / "t.npz", X=rows, y=rows[:, 0])
+    with pytest.raises(InputError, match=r"t\.npz .*30 different"):
+        read_values(tmp_path / "t.npz")
 
 
 def test_sparse_matrices(tmp_path):
@@ -124,13 +131,14 @@ def test_cells_of_anndata(tmp_path):
     anndata = pytest.importorskip("anndata")
     dense = RNG.poisson(0.3, (12, 5)).astype(np.float32)
     cells = anndata.AnnData(scipy.sparse.csr_matrix(dense))
+    cells.obsm["umap"], cells.uns["note"], cells.var["mean"] = dense[:, :2], "x", dense.mean(0)
     cells.obs_names, cells.obs["batch"] = [f"cell {row}" for row in range(12)], ["a", "b"] * 6
     anndata.settings.allow_write_nullable_strings = True
     cells.write_h5ad(tmp_path / "t.h5ad")
     values = read_values(tmp_path / "t.h5ad")
     assert np.array_equal(values.x["train"], dense)
     assert values.names["train"] == [*cells.obs_names]
-    assert "obs/batch" in values.note
+    assert all(name in values.note for name in ("obs/batch", "obsm/umap", "uns/note", "var/mean"))
 
 
 def test_arrays_that_cannot_be_data_are_refused_in_their_own_words(tmp_path):
