@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from pyro.distributions import Normal
 from torch import Tensor
 
 from pvae.compile.graph import RecordingError, record
@@ -15,6 +16,7 @@ from pvae.core.errors import InputError, check_name
 from pvae.core.random_state import seeded
 from pvae.core.tracing import deferred
 from pvae.data.batch import Batch, Data
+from pvae.distributions.flow import Flow
 from pvae.distributions.joint import sites_of
 from pvae.trained.chunks import data_at_once
 from pvae.trained.importance import Weights
@@ -42,6 +44,7 @@ _ACCEPTANCE = 0.65
 _SIGMOID = 4.0  # the sigmoid runs from -4 to 4
 _WARM_UP = 30  # transitions of the pilot before its first temperature
 _TRANSITIONS = 100  # of the pilot at all temperatures together, at least
+_DRAWS = 100  # of a flow, whose mean and spread the chains start with
 _PILOT = 0.1  # the share of the data in the pilot
 
 
@@ -123,8 +126,8 @@ def annealed(
         data: N data x, or a `Batch` of them with their labels.
         num_temperatures: T, at least 1.
         num_chains: C, at least 2.
-        start: r is p(z) ("prior"), or q(z | x) ("posterior"), from which fewer temperatures do. Chains from q(z | x)
-            may miss a mode of p(z | x) that q misses.
+        start: r is p(z) ("prior"), or q(z | x) ("posterior"), from which fewer temperatures do; of a flow it is the
+            Normal with its mean and spread. Chains from q(z | x) may miss a mode of p(z | x) that q misses.
         on_images: called after each part with the number of data in it.
 
     Returns:
@@ -288,11 +291,12 @@ def _started(vae: VAE, batch: Batch, schedule: _Schedule) -> tuple[Points, Tenso
     """Return the densities of a few data as a function of z, and draws z (C, B, L) from r."""
     given, x = vae.given(batch.y), batch.x
 
-    def start() -> Any:
-        return given.posterior(x) if schedule.start == "posterior" else given.prior()
-
-    r, prior, drawn = start(), given.prior(), start()  # another object, since a flow remembers its draws
-    z = drawn.sample((schedule.num_chains,) if drawn.batch_shape else (schedule.num_chains, len(x)))
+    r: Any = given.posterior(x) if schedule.start == "posterior" else given.prior()
+    prior: Any = given.prior()
+    if isinstance(r, Flow):  # whose density elsewhere than at its draws may take L passes
+        drawn = r.sample((_DRAWS,) if r.batch_shape else (_DRAWS, len(x)))
+        r = Normal(drawn.mean(0), drawn.std(0)).to_event(1)
+    z = r.sample((schedule.num_chains,) if r.batch_shape else (schedule.num_chains, len(x)))
 
     def densities(z: Tensor) -> list[Tensor]:
         with torch.enable_grad():
