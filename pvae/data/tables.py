@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pvae.config.columns import column_kinds, named_kinds
 from pvae.core.errors import InputError, brief, check_name, joined, listed, shown
-from pvae.data.dataset import EPOCH, Column
+from pvae.data.dataset import EPOCH, UNPADDED, Column
 from pvae.data.labels import UNKNOWN, names_of
 from pvae.data.reading import Fields, Reading, Values
 
@@ -46,6 +46,10 @@ _NUMBERS = {  # by the decimal point, how numbers are written, and the marks bet
         "[. '\u00a0\u202f]",
     ),
 }
+_FEW_TEXTS = 5  # that say how dates are written
+_DATES = (  # formats that pandas does not guess
+    "%m/%d/%y", "%d/%m/%y", "%d.%m.%y", "%d-%b-%y", "%b-%y", "%m/%d/%Y %I:%M %p", "%m/%d/%Y %I:%M:%S %p",
+)  # fmt: skip
 _TIME = "(?i)time|date|stamp|jd|day|epoch"  # in the name of a column of times
 _CLOCKS = (  # numbers that count from a known time: their range, unit, units in a day, and their value on 1970-01-01
     (8e8, 2.2e9, "seconds", 86_400, 0.0),
@@ -319,21 +323,24 @@ def _decimals(texts: set[str], x: NDArray[np.float64], point: str) -> int | None
 def _date_format(texts: Series) -> str:
     """Return the format of dates, or "" if most texts are no dates.
 
-    The first text says the format; of a format with slashes in which day or month may come first, that is taken which
-    reads more texts, or else the month.
+    The first few texts that differ say which formats are possible; that is taken which reads the most texts. Of formats
+    with slashes in which day or month may come first and which read equally many, it is that of the month.
     """
-    first = texts.dropna().iloc[0]
+    few = texts.dropna().drop_duplicates().iloc[:_FEW_TEXTS]
     with warnings.catch_warnings():  # where the day comes first in spite of dayfirst=False
         warnings.simplefilter("ignore")
-        guesses = [guess_datetime_format(first, dayfirst=one) or "" for one in ("." in first, "." not in first)]
+        guesses = [guess_datetime_format(one, dayfirst=("." in one) != swaps) for swaps in (0, 1) for one in few]
     formats = dict.fromkeys(form for one in guesses if one for form in (one.replace("%z", "Z"), one))
-    counts = {one: _days(texts, one).count() for one in formats}
+    counts = {one: _days(texts, one).count() for one in (*formats, *_DATES) if _days(few, one).count()}
     best = max(counts, key=lambda one: counts[one], default="")
-    return best if 2 * counts.get(best, 0) > texts.count() else ""
+    if 2 * counts.get(best, 0) <= texts.count():
+        return ""
+    return best.replace("%", "%-", 1) if texts.str.contains(rf"{UNPADDED}\d(?!\d)").any() else best
 
 
 def _days(texts: Series, date_format: str) -> Series:
     """Return the days since 1970 in UTC of dates, NaN for other texts."""
+    date_format = date_format.replace("%-", "%")
     days = (pandas.to_datetime(texts, format=date_format, errors="coerce", utc=True) - EPOCH) / timedelta(days=1)
     return days.where(days.abs() < _MOST_DAYS)
 

@@ -151,6 +151,17 @@ def test_imputed_values_have_the_point_and_the_separator_of_the_file(folder):
         assert filled["age"].str.fullmatch(r"-?\d+,\d").all()
 
 
+def test_imputed_values_stand_beside_a_column_without_a_name(folder, capsys):
+    known = table(40).drop(columns="batch")
+    known.to_csv("numbered.csv")
+    assert sample(["unlabelled", "--impute", "numbered.csv", "--out", "filled.csv"]) == 0
+    assert "the column without a name" in capsys.readouterr().err
+    for name in ("filled.csv", "filled-std.csv"):
+        filled = pandas.read_csv(name, dtype=str, keep_default_na=False, index_col=0)
+        assert [*filled] == [*known]
+        assert filled.index.tolist() == [str(row) for row in range(40)]
+
+
 def test_a_folder_of_a_table_has_no_suffix(folder):
     assert sample(["unlabelled", "--out", "y.txt"]) == 2
     assert not (folder / "y.txt").exists()

@@ -245,6 +245,16 @@ def test_what_a_column_is(tmp_path):
         ("2020-02-28T12:00:00Z", "2020-03-01T18:00:00Z", 2.25),
         ("2020-02-28 12:00:00.500000", "2020-03-01 12:00:00.500000", 2),
         ("2020-02", "2020-03", 29),
+        ("02/28/20", "03/01/20", 2),
+        ("28/02/20", "01/03/20", 2),
+        ("28.02.20", "01.03.20", 2),
+        ("28-Feb-20", "01-Mar-20", 2),
+        ("Feb-20", "Mar-20", 29),
+        ("02/28/2020 12:00 AM", "03/01/2020 06:30 PM", 2 + 18.5 / 24),
+        ("2/28/2020", "3/1/2020", 2),
+        ("28.2.2020", "1.3.2020", 2),
+        ("2/28/2020 0:05", "3/1/2020 9:05", 2.375),
+        ("2020-2-28 12:00:00.050000", "2020-3-1 12:00:00.050000", 2),
     ],
 )
 def test_dates(tmp_path, first, second, days):
@@ -259,6 +269,13 @@ def test_dates(tmp_path, first, second, days):
     assert f"line 2: day is '{other}'" in refusal(tmp_path, f'a,day\n1,"{other}"\n', known=values.columns)
     assert "line 2: day is 'soon'" in refusal(tmp_path, "a,day\n1,soon\n", known=values.columns)
     assert "line 5: day is 'soon'" in refusal(tmp_path, f"day,a\n{first},1\n{second},2\n{first},4\nsoon,5\n")
+
+
+def test_a_text_before_dates_is_refused_by_its_line(tmp_path):
+    rows = "".join(f"2020-{row % 12 + 1:02}-{row % 28 + 1:02},{row / 4}\n" for row in range(60))
+    assert "line 2: when is 'unsure'" in refusal(tmp_path, "when,a\nunsure,1\n" + rows)
+    values = read(tmp_path, "when,a\nunsure,1\n" + rows, missing_values="unsure")
+    assert values.x["train"][1:3, 0].tolist() == [0, 32]
 
 
 def test_numbers_with_exponents_have_no_decimals(tmp_path):
