@@ -373,8 +373,8 @@ def _read_fields(file: Path, known: Sequence[Column]) -> Fields:
     except Exception as error:  # pandas, pyarrow, openpyxl and gzip raise exceptions of many types
         raise InputError(f"{file} cannot be read ({brief(error)}): give a CSV, TSV, Parquet or Excel file") from None
     is_empty = (frame == "").all(axis=1)
-    if num_empty := int(is_empty.sum()):
-        notes.append(f"rows in which all fields are empty are left out: {num_empty:,}")
+    if is_empty.any():
+        notes.append(f"rows in which all fields are empty, and that are left out: {is_empty.sum():,}")
         frame = frame[~is_empty]
     if suffix != ".parquet" and len(frame):
         if _is_header(frame.iloc[0], frame.iloc[1:], known):
@@ -459,8 +459,7 @@ def _read_text(file: Path) -> tuple[DataFrame, list[str], str]:
     if sep != ",":
         notes.append(f"fields are separated by {'semicolons' if sep == ';' else 'tabs'}")
     if num_comments:
-        lines_of = "line of comments (#) is" if num_comments == 1 else "lines of comments (#) are"
-        notes.append(f"{num_comments} {lines_of} left out")
+        notes.append(f"lines of comments (#) that are left out: {num_comments:,}")
     return frame, notes, sep
 
 

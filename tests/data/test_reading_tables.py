@@ -88,8 +88,8 @@ def test_comments_are_left_out_and_counted(tmp_path):
     values = read(tmp_path, "# a star\n# of magnitude 5, or 6\ntime,flux\n1.5,2.5\n# clouds\n2.5,3\n")
     assert values.x["train"].tolist() == [[1.5, 2.5], [2.5, 3]]
     assert values.names["train"] == ["line-4", "line-6"]
-    assert "3 lines" in values.note
-    assert "1 line of" in read(tmp_path, "# of a star\ntime,flux\n1.5,2.5\n2.5,3\n").note
+    assert "comments (#) that are left out: 3" in values.note
+    assert "left out: 1" in read(tmp_path, "# of a star\ntime,flux\n1.5,2.5\n2.5,3\n").note
     values = read(tmp_path, "colour,a\n#fff,1\n#000,2\n#fff,4\n")
     assert values.columns[0].categories == ("#000", "#fff"), "rows of the table"
     values = read(tmp_path, 'text,a\n"two\n# lines",1\n\none,2\none,4\n')
@@ -97,7 +97,7 @@ def test_comments_are_left_out_and_counted(tmp_path):
     assert values.names["train"] == ["line-2", "line-5", "line-6"]
     values = read(tmp_path, 'a,b\nk1,1\n# hello, 7\n# he said, "all of these,\nk2,2\n# are fine, bye"\n#k3\nk1,4\n')
     assert values.x["train"].tolist() == [[0, 1], [1, 2], [0, 4]]
-    assert "4 lines" in values.note
+    assert "left out: 4" in values.note
     assert read(tmp_path, "a\nk1\n# hello\nk2\nk1\n").columns[0].categories == ("k1", "k2")
     assert "line 3" in refusal(tmp_path, "colour,a\n#fff,1\n#000\n#fff,4\n"), "a short row is no comment there"
 
@@ -113,7 +113,7 @@ def test_comments_are_left_out_and_counted(tmp_path):
 def test_rows_without_a_field_are_left_out_and_counted(tmp_path, content, rows, count):
     values = read(tmp_path, content)
     assert np.array_equal(values.x["train"], rows, equal_nan=True)
-    assert f"empty are left out: {count}" in values.note
+    assert f"empty, and that are left out: {count}" in values.note
 
 
 @pytest.mark.parametrize(
