@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from pvae.compile.compiled_svi import CompiledSVI, Done, Step
+from pvae.compile.cuda_graph import captured
 from pvae.compile.decompositions import bfloat16_products
 from pvae.compile.graph import Function, RecordingError, graph_of, record
 from pvae.compile.inductor import MayCompile, lifted
@@ -106,7 +107,7 @@ class Members:
                 for step, row, index, *noise in zip(*given, *drawn):
                     log.append(step.replay(*map(torch.stack, zip(*noise)), row, index))
         losses, distortions, rates, are_held = zip(*log)
-        loss, held = torch.stack(losses).double().cpu(), torch.stack(are_held).cpu()
+        loss, held = torch.stack(losses).double().cpu(), torch.stack(are_held).bool().cpu()
         distortion, rate, found = torch.cat(distortions, 1), torch.cat(rates, 1), list[Done]()
         for member, was_held in enumerate(were_held):
             good, error = int((~held[:, member]).sum()), None
@@ -201,6 +202,8 @@ class Members:
         stacked = [one.expand(len(row), *one.shape).clone() for one in noise]
         try:
             replay = record(step, [*stacked, row, index], engine, "fp32", may_compile)
+            if self.svis[0].captures and index.is_cuda:
+                replay = captured(replay, [*stacked, row, index], self.svis[0].pool)
         finally:
             self.is_held.copy_(is_held)
         return _Step(replay, draws.forward, sum(one.numel() for one in stacked))
