@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from pvae.core.terms import Terms
 __all__ = ["Members", "MembersDone"]
 
 _DRAWN_AT_ONCE = 2**24  # random numbers that are held in memory
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names in malloc.h
 _Batch = tuple[Tensor]  # the index
 
 
@@ -78,6 +80,7 @@ class Members:
                 self._taken[member].copy_(torch.maximum(self._taken[member], state["step"]))
                 state["step"] = self._taken[member]
         self.random = [rng_state(like.device)] * len(svis)
+        _keep_freed_memory()
         own = [list(same) for same in zip(*tensors)]
         self._own = {
             id(same[0]): torch.stack(same) for same in own if not all(torch.equal(same[0], one) for one in same)
@@ -235,6 +238,17 @@ class Members:
         squares.mul_(1 - (1 - beta_2) * moves).addcmul_(gradient, gradient, value=1 - beta_2)
         step_size, root = rows[:, 2:].to(gradient.dtype).unsqueeze(2).unbind(1)
         values.sub_(step_size * moves * means / (squares.sqrt() * root + epsilon))
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep memory that is freed: stacked tensors are so large that it would return it to the system.
+
+    To get it back page by page in every step takes a quarter of the step.
+    """
+    with contextlib.suppress(AttributeError, TypeError, OSError):  # another C library
+        set_option = ctypes.CDLL(None).mallopt
+        set_option(_TRIM_THRESHOLD, 2**30)
+        set_option(_MMAP_THRESHOLD, 2**25)  # the largest that it takes
 
 
 def _draws(graph: fx.GraphModule, own: set[int]) -> tuple[fx.GraphModule, list[Tensor]]:

@@ -247,7 +247,7 @@ def _train_together(
             for one in members:
                 free_bits = one.of.config.free_bits or -math.inf
                 one.trainer.elbo.free_bits = torch.tensor(free_bits, device=where)
-        _check_faster(members, chosen)
+        stack = _faster(members, chosen)
         for one in members:
             if not one.of.sessions:
                 writer.new_folder(writer.check_out(one.of.path), one.of.config)
@@ -260,7 +260,7 @@ def _train_together(
             if not quiet:
                 Console(runs[0]).on_train_begin(members[0].trainer)
                 print_line(f"{len(members)} runs at once: {listed([run.path.name for run in runs])}")
-            _train(members, chosen, note, quiet, interruptions)
+            _train(members, stack, chosen, note, quiet, interruptions)
             for one in members:
                 for callback in one.callbacks if one.error is None else ():
                     callback.on_train_end(one.trainer)
@@ -296,8 +296,12 @@ def _member(
     return member
 
 
-def _check_faster(members: Sequence[_Member], chosen: Mapping[str, Any]) -> None:
-    """Take some steps of all members, and of one alone, and undo them.
+def _stacked(members: Sequence[_Member]) -> Members:
+    return Members([one.svi for one in members], [one.tensors for one in members])
+
+
+def _faster(members: Sequence[_Member], chosen: Mapping[str, Any]) -> Members:
+    """Return the members, stacked, after taking some steps of all, and of one alone, and undoing them.
 
     Raises:
         RecordingError: steps of all take longer than those of each, unless an earlier session has taken them; or they
@@ -306,7 +310,7 @@ def _check_faster(members: Sequence[_Member], chosen: Mapping[str, Any]) -> None
     first, times = members[0], list[float]()
     trainer = first.trainer
     trainer.vae.train()
-    stack = Members([one.svi for one in members], [one.tensors for one in members])
+    stack = _stacked(members)
     size, values = min(trainer.batch_size, len(trainer.data)), trainer.schedule(0)
     index = torch.arange(size, device=trainer.device)
     together = [(index.unsqueeze(1).repeat(1, len(members)),)] * _TRIED, [[values] * len(members)] * _TRIED
@@ -322,10 +326,12 @@ def _check_faster(members: Sequence[_Member], chosen: Mapping[str, Any]) -> None
     is_auto = first.of.config.compile == "auto" and "together" not in chosen
     if is_auto and times[0] > len(members) * times[1]:
         raise RecordingError(f"{len(members)} at once take {times[0] / len(members) / times[1]:.1f} times as long")
+    return stack
 
 
 def _train(
     members: Sequence[_Member],
+    stack: Members,
     chosen: Mapping[str, Any],
     note: Callable[[str], object],
     quiet: bool,
@@ -336,11 +342,11 @@ def _train(
     Members that have ended are left out from the next epoch on. One that is ahead of the others, since they were killed
     between two checkpoints, is held for an epoch, so that they are computed as if they had not been killed.
     """
-    together = list[_Member]()
+    together, engine = [*members], _engine(stack, members[0], chosen, note)
     while active := [one for one in members if one.goes_on()]:
         epoch = min(one.trainer.epoch for one in active)
         if (now := [one for one in members if one.goes_on() or one.trainer.epoch > epoch]) != together:
-            together, stack = now, Members([one.svi for one in now], [one.tensors for one in now])
+            together, stack = now, _stacked(now)
             engine = _engine(stack, now[0], {**chosen, **now[0].chosen}, note)
         started, moving = time.perf_counter(), [one for one in active if one.trainer.epoch == epoch]
         orders, tables = [], []
