@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
@@ -23,7 +22,6 @@ from pvae.core.errors import InputError, brief, is_out_of_memory, joined, one_li
 
 __all__ = [
     "EPOCH",
-    "UNPADDED",
     "Column",
     "DataRecord",
     "Dataset",
@@ -34,7 +32,6 @@ __all__ = [
     "value_name",
 ]
 
-UNPADDED = r"(?<![\d:+])(?<!:\d\d\.)"  # before a day, month or hour, and not in minutes, fractions and UTC offsets
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _AT_ONCE = 1000  # data in a batch
 _MOST_DECIMALS = 8  # of numbers that a person wrote
@@ -54,8 +51,7 @@ class Column:
         greatest: the greatest value in the file.
         origin: what is added to a value of x to give the number in the file, or for dates the days since 1970-01-01.
         unit: the unit of the values of x, for instance "days from 2020-03-01", or "".
-        date_format: how dates are written, as `datetime.strftime` takes it, %z in UTC, with a "-" behind the first % if
-            days, months and hours below 10 have no 0 in front; "" for a column of other values.
+        date_format: how dates are written, as `datetime.strftime` takes it, %z in UTC; "" for a column of other values.
         suffix: "%" behind each number, or "".
         point: "." or the decimal comma.
     """
@@ -91,11 +87,9 @@ class Column:
             value = min(value, self.greatest if self.greatest is not None else math.inf)
         number = self.origin + value
         if self.date_format:
-            form = self.date_format.replace("%z", "+00:00").replace("%-", "%")
             parts = ("days", "%d"), ("hours", "%H"), ("minutes", "%M"), ("seconds", "%S"), ("microseconds", "%f")
-            unit = timedelta(**{[name for name, code in parts if code in form or code == "%d"][-1]: 1})
-            text = f"{EPOCH + round(timedelta(days=number) / unit) * unit:{form}}"
-            return re.sub(rf"{UNPADDED}0(?=\d)", "", text) if "%-" in self.date_format else text
+            unit = timedelta(**{[name for name, code in parts if code in self.date_format or code == "%d"][-1]: 1})
+            return f"{EPOCH + round(timedelta(days=number) / unit) * unit:{self.date_format.replace('%z', '+00:00')}}"
         if self.decimals is None:
             text = f"{number:.{15 if is_given else 6}g}"
         elif self.decimals > _MOST_DECIMALS:  # written from doubles: the shortest text of this number

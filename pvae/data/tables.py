@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pvae.config.columns import column_kinds, named_kinds
 from pvae.core.errors import InputError, brief, check_name, joined, listed, shown
-from pvae.data.dataset import EPOCH, UNPADDED, Column
+from pvae.data.dataset import EPOCH, Column
 from pvae.data.labels import UNKNOWN, names_of
 from pvae.data.reading import Fields, Reading, Values
 
@@ -333,14 +333,11 @@ def _date_format(texts: Series) -> str:
     formats = dict.fromkeys(form for one in guesses if one for form in (one.replace("%z", "Z"), one))
     counts = {one: _days(texts, one).count() for one in (*formats, *_DATES) if _days(few, one).count()}
     best = max(counts, key=lambda one: counts[one], default="")
-    if 2 * counts.get(best, 0) <= texts.count():
-        return ""
-    return best.replace("%", "%-", 1) if texts.str.contains(rf"{UNPADDED}\d(?!\d)").any() else best
+    return best if 2 * counts.get(best, 0) > texts.count() else ""
 
 
 def _days(texts: Series, date_format: str) -> Series:
     """Return the days since 1970 in UTC of dates, NaN for other texts."""
-    date_format = date_format.replace("%-", "%")
     days = (pandas.to_datetime(texts, format=date_format, errors="coerce", utc=True) - EPOCH) / timedelta(days=1)
     return days.where(days.abs() < _MOST_DAYS)
 
