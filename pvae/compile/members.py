@@ -16,7 +16,7 @@ from pvae.compile.cuda_graph import captured
 from pvae.compile.decompositions import bfloat16_products
 from pvae.compile.graph import Function, RecordingError, graph_of, record
 from pvae.compile.inductor import MayCompile, lifted
-from pvae.core.errors import NotFiniteError
+from pvae.core.errors import NotFiniteError, brief
 from pvae.core.random_state import restore_rng_state, rng_state
 from pvae.core.terms import Terms
 
@@ -179,7 +179,7 @@ class Members:
         with pyro.get_param_store().scope():
             graph = graph_of(first.gradients, [row[0], index[0]], products)
         if first.buffers:
-            raise RecordingError("BatchNorm changes its buffers in each step")
+            raise RecordingError("a module changes its buffers in each step, as BatchNorm does")
         draws, noise = _draws(graph, {id(one) for one in self._parameters} | self._own.keys())
         rest, attributes = lifted(graph)
         places = {id(one): place for place, one in enumerate(self._parameters)}
@@ -207,6 +207,10 @@ class Members:
             replay = record(step, [*stacked, row, index], engine, "fp32", may_compile)
             if self.svis[0].captures and index.is_cuda:
                 replay = captured(replay, [*stacked, row, index], self.svis[0].pool)
+        except RecordingError as error:
+            if engine != "graph":
+                raise
+            raise RecordingError(f"torch.vmap cannot map the step ({brief(error.__cause__ or error)})") from error
         finally:
             self.is_held.copy_(is_held)
         return _Step(replay, draws.forward, sum(one.numel() for one in stacked))

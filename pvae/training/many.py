@@ -46,7 +46,7 @@ from pvae.training.fit import chosen_before, fit, note_of, one_at_a_time, resume
 from pvae.training.parallel import ALONE
 from pvae.training.schedules import StepValues
 from pvae.training.setup import build_trainer, check_first_loss
-from pvae.training.trainer import Callback, Trainer
+from pvae.training.trainer import Callback, Trainer, advice_on_memory
 from pvae.vae import VAE
 
 __all__ = ["fit_many"]
@@ -103,9 +103,11 @@ def fit_many(
         LostError: (a RuntimeError) a folder can no longer be written.
         InterruptedTrainingError: (a KeyboardInterrupt) Ctrl-C or SIGTERM; the epochs before are saved.
     """
-    first, names = configs[0] if configs else None, _names(configs)
-    if first is None or is_torchrun():
-        raise InputError("give configurations, and train them in one process: run it without torchrun")
+    if not configs:
+        raise InputError("there are no configurations: give one or more")
+    if is_torchrun():
+        raise InputError("many runs are trained in one process: run it without torchrun")
+    first, names = configs[0], _names(configs)
     elbo_of(first)  # refuses what does not go together
     kind = "sweep" if len({one.seed for one in configs}) < len(configs) else "seeds"
     folder = Path("runs") / f"{first.system}-{first.elbo}-{kind}" if out is None else expanded(out, "--out")
@@ -116,11 +118,12 @@ def fit_many(
         data = run.dataset(data, data_dir, offline)
     data = load_for(first, data_dir, offline) if data is None else data.with_valid(first.valid)
     runs = [
-        existing.get(name) or Run(folder / name, one, data.record(), loaded=data) for name, one in zip(names, configs)
+        existing.get(name) or Run(writer.check_out(folder / name), one, data.record(), loaded=data)
+        for name, one in zip(names, configs)
     ]
     left = [run for run in runs if not (run.sessions and run.is_finished())]
     errors: dict[Path, TrainingError] = {}
-    if len(left) > 1:
+    if len(left) > 1 or any(map(_was_together, left)):
         try:
             if start is not None or make_vae is not None:
                 raise RecordingError("they start from another run, or their VAE is your own")
@@ -143,6 +146,11 @@ def fit_many(
     if not trained:
         raise next(iter(errors.values()))
     return trained
+
+
+def _was_together(run: Run) -> bool:
+    """Return whether an earlier session trained the run with others."""
+    return any("together" in session for session in run.sessions)
 
 
 def _names(configs: Sequence[Config]) -> list[str]:
@@ -183,13 +191,14 @@ class _Member:
     """A run among those that are trained together. It is the engine of its trainer, whose steps were taken before.
 
     Attributes:
+        own: its run folder.
         random: its random state.
         done: the steps of an epoch.
         chosen: as of `Engine`.
         error: ended it.
     """
 
-    of: Run
+    own: Run
     trainer: Trainer
     svi: CompiledSVI
     saved: Checkpointing
@@ -207,7 +216,7 @@ class _Member:
 
     def goes_on(self) -> bool:
         """Return whether it trains another epoch."""
-        is_last = self.trainer.epoch >= self.of.config.epochs
+        is_last = self.trainer.epoch >= self.own.config.epochs
         return not (self.error or is_last or any(one.ends(self.trainer) for one in self.callbacks))
 
     @property
@@ -243,15 +252,17 @@ def _train_together(
         note = note_of(quiet, ALONE)
         chosen = chosen_before(runs[0], where, ALONE) | ({"threads": threads} if threads else {})
         members = [_member(run, data, where, on_epoch, note, interruptions) for run in runs]
-        if len({one.of.config.free_bits for one in members}) > 1:
+        if len({one.own.config.free_bits for one in members}) > 1:
             for one in members:
-                free_bits = one.of.config.free_bits or -math.inf
+                free_bits = one.own.config.free_bits or -math.inf
                 one.trainer.elbo.free_bits = torch.tensor(free_bits, device=where)
         stack = _faster(members, chosen)
         for one in members:
-            if not one.of.sessions:
-                writer.new_folder(writer.check_out(one.of.path), one.of.config)
-            held.enter_context(locked(one.of.path))
+            if not one.own.sessions:
+                writer.new_folder(one.own.path, one.own.config)
+            held.enter_context(locked(one.own.path))
+        if data.note:
+            print(f"note: {data.note}", file=sys.stderr)
         try:
             for one in members:
                 restore_rng_state(one.random, where)
@@ -269,7 +280,7 @@ def _train_together(
         finally:
             for one in members:
                 one.board.close()
-    return {one.of.path: one.error for one in members if one.error is not None}
+    return {one.own.path: one.error for one in members if one.error is not None}
 
 
 def _member(
@@ -315,7 +326,7 @@ def _faster(members: Sequence[_Member], chosen: Mapping[str, Any]) -> Members:
     index = torch.arange(size, device=trainer.device)
     together = [(index.unsqueeze(1).repeat(1, len(members)),)] * _TRIED, [[values] * len(members)] * _TRIED
     torch.set_num_threads(chosen.get("threads", torch.get_num_threads()))
-    with stack.kept(), pyro.get_param_store().scope():
+    with stack.kept(), pyro.get_param_store().scope(), advice_on_memory(f"a step of {len(members)} runs"):
         for steps in (lambda: stack.run(*together), lambda: first.svi.run([(index,)] * _TRIED, [values] * _TRIED)):
             seconds = list[float]()
             for _ in range(4):  # the first records
@@ -323,7 +334,7 @@ def _faster(members: Sequence[_Member], chosen: Mapping[str, Any]) -> Members:
                 steps()
                 seconds.append(time.perf_counter() - started)
             times.append(min(seconds[1:]))
-    is_auto = first.of.config.compile == "auto" and "together" not in chosen
+    is_auto = first.own.config.compile == "auto" and not _was_together(first.own)
     if is_auto and times[0] > len(members) * times[1]:
         raise RecordingError(f"{len(members)} at once take {times[0] / len(members) / times[1]:.1f} times as long")
     return stack
@@ -358,12 +369,13 @@ def _train(
             stack.random[place], one.done = rng_state(trainer.device), []
             stack.is_held[place] = one not in moving
             tables.append([trainer.schedule(trainer.step + step) for step in range(trainer.num_steps)])
-        last, num_steps = members[0].of.config.epochs, together[0].trainer.num_steps
-        with progress_bar(f"epoch {epoch + 1}/{last}", num_steps, "step", quiet) as bar:
+        last, num_steps = members[0].own.config.epochs, together[0].trainer.num_steps
+        bar = progress_bar(f"epoch {epoch + 1}/{last}", num_steps, "step", quiet)
+        with bar, advice_on_memory(f"a step of {len(together)} runs"):
             for taken in engine.run(torch.stack(orders, 1), list(zip(*tables))):
                 for one, done in zip(together, taken.members):
                     one.done.append(done._replace(seconds=taken.seconds / len(together)))
-                bar.update(len(taken.members[0].losses))
+                bar.update(max(len(done.losses) for done in taken.members))
                 interruptions.raise_if_received()
         for place, one in enumerate(together):
             if one in moving:
@@ -385,7 +397,7 @@ def _train(
 
 def _engine(stack: Members, first: _Member, chosen: Mapping[str, Any], note: Callable[[str], object]) -> Engine:
     """Return the engine that takes the steps of a stack."""
-    trainer, config = first.trainer, first.of.config
+    trainer, config = first.trainer, first.own.config
 
     def make(name: str) -> Any:
         if name == "none":
@@ -401,8 +413,8 @@ def _explained(error: BaseException, members: Sequence[_Member], status: int) ->
     """Discard the folders in which nothing was saved, and return an error that says how to go on."""
     for one in members:
         if one.saved.epoch is None:
-            writer.discard(one.of.path)
-    folder = members[0].of.path.parent
+            writer.discard(one.own.path)
+    folder = members[0].own.path.parent
     kept = f"{folder} contains the runs up to the last epoch that was saved; go on by the same command again"
     if isinstance(error, OSError):
         return LostError(f"{folder} cannot be written any more ({error.strerror or error}); {kept}")

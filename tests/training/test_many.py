@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from helpers.runs import assert_same
 
 import pvae
+from pvae.compile.members import Members
 from pvae.core.errors import InputError, TrainingError
 from pvae.data.dataset import Dataset
 from pvae.data.sources import load_dataset
@@ -169,3 +171,19 @@ def test_a_killed_training_of_eight_goes_on_to_the_same_bits(no_pictures, tmp_pa
     assert train(tmp_path / "killed", -1).returncode == 0
     for seed in range(8):
         assert_same(weights(tmp_path / f"killed/seed-{seed}"), weights(tmp_path / f"whole/seed-{seed}"))
+
+
+@pytest.mark.workflow
+def test_slower_runs_at_once_are_trained_one_after_the_other(no_pictures, capsys, tmp_path, monkeypatch):
+    """Steps at once wait a tenth of a second."""
+    configs = [SMALL.replace(epochs=1, seed=seed, compile="auto") for seed in (0, 1)]
+    usual = Members.run
+
+    def slow(self, *given):
+        time.sleep(0.1)
+        return usual(self, *given)
+
+    monkeypatch.setattr(Members, "run", slow)
+    runs = fit_many(configs, data=few(), out=tmp_path / "many", **HOW)
+    assert "times as long" in capsys.readouterr().err
+    assert ["together" in run.sessions[-1] for run in runs] == [False, False]
