@@ -352,7 +352,7 @@ def _read_fields(file: Path, known: Sequence[Column]) -> Fields:
     Raises:
         InputError: it cannot be read, has no rows, or names two columns alike.
     """
-    suffix, sep, notes = file.suffix.lower(), ",", list[str]()
+    suffix, sep, notes, above = file.suffix.lower(), ",", list[str](), list[str]()
     try:
         if suffix == ".parquet":
             frame = pandas.read_parquet(file).convert_dtypes().rename(columns=str)  # whole floats become integers
@@ -362,7 +362,7 @@ def _read_fields(file: Path, known: Sequence[Column]) -> Fields:
             frame, *others = sheets.values()
             notes += [f"sheet {name} is not read" for name, sheet in zip([*sheets][1:], others) if len(sheet)]
         else:
-            frame, notes, sep = _read_text(file)
+            frame, notes, sep, above = _read_text(file)
         if suffix in (".parquet", ".xlsx"):
             frame = frame.apply(_texts).set_axis([f"row {row + 1}" for row in frame.index])
     except InputError:
@@ -376,6 +376,9 @@ def _read_fields(file: Path, known: Sequence[Column]) -> Fields:
     if suffix != ".parquet" and len(frame):
         if _is_header(frame.iloc[0], frame.iloc[1:], known):
             frame = frame.iloc[1:].set_axis(frame.iloc[0], axis=1)
+        elif len(above) == frame.shape[1] and all(above) and _is_header(Series(above), frame, known):
+            frame = frame.set_axis(above, axis=1)
+            notes.append("the last comment above the rows is read as the names of columns")
         else:
             frame = frame.rename(columns=lambda place: f"column-{place + 1}")
             notes.append(f"there is no line of names of columns: they are {listed([*frame])}")
@@ -417,8 +420,8 @@ def _is_header(first: Series, rest: DataFrame, known: Sequence[Column]) -> bool:
     return is_count or not is_data or bool(names and names <= {*first})
 
 
-def _read_text(file: Path) -> tuple[DataFrame, list[str], str]:
-    """Return the fields of a file of texts, whose columns are numbered, notes, and what separates the fields."""
+def _read_text(file: Path) -> tuple[DataFrame, list[str], str, list[str]]:
+    """Return the fields of a file of texts, notes, what separates the fields, and those of the comment above them."""
     content, notes = file.read_bytes(), list[str]()
     content = gzip.decompress(content) if file.suffix.lower() == ".gz" else content
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -457,7 +460,8 @@ def _read_text(file: Path) -> tuple[DataFrame, list[str], str]:
         notes.append(f"fields are separated by {'semicolons' if sep == ';' else 'tabs'}")
     if num_comments:
         notes.append(f"lines of comments (#) that are left out: {num_comments:,}")
-    return frame, notes, sep
+    above = lines[start - 1].lstrip("# ").split(sep) if 0 < start < len(lines) else []
+    return frame, notes, sep, [name.strip() for name in above]
 
 
 def _separator(lines: Sequence[str]) -> str:

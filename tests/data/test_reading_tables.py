@@ -122,10 +122,12 @@ def test_rows_without_a_field_are_left_out_and_counted(tmp_path, content, rows, 
         ("5.1,3.5\n4.9,3.0\n4.7,3.2\n", ["column-1", "column-2"], 3),
         ("5.1,x\n4.9,y\n4.7,x\n", ["column-1", "column-2"], 3),
         ("5,1;3,5\n4,9;3,0\n", ["column-1", "column-2"], 2),
-        ("#a,b\n5.1,3.5\n4.9,3.0\n# the end\n", ["column-1", "column-2"], 2),
+        ("#a,b\n5.1,3.5\n4.9,3.0\n# the end\n", ["a", "b"], 2),
         ("0,1,2\n5,3,6\n4,2,5\n", ["0", "1", "2"], 2),
         ("land,2001,2002\nNorway,3,6\nSweden,2,5\nNorway,3,4\n", ["land", "2001", "2002"], 3),
         ("a,b\n5.1,3.5\n4.9,3.0\n", ["a", "b"], 2),
+        ("# a star\n#time,flux\n5.1,3.5\n4.9,3.0\n", ["time", "flux"], 2),
+        ("# 2020, 2021\n5.1,3.5\n4.9,3.0\n", ["column-1", "column-2"], 2),
     ],
 )
 def test_a_first_line_of_values_is_no_line_of_names(tmp_path, content, names, rows):
