@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pvae.data.batch import Batch
     from pvae.runs.run import Run
     from pvae.trained.given import GivenData
+    from pvae.trained.imputation import Imputed
     from pvae.vae import VAE
 
 __all__ = ["encode", "reconstruct", "sample", "score"]
@@ -317,13 +318,6 @@ def _drawn(run: Run, arguments: argparse.Namespace) -> tuple[Tensor, Tensor | No
 
 def _write_imputed(run: Run, arguments: argparse.Namespace) -> str:
     """Write data whose missing values are filled in, with their spread, or as draws; return what was written."""
-    from dataclasses import replace
-
-    import pandas
-    import torch
-
-    from pvae.data.dataset import Column
-    from pvae.data.tables import table_text
     from pvae.trained.given import given_data
     from pvae.trained.imputation import ENOUGH, impute
 
@@ -333,42 +327,57 @@ def _write_imputed(run: Run, arguments: argparse.Namespace) -> str:
     given = given_data(run, arguments.impute, label=arguments.label)
     if given.note:
         print(f"note: {given.note}", file=sys.stderr)
-    if given.fields is not None:
-        fields, _, sep, points = given.fields
-        columns = [replace(column, point=points[column.name]) for column in run.data.columns]
-        if number and "imputation" in fields:
-            how = "which counts the draws: give it another name"
-            raise InputError(f"{arguments.impute} has a column imputation, {how}")
+    if number and given.fields is not None and "imputation" in given.fields.frame:
+        how = "which counts the draws: give it another name"
+        raise InputError(f"{arguments.impute} has a column imputation, {how}")
     found = impute(run.vae(), given.batch(run), num_draws=number)
     what = f"{int(given.x.isnan().sum()):,} missing values of {len(given.names):,} rows"
-    what += (
-        f", {number} draws of each"
-        if number
-        else ", filled by their means; std says how far each may lie from its mean"
-    )
+    how = f"{number} draws of each" if number else "filled by their means; std says how far each may lie from its mean"
+    low = ""
     if untrusted := int((~(found.effective >= ENOUGH)).sum()):
-        low = f"the effective sample size of {untrusted:,} rows is below {ENOUGH:.0f}"
-        what += f"\n{low}: their {'draws are too alike' if number else 'standard deviations are too small'}"
-    if not run.data.columns:
+        low = f"\nthe effective sample size of {untrusted:,} rows is below {ENOUGH:.0f}"
+        low += f": their {'draws are too alike' if number else 'standard deviations are too small'}"
+    if run.data.columns:
+        files, how = (
+            _write_imputed_table(run, out, given, found, number),
+            how + ", by the column imputation" * (number > 0),
+        )
+    else:
         values = {"draws": found.draws} if number else {"filled": found.filled, "std": found.std}
         write(out, {"names": given.names, **values})
-        return f"{out}: {what}"
+        files = str(out)
+    return f"{files}: {what}, {how}{low}"
+
+
+def _write_imputed_table(run: Run, out: Path, given: GivenData, found: Imputed, number: int) -> str:
+    """Write a table as its file has it, with imputed values in place of empty fields; return the names of the files."""
+    from dataclasses import replace
+
+    import pandas
+    import torch
+
+    from pvae.data.dataset import Column
+    from pvae.data.tables import table_text
+
+    assert given.fields is not None  # of the file of a table
+    fields, _, sep, points = given.fields
+    columns = [replace(column, point=points[column.name]) for column in run.data.columns]
     is_missing = given.x.isnan()
-    if not number:
-        spread = out.with_name(f"{out.stem}-std.csv")
-        numbers = [Column(column.name, point=column.point) for column in columns]
-        texts = {
-            out: table_text(columns, found.filled, fields, is_missing, sep),
-            spread: table_text(numbers, found.std, fields, torch.ones_like(is_missing), sep),
-        }
-        for file, text in texts.items():
-            write(file, text)
-        return f"{out}, {spread.name}: {what}"
-    repeated = pandas.concat([fields] * number)
-    repeated.insert(0, "imputation", [str(1 + count) for count in range(number) for _ in given.names])
-    draws = found.draws.transpose(0, 1).flatten(0, 1)
-    write(out, table_text(columns, draws, repeated, is_missing.repeat(number, 1), sep))
-    return f"{out}: {what}, in the order of the column imputation"
+    if number:
+        repeated = pandas.concat([fields] * number)
+        repeated.insert(0, "imputation", [str(1 + count) for count in range(number) for _ in given.names])
+        draws = found.draws.transpose(0, 1).flatten(0, 1)
+        write(out, table_text(columns, draws, repeated, is_missing.repeat(number, 1), sep))
+        return str(out)
+    spread = out.with_name(f"{out.stem}-std.csv")
+    numbers = [Column(column.name, point=column.point) for column in columns]
+    texts = {
+        out: table_text(columns, found.filled, fields, is_missing, sep),
+        spread: table_text(numbers, found.std, fields, torch.ones_like(is_missing), sep),
+    }
+    for file, text in texts.items():
+        write(file, text)
+    return f"{out}, {spread.name}"
 
 
 def _reconstruct_parser() -> Parser:
