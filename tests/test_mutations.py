@@ -44,6 +44,13 @@ trained/test_annealing.py
     trained.annealing | - point.log_density(beta) - kinetic | - point.log_density(beta)
     trained.annealing | upper + math.log(num_chains) | upper - math.log(num_chains)
     trained.annealing | in zip(betas[1:-1].tolist(), steps, | in zip(betas[1:-1].tolist(), _adapted(points, z, betas),
+trained/test_gaps.py
+    trained.gaps | lower.tril(-1) | 0 * lower
+    trained.gaps | - q.log_prob(z) | - q.log_prob(z).detach() * 0
+trained/test_log_likelihood.py
+    trained.importance | log_q + math.log1p(-self.share), log_wide + | log_q, log_wide +
+    trained.quadrature | (len(offsets)), side / 2 | (len(offsets)), side
+    trained.log_likelihood | index_copy(0, rows, new) | index_copy(0, torch.arange(len(rows)), new)
 elbos/test_truth.py
     reference.elbo | rate=(log_q_z - log_p_z) | rate=(log_q_z + log_p_z)
 elbos/test_bounds.py

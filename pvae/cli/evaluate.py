@@ -57,6 +57,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     count = arguments.images or first.data.num_test
     if count > first.data.num_test:
         raise InputError(f"--images {count}: {first.data.name} has {first.data.num_test:,} test data")
+    if arguments.gaps > count or (arguments.gaps and is_table):
+        raise InputError(f"--gaps {arguments.gaps}: give one run, and at most its {count:,} test data")
     is_large = math.prod(first.data.datum_shape) > _LARGE
     num_draws = arguments.importance_samples or (_FEW_DRAWS if is_large else _DRAWS)
     method = arguments.method or ("importance" if arguments.importance_samples else "auto")
@@ -86,7 +88,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         as_text = runs_table.comparison_to_latex if arguments.latex else runs_table.comparison_to_markdown
         text = content = as_text(compared)
     else:
-        report = evaluate(first, *settings)
+        report = evaluate(first, *settings, arguments.gaps)
         content, text = to_json(asdict(report), indent=2), f"{to_text(report)}\n\n{out}"
     if out:
         write(out, f"{content}\n")
@@ -124,6 +126,8 @@ def _parser() -> Parser:
     add("--chains", metavar="C", type=integer(2), default=8, help="of annealing, for each datum (default: 8)")
     start = "where the chains start: at draws from q(z | x) or p(z) (default: posterior)"
     add("--start", metavar="FROM", choices=["posterior", "prior"], default="posterior", help=start)
+    gaps = "of N test data, where ELBO and log p(x) differ: by the family of q, or by the encoder; takes long"
+    add("--gaps", metavar="N", type=integer(2), default=0, help=gaps)
     add("--images", metavar="N", type=integer(2), help="a random subset of N test data (default: all)")
     add_seed(parser)
     engine = (

@@ -24,6 +24,7 @@ from pvae.trained.annealing import bracket
 from pvae.trained.chunks import data_at_once
 from pvae.trained.codes import given_y
 from pvae.trained.elbo_terms import LAYER_RATE, elbo_terms
+from pvae.trained.gaps import best_elbo
 from pvae.trained.latent_space import mean_of, posteriors
 from pvae.trained.log_likelihood import (
     ANNEALING,
@@ -152,6 +153,25 @@ class LogLikelihood:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gaps:
+    """Where log p(x) - ELBO is lost, in nats per datum; see `pvae.trained.gaps.best_elbo`.
+
+    Args:
+        num_images: number of random test images.
+        approximation: log p(x) - L[q*], where q* is for each image alone the best Normal of independent dimensions.
+        amortisation: L[q*] - L[q], the rest; below 0 where the run's own q is of a wider family.
+        full_covariance: log p(x) - L[q*], where q* is the best Normal of any covariance.
+    """
+
+    num_images: int = field(metadata={"test data": "a random subset"})
+    approximation: Estimate = field(
+        metadata={"approximation gap": "log p(x) - L[q*], q* the best Normal for each datum"}
+    )
+    amortisation: Estimate = field(metadata={"amortisation gap": "L[q*] - L[q], which a better encoder closes"})
+    full_covariance: Estimate = field(metadata={"  of full covariance": "log p(x) - L[q*], q* of any covariance"})
+
+
+@dataclass(frozen=True, kw_only=True)
 class ColumnDistortion:
     """The distortion of a column of a table, in nats per row.
 
@@ -183,6 +203,7 @@ class Report:
         log_likelihood: of the same pixels; of binarized ones if a Bernoulli was trained on grey pixels.
         floor: the ELBO, of `elbo_parts`, that a model without a latent reaches; None if it is not known.
         columns: the distortion of each column of a table.
+        gaps: where log p(x) - ELBO is lost, if that was computed.
     """
 
     run: str
@@ -197,6 +218,7 @@ class Report:
     log_likelihood: LogLikelihood
     floor: float | None = None
     columns: tuple[ColumnDistortion, ...] = ()
+    gaps: Gaps | None = None
 
 
 def check_density(run: Run) -> None:
@@ -220,6 +242,7 @@ def evaluate(
     annealing: Mapping[str, Any] = ANNEALING,
     engine: str = "auto",
     progress: Progress = hidden,
+    num_gaps: int = 0,
 ) -> Report:
     """Evaluate a trained VAE on test images.
 
@@ -232,6 +255,7 @@ def evaluate(
         annealing: as in `log_likelihood`.
         engine: "auto", "none", "graph" or "inductor", as in `importance_sample`.
         progress: as in `log_likelihood`.
+        num_gaps: number of test images whose gaps are computed, or 0.
 
     Raises:
         InputError: the run is an autoencoder, which has no likelihood, or there are fewer than two images, or the
@@ -250,6 +274,7 @@ def evaluate(
         how: dict[str, Any] = {"annealing": annealing, "engine": engine, "progress": progress}
         log_p = log_likelihood(normalised, batch, method, num_particles=num_particles, **how)
         gap = _bracket(normalised, batch, log_p, annealing)
+        gaps = _gaps(normalised, batch, log_p, random_subset(len(batch), num_gaps, seed)) if num_gaps else None
         elbo = Estimate.of(elbo_terms(normalised, batch)["elbo"]) if vae.is_pseudo else parts.elbo
         reached = _floor(run, seen.x)
         columns = _columns(run, vae, seen, reached)
@@ -266,6 +291,7 @@ def evaluate(
         log_likelihood=_log_likelihood(normalised, batch.x, log_p, num_particles, gap, elbo),
         floor=None if reached is None else reached.sum().item(),
         columns=columns,
+        gaps=gaps,
     )
 
 
@@ -349,6 +375,17 @@ def _bracket(vae: VAE, batch: Batch, log_p: LogP, annealing: Mapping[str, Any]) 
     return Estimate.of(found.upper - found.lower)
 
 
+def _gaps(vae: VAE, batch: Batch, log_p: LogP, rows: Tensor) -> Gaps:
+    batch, exact, elbo = batch.rows(rows), log_p.log_p[rows], elbo_terms(vae, batch.rows(rows))["elbo"].double()
+    best = best_elbo(vae, batch)
+    parts = {
+        "approximation": exact - best.normal,
+        "amortisation": best.normal - elbo,
+        "full_covariance": exact - best.full,
+    }
+    return Gaps(num_images=len(rows), **{name: Estimate.of(values) for name, values in parts.items()})
+
+
 def _log_likelihood(
     vae: VAE, x: Pixels, found: LogP, num_particles: int, gap: Estimate | None, elbo: Estimate
 ) -> LogLikelihood:
@@ -410,6 +447,8 @@ def to_text(report: Report) -> str:
         *_lines(log_p),
         *[_UNSEEN] * (log_p.effective_least is not None),
     ]
+    if report.gaps is not None:
+        lines += ["", "gaps between log p(x) and the ELBO L[q]", *_lines(report.gaps)]
     if log_p.untrusted > MOST_UNTRUSTED:
         lines += ["", f"warning: the log p(x) of {log_p.untrusted:.1%} of the data is too low by an unknown amount"]
         lines += [

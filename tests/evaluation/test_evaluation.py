@@ -378,6 +378,17 @@ def test_what_cannot_be_trusted_is_warned_of_and_quadrature_can(untrusted_run):
 
 
 @pytest.mark.workflow
+def test_the_gaps_are_of_the_sizes_that_they_must_have(untrusted_run):
+    """A family that holds the other one loses less, and none has a bound above log p(x), at a hundredth of a nat."""
+    report = evaluate(untrusted_run, num_gaps=5)
+    found = report.gaps
+    assert found.num_images == 5
+    assert -0.01 < found.full_covariance.mean < found.approximation.mean + 0.01
+    assert found.amortisation.mean > 0.05
+    assert "amortisation gap" in to_text(report)
+
+
+@pytest.mark.workflow
 def test_what_is_annealed_has_a_bracket(runs, capsys):
     run = runs("two layers")
     assert main([str(run.path), "--images", "6", "--method", "annealed", "--temperatures", "8", "--chains", "2"]) == 0
