@@ -385,7 +385,6 @@ def _train(
                     one.trainer.run_epoch(one.callbacks)
                 except TrainingError as error:
                     one.error = error
-                one.random = rng_state(one.trainer.device)
             interruptions.raise_if_received()
         tests = [one.trainer.rows[-1] for one in moving if one.error is None]
         if tests and not quiet:

@@ -148,7 +148,7 @@ def save(run, rows, checkpoint):
     if saved == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
 pvae.runs.writer.save = save
-configs = [SMALL.replace(epochs=3, seed=seed) for seed in range(8)]
+configs = [SMALL.replace(hidden=(13,), batch_size=7, seed=seed) for seed in range(8)]
 fit_many(configs, data=few(), out=sys.argv[2], **HOW)
 """
 
