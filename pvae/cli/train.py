@@ -103,7 +103,10 @@ def train_parser() -> Parser:
 
 def _betas(text: str) -> float | Sequence[float]:
     """Return the beta of a text, or the list of several."""
-    values = sorted({*map(float, text.split(","))})
+    try:
+        values = sorted({*map(float, text.split(","))})
+    except ValueError:
+        raise argparse.ArgumentTypeError("must be a number, or several, such as 0.25,1,4") from None
     return values if "," in text else values[0]
 
 
@@ -137,8 +140,8 @@ def _train_many(options: Mapping[str, Any]) -> None:
 
     given = options.get("beta", ())
     betas = given if isinstance(given, Sequence) else ()
-    if betas and (options["resume"] or options["print"]):
-        raise InputError("--beta of several values trains new runs: leave --resume and --print out")
+    if options["resume"]:
+        raise InputError("--beta of several values trains new runs: leave --resume out")
     config, data = _configured({**options, "beta": betas[0]} if betas else options)
     seeds = options["seeds"] or [config.seed]
     configs = [config.replace(seed=seed, beta=beta) for beta in betas or [config.beta] for seed in seeds]
