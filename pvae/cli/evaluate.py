@@ -131,7 +131,7 @@ def _parser() -> Parser:
     add("--images", metavar="N", type=integer(2), help="a random subset of N test data (default: all)")
     add_seed(parser)
     engine = (
-        "none; graph: record the decoder's operators; inductor: compile them to C++, which is faster for many "
+        "none; graph: record the operators; inductor: compile them to C++, which is faster for many "
         "samples; auto: inductor there, if torch is 2.14 and there is a compiler, else graph (default: auto)"
     )
     add("--compile", metavar="HOW", choices=["auto", "none", "graph", "inductor"], default="auto", help=engine)

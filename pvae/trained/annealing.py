@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from pyro.distributions import Normal
 from torch import Tensor
 
-from pvae.compile.graph import RecordingError, record
+from pvae.compile.graph import Function, RecordingError, record
+from pvae.compile.inductor import missing
 from pvae.core.errors import InputError, check_name
 from pvae.core.random_state import seeded
 from pvae.core.tracing import deferred
@@ -19,7 +21,7 @@ from pvae.data.batch import Batch, Data
 from pvae.distributions.flow import Flow
 from pvae.distributions.joint import sites_of
 from pvae.trained.chunks import data_at_once
-from pvae.trained.importance import Weights
+from pvae.trained.importance import DECODED_TO_COMPILE, Weights
 from pvae.vae import VAE
 
 __all__ = [
@@ -109,6 +111,7 @@ def annealed(
     num_chains: int = 16,
     start: str = "prior",
     on_images: Callable[[int], object] = lambda count: None,
+    engine: str = "auto",
 ) -> Annealed:
     """Estimate log p(x) by annealed importance sampling with Hamiltonian transitions.
 
@@ -129,6 +132,9 @@ def annealed(
         start: r is p(z) ("prior"), or q(z | x) ("posterior"), from which fewer temperatures do; of a flow it is the
             Normal with its mean and spread. Chains from q(z | x) may miss a mode of p(z | x) that q misses.
         on_images: called after each part with the number of data in it.
+        engine: how to compute densities and gradients: "graph" or "inductor" as in `pvae.compile.graph.record`, or
+            "none". "auto" is "inductor" for parts of full size, if it is available and the work is large, else "graph";
+            it falls back to "none" if the densities cannot be recorded or compiled.
 
     Returns:
         Estimates `log_p` (N,) in nats, their standard errors `stderr` over the chains, the effective sample sizes of
@@ -136,14 +142,15 @@ def annealed(
         no chain found.
 
     Raises:
-        InputError: the VAE has no log p(x), or its latent is discrete or on a sphere; T, C or start is none of these.
+        InputError: the VAE has no log p(x), or its latent is discrete or on a sphere; T, C or start is none of these;
+            or the densities cannot be recorded with the given engine.
 
     Reference:
         Neal, Statistics and Computing 11, 2001, section 2; Wu et al., arXiv:1611.04273, section 3 (for VAEs, and the
         schedule); Neal, arXiv:1206.1901, section 3 (the transitions).
     """
     batch, runs = Batch.of(data), list[tuple[Tensor, Tensor]]()
-    schedule = _Schedule.of(vae, batch, num_temperatures, num_chains, start)
+    schedule = _Schedule.of(vae, batch, num_temperatures, num_chains, start, engine)
     for part in batch.split(schedule.data_at_once):
         runs.append(log_weights(*_started(vae, part, schedule), schedule.betas, schedule.steps))
         on_images(len(part))
@@ -257,16 +264,21 @@ class _Schedule(NamedTuple):
     steps: list[float]  # of leapfrog at b_1, ..., b_T-1
     num_chains: int
     start: str
+    engine: str
     data_at_once: int
+    is_large: bool
 
     @classmethod
-    def of(cls, vae: VAE, batch: Batch, num_temperatures: int, num_chains: int, start: str) -> _Schedule:
+    def of(
+        cls, vae: VAE, batch: Batch, num_temperatures: int, num_chains: int, start: str, engine: str = "auto"
+    ) -> _Schedule:
         check_continuous(vae, batch)
         check_name("start", start, STARTS)
         if num_temperatures < 1 or num_chains < 2:
             raise InputError(f"{num_temperatures} temperatures and {num_chains} chains: give at least 1 and 2")
         size = data_at_once(vae, batch, num_chains)
-        schedule = cls(temperatures(num_temperatures), [], num_chains, start, size)
+        is_large = len(batch) * num_chains * num_temperatures * NUM_LEAPFROG >= DECODED_TO_COMPILE
+        schedule = cls(temperatures(num_temperatures), [], num_chains, start, engine, size, is_large)
         if num_temperatures == 1:
             return schedule
         rows = torch.randperm(len(batch))[: min(size, math.ceil(_PILOT * len(batch)))]
@@ -299,19 +311,25 @@ def _started(vae: VAE, batch: Batch, schedule: _Schedule) -> tuple[Points, Tenso
     z = r.sample((schedule.num_chains,) if r.batch_shape else (schedule.num_chains, len(x)))
 
     def densities(z: Tensor) -> list[Tensor]:
-        with torch.enable_grad():
+        with torch.enable_grad(), pyro.validation_enabled(False):  # a chain that diverges is refused, no error
             z = z.detach().requires_grad_()
             log_start, log_joint = r.log_prob(z), given.log_likelihood(x, z) + prior.log_prob(z)
             (by_start,) = torch.autograd.grad(log_start.sum(), z, retain_graph=True)
             (by_joint,) = torch.autograd.grad(log_joint.sum(), z)
         return [log_start.detach().double(), log_joint.detach().double(), by_start, by_joint]
 
+    recorded: Function = densities
+    engine = schedule.engine
+    if engine == "auto":  # other sizes, of which there are few data, would be compiled anew
+        is_compiled = schedule.is_large and len(batch) == schedule.data_at_once and not missing()
+        engine = "inductor" if is_compiled else "graph"
     try:
-        with deferred():  # the checks of labels, which read values, are made by the draw
-            recorded = record(densities, [z.contiguous()])
+        with deferred(), seeded(0):  # of checks of labels, which the draw made; compiling draws random numbers
+            recorded = densities if engine == "none" else record(densities, [z.contiguous()], engine)
     except RecordingError:
-        recorded = densities
-    return lambda z: Point(z, *recorded(z.contiguous())), z
+        if schedule.engine != "auto":
+            raise
+    return lambda z: Point(z, *(one.contiguous() for one in recorded(z.contiguous()))), z
 
 
 @torch.no_grad()

@@ -121,7 +121,7 @@ def log_likelihood(
         method: "auto", or one of `METHODS` for all data.
         num_particles: K, the draws of importance sampling for each datum.
         annealing: temperatures, chains and start of `annealed`.
-        engine: as in `importance_sample`.
+        engine: as in `importance_sample` and `annealed`.
         progress: returns the bar that shows the progress of a method.
 
     Raises:
@@ -149,7 +149,7 @@ def log_likelihood(
             elif name == "importance":
                 one = importance_sample(vae, part, num_particles, bar.update, engine)
             else:
-                one = annealed(vae, part, on_images=bar.update, **annealing)
+                one = annealed(vae, part, on_images=bar.update, engine=engine, **annealing)
         by, effective = torch.full_like(rows, METHODS.index(name)), getattr(one, "effective", unknown)
         values = LogP(one.log_p, one.stderr, by, one.is_trusted, effective, getattr(one, "pareto_k", unknown))
         found = values if found is None else LogP(*(old.index_copy(0, rows, new) for old, new in zip(found, values)))
