@@ -133,19 +133,25 @@ def fit_many(
     for run in left:
         given: dict[str, Any] = {"data": data, "threads": threads, "quiet": quiet, "on_epoch": on_epoch}
         given["vae"] = None if make_vae is None else make_vae(run.config)
-        try:
-            if run.sessions:
-                resume(run, run.config.epochs, **given)
-            else:
-                fit(run.config, out=run.path, device=device, start=start, code=code, **given)
-        except TrainingError as why:
-            errors[run.path] = why
+        errors |= _train_alone(run, given, {"device": device, "start": start, "code": code})
     for path, found in errors.items():
         print(f"{path.name}: {found}", file=sys.stderr)
     trained = [Run.open(run.path) for run in runs if run.path not in errors]
     if not trained:
         raise next(iter(errors.values()))
     return trained
+
+
+def _train_alone(run: Run, given: Mapping[str, Any], of_new: Mapping[str, Any]) -> dict[Path, TrainingError]:
+    """Train a run by itself, with these options of `fit` and `resume`, and those of a new run; return why it ended."""
+    try:
+        if run.sessions:
+            resume(run, run.config.epochs, **given)
+        else:
+            fit(run.config, out=run.path, **given, **of_new)
+    except TrainingError as error:
+        return {run.path: error}
+    return {}
 
 
 def _was_together(run: Run) -> bool:
