@@ -160,6 +160,8 @@ class Engine:
     def run(self, order: Tensor, table: Sequence[Any]) -> Iterator[Any]:
         """Take the steps of an epoch, some in each call, and yield what each call has done; end after an error.
 
+        A short last batch has a call of its own, whose time chooses nothing.
+
         Args:
             order: indices of the data, int64 (N,); of `Members` (N, S).
             table: the values of each step, which the SVI takes.
@@ -168,17 +170,20 @@ class Engine:
             RecordingError: (an InputError) a step cannot be recorded or compiled, and the caller asked for it.
         """
         batches, taken = order.split(self._batch_size), 0
+        num_full = len(batches) - (len(batches[-1]) < len(batches[0]))
         while taken < len(batches):
+            is_full = taken < num_full
             most = _TRIED if self._threads.is_trying else _MOST
-            steps = slice(taken, taken + max(1, min(most, int(_SECONDS / self._seconds))))
+            end = taken + max(1, min(most, int(_SECONDS / self._seconds)))
+            steps = slice(taken, min(end, num_full) if is_full else end)
             started = time.perf_counter()
-            done = self._run(batches[steps], table[steps])
+            done = self._run(batches[steps], table[steps], is_full)
             yield done._replace(seconds=time.perf_counter() - started)
             if done.error is not None:
                 return
             taken = steps.stop
 
-    def _run(self, batches: Sequence[Tensor], table: Sequence[Any]) -> Any:
+    def _run(self, batches: Sequence[Tensor], table: Sequence[Any], is_full: bool) -> Any:
         torch.set_num_threads(self._threads.number)
         started, recordings = time.perf_counter(), self._svi.num_recordings
         try:
@@ -189,8 +194,10 @@ class Engine:
             self._note(f"steps are computed without --compile {self.name}, and take longer: {error}")
             self.name = "graph" if self.name == "inductor" else "none"
             self._svi = self.make(self.name)
-            return self._run(batches, table)
+            return self._run(batches, table, is_full)
         self._left -= len(batches)
+        if not is_full:
+            return done
         seconds = torch.tensor([time.perf_counter() - started]) / len(batches)
         self._world.sum_([seconds])  # so that all processes take as many steps in the next call
         self._seconds = max(seconds.item() / self._world.size, 1e-9)

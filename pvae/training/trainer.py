@@ -152,7 +152,7 @@ class Trainer:
         seconds, order = 0.0, torch.randperm(len(self.data)).to(self.device)
         sizes = iter([len(index) for index in order.split(self.batch_size)])
         table = [self.schedule(self.step + number) for number in range(self.num_steps)]
-        terms, total, seen = self._zeros(2, len(order)), self._zeros(1), 0
+        terms, total, seen = self._zeros(2, len(order)), 0.0, 0
         with advice_on_memory(f"step {self.step + 1} or later"):
             for done in self.engine.run(order, table):
                 self.step, seconds = self.step + len(done.losses), seconds + done.seconds
@@ -164,8 +164,9 @@ class Trainer:
                     total += loss * next(sizes)
                 for callback in callbacks:
                     callback.on_steps_end(self, done)
-        self.world.sum_([terms, total])
-        return self._metrics("train", terms, total.item() / len(order), seconds)
+        totals = self._zeros(1) + total
+        self.world.sum_([terms, totals])
+        return self._metrics("train", terms, totals.item() / len(order), seconds)
 
     def _explained(self, error: Exception) -> Exception:
         """Return the error of the next step as one that names the step."""

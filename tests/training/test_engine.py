@@ -24,8 +24,6 @@ from pvae.training.engine import Engine, Threads
 from pvae.training.fit import fit, resume
 from pvae.training.setup import build_trainer
 
-pytestmark = pytest.mark.workflow
-
 CPU = torch.device("cpu")
 LONG = 10**9  # epochs, which repay any compilation
 
@@ -111,6 +109,39 @@ def test_steps_are_compiled_where_that_is_repaid(monkeypatch, steps_left, is_kep
     assert len(notes) == (chosen == "inductor" and not is_kept)
 
 
+class Timed:
+    """Steps of a full batch take 40 ms with one thread, and 20 ms with two; it notes what the compiler is given."""
+
+    num_recordings = 0
+
+    def __init__(self):
+        self.clock, self.compiled, self.calls = 0.0, [], []
+
+    def run(self, batches, values):
+        self.calls.append([len(index) for (index,) in batches])
+        self.clock += sum(self.calls[-1]) / 128 * 0.04 / torch.get_num_threads()
+        return Done(torch.zeros(len(batches)), Terms(torch.zeros(0), torch.zeros(0)))
+
+    def use_inductor(self, batch, may_compile):
+        self.compiled.append(len(batch[0]))
+
+
+@pytest.mark.parametrize("num_data", [5 * 128 + 4, 128 + 4, 2 * 128 + 127])
+def test_a_short_last_batch_chooses_neither_threads_nor_the_compiler(monkeypatch, num_data):
+    """By its time one thread would look faster."""
+    monkeypatch.setattr(engine_module, "missing", str)
+    torch.set_num_threads(2)
+    svi = Timed()
+    monkeypatch.setattr(engine_module.time, "perf_counter", lambda: svi.clock)
+    engine = Engine(lambda name: svi, Config(batch_size=128), 10**6)
+    for _ in range(12):
+        table = [(1e-3, 1.0)] * (num_data // 128 + 1)
+        assert sum(len(done.losses) for done in engine.run(torch.arange(num_data), table)) == len(table)
+    assert engine.chosen["threads"] == 2
+    assert svi.compiled == [128]
+    assert sum(sum(call) for call in svi.calls) == 12 * num_data
+
+
 def trained(config, data, epochs, vae=None, **options):
     """Return the weights after training, the engine, and its notes."""
     notes = []
@@ -120,6 +151,7 @@ def trained(config, data, epochs, vae=None, **options):
         return torch.nn.utils.parameters_to_vector(trainer.vae.parameters()).detach(), trainer.engine, notes
 
 
+@pytest.mark.workflow
 def test_auto_records_and_changes_nothing_beyond_rounding(few_digits, small_config):
     eager, _, _ = trained(small_config.replace(compile="none"), few_digits, 12)
     recorded, engine, notes = trained(small_config.replace(compile="auto"), few_digits, 12)
@@ -139,6 +171,7 @@ class Reads(torch.nn.Module):
         return self.decoder(z) * (2.0 if z.sum().item() > math.inf else 1.0)
 
 
+@pytest.mark.workflow
 def test_what_cannot_be_recorded_is_trained_eagerly_only_by_auto(few_digits, small_config):
     def reading():
         with torch.random.fork_rng():
@@ -155,6 +188,7 @@ def test_what_cannot_be_recorded_is_trained_eagerly_only_by_auto(few_digits, sma
     assert (engine.name, len(notes)) == ("none", 1)
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("error", ["c++ failed", "out of memory"])
 def test_auto_goes_on_recorded_where_compiling_fails(monkeypatch, few_digits, small_config, error):
     """Also on resuming a run whose earlier session has compiled."""
@@ -175,6 +209,7 @@ def test_auto_goes_on_recorded_where_compiling_fails(monkeypatch, few_digits, sm
         assert (ours - theirs).norm() < 1e-3 * theirs.norm()
 
 
+@pytest.mark.workflow
 @needs_inductor
 def test_a_resumed_run_keeps_engine_and_threads_bit_for_bit(tmp_path, few_digits, small_config):
     torch.set_num_threads(2)
