@@ -81,8 +81,12 @@ class ImportanceSample(Weights):
 
     @property
     def is_trusted(self) -> Tensor:
-        """Whether the effective sample size is at least 10, and k below min(1 - 1 / log10 K, 0.7), (N,)."""
-        return (self.effective >= TRUSTED) & (self.pareto_k < trusted_below(self.num_particles))  # false for NaN
+        """Whether the effective sample size is at least 10, and k below min(1 - 1 / log10 K, 0.7), (N,).
+
+        So are weights of which more than half are effective, whatever k is: among them, a tail has little weight.
+        """
+        is_even = self.effective > max(TRUSTED, self.num_particles / 2)
+        return is_even | ((self.effective >= TRUSTED) & (self.pareto_k < trusted_below(self.num_particles)))
 
 
 class Mixture:

@@ -107,7 +107,7 @@ def log_likelihood(
 ) -> LogP:
     """Estimate log p(x), for each datum by a method whose diagnostics trust it.
 
-        quadrature   trusted where two grids agree to 0.002 nats; of one or two latents
+        quadrature   trusted where its errors are at most 0.002 nats; of one or two latents
         importance   trusted where the effective sample size is at least 10 and Pareto k below min(1 - 1 / log10 K, 0.7)
         annealed     trusted where a quarter of the chains are effective; of latents of real numbers
 

@@ -10,6 +10,7 @@ from torch import Tensor
 __all__ = ["num_in_tail", "pareto_k", "trusted_below"]
 
 _LEAST = 5  # weights in a tail, below which none is fitted
+_ROUNDING = 1e-4  # nats, of log-weights that float32 sums give
 
 
 def num_in_tail(num_particles: int) -> int:
@@ -39,27 +40,32 @@ def pareto_k(largest: Tensor) -> Tensor:
         largest: the logarithms of the M + 1 largest of K weights, (M + 1, N), in any order; M = `num_in_tail(K)`.
 
     Returns:
-        k, float64 (N,); -inf where the weights are equal, inf where M is less than 5, NaN where a weight is NaN.
+        k, float64 (N,); -inf where the weights are equal to rounding, inf where fewer than 5 are above u, as where they
+        tie or underflow, NaN where a weight is NaN.
 
     Reference:
         Zhang and Stephens, Technometrics 51, 2009, section 3 (the fit); Vehtari et al., arXiv:1507.02646v9, section 3
         (its use) and appendix H (the size of the tail).
     """
     log_w = largest.double().sort(0).values
-    num_tail = len(log_w) - 1
-    if num_tail < _LEAST:
-        return torch.full_like(log_w[0], math.inf)
-    weights = (log_w - log_w[-1]).exp()
-    tail = (weights[1:] - weights[0]).clamp(min=torch.finfo(torch.float64).tiny)  # (M, N), ascending
+    is_nan, log_w = log_w.isnan().any(0), log_w - log_w[-1]
+    log_cutoff = log_w[0].clamp(min=math.log(torch.finfo(torch.float64).tiny))
+    is_tail = log_w > log_cutoff
+    num_tail = is_tail.sum(0)  # (N,)
+    tail = (log_w.exp() - log_cutoff.exp()).where(is_tail, 0.0)  # (M + 1, N), ascending; log1p(0) adds nothing
     # A grid of theta = -k / sigma, whose posterior has the profile likelihood and a prior from the lower quartile.
-    size = 30 + math.isqrt(num_tail)
-    grid = 1 - (size / (torch.arange(size, dtype=torch.float64, device=tail.device) + 0.5)).sqrt()
-    theta = 1 / tail[-1] + grid[:, None] / (3 * tail[int(num_tail / 4 + 0.5) - 1])
-    k = _shape(theta[:, None], tail)
-    posterior = (num_tail * ((-theta / k).log() - k - 1)).softmax(0)
-    found = _shape((posterior * theta).sum(0)[None], tail)
-    return ((num_tail * found + 10 * 0.5) / (num_tail + 10)).where(weights[0] != 1, -math.inf)
+    size = 30 + num_tail.sqrt().long()
+    steps = torch.arange(int(size.max()), device=tail.device)[:, None]
+    grid = 1 - (size / (steps + 0.5)).sqrt()
+    quartile = tail.gather(0, (len(tail) - num_tail + (num_tail / 4 + 0.5).long() - 1).clamp(0, len(tail) - 1)[None])
+    theta = (1 / tail[-1] + grid / (3 * quartile)).where(steps < size, -1.0)
+    k = _shape(theta[:, None], tail, num_tail)
+    posterior = (num_tail * ((-theta / k).log() - k - 1)).where(steps < size, -math.inf).softmax(0)
+    found = _shape((posterior * theta).sum(0)[None], tail, num_tail)
+    found = ((num_tail * found + 10 * 0.5) / (num_tail + 10)).where(num_tail >= _LEAST, math.inf)
+    is_equal = log_w[0] > -_ROUNDING
+    return found.where(~is_equal | (len(tail) <= _LEAST), -math.inf).where(~is_nan, math.nan)
 
 
-def _shape(theta: Tensor, tail: Tensor) -> Tensor:
-    return (-theta * tail).log1p().mean(-2)
+def _shape(theta: Tensor, tail: Tensor, num_tail: Tensor) -> Tensor:
+    return (-theta * tail).log1p().sum(-2) / num_tail

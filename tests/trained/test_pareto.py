@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pvae.core.random_state import seeded
+from pvae.trained.importance import ImportanceSample
 from pvae.trained.pareto import num_in_tail, pareto_k, trusted_below
 
 
@@ -42,8 +43,36 @@ def test_the_ends():
     impossible = torch.randn(1000, 1)
     impossible[100:] = -math.inf
     assert k_of(impossible).isfinite()
+    impossible[3:] = -math.inf
+    assert (k_of(impossible) == math.inf).all()
     assert trusted_below(5000) == 0.7
     assert trusted_below(100) == 0.5
+
+
+Z = torch.linspace(-3, 3, 3000, dtype=torch.float64)
+WEIGHTS = {  # log-weights, and k by arviz.psislw of version 0.23
+    "heavy": (0.6 * Z.square(), -0.744710362),
+    "light": (0.1 * Z.square(), -0.860956649),
+    "tied": ((2 * Z).round() / 2, -5.69377857),
+    "two values": ((Z > 2.9).double(), -4.98802176),
+    "underflowing": (1000 * Z, 89.348944),
+    "mostly impossible": (Z.where(Z > 2.9, -math.inf), -2.62512218),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_k_is_that_of_arviz(name):
+    log_w, expected = WEIGHTS[name]
+    assert k_of(log_w[:, None]).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_equal_weights_are_trusted_whatever_their_rounding():
+    with seeded(3):
+        log_w = -500 + 1e-6 * torch.randn(5000, 2).double()
+    assert (k_of(log_w) == -math.inf).all()
+    k = k_of(log_w)
+    sample = ImportanceSample(log_w.logsumexp(0), (2 * log_w).logsumexp(0), 5000, math.inf * k.abs())
+    assert sample.is_trusted.all(), "since more than half of them are effective"
 
 
 def test_arviz_finds_the_same():

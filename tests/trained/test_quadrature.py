@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers.linear_gaussian import LinearGaussian
@@ -10,7 +13,32 @@ from helpers.squares import squares
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.data.batch import Batch
+from pvae.trained import quadrature as module
 from pvae.trained.quadrature import quadrature
+from pvae.vae import VAE
+
+
+class _Fixed(torch.nn.Module):
+    def __init__(self, found):
+        super().__init__()
+        self.forward = found
+
+
+def oblique(ratio, scale, of_q=1.0, diagonal=True, count=30):
+    """Return x = W z + noise whose p(z | x) is oblique, data, their log p(x), and the direction x knows z least by."""
+    columns, turn = (torch.linalg.qr(torch.randn(size, 2).double())[0] for size in (10, 2))
+    weight, eye = columns @ torch.tensor([ratio, 1.0]).double().diag() @ turn, torch.eye(2).double()
+    covariance = torch.linalg.inv(eye + weight.T @ weight / scale**2)
+    spread = covariance.diagonal().diag() if diagonal else covariance
+    vae = VAE(
+        _Fixed(lambda: dist.Normal(torch.zeros(2).double(), 1.0).to_event(1)),
+        _Fixed(lambda x: dist.MultivariateNormal(x @ weight / scale**2 @ covariance, of_q**2 * spread)),
+        _Fixed(lambda z: dist.Normal(z @ weight.T, scale).to_event(1)),
+    )
+    noise = scale**2 * torch.eye(10).double()
+    marginal = dist.MultivariateNormal(torch.zeros(10).double(), weight @ weight.T + noise)
+    x = marginal.sample((count,))
+    return vae, x, marginal.log_prob(x), columns[:, 1]
 
 
 @pytest.mark.parametrize("num_labels", [0, 3])
@@ -38,6 +66,61 @@ def test_what_lies_outside_the_grid_is_in_the_error():
         found = quadrature(vae, x)
     assert found.stderr > 0.5
     assert not found.is_trusted
+
+
+@pytest.mark.parametrize(("ratio", "scale", "of_q"), [(3, 0.02, 0.5), (10, 0.1, 1.0), (30, 0.005, 0.2)])
+def test_a_narrow_oblique_posterior_is_integrated(ratio, scale, of_q):
+    """Of a scale down to 2e-4 and up to 30 times as long, where q is independent and up to 5 times too narrow."""
+    with seeded(0):
+        vae, x, exact, _ = oblique(ratio, scale, of_q)
+        found = quadrature(vae, x)
+    assert found.is_trusted.all()
+    assert torch.allclose(found.log_p, exact, atol=1e-3)
+
+
+def test_an_outlier_leaves_the_other_data_as_they_are():
+    with seeded(0):
+        vae, x, exact, direction = oblique(3, 0.15)
+        found = quadrature(vae, torch.cat([x, x[:1] + 60 * direction]))
+    assert found.is_trusted[:-1].all()
+    assert torch.allclose(found.log_p[:-1], exact, atol=1e-3)
+
+
+def test_what_is_cut_off_is_not_trusted(monkeypatch):
+    """Either because a grid has too many cells, or because cells of much mass are left out."""
+    with seeded(0):
+        vae, x, exact, _ = oblique(3, 0.1)
+        fine = quadrature(vae, x, 1e-11)  # so that some data are cut before others
+        assert torch.allclose(fine.log_p, exact, atol=1e-3)
+        assert (fine.stderr == torch.inf).any()
+        monkeypatch.setattr(module, "_DEPTH", 1.0)
+        found = quadrature(vae, x)
+    assert (found.log_p < exact - 0.3).all()
+    assert not found.is_trusted.any()
+
+
+def test_what_draws_find_beyond_the_grids_is_in_the_error():
+    """Three quarters of p(x) are in a spike of width 1e-4, from which q draws."""
+    spike = dist.Normal(torch.ones(2).double(), 1e-4).to_event(1)
+    prior = dist.Normal(torch.zeros(2).double(), 1.0).to_event(1)
+    narrow = dist.Normal(torch.tensor([[0.0, 0.0], [1.0, 1.0]]).double(), torch.tensor([[1.0], [1e-4]])).to_event(1)
+
+    class Spiked(dist.TorchDistribution):
+        def __init__(self, z):
+            super().__init__(z.shape[:-1], torch.Size([1]), validate_args=False)
+            self.z = z
+
+        def log_prob(self, x):
+            log_spike = math.log(3) + spike.log_prob(self.z) - prior.log_prob(self.z)
+            return log_spike.logaddexp(torch.zeros_like(log_spike)) + 0 * x[..., 0]
+
+    half = dist.Categorical(torch.ones(2).double())
+    q = dist.MixtureSameFamily(half, narrow)
+    vae = VAE(_Fixed(lambda: prior), _Fixed(lambda x: q.expand([len(x)])), _Fixed(Spiked))
+    with seeded(0):
+        found = quadrature(vae, torch.zeros(3, 1).double())
+    assert torch.allclose(found.stderr, torch.tensor(math.log(4)).double(), atol=0.3)
+    assert not found.is_trusted.any()
 
 
 def test_three_latents_are_refused(linear, x):
