@@ -94,7 +94,8 @@ def train_parser() -> Parser:
     add("--resume", metavar="RUN", type=nonempty_path, help="resume a run up to --epochs, with its own other options")
     seeds = (
         "0:8 (0 to 7) or 0,3,5: a run for each, at once where that is faster, into --out DIR/seed-S (default: "
-        "runs/<system>-<elbo>-seeds), and a table of means and errors; the same command again resumes them"
+        "runs/<system>-<elbo>-seeds, or -sweep with several of --beta), and a table of means and errors; the same "
+        "command again resumes them"
     )
     add("--seeds", metavar="LIST", type=integers(0, 10**9), help=seeds)
     add("--quiet", action="store_true", help="print the run folder and no progress")
@@ -106,7 +107,7 @@ def _betas(text: str) -> float | Sequence[float]:
     try:
         values = sorted({*map(float, text.split(","))})
     except ValueError:
-        raise argparse.ArgumentTypeError("must be a number, or several, such as 0.25,1,4") from None
+        raise argparse.ArgumentTypeError(f"must be numbers such as 1 or 0.25,1,4, not {text}") from None
     return values if "," in text else values[0]
 
 
@@ -145,7 +146,6 @@ def _train_many(options: Mapping[str, Any]) -> None:
     config, data = _configured({**options, "beta": betas[0]} if betas else options)
     seeds = options["seeds"] or [config.seed]
     configs = [config.replace(seed=seed, beta=beta) for beta in betas or [config.beta] for seed in seeds]
-    folder = options["out"] or Path("runs") / f"{config.system}-{config.elbo}-{'beta' if betas else 'seeds'}"
     where = {name: options[name] for name in _WHERE if options[name] is not None}
     if (place := options["vae"]) is not None:
         from pvae.runs.data import load_for
@@ -153,8 +153,8 @@ def _train_many(options: Mapping[str, Any]) -> None:
         data = data or load_for(config, options["data_dir"], options["offline"])
         shape, chosen = data.datum_shape, _chosen(options)
         where |= {"make_vae": lambda config: own_vae(place, config, shape, chosen), "code": place}
-    runs = fit_many(configs, data=data, out=folder, start=options["from"], **where)
-    draw_side_by_side([run.path for run in runs], folder / "figures", options)
+    runs = fit_many(configs, data=data, out=options["out"], start=options["from"], **where)
+    draw_side_by_side([run.path for run in runs], runs[0].path.parent / "figures", options)
     if len(runs) < len(configs):
         raise TrainingError(f"{len(configs) - len(runs)} of {len(configs)} runs were not trained to the end")
 

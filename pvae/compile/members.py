@@ -158,9 +158,12 @@ class Members:
         return drawn
 
     def _error(self, member: int, index: Tensor, values: tuple[float, float], loss: Tensor) -> Exception:
-        """Return why the step of a member is bad: the member takes it by itself, with its own random state."""
-        restore_rng_state(self.random[member], index.device)
-        with pyro.get_param_store().scope():
+        """Return why the step of a member is bad: the member takes it by itself, with its own random state.
+
+        It may be good there, by rounding; nothing changes.
+        """
+        with self.kept(), pyro.get_param_store().scope():
+            restore_rng_state(self.random[member], index.device)
             error = self.svis[member].run([(index,)], [values]).error
         return error or NotFiniteError(f"the loss is {loss.item()}, or a gradient is not finite")
 

@@ -134,6 +134,10 @@ class ProgressBar(Callback):
 class Console(Callback):
     """Prints what is trained, what it must exceed, a line for each epoch, and which epoch was the best.
 
+    Args:
+        run: the run.
+        name: printed before the lines at the end of the training.
+
     Attributes:
         floor: the bound on the held-out data that a model without a latent reaches; None where it is not known.
         held_out: the split of these data.
@@ -141,6 +145,7 @@ class Console(Callback):
     """
 
     run: Run
+    name: str = ""
     floor: float | None = None
     held_out: str = "test"
     seconds: float = 0.0
@@ -210,16 +215,17 @@ class Console(Callback):
             if self.floor is not None and row.elbo is not None and row.elbo < self.floor:
                 found = f"the {row.split} {row.bound} of epoch {row.epoch}, {row.elbo:.2f}, is below {self.floor:.2f}"
                 advice = "give more --epochs, or another --lr or --likelihood"
-                print_line(f"warning: {found}, which a model without a latent reaches: {advice}")
+                print_line(f"{self.name}warning: {found}, which a model without a latent reaches: {advice}")
         if best is None:
             return
         if best == 1 < last:
-            print_line("warning: epoch 1 is the best on the validation data: give a smaller --lr, or smaller networks")
+            advice = "give a smaller --lr, or smaller networks"
+            print_line(f"{self.name}warning: epoch 1 is the best on the validation data: {advice}")
         is_early = last < self.run.config.epochs
         why = f"stopped after epoch {last}, {last - best} epochs without a better bound; " if is_early else ""
         more = "; it is the last one: more epochs may give a better one" if best == last else ""
         chosen = f"epoch {best} is the best on the validation data: load, evaluate and draw take its weights"
-        print_line(f"{why}{chosen}{more}")
+        print_line(f"{self.name}{why}{chosen}{more}")
 
 
 def _given_kinds(columns: Sequence[Column]) -> str:

@@ -191,9 +191,13 @@ class Engine:
         except RecordingError as error:
             if not self._may_fall_back:
                 raise
+            name = "graph" if self.name == "inductor" else "none"
+            try:
+                self._svi = self.make(name)
+            except RecordingError:
+                raise error from None
             self._note(f"steps are computed without --compile {self.name}, and take longer: {error}")
-            self.name = "graph" if self.name == "inductor" else "none"
-            self._svi = self.make(self.name)
+            self.name = name
             return self._run(batches, table, is_full)
         self._left -= len(batches)
         if not is_full:

@@ -47,7 +47,7 @@ from pvae.training.setup import build_trainer, check_first_loss
 from pvae.training.trainer import Callback, Trainer
 from pvae.vae import VAE
 
-__all__ = ["chosen_before", "fit", "note_of", "one_at_a_time", "resume", "to_epoch", "train_in_memory"]
+__all__ = ["check_types", "chosen_before", "fit", "note_of", "one_at_a_time", "resume", "to_epoch", "train_in_memory"]
 
 _TRAINING = threading.Lock()  # held by the one training of this process
 _TYPES = {"config": Config, "vae": VAE, "data": Dataset}
@@ -105,7 +105,7 @@ def fit(
         LostError: (a RuntimeError) the folder can no longer be written, or another process has ended.
         InterruptedTrainingError: (a KeyboardInterrupt) Ctrl-C or SIGTERM; the epochs before are saved.
     """
-    _check_types(config=config, vae=vae, data=data)
+    check_types(config=config, vae=vae, data=data)
     if config is None:
         configure = values_config if data is not None and not data.is_images else images_config
         config = configure(data) if data is not None and vae is None else Config()
@@ -194,7 +194,7 @@ def resume(
             other epochs would change its schedule.
         TrainingError, LostError, InterruptedTrainingError: as for `fit`.
     """
-    _check_types(vae=vae, data=data)
+    check_types(vae=vae, data=data)
     run = path if isinstance(path, Run) else Run.open(path)
     if run.place != run.path:
         raise InputError(f"{path} comes with pvae and cannot be resumed: train it anew with --system {path}")
@@ -289,7 +289,7 @@ def note_of(quiet: bool, world: World) -> Callable[[str], object]:
     return lambda line: tqdm.write(f"note: {line}", file=sys.stderr)
 
 
-def _check_types(**arguments: object) -> None:
+def check_types(**arguments: object) -> None:
     """Refuse arguments that are not of their type; None is an argument that was left out."""
     for name, value in arguments.items():
         if not isinstance(value, (_TYPES[name], type(None))):

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from pvae.training.callbacks import (
     TensorBoard,
 )
 from pvae.training.engine import Engine
-from pvae.training.fit import chosen_before, fit, note_of, one_at_a_time, resume, to_epoch
+from pvae.training.fit import check_types, chosen_before, fit, note_of, one_at_a_time, resume, to_epoch
 from pvae.training.parallel import ALONE
 from pvae.training.schedules import StepValues
 from pvae.training.setup import build_trainer, check_first_loss
@@ -52,6 +52,7 @@ from pvae.vae import VAE
 __all__ = ["fit_many"]
 
 _MAY_DIFFER = ("seed", "beta", "free_bits", "lr")
+_Ended = TrainingError | InputError  # why a run ended
 _TRIED = 5  # steps in one call, to find out whether they are faster together
 
 
@@ -84,8 +85,8 @@ def fit_many(
         offline: as for `fit`.
         device: as for `fit`.
         threads: as for `fit`.
-        out: the folder of the run folders, `runs/<system>-<elbo>-seeds` by default. Those are seed-0, seed-1 and so on,
-            or beta-4-seed-0 if beta differs.
+        out: the folder of the run folders; by default `runs/<system>-<elbo>-seeds`, or `runs/<system>-<elbo>-sweep` if
+            two have the same seed. Those are seed-0, seed-1 and so on, or beta-4-seed-0 if beta differs.
         quiet: print nothing but what a run could not do.
         on_epoch: as for `fit`.
         start: as for `fit`.
@@ -107,12 +108,16 @@ def fit_many(
         raise InputError("there are no configurations: give one or more")
     if is_torchrun():
         raise InputError("many runs are trained in one process: run it without torchrun")
+    check_types(data=data)
     first, names = configs[0], _names(configs)
-    elbo_of(first)  # refuses what does not go together
+    for one in configs:
+        elbo_of(one)  # refuses what does not go together
     kind = "sweep" if len({one.seed for one in configs}) < len(configs) else "seeds"
     folder = Path("runs") / f"{first.system}-{first.elbo}-{kind}" if out is None else expanded(out, "--out")
     existing = {
-        name: _opened(folder / name, one) for name, one in zip(names, configs) if (folder / name / CONFIG).exists()
+        name: _opened(folder / name, one, make_vae is not None)
+        for name, one in zip(names, configs)
+        if (folder / name / CONFIG).exists()
     }
     for run in existing.values():  # the first one finds the data of all
         data = run.dataset(data, data_dir, offline)
@@ -122,7 +127,7 @@ def fit_many(
         for name, one in zip(names, configs)
     ]
     left = [run for run in runs if not (run.sessions and run.is_finished())]
-    errors: dict[Path, TrainingError] = {}
+    errors: dict[Path, _Ended] = {}
     if len(left) > 1 or any(map(_was_together, left)):
         try:
             if start is not None or make_vae is not None:
@@ -142,8 +147,12 @@ def fit_many(
     return trained
 
 
-def _train_alone(run: Run, given: Mapping[str, Any], of_new: Mapping[str, Any]) -> dict[Path, TrainingError]:
-    """Train a run by itself, with these options of `fit` and `resume`, and those of a new run; return why it ended."""
+def _train_alone(run: Run, given: Mapping[str, Any], of_new: Mapping[str, Any]) -> dict[Path, _Ended]:
+    """Train a run by itself, with these options of `fit` and `resume`, and those of a new run; return why it ended.
+
+    Raises:
+        LostError, InterruptedTrainingError: as `fit_many`, which also trains the runs after it.
+    """
     try:
         if run.sessions:
             resume(run, run.config.epochs, **given)
@@ -151,6 +160,12 @@ def _train_alone(run: Run, given: Mapping[str, Any], of_new: Mapping[str, Any]) 
             fit(run.config, out=run.path, **given, **of_new)
     except TrainingError as error:
         return {run.path: error}
+    except (InterruptedTrainingError, LostError) as error:
+        status = error.status if isinstance(error, InterruptedTrainingError) else 0
+        explained = _explained(error.__cause__ or error, run.path.parent, status)
+        if explained is None:
+            raise
+        raise explained from error
     return {}
 
 
@@ -170,7 +185,11 @@ def _names(configs: Sequence[Config]) -> list[str]:
         may = listed([flag(name) for name in _MAY_DIFFER])
         raise InputError(f"runs trained at once may differ in {may}, not in {listed([flag(one) for one in refused])}")
     names = [
-        "".join(f"{name.replace('_', '-')}-{getattr(one, name):g}-" for name in differing if name != "seed")
+        "".join(
+            f"{name.replace('_', '-')}-{getattr(one, name)!r}".removesuffix(".0") + "-"
+            for name in differing
+            if name != "seed"
+        )
         + f"seed-{one.seed}"
         for one in configs
     ]
@@ -179,12 +198,18 @@ def _names(configs: Sequence[Config]) -> list[str]:
     return names
 
 
-def _opened(path: Path, config: Config) -> Run:
+def _opened(path: Path, config: Config, is_own_vae: bool) -> Run:
     """Return the run in a folder, to be trained to the epochs of a configuration, which must be its own otherwise."""
     run = Run.open(path)
+    if run.has_own_beta:
+        raise InputError(
+            f"{path} was trained with beta as a function in Python: resume it by pvae.resume, or give another --out"
+        )
+    if run.has_own_vae and not is_own_vae:
+        run.check_vae(None)
     for one in fields(Config):
         ours, theirs = getattr(config, one.name), getattr(run.config, one.name)
-        if one.name not in ("epochs", "source") and ours != theirs:
+        if one.name not in ("epochs", "source", *["system"] * run.has_own_vae) and ours != theirs:
             raise InputError(
                 f"{as_option(one.name, ours)} contradicts {path}/config.json, which says "
                 f"{as_option(one.name, theirs)}: give the same, or another --out"
@@ -213,7 +238,7 @@ class _Member:
     random: dict[str, Tensor]
     done: list[Done] = field(default_factory=list)
     chosen: dict[str, Any] = field(default_factory=dict)
-    error: TrainingError | None = None
+    error: _Ended | None = None
 
     def run(self, order: Tensor, table: Sequence[StepValues]) -> Iterator[Done]:
         """Yield the steps, and leave the random state as after them."""
@@ -238,11 +263,12 @@ class _Member:
 
 def _train_together(
     runs: Sequence[Run], data: Dataset, device: str, threads: int | None, quiet: bool, on_epoch: OnEpoch
-) -> dict[Path, TrainingError]:
+) -> dict[Path, _Ended]:
     """Train runs at once, and return why some of them ended early.
 
     Raises:
-        RecordingError: (an InputError) they cannot be trained so, or not faster; nothing was written.
+        RecordingError: (an InputError) they cannot be trained so, or not faster.
+        InputError, TrainingError, LostError, InterruptedTrainingError: as `fit_many`.
     """
     first, where = runs[0].config, resolve_device(device)
     state = meta_state_dict(first, data.datum_shape, len(data.label_names))
@@ -257,36 +283,66 @@ def _train_together(
         held.enter_context(pyro.get_param_store().scope())
         note = note_of(quiet, ALONE)
         chosen = chosen_before(runs[0], where, ALONE) | ({"threads": threads} if threads else {})
-        members = [_member(run, data, where, on_epoch, note, interruptions) for run in runs]
-        if len({one.own.config.free_bits for one in members}) > 1:
-            for one in members:
-                free_bits = one.own.config.free_bits or -math.inf
-                one.trainer.elbo.free_bits = torch.tensor(free_bits, device=where)
-        stack = _faster(members, chosen)
-        for one in members:
-            if not one.own.sessions:
-                writer.new_folder(one.own.path, one.own.config)
-            held.enter_context(locked(one.own.path))
-        if data.note:
-            print(f"note: {data.note}", file=sys.stderr)
+        members, ours = list[_Member](), list[_Member]()  # ours: whose folders this process holds
         try:
-            for one in members:
-                restore_rng_state(one.random, where)
-                for callback in one.callbacks:
-                    callback.on_train_begin(one.trainer)
-            if not quiet:
-                Console(runs[0]).on_train_begin(members[0].trainer)
-                print_line(f"{len(members)} runs at once: {listed([run.path.name for run in runs])}")
-            _train(members, stack, chosen, note, quiet, interruptions)
-            for one in members:
-                for callback in one.callbacks if one.error is None else ():
-                    callback.on_train_end(one.trainer)
-        except (KeyboardInterrupt, OSError) as error:
-            raise _explained(error, members, interruptions.status) from error
+            with advice_on_memory(f"the training of {len(runs)} runs at once", "give fewer runs to one command"):
+                for run in runs:
+                    members.append(_member(run, data, where, on_epoch, note, interruptions))
+                    interruptions.raise_if_received()
+                if len({one.own.config.free_bits for one in members}) > 1:
+                    for one in members:
+                        free_bits = one.own.config.free_bits or -math.inf
+                        one.trainer.elbo.free_bits = torch.tensor(free_bits, device=where)
+                try:
+                    stack = _faster(members, chosen)
+                finally:
+                    interruptions.raise_if_received()
+                for one in members:
+                    _hold(one.own, held)
+                    ours.append(one)
+                if data.note:
+                    print(f"note: {data.note}", file=sys.stderr)
+                for one in members:
+                    restore_rng_state(one.random, where)
+                    for callback in one.callbacks:
+                        callback.on_train_begin(one.trainer)
+                console = Console(runs[0])
+                if not quiet:
+                    console.on_train_begin(members[0].trainer)
+                    print_line(f"{len(members)} runs at once: {listed([run.path.name for run in runs])}")
+                _train(members, stack, chosen, note, quiet, interruptions)
+                for one in members:
+                    for callback in one.callbacks if one.error is None else ():
+                        callback.on_train_end(one.trainer)
+                    if one.error is None and not quiet:
+                        replace(console, run=one.own, name=f"{one.own.path.name}: ").on_train_end(one.trainer)
+        except (KeyboardInterrupt, OSError, RuntimeError, InputError) as error:
+            for one in ours:
+                if one.saved.epoch is None:
+                    writer.discard(one.own.path)
+            explained = _explained(error, runs[0].path.parent, interruptions.status)
+            if explained is None:
+                raise
+            raise explained from error
         finally:
             for one in members:
                 one.board.close()
     return {one.own.path: one.error for one in members if one.error is not None}
+
+
+def _hold(run: Run, held: contextlib.ExitStack) -> None:
+    """Hold the lock of a run folder, which is made if the run is new.
+
+    Raises:
+        InputError: another process trains the run, or has trained it since it was opened.
+    """
+    if not run.sessions:
+        writer.new_folder(run.path, run.config)
+    held.enter_context(locked(run.path))
+    if not run.sessions:
+        writer.check_out(run.path)
+    elif Run.open(run.path).sessions != run.sessions:
+        raise InputError(f"{run.path} was trained by another process since it was opened: give the command again")
 
 
 def _member(
@@ -332,7 +388,7 @@ def _faster(members: Sequence[_Member], chosen: Mapping[str, Any]) -> Members:
     index = torch.arange(size, device=trainer.device)
     together = [(index.unsqueeze(1).repeat(1, len(members)),)] * _TRIED, [[values] * len(members)] * _TRIED
     torch.set_num_threads(chosen.get("threads", torch.get_num_threads()))
-    with stack.kept(), pyro.get_param_store().scope(), advice_on_memory(f"a step of {len(members)} runs"):
+    with stack.kept(), pyro.get_param_store().scope():
         for steps in (lambda: stack.run(*together), lambda: first.svi.run([(index,)] * _TRIED, [values] * _TRIED)):
             seconds = list[float]()
             for _ in range(4):  # the first records
@@ -364,7 +420,8 @@ def _train(
         epoch = min(one.trainer.epoch for one in active)
         if (now := [one for one in members if one.goes_on() or one.trainer.epoch > epoch]) != together:
             together, stack = now, _stacked(now)
-            engine = _engine(stack, now[0], {**chosen, **now[0].chosen}, note)
+            known = {**chosen, **now[0].chosen}
+            engine = _engine(stack, now[0], {"threads": known.get("threads")}, note)  # which asks anew if it compiles
         started, moving = time.perf_counter(), [one for one in active if one.trainer.epoch == epoch]
         orders, tables = [], []
         for place, one in enumerate(together):
@@ -377,7 +434,7 @@ def _train(
             tables.append([trainer.schedule(trainer.step + step) for step in range(trainer.num_steps)])
         last, num_steps = members[0].own.config.epochs, together[0].trainer.num_steps
         bar = progress_bar(f"epoch {epoch + 1}/{last}", num_steps, "step", quiet)
-        with bar, advice_on_memory(f"a step of {len(together)} runs"):
+        with bar:
             for taken in engine.run(torch.stack(orders, 1), list(zip(*tables))):
                 for one, done in zip(together, taken.members):
                     one.done.append(done._replace(seconds=taken.seconds / len(together)))
@@ -389,7 +446,7 @@ def _train(
                 one.random, one.chosen = stack.random[place], {**engine.chosen, "together": len(members)}
                 try:
                     one.trainer.run_epoch(one.callbacks)
-                except TrainingError as error:
+                except (TrainingError, InputError) as error:
                     one.error = error
             interruptions.raise_if_received()
         tests = [one.trainer.rows[-1] for one in moving if one.error is None]
@@ -414,13 +471,11 @@ def _engine(stack: Members, first: _Member, chosen: Mapping[str, Any], note: Cal
     return Engine(make, config, left, chosen.get("engine"), chosen.get("threads"), trainer.device, note=note)
 
 
-def _explained(error: BaseException, members: Sequence[_Member], status: int) -> BaseException:
-    """Discard the folders in which nothing was saved, and return an error that says how to go on."""
-    for one in members:
-        if one.saved.epoch is None:
-            writer.discard(one.own.path)
-    folder = members[0].own.path.parent
-    kept = f"{folder} contains the runs up to the last epoch that was saved; go on by the same command again"
+def _explained(error: BaseException, folder: Path, status: int) -> BaseException | None:
+    """Return an error that says how to go on, or None for one that says it, or that is an error of the program."""
+    again = f"the same command again goes on from the epochs that are saved in {folder}"
     if isinstance(error, OSError):
-        return LostError(f"{folder} cannot be written any more ({error.strerror or error}); {kept}")
-    return InterruptedTrainingError(f"interrupted; {kept}", status)
+        return LostError(f"{folder} cannot be written any more ({error.strerror or error}); {again}")
+    if isinstance(error, KeyboardInterrupt):
+        return InterruptedTrainingError(f"interrupted; {again}", status)
+    return None

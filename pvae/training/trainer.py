@@ -288,12 +288,13 @@ class Trainer:
 
 
 @contextlib.contextmanager
-def advice_on_memory(what: str) -> Iterator[None]:
+def advice_on_memory(
+    what: str, advice: str = "give a smaller --batch-size, fewer --particles or smaller networks"
+) -> Iterator[None]:
     """Replace torch's exceptions for missing memory in the operation `what` by one that says what to do."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        advice = "give a smaller --batch-size, fewer --particles or smaller networks"
         raise TrainingError(f"out of memory at {what}: {advice}") from error

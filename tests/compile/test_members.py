@@ -188,3 +188,20 @@ def test_a_member_that_diverges_is_held_and_the_others_go_on():
     _, members = together([vae_of(config, seed) for seed in seeds], config, data, seeds, 3, rates, betas, calls=1)
     _, random = alone(vae_of(config, 1), config, data[1], 1, 3, 1e300, 1.0)
     assert torch.equal(members.random[1]["cpu"], random["cpu"]), "as before the second step"
+
+
+def test_a_step_that_is_bad_among_members_alone_moves_none():
+    """Free bits of member 1 are NaN in the stack, and finite where it takes the step by itself to find out why."""
+    config = Config(hidden=(6,), latent_dim=3, free_bits=0.3)
+    vaes = [vae_of(config, seed) for seed in range(2)]
+    svis = [svi_of(vae, config, data) for vae, data in zip(vaes, images(config))]
+    for svi, value in zip(svis, (0.3, float("nan"))):
+        svi.elbo.free_bits = torch.tensor(value).double()
+    members = Members(svis, [[svi.elbo.free_bits] for svi in svis])
+    svis[1].elbo.free_bits.fill_(0.3)
+    before = [one.clone() for one in vaes[1].parameters()]
+    with pyro.get_param_store().scope():
+        done = members.run([(torch.arange(BATCH).unsqueeze(1).repeat(1, 2),)] * 2, [[(1e-2, 1.0)] * 2] * 2)
+    assert isinstance(done.members[1].error, NotFiniteError)
+    assert [len(one.losses) for one in done.members] == [2, 0]
+    assert all(torch.equal(*pair) for pair in zip(before, vaes[1].parameters()))

@@ -9,16 +9,20 @@ import sys
 import time
 from pathlib import Path
 
+import pyro
 import pytest
 import torch
 from helpers.runs import assert_same
 
 import pvae
+from pvae.compile.graph import RecordingError
 from pvae.compile.members import Members
-from pvae.core.errors import InputError, TrainingError
+from pvae.core.errors import InputError, InterruptedTrainingError, TrainingError
 from pvae.data.dataset import Dataset
 from pvae.data.sources import load_dataset
+from pvae.models.build import build_vae
 from pvae.runs.run import Run
+from pvae.training import engine, fit, many
 from pvae.training.many import fit_many
 
 SMALL = pvae.Config(
@@ -47,6 +51,7 @@ def assert_close(ours, theirs, tolerance=1e-4):
     ("options", "names"),
     [
         ([{"seed": 4}, {"seed": 5}], ["seed-4", "seed-5"]),
+        ([{"beta": 1.0000001}, {"beta": 1.0000002}], ["beta-1.0000001-seed-0", "beta-1.0000002-seed-0"]),
         ([{"beta": 0.0}, {"beta": 4.0}], ["beta-0-seed-0", "beta-4-seed-0"]),
         (
             [{"free_bits": 0.0, "lr": 1e-3}, {"free_bits": 0.3, "lr": 1e-2}],
@@ -106,12 +111,18 @@ def test_a_run_that_diverges_leaves_the_others(no_pictures, capsys, tmp_path):
         ([SMALL, SMALL.replace(hidden=(8,))], "--hidden"),
         ([SMALL, SMALL.replace(seed=1, epochs=2)], "--epochs"),
         ([SMALL, SMALL], "same"),
+        ([SMALL.replace(elbo="iwae", particles=2, beta=beta, compile="none") for beta in (1.0, 4.0)], "--beta"),
     ],
 )
 def test_what_cannot_be_trained_at_once_is_refused(configs, says, tmp_path):
     with pytest.raises(InputError, match=says):
-        fit_many(configs, out=tmp_path / "many")
+        fit_many(configs, data=few(), out=tmp_path / "many")
     assert not (tmp_path / "many").exists()
+
+
+def test_data_of_another_type_are_refused(tmp_path):
+    with pytest.raises(InputError, match="data must be"):
+        fit_many([SMALL], data=torch.zeros(9, 4), out=tmp_path / "many")
 
 
 def test_more_runs_than_memory_are_refused(monkeypatch, tmp_path):
@@ -187,3 +198,146 @@ def test_slower_runs_at_once_are_trained_one_after_the_other(no_pictures, capsys
     runs = fit_many(configs, data=few(), out=tmp_path / "many", **HOW)
     assert "times as long" in capsys.readouterr().err
     assert ["together" in run.sessions[-1] for run in runs] == [False, False]
+
+
+PAIR = [SMALL.replace(seed=seed) for seed in (0, 1)]
+
+
+@pytest.mark.parametrize("is_slower", [False, True])
+@pytest.mark.workflow
+def test_a_signal_during_the_first_measurement_ends_the_training(is_slower, no_pictures, tmp_path, monkeypatch):
+    usual = many._faster
+
+    def interrupted(*given):
+        signal.raise_signal(signal.SIGTERM)
+        if is_slower:
+            raise RecordingError("slower")
+        return usual(*given)
+
+    monkeypatch.setattr(many, "_faster", interrupted)
+    with pytest.raises(InterruptedTrainingError) as error:
+        fit_many(PAIR, data=few(), out=tmp_path / "many", **HOW)
+    assert error.value.status == 128 + signal.SIGTERM
+    assert not (tmp_path / "many").exists()
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+@pytest.mark.workflow
+def test_runs_that_another_process_has_trained_meanwhile_are_left(is_resumed, no_pictures, tmp_path, monkeypatch):
+    """The other process trains seed 1 while this one measures its first steps."""
+    if is_resumed:
+        fit_many([one.replace(epochs=1) for one in PAIR], data=few(), out=tmp_path, **HOW)
+    usual, path = many._faster, tmp_path / "seed-1"
+
+    def measured(*given):
+        with pyro.get_param_store().scope():
+            fit._TRAINING.release()  # which another process does not share
+            try:
+                if is_resumed:
+                    pvae.resume(path, 3, data=few(), **HOW)
+                else:
+                    pvae.fit(PAIR[1], data=few(), out=path, **HOW)
+            finally:
+                fit._TRAINING.acquire()
+        return usual(*given)
+
+    monkeypatch.setattr(many, "_faster", measured)
+    with pytest.raises(InputError, match="seed-1"):
+        fit_many(PAIR, data=few(), out=tmp_path, **HOW)
+    run = Run.open(path)
+    assert len(run.sessions) == 1 + is_resumed
+    assert run.read_checkpoint().epoch == 3
+    assert (tmp_path / "seed-0").exists() == is_resumed
+
+
+@pytest.mark.workflow
+def test_runs_with_what_a_configuration_does_not_describe_are_not_continued_without_it(no_pictures, tmp_path):
+    data = few()
+    for name, own in (("beta", {"beta": lambda step: 100.0}), ("vae", {"vae": build_vae(SMALL, data.datum_shape)})):
+        pvae.fit(SMALL.replace(epochs=1), data=data, out=tmp_path / name / "seed-0", **own, **HOW)
+        with pytest.raises(InputError, match=name):
+            fit_many(PAIR, data=data, out=tmp_path / name, **HOW)
+        assert Run.open(tmp_path / name / "seed-0").read_checkpoint().epoch == 1
+
+
+@pytest.mark.workflow
+def test_runs_one_after_the_other_that_are_interrupted_go_on_by_the_same_call(no_pictures, tmp_path):
+    def interrupt(run, row):
+        if (run.config.seed, row.epoch) == (0, 2):
+            signal.raise_signal(signal.SIGINT)
+
+    configs = [one.replace(compile="none") for one in PAIR]
+    with pytest.raises(InterruptedTrainingError) as error:
+        fit_many(configs, data=few(), out=tmp_path / "many", on_epoch=interrupt, **HOW)
+    assert "same command" in str(error.value)
+    assert "--resume" not in str(error.value)
+    assert error.value.status == 130
+    runs = fit_many(configs, data=few(), out=tmp_path / "many", **HOW)
+    assert [run.read_checkpoint().epoch for run in runs] == [3, 3]
+
+
+@pytest.mark.workflow
+def test_a_run_with_an_input_error_leaves_the_others(no_pictures, capsys, tmp_path):
+    def refuse(run, row):
+        if run.config.seed == 0:
+            raise InputError("a datum is outside the domain")
+
+    (left,) = fit_many(PAIR, data=few(), out=tmp_path / "many", on_epoch=refuse, **HOW)
+    assert (left.config.seed, left.read_checkpoint().epoch) == (1, 3)
+    assert "seed-0: a datum" in capsys.readouterr().err
+
+
+@pytest.mark.workflow
+def test_too_many_runs_for_memory_are_told_so(no_pictures, tmp_path, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Members, "run", fails)
+    with pytest.raises(TrainingError, match="fewer runs"):
+        fit_many(PAIR, data=few(), out=tmp_path / "many", **HOW)
+    assert not (tmp_path / "many").exists()
+
+
+@pytest.mark.workflow
+def test_what_cannot_be_recorded_later_on_is_trained_alone_and_told(no_pictures, capsys, tmp_path, monkeypatch):
+    """The short last batch, which the first measurement does not see."""
+    usual = Members.run
+
+    def refuses(self, batches, values):
+        if len(batches[-1][0]) < SMALL.batch_size:
+            raise RecordingError("the true cause")
+        return usual(self, batches, values)
+
+    monkeypatch.setattr(Members, "run", refuses)
+    monkeypatch.setattr(many, "_was_together", lambda run: True)  # whether it is faster or not
+    runs = fit_many([one.replace(compile="auto") for one in PAIR], data=few(), out=tmp_path / "many", **HOW)
+    assert [run.read_checkpoint().epoch for run in runs] == [3, 3]
+    assert "the true cause" in capsys.readouterr().err
+
+
+@pytest.mark.workflow
+def test_fewer_runs_are_not_compiled_before_that_is_repaid(no_pictures, tmp_path, monkeypatch):
+    """After the third run has diverged, steps of two are recorded, and only then may be compiled."""
+    monkeypatch.setattr(engine, "missing", str)
+    monkeypatch.setattr(engine, "_SAVED_BY_INDUCTOR", 1e9)
+    monkeypatch.setattr(many, "_was_together", lambda run: True)
+    monkeypatch.setattr(Members, "use_inductor", lambda self, batch, may_compile: asked.append(len(self.svis)))
+    asked, usual = [], Members.run
+
+    def run(self, *given):
+        assert self.engine == "graph"
+        return usual(self, *given)
+
+    monkeypatch.setattr(Members, "run", run)
+    configs = [SMALL.replace(lr=lr, batch_size=10, compile="auto") for lr in (1e-3, 1e-2, 1e30)]
+    assert len(fit_many(configs, data=few(), out=tmp_path / "many", **HOW)) == 2
+    assert asked == [3, 2]
+
+
+@pytest.mark.workflow
+def test_the_end_of_each_run_is_printed(no_pictures, capsys, tmp_path):
+    configs = [one.replace(valid=0.2, patience=1, epochs=6, lr=0.3) for one in PAIR]
+    runs = fit_many(configs, data=few(), out=tmp_path / "many", quiet=False, **HOW)
+    said = capsys.readouterr().out
+    for run in runs:
+        assert said.count(f"{run.path.name}: stopped after epoch {run.metrics()[-1].epoch}") == 1
