@@ -127,6 +127,8 @@ class LogLikelihood:
         estimate: the mean of log p(x) over images; by importance sampling and annealing in the mean a lower bound.
         method: the methods of `estimate`, each with its number of images, as in `pvae.trained.log_likelihood.METHODS`.
         sampling_stderr: the part of its error that comes from the draws of z, or from quadrature.
+        bias: what the estimate is too low by, to first order, since each log p(x) is the logarithm of a mean of draws;
+            as in `pvae.trained.log_likelihood.LogP.bias`. None by quadrature.
         num_particles: K, the number of importance weights for each image.
         effective_median: the median over images of the effective sample size of their weights; None by quadrature.
         effective_least: the least effective sample size of an image; None by quadrature.
@@ -141,6 +143,7 @@ class LogLikelihood:
     estimate: Estimate = field(metadata={"log-likelihood": "log p(x)"})
     method: str = field(metadata={"  by": ""})
     sampling_stderr: float = field(metadata={"  error of the method": "a part of the error above"})
+    bias: float | None = field(metadata={"  too low by about": "a log of a mean is; more if chosen by lucky draws"})
     num_particles: int
     effective_median: float | None = field(metadata={"  effective sample size": "the median over the data"})
     effective_least: float | None = field(metadata={"  the least": "of a datum"})
@@ -395,6 +398,7 @@ def _log_likelihood(
         estimate=Estimate.of(found.log_p),
         method=", ".join(f"{name} {count:,}" for name, count in found.counts.items()),
         sampling_stderr=found.mean_stderr,
+        bias=found.bias if len(effective) else None,
         num_particles=num_particles,
         effective_median=effective.median().item() if len(effective) else None,
         effective_least=effective.min().item() if len(effective) else None,

@@ -32,6 +32,7 @@ __all__ = [
     "Point",
     "annealed",
     "bracket",
+    "check_bounding",
     "check_continuous",
     "is_continuous",
     "leapfrog",
@@ -43,6 +44,7 @@ __all__ = [
 STARTS = ("prior", "posterior")
 NUM_LEAPFROG = 10
 _ACCEPTANCE = 0.65
+_LEAST_EFFECTIVE, _LEAST_ACCEPTED = 4, 0.2  # of the chains of a datum that can be trusted
 _SIGMOID = 4.0  # the sigmoid runs from -4 to 4
 _WARM_UP = 30  # transitions of the pilot before its first temperature
 _TRANSITIONS = 100  # of the pilot at all temperatures together, at least
@@ -90,6 +92,14 @@ class Annealed(Weights):
     """
 
     acceptance: Tensor
+
+    @property
+    def is_trusted(self) -> Tensor:
+        """Whether a quarter of the chains and at least 4 are effective, and a fifth of their moves are accepted, (N,).
+
+        Without transitions, the second condition is met.
+        """
+        return (self.effective >= max(_LEAST_EFFECTIVE, self.num_particles / 4)) & ~(self.acceptance < _LEAST_ACCEPTED)
 
 
 class Bracket(NamedTuple):
@@ -348,7 +358,21 @@ def is_continuous(vae: VAE, data: Data) -> bool:
     prior = vae.given(Batch.of(data).y).prior()
     with seeded(0, next(vae.parameters(), torch.empty(0)).device):
         z = prior.sample()
-    return all(bool(one.support.check(part + 0.5).all()) for part, one in sites_of(prior, z))
+    far = (-1e6 + 0.25, 1e6 + 0.25)  # both are in the support of neither integers nor one half of the line
+    return all(
+        bool(one.support.check(torch.full_like(part, at)).all()) for part, one in sites_of(prior, z) for at in far
+    )
+
+
+def check_bounding(vae: VAE) -> None:
+    """Check that log p(x) is defined.
+
+    Raises:
+        InputError: it is not.
+    """
+    if vae.is_pseudo or not vae.is_bounding:
+        what = "p(x | z) is no likelihood" if vae.has_density else "this is an autoencoder"
+        raise InputError(f"{what}, so that there is no log p(x): train a VAE with a likelihood")
 
 
 def check_continuous(vae: VAE, data: Data) -> None:
@@ -357,8 +381,6 @@ def check_continuous(vae: VAE, data: Data) -> None:
     Raises:
         InputError: it is not.
     """
-    if vae.is_pseudo or not vae.is_bounding:
-        what = "p(x | z) is no likelihood" if vae.has_density else "this is an autoencoder"
-        raise InputError(f"{what}, so that there is no log p(x): train a VAE with a likelihood")
+    check_bounding(vae)
     if not is_continuous(vae, data):
         raise InputError("annealing and quadrature need a latent of real numbers: take importance sampling")

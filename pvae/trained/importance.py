@@ -63,11 +63,6 @@ class Weights:
         """
         return ((self.num_particles / self.effective - 1) / max(1, self.num_particles - 1)).clamp(min=0).sqrt()
 
-    @property
-    def is_trusted(self) -> Tensor:
-        """Whether a quarter of the weights are effective, (N,), so that the bias is at most half the stated error."""
-        return self.effective >= self.num_particles / 4
-
 
 @dataclass(frozen=True, eq=False)
 class ImportanceSample(Weights):

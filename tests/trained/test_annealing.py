@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import pyro.distributions as dist
 import pytest
 import torch
 from conftest import needs_inductor
@@ -18,8 +19,19 @@ from pvae.core.random_state import seeded
 from pvae.data.batch import Batch
 from pvae.models.build import build_vae
 from pvae.reference import linear_gaussian
-from pvae.trained.annealing import STARTS, Point, annealed, bracket, leapfrog, log_weights, temperatures, transition
+from pvae.trained.annealing import (
+    STARTS,
+    Point,
+    annealed,
+    bracket,
+    is_continuous,
+    leapfrog,
+    log_weights,
+    temperatures,
+    transition,
+)
 from pvae.trained.importance import importance_sample
+from pvae.vae import VAE
 
 SIGMAS = 4.3
 LOC, SCALE, LOG_Z = torch.tensor([1.5, -0.5]).double(), torch.tensor([0.4, 0.8]).double(), -7.0
@@ -186,13 +198,47 @@ def test_every_engine_gives_the_same(small_vae, small_images, engine):
     assert ((found[0].log_p - found[1].log_p).abs() < allowed).all()
 
 
-REFUSED = [
-    {"posterior": "delta", "likelihood": "normal"},
-    {"binarize": "none"},
-    {"likelihood": "normal-optimal"},
-    {"posterior": "power-spherical", "prior": "sphere", "binarize": "static"},
-    {"labels": 3, "binarize": "static"},
-]
+class _Fixed(torch.nn.Module):
+    takes_labels = True
+
+    def __init__(self, found):
+        super().__init__()
+        self.forward = found
+
+
+def test_a_step_that_is_too_long_for_a_datum_is_not_trusted():
+    """Of one datum in ten p(z | x) is 30 times narrower, so that no move of its chains is accepted."""
+
+    def q(x, y):
+        variance = y**2 / (1 + y**2)
+        return dist.Normal(x / (1 + y**2) + 0.5 * variance.sqrt(), 0.5 * variance.sqrt()).to_event(1)
+
+    prior = dist.Normal(torch.zeros(8).double(), 1.0).to_event(1)
+    vae = VAE(_Fixed(lambda y=0: prior), _Fixed(q), _Fixed(lambda z, y: dist.Normal(z, y.expand_as(z)).to_event(1)))
+    with seeded(9):
+        y = torch.ones(50, 1).double()
+        y[::10] = 0.03
+        z = torch.randn(50, 8).double()
+        x = z + y * torch.randn_like(z)
+        found = annealed(vae, Batch(x, y), 60, 8, "posterior")
+    exact = dist.Normal(0.0, (1 + y**2).sqrt()).log_prob(x).sum(1)
+    is_wrong = (found.log_p - exact).abs() > 1.5
+    assert is_wrong.any()
+    assert not found.is_trusted[::10].any()
+    assert found.is_trusted.double().mean() > 0.8
+
+
+@pytest.mark.parametrize("num_chains", [2, 3, 4])
+def test_few_chains_are_not_trusted_where_one_dominates(linear, x, num_chains):
+    with seeded(10):
+        found = annealed(linear(0.01), x, 2, num_chains)
+    assert not found.is_trusted.any()
+
+
+def test_a_latent_of_half_the_line_is_not_continuous():
+    for prior in (dist.LogNormal, dist.Gamma, dist.Uniform):
+        vae = VAE(*[_Fixed(lambda *_, prior=prior: prior(torch.ones(1), 2.0).to_event(1))] * 3)
+        assert not is_continuous(vae, Batch(torch.ones(2, 1), torch.ones(2, 1)))
 
 
 def test_what_cannot_be_annealed_is_refused(linear, x):

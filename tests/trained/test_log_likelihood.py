@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from pvae.data.batch import Batch
 from pvae.models.build import build_vae
 from pvae.reference import linear_gaussian
 from pvae.trained import log_likelihood as module
+from pvae.trained.annealing import Annealed
 from pvae.trained.importance import importance_sample
 from pvae.trained.log_likelihood import METHODS, log_likelihood
 
@@ -46,7 +48,7 @@ def test_what_importance_sampling_cannot_be_trusted_with_is_annealed(narrow):
         alone = log_likelihood(vae, x, "importance", num_particles=1000)
     assert alone.untrusted > 0.5
     assert found.counts["annealed"] > 30
-    assert found.untrusted < 0.1
+    assert found.untrusted < 0.2
     error = (found.log_p - exact) / found.stderr
     assert error.square().mean().sqrt() < 1.8
     assert (found.effective[found.method == METHODS.index("annealed")] <= 8).all()
@@ -82,10 +84,46 @@ def test_few_are_annealed_where_data_are_large(narrow, monkeypatch):
     assert found.untrusted > 0.5
 
 
+def test_what_draws_from_the_prior_find_is_not_thrown_away(linear, x, monkeypatch):
+    """Chains that lose a mode, of which an annealed estimate is 5 errors lower for two of five data, are not taken."""
+    vae = linear()
+    with seeded(3), torch.no_grad():
+        vae.q_z.encoder[1].bias[3:] -= math.log(3)
+        alone = log_likelihood(vae, x, "importance", num_particles=20)
+    assert not alone.is_trusted.any()
+    lower = torch.tensor([0.0, 5.0, 1.0, 5.0, -9.0]) * alone.stderr.hypot(torch.tensor(0.1)) + 0.001
+
+    def low(*_, **_how):
+        log_w = (alone.log_p - lower).expand(8, -1)
+        found = Annealed(log_w.logsumexp(0), (2 * log_w).logsumexp(0), 8, torch.ones(5))
+        return SimpleNamespace(log_p=found.log_p, stderr=torch.full((5,), 0.1).double(), is_trusted=found.is_trusted)
+
+    monkeypatch.setattr(module, "annealed", low)
+    with seeded(3):
+        found = log_likelihood(vae, x, num_particles=20)
+    is_kept = torch.tensor([False, True, False, True, False])
+    assert torch.equal(found.is_trusted, ~is_kept)
+    assert torch.allclose(found.log_p, torch.where(is_kept, alone.log_p, alone.log_p - lower))
+
+
+def test_the_bias_of_the_mean_is_stated(linear):
+    """Over 2,000 data, at 4.3 errors of the mean and a fifth of it for terms of higher order."""
+    vae = linear(0.3)
+    with seeded(4), torch.no_grad():
+        x = vae.likelihood(vae.prior().sample((2000,))).sample()
+        found = log_likelihood(vae, x, "importance", num_particles=25)
+        error = (found.log_p - linear_gaussian.log_evidence(vae, x)).mean().item()
+    assert found.bias > 4.3 * found.mean_stderr, "there is a bias to see"
+    assert -error == pytest.approx(found.bias, abs=4.3 * found.mean_stderr + found.bias / 5)
+
+
 def test_a_method_that_cannot_be_taken_is_refused(linear, x):
     label = build_vae(Config(hidden=(8,), latent_dim=1, labels=3, binarize="static"), (1, 3, 4), 3).double().eval()
-    point = build_vae(Config(hidden=(8,), latent_dim=3, posterior="delta", likelihood="normal"), (1, 3, 4)).double()
-    for vae, method in ((linear(), "quadrature"), (linear(), "exact"), (label, "annealed"), (point, "auto")):
+    refused = [(linear(), "quadrature"), (linear(), "exact"), (label, "annealed")]
+    for options in ({"posterior": "delta", "likelihood": "normal"}, {"binarize": "none"}):
+        without = build_vae(Config(hidden=(8,), latent_dim=3).replace(**options), (1, 3, 4)).double().eval()
+        refused += [(without, method) for method in ("auto", *METHODS)]
+    for vae, method in refused:
         with pytest.raises(InputError):
             log_likelihood(vae, x, method)
     binary = Batch(x.round(), torch.full((5,), -1))
