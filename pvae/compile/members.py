@@ -183,6 +183,8 @@ class Members:
             graph = graph_of(first.gradients, [row[0], index[0]], products)
         if first.buffers:
             raise RecordingError("a module changes its buffers in each step, as BatchNorm does")
+        for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.clone.default):
+            node.kwargs = {}  # torch.vmap does not know channels_last, which changes only the speed
         draws, noise = _draws(graph, {id(one) for one in self._parameters} | self._own.keys())
         rest, attributes = lifted(graph)
         places = {id(one): place for place, one in enumerate(self._parameters)}

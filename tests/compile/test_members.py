@@ -125,6 +125,14 @@ def test_a_member_equals_its_single_run(kind):
     check(config, images(config), steps=100 if kind in ("plain", "iwae", "dreg") else 20)
 
 
+@pytest.mark.workflow
+def test_a_member_equals_its_single_run_on_images_of_digits():
+    """Of 28 x 28 pixels, whose convolutions copy them to channels_last."""
+    config = Config(network="conv", hidden=(3, 4), latent_dim=3, elbo="analytic")
+    x = torch.rand(NUM, 1, 28, 28, generator=torch.Generator().manual_seed(0)).double()
+    check(config, [TrainingData(x, Preparation.of(config), None)] * 3, shape=(1, 28, 28), steps=20)
+
+
 @pytest.mark.parametrize("name", ["poisson", pytest.param("negative-binomial", marks=pytest.mark.workflow)])
 def test_a_member_equals_its_single_run_on_counts(name):
     config = Config(hidden=(6,), latent_dim=3, likelihood=name, elbo="analytic")
