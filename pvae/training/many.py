@@ -473,7 +473,11 @@ def _engine(stack: Members, first: _Member, chosen: Mapping[str, Any], note: Cal
 
 def _explained(error: BaseException, folder: Path, status: int) -> BaseException | None:
     """Return an error that says how to go on, or None for one that says it, or that is an error of the program."""
-    again = f"the same command again goes on from the epochs that are saved in {folder}"
+    is_saved = any(folder.glob(f"*/{CONFIG}"))
+    saved = (
+        f"goes on from the epochs that are saved in {folder}" if is_saved else "starts anew, since nothing was saved"
+    )
+    again = f"the same command again {saved}"
     if isinstance(error, OSError):
         return LostError(f"{folder} cannot be written any more ({error.strerror or error}); {again}")
     if isinstance(error, KeyboardInterrupt):

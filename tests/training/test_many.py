@@ -341,3 +341,13 @@ def test_the_end_of_each_run_is_printed(no_pictures, capsys, tmp_path):
     said = capsys.readouterr().out
     for run in runs:
         assert said.count(f"{run.path.name}: stopped after epoch {run.metrics()[-1].epoch}") == 1
+
+
+@pytest.mark.workflow
+def test_runs_of_your_own_vae_go_on_where_it_is_given_again(no_pictures, tmp_path):
+    data = few()
+    for epochs in (1, 2):
+        configs = [one.replace(epochs=epochs) for one in PAIR]
+        own = {"make_vae": lambda config: build_vae(config, data.datum_shape)}
+        runs = fit_many(configs, data=data, out=tmp_path / "many", **own, **HOW)
+        assert [run.read_checkpoint().epoch for run in runs] == [epochs, epochs]
