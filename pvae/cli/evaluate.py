@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pvae.cli.command import Command, Parser, add_seed, integer, run_parser
 from pvae.cli.own_code import open_run, runs_in
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_ANNEALING: dict[str, Any] = {"temperatures": 100, "chains": 8, "start": "posterior"}
 _METHODS = ("quadrature", "importance", "annealed")
 _DRAWS, _FEW_DRAWS = 5000, 200  # for each datum
 _LARGE = 2000  # values of a datum, beyond which many draws take long and help little
@@ -44,15 +45,7 @@ examples:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from pvae.evaluation.report import check_density, evaluate, to_text
 
-    every = list({path.resolve(): path for path in arguments.run}.values())  # each once
-    given = [(path, runs_in(path)) for path in every]
-    folders = [path for path, found in given for _ in found]
-    if folders and any(not found for _, found in given):
-        raise InputError("a row is a run, or the mean of a folder of runs: give runs alone, or folders alone")
-    paths = [run for _, found in given for run in found] or every
-    runs = [open_run(path, arguments.vae, len(paths) == 1) for path in paths]
-    for folder in dict.fromkeys(folders):
-        _check_seeds(folder, [run for run, place in zip(runs, folders) if place == folder])
+    runs, folders = _opened(arguments)
     first, is_table, is_quiet = runs[0], len(runs) > 1 or arguments.latex, arguments.quiet
     count = arguments.images or first.data.num_test
     if count > first.data.num_test:
@@ -62,6 +55,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     is_large = math.prod(first.data.datum_shape) > _LARGE
     num_draws = arguments.importance_samples or (_FEW_DRAWS if is_large else _DRAWS)
     method = arguments.method or ("importance" if arguments.importance_samples else "auto")
+    annealing = _annealing(arguments, method)
     out = arguments.out
     if out is not None or not is_table:
         out = output_path(out, first.place / "evaluation.json")
@@ -73,11 +67,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         how = "the ELBO, then log p(x)"
         print(f"evaluating {what}: {how}", file=sys.stderr)
     progress = functools.partial(progress_bar, unit="datum", quiet=is_quiet, in_logs=True)
-    annealing = {
-        "num_temperatures": arguments.temperatures,
-        "num_chains": arguments.chains,
-        "start": arguments.start,
-    }
     settings = (num_draws, arguments.images, arguments.seed, method, annealing, arguments.compile, progress)
     if is_table:
         from pvae.evaluation import runs_table  # imports pandas
@@ -93,6 +82,34 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if out:
         write(out, f"{content}\n")
     print_line(out if is_quiet and out else text)
+
+
+def _opened(arguments: argparse.Namespace) -> tuple[list[Run], list[Path]]:
+    """Return the runs, and for each run the folder that holds it, if folders were given."""
+    every = list({path.resolve(): path for path in arguments.run}.values())  # each once
+    given = [(path, runs_in(path)) for path in every]
+    folders = [path for path, found in given for _ in found]
+    if folders and any(not found for _, found in given):
+        raise InputError("a row is a run, or the mean of a folder of runs: give runs alone, or folders alone")
+    paths = [run for _, found in given for run in found] or every
+    runs = [open_run(path, arguments.vae, len(paths) == 1) for path in paths]
+    for folder in dict.fromkeys(folders):
+        _check_seeds(folder, [run for run, place in zip(runs, folders) if place == folder])
+    return runs, folders
+
+
+def _annealing(arguments: argparse.Namespace, method: str) -> dict[str, Any]:
+    """Return the settings of annealing.
+
+    Raises:
+        InputError: some were given, and the method is another.
+    """
+    given = {name: getattr(arguments, name) for name in _ANNEALING if getattr(arguments, name) is not None}
+    if given and method not in ("auto", "annealed"):
+        options = ", ".join(f"--{name}" for name in given)
+        raise InputError(f"{options} without annealing: leave it out, or give --method annealed, or auto")
+    taken = _ANNEALING | given
+    return {"num_temperatures": taken["temperatures"], "num_chains": taken["chains"], "start": taken["start"]}
 
 
 def _check_seeds(folder: Path, runs: Sequence[Run]) -> None:
@@ -122,10 +139,10 @@ def _parser() -> Parser:
         "values at most, and fewer larger ones (default: auto, or importance where --importance-samples is given)"
     )
     add("--method", metavar="HOW", choices=["auto", *_METHODS], help=method)
-    add("--temperatures", metavar="T", type=integer(1), default=100, help="of annealing (default: 100)")
-    add("--chains", metavar="C", type=integer(2), default=8, help="of annealing, for each datum (default: 8)")
+    add("--temperatures", metavar="T", type=integer(1), help="of annealing (default: 100)")
+    add("--chains", metavar="C", type=integer(2), help="of annealing, for each datum (default: 8)")
     start = "where the chains start: at draws from q(z | x) or p(z) (default: posterior)"
-    add("--start", metavar="FROM", choices=["posterior", "prior"], default="posterior", help=start)
+    add("--start", metavar="FROM", choices=["posterior", "prior"], help=start)
     gaps = "of N test data, where ELBO and log p(x) differ: by the family of q, or by the encoder; takes long"
     add("--gaps", metavar="N", type=integer(2), default=0, help=gaps)
     add("--images", metavar="N", type=integer(2), help="a random subset of N test data (default: all)")

@@ -20,7 +20,7 @@ from pvae.evaluation.floor import floor, log_prob_of_each
 from pvae.evaluation.rate_decomposition import RateSplit, active_units, split_rate
 from pvae.models.labels import found_labels
 from pvae.runs.run import Run
-from pvae.trained.annealing import bracket
+from pvae.trained.annealing import bracket, check_continuous
 from pvae.trained.chunks import data_at_once
 from pvae.trained.codes import given_y
 from pvae.trained.elbo_terms import LAYER_RATE, elbo_terms
@@ -32,6 +32,7 @@ from pvae.trained.log_likelihood import (
     Estimate,
     LogP,
     Progress,
+    check_method,
     hidden,
     log_likelihood,
 )
@@ -133,8 +134,12 @@ class LogLikelihood:
         effective_median: the median over images of the effective sample size of their weights; None by quadrature.
         effective_least: the least effective sample size of an image; None by quadrature.
         untrusted: the fraction of images whose estimates their diagnostics do not trust.
+        annealing: temperatures, chains and start of annealing, if this was taken.
         bracket: upper minus lower bound on log p(x) of images that were drawn from the VAE, by annealing, if this was
-            taken; the estimate of images like these is in the mean at most this much too low. None otherwise.
+            taken: the mean. What the annealed images are too low by may be more, since they are not such draws, but
+            those that importance sampling is not trusted with. None otherwise.
+        bracket_median: its median.
+        bracket_largest: its largest value.
         bits_per_dimension: of `estimate`, as in `normalised.bits_per_dimension`.
         is_density: whether p(x) is a density.
     """
@@ -147,10 +152,13 @@ class LogLikelihood:
     num_particles: int
     effective_median: float | None = field(metadata={"  effective sample size": "the median over the data"})
     effective_least: float | None = field(metadata={"  the least": "of a datum"})
-    untrusted: float = field(metadata={"  share of untrusted": "data, whose log p(x) is too low"})
+    untrusted: float = field(metadata={"  share of untrusted": "data, whose log p(x) is not reliable"})
+    annealing: Mapping[str, Any] | None
     bracket: Estimate | None = field(
-        metadata={"  upper - lower bound": "of data drawn from the VAE; real ones have none"}
+        metadata={"  upper - lower bound": "of data drawn from the VAE, not of those annealed, which may be harder"}
     )
+    bracket_median: float | None = field(metadata={"    the median": ""})
+    bracket_largest: float | None = field(metadata={"    the largest": "of a datum"})
     bits_per_dimension: Estimate | None = field(metadata={"  bits per dimension": ""})
     is_density: bool = field(metadata={"  of a density": "bits are of density times distance of two levels"})
 
@@ -160,18 +168,25 @@ class Gaps:
     """Where log p(x) - ELBO is lost, in nats per datum; see `pvae.trained.gaps.best_elbo`.
 
     Args:
-        num_images: number of random test images.
-        approximation: log p(x) - L[q*], where q* is for each image alone the best Normal of independent dimensions.
+        num_images: number of random test images whose log p(x) is trusted, of those that were asked for.
+        method: the methods of their log p(x).
+        approximation: log p(x) - L[q*], where q* is for each image alone the best Normal of independent dimensions;
+            like all gaps None of fewer than 2 images.
         amortisation: L[q*] - L[q], the rest; below 0 where the run's own q is of a wider family.
         full_covariance: log p(x) - L[q*], where q* is the best Normal of any covariance.
     """
 
-    num_images: int = field(metadata={"test data": "a random subset"})
-    approximation: Estimate = field(
-        metadata={"approximation gap": "log p(x) - L[q*], q* the best Normal for each datum"}
+    num_images: int = field(metadata={"test data": "those of a random subset whose log p(x) is trusted"})
+    method: str = field(metadata={"  log p(x) by": ""})
+    approximation: Estimate | None = field(
+        metadata={"approximation gap": "log p(x) - L[q*], q* the best Normal for each datum"}, default=None
     )
-    amortisation: Estimate = field(metadata={"amortisation gap": "L[q*] - L[q], which a better encoder closes"})
-    full_covariance: Estimate = field(metadata={"  of full covariance": "log p(x) - L[q*], q* of any covariance"})
+    amortisation: Estimate | None = field(
+        metadata={"amortisation gap": "L[q*] - L[q], which a better encoder closes"}, default=None
+    )
+    full_covariance: Estimate | None = field(
+        metadata={"  of full covariance": "log p(x) - L[q*], q* of any covariance"}, default=None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +287,9 @@ def evaluate(
     seen = Batch(run.preparation.pixels(data.test, rows=rows), batch.y) if vae.is_pseudo else batch
     if len(seen) < 2 or num_particles < 2:
         raise InputError("an evaluation needs at least 2 test images and 2 importance samples")
+    check_method(normalised, batch, method)
+    if num_gaps:
+        check_continuous(normalised, batch)
     with seeded(seed, torch.device("cpu")):
         parts = replace(_elbo_parts(vae, seen, seed), accuracy=_accuracy(run, seen, rows))
         how: dict[str, Any] = {"annealing": annealing, "engine": engine, "progress": progress}
@@ -291,7 +309,7 @@ def evaluate(
         pseudo=vae.is_pseudo,
         seed=seed,
         elbo_parts=parts,
-        log_likelihood=_log_likelihood(normalised, batch.x, log_p, num_particles, gap, elbo),
+        log_likelihood=_log_likelihood(normalised, batch.x, log_p, num_particles, gap, elbo, annealing),
         floor=None if reached is None else reached.sum().item(),
         columns=columns,
         gaps=gaps,
@@ -370,40 +388,57 @@ def _rate_decomposition(split: RateSplit, rates: Tensor) -> RateDecomposition:
     )
 
 
-def _bracket(vae: VAE, batch: Batch, log_p: LogP, annealing: Mapping[str, Any]) -> Estimate | None:
-    """Return by how much annealing may be too low, on as many simulated data as were annealed, at most 100."""
+def _bracket(vae: VAE, batch: Batch, log_p: LogP, annealing: Mapping[str, Any]) -> Tensor | None:
+    """Return upper minus lower bounds, of as many simulated data as were annealed, at most 100."""
     if (count := min(_SIMULATED, log_p.counts.get("annealed", 0))) < 2:
         return None
     found = bracket(vae, batch.rows(slice(count)), **annealing)
-    return Estimate.of(found.upper - found.lower)
+    return found.upper - found.lower
 
 
 def _gaps(vae: VAE, batch: Batch, log_p: LogP, rows: Tensor) -> Gaps:
-    batch, exact, elbo = batch.rows(rows), log_p.log_p[rows], elbo_terms(vae, batch.rows(rows))["elbo"].double()
-    best = best_elbo(vae, batch)
+    rows = rows[log_p.is_trusted[rows]]
+    if len(rows) < 2:
+        return Gaps(num_images=len(rows), method="none: too few are trusted")
+    found, batch = LogP(*(one[rows] for one in log_p)), batch.rows(rows)
+    best, elbo = best_elbo(vae, batch), elbo_terms(vae, batch)["elbo"].double()
     parts = {
-        "approximation": exact - best.normal,
+        "approximation": found.log_p - best.normal,
         "amortisation": best.normal - elbo,
-        "full_covariance": exact - best.full,
+        "full_covariance": found.log_p - best.full,
     }
-    return Gaps(num_images=len(rows), **{name: Estimate.of(values) for name, values in parts.items()})
+    estimates = {name: Estimate.of(values) for name, values in parts.items()}
+    return Gaps(num_images=len(rows), method=_methods(found), **estimates)
+
+
+def _methods(found: LogP) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in found.counts.items())
 
 
 def _log_likelihood(
-    vae: VAE, x: Pixels, found: LogP, num_particles: int, gap: Estimate | None, elbo: Estimate
+    vae: VAE,
+    x: Pixels,
+    found: LogP,
+    num_particles: int,
+    gap: Tensor | None,
+    elbo: Estimate,
+    annealing: Mapping[str, Any],
 ) -> LogLikelihood:
     effective = found.effective[~found.effective.isnan()]
     return LogLikelihood(
         elbo=elbo,
         estimate=Estimate.of(found.log_p),
-        method=", ".join(f"{name} {count:,}" for name, count in found.counts.items()),
+        method=_methods(found),
         sampling_stderr=found.mean_stderr,
         bias=found.bias if len(effective) else None,
         num_particles=num_particles,
         effective_median=effective.median().item() if len(effective) else None,
         effective_least=effective.min().item() if len(effective) else None,
         untrusted=found.untrusted,
-        bracket=gap,
+        annealing=dict(annealing) if "annealed" in found.counts else None,
+        bracket=None if gap is None else Estimate.of(gap),
+        bracket_median=None if gap is None else gap.median().item(),
+        bracket_largest=None if gap is None else gap.max().item(),
         bits_per_dimension=_bits(vae, found.log_p, x),
         is_density=x.is_bytes and getattr(vae.p_x, "levels_per_unit", 1.0) != 1,
     )
@@ -415,7 +450,14 @@ def _bits(vae: VAE, log_p: Tensor, x: Pixels) -> Estimate | None:
 
 
 _UNSEEN = """\
-  too low too, without a sign, where no draw finds a mode of p(z | x): see notebooks/bounds.md"""
+  too low, without a sign, where no draw finds a mode of p(z | x): see notebooks/bounds.md"""
+
+
+_ADVICE = {
+    "quadrature": "--method auto",
+    "importance": "more --importance-samples, or --method annealed",
+    "annealed": "more --temperatures or --chains",
+}
 
 
 def to_text(report: Report) -> str:
@@ -454,10 +496,12 @@ def to_text(report: Report) -> str:
     if report.gaps is not None:
         lines += ["", "gaps between log p(x) and the ELBO L[q]", *_lines(report.gaps)]
     if log_p.untrusted > MOST_UNTRUSTED:
-        lines += ["", f"warning: the log p(x) of {log_p.untrusted:.1%} of the data is too low by an unknown amount"]
+        advice = "; ".join(what for name, what in _ADVICE.items() if name in log_p.method)
         lines += [
+            "",
+            f"warning: the log p(x) of {log_p.untrusted:.1%} of the data is not reliable",
             "reliable: the ELBO and its parts",
-            "what may help: more --temperatures or --chains of annealing, or more --importance-samples",
+            f"what may help: {advice}",
         ]
     return "\n".join(lines)
 

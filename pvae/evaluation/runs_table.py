@@ -28,7 +28,16 @@ from pvae.runs.metrics import is_out_of_patience
 from pvae.runs.run import Run
 from pvae.trained.codes import LatentReport, given_y
 from pvae.trained.elbo_terms import elbo_terms
-from pvae.trained.log_likelihood import ANNEALING, MOST_UNTRUSTED, Estimate, Progress, hidden, log_likelihood
+from pvae.trained.log_likelihood import (
+    ANNEALING,
+    METHODS,
+    MOST_UNTRUSTED,
+    Estimate,
+    Progress,
+    check_method,
+    hidden,
+    log_likelihood,
+)
 from pvae.trained.normalised import with_likelihood
 
 __all__ = [
@@ -47,7 +56,7 @@ __all__ = [
 _NOTE = """\
 Nats per datum, on the test data. +- is the standard error over seeds; for the ELBO and log p(x) of one seed, over data.
 (pseudo): the pixels are grey, so the value does not bound a log-likelihood. log p(x): by pvae evaluate, of all test
-data, binarized if a Bernoulli was trained on grey ones; too low where it warns.
+data, binarized if a Bernoulli was trained on grey ones; not reliable where it warns.
 10-NN: accuracy of a 10-nearest-neighbour classifier on the codes. KS: the largest Kolmogorov-Smirnov distance of a
 latent dimension of z ~ q(z | x), of the top layer if there are several, from N(0, 1). Seconds: the median epoch,
 training and test, of the fastest run.
@@ -70,10 +79,11 @@ estimators of the ELBO are compared at the same weights: pvae compare RUN --elbo
 _OF_FOLDERS = "Nats per datum, on the same test data: means over runs. +- is the standard error over seeds.\n"
 _BEST = """from the row with the highest log p(x): the best, if the 95 %
 intervals of all differences exclude 0 and no log p(x) is marked. ELBO = -(distortion + rate), whatever beta is.
-Of more than two latents log p(x) is too low where no draw finds a mode of p(z | x), which no mark or error shows."""
-_TOO_LOW = f"""
-(too low): for more than {MOST_UNTRUSTED:.0%} of the data neither importance sampling nor annealing can be trusted, so
-that log p(x) is too low by an unknown amount; more --temperatures may help. The ELBO is not affected."""
+Of more than two latents log p(x) is too low where no draw finds a mode of p(z | x), which no mark or error shows. by:
+the methods of log p(x)."""
+_NOT_RELIABLE = f"""
+(not reliable): the diagnostics of the methods do not trust the log p(x) of more than {MOST_UNTRUSTED:.0%} of the data;
+pvae evaluate RUN says what may help. The ELBO is not affected."""
 
 
 def row_of(run: Run, codes: LatentReport) -> dict[str, Any]:
@@ -194,9 +204,10 @@ def compare_runs(
     """Return log p(x) and ELBO of several runs on the same test data, with paired differences, in nats per datum.
 
     The columns are run, beta and seed of its configuration, pixels (their kind), untrusted (the fraction of data whose
-    log p(x) cannot be trusted), and log_p, elbo, distortion and rate, each with its standard error over data
-    (log_p_stderr, ...), its difference (log_p_difference, ...) and the error of that (log_p_difference_stderr, ...). A
-    difference is the mean over data of the value minus that of the run with the highest mean log p(x).
+    log p(x) cannot be trusted), by (the methods of log p(x)), and log_p, elbo, distortion and rate, each with its
+    standard error over data (log_p_stderr, ...), its difference (log_p_difference, ...) and the error of that
+    (log_p_difference_stderr, ...). A difference is the mean over data of the value minus that of the run with the
+    highest mean log p(x).
 
     Args:
         runs: the runs, in the order of the rows.
@@ -232,13 +243,15 @@ def compare_runs(
         for why, value in found.items():
             if not np.array_equal(value, first[why], equal_nan=True):
                 raise InputError(f"{run.path} has {why.format(runs[0].path)}")
+        check_method(vae, batch, method)
         opened.append((run.config, vae, batch, pixels_of(kind, batch)))
     for config, vae, batch, pixels in opened:
         with seeded(seed, torch.device("cpu")):
             how: dict[str, Any] = {"annealing": annealing, "engine": engine, "progress": progress}
             sample = log_likelihood(vae, batch, method, num_particles=num_particles, **how)
             terms = {"log_p": sample.log_p, **elbo_terms(vae, batch)}
-        rows.append({"beta": config.beta, "seed": config.seed, "pixels": pixels, "untrusted": sample.untrusted})
+        by = {"untrusted": sample.untrusted, "by": ", ".join(sample.counts)}
+        rows.append({"beta": config.beta, "seed": config.seed, "pixels": pixels, **by})
         values.append(pd.DataFrame({name: terms[name].double().numpy(force=True) for name in _VALUES}))
     best = max(values, key=lambda one: one["log_p"].mean())
     names = pd.DataFrame({"run": short_names([run.path for run in runs])}, dtype=object)
@@ -286,7 +299,11 @@ def over_seeds(comparison: pd.DataFrame, folders: Sequence[Path]) -> pd.DataFram
     best = max(runs.values(), key=lambda one: one["log_p"].mean())
     rows = [
         {"seeds": len(one), **one[["beta", "pixels"]].iloc[0]}
-        | {"untrusted": one["untrusted"].max(), **_means(one[[*_VALUES]], best[[*_VALUES]])}
+        | {
+            "untrusted": one["untrusted"].max(),
+            "by": ", ".join(m for m in METHODS if one["by"].str.contains(m).any()),
+            **_means(one[[*_VALUES]], best[[*_VALUES]]),
+        }
         for one in runs.values()
     ]
     return pd.DataFrame({"run": [*runs]}, dtype=object).join(pd.DataFrame(rows))
@@ -304,9 +321,9 @@ def _cells(comparison: pd.DataFrame) -> pd.DataFrame:
     columns = {"beta": comparison["beta"].map("{:g}".format)} if comparison["beta"].nunique() > 1 else {}
     columns |= {"seeds": comparison["seeds"].astype(str)} if "seeds" in comparison else {}
     columns |= {title: estimates(name) for title, name in titles.items()}
-    shown = pd.DataFrame({"run": comparison["run"], **columns}, dtype=object)
+    shown = pd.DataFrame({"run": comparison["run"], **columns, "by": comparison["by"]}, dtype=object)
     is_low, first = comparison["untrusted"] > MOST_UNTRUSTED, comparison["log_p"].argmax()
-    shown.loc[is_low, "log p(x)"] += " (too low)"
+    shown.loc[is_low, "log p(x)"] += " (not reliable)"
     margins = stats.t.ppf(0.975, comparison["seeds"].min() - 1 if "seeds" in comparison else math.inf)
     is_lower = -comparison["log_p_difference"] > margins * comparison["log_p_difference_stderr"]
     is_best = not is_low.any() and is_lower.sum() == len(comparison) - 1 > 0
@@ -328,7 +345,7 @@ def legend_of(comparison: pd.DataFrame) -> str:
     pixels = " or ".join(sorted({*comparison["pixels"]}))
     of_pixels = f"\nNo value is a pseudo-ELBO; pixels {pixels}." if pixels else ""
     is_low = (comparison["untrusted"] > MOST_UNTRUSTED).any()
-    return f"{over}Differences are {pairing}, {_BEST}" + of_pixels + _TOO_LOW * bool(is_low)
+    return f"{over}Differences are {pairing}, {_BEST}" + of_pixels + _NOT_RELIABLE * bool(is_low)
 
 
 def comparison_to_markdown(comparison: pd.DataFrame) -> str:

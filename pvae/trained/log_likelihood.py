@@ -15,13 +15,23 @@ from torch import Tensor
 from pvae.core.errors import check_name
 from pvae.core.terminal import progress_bar
 from pvae.data.batch import Batch, Data
-from pvae.trained.annealing import NUM_LEAPFROG, annealed, check_bounding, is_continuous
+from pvae.trained.annealing import NUM_LEAPFROG, annealed, check_bounding, check_continuous, is_continuous
 from pvae.trained.chunks import widest
 from pvae.trained.importance import importance_sample
-from pvae.trained.quadrature import MOST_LATENTS, quadrature
+from pvae.trained.quadrature import MOST_LATENTS, check_few, quadrature
 from pvae.vae import VAE
 
-__all__ = ["ANNEALING", "METHODS", "MOST_UNTRUSTED", "Estimate", "LogP", "Progress", "hidden", "log_likelihood"]
+__all__ = [
+    "ANNEALING",
+    "METHODS",
+    "MOST_UNTRUSTED",
+    "Estimate",
+    "LogP",
+    "Progress",
+    "check_method",
+    "hidden",
+    "log_likelihood",
+]
 
 METHODS = ("quadrature", "importance", "annealed")  # in the order in which "auto" takes them
 MOST_UNTRUSTED = 0.01  # the fraction of untrusted data up to which the mean log-likelihood is reported as reliable
@@ -103,6 +113,20 @@ class LogP(NamedTuple):
         return {name: count for name, count in numbers if count}
 
 
+def check_method(vae: VAE, data: Data, method: str) -> None:
+    """Check that log p(x) can be estimated by a method.
+
+    Raises:
+        InputError: there is no such method, or it cannot be taken for this VAE, or the VAE has no log p(x).
+    """
+    check_name("method", method, ("auto", *METHODS))
+    check_bounding(vae)
+    if method == "annealed":
+        check_continuous(vae, data)
+    if method == "quadrature":
+        check_few(vae, data)
+
+
 def log_likelihood(
     vae: VAE,
     data: Data,
@@ -140,9 +164,8 @@ def log_likelihood(
     Raises:
         InputError: there is no such method, or it cannot be taken for this VAE, or the VAE has no log p(x).
     """
-    check_name("method", method, ("auto", *METHODS))
     batch = Batch.of(data)
-    check_bounding(vae)
+    check_method(vae, batch, method)
     has_few = vae.given(batch.y).prior().event_shape[0] <= MOST_LATENTS
     can = is_continuous(vae, batch)
     names = [method] if method != "auto" else ["quadrature"] * (can and has_few) + ["importance"] + ["annealed"] * can

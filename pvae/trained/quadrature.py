@@ -18,7 +18,7 @@ from pvae.trained.importance import ImportanceSample, Mixture
 from pvae.trained.pareto import num_in_tail, pareto_k
 from pvae.vae import VAE
 
-__all__ = ["MOST_LATENTS", "Quadrature", "quadrature"]
+__all__ = ["MOST_LATENTS", "Quadrature", "check_few", "quadrature"]
 
 MOST_LATENTS = 2
 _CELLS = {1: (1024, 256), 2: (48, 32)}  # along each dimension, of the first two grids: over p(z), and near q(z | x)
@@ -79,15 +79,24 @@ def quadrature(
         InputError: there are more latents, or they are discrete or on a sphere, or the VAE has no log p(x).
     """
     batch = Batch.of(data)
-    check_continuous(vae, batch)
-    if (num_latents := vae.given(batch.y).prior().event_shape[0]) > MOST_LATENTS:
-        raise InputError(f"quadrature of {num_latents} latents takes too long: take annealing")
+    check_few(vae, batch)
     width = widest(vae, batch)
     parts = list[tuple[Tensor, Tensor]]()
     for part in batch.split(min(100, data_at_once(vae, batch))):
         parts.append(_of_part(vae, part, tolerance, width))
         on_images(len(part))
     return Quadrature(*map(torch.cat, zip(*parts)))
+
+
+def check_few(vae: VAE, data: Data) -> None:
+    """Check that log p(x) is an integral over at most two real numbers.
+
+    Raises:
+        InputError: it is not.
+    """
+    check_continuous(vae, data)
+    if (num_latents := vae.given(Batch.of(data).y).prior().event_shape[0]) > MOST_LATENTS:
+        raise InputError(f"quadrature of {num_latents} latents takes too long: take annealing")
 
 
 def _of_part(vae: VAE, batch: Batch, tolerance: float, width: int) -> tuple[Tensor, Tensor]:

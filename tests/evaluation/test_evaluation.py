@@ -383,20 +383,34 @@ def test_the_gaps_are_of_the_sizes_that_they_must_have(untrusted_run):
     report = evaluate(untrusted_run, num_gaps=5)
     found = report.gaps
     assert found.num_images == 5
+    assert found.method == "quadrature 5"
     assert -0.01 < found.full_covariance.mean < found.approximation.mean + 0.01
     assert found.amortisation.mean > 0.05
     assert "amortisation gap" in to_text(report)
+    untrusted = evaluate(untrusted_run, 4, method="importance", num_gaps=5).gaps
+    assert untrusted.num_images < 2
+    assert untrusted.approximation is None
 
 
 @pytest.mark.workflow
-def test_what_is_annealed_has_a_bracket(runs, capsys):
+def test_what_is_annealed_has_a_bracket(runs, capsys, monkeypatch):
     run = runs("two layers")
     assert main([str(run.path), "--images", "6", "--method", "annealed", "--temperatures", "8", "--chains", "2"]) == 0
     found = json.loads((run.path / "evaluation.json").read_text())["log_likelihood"]
     assert found["method"] == "annealed 6"
     assert found["bracket"]["mean"] > 0
+    assert found["bracket_largest"] >= found["bracket_median"]
+    assert found["annealing"] == {"num_temperatures": 8, "num_chains": 2, "start": "posterior"}
     assert "upper - lower bound" in capsys.readouterr().out
-    for arguments in (["--temperatures", "0"], ["--chains", "1"], ["--method", "quadrature"], ["--start", "nowhere"]):
+    monkeypatch.setattr("pvae.evaluation.report.elbo_terms", None)  # what is refused is refused before the first result
+    for arguments in (
+        ["--temperatures", "0"],
+        ["--chains", "1"],
+        ["--method", "quadrature"],
+        ["--start", "nowhere"],
+        ["--importance-samples", "5", "--start", "prior"],
+        ["--method", "importance", "--chains", "8"],
+    ):
         assert main([str(run.path), "--images", "6", *arguments]) == 2
         assert capsys.readouterr().err.strip().count("\n") <= 1
 
