@@ -43,7 +43,7 @@ def reference(vae: VAE, data: Data, num_particles: int = 5000) -> tuple[Estimate
 
     The first value is exact for a linear-Gaussian VAE, with a standard error of 0. For other VAEs it is that of
     `log_likelihood`, with its standard error over the draws, which are the same in every call. The second value is the
-    share of the data whose estimates cannot be trusted, which are too low.
+    share of the data whose estimates cannot be trusted.
 
     Args:
         vae: the VAE.
