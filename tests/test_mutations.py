@@ -44,9 +44,6 @@ trained/test_annealing.py
     trained.annealing | - point.log_density(beta) - kinetic | - point.log_density(beta)
     trained.annealing | upper + math.log(num_chains) | upper - math.log(num_chains)
     trained.annealing | in zip(betas[1:-1].tolist(), steps, | in zip(betas[1:-1].tolist(), _adapted(points, z, betas),
-trained/test_gaps.py
-    trained.gaps | lower.tril(-1) | 0 * lower
-    trained.gaps | - q.log_prob(z) | - q.log_prob(z).detach() * 0
 trained/test_log_likelihood.py
     trained.importance | log_q + math.log1p(-self.share), log_wide + | log_q, log_wide +
     trained.quadrature | cells = 2 * cells | cells = 1 * cells

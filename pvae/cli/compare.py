@@ -69,12 +69,12 @@ def _compare(arguments: argparse.Namespace) -> None:
         log_p, untrusted = estimators.reference(vae, batch)
         value = log_p if log_p.stderr else f"{log_p.mean:.2f} exactly"
         pixels = f"; pixels {kind}" if kind else ""
-        low = " (too low: see below)" if untrusted > MOST_UNTRUSTED else ""
+        low = " (not reliable: see below)" if untrusted > MOST_UNTRUSTED else ""
         print_line(f"{stage}: log p(x) = {value}{low}, mean of {len(batch)} of {every}{pixels}")
         if low:
             warnings.append(
-                f"{stage}: the importance weights of {untrusted:.1%} of the data cannot be trusted: log p(x) is "
-                "too low by an unknown amount, and the bias too near 0; the variances are not affected"
+                f"{stage}: log p(x) of {untrusted:.1%} of the data cannot be trusted, and is probably too low, so "
+                "that the bias is too near 0; the variances are not affected"
             )
         with progress_bar(stage, len(pairs), "estimator") as bar:
             for name, count in pairs:

@@ -117,7 +117,12 @@ class Mixture:
             drawn.append((z, self.q.log_prob(z)))  # of the draw itself, whose density a flow knows
         if num_wide:
             z = self.wide.sample((num_wide,) if self.wide.batch_shape else (num_wide, self.count))
-            drawn.append((z, self.q.log_prob(z)))
+            try:
+                drawn.append((z, self.q.log_prob(z)))
+            except ValueError:  # some are outside of the support of q
+                inside = self.q.support.check(z)
+                log_q = self.q.log_prob(torch.where(inside[..., None], z, self.q.sample((num_wide,))))
+                drawn.append((z, log_q.where(inside, -math.inf)))
         z, log_q = (torch.cat(parts) for parts in zip(*drawn))
         return z, log_q
 
