@@ -120,7 +120,8 @@ class Mixture:
             try:
                 drawn.append((z, self.q.log_prob(z)))
             except ValueError:  # some are outside of the support of q
-                inside = self.q.support.check(z)
+                support: Any = self.q.support
+                inside = support.check(z)
                 log_q = self.q.log_prob(torch.where(inside[..., None], z, self.q.sample((num_wide,))))
                 drawn.append((z, log_q.where(inside, -math.inf)))
         z, log_q = (torch.cat(parts) for parts in zip(*drawn))
