@@ -160,7 +160,7 @@ class Config:
     activation: str = option(
         "relu",
         "{choices}, of the hidden layers; a gated layer is h * sigmoid(g), of two linear layers",
-        choices=("relu", "tanh", "softplus", "gated"),
+        choices=("relu", "tanh", "softplus", "elu", "gated"),
         only_with=(
             "--network mlp or mlp-batchnorm, or --upper-latent-dims",
             lambda c: c.network.startswith("mlp") or bool(c.upper_latent_dims),

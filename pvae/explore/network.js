@@ -106,7 +106,7 @@ const OPERATIONS = {
     return OPERATIONS.affine({shape, data: out}, {scale, shift});
   },
   relu: elementwise((one) => (one > 0 ? one : 0)), tanh: elementwise(Math.tanh), silu: elementwise((l) => l * sigmoid(l)),
-  softplus: elementwise(softplus),
+  softplus: elementwise(softplus), elu: elementwise((one) => (one > 0 ? one : Math.expm1(one))),
   "leaky-relu": (x, {slope}) => elementwise((one) => (one > 0 ? one : slope * one))(x),
   glu: ({data}) => vector(data.subarray(0, data.length / 2).map((one, i) => one * sigmoid(data[data.length / 2 + i]))),
   reshape: (x, {shape}) => ({shape, data: x.data}), first: (x, {size}) => vector(x.data.subarray(0, size)),

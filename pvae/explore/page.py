@@ -237,7 +237,7 @@ def _operations(network: nn.Module, tensors: _Tensors) -> list[dict[str, Any]]:
             return [{"op": "reshape", "shape": list(layer.unflattened_size)}]
         case FirstLayer():
             return [{"op": "first", "size": layer.size}]
-        case nn.ReLU() | nn.Tanh() | nn.Softplus() | nn.SiLU() | nn.GLU():
+        case nn.ReLU() | nn.Tanh() | nn.Softplus() | nn.ELU() | nn.SiLU() | nn.GLU():
             return [{"op": type(layer).__name__.lower()}]
         case nn.Flatten() | nn.Unflatten() | ChannelsLast():
             return []

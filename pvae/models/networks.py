@@ -14,7 +14,7 @@ from pvae.core.errors import InputError
 
 __all__ = ["ChannelsLast", "FlatBatch", "conv_decoder", "conv_encoder", "groupnorm_decoder", "mlp"]
 
-_ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus, "gated": nn.GLU}
+_ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus, "elu": nn.ELU, "gated": nn.GLU}
 
 
 def mlp(*widths: int, activation: str = "relu", batch_norm: bool = False) -> nn.Sequential:
@@ -24,7 +24,7 @@ def mlp(*widths: int, activation: str = "relu", batch_norm: bool = False) -> nn.
 
     Args:
         widths: input width, hidden widths, output width.
-        activation: "relu", "tanh", "softplus" or "gated".
+        activation: "relu", "tanh", "softplus", "elu" or "gated".
         batch_norm: BatchNorm before each activation, over all leading dimensions.
 
     Returns:

@@ -40,6 +40,7 @@ SYSTEMS = {
     "mlp": {},
     "mlp of gated layers, q of full covariance": {"activation": "gated", "posterior": "normal-full"},
     "mlp of tanh, log variance": {"activation": "tanh", "posterior": "normal-log-variance", "binarize": "static"},
+    "mlp of ELUs": {"activation": "elu", "posterior": "normal-log-variance", **BINARY},
     "mlp-batchnorm": {"network": "mlp-batchnorm", "likelihood": "continuous-bernoulli"},
     "conv": {"network": "conv", "hidden": (4, 6), "likelihood": "normal", "pixels": "symmetric", "scale": 0.5},
     "conv-batchnorm": {"network": "conv-batchnorm", "hidden": (4, 6), "likelihood": "normal-learned"},
