@@ -121,19 +121,19 @@ def check_name(kind: str, name: str, names: Iterable[str]) -> str:
         `name`, unchanged.
 
     Raises:
-        InputError: `name` is unknown; the message gives the nearest names, or all of them.
+        InputError: `name` is unknown; the message gives the nearest names, or the first ones.
 
     >>> check_name("ELBO", "analitic", ("trace", "analytic"))
     Traceback (most recent call last):
         ...
-    pvae.core.errors.InputError: unknown ELBO 'analitic': did you mean 'analytic'? (known: trace, analytic)
+    pvae.core.errors.InputError: unknown ELBO 'analitic': did you mean 'analytic'?
     """
     known = list(names)
     if name in known:
         return name
     near = difflib.get_close_matches(shown(name).strip("'"), known, n=2, cutoff=0.5)
-    guess = ": did you mean " + " or ".join(repr(n) for n in near) + "?" if near else ""
-    raise InputError(f"unknown {kind} {shown(name)}{guess} (known: {', '.join(known)})")
+    guess = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {listed(known, most=15)}"
+    raise InputError(f"unknown {kind} {shown(name)}: {guess}")
 
 
 class NotFiniteError(ArithmeticError):
@@ -179,10 +179,10 @@ def check_finite(record: object, name: str = "") -> None:
             check_finite(value, f"{name}.{key}".removeprefix("."))
 
 
-def listed(names: Sequence[str]) -> str:
-    """Return the first three names, and the number of the others."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Return the first names, and the number of the others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -436,6 +436,9 @@ def _read_text(file: Path) -> tuple[DataFrame, list[str], str, list[str]]:
     start = next((place for place, line in enumerate(lines) if line.strip() and line[0] != "#"), len(lines))
     are_values = 2 * sum(line[0] == "#" for line in lines[start:]) > len(lines) - start  # as of colours, #fff
     plain = [line for line in lines[start : start + 100] if are_values or line[0] != "#"]
+    are_numbers = re.fullmatch(r"[-+.\deE\s]+", "".join(plain[1:])) is not None
+    if are_spaced := are_numbers and " " in plain[-1].strip():
+        lines, plain = (["\t".join(line.split()) or line for line in some] for some in (lines, plain))
     sep, num_comments, rows, width, numbered = _separator(plain), 0, dict[str, list[str]](), 0, enumerate(lines, 1)
     try:
         for number, line in numbered:
@@ -457,10 +460,11 @@ def _read_text(file: Path) -> tuple[DataFrame, list[str], str, list[str]]:
         raise InputError(f"{file}, line {number} cannot be read ({error}): {how}") from None
     frame = DataFrame(np.array([*rows.values()], dtype=object), [*rows])  # of one type, which is fast for many columns
     if sep != ",":
-        notes.append(f"fields are separated by {'semicolons' if sep == ';' else 'tabs'}")
+        name = "spaces" if are_spaced else "semicolons" if sep == ";" else "tabs"
+        notes.append(f"fields are separated by {name}")
     if num_comments:
         notes.append(f"lines of comments (#) that are left out: {num_comments:,}")
-    above = lines[start - 1].lstrip("# ").split(sep) if 0 < start < len(lines) else []
+    above = lines[start - 1].lstrip("# \t").split(sep) if 0 < start < len(lines) else []
     return frame, notes, sep, [name.strip() for name in above]
 
 
