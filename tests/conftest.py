@@ -34,6 +34,7 @@ from pvae.vae import VAE
 SMALL_SHAPE = (1, 5, 4)
 LINEAR_SHAPE = (1, 3, 4)
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 needs_inductor = pytest.mark.skipif(bool(inductor.missing()), reason=f"inductor needs {inductor.missing()}")
 
 

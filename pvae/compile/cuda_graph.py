@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
+from pvae.compile.graph import RecordingError
 from pvae.core.errors import brief, is_out_of_memory
 
-__all__ = ["captured", "move_constants"]
+__all__ = ["captured"]
 
 _WARM_UP = 3  # runs before the capture, in which libraries allocate what they need
 
@@ -34,11 +36,13 @@ class CudaGraph:
         stream.wait_stream(current)
         with torch.cuda.stream(stream), torch.no_grad():
             for _ in range(_WARM_UP):
+                function(*self._inputs)
+            with _no_waiting():
                 results = function(*self._inputs)
         current.wait_stream(stream)
         self._shapes = [one.shape for one in results]
         self._graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(self._graph, pool=pool):
+        with torch.no_grad(), torch.cuda.graph(self._graph, pool=pool, stream=stream):
             results = function(*self._inputs)
             # One tensor, since a replay overwrites the results: they are copied after each, by one kernel.
             self._results = torch.cat([one.reshape(-1).to(results[0].dtype) for one in results])
@@ -52,22 +56,35 @@ class CudaGraph:
         return [part.view(shape) for part, shape in zip(parts, self._shapes)]
 
 
+@contextlib.contextmanager
+def _no_waiting() -> Iterator[None]:
+    """Raise a RuntimeError where the host waits for the GPU, which a capture does not survive.
+
+    After a capture that has failed, torch's generator draws nothing more in this process.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls the mode a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
 def captured(
     function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], pool: Any
 ) -> Callable[..., Sequence[Tensor]]:
-    """Return a recorded function as a CUDA graph, or as it is, with a warning, if it cannot be captured."""
+    """Return a recorded function as a CUDA graph.
+
+    Raises:
+        RecordingError: (an InputError) it cannot be captured: it waits for the GPU, or copies from the host.
+    """
     try:
         return CudaGraph(function, inputs, pool)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        warnings.warn(f"steps are not captured as a CUDA graph, and take longer: {brief(error)}", stacklevel=2)
-        return function
-
-
-def move_constants(graph: fx.GraphModule, device: torch.device) -> None:
-    """Move the constants that a recording made on the CPU to a GPU: a CUDA graph copies nothing from the host."""
-    for node in graph.graph.find_nodes(op="get_attr"):
-        value = getattr(graph, str(node.target))
-        if value.device.type == "cpu" and not isinstance(value, nn.Parameter):
-            setattr(graph, str(node.target), value.to(device))
+        raise RecordingError(
+            f"the step cannot be captured as a CUDA graph ({brief(error)}): give --compile graph"
+        ) from error

@@ -7,11 +7,10 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
-from pvae.compile.cuda_graph import move_constants
 from pvae.compile.decompositions import bfloat16_products, onednn_products
 from pvae.compile.inductor import MayCompile, compile_graph, missing
 from pvae.core.errors import InputError, brief, check_name, is_out_of_memory
@@ -59,7 +58,7 @@ def record(
     products = bfloat16_products() if precision == "bf16" else onednn_products(is_compiled=engine == "inductor")
     graph = graph_of(function, [x.view_as(x) for x in inputs], products)  # one tensor given twice is two inputs
     if inputs[0].device.type == "cuda":
-        move_constants(graph, inputs[0].device)
+        _move_constants(graph, inputs[0].device)
     if engine == "graph":
         return graph.forward
     try:
@@ -131,3 +130,11 @@ def _depends_on_values(node: fx.Node, graph: fx.GraphModule) -> bool:
                 return True
         return False
     return torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
+
+
+def _move_constants(graph: fx.GraphModule, device: torch.device) -> None:
+    """Move the constants that a recording made on the CPU to a GPU: a CUDA graph copies nothing from the host."""
+    for node in graph.graph.find_nodes(op="get_attr"):
+        value = getattr(graph, str(node.target))
+        if value.device.type == "cpu" and not isinstance(value, nn.Parameter):
+            setattr(graph, str(node.target), value.to(device))

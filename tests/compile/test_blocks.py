@@ -7,42 +7,58 @@ import math
 import pyro
 import pytest
 import torch
-from conftest import needs_inductor
+from conftest import needs_gpu, needs_inductor
 from helpers.svi import adam, built
 
 from pvae.compile import cuda_graph
 from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
+from pvae.compile.graph import RecordingError
 from pvae.config.config import Config
 from pvae.core.errors import GradientError, InputError, NotFiniteError
+from pvae.core.random_state import rng_state
 from pvae.models.build import build_vae
 
-ENGINES = ["none", "graph", pytest.param("inductor", marks=[needs_inductor, pytest.mark.workflow])]
+ENGINES = [
+    "none",
+    "graph",
+    pytest.param("inductor", marks=[needs_inductor, pytest.mark.workflow]),
+    pytest.param("cuda-graph", marks=[needs_gpu, pytest.mark.workflow]),
+]
 VALUES = [(1e-2 / (1 + step), min(1.0, step / 8)) for step in range(12)]
 
 
-def vae_of(**options):
+def device_of(engine):
+    return torch.device("cuda" if engine == "cuda-graph" else "cpu")
+
+
+def vae_of(engine="none", **options):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build_vae(Config(**{"hidden": (6,), "latent_dim": 3, **options}), (1, 4, 4)).double()
+        vae = build_vae(Config(**{"hidden": (6,), "latent_dim": 3, **options}), (1, 4, 4))
+    return vae.to(device_of(engine)).double()
 
 
-def batches_of(vae, number=12, short=False):
+def batches_of(engine="none", number=12, short=False):
     """Binary images; the last batch is shorter if asked for."""
     generator = torch.Generator().manual_seed(1)
     sizes = [8] * (number - short) + [5] * short
-    return [(torch.rand(size, 1, 4, 4, generator=generator).round().double(),) for size in sizes]
+    images = [torch.rand(size, 1, 4, 4, generator=generator).round() for size in sizes]
+    return [(one.to(device_of(engine)).double(),) for one in images]
 
 
 def state_of(vae, update):
     tensors = [*vae.parameters(), *vae.buffers()]
     tensors += [tensor for one in vae.parameters() for tensor in update.state_of(one).values()]
-    return [tensor.detach().clone() for tensor in tensors] + [torch.get_rng_state()]
+    return [tensor.detach().clone() for tensor in tensors] + [*rng_state(update.is_bad.device).values()]
 
 
 def svi_of(vae, engine, name="trace", **options):
     update = AdamUpdate(adam(vae.parameters()), dict(vae.named_parameters()))
-    return CompiledSVI(vae.model, vae.guide, update, built(name, 2 if "loo" in name else 1), engine, **options)
+    elbo = built(name, 2 if "loo" in name else 1)
+    if engine == "cuda-graph":
+        engine, options = "graph", {"captures": True, **options}
+    return CompiledSVI(vae.model, vae.guide, update, elbo, engine, **options)
 
 
 def trained(vae, batches, engine, blocks=(12,), **options):
@@ -71,9 +87,10 @@ SYSTEMS = {
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_calls_of_any_size_give_the_same_bits(system, engine):
     """With another learning rate and beta at each step, and a short last batch."""
-    batches = batches_of(vae_of(), short=True)
+    batches = batches_of(engine, short=True)
     (whole, _), (parts, svi) = (
-        trained(vae_of(**SYSTEMS[system]), batches, engine, blocks, batch_size=8) for blocks in ((12,), (1, 4, 2, 5))
+        trained(vae_of(engine, **SYSTEMS[system]), batches, engine, blocks, batch_size=8)
+        for blocks in ((12,), (1, 4, 2, 5))
     )
     assert all(torch.equal(one, other) for one, other in zip(whole, parts))
     assert svi.num_recordings == (0 if engine == "none" else 2)
@@ -104,11 +121,11 @@ def test_a_bad_step_within_a_call_is_named_and_leaves_everything_as_before_it(en
     if kind == "nan":  # which the domain excludes
         monkeypatch.setattr(Likelihood, "check", lambda self, x: x)
     change, error = bad_data(kind)
-    clean = batches_of(vae_of())
-    expected, _ = trained(vae_of(**options), clean[:6], engine, (6,))
+    clean = batches_of(engine)
+    expected, _ = trained(vae_of(engine, **options), clean[:6], engine, (6,))
     batches = [(x.clone(),) for (x,) in clean]
     change(batches[6][0])
-    vae = vae_of(**options)
+    vae = vae_of(engine, **options)
     with torch.random.fork_rng(), pyro.get_param_store().scope():
         torch.manual_seed(3)
         svi = svi_of(vae, engine)
@@ -122,18 +139,18 @@ def test_a_bad_step_within_a_call_is_named_and_leaves_everything_as_before_it(en
         again = svi.run(clean[6:], VALUES[6:])
         assert again.error is None
         found = [torch.cat([done.losses, again.losses]), *state_of(vae, svi.update)]
-    losses, _, *state = trained(vae_of(**options), clean, engine)[0]
+    losses, _, *state = trained(vae_of(engine, **options), clean, engine)[0]
     assert all(torch.equal(one, other) for one, other in zip(found, [losses, *state]))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_gradient_that_is_not_finite_is_named(engine):
     """An infinite gradient of a finite loss, of the square root of 0."""
-    vae, offset = vae_of(), torch.ones((), dtype=torch.float64)
+    vae, offset = vae_of(engine), torch.ones((), dtype=torch.float64, device=device_of(engine))
     layer, forward = vae.p_x.decoder[-2], vae.p_x.decoder[-2].forward
     layer.forward = lambda z: forward(z) + (layer.bias - layer.bias.detach() + offset).sqrt().view(1, -1)
     with torch.random.fork_rng(), pyro.get_param_store().scope():
-        svi, batches = svi_of(vae, engine), batches_of(vae)
+        svi, batches = svi_of(vae, engine), batches_of(engine)
         assert svi.run(batches[:4], VALUES[:4]).error is None
         offset.zero_()
         before = state_of(vae, svi.update)
@@ -155,7 +172,7 @@ def test_the_error_is_of_the_values_of_its_own_batch():
             require(lambda one: one.max() <= 1, x, lambda: InputError(f"the largest is {x.max().item():.0f}"))
             return (x.clamp(max=1),)
 
-        batches = batches_of(vae)
+        batches = batches_of()
         for step in (3, 5):
             batches[step][0][0] = step
         for engine in ("none", "graph"):
@@ -170,7 +187,7 @@ def test_a_state_that_was_replaced_is_not_that_of_a_recording():
         vae = vae_of()
         with torch.random.fork_rng(), pyro.get_param_store().scope():
             torch.manual_seed(3)
-            svi, batches = svi_of(vae, engine), batches_of(vae)
+            svi, batches = svi_of(vae, engine), batches_of()
             svi.run(batches[:4], VALUES[:4])
             svi.update.optimizer.load_state_dict(svi.update.optimizer.state_dict())
             svi.run(batches[4:], VALUES[4:])
@@ -178,11 +195,10 @@ def test_a_state_that_was_replaced_is_not_that_of_a_recording():
     assert all(torch.allclose(one, other, rtol=1e-12) for one, other in zip(*ends))
 
 
-def test_a_step_that_cannot_be_captured_is_replayed_as_it_was_recorded(monkeypatch):
+def test_a_step_that_cannot_be_captured_is_refused(monkeypatch):
     def fails(*_):
-        raise RuntimeError("operation not permitted when stream is capturing")
+        raise RuntimeError("called a synchronizing CUDA operation")
 
     monkeypatch.setattr(cuda_graph, "CudaGraph", fails)
-    recorded = lambda x: [x + 1]  # noqa: E731
-    with pytest.warns(UserWarning, match="CUDA graph"):
-        assert cuda_graph.captured(recorded, [torch.zeros(2)], None) is recorded
+    with pytest.raises(RecordingError):
+        cuda_graph.captured(lambda x: [x + 1], [torch.zeros(2)], None)
