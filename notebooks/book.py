@@ -14,9 +14,14 @@ import pkgutil
 import re
 import shutil
 import sys
+import unicodedata
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import latex2mathml.converter
+from docutils.nodes import SkipNode
 
 import pvae
 from pvae.cli.commands import COMMANDS, command_of
@@ -202,8 +207,26 @@ def is_skipped(_: Any, what: str, name: str, obj: Any, skip: bool, options: Any)
     return True if of_torch or (obj.__doc__ or "").startswith("Alias for field number") else None
 
 
+def mathml(translator: Any, node: Any, display: str = "inline") -> None:
+    """Write an equation as MathML, which browsers typeset without a script."""
+    text = latex2mathml.converter.convert(node.astext(), display=display)
+    # What browsers leave out of MathML: variants of letters, and a space between log and p.
+    text = re.sub(r'<mi mathvariant="(double-struck|script)">(\w)</mi>', lambda one: _letter(*one.groups()), text)
+    translator.body.append(re.sub("<mi>(log|exp)</mi>(?=<mi)", r'<mi>\1</mi><mspace width="0.167em"/>', text))
+    raise SkipNode
+
+
+def _letter(variant: str, letter: str) -> str:
+    name = f"{variant.upper()} CAPITAL {letter}"
+    try:
+        return f"<mi>{unicodedata.lookup(f'MATHEMATICAL {name}')}</mi>"
+    except KeyError:  # some had been in Unicode before
+        return f"<mi>{unicodedata.lookup(name)}</mi>"
+
+
 def setup(app: Any) -> None:
     """Connect what is made to the build."""
+    app.add_html_math_renderer("mathml", (mathml, None), (partial(mathml, display="block"), None))
     app.connect("builder-inited", write_pages)
     app.connect("build-finished", write_explorer)
     app.connect("env-get-outdated", lambda *_: [*CHOICES, "api", "commands"])  # the code may have changed

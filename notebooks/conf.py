@@ -14,6 +14,7 @@ nb_execution_mode = "off"  # the notebooks are stored executed
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 exclude_patterns = ["**/.ipynb_checkpoints"]
+html_math_renderer = "mathml"  # of book.py
 html_theme = "furo"
 html_title = f"pvae {release}"
 highlight_language = "text"

@@ -181,7 +181,7 @@ def pytorch_example_epochs(runs: Runs, _: Path) -> tuple[Figure, str]:
     figure = figures.band_figure(bands, 8, f"pytorch-example on {trained.data.title}\n{title}")
     return figure, (
         "`--system pytorch-example`, the pictures of post 002. The post prints a test loss of 119.41 after 1 epoch and "
-        f"93.35 after 50, at the mean of q(z given x); here it is {losses[0]:.2f} and {losses[1]:.2f}."
+        f"93.35 after 50, at the mean of q(z | x); here it is {losses[0]:.2f} and {losses[1]:.2f}."
     )
 
 
