@@ -405,7 +405,7 @@ def make_notebook(name: str, runs: Runs, folder: Path) -> None:
     os.environ["PVAE_RUNS"] = str(runs.cache)
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # of tqdm, which Pyro imports
     notebook, started = nbformat.read(HERE / f"{name}.ipynb", as_version=4), time.perf_counter()
-    NotebookClient(notebook, timeout=1800, record_timing=False).execute()
+    NotebookClient(notebook, timeout=1800, record_timing=False, coalesce_streams=True).execute()
     content = nbformat.writes(notebook) + "\n"
     (folder / f"{name}.ipynb").write_text(content)
     print(f"{name}.ipynb: {len(content) // 1000} kB  {time.perf_counter() - started:.0f} s", flush=True)
