@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from turns import LEAN
 
 Events = Iterator[tuple[str, float | None]]
 
@@ -126,7 +127,7 @@ def _tested(net: Net, task: Task) -> Events:
 def loop(task: Task, images: Tensor, batch_size: int, step: Callable[[Tensor], object]) -> Events:
     """Step on all batches of each epoch, in random order."""
     for epoch in range(task.epochs):
-        for number, index in enumerate(torch.randperm(len(images)).split(batch_size)):
+        for number, index in enumerate(torch.randperm(len(images)).to(images.device).split(batch_size)):
             step(images[index])
             if epoch == number == 0:
                 yield "step", None
@@ -158,14 +159,14 @@ def by_hand(loss_of: Callable[[Net, Tensor], Tensor]) -> Callable[[Task], Events
     return run
 
 
-def lean(task: Task) -> Events:
+def lean(task: Task, loss_of: Callable[[Net, Tensor], Tensor] = closed_form) -> Events:
     """The leanest loop: bytes gathered and divided, no distribution object, and no loss read in an epoch."""
     net, images = Net(task).to(task.device), task.train.to(task.device).flatten(1)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
 
     def step(rows: Tensor) -> None:
         optimizer.zero_grad()
-        closed_form(net, rows.float().div_(255)).backward()
+        loss_of(net, rows.float().div_(255)).backward()
         optimizer.step()
 
     yield from _with_tests(loop(task, images, task.batch_size, step), net, task)
@@ -296,13 +297,11 @@ def numpyro(task: Task) -> Events:
             yield "elbo", -float(evaluate(state))
 
 
-def trainer_of(task: Task, elbo: str, compile: str, precision: str = "fp32") -> Any:
-    """Return this package's trainer of the system."""
+def config_of(task: Task, elbo: str, compile: str, precision: str = "fp32") -> Any:
+    """Return the configuration of the system."""
     from pvae.config.config import Config
-    from pvae.data.dataset import Dataset
-    from pvae.training.setup import build_trainer
 
-    config = Config(
+    return Config(
         hidden=(task.hidden,),
         latent_dim=task.latent_dim,
         posterior="normal-log-variance",
@@ -313,12 +312,20 @@ def trainer_of(task: Task, elbo: str, compile: str, precision: str = "fp32") -> 
         compile=compile,
         precision=precision,
     )
-    return build_trainer(config, Dataset("benchmark", task.train, task.test), torch.device(task.device))
+
+
+def trainer_of(task: Task, elbo: str, compile: str, precision: str = "fp32", engine: str | None = None) -> Any:
+    """Return this package's trainer of the system."""
+    from pvae.data.dataset import Dataset
+    from pvae.training.setup import build_trainer
+
+    data, device = Dataset("benchmark", task.train, task.test), torch.device(task.device)
+    return build_trainer(config_of(task, elbo, compile, precision), data, device, engine=engine)
 
 
 def trained_by_pvae(training: Any, batch_size: int, task: Task) -> Events:
     """The loop of `python -m pvae.train`: bytes in memory, SVI, metrics of each epoch."""
-    next(training.engine.run(torch.arange(batch_size), [training.schedule(0)]))
+    next(training.engine.run(torch.arange(batch_size, device=training.device), [training.schedule(0)]))
     yield "step", None
     for _ in range(task.epochs):
         training.train_epoch()
@@ -328,8 +335,10 @@ def trained_by_pvae(training: Any, batch_size: int, task: Task) -> Events:
         training.epoch += 1
 
 
-def ours(elbo: str, compile: str = "auto", precision: str = "fp32") -> Callable[[Task], Events]:
-    """A training of this package."""
+def ours(
+    elbo: str, compile: str = "auto", precision: str = "fp32", engine: str | None = None
+) -> Callable[[Task], Events]:
+    """A training of this package; `engine` is one that an earlier session would have chosen."""
 
     def run(task: Task) -> Events:
         import pyro
@@ -337,7 +346,7 @@ def ours(elbo: str, compile: str = "auto", precision: str = "fp32") -> Callable[
         from pvae.core.random_state import seeded
 
         with seeded(0, torch.device(task.device)), pyro.get_param_store().scope():
-            yield from trained_by_pvae(trainer_of(task, elbo, compile, precision), task.batch_size, task)
+            yield from trained_by_pvae(trainer_of(task, elbo, compile, precision, engine), task.batch_size, task)
 
     return run
 
@@ -346,7 +355,7 @@ NUMPYRO = "NumPyro, jit + scan"
 SIDES: dict[str, Callable[[Task], Events]] = {
     **{f"torch.distributions, {loss_of.__name__}": by_hand(loss_of) for loss_of in (trace, analytic)},
     **{f"torch.distributions, {loss_of.__name__} K=5": by_hand(loss_of) for loss_of in (iwae, dreg)},
-    "lean loop, analytic": lean,
+    LEAN: lean,
     "PyTorch example": pytorch_example,
     "plain Pyro, trace": plain_pyro,
     NUMPYRO: numpyro,

@@ -2,44 +2,52 @@
 
 Every side trains the same VAE (784-400-20 by default) on the same images with the same batch size, in a process of its
 own. They take turns: each an epoch, while the others wait, and then each its next: what slows the machine for a while
-slows them all. The table gives the median over epochs with its spread; the ratio to the first side, the median over
-the turns; the share of the time that the matrix products alone take; peak memory; time from the start of the process
-to the end of its first step; and the seconds of the whole process without its waiting, which ends for this package's
-sides as its commands end, and for the others as Python ends. At most 8 lie in memory together, each time with the first
-of all: compare ratios, not the seconds of sides that were not in memory together. This package keeps what it compiled:
-with XDG_CACHE_HOME set to an empty folder, the first step compiles again.
+slows them all. The table gives the median over epochs with its spread; the ratios to the first side and to the leanest
+loop by hand, if it is one of the sides, medians over the turns; the share of the time that the matrix products alone
+take; peak memory; time from the start of the process to the end of its first step; and the seconds of the whole process
+without its waiting, which ends for this package's sides as its commands end, and for the others as Python ends. At most
+8 lie in memory together, each time with these two: compare ratios, not the seconds of sides that were not in memory
+together. This package keeps what it compiled: with XDG_CACHE_HOME set to an empty folder, the first step compiles anew.
 
     pip install -e ".[bench]"
     python tests/benchmarks/speed.py --data-dir DIR
 
-Three more parts: `--part account` prints where the time of a step goes, and what each part of `pvae.compile` saves;
+Four more parts: `--part account` prints where the time of a step goes, and what each part of `pvae.compile` saves;
 `--part scaling` varies batch, latent, hidden, images and particles, each alone; `--part systems` trains the systems
-with flows, other priors or several layers, each beside a loop with the same model written by hand (`systems.py`).
+with flows, other priors or several layers, each beside a loop with the same model written by hand (`systems.py`);
+`--part gpu --device cuda` prints the table of a GPU, a row as soon as it is measured, within a time (`gpu.py`).
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import re
+import math
 import resource
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from turns import Result, busy, counted, end_turn, give, heats, in_turns, since_start
+from turns import Result, busy, chosen, counted, end_turn, give, heats, in_turns, since_start
 
 from pvae.cli.command import exit_process, run_command
 from pvae.core.errors import InputError
+from pvae.core.random_state import resolve_device
+
+_SHARES = 36  # of the time of --part gpu: what a side gets for its epochs with batches of one size
 
 
 def main() -> None:
     """Run the benchmark, or one side of it."""
     arguments = _parser().parse_args()
+    if arguments.epochs is None:
+        arguments.epochs = 8 if arguments.part == "gpu" else 3
     if arguments.side:
-        give(_run_side(arguments))
+        for result in _run_side(arguments):
+            give(result)
         if arguments.side.startswith("pvae"):
             exit_process(0)  # as its commands end
     else:
@@ -48,58 +56,65 @@ def main() -> None:
 
 
 def _run_part(arguments: argparse.Namespace) -> None:
-    for name in ("epochs", "repeats", "images", "batch_size", "hidden", "latent_dim", "particles"):
+    for name in ("epochs", "repeats", "images", "batch_size", "hidden", "latent_dim", "particles", "seconds"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    resolve_device(arguments.device)
     if arguments.part == "sides":
         _run_all(arguments)
     else:
         getattr(importlib.import_module(arguments.part), arguments.part)(arguments)
 
 
-def _run_side(arguments: argparse.Namespace) -> Result:
-    """Run one side in this process, and return what it took."""
-    from sides import SIDES, Task
+def _run_side(arguments: argparse.Namespace) -> Iterator[Result]:
+    """Run one side in this process, and yield what it took: of `--part gpu` with batches of both sizes."""
+    from sides import Task
 
-    if arguments.part == "systems":
-        from systems import SYSTEM_SIDES
-
-        run = SYSTEM_SIDES[arguments.side]
-    elif arguments.part == "account":
-        from account import ACCOUNT_SIDES
-
-        run = ACCOUNT_SIDES[arguments.side]
-    else:
-        run = SIDES[arguments.side]
+    module, name = {
+        "account": ("account", "ACCOUNT_SIDES"),
+        "gpu": ("gpu", "GPU_SIDES"),
+        "systems": ("systems", "SYSTEM_SIDES"),
+    }.get(arguments.part, ("sides", "SIDES"))
+    run = getattr(importlib.import_module(module), name)[arguments.side]
     train, test, _ = _images(arguments)
-    task = Task(
-        train,
-        test,
-        epochs=arguments.epochs,
-        tests=not arguments.no_test,
-        batch_size=arguments.batch_size,
-        hidden=arguments.hidden,
-        latent_dim=arguments.latent_dim,
-        particles=arguments.particles,
-        device=arguments.device,
-    )
-    seconds, elbo, first, account = [], None, None, None
-    before = time.perf_counter()
-    for kind, value in run(task):
+    for batch_size in (arguments.batch_size, 8 * arguments.batch_size)[: 2 if arguments.part == "gpu" else 1]:
+        task = Task(
+            train,
+            test,
+            epochs=arguments.epochs,
+            tests=not arguments.no_test,
+            batch_size=batch_size,
+            hidden=arguments.hidden,
+            latent_dim=arguments.latent_dim,
+            particles=arguments.particles,
+            device=arguments.device,
+        )
+        yield {"batch_size": batch_size, **_timed(run(task), arguments)}
+
+
+def _timed(events: Iterator[tuple[str, Any]], arguments: argparse.Namespace) -> Result:
+    """Return what a side took, by turns; of `--part gpu` without turns, and of fewer epochs where they take long."""
+    is_alone = arguments.part == "gpu"
+    seconds, found = list[float](), dict[str, Any]()
+    began, before = since_start() if is_alone else 0.0, time.perf_counter()
+    for kind, value in events:
+        if arguments.device != "cpu":
+            sys.modules["torch"].cuda.synchronize()
         now = time.perf_counter()
         if kind == "step":
-            first = since_start()
+            found["first_step"] = since_start() - began
         elif kind == "epoch":
-            seconds.append(now - before)
-        elif kind == "account":
-            account = value
+            seconds.append(now - before if value is None else value)
         else:
-            elbo = value
-        end_turn()
+            found[kind] = value
+        if not is_alone:
+            end_turn()
+        elif sum(seconds[1:]) > arguments.seconds / _SHARES:  # the first may compile for the short batch
+            break
         before = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds, "elbo": elbo, "first_step": first, "peak": peak, "account": account}
+    return {"elbo": None, "first_step": None, "account": None, **found, "seconds": seconds, "peak": peak}
 
 
 def _images(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
@@ -129,15 +144,10 @@ def _run_all(arguments: argparse.Namespace) -> None:
     from sides import NUMPYRO, SIDES
 
     data = _images(arguments)[-1]
-    try:
-        wanted = [name for name in SIDES if any(re.search(part, name) for part in arguments.only.split(";"))]
-    except re.error as error:
-        raise InputError(f"--only {arguments.only} is not a regular expression ({error})") from None
-    if NUMPYRO in wanted and not importlib.util.find_spec("numpyro"):
-        wanted.remove(NUMPYRO)
+    if not importlib.util.find_spec("numpyro"):
+        del SIDES[NUMPYRO]
         print(f"absent: {NUMPYRO}, which pip install -e '.[bench]' installs", file=sys.stderr)
-    if not wanted:
-        raise InputError(f"--only {arguments.only} leaves no side: they are {'; '.join(SIDES)}")
+    wanted = chosen(SIDES, arguments.only)
     found: dict[str, list[Result]] = {name: [] for name in wanted}
     for repeat in range(arguments.repeats):
         for names in heats(wanted):
@@ -185,17 +195,18 @@ _PRODUCTS = (lambda a, b: a @ b, _onednn)
 def _table(found: dict[str, list[Result]], floor: float) -> str:
     """Return a Markdown table."""
     lines = [
-        "| side | s / epoch | spread | ratio | products | test ELBO | first step, s | process, s | peak, MiB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| side | s / epoch | spread | ratio | to lean | products | ELBO | first step, s | process, s | peak, MiB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, results in found.items():
         middle = {key: _median(results, key) for key in ("elbo", "first_step", "process", "peak")}
         epochs = [seconds for one in results for seconds in counted(one)]
         median = statistics.median(epochs)
-        ratios = [ratio for one in results for ratio in one["ratios"]]
+        ratios, lean = ([ratio for one in results for ratio in one[key]] for key in ("ratios", "lean"))
         lines.append(
             f"| {name} | {median:.2f} | {min(epochs):.2f} to {max(epochs):.2f} "
-            f"| {statistics.median(ratios):.2f} | {floor / median:.0%} | {middle['elbo']:.2f} "
+            f"| {statistics.median(ratios):.2f} | {statistics.median(lean or [math.nan]):.2f} | {floor / median:.0%} "
+            f"| {middle['elbo']:.2f} "
             f"| {middle['first_step']:.1f} | {middle['process']:.1f} | {middle['peak']:.0f} |"
         )
     return "\n".join(lines)
@@ -210,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data-dir", type=Path, help="where MNIST lies (else $PVAE_DATA; else bytes of its shape are taken)")
-    add("--epochs", type=int, default=3, help="of each process; the first is not counted (default: 3)")
+    add("--epochs", type=int, help="of each process; the first is not counted (default: 3, of --part gpu at most 8)")
     add("--repeats", type=int, default=3, help="processes of each side, of the first more (default: 3)")
     add(
         "--only",
@@ -225,12 +236,14 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--part",
         default="sides",
-        choices=["sides", "account", "scaling", "systems"],
+        choices=["sides", "account", "scaling", "systems", "gpu"],
         help="(default: sides)",
     )
     add("--busy", type=int, default=0, help="processes that multiply matrices meanwhile (default: none)")
     add("--figure", type=Path, help="where --part scaling draws its figure")
     add("--device", default="cpu", help="of the loops by hand and of this package: cpu or cuda (default: cpu)")
+    add("--seconds", type=int, default=360, help="that --part gpu may take, without --checks (default: 360)")
+    add("--checks", action="store_true", help="before --part gpu, run the tests of steps on a GPU (3 minutes at most)")
     add("--no-test", action="store_true", help="do not measure the test ELBO after each epoch")
     add("--side", help=argparse.SUPPRESS)
     return parser

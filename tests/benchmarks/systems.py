@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,11 +20,10 @@ from sides import Events, Task, adam_step, loop, trained_by_pvae
 from torch import Tensor, nn
 from torch.distributions import Beta, Independent, Normal
 from torch.nn import functional
-from turns import counted, in_turns
+from turns import chosen, counted, in_turns
 
 from pvae.config.config import Config
 from pvae.config.presets import get_system
-from pvae.core.errors import InputError
 
 
 def _mlp(*widths: int, gated: bool = False, batch_norm: bool = False) -> nn.Sequential:
@@ -273,12 +271,7 @@ _ENGINES = ("none", "graph", "inductor")
 
 def systems(arguments: argparse.Namespace) -> None:
     """Print the seconds of an epoch of each system by hand and by this package, in turns."""
-    try:
-        names = [name for name in _SYSTEMS if any(re.search(part, name) for part in arguments.only.split(";"))]
-    except re.error as error:
-        raise InputError(f"--only {arguments.only} is not a regular expression ({error})") from None
-    if not names:
-        raise InputError(f"--only {arguments.only} leaves no system: they are {'; '.join(_SYSTEMS)}")
+    names = chosen(_SYSTEMS, arguments.only)
     count = arguments.images or 10_000
     options = ["--no-test", "--images", str(count), "--epochs", str(max(2, arguments.epochs))]
     columns = ["system", "loss, gradient differ by", "by hand, s / epoch", *_ENGINES]

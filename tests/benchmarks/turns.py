@@ -5,23 +5,27 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pvae.core.errors import InputError
+
 Result = dict[str, Any]
 
-_START, _TURN, _END = (f"PVAE_BENCHMARK_{what}" for what in ("START", "TURN", "END "))
+START, _TURN, END = (f"PVAE_BENCHMARK_{what}" for what in ("START", "TURN", "END "))
 _TOGETHER = 8  # in memory at a time: all would need 25 GiB
+LEAN = "lean loop"  # the second side to which others are held
 
 
 def since_start() -> float:
     """Return the seconds since this process, a side's, was started."""
-    return time.time() - float(os.environ.get(_START, "nan"))
+    return time.time() - float(os.environ.get(START, "nan"))
 
 
 def end_turn() -> None:
@@ -33,7 +37,7 @@ def end_turn() -> None:
 
 def give(result: Result) -> None:
     """Tell, as a side, what it took."""
-    print("\n" + _END + json.dumps(result), flush=True)
+    print("\n" + END + json.dumps(result), flush=True)
 
 
 class Side:
@@ -82,19 +86,19 @@ class Side:
             with contextlib.suppress(BrokenPipeError):  # it has died while it waited, and says nothing more
                 self._process.stdin.write("\n")
                 self._process.stdin.flush()
-        said = next((line for line in self._process.stdout if line.startswith((_TURN, _END))), "")
+        said = next((line for line in self._process.stdout if line.startswith((_TURN, END))), "")
         status = None if said.startswith(_TURN) else self._process.wait()
         self._seconds += time.perf_counter() - started
         if status or not said:
             self._errors.seek(0)
             raise SystemExit(f"{self.name} failed with exit status {status}:\n{self._errors.read()[-2000:]}")
-        if said.startswith(_END):
-            self.result = {**json.loads(said.removeprefix(_END)), "process": self._seconds}
+        if said.startswith(END):
+            self.result = {**json.loads(said.removeprefix(END)), "process": self._seconds}
 
     def _started(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
             self._command,
-            env={**os.environ, _START: str(time.time()), "TF_CPP_MIN_LOG_LEVEL": "3"},
+            env={**os.environ, START: str(time.time()), "TF_CPP_MIN_LOG_LEVEL": "3"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -116,10 +120,26 @@ def busy(count: int) -> Iterator[None]:
             other.wait()
 
 
+def chosen(names: Collection[str], only: str) -> list[str]:
+    """Return the names that match one of the expressions, which semicolons split.
+
+    Raises:
+        InputError: an expression cannot be read, or none matches.
+    """
+    try:
+        found = [name for name in names if any(re.search(part, name) for part in only.split(";"))]
+    except re.error as error:
+        raise InputError(f"--only {only} is not a regular expression ({error})") from None
+    if not found:
+        raise InputError(f"--only {only} leaves none of: {'; '.join(names)}")
+    return found
+
+
 def heats(names: list[str]) -> list[list[str]]:
-    """Split the sides into some that fit into memory together, each time with the first of all."""
-    size = _TOGETHER - 1
-    return [[*names[:1], *names[at : at + size]] for at in range(1, len(names), size)] or [names]
+    """Split the sides into some that fit into memory together, each time with the first of all and the lean loop."""
+    references = [*names[:1], *(name for name in names[1:] if name == LEAN)]
+    others, size = [name for name in names if name not in references], _TOGETHER - len(references)
+    return [[*references, *others[at : at + size]] for at in range(0, len(others), size)] or [names]
 
 
 def in_turns(names: Sequence[str], title: str, *options: str) -> dict[str, Result]:
@@ -131,7 +151,8 @@ def in_turns(names: Sequence[str], title: str, *options: str) -> dict[str, Resul
         options: after those of this process.
 
     Returns:
-        What each took, and beside it "ratios": of its epochs to those of the first side in the same turns.
+        What each took, and beside it "ratios": of its epochs to those of the first side in the same turns; and "lean":
+        to those of the lean loop, if it is one of them.
     """
     with contextlib.ExitStack() as stack:
         sides = [stack.enter_context(Side(name, *options)) for name in names]
@@ -141,9 +162,10 @@ def in_turns(names: Sequence[str], title: str, *options: str) -> dict[str, Resul
                 side.take_turn()
         results = {side.name: side.result or {} for side in sides}
     print("\r" + 60 * " " + "\r", end="", file=sys.stderr)
-    first = counted(results[names[0]])
-    for result in results.values():
-        result["ratios"] = [mine / other for mine, other in zip(counted(result), first, strict=True)]
+    for key, reference in (("ratios", names[0]), ("lean", LEAN)):
+        for result in results.values():
+            pairs = zip(counted(result), counted(results[reference]), strict=True) if reference in results else ()
+            result[key] = [mine / other for mine, other in pairs]
     return results
 
 
