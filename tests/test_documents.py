@@ -202,6 +202,12 @@ def test_notebooks_run(path, monkeypatch):
     NotebookClient(notebook, timeout=120).execute()
 
 
+def test_code_of_notebooks_fits_a_page_of_the_book():
+    for path in ROOT.glob("notebooks/*.ipynb"):
+        cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        assert [line for source in cells for line in source.splitlines() if len(line) > 88] == [], path.name
+
+
 def test_notebooks_and_pictures_are_small():
     for path in (*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("notebooks/pictures/*.png")):
         assert path.stat().st_size < (700_000 if path.suffix == ".png" else 2_500_000), path.name
