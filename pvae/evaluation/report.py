@@ -127,7 +127,8 @@ class LogLikelihood:
         elbo: the ELBO of the same pixels.
         estimate: the mean of log p(x) over images; by importance sampling and annealing in the mean a lower bound.
         method: the methods of `estimate`, each with its number of images, as in `pvae.trained.log_likelihood.METHODS`.
-        sampling_stderr: the part of its error that comes from the draws of z, or from quadrature.
+        sampling_stderr: the part of its error that comes from the draws of z, or from quadrature; None where quadrature
+            does not know the error of a datum.
         bias: what the estimate is too low by, to first order, since each log p(x) is the logarithm of a mean of draws;
             as in `pvae.trained.log_likelihood.LogP.bias`. None by quadrature.
         num_particles: K, the number of importance weights for each image.
@@ -147,7 +148,7 @@ class LogLikelihood:
     elbo: Estimate = field(metadata={"ELBO": "of these data"})
     estimate: Estimate = field(metadata={"log-likelihood": "log p(x)"})
     method: str = field(metadata={"  by": ""})
-    sampling_stderr: float = field(metadata={"  error of the method": "a part of the error above"})
+    sampling_stderr: float | None = field(metadata={"  error of the method": "a part of the error above"})
     bias: float | None = field(metadata={"  too low by about": "a log of a mean is; more if chosen by lucky draws"})
     num_particles: int
     effective_median: float | None = field(metadata={"  effective sample size": "the median over the data"})
@@ -429,7 +430,7 @@ def _log_likelihood(
         elbo=elbo,
         estimate=Estimate.of(found.log_p),
         method=_methods(found),
-        sampling_stderr=found.mean_stderr,
+        sampling_stderr=found.mean_stderr if math.isfinite(found.mean_stderr) else None,
         bias=found.bias if len(effective) else None,
         num_particles=num_particles,
         effective_median=effective.median().item() if len(effective) else None,

@@ -44,7 +44,7 @@ __all__ = [
 STARTS = ("prior", "posterior")
 NUM_LEAPFROG = 10
 _ACCEPTANCE = 0.65
-_LEAST_EFFECTIVE, _LEAST_ACCEPTED = 4, 0.2  # of the chains of a datum that can be trusted
+_MOST_VARIANCE, _LEAST_EFFECTIVE, _LEAST_ACCEPTED = 1.0, 4, 0.2  # of the chains of a datum that can be trusted
 _SIGMOID = 4.0  # the sigmoid runs from -4 to 4
 _WARM_UP = 30  # transitions of the pilot before its first temperature
 _TRANSITIONS = 100  # of the pilot at all temperatures together, at least
@@ -88,18 +88,27 @@ class Annealed(Weights):
     """`Weights` of C annealed chains for each datum.
 
     Args:
+        variance: the variance of log w_c over the chains of each datum, (N,).
         acceptance: the mean acceptance of the transitions of each datum, (N,); NaN without transitions.
+
+    Reference:
+        Neal, Statistics and Computing 11, 2001, and the documentation of his program mc-ais (a variance of about 1).
     """
 
+    variance: Tensor
     acceptance: Tensor
 
     @property
     def is_trusted(self) -> Tensor:
-        """Whether a quarter of the chains and at least 4 are effective, and a fifth of their moves are accepted, (N,).
+        """Whether log w varies little, 4 chains are effective, and a fifth of their moves are accepted, (N,).
 
-        Without transitions, the second condition is met.
+        log w varies little where its variance over the chains of the datum and the median of these variances over all
+        data have a mean below 1. The median is there because few chains that miss large weights look equal by chance,
+        which then happens to some data, and not to half of them. Without transitions, the last condition is met.
         """
-        return (self.effective >= max(_LEAST_EFFECTIVE, self.num_particles / 4)) & ~(self.acceptance < _LEAST_ACCEPTED)
+        spread = (self.variance + self.variance.median()) / 2
+        is_even = (spread < _MOST_VARIANCE) & (self.effective >= _LEAST_EFFECTIVE)
+        return is_even & ~(self.acceptance < _LEAST_ACCEPTED)
 
 
 class Bracket(NamedTuple):
@@ -114,6 +123,7 @@ class Bracket(NamedTuple):
     upper: Tensor
 
 
+@torch.no_grad()  # replayed operators would keep what their gradients need, for all transitions
 def annealed(
     vae: VAE,
     data: Data,
@@ -165,9 +175,10 @@ def annealed(
         runs.append(log_weights(*_started(vae, part, schedule), schedule.betas, schedule.steps))
         on_images(len(part))
     log_w, acceptance = (torch.cat(parts, dim=-1) for parts in zip(*runs))
-    return Annealed(log_w.logsumexp(0), (2 * log_w).logsumexp(0), num_chains, acceptance)
+    return Annealed(log_w.logsumexp(0), (2 * log_w).logsumexp(0), num_chains, log_w.var(0), acceptance)
 
 
+@torch.no_grad()
 def bracket(vae: VAE, data: Data, num_temperatures: int = 1000, num_chains: int = 16, start: str = "prior") -> Bracket:
     """Draw as many data as are given from the model, and bound log p(x) of each from below and from above.
 

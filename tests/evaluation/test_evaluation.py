@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from pvae.compile import graph
 from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
+from pvae.core.records import to_json
 from pvae.core.terminal import progress_bar
 from pvae.data.dataset import Dataset, random_subset
 from pvae.evaluation import rate_decomposition
@@ -375,6 +377,16 @@ def test_what_cannot_be_trusted_is_warned_of_and_quadrature_can(untrusted_run):
     assert exact.log_likelihood.sampling_stderr < 1e-3
     error = exact.log_likelihood.estimate.mean - many.log_likelihood.estimate.mean
     assert -4.3 * many.log_likelihood.sampling_stderr < error < 1
+
+
+@pytest.mark.workflow
+def test_quadrature_that_is_cut_off_is_reported(untrusted_run, monkeypatch):
+    monkeypatch.setattr("pvae.trained.quadrature._MOST_CELLS", 10)
+    report = evaluate(untrusted_run, method="quadrature")
+    assert report.log_likelihood.untrusted == 1
+    assert report.log_likelihood.sampling_stderr is None
+    assert to_json(asdict(report))
+    assert "\nwarning" in to_text(report)
 
 
 @pytest.mark.workflow
