@@ -141,7 +141,7 @@ def log_likelihood(
 
         quadrature   trusted where its errors are at most 0.002 nats; of one or two latents
         importance   trusted where the effective sample size is at least 10 and Pareto k below min(1 - 1 / log10 K, 0.7)
-        annealed     trusted where 4 and a quarter of the chains are effective; of latents of real numbers
+        annealed     trusted where log w varies little over 4 effective chains or more; of latents of real numbers
 
     "auto" goes through them in this order, each for the data that the one before it does not trust. So that the time is
     bounded, it anneals only as many data as compute 1e11 values, those of the highest k first; `annealed` has no such
