@@ -212,7 +212,8 @@ def mathml(translator: Any, node: Any, display: str = "inline") -> None:
     text = latex2mathml.converter.convert(node.astext(), display=display)
     # What browsers leave out of MathML: variants of letters, and a space between log and p.
     text = re.sub(r'<mi mathvariant="(double-struck|script)">(\w)</mi>', lambda one: _letter(*one.groups()), text)
-    translator.body.append(re.sub("<mi>(log|exp)</mi>(?=<mi)", r'<mi>\1</mi><mspace width="0.167em"/>', text))
+    text = re.sub("<mi>(log|exp)</mi>(?=<mi)", r'<mi>\1</mi><mspace width="0.167em"/>', text)
+    translator.body.append(f'<div style="padding: 0.5em 0">{text}</div>' if display == "block" else text)
     raise SkipNode
 
 
