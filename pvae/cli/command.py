@@ -104,8 +104,8 @@ class Parser(argparse.ArgumentParser):
         self.command = command
         how = argparse.RawDescriptionHelpFormatter
         super().__init__(command, None, description, epilog, formatter_class=how, allow_abbrev=False)
-        # argparse takes -1e-1 for an option, and has no public way to say otherwise.
-        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf$", re.IGNORECASE)
+        # argparse takes -1e-1 and -1,2 for options, and has no public way to say otherwise.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?(,.*)?$|-inf$", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:
         """Refuse the arguments.

@@ -14,7 +14,7 @@ from pvae.cli.draw import draw_side_by_side
 from pvae.cli.own_code import own_vae
 from pvae.config.config import OPTIONS, Config
 from pvae.config.options import flag, own_path
-from pvae.config.presets import SYSTEMS, as_option, get_system, list_systems
+from pvae.config.presets import SYSTEMS, get_system, list_systems
 from pvae.core.errors import InputError, TrainingError, check_name
 from pvae.core.terminal import is_first_process, print_line
 
@@ -178,13 +178,7 @@ def _resume(path: Path, chosen: Mapping[str, Any], options: Mapping[str, Any]) -
     from pvae.training.fit import resume
 
     run = Run.open(path)
-    for name, value in chosen.items():
-        ours, theirs = OPTIONS[name].check(name, value), getattr(run.config, name)
-        if name not in ("epochs", "source", *["system"] * run.has_own_vae) and ours != theirs:
-            raise InputError(
-                f"{as_option(name, ours)} contradicts {path}/config.json, which says {as_option(name, theirs)}: "
-                "give the same, or start a new run"
-            )
+    run.check_options({name: OPTIONS[name].check(name, value) for name, value in chosen.items()})
     vae = None if options["vae"] is None else own_vae(options["vae"], run.config, run.data.datum_shape)
     return resume(run, chosen.get("epochs"), vae=vae, **{name: options[name] for name in _WHERE})
 

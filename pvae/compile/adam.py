@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
@@ -116,8 +117,6 @@ class AdamUpdate(PyroOptim):
         Returns:
             Whether each gradient is finite, (number of gradients,).
         """
-        group = self.optimizer.param_groups[0]
-        (beta_1, beta_2), epsilon = group["betas"], group["eps"]
         states = [self.state_of(one) for one in trained]
         means, squares, steps = ([one[name] for one in states] for name in ("exp_avg", "exp_avg_sq", "step"))
         with torch.no_grad():
@@ -127,31 +126,31 @@ class AdamUpdate(PyroOptim):
             if self.clip_norm:
                 scale = (self.clip_norm / (torch.linalg.vector_norm(norms) + 1e-6)).clamp(max=1.0)
                 gradients = list(torch._foreach_mul(gradients, scale))
-            if is_fused:
-                torch._foreach_add_(steps, [1 - self.is_bad] * len(steps))
-                torch._fused_adam_(
-                    trained,
-                    gradients,
-                    means,
-                    squares,
-                    [],
-                    steps,
-                    lr=row[0] if row.device.type == "cpu" else row[0].float(),
-                    beta1=beta_1,
-                    beta2=beta_2,
-                    weight_decay=0.0,
-                    eps=epsilon,
-                    amsgrad=False,
-                    maximize=False,
-                    found_inf=self.is_bad,
-                )
-                return are_finite
-            step_size, root = row[2:].to(norms.dtype).unbind()
-            for old in zip(trained, gradients, means, squares, steps):
-                parameter, gradient, mean, square, step = old
-                new_mean = mean + (1 - beta_1) * (gradient - mean)
-                new_square = beta_2 * square + (1 - beta_2) * (gradient * gradient)
-                value = parameter - step_size * new_mean / (root * new_square.sqrt() + epsilon)
-                for tensor, new in ((parameter, value), (mean, new_mean), (square, new_square), (step, step + 1)):
-                    tensor.copy_(torch.where(self.is_bad > 0, tensor, new))
+            torch._foreach_add_(steps, [1 - self.is_bad] * len(steps))
+            self.move((trained, gradients, means, squares, steps), row, self.is_bad, is_fused)
         return are_finite
+
+    def move(self, lists: Sequence[list[Tensor]], row: Tensor, stays: Tensor, is_fused: bool) -> None:
+        """Step tensors, whose number of steps is counted already.
+
+        Args:
+            lists: tensors, their gradients, means and squares of the gradients, and numbers of steps.
+            row: of `rows`. Not fused, it may be one for each first place of the tensors, (4, S, 1) of tensors (S, D).
+            stays: 1 to leave the tensors as they are, or 0; not fused, it may be (S, 1).
+            is_fused: as for `apply`.
+        """
+        (beta_1, beta_2), epsilon = (self.optimizer.param_groups[0][name] for name in ("betas", "eps"))
+        if is_fused:
+            values, gradients, means, squares, steps = lists
+            lr = row[0] if row.device.type == "cpu" else row[0].float()
+            options: dict[str, Any] = {"beta1": beta_1, "beta2": beta_2, "eps": epsilon, "found_inf": stays}
+            options |= {"weight_decay": 0.0, "amsgrad": False, "maximize": False}
+            torch._fused_adam_(values, gradients, means, squares, [], steps, lr=lr, **options)
+            return
+        for value, gradient, mean, square, _ in zip(*lists):
+            step_size, root = row[2:].to(value.dtype).unbind()
+            new_mean = mean + (1 - beta_1) * (gradient - mean)
+            new_square = beta_2 * square + (1 - beta_2) * (gradient * gradient)
+            new_value = value - step_size * new_mean / (root * new_square.sqrt() + epsilon)
+            for tensor, new in ((value, new_value), (mean, new_mean), (square, new_square)):
+                tensor.copy_(torch.where(stays > 0, tensor, new))

@@ -108,8 +108,8 @@ class Step:
             and all(module.training is mode for module, mode in self.modes)
         )
 
-    def error(self, loss: Tensor, flags: Tensor, are_finite: Tensor) -> Exception:
-        """Return the error of a step with these results."""
+    def error(self, loss: Tensor, flags: Tensor, are_finite: Tensor) -> Exception | None:
+        """Return the error of a step with these results, or None if it is good."""
         *holds, is_loss_finite = flags.tolist()
         for check, flag in zip(self.checks, holds):
             if not flag:
@@ -119,7 +119,7 @@ class Step:
         names = [self.svi.update.name_of(one) for one, is_finite in zip(self.trained, are_finite) if not is_finite]
         if names:
             return GradientError(f"the gradient of {listed(names)} is NaN or infinite")
-        return NotFiniteError("the loss of another process is not finite, or its data are outside the domain")
+        return None
 
     def _whole(self, row: Tensor, *batch: Tensor) -> list[Tensor]:
         return self._updated(row, *self.gradients(row, *batch))
@@ -255,7 +255,7 @@ class CompiledSVI(SVI):
             InputError: the parameters that model and guide register with Pyro are not the optimiser's.
         """
         rows = self.update.rows(values)
-        steps = self._steps(batches, rows[0])
+        steps = self._steps(self.engine, batches, rows[0])
         started = rng_state(rows.device)
         self.update.is_bad.zero_()
         with pyro.validation_enabled(False):  # which reads tensors
@@ -272,7 +272,9 @@ class CompiledSVI(SVI):
                 step = Step(self, "none", ())
                 step(rows[good], batches[good])  # its checks know the values of this batch
             restore_rng_state(before, rows.device)
-            error = step.error(losses[good], flags[good], are_finite[good])
+            error = step.error(losses[good], flags[good], are_finite[good]) or NotFiniteError(
+                "the loss of another process is not finite, or its data are outside the domain"
+            )
         num_data = sum(len(one) for one in distortions[:good])
         terms = Terms(torch.cat(distortions)[:num_data], torch.cat(rates)[:num_data])
         return Done(looked_at[0, :good], terms, error)
@@ -289,15 +291,11 @@ class CompiledSVI(SVI):
             RuntimeError: compiling took more memory than there is.
                 After either error steps are only recorded, as before.
         """
+        self._steps("inductor", [batch], self.update.rows([(0.0, 1.0)])[0], may_compile)
         self.engine = "inductor"
-        try:
-            self._steps([batch], self.update.rows([(0.0, 1.0)])[0], may_compile)
-        except Exception:
-            self.engine = "graph"
-            raise
 
     def _steps(
-        self, batches: Sequence[Batch], row: Tensor, may_compile: MayCompile = lambda num_operators: True
+        self, engine: str, batches: Sequence[Batch], row: Tensor, may_compile: MayCompile = lambda num_operators: True
     ) -> list[Step]:
         """Return the step of each batch, recorded now where there is no recording."""
         found: dict[tuple[object, ...], Step] = {}
@@ -305,13 +303,12 @@ class CompiledSVI(SVI):
         for layout, batch in zip(layouts, batches):
             if layout in found:
                 continue
-            engine = self.engine
-            if engine == "inductor" and self.batch_size not in (None, len(batch[0])):
-                engine = "graph"
-            step = next((one for one in self._recorded if one.matches(engine, layout)), None)
+            is_short = engine == "inductor" and self.batch_size not in (None, len(batch[0]))
+            own = "graph" if is_short else engine
+            step = next((one for one in self._recorded if one.matches(own, layout)), None)
             if step is None:
-                step = Step(self, engine, layout)
-                if engine != "none":
+                step = Step(self, own, layout)
+                if own != "none":
                     step.record(row, batch, may_compile)
                     self.num_recordings += 1
                     self._recorded = [*self._recorded[1 - _MAX_RECORDINGS :], step]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pyro
@@ -57,7 +57,7 @@ class Members:
         engine: "graph" or "inductor", see `graph.record`.
 
     Attributes:
-        is_held: whether each member stays as it is, boolean (S,).
+        is_held: 1 for each member that stays as it is, else 0, (S,).
         random: the random state of each member.
         num_recordings: how often it has recorded.
     """
@@ -69,7 +69,7 @@ class Members:
         # The parameters of all members, Adam's two means, and the number of steps.
         self._stacked = [like.new_zeros(len(svis), sum(sizes)) for _ in range(3)]
         self._taken = torch.zeros(len(svis), device=like.device)
-        self.is_held = torch.zeros(len(svis), dtype=torch.bool, device=like.device)
+        self.is_held = torch.zeros(len(svis), device=like.device)
         for member, svi in enumerate(svis):
             rows = [flat[member].split(sizes) for flat in self._stacked]
             for parameter, *row in zip(svi.update.parameters, *rows):
@@ -99,7 +99,7 @@ class Members:
         """
         rows = torch.stack([svi.update.rows(own) for svi, own in zip(self.svis, zip(*values))], 1)
         indices = [index.T.contiguous() for (index,) in batches]
-        steps = [self._step(row, index) for row, index in zip(rows, indices)]
+        steps = [self._step(self.engine, row, index) for row, index in zip(rows, indices)]
         were_held, started = self.is_held.tolist(), list(self.random)
         log = list[Sequence[Tensor]]()
         with torch.no_grad():
@@ -117,7 +117,7 @@ class Members:
             if good < len(log) and not was_held:
                 self.random[member] = started[member]
                 self._draw(member, steps[:good], rows, indices)
-                error = self._error(member, indices[good][member], values[good][member], loss[good, member])
+                error = self._error(member, rows[good][member], indices[good][member], loss[good, member])
             num_data = sum(len(index[0]) for index in indices[:good])
             found.append(
                 Done(loss[:good, member], Terms(distortion[member, :num_data], rate[member, :num_data]), error)
@@ -125,28 +125,11 @@ class Members:
         last = next((one.error for one in found if one.error), None) if held[-1].all() else None
         return MembersDone(found, last)
 
-    @contextlib.contextmanager
-    def kept(self) -> Iterator[None]:
-        """Undo at its end what steps in this block have changed."""
-        changed = [*self._stacked, self._taken, self.is_held]
-        before, random = [one.clone() for one in changed], list(self.random)
-        try:
-            with torch.random.fork_rng(devices=[self.is_held.device] if self.is_held.is_cuda else []):
-                yield
-        finally:
-            for one, value in zip(changed, before):
-                one.copy_(value)
-            self.random = random
-
     def use_inductor(self, batch: _Batch, may_compile: MayCompile) -> None:
         """Compile steps on such batches from now on; as `CompiledSVI.use_inductor`."""
+        row = torch.zeros(len(self.svis), 4, dtype=torch.float64, device=self.is_held.device)
+        self._step("inductor", row, batch[0].T.contiguous(), may_compile)
         self.engine = "inductor"
-        try:
-            row = torch.zeros(len(self.svis), 4, dtype=torch.float64, device=self.is_held.device)
-            self._step(row, batch[0].T.contiguous(), may_compile)
-        except Exception:
-            self.engine = "graph"
-            raise
 
     def _draw(
         self, member: int, steps: Sequence[_Step], rows: Tensor, indices: Sequence[Tensor]
@@ -157,19 +140,24 @@ class Members:
         self.random[member] = rng_state(rows.device)
         return drawn
 
-    def _error(self, member: int, index: Tensor, values: tuple[float, float], loss: Tensor) -> Exception:
-        """Return why the step of a member is bad: the member takes it by itself, with its own random state.
+    def _error(self, member: int, row: Tensor, index: Tensor, loss: Tensor) -> Exception:
+        """Return why the step of a member is bad, which takes it by itself, held, with its own random state.
 
-        It may be good there, by rounding; nothing changes.
+        It may be good there, by rounding.
         """
-        with self.kept(), pyro.get_param_store().scope():
+        step, update = Step(self.svis[member], "none", ()), self.svis[member].update
+        with update.held(), pyro.validation_enabled(False), pyro.get_param_store().scope():
             restore_rng_state(self.random[member], index.device)
-            error = self.svis[member].run([(index,)], [values]).error
+            found, _, _, _, flags, are_finite = step(row, (index,))
+        error = step.error(found, flags, are_finite)
         return error or NotFiniteError(f"the loss is {loss.item()}, or a gradient is not finite")
 
-    def _step(self, row: Tensor, index: Tensor, may_compile: MayCompile = lambda num_operators: True) -> _Step:
+    def _step(
+        self, engine: str, row: Tensor, index: Tensor, may_compile: MayCompile = lambda num_operators: True
+    ) -> _Step:
         """Return the step on such batches, recorded now if there is no recording."""
-        engine = self.engine if self.svis[0].batch_size in (None, index.shape[1]) else "graph"
+        if self.svis[0].batch_size not in (None, index.shape[1]):
+            engine = "graph"
         if (engine, index.shape) not in self._recorded:
             with torch.random.fork_rng(devices=[index.device] if index.is_cuda else []):
                 self._recorded[engine, index.shape] = self._record(engine, row, index, may_compile)
@@ -185,28 +173,23 @@ class Members:
             raise RecordingError("a module changes its buffers in each step, as BatchNorm does")
         for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.clone.default):
             node.kwargs = {}  # torch.vmap does not know channels_last, which changes only the speed
-        draws, noise = _draws(graph, {id(one) for one in self._parameters} | self._own.keys())
+        own = {id(one) for one in self._parameters} | self._own.keys()
+        draws, noise = _draws(graph, own)
         rest, attributes = lifted(graph)
-        places = {id(one): place for place, one in enumerate(self._parameters)}
-        is_own = [id(one) in places or id(one) in self._own for one in attributes]
-        in_dims = (*[0] * len(noise), 0, 0, *(0 if own else None for own in is_own))
-        mapped = torch.vmap(lambda *inputs: rest(*inputs), in_dims)
-        sizes, trained = [one.numel() for one in self._parameters], [places[id(one)] for one in first.trained]
+        in_dims = (*[0] * len(noise), 0, 0, *(0 if id(one) in own else None for one in attributes))
+        mapped, sizes = torch.vmap(lambda *inputs: rest(*inputs), in_dims), [one.numel() for one in self._parameters]
 
         def step(*inputs: Tensor) -> list[Tensor]:
-            values = self._stacked[0].split(sizes, 1)
-            shaped = [flat.view(-1, *one.shape) for flat, one in zip(values, self._parameters)]
-            held = [
-                self._own.get(id(one), one) if id(one) not in places else shaped[places[id(one)]] for one in attributes
-            ]
-            loss, distortion, rate, flags, *gradients = mapped(*inputs, *held)
-            parts = [torch.zeros_like(one) for one in values]
-            for place, gradient in zip(trained, gradients):
-                parts[place] = gradient.reshape(len(gradient), -1)
-            self._update(inputs[-2], torch.cat(parts, 1), ~flags.all(1), is_fused=engine != "inductor")
+            rows, values = inputs[-2], self._stacked[0].split(sizes, 1)
+            shaped = {id(one): flat.view(-1, *one.shape) for one, flat in zip(self._parameters, values)}
+            read = [(self._own | shaped).get(id(one), one) for one in attributes]
+            loss, distortion, rate, flags, *gradients = mapped(*inputs, *read)
+            found = {id(one): gradient.reshape(len(rows), -1) for one, gradient in zip(first.trained, gradients)}
+            parts = [found.get(id(one), torch.zeros_like(flat)) for one, flat in zip(self._parameters, values)]
+            self._update(rows, torch.cat(parts, 1), flags.all(1), is_fused=engine != "inductor")
             return [loss, distortion, rate, self.is_held.clone()]
 
-        self.is_held.fill_(True)
+        self.is_held.fill_(1)
         stacked = [one.expand(len(row), *one.shape).clone() for one in noise]
         try:
             replay = record(step, [*stacked, row, index], engine, "fp32", may_compile)
@@ -220,33 +203,20 @@ class Members:
             self.is_held.copy_(is_held)
         return _Step(replay, draws.forward, sum(one.numel() for one in stacked))
 
-    def _update(self, rows: Tensor, gradient: Tensor, is_bad: Tensor, is_fused: bool) -> None:
+    def _update(self, rows: Tensor, gradient: Tensor, is_good: Tensor, is_fused: bool) -> None:
         """Take a step of Adam for each member that is not held, and hold those whose step is bad."""
-        update, (values, means, squares) = self.svis[0].update, self._stacked
-        group = update.optimizer.param_groups[0]
-        (beta_1, beta_2), epsilon = group["betas"], group["eps"]
-        norm = torch.linalg.vector_norm(gradient, dim=1)
-        self.is_held.logical_or_(is_bad | ~norm.isfinite())
-        moves = (~self.is_held).float()
-        self._taken.add_(moves)
+        update, norm = self.svis[0].update, torch.linalg.vector_norm(gradient, dim=1)
+        self.is_held.logical_or_(~(is_good & norm.isfinite()))
+        self._taken.add_(1 - self.is_held)
         if update.clip_norm:
             gradient = gradient * (update.clip_norm / (norm + 1e-6)).clamp(max=1.0).unsqueeze(1)
+        values, means, squares = self._stacked
+        stacked = (values, gradient, means, squares, self._taken)
         if is_fused:
-            stacked = (values, gradient, means, squares, self._taken, rows[:, 0], 1 - moves)
-            for value, grad, mean, square, taken, rate, stays in zip(*(one.unbind() for one in stacked)):
-                lr = rate if rate.device.type == "cpu" else rate.float()
-                options = {"weight_decay": 0.0, "amsgrad": False, "maximize": False, "found_inf": stays}
-                torch._fused_adam_(
-                    *([value], [grad], [mean], [square], [], [taken]),
-                    **{"lr": lr, "beta1": beta_1, "beta2": beta_2, "eps": epsilon, **options},
-                )
-            return
-        gradient = torch.where(self.is_held.unsqueeze(1), 0.0, gradient)
-        moves = moves.to(gradient.dtype).unsqueeze(1)
-        means.lerp_(gradient, (1 - beta_1) * moves)
-        squares.mul_(1 - (1 - beta_2) * moves).addcmul_(gradient, gradient, value=1 - beta_2)
-        step_size, root = rows[:, 2:].to(gradient.dtype).unsqueeze(2).unbind(1)
-        values.sub_(step_size * moves * means / (squares.sqrt() * root + epsilon))
+            for *own, row, stays in zip(*(one.unbind() for one in (*stacked, rows, self.is_held))):
+                update.move([[one] for one in own], row, stays, is_fused)
+        else:
+            update.move([[one] for one in stacked], rows.T.unsqueeze(2), self.is_held.unsqueeze(1), is_fused)
 
 
 def _keep_freed_memory() -> None:

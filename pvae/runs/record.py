@@ -8,12 +8,14 @@ import math
 import os
 import shlex
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pvae.config.config import Config
 from pvae.config.options import without_removed
+from pvae.config.presets import as_option
 from pvae.core.errors import InputError
 from pvae.core.files import expanded, write_whole
 from pvae.core.records import from_record, to_json
@@ -125,6 +127,20 @@ class RunRecord:
             "sessions": self.sessions,
         }
         write_whole(self.path / CONFIG, f"{to_json(record, indent=2)}\n".encode())
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Check that options of a configuration, but for the number of epochs, are those of the run.
+
+        Raises:
+            InputError: one is not.
+        """
+        for name, value in options.items():
+            own = getattr(self.config, name)
+            if name not in ("epochs", "source", *["system"] * self.has_own_vae) and value != own:
+                raise InputError(
+                    f"{as_option(name, value)} contradicts {self.path}/config.json, which says {as_option(name, own)}: "
+                    "give the same, or start a new run in another --out"
+                )
 
     @property
     def name(self) -> str:

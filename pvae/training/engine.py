@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pvae.compile.compiled_svi import Done
 from pvae.compile.graph import RecordingError
 from pvae.compile.inductor import missing
 from pvae.config.config import Config
 from pvae.core.errors import is_out_of_memory
 from pvae.training.parallel import ALONE, World
-from pvae.training.schedules import StepValues
 
-__all__ = ["Engine", "Steps", "Threads"]
+__all__ = ["Engine", "Threads"]
 
 _SECONDS = 0.25  # of steps that are taken in one call, between which progress is drawn and Ctrl-C is obeyed
 _MOST = 50  # steps in one call
@@ -90,17 +88,6 @@ class Threads:
         self._left = math.inf if self.is_fixed else self._rest * self._spent
         self._rest = min(2 * self._rest, _REST[1])
         return is_first
-
-
-class Steps(Protocol):
-    """Takes the steps of a `Trainer`, as `Engine` does."""
-
-    @property
-    def chosen(self) -> dict[str, Any]:
-        """As of `Engine`."""
-
-    def run(self, order: Tensor, table: Sequence[StepValues]) -> Iterator[Done]:
-        """Take the steps of an epoch, as `Engine.run`."""
 
 
 class Engine:

@@ -42,7 +42,7 @@ from pvae.training.callbacks import (
     ProgressBar,
     TensorBoard,
 )
-from pvae.training.parallel import World, is_lost_process, joined
+from pvae.training.parallel import ALONE, World, is_lost_process, joined
 from pvae.training.setup import build_trainer, check_first_loss
 from pvae.training.trainer import Callback, Trainer
 from pvae.vae import VAE
@@ -122,16 +122,7 @@ def fit(
         with seeded(config.seed, where), pyro.get_param_store().scope():
             options: dict[str, Any] = {"threads": threads, "note": note_of(quiet, world), "beta": beta}
             trainer = build_trainer(config, data, where, world, vae, **options)
-            taken, started_from = "", dict[str, str]()
-            if parent is not None:
-                weights = parent.best_checkpoint()
-                try:
-                    taken = start_from(trainer.vae, weights.vae, parent.path)
-                except InputError:
-                    if vae is None:  # the run may have a VAE that is to be given again
-                        parent.check_vae(None)
-                    raise
-                started_from = {"run": parent.identity, "path": str(parent.path), "at": f"epoch {weights.epoch}"}
+            taken, started_from = _started(trainer, parent, vae) if parent is not None else ("", {})
             check_first_loss(trainer)
             folder = Path(world.broadcast(lambda: str(writer.new_folder(path, config))))
             run = Run(
@@ -145,8 +136,7 @@ def fit(
                 code=Path(code.rpartition(":")[0]).read_text("utf-8") if code else "",
                 loaded=data,
             )
-            with _locked(folder, world):
-                world.broadcast(lambda: str(writer.check_out(folder)))  # another training may have written to it
+            with held(run, world):
                 same = config.particles == 1 and ELBO_CLASSES[config.elbo].is_importance_weighted
                 note = f"with --particles 1, --elbo {config.elbo} is the ELBO" if same else ""
                 _train(trainer, run, (note, taken, data.note), quiet, on_epoch)
@@ -199,9 +189,7 @@ def resume(
     if run.place != run.path:
         raise InputError(f"{path} comes with pvae and cannot be resumed: train it anew with --system {path}")
     device = device or str(run.sessions[-1].get("device", "auto"))
-    with one_at_a_time(), joined(device) as world, _locked(run.path, world):
-        if Run.open(run.path).sessions != run.sessions:
-            raise InputError(f"{run.path} was trained by another process since it was opened: give the command again")
+    with one_at_a_time(), joined(device) as world, held(run, world):
         run = run if epochs is None else to_epoch(run, epochs)
         run.check_vae(vae)
         vae = run.vae() if run.has_own_vae and vae is None else vae  # the opened run may hold its VAE
@@ -264,9 +252,31 @@ def to_epoch(run: Run, epochs: int) -> Run:
     return run
 
 
-def _locked(path: Path, world: World) -> contextlib.AbstractContextManager[None]:
-    """Hold the lock of a folder, in the first process."""
-    return locked(path) if world.is_first else contextlib.nullcontext()
+def _started(trainer: Trainer, parent: Run, vae: VAE | None) -> tuple[str, dict[str, str]]:
+    """Let a training start from the weights of another run; return a note on it, and the record of that run."""
+    weights = parent.best_checkpoint()
+    try:
+        taken = start_from(trainer.vae, weights.vae, parent.path)
+    except InputError:
+        if vae is None:  # the run may have a VAE that is to be given again
+            parent.check_vae(None)
+        raise
+    return taken, {"run": parent.identity, "path": str(parent.path), "at": f"epoch {weights.epoch}"}
+
+
+@contextlib.contextmanager
+def held(run: Run, world: World = ALONE) -> Iterator[None]:
+    """Hold the lock of a run folder, in the first of several processes.
+
+    Raises:
+        InputError: another process trains the run, or has trained it since it was opened.
+    """
+    with locked(run.path) if world.is_first else contextlib.nullcontext():
+        if not run.sessions:
+            world.broadcast(lambda: str(writer.check_out(run.path)))
+        elif Run.open(run.path).sessions != run.sessions:
+            raise InputError(f"{run.path} was trained by another process since it was opened: give the command again")
+        yield
 
 
 @contextlib.contextmanager
@@ -333,8 +343,6 @@ def train_in_memory(
 def _train(trainer: Trainer, run: Run, notes: Sequence[str], quiet: bool, on_epoch: OnEpoch) -> None:
     """Train a run to its last epoch, write its folder and draw its figures.
 
-    Of several processes only the first one, which holds the folder's lock, writes and prints.
-
     Args:
         trainer: at the state from which to continue.
         run: the run folder.
@@ -342,33 +350,57 @@ def _train(trainer: Trainer, run: Run, notes: Sequence[str], quiet: bool, on_epo
         quiet: print nothing else.
         on_epoch: as for `fit`.
     """
-    config, world = run.config, trainer.world
-    if world.is_first and any(notes):
+    epochs = run.config.epochs
+    if trainer.world.is_first and any(notes):
         print(f"note: {'; '.join(filter(None, notes))}", file=sys.stderr)
-    is_new = not run.sessions
+    # Interruptions are outermost: a signal must not interrupt the explanation of an error.
+    with Interruptions() as interruptions, contextlib.closing(ProgressBar(epochs)) as bar:
+        printed = [] if quiet else [Console(run), bar]
+        with recorded(trainer, run, on_epoch, interruptions, printed) as callbacks:
+            trainer.train(epochs, callbacks)
+
+
+@contextlib.contextmanager
+def recorded(
+    trainer: Trainer,
+    run: Run,
+    on_epoch: OnEpoch,
+    interruptions: Interruptions,
+    printed: Sequence[Callback] = (),
+) -> Iterator[list[Callback]]:
+    """Yield the callbacks that write the folder of a run, in the first of several processes; explain an error.
+
+    The folder of a new run is removed if the training could not start.
+
+    Args:
+        trainer: at the state from which to continue.
+        run: the run folder.
+        on_epoch: as for `fit`.
+        interruptions: signals, which end the training after a step.
+        printed: further callbacks.
+
+    Raises:
+        TrainingError, LostError, InterruptedTrainingError: in place of the error that was raised in the block, with
+            what is saved, and how to resume it.
+    """
+    is_new, world = not run.sessions, trainer.world
     saved = Checkpointing(run, epoch=None if is_new else trainer.epoch)
-    bar, board = ProgressBar(config.epochs), TensorBoard(run)
-    with Interruptions() as interruptions:  # outermost: a signal must not interrupt the explanation of an error
-        callbacks: list[Callback] = [saved, EarlyStopping(config.patience), Interrupt(interruptions, world)]
+    callbacks: list[Callback] = [saved, EarlyStopping(run.config.patience), Interrupt(interruptions, world)]
+    with contextlib.closing(TensorBoard(run)) as board:
         if world.is_first:
-            printed = [] if quiet else [Console(run), bar]
             callbacks[1:1] = [board, *printed, OnEachRow(run, on_epoch), Figures(run, interruptions)]
         try:
-            trainer.train(config.epochs, callbacks)
-        except (KeyboardInterrupt, OSError, RuntimeError) as error:
-            if saved.epoch is None and world.is_first:
+            yield callbacks
+        except (KeyboardInterrupt, OSError, RuntimeError, InputError) as error:
+            # After an InputError, a step cannot be recorded or computed.
+            has_started = saved.epoch is not None and not (isinstance(error, InputError) and trainer.epoch == 0)
+            if is_new and not has_started and world.is_first:
                 writer.discard(run.path)
+                run.sessions.clear()
             explained = _explained(error, trainer, run, saved.epoch, interruptions.status)
             if explained is None:
                 raise
             raise explained from error
-        except InputError:  # a step cannot be recorded or computed
-            if is_new and trainer.epoch == 0 and world.is_first:
-                writer.discard(run.path)
-            raise
-        finally:
-            bar.close()
-            board.close()
 
 
 def _explained(

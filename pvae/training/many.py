@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import math
 import sys
 import time
+import timeit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -20,32 +23,22 @@ from pvae.compile.graph import RecordingError
 from pvae.compile.members import Members
 from pvae.config.config import Config
 from pvae.config.options import flag
-from pvae.config.presets import as_option
-from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError, listed, total_memory
-from pvae.core.files import expanded, locked
+from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError, listed
+from pvae.core.files import expanded
 from pvae.core.random_state import resolve_device, restore_rng_state, rng_state, seeded
 from pvae.core.terminal import Interruptions, is_torchrun, print_line, progress_bar
 from pvae.data.dataset import Dataset
 from pvae.elbos.registry import elbo_of
-from pvae.models.build import meta_state_dict
 from pvae.runs import writer
 from pvae.runs.data import load_for
 from pvae.runs.record import CONFIG
 from pvae.runs.run import Run
-from pvae.training.callbacks import (
-    Checkpointing,
-    Console,
-    EarlyStopping,
-    Figures,
-    OnEachRow,
-    OnEpoch,
-    TensorBoard,
-)
+from pvae.training.callbacks import Console, OnEpoch
 from pvae.training.engine import Engine
-from pvae.training.fit import check_types, chosen_before, fit, note_of, one_at_a_time, resume, to_epoch
+from pvae.training.fit import check_types, chosen_before, fit, held, note_of, one_at_a_time, recorded, resume, to_epoch
 from pvae.training.parallel import ALONE
 from pvae.training.schedules import StepValues
-from pvae.training.setup import build_trainer, check_first_loss
+from pvae.training.setup import build_trainer, check_first_loss, check_memory, prepare
 from pvae.training.trainer import Callback, Trainer, advice_on_memory
 from pvae.vae import VAE
 
@@ -100,7 +93,7 @@ def fit_many(
 
     Raises:
         InputError: (a ValueError) an argument cannot be used, such as configurations that differ in another option.
-        TrainingError: no run could be trained to its end.
+        TrainingError: no run could be trained to its end; why the first one could not.
         LostError: (a RuntimeError) a folder can no longer be written.
         InterruptedTrainingError: (a KeyboardInterrupt) Ctrl-C or SIGTERM; the epochs before are saved.
     """
@@ -109,69 +102,65 @@ def fit_many(
     if is_torchrun():
         raise InputError("many runs are trained in one process: run it without torchrun")
     check_types(data=data)
-    first, names = configs[0], _names(configs)
     for one in configs:
         elbo_of(one)  # refuses what does not go together
-    kind = "sweep" if len({one.seed for one in configs}) < len(configs) else "seeds"
-    folder = Path("runs") / f"{first.system}-{first.elbo}-{kind}" if out is None else expanded(out, "--out")
-    existing = {
-        name: _opened(folder / name, one, make_vae is not None)
-        for name, one in zip(names, configs)
-        if (folder / name / CONFIG).exists()
-    }
-    for run in existing.values():  # the first one finds the data of all
-        data = run.dataset(data, data_dir, offline)
-    data = load_for(first, data_dir, offline) if data is None else data.with_valid(first.valid)
-    runs = [
-        existing.get(name) or Run(writer.check_out(folder / name), one, data.record(), loaded=data)
-        for name, one in zip(names, configs)
-    ]
+    runs = _runs(configs, out, data, data_dir, offline, make_vae is not None)
     left = [run for run in runs if not (run.sessions and run.is_finished())]
     errors: dict[Path, _Ended] = {}
-    if len(left) > 1 or any(map(_was_together, left)):
-        try:
-            if start is not None or make_vae is not None:
-                raise RecordingError("they start from another run, or their VAE is your own")
-            errors, left = _train_together(left, data, device, threads, quiet, on_epoch), []
-        except RecordingError as error:
-            print(f"note: the runs are trained one after the other: {error}", file=sys.stderr)
-    for run in left:
-        given: dict[str, Any] = {"data": data, "threads": threads, "quiet": quiet, "on_epoch": on_epoch}
-        given["vae"] = None if make_vae is None else make_vae(run.config)
-        errors |= _train_alone(run, given, {"device": device, "start": start, "code": code})
+    with Interruptions() as interruptions, _explained(runs[0].path.parent):
+        if len(left) > 1 or any(map(_was_together, left)):
+            try:
+                if start is not None or make_vae is not None:
+                    raise RecordingError("they start from another run, or their VAE is your own")
+                how = _How(resolve_device(device), threads, quiet, on_epoch, interruptions)
+                errors, left = _train_together(left, how), []
+            except RecordingError as error:
+                print(f"note: the runs are trained one after the other: {error}", file=sys.stderr)
+        for run in left:
+            interruptions.raise_if_received()
+            given: dict[str, Any] = {"data": run.dataset(), "threads": threads, "quiet": quiet, "on_epoch": on_epoch}
+            given["vae"] = None if make_vae is None else make_vae(run.config)
+            try:
+                if run.sessions:
+                    resume(run, run.config.epochs, **given)
+                else:
+                    fit(run.config, out=run.path, device=device, start=start, code=code, **given)
+            except (TrainingError, InputError) as error:
+                errors[run.path] = error
+    if len(errors) == len(runs):
+        raise errors[runs[0].path]
     for path, found in errors.items():
         print(f"{path.name}: {found}", file=sys.stderr)
-    trained = [Run.open(run.path) for run in runs if run.path not in errors]
-    if not trained:
-        raise next(iter(errors.values()))
-    return trained
+    return [Run.open(run.path) for run in runs if run.path not in errors]
 
 
-def _train_alone(run: Run, given: Mapping[str, Any], of_new: Mapping[str, Any]) -> dict[Path, _Ended]:
-    """Train a run by itself, with these options of `fit` and `resume`, and those of a new run; return why it ended.
+def _runs(
+    configs: Sequence[Config],
+    out: str | Path | None,
+    data: Dataset | None,
+    data_dir: str | Path | None,
+    offline: bool,
+    is_own_vae: bool,
+) -> list[Run]:
+    """Return the run of each configuration with its data, new or as it was interrupted.
 
     Raises:
-        LostError, InterruptedTrainingError: as `fit_many`, which also trains the runs after it.
+        InputError: a folder has another run, or the data cannot be found.
     """
-    try:
-        if run.sessions:
-            resume(run, run.config.epochs, **given)
-        else:
-            fit(run.config, out=run.path, **given, **of_new)
-    except TrainingError as error:
-        return {run.path: error}
-    except (InterruptedTrainingError, LostError) as error:
-        status = error.status if isinstance(error, InterruptedTrainingError) else 0
-        explained = _explained(error.__cause__ or error, run.path.parent, status)
-        if explained is None:
-            raise
-        raise explained from error
-    return {}
-
-
-def _was_together(run: Run) -> bool:
-    """Return whether an earlier session trained the run with others."""
-    return any("together" in session for session in run.sessions)
+    names, first = _names(configs), configs[0]
+    kind = "sweep" if len({one.seed for one in configs}) < len(configs) else "seeds"
+    folder = Path("runs") / f"{first.system}-{first.elbo}-{kind}" if out is None else expanded(out, "--out")
+    opened = [
+        _opened(folder / name, one, is_own_vae) if (folder / name / CONFIG).exists() else None
+        for name, one in zip(names, configs)
+    ]
+    for run in filter(None, opened):  # the first one finds the data of all
+        data = run.dataset(data, data_dir, offline)
+    data = load_for(first, data_dir, offline) if data is None else data.with_valid(first.valid)
+    return [
+        run or Run(writer.check_out(folder / name), one, data.record(), loaded=data)
+        for run, name, one in zip(opened, names, configs)
+    ]
 
 
 def _names(configs: Sequence[Config]) -> list[str]:
@@ -184,15 +173,12 @@ def _names(configs: Sequence[Config]) -> list[str]:
     if refused := [name for name in differing if name not in _MAY_DIFFER]:
         may = listed([flag(name) for name in _MAY_DIFFER])
         raise InputError(f"runs trained at once may differ in {may}, not in {listed([flag(one) for one in refused])}")
-    names = [
-        "".join(
-            f"{name.replace('_', '-')}-{getattr(one, name)!r}".removesuffix(".0") + "-"
-            for name in differing
-            if name != "seed"
-        )
-        + f"seed-{one.seed}"
-        for one in configs
-    ]
+
+    def name(config: Config) -> str:
+        parts = [f"{flag(one)[2:]}-{getattr(config, one)!r}".removesuffix(".0") for one in differing if one != "seed"]
+        return "-".join([*parts, f"seed-{config.seed}"])
+
+    names = [name(one) for one in configs]
     if len({*names}) < len(names):
         raise InputError("two configurations are the same: give each once")
     return names
@@ -205,281 +191,234 @@ def _opened(path: Path, config: Config, is_own_vae: bool) -> Run:
         raise InputError(
             f"{path} was trained with beta as a function in Python: resume it by pvae.resume, or give another --out"
         )
-    if run.has_own_vae and not is_own_vae:
+    if not is_own_vae:
         run.check_vae(None)
-    for one in fields(Config):
-        ours, theirs = getattr(config, one.name), getattr(run.config, one.name)
-        if one.name not in ("epochs", "source", *["system"] * run.has_own_vae) and ours != theirs:
-            raise InputError(
-                f"{as_option(one.name, ours)} contradicts {path}/config.json, which says "
-                f"{as_option(one.name, theirs)}: give the same, or another --out"
-            )
+    run.check_options(vars(config))
     return to_epoch(run, config.epochs)
+
+
+def _was_together(run: Run) -> bool:
+    """Return whether an earlier session trained the run with others."""
+    return any("together" in session for session in run.sessions)
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Say how to go on with all runs of a folder, in place of how to resume the one in which an error was raised."""
+    try:
+        yield
+    except (InterruptedTrainingError, LostError) as error:
+        is_saved = any(folder.glob(f"*/{CONFIG}"))
+        goes_on = f"goes on from the epochs that are saved in {folder}"
+        again = f"the same command again {goes_on if is_saved else 'starts anew, since nothing was saved'}"
+        if isinstance(error, InterruptedTrainingError):
+            raise InterruptedTrainingError(f"interrupted; {again}", error.status) from error
+        reason = getattr(error.__cause__, "strerror", None) or error.__cause__
+        raise LostError(f"{folder} cannot be written any more ({reason}); {again}") from error
+
+
+class _How(NamedTuple):
+    """How runs are trained at once: arguments of `fit_many`, and the signals that end it."""
+
+    device: torch.device
+    threads: int | None
+    quiet: bool
+    on_epoch: OnEpoch
+    interruptions: Interruptions
 
 
 @dataclass(eq=False)
 class _Member:
-    """A run among those that are trained together. It is the engine of its trainer, whose steps were taken before.
+    """A run among those that are trained together.
 
     Attributes:
-        own: its run folder.
+        svi: takes its steps where it is alone.
         random: its random state.
-        done: the steps of an epoch.
-        chosen: as of `Engine`.
         error: ended it.
     """
 
-    own: Run
+    run: Run
     trainer: Trainer
     svi: CompiledSVI
-    saved: Checkpointing
-    board: TensorBoard
-    callbacks: Sequence[Callback]
     random: dict[str, Tensor]
-    done: list[Done] = field(default_factory=list)
-    chosen: dict[str, Any] = field(default_factory=dict)
+    callbacks: list[Callback] = field(default_factory=list)
     error: _Ended | None = None
 
-    def run(self, order: Tensor, table: Sequence[StepValues]) -> Iterator[Done]:
-        """Yield the steps, and leave the random state as after them."""
-        yield from self.done
-        restore_rng_state(self.random, self.trainer.device)
-
-    def goes_on(self) -> bool:
-        """Return whether it trains another epoch."""
-        is_last = self.trainer.epoch >= self.own.config.epochs
-        return not (self.error or is_last or any(one.ends(self.trainer) for one in self.callbacks))
-
     @property
-    def tensors(self) -> list[Tensor]:
-        """What its steps read beside parameters, and may differ from the others'."""
-        labels, free_bits = self.trainer.data.y, self.trainer.elbo.free_bits
-        return [
-            *self.trainer.vae.buffers(),
-            *([] if labels is None else [labels]),
-            *([free_bits] if isinstance(free_bits, Tensor) else []),
-        ]
+    def goes_on(self) -> bool:
+        """Whether it trains another epoch."""
+        return self.error is None and self.trainer.goes_on(self.run.config.epochs, self.callbacks)
 
 
-def _train_together(
-    runs: Sequence[Run], data: Dataset, device: str, threads: int | None, quiet: bool, on_epoch: OnEpoch
-) -> dict[Path, _Ended]:
+def _train_together(runs: Sequence[Run], how: _How) -> dict[Path, _Ended]:
     """Train runs at once, and return why some of them ended early.
 
     Raises:
         RecordingError: (an InputError) they cannot be trained so, or not faster.
         InputError, TrainingError, LostError, InterruptedTrainingError: as `fit_many`.
     """
-    first, where = runs[0].config, resolve_device(device)
-    state = meta_state_dict(first, data.datum_shape, len(data.label_names))
-    if 4 * len(runs) * sum(one.nbytes for one in state.values()) > total_memory():
-        raise InputError(f"{len(runs)} runs do not fit into memory at once: give fewer, or smaller networks")
-    if first.compile == "none":
+    config, data = runs[0].config, runs[0].dataset()
+    check_memory(config, data, len(runs))
+    if config.compile == "none":
         raise RecordingError("--compile none records no steps")
-    with contextlib.ExitStack() as held:
-        held.enter_context(one_at_a_time())
-        interruptions = held.enter_context(Interruptions())
-        held.enter_context(seeded(first.seed, where))
-        held.enter_context(pyro.get_param_store().scope())
-        note = note_of(quiet, ALONE)
-        chosen = chosen_before(runs[0], where, ALONE) | ({"threads": threads} if threads else {})
-        members, ours = list[_Member](), list[_Member]()  # ours: whose folders this process holds
-        try:
-            with advice_on_memory(f"the training of {len(runs)} runs at once", "give fewer runs to one command"):
-                for run in runs:
-                    members.append(_member(run, data, where, on_epoch, note, interruptions))
-                    interruptions.raise_if_received()
-                if len({one.own.config.free_bits for one in members}) > 1:
-                    for one in members:
-                        free_bits = one.own.config.free_bits or -math.inf
-                        one.trainer.elbo.free_bits = torch.tensor(free_bits, device=where)
-                try:
-                    stack = _faster(members, chosen)
-                finally:
-                    interruptions.raise_if_received()
-                for one in members:
-                    _hold(one.own, held)
-                    ours.append(one)
-                if data.note:
-                    print(f"note: {data.note}", file=sys.stderr)
-                for one in members:
-                    restore_rng_state(one.random, where)
-                    for callback in one.callbacks:
-                        callback.on_train_begin(one.trainer)
-                console = Console(runs[0])
-                if not quiet:
-                    console.on_train_begin(members[0].trainer)
-                    print_line(f"{len(members)} runs at once: {listed([run.path.name for run in runs])}")
-                _train(members, stack, chosen, note, quiet, interruptions)
-                for one in members:
-                    for callback in one.callbacks if one.error is None else ():
-                        callback.on_train_end(one.trainer)
-                    if one.error is None and not quiet:
-                        replace(console, run=one.own, name=f"{one.own.path.name}: ").on_train_end(one.trainer)
-        except (KeyboardInterrupt, OSError, RuntimeError, InputError) as error:
-            for one in ours:
-                if one.saved.epoch is None:
-                    writer.discard(one.own.path)
-            explained = _explained(error, runs[0].path.parent, interruptions.status)
-            if explained is None:
-                raise
-            raise explained from error
-        finally:
+    memory = advice_on_memory(f"the training of {len(runs)} runs at once", "give fewer runs to one command")
+    with one_at_a_time(), seeded(config.seed, how.device), pyro.get_param_store().scope(), memory:
+        prepared, members, errors = prepare(config, data, how.device), list[_Member](), dict[Path, _Ended]()
+        for run in runs:
+            how.interruptions.raise_if_received()
+            try:
+                members.append(_member(run, prepared, how))
+            except InputError as error:
+                errors[run.path] = error
+        if not members:
+            return errors
+        _check_faster(members, how.threads)
+        how.interruptions.raise_if_received()
+        with contextlib.ExitStack() as folders:
             for one in members:
-                one.board.close()
-    return {one.own.path: one.error for one in members if one.error is not None}
+                if not one.run.sessions:
+                    writer.new_folder(one.run.path, one.run.config)
+                folders.enter_context(held(one.run))
+                folder = recorded(one.trainer, one.run, how.on_epoch, how.interruptions)
+                one.callbacks = folders.enter_context(folder)
+            if data.note:
+                print(f"note: {data.note}", file=sys.stderr)
+            _train(members, how)
+    return errors | {one.run.path: one.error for one in members if one.error is not None}
 
 
-def _hold(run: Run, held: contextlib.ExitStack) -> None:
-    """Hold the lock of a run folder, which is made if the run is new.
+def _member(run: Run, prepared: Mapping[str, Tensor], how: _How) -> _Member:
+    """Return a run with its trainer, at its start or where it was interrupted.
 
     Raises:
-        InputError: another process trains the run, or has trained it since it was opened.
+        InputError: it cannot be trained.
     """
-    if not run.sessions:
-        writer.new_folder(run.path, run.config)
-    held.enter_context(locked(run.path))
-    if not run.sessions:
-        writer.check_out(run.path)
-    elif Run.open(run.path).sessions != run.sessions:
-        raise InputError(f"{run.path} was trained by another process since it was opened: give the command again")
-
-
-def _member(
-    run: Run,
-    data: Dataset,
-    device: torch.device,
-    on_epoch: OnEpoch,
-    note: Callable[[str], object],
-    interruptions: Interruptions,
-) -> _Member:
-    """Return a run with its trainer, at its start or where it was interrupted."""
-    with seeded(run.config.seed, device):
-        trainer = build_trainer(run.config, data, device, threads=torch.get_num_threads(), note=note)
+    options: dict[str, Any] = {"threads": torch.get_num_threads(), "note": note_of(how.quiet, ALONE)}
+    with seeded(run.config.seed, how.device):
+        trainer = build_trainer(run.config, run.dataset(), how.device, prepared=prepared, **options)
         if run.sessions:
             trainer.restore(run.read_checkpoint(), run.metrics())
-        random = rng_state(device)
+        random = rng_state(how.device)
     if not run.sessions:
         check_first_loss(trainer)
-    assert isinstance(trainer.engine, Engine)
-    saved, board = Checkpointing(run, epoch=trainer.epoch if run.sessions else None), TensorBoard(run)
-    others = [OnEachRow(run, on_epoch), Figures(run, interruptions), EarlyStopping(run.config.patience)]
-    member = _Member(run, trainer, trainer.engine.make("graph"), saved, board, [saved, board, *others], random)
-    trainer.engine = member
-    return member
+    return _Member(run, trainer, trainer.engine.make("graph"), random)
 
 
 def _stacked(members: Sequence[_Member]) -> Members:
-    return Members([one.svi for one in members], [one.tensors for one in members])
+    """Return members as a stack; their steps read tensors beside parameters, which may differ between them."""
+    trainers = [one.trainer for one in members]
+    if len({one.run.config.free_bits for one in members}) > 1:
+        for one in members:
+            free_bits = one.run.config.free_bits or -math.inf
+            one.trainer.elbo.free_bits = torch.tensor(free_bits, device=one.trainer.device)
+    read = [[*one.vae.buffers(), one.data.y, one.elbo.free_bits] for one in trainers]
+    return Members([one.svi for one in members], [[one for one in own if isinstance(one, Tensor)] for own in read])
 
 
-def _faster(members: Sequence[_Member], chosen: Mapping[str, Any]) -> Members:
-    """Return the members, stacked, after taking some steps of all, and of one alone, and undoing them.
+def _check_faster(members: Sequence[_Member], threads: int | None) -> None:
+    """Take some steps of all members and of the first one alone, and undo them.
 
     Raises:
         RecordingError: steps of all take longer than those of each, unless an earlier session has taken them; or they
             cannot be recorded.
     """
-    first, times = members[0], list[float]()
-    trainer = first.trainer
+    before = copy.deepcopy([one.trainer.checkpoint() for one in members])
+    count, first, trainer, stack = len(members), members[0], members[0].trainer, _stacked(members)
     trainer.vae.train()
-    stack = _stacked(members)
-    size, values = min(trainer.batch_size, len(trainer.data)), trainer.schedule(0)
-    index = torch.arange(size, device=trainer.device)
-    together = [(index.unsqueeze(1).repeat(1, len(members)),)] * _TRIED, [[values] * len(members)] * _TRIED
-    torch.set_num_threads(chosen.get("threads", torch.get_num_threads()))
-    with stack.kept(), pyro.get_param_store().scope():
-        for steps in (lambda: stack.run(*together), lambda: first.svi.run([(index,)] * _TRIED, [values] * _TRIED)):
-            seconds = list[float]()
-            for _ in range(4):  # the first records
-                started = time.perf_counter()
-                steps()
-                seconds.append(time.perf_counter() - started)
-            times.append(min(seconds[1:]))
-    is_auto = first.own.config.compile == "auto" and not _was_together(first.own)
-    if is_auto and times[0] > len(members) * times[1]:
-        raise RecordingError(f"{len(members)} at once take {times[0] / len(members) / times[1]:.1f} times as long")
-    return stack
+    index, values = torch.arange(min(trainer.batch_size, len(trainer.data))).to(trainer.device), trainer.schedule(0)
+    torch.set_num_threads(threads or torch.get_num_threads())
+    times = list[float]()
+    with pyro.get_param_store().scope():
+        ways: Any = (stack, index.unsqueeze(1).repeat(1, count), [values] * count), (first.svi, index, values)
+        for svi, batch, row in ways:
+            run = functools.partial(svi.run, [(batch,)] * _TRIED, [row] * _TRIED)
+            run()  # records
+            times.append(min(timeit.repeat(run, number=1, repeat=3)))
+    share = times[0] / count / times[1]
+    if share > 1 and first.run.config.compile == "auto" and not _was_together(first.run):
+        raise RecordingError(f"{count} at once take {share:.1f} times as long")
+    for one, checkpoint in zip(members, before):
+        one.trainer.restore(checkpoint, one.trainer.rows)
 
 
-def _train(
-    members: Sequence[_Member],
-    stack: Members,
-    chosen: Mapping[str, Any],
-    note: Callable[[str], object],
-    quiet: bool,
-    interruptions: Interruptions,
-) -> None:
+def _train(members: Sequence[_Member], how: _How) -> None:
     """Train members to their ends, epoch by epoch, those first that have finished the fewest epochs.
 
     Members that have ended are left out from the next epoch on. One that is ahead of the others, since they were killed
     between two checkpoints, is held for an epoch, so that they are computed as if they had not been killed.
     """
-    together, engine = [*members], _engine(stack, members[0], chosen, note)
-    while active := [one for one in members if one.goes_on()]:
-        epoch = min(one.trainer.epoch for one in active)
-        if (now := [one for one in members if one.goes_on() or one.trainer.epoch > epoch]) != together:
-            together, stack = now, _stacked(now)
-            known = {**chosen, **now[0].chosen}
-            engine = _engine(stack, now[0], {"threads": known.get("threads")}, note)  # which asks anew if it compiles
-        started, moving = time.perf_counter(), [one for one in active if one.trainer.epoch == epoch]
-        orders, tables = [], []
-        for place, one in enumerate(together):
-            trainer = one.trainer
-            trainer.vae.train()
-            restore_rng_state(one.random, trainer.device)
-            orders.append(torch.randperm(len(trainer.data)).to(trainer.device))
-            stack.random[place], one.done = rng_state(trainer.device), []
-            stack.is_held[place] = one not in moving
-            tables.append([trainer.schedule(trainer.step + step) for step in range(trainer.num_steps)])
-        last, num_steps = members[0].own.config.epochs, together[0].trainer.num_steps
-        bar = progress_bar(f"epoch {epoch + 1}/{last}", num_steps, "step", quiet)
-        with bar:
-            for taken in engine.run(torch.stack(orders, 1), list(zip(*tables))):
-                for one, done in zip(together, taken.members):
-                    one.done.append(done._replace(seconds=taken.seconds / len(together)))
-                bar.update(max(len(done.losses) for done in taken.members))
-                interruptions.raise_if_received()
-        for place, one in enumerate(together):
+    first, last = members[0], members[0].run.config.epochs
+    chosen = chosen_before(first.run, how.device, ALONE) | ({"threads": how.threads} if how.threads else {})
+    for one in members:
+        restore_rng_state(one.random, how.device)
+        for callback in one.callbacks:
+            callback.on_train_begin(one.trainer)
+        writer.record_choice(one.run, {"together": len(members)})
+    console = Console(first.run)
+    if not how.quiet:
+        console.on_train_begin(first.trainer)
+        print_line(f"{len(members)} runs at once: {listed([one.run.path.name for one in members])}")
+    together = list[_Member]()
+    while active := [one for one in members if one.goes_on]:
+        started, epoch = time.perf_counter(), min(one.trainer.epoch for one in active)
+        if (now := [one for one in members if one in active or one.trainer.epoch > epoch]) != together:
+            together, (stack, engine) = now, _engine(now, chosen, how)
+        moving = [one for one in active if one.trainer.epoch == epoch]
+        taken = _steps(together, moving, stack, engine, how)
+        chosen = {**chosen, **engine.chosen, "engine": None}  # fewer members ask anew if they compile
+        for one, done, random in zip(together, taken, stack.random):
             if one in moving:
-                restore_rng_state(one.random, one.trainer.device)
-                one.random, one.chosen = stack.random[place], {**engine.chosen, "together": len(members)}
+                one.random = random
+                restore_rng_state(random, how.device)
                 try:
-                    one.trainer.run_epoch(one.callbacks)
+                    one.trainer.run_epoch(one.callbacks, done)
                 except (TrainingError, InputError) as error:
                     one.error = error
-            interruptions.raise_if_received()
         tests = [one.trainer.rows[-1] for one in moving if one.error is None]
-        if tests and not quiet:
+        if tests and not how.quiet:
             bounds = sorted(-row.loss if row.elbo is None else row.elbo for row in tests)
-            seconds = time.perf_counter() - started
-            found = f"{tests[0].bound} {bounds[0]:.2f} to {bounds[-1]:.2f}"
-            print_line(f"epoch {epoch + 1}/{last}  test {found} of {len(tests)} runs  {seconds:.1f} s")
+            found = f"{tests[0].bound} {bounds[0]:.2f} to {bounds[-1]:.2f} of {len(tests)} runs"
+            print_line(f"epoch {epoch + 1}/{last}  test {found}  {time.perf_counter() - started:.1f} s")
+    for one in members:
+        for callback in one.callbacks if one.error is None else ():
+            callback.on_train_end(one.trainer)
+        if one.error is None and not how.quiet:
+            replace(console, run=one.run, name=f"{one.run.path.name}: ").on_train_end(one.trainer)
 
 
-def _engine(stack: Members, first: _Member, chosen: Mapping[str, Any], note: Callable[[str], object]) -> Engine:
-    """Return the engine that takes the steps of a stack."""
-    trainer, config = first.trainer, first.own.config
+def _engine(members: Sequence[_Member], chosen: Mapping[str, Any], how: _How) -> tuple[Members, Engine]:
+    """Return members as a stack, and the engine that takes its steps, which becomes that of their trainers."""
+    stack, trainer, config = _stacked(members), members[0].trainer, members[0].run.config
 
-    def make(name: str) -> Any:
+    def make(name: str) -> Members:
         if name == "none":
             raise RecordingError("the steps of several runs cannot be recorded: train them one after the other")
         stack.engine = name
         return stack
 
-    left = config.epochs * trainer.num_steps - trainer.step
-    return Engine(make, config, left, chosen.get("engine"), chosen.get("threads"), trainer.device, note=note)
+    left, note = config.epochs * trainer.num_steps - trainer.step, note_of(how.quiet, ALONE)
+    engine = Engine(make, config, left, chosen.get("engine"), chosen.get("threads"), how.device, note=note)
+    for one in members:
+        one.trainer.engine = engine
+    return stack, engine
 
 
-def _explained(error: BaseException, folder: Path, status: int) -> BaseException | None:
-    """Return an error that says how to go on, or None for one that says it, or that is an error of the program."""
-    is_saved = any(folder.glob(f"*/{CONFIG}"))
-    saved = (
-        f"goes on from the epochs that are saved in {folder}" if is_saved else "starts anew, since nothing was saved"
-    )
-    again = f"the same command again {saved}"
-    if isinstance(error, OSError):
-        return LostError(f"{folder} cannot be written any more ({error.strerror or error}); {again}")
-    if isinstance(error, KeyboardInterrupt):
-        return InterruptedTrainingError(f"interrupted; {again}", status)
-    return None
+def _steps(
+    together: Sequence[_Member], moving: Sequence[_Member], stack: Members, engine: Engine, how: _How
+) -> list[list[Done]]:
+    """Take the steps of an epoch of those members that move, with the others held; return those of each member."""
+    orders, tables, done = list[Tensor](), list[list[StepValues]](), [list[Done]() for _ in together]
+    for place, one in enumerate(together):
+        restore_rng_state(one.random, how.device)
+        order, table = one.trainer.begin_epoch()
+        orders.append(order)
+        tables.append(table)
+        stack.random[place], stack.is_held[place] = rng_state(how.device), one not in moving
+    title = f"epoch {moving[0].trainer.epoch + 1}/{moving[0].run.config.epochs}"
+    with progress_bar(title, len(tables[0]), "step", how.quiet) as bar:
+        for taken in engine.run(torch.stack(orders, 1), list(zip(*tables))):
+            for own, one in zip(done, taken.members):
+                own.append(one._replace(seconds=taken.seconds / len(together)))
+            bar.update(max(len(one.losses) for one in taken.members))
+            how.interruptions.raise_if_received()
+    return done

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ from pvae.training.schedules import schedule
 from pvae.training.trainer import Trainer, advice_on_memory
 from pvae.vae import VAE
 
-__all__ = ["build_trainer", "check_first_loss"]
+__all__ = ["build_trainer", "check_first_loss", "check_memory", "prepare"]
 
 _PIXELS = 784_000  # of a batch of an evaluation times particles; with one particle, 1,000 images of 28 x 28
 
@@ -51,6 +51,7 @@ def build_trainer(
     note: Callable[[str], object] = lambda line: None,
     beta: Callable[[int], float] | None = None,
     steps_done: int = 0,
+    prepared: Mapping[str, Tensor] | None = None,
 ) -> Trainer:
     """Return a trainer of the VAE that a configuration describes, at its start.
 
@@ -65,6 +66,7 @@ def build_trainer(
         note: called with a line on what is chosen.
         beta: the weight of the rate as a function of the number of the step, in place of those options of `config`.
         steps_done: number of steps that earlier sessions took.
+        prepared: of `prepare`, if several trainers share it.
 
     Raises:
         InputError: the batch is larger than the training set, the networks do not fit into memory, BatchNorm would be
@@ -80,11 +82,8 @@ def build_trainer(
             num_processes=world.size,
         )
     )
+    prepared = dict(prepared or prepare(config, data, device, vae is not None))
     preparation = Preparation.of(config, vae is not None)
-    prepared = {
-        split: preparation.prepared(x, split, is_redrawn=split == "train").to(device)
-        for split, x in data.splits.items()
-    }
     vae = (_initial_vae(config, data, prepared["train"]) if vae is None else vae).to(device)
     if not data.is_images:
         for split, values in prepared.items():
@@ -138,6 +137,23 @@ def build_trainer(
     )
 
 
+def prepare(config: Config, data: Dataset, device: torch.device, has_own_vae: bool = False) -> dict[str, Tensor]:
+    """Return the data of each split as a trainer keeps them in memory."""
+    preparation = Preparation.of(config, has_own_vae)
+    return {
+        split: preparation.prepared(x, split, is_redrawn=split == "train").to(device)
+        for split, x in data.splits.items()
+    }
+
+
+def check_memory(config: Config, data: Dataset, num_runs: int = 1) -> None:
+    """Raise an `InputError` if memory cannot hold what runs train at once: the system could kill the process."""
+    state = meta_state_dict(config, data.datum_shape, len(data.label_names))
+    if 4 * num_runs * sum(one.nbytes for one in state.values()) > total_memory():  # with gradients and moments
+        what, advice = (f"{num_runs} times ", "fewer runs or ") if num_runs > 1 else ("", "")
+        raise InputError(f"{what}networks of {sizes_of(config)} do not fit into memory: give {advice}smaller ones")
+
+
 def check_first_loss(trainer: Trainer) -> None:
     """Compute the loss of two data, to find out before any file is written whether training is possible.
 
@@ -180,10 +196,7 @@ def _failing_part(vae: VAE, few: Batch) -> str:
 
 def _initial_vae(config: Config, data: Dataset, x: Tensor) -> VAE:
     """Return the VAE that a configuration describes, at its start, which may depend on the prepared training data x."""
-    state = meta_state_dict(config, data.datum_shape, len(data.label_names))
-    needed = 4 * sum(tensor.nbytes for tensor in state.values())  # with gradients and moments
-    if needed > total_memory():  # the system could kill the process
-        raise InputError(f"networks of {sizes_of(config)} do not fit into memory: give smaller ones")
+    check_memory(config, data)
     vae = build_vae(config, data.datum_shape, len(data.label_names)).to(x.device)
     if config.initialization == "burda":
         start_like_burda(vae, x)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,7 @@ from pvae.elbos.base import PerDatumELBO
 from pvae.runs.checkpoint import Checkpoint
 from pvae.runs.metrics import Metrics
 from pvae.trained.elbo_terms import posterior_mean_loss
-from pvae.training.engine import Steps
+from pvae.training.engine import Engine
 from pvae.training.parallel import ALONE, World
 from pvae.training.schedules import StepValues
 from pvae.vae import VAE
@@ -91,7 +91,7 @@ class Trainer:
 
     vae: VAE
     elbo: PerDatumELBO
-    engine: Steps
+    engine: Engine
     optimizer: torch.optim.Optimizer
     data: TrainingData
     splits: Mapping[str, Batch]
@@ -119,13 +119,27 @@ class Trainer:
         """
         for callback in callbacks:
             callback.on_train_begin(self)
-        while self.epoch < epochs and not any(callback.ends(self) for callback in callbacks):
+        while self.goes_on(epochs, callbacks):
             self.run_epoch(callbacks)
         for callback in callbacks:
             callback.on_train_end(self)
 
-    def run_epoch(self, callbacks: Sequence[Callback] = ()) -> list[Metrics]:
+    def goes_on(self, epochs: int, callbacks: Sequence[Callback] = ()) -> bool:
+        """Return whether another epoch is to be trained, of that number."""
+        return self.epoch < epochs and not any(callback.ends(self) for callback in callbacks)
+
+    def begin_epoch(self) -> tuple[Tensor, list[StepValues]]:
+        """Draw the order of the data in the next epoch, int64 (N,), and return it with the values of its steps."""
+        self.vae.train()
+        order = torch.randperm(len(self.data)).to(self.device)
+        return order, [self.schedule(self.step + number) for number in range(self.num_steps)]
+
+    def run_epoch(self, callbacks: Sequence[Callback] = (), done: Iterable[Done] | None = None) -> list[Metrics]:
         """Train for one epoch, and then evaluate.
+
+        Args:
+            callbacks: are called.
+            done: as for `train_epoch`.
 
         Returns:
             The metrics of the training data, of the validation data if there are any, and of the test data.
@@ -133,7 +147,7 @@ class Trainer:
         Raises:
             TrainingError: as for `train`.
         """
-        rows = [self.train_epoch(callbacks)]
+        rows = [self.train_epoch(callbacks, done)]
         rows += [self.evaluate(split, callbacks) for split in ("valid", "test") if split in self.splits]
         self.epoch += 1
         self.rows += rows
@@ -141,32 +155,33 @@ class Trainer:
             callback.on_epoch_end(self, rows)
         return rows
 
-    def train_epoch(self, callbacks: Sequence[Callback] = ()) -> Metrics:
+    def train_epoch(self, callbacks: Sequence[Callback] = (), done: Iterable[Done] | None = None) -> Metrics:
         """Take the steps of an epoch, and return the metrics of the training data.
+
+        Args:
+            callbacks: are called.
+            done: the steps of `begin_epoch`, if they are taken already, or elsewhere; by default the engine takes them.
 
         Raises:
             TrainingError: the loss or a gradient of a step is not finite, or memory does not suffice; parameters and
                 the optimiser's state are as before that step.
         """
-        self.vae.train()
-        seconds, order = 0.0, torch.randperm(len(self.data)).to(self.device)
-        sizes = iter([len(index) for index in order.split(self.batch_size)])
-        table = [self.schedule(self.step + number) for number in range(self.num_steps)]
-        terms, total, seen = self._zeros(2, len(order)), 0.0, 0
+        terms, seconds, total, seen = self._zeros(2, len(self.data)), 0.0, 0.0, 0
+        sizes = iter([len(one) for one in terms[0].split(self.batch_size)])
         with advice_on_memory(f"step {self.step + 1} or later"):
-            for done in self.engine.run(order, table):
-                self.step, seconds = self.step + len(done.losses), seconds + done.seconds
-                if done.error is not None:
-                    raise self._explained(done.error)
-                rows = slice(seen, seen + len(done.terms.rate))
-                terms[:, rows], seen = torch.stack([*done.terms]), rows.stop
-                for loss in done.losses.tolist():
+            for some in self.engine.run(*self.begin_epoch()) if done is None else done:
+                self.step, seconds = self.step + len(some.losses), seconds + some.seconds
+                if some.error is not None:
+                    raise self._explained(some.error)
+                rows = slice(seen, seen + len(some.terms.rate))
+                terms[:, rows], seen = torch.stack([*some.terms]), rows.stop
+                for loss in some.losses.tolist():
                     total += loss * next(sizes)
                 for callback in callbacks:
-                    callback.on_steps_end(self, done)
+                    callback.on_steps_end(self, some)
         totals = self._zeros(1) + total
         self.world.sum_([terms, totals])
-        return self._metrics("train", terms, totals.item() / len(order), seconds)
+        return self._metrics("train", terms, totals.item() / len(self.data), seconds)
 
     def _explained(self, error: Exception) -> Exception:
         """Return the error of the next step as one that names the step."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -17,8 +20,9 @@ from helpers.runs import assert_same
 import pvae
 from pvae.compile.graph import RecordingError
 from pvae.compile.members import Members
-from pvae.core.errors import InputError, InterruptedTrainingError, TrainingError
+from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
 from pvae.data.dataset import Dataset
+from pvae.data.preparation import Preparation
 from pvae.data.sources import load_dataset
 from pvae.models.build import build_vae
 from pvae.runs.run import Run
@@ -126,7 +130,7 @@ def test_data_of_another_type_are_refused(tmp_path):
 
 
 def test_more_runs_than_memory_are_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr("pvae.training.many.total_memory", lambda: 100_000)
+    monkeypatch.setattr("pvae.training.setup.total_memory", lambda: 100_000)
     with pytest.raises(InputError, match="memory"):
         fit_many([SMALL.replace(seed=seed) for seed in range(8)], data=few(), out=tmp_path / "many", **HOW)
     assert not (tmp_path / "many").exists()
@@ -206,7 +210,7 @@ PAIR = [SMALL.replace(seed=seed) for seed in (0, 1)]
 @pytest.mark.parametrize("is_slower", [False, True])
 @pytest.mark.workflow
 def test_a_signal_during_the_first_measurement_ends_the_training(is_slower, no_pictures, tmp_path, monkeypatch):
-    usual = many._faster
+    usual = many._check_faster
 
     def interrupted(*given):
         signal.raise_signal(signal.SIGTERM)
@@ -214,7 +218,7 @@ def test_a_signal_during_the_first_measurement_ends_the_training(is_slower, no_p
             raise RecordingError("slower")
         return usual(*given)
 
-    monkeypatch.setattr(many, "_faster", interrupted)
+    monkeypatch.setattr(many, "_check_faster", interrupted)
     with pytest.raises(InterruptedTrainingError) as error:
         fit_many(PAIR, data=few(), out=tmp_path / "many", **HOW)
     assert error.value.status == 128 + signal.SIGTERM
@@ -227,7 +231,7 @@ def test_runs_that_another_process_has_trained_meanwhile_are_left(is_resumed, no
     """The other process trains seed 1 while this one measures its first steps."""
     if is_resumed:
         fit_many([one.replace(epochs=1) for one in PAIR], data=few(), out=tmp_path, **HOW)
-    usual, path = many._faster, tmp_path / "seed-1"
+    usual, path = many._check_faster, tmp_path / "seed-1"
 
     def measured(*given):
         with pyro.get_param_store().scope():
@@ -241,7 +245,7 @@ def test_runs_that_another_process_has_trained_meanwhile_are_left(is_resumed, no
                 fit._TRAINING.acquire()
         return usual(*given)
 
-    monkeypatch.setattr(many, "_faster", measured)
+    monkeypatch.setattr(many, "_check_faster", measured)
     with pytest.raises(InputError, match="seed-1"):
         fit_many(PAIR, data=few(), out=tmp_path, **HOW)
     run = Run.open(path)
@@ -276,15 +280,57 @@ def test_runs_one_after_the_other_that_are_interrupted_go_on_by_the_same_call(no
     assert [run.read_checkpoint().epoch for run in runs] == [3, 3]
 
 
+@pytest.mark.parametrize("engine", ["graph", "none"])
 @pytest.mark.workflow
-def test_a_run_with_an_input_error_leaves_the_others(no_pictures, capsys, tmp_path):
+def test_a_run_that_is_refused_leaves_the_others(engine, no_pictures, capsys, tmp_path):
+    """The first loss of one run is infinite, and another one ends with its first epoch."""
+
     def refuse(run, row):
-        if run.config.seed == 0:
+        if run.config.free_bits == 1.0:
             raise InputError("a datum is outside the domain")
 
-    (left,) = fit_many(PAIR, data=few(), out=tmp_path / "many", on_epoch=refuse, **HOW)
-    assert (left.config.seed, left.read_checkpoint().epoch) == (1, 3)
-    assert "seed-0: a datum" in capsys.readouterr().err
+    configs = [SMALL.replace(beta=4.0, free_bits=bits, compile=engine) for bits in (1e38, 1.0, 0.0)]
+    (left,) = fit_many(configs, data=few(), out=tmp_path / "many", on_epoch=refuse, **HOW)
+    assert (left.config.free_bits, left.read_checkpoint().epoch) == (0.0, 3)
+    said = capsys.readouterr().err
+    assert "free-bits-1e+38-seed-0: " in said
+    assert "free-bits-1-seed-0: a datum" in said
+    assert not (tmp_path / "many/free-bits-1e+38-seed-0").exists()
+    with pytest.raises(InputError, match="loss is inf"):
+        fit_many(configs[:1], data=few(), out=tmp_path / "one", **HOW)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.workflow
+def test_the_data_of_all_runs_are_prepared_once(no_pictures, tmp_path, monkeypatch):
+    usual, prepared = Preparation.prepared, []
+
+    def count(self, images, split, **options):
+        prepared.append(split)
+        return usual(self, images, split, **options)
+
+    monkeypatch.setattr(Preparation, "prepared", count)
+    fit_many([one.replace(epochs=1) for one in PAIR], data=few(), out=tmp_path / "many", **HOW)
+    assert prepared.count("train") == 1
+
+
+@pytest.mark.workflow
+def test_a_full_disk_ends_all_runs_which_go_on_by_the_same_call(no_pictures, tmp_path, monkeypatch):
+    writes, real = itertools.count(), os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISREG(os.fstat(descriptor).st_mode) and next(writes) > 12:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(LostError, match="No space") as error:
+            fit_many(PAIR, data=few(), out=tmp_path / "many", **HOW)
+    assert "same command" in str(error.value)
+    assert "--resume" not in str(error.value)
+    runs = fit_many(PAIR, data=few(), out=tmp_path / "many", **HOW)
+    assert [(run.read_checkpoint().epoch, len(run.sessions)) for run in runs] == [(3, 2), (3, 2)]
 
 
 @pytest.mark.workflow
