@@ -26,7 +26,7 @@ _DEPTH = 18.0  # nats below the largest cell, from which a cell is left out of f
 _MORE_DEPTH = 50.0  # and where the posterior covers few cells, so that the largest one may miss its peak
 _RESOLVED = 12.6  # cells, in effect, that a Normal covers in two dimensions where they are as wide as its scale
 _TRUSTED = 2e-3  # nats
-_MOST_CELLS = 20_000  # of a datum
+_MOST_CELLS = 40_000  # of a datum
 _DRAWS = 500  # of importance sampling, which check the result
 _AROUND, _SHARED = 8.0, 6.0  # standard deviations that the second grid covers, and within which it is taken
 _ROUNDS, _ALONG = 12, 16  # of smaller grids that place it, with 16 cells from -4 to 4 standard deviations
@@ -64,7 +64,7 @@ def quadrature(
     of the last, along the axes of its covariance, lead to this mode. The first part has a grid along these axes, the
     second one a grid over what p(z) draws, and a third more on each side. Cells within 18 nats of the largest, or
     within 50 while the posterior covers few cells, are divided in two along each dimension, until two grids differ by
-    less than the tolerance, or have 20,000 cells for a datum. If 500 draws of importance sampling are trusted, and find
+    less than the tolerance, or have 40,000 cells for a datum. If 500 draws of importance sampling are trusted, and find
     more than the grids by more than 4 of their errors + 0.01, the difference is part of the stated error. A mode far
     from q that no draw finds is not seen if it is so much narrower than a cell over p(z) that p(x, z) at the centre of
     this cell is 50 nats below that of others.
