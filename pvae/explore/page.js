@@ -20,11 +20,13 @@ async function show() {
   const [channels, height, width] = content.shape, area = height * width, names = content.names.slice(-size);
   const [numImages] = content.images.shape, [numPoints, columns] = content.points.shape, {labels, inner} = content;
   const isDark = matchMedia("(prefers-color-scheme: dark)"), isLayered = vae.sizes.length > 1;
+  const total = sum(vae.sizes), hasMore = total > 2; // latents than the map has axes
   const origin = () => ({
     top: list(size, (i) => (vae.isSphere && i === 0 ? 1 : 0)),
     offsets: vae.sizes.slice(0, -1).map((one) => Array(one).fill(0)),
   });
-  const state = {...origin(), plane: 0, tiles: false, focus: null, x: null, scored: null, cloud: [], walk: null};
+  const state = {...origin(), plane: 0, tiles: false, focus: null, x: null, scored: null, cloud: [], walk: null,
+    isWhole: hasMore, dot: null, held: "the origin", rest: origin()};
   const later = (id, text, wait) => (clearTimeout(later[id]), (later[id] = setTimeout(() => (find(id).textContent = text), wait)));
   const say = (text) => ((find("message").textContent = text), later("message", "", 9000));
 
@@ -34,6 +36,10 @@ async function show() {
   const labelOf = (i) => (labels ? content.label_names[labels.data[i]] : "");
   const isolated = (name) => `\u2068${name}\u2069`; // a name may run from right to left
   const nameOf = (i) => [content.image_names[i], labelOf(i)].filter(Boolean).map(isolated).join(": ");
+  const dotName = (i) => (i < numImages ? nameOf(i) : labelOf(i) || "a test image");
+  const subscript = (name) => name.replace(/_(\d+)$/, (_, digits) => digits.replace(/\d/g, (d) => "\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089"[d]));
+  const written = (number) => number.toFixed(2).replace("-", "\u2212");
+  const axisName = (i, {dims} = content.planes[state.plane]) => (dims.length ? subscript(names[dims[i]]) : `direction ${i + 1}`);
   function paint(canvas, x) {
     const image = new ImageData(width, height);
     for (let i = 0; i < 4 * area; i++) {
@@ -62,15 +68,31 @@ async function show() {
   }
   const move = (to) => (Object.assign(state, to).frame ||= requestAnimationFrame(drawHere));
   const retile = () => state.tiles && (size > 2 || isLayered) && drawTiles(); // of the other coordinates, after a jump
-  const jump = (to) => (move(to), clearTimeout(jump.timer), (jump.timer = setTimeout(retile, 200)));
+  function jump(to, held = state.held) { // to codes that rest there when the pointer has left the map
+    move({...to, held, dot: null});
+    state.rest = {top: state.top, offsets: state.offsets, held, dot: null};
+    (clearTimeout(jump.timer), (jump.timer = setTimeout(retile, 200)));
+  }
+  const codeAt = (i) => parts(Array.from(content.codes.data.subarray(i * total, (i + 1) * total)));
+  function aim(place) { // at the whole code of a dot under the pointer, or at a place of the plane
+    const i = nearest(place, numPoints), isOn = state.isWhole && distance(i, place) < (12 / map.clientWidth) * state.range;
+    move(isOn ? {...codeAt(i), dot: i, held: dotName(i)} : {top: at(...place), dot: null});
+  }
+  function nearestCode(z = whole()) { // over all latents
+    const gaps = new Float64Array(numPoints);
+    for (let i = 0; i < numPoints; i++) for (let d = 0; d < total; d++) gaps[i] += (content.codes.data[i * total + d] - z[d]) ** 2;
+    return gaps.reduce((best, gap, i) => (gap < gaps[best] ? i : best), 0);
+  }
   function drawHere() {
     state.frame = 0;
     paint(find("decoded"), vae.mean(whole()));
     drawOverlay();
-    const place = onPlane(state.top), {dims} = content.planes[state.plane], label = labelOf(nearest(place, numPoints));
-    find("position").textContent = place.slice(0, size)
-      .map((one, i) => `${dims.length ? names[dims[i]] : `direction ${i + 1}`} = ${one.toFixed(2)}`).join(", ");
-    find("near").textContent = label && `nearest code: ${label}`;
+    const place = onPlane(state.top), label = labelOf(hasMore ? nearestCode() : nearest(place, numPoints));
+    find("position").textContent = place.slice(0, size).map((one, i) => `${axisName(i)} = ${written(one)}`).join(", ");
+    const others = `the other ${total - 2} latents: those of ${state.held}`;
+    const held = !hasMore ? "" : state.dot === null ? others : `the whole code of ${dotName(state.dot)}`;
+    const near = label && `nearest code${hasMore ? ` of all ${total} latents` : ""}: ${label}`;
+    find("near").textContent = [held, near].filter(Boolean).join("; ");
     later("spoken", find("place").innerText, 500); // a screen reader hears where the pointer rests
     find("sliders").querySelectorAll("input").forEach((one) => one.follow());
   }
@@ -114,7 +136,7 @@ async function show() {
       mark(context, k, toMap(point(i)), (hasImage ? 3.6 : 2.1) * scale);
       (context.fill(), hasImage && context.stroke());
     }
-    const line = state.tiles ? "#fff" : css("--soft");
+    const line = state.tiles ? "#fff" : css("--soft"), middle = map.width / 2;
     const radii = vae.isSphere ? [1] : [1, 2, 3].filter((one) => one < state.range);
     Object.assign(context, {globalAlpha: 1, strokeStyle: line, lineWidth: scale, textAlign: "center"});
     context.setLineDash([4 * scale, 4 * scale]);
@@ -126,6 +148,8 @@ async function show() {
       const [x, y] = toMap([0, radius]), of = content.prior.top.kind === "normal" ? "prior" : "N(0, I)";
       context.fillText(vae.isSphere ? "the sphere" : radius === 1 ? `${of}: 1 sd` : `${radius}`, x, y - 5 * scale);
     }
+    (context.fillText(`${axisName(0)} \u2192`, map.width - 22 * scale, middle - 6 * scale));
+    if (size > 1) context.fillText(`\u2191 ${axisName(1)}`, middle + 24 * scale, 13 * scale);
     drawOverlay();
   }
   function drawNames(context, scale, paper) { // each at the median of its class, moved down where another one is
@@ -183,19 +207,21 @@ async function show() {
     }
   }
   const toggleTiles = () => ((find("tiles").ariaPressed = state.tiles = !state.tiles), (state.tiles ? drawTiles : drawMap)());
-  map.onpointermove = (event) => move({top: at(...fromMap(event))});
+  map.onpointermove = (event) => aim(fromMap(event));
+  map.onpointerleave = ({pointerType}) => pointerType === "mouse" && move(state.rest);
   map.onpointerdown = (event) => {
     const place = fromMap(event), i = nearest(place, numImages);
     if (vae.canEncode && distance(i, place) < (18 / map.clientWidth) * state.range) pick(i);
-    else move({top: at(...place)});
+    else aim(place);
   };
   map.onkeydown = (event) => {
     const step = (event.shiftKey ? 0.1 : 0.02) * state.range, [u, v] = onPlane(state.top);
     const by = {ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, step], ArrowDown: [0, -step]}[event.key];
-    if (by) move({top: at(...[u, v].map((one, d) => clamp(one + by[d], -state.range, state.range)))});
+    if (by) move({dot: null, top: at(...[u, v].map((one, d) => clamp(one + by[d], -state.range, state.range)))});
     else if (event.key === "Enter" && vae.canEncode) pick(nearest([u, v], numImages));
     if (by || event.key === "Enter") event.preventDefault();
   };
+  addEventListener("keydown", ({key}) => key === "Escape" && (find("message").textContent = ""));
   addEventListener("keydown", ({key, ctrlKey, metaKey, target}) =>
     key === "t" && !ctrlKey && !metaKey && !/INPUT|SELECT/.test(target.tagName) && toggleTiles());
 
@@ -209,7 +235,7 @@ async function show() {
     find("x-name").textContent = name;
     find("attributes").querySelectorAll("input").forEach((one) => one.follow());
     score(q);
-    jump(parts(centre(q)));
+    jump(parts(centre(q)), name);
   }
   const pick = (i) => (press(find("strip").children, i), take(imageX(i), nameOf(i)));
   function score(q) {
@@ -223,7 +249,7 @@ async function show() {
     for (const [id, value] of Object.entries(numbers)) {
       const stderr = perDraw[id] ? ` \u00b1 ${(spread(perDraw[id]) / Math.sqrt(DRAWS)).toFixed(2)}` : "";
       find(id).hidden = value === undefined;
-      find(id).querySelector("td").textContent = value === undefined ? "" : value.toFixed(2).replace("-", "\u2212") + stderr;
+      find(id).querySelector("td").textContent = value === undefined ? "" : written(value) + stderr;
     }
     paint(find("reconstruction"), vae.mean(points[0].z));
     find("rates").hidden = !rates || rates.length < 2;
@@ -238,7 +264,7 @@ async function show() {
     }));
     const what = `Rate of ${all.length > 64 ? "the 64 largest of " : "each of "}${all.length} latents: `;
     const active = all.filter(([rate]) => rate > 0.1).length, text = find("bars-text");
-    find("bars").ariaLabel = text.textContent = `${what}${active} above 0.1 nats, at most ${most.toFixed(2)} in ${name}.`;
+    find("bars").ariaLabel = text.textContent = `${what}${active} above 0.1 nats, at most ${most.toFixed(2)} in ${subscript(name)}.`;
   }
 
   // A file or a drawing
@@ -319,7 +345,7 @@ async function show() {
     ((find("step").value = 0), find("step").oninput());
   }
   find("step").oninput = ({target: {value, nextElementSibling: output}} = {target: find("step")}) =>
-    ((output.textContent = `${value} %`), jump(between(value / 100)));
+    ((output.textContent = `${value} %`), jump(between(value / 100), "the walk"));
   find("from").onclick = () => setWalk({...state.walk, from: codeOf(state.x)});
   find("to").onclick = () => setWalk({...state.walk, to: codeOf(state.x)});
   find("pair").onclick = () => { // of different classes, if there are any
@@ -330,9 +356,9 @@ async function show() {
   };
   function slider(label, most, value, change) {
     const input = element("input", {type: "range", min: -most, max: most, step: most / 100, value: value(), ariaLabel: label});
-    const output = element("output", {textContent: value().toFixed(2)});
-    input.follow = () => (input.value = value(), (output.textContent = value().toFixed(2)));
-    input.oninput = () => (output.textContent = Number(input.value).toFixed(2), change(Number(input.value)));
+    const output = element("output", {textContent: written(value())});
+    input.follow = () => (input.value = value(), (output.textContent = written(value())));
+    input.oninput = () => (output.textContent = written(Number(input.value)), change(Number(input.value)));
     return element("div", {className: "slider"}, element("span", {textContent: label, title: label}), input, output);
   }
   find("attributes").hidden = !content.attributes.length;
@@ -345,14 +371,14 @@ async function show() {
 
   // Samples, and sliders of latents
   find("again").onclick = () => find("sheet").replaceChildren(...list(36, (i) => {
-    const z = vae.drawPrior(), choose = () => (press(find("sheet").children, i), jump(parts(z)));
+    const z = vae.drawPrior(), choose = () => (press(find("sheet").children, i), jump(parts(z), `sample ${i + 1}`));
     return thumb(`sample ${i + 1}`, vae.mean(z), choose);
   }));
   function drawSliders() {
     const {dims} = content.planes[state.plane], shown = [...dims, ...content.active.filter((d) => !dims.includes(d)).slice(0, 8)];
     const most = vae.isSphere ? 1 : Math.ceil(Math.max(3, state.range)), set = (values, d, value) => values.with(d, value);
     const group = (title, sliders) => element("fieldset", {}, element("legend", {textContent: title}), ...sliders);
-    const top = (d) => slider(names[d], most, () => state.top[d], (value) =>
+    const top = (d) => slider(subscript(names[d]), most, () => state.top[d], (value) =>
       jump({top: vae.isSphere ? unit(set(state.top, d, value)) : set(state.top, d, value)}));
     const lower = (l, d) => slider(`z${l + 1}_${d + 1}`, 3, () => state.offsets[l][d], (value) =>
       jump({offsets: set(state.offsets, l, set(state.offsets[l], d, value))}));
@@ -361,7 +387,7 @@ async function show() {
     const title = isLayered ? `z${vae.sizes.length}, the top layer` : "the most active latents";
     find("sliders").replaceChildren(group(title, shown.map(top)), ...others.reverse());
   }
-  find("origin").onclick = () => jump(origin());
+  find("origin").onclick = () => jump(origin(), "the origin");
 
   // The rest of the page: tabs, the plane, classes, the equation, notes
   const tabs = [...document.querySelectorAll("[role=tab]")];
@@ -384,11 +410,13 @@ async function show() {
       if (step) (next.focus(), next.click());
     };
   });
-  find("plane").append(...content.planes.map(({name}, value) => element("option", {value, textContent: name})));
+  find("plane").append(...content.planes.map(({name}, value) => element("option", {value, textContent: name.split(", ").map(subscript).join(", ")})));
   find("plane").hidden = content.planes.length < 2;
   find("plane").onchange = ({target}) =>
     ((state.plane = Number(target.value)), drawMap(), drawSliders(), move({}), state.tiles && drawTiles());
   find("tiles").onclick = toggleTiles;
+  find("whole").hidden = !hasMore;
+  find("whole").onclick = ({target}) => (target.ariaPressed = state.isWhole = !state.isWhole);
   if (labels) find("legend").append(...content.label_names.map((name, k) => element("button", {ariaPressed: false, onclick() {
     press(find("legend").children, (state.focus = state.focus === k ? null : k));
     drawMap();
@@ -399,11 +427,13 @@ async function show() {
   document.body.classList.add(vae.hasDensity ? "is-vae" : "is-autoencoder", content.pseudo ? "is-pseudo" : "is-bound");
   find("title").textContent = content.title[0];
   find("subtitle").textContent = content.title.slice(1).join(" \u00b7 ");
+  const what = `${vae.hasDensity ? "A variational autoencoder" : "An autoencoder"} has pressed images of ${inner.join(" x ")} pixels into`;
+  find("idea").textContent = `${what} ${total === 1 ? "a number" : `${total} numbers`} each. Each dot is a test image; move over the map to see what lies between.`;
   find("picking").hidden = !vae.canEncode;
   find("notes").querySelector("ul").append(...content.notes.map((textContent) => element("li", {textContent})));
   const recolour = () => [...find("legend").children].forEach((one, k) => (one.firstChild.style.color = colour(k)));
   isDark.onchange = () => (recolour(), drawMap());
-  new ResizeObserver(() => Math.abs(map.width - map.clientWidth * devicePixelRatio) > 1 && drawMap()).observe(map);
+  new ResizeObserver(() => map.clientWidth && Math.abs(map.width - map.clientWidth * devicePixelRatio) > 1 && drawMap()).observe(map);
   (recolour(), drawMap(), drawSliders());
   if (vae.canEncode) {
     find("strip").append(...list(numImages, (i) => thumb(nameOf(i), imageX(i), () => pick(i))));

@@ -10,7 +10,6 @@ import base64
 import html
 import inspect
 import json
-import re
 import zlib
 from pathlib import Path
 from typing import Any, cast
@@ -151,7 +150,7 @@ def _content(run: Run, data: Dataset, tensors: _Tensors) -> dict[str, Any]:
     height, width = images.images.shape[2:]
     few = f"The map shows {len(chosen):,} of the {run.data.num_test:,} test images."
     return {
-        "title": re.split(r" (?=on )|\n", run.title, maxsplit=2),
+        "title": [run.data.title.rpartition(" (")[0], *run.title.split("\n")],
         "notes": [*_notes(vae, posterior, prior), *[few] * (len(chosen) < run.data.num_test)],
         "shape": [*images.images.shape[1:]],
         "inner": [height - 2 * config.pad, width - 2 * config.pad],
@@ -188,6 +187,7 @@ def _map(run: Run, data: Dataset, codes: Tensor, chosen: Tensor, tensors: _Tenso
         "planes": planes,
         "active": active,
         "lower": [one.argsort(descending=True)[:8].tolist() for one in codes.std(0).split(list(sizes))[:-1]],
+        "codes": tensors.add(codes, "f2") if codes.shape[1] > 2 else None,
         "points": tensors.add(torch.cat([top @ torch.tensor(plane["axes"]).T for plane in planes], 1), "f2"),
         "labels": tensors.add(labels) if labels is not None and is_class else None,
         "attributes": attributes,

@@ -280,6 +280,32 @@ def test_the_image_under_the_pointer_is_decoded(train, opened):
         assert np.abs(np.array(mean).reshape(3, 13, 10) * 255 - pixels).max() <= 0.51
 
 
+@pytest.mark.parametrize("system", ["mlp", "sphere", "ladder"])
+def test_a_dot_under_the_pointer_is_decoded_by_its_whole_code(train, opened, system):
+    run = train(SYSTEMS[system])
+    page = opened(run)
+    shown = torch.randperm(20, generator=torch.Generator().manual_seed(0))  # the order on the page
+    codes = encode(run.vae(), run.preparation.pixels(run.loaded.test))[shown].double()
+    codes = torch.nn.functional.normalize(codes, dim=-1) if system == "sphere" else codes
+    found = page.execute_script(
+        "const {state, content, vae, drawHere} = pvae, columns = content.points.shape[1];"
+        "const map = document.getElementById('map');"
+        "const box = map.getBoundingClientRect(), out = [], rest = JSON.stringify(state.top);"
+        "for (let i = 0; i < content.points.shape[0]; i++) {"
+        "  const [u, v] = [0, 1].map(d => content.points.data[i * columns + d] / state.range);"
+        "  const clientX = box.left + (u + 1) / 2 * box.width, clientY = box.top + (1 - v) / 2 * box.height;"
+        "  map.dispatchEvent(new PointerEvent('pointermove', {clientX, clientY})); drawHere();"
+        "  out.push([state.dot, ...vae.join(state.top, state.offsets)]); }"
+        "map.dispatchEvent(new PointerEvent('pointerleave', {pointerType: 'mouse'}));"
+        "return [out, JSON.stringify(state.top) === rest, document.getElementById('near').innerText]"
+    )
+    dots = [int(row[0]) for row in found[0]]
+    own = [i for i, dot in enumerate(dots) if dot == i]  # the others lie beneath another dot
+    assert len(own) > 10
+    close([found[0][i][1:] for i in own], codes[dots][own], 2e-3)
+    assert found[1], "the pick is back when the pointer has left"
+
+
 def test_the_legend_names_the_classes(train, opened):
     page = opened(train({"latent_dim": 2}))
     shown = [one.text for one in page.find_elements("css selector", "#legend button")]
