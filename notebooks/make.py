@@ -14,6 +14,7 @@ import argparse
 import os
 import re
 import shutil
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable
@@ -28,12 +29,16 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from nbclient import NotebookClient
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.support.ui import WebDriverWait
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 from torchvision.utils import make_grid
 
 import pvae
 from pvae.data.preparation import Preparation
+from pvae.explore.page import explorer_page
 from pvae.plotting import figures, pictures
 from pvae.plotting.figures import PALETTE, write_figure
 from pvae.plotting.gallery import code_figures, entry_of
@@ -53,6 +58,7 @@ RUNS = {
     "fashion-vae": pvae.get_system("fashion-vae"),
     **{f"beta-{beta}": pvae.Config(latent_dim=10, elbo="analytic", beta=beta, epochs=16) for beta in BETAS},
 }
+MOVING = "explore.gif"
 STAGES = {"mlp-2d": (1, 24), "pytorch-example": (1,)}  # earlier epochs that are shown, each kept as a run of its own
 
 
@@ -411,6 +417,37 @@ def make_notebook(name: str, runs: Runs, folder: Path) -> None:
     print(f"{name}.ipynb: {len(content) // 1000} kB  {time.perf_counter() - started:.0f} s", flush=True)
 
 
+def make_moving_picture(folder: Path) -> None:
+    """Record the page of `pvae explore fashion-vae` in chromium, while the pointer goes round its map."""
+    options = webdriver.ChromeOptions()
+    for option in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "window-size=1000,760"):
+        options.add_argument(f"--{option}")
+    driver = webdriver.ChromeService(shutil.which("chromedriver"))
+    with tempfile.TemporaryDirectory() as place, webdriver.Chrome(options, driver) as browser:
+        page = Path(place) / "page.html"
+        page.write_text(explorer_page(pvae.Run.open("fashion-vae")), "utf-8")
+        browser.get(page.as_uri())
+        WebDriverWait(browser, 60).until(lambda one: one.execute_script("return window.pvae !== undefined"))
+        frames = []
+        for turn in torch.linspace(0, 2 * torch.pi, 61)[:-1]:
+            radius = 1.55 * (0.75 + 0.25 * torch.cos(3 * turn))
+            browser.execute_script(
+                "const box = document.getElementById('map').getBoundingClientRect(), {range} = pvae.state;"
+                "const [x, y] = [arguments[0], -arguments[1]].map(one => (one / range + 1) / 2 * box.width);"
+                "const to = {clientX: box.left + x, clientY: box.top + y};"
+                "document.getElementById('map').dispatchEvent(new PointerEvent('pointermove', to)); pvae.drawHere();",
+                *(radius * torch.stack([turn.cos(), turn.sin()])).tolist(),
+            )
+            shot = Image.open(BytesIO(browser.get_screenshot_as_png())).convert("RGB")
+            frames.append(shot.crop((15, 110, 970, 605)).resize((764, 396), Image.Resampling.LANCZOS))
+    sheet = Image.new("RGB", (764, 4 * 396))  # one palette for all, so that what stays the same takes no bytes
+    for quarter in range(4):
+        sheet.paste(frames[15 * quarter], (0, 396 * quarter))
+    palette = sheet.quantize(256, Image.Quantize.MAXCOVERAGE)
+    first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    first.save(folder / "pictures" / MOVING, save_all=True, append_images=others, duration=90, loop=0, optimize=True)
+
+
 def main() -> None:
     """Read the arguments, and make what they name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -418,11 +455,12 @@ def main() -> None:
     add("--data-dir", type=Path, help="where the data are (default: they are searched for as in training)")
     add("--cache", type=Path, default=HERE.parent / "runs" / "notebooks", help="the runs (default: runs/notebooks)")
     add("--out", type=Path, default=HERE, help="where to write (default: this folder)")
-    add("--only", default=",".join([*PICTURES, *(f"{name}.ipynb" for name in NOTEBOOKS)]), help="names, with commas")
+    names = [*PICTURES, MOVING, *(f"{name}.ipynb" for name in NOTEBOOKS)]
+    add("--only", default=",".join(names), help="names, with commas")
     add("--list", action="store_true", help="list the names and what each needs")
     arguments = parser.parse_args()
     needs = {name: picture.names for name, picture in PICTURES.items()}
-    needs |= {f"{name}.ipynb": names for name, names in NOTEBOOKS.items()}
+    needs |= {MOVING: ()} | {f"{name}.ipynb": names for name, names in NOTEBOOKS.items()}
     if arguments.list:
         print("\n".join(f"{name:24} {', '.join(names)}" for name, names in needs.items()))
         return
@@ -435,6 +473,8 @@ def main() -> None:
     for name in names:
         if name in PICTURES:
             make_picture(name, runs, arguments.out)
+        elif name == MOVING:
+            make_moving_picture(arguments.out)
         else:
             make_notebook(name.removesuffix(".ipynb"), runs, arguments.out)
     if {"strip", "deep-bayes-samples"} & set(names):

@@ -76,6 +76,7 @@ def prints_falling_losses(names, out):
 
 BLOCKS = {  # a page, a text of one of its blocks, and what is true of the block's names and of what it prints
     "README | pvae.Dataset": lambda names, out: names["samples"].shape == (64, 1, 16, 16) and elbos(names),
+    "index | load_dataset": lambda names, out: names["samples"].shape == (64, 1, 28, 28) and elbos(names),
     "systems | PlanarPosterior": lambda names, out: -300 < names["sample"].log_p.mean() < -100 and "tensor(-" in out,
     "run-folder | pvae.load(": lambda names, out: (
         out.startswith("test ELBO -") and names["images"].shape == (64, 1, 28, 28) and len(names["codes"]) == 1000
