@@ -48,6 +48,16 @@ trained/test_log_likelihood.py
     trained.importance | log_q + math.log1p(-self.share), log_wide + | log_q, log_wide +
     trained.quadrature | cells = 2 * cells | cells = 1 * cells
     trained.log_likelihood | index_copy(0, taken, | index_copy(0, torch.arange(len(taken)),
+trained/test_calibration.py
+    trained.calibration | > q.log_prob(z) | < q.log_prob(z)
+    trained.calibration | (draws < z) | (draws < draws[:1])
+trained/test_conditional.py
+    trained.conditional | part.where(is_given, | part.where(~is_given,
+    trained.conditional | joint.log_p - given.log_p | joint.log_p
+trained/test_gaps.py
+    trained.gaps | - log_scale.sum(-1) | + log_scale.sum(-1)
+    trained.gaps | log_q = log_q - log_det | log_q = log_q + log_det
+    trained.gaps | + lower.tril(-1) | + 0 * lower
 elbos/test_truth.py
     reference.elbo | rate=(log_q_z - log_p_z) | rate=(log_q_z + log_p_z)
 elbos/test_bounds.py

@@ -19,6 +19,7 @@ from pvae.core.records import to_json
 from pvae.core.terminal import print_line, progress_bar
 
 if TYPE_CHECKING:
+    from pvae.evaluation.report import Report
     from pvae.runs.run import Run
 
 __all__ = ["main"]
@@ -38,20 +39,25 @@ examples:
   pvae evaluate runs/my-run
   pvae evaluate runs/my-run --importance-samples 100 --images 1000
   pvae evaluate runs/my-run --method annealed --images 1000
+  pvae evaluate runs/my-run --images 1000 --gaps 20 --calibration
+  pvae evaluate runs/my-table --given age,income
   pvae evaluate runs/a runs/b runs/c --latex
   pvae evaluate runs/trace-seeds runs/iwae-seeds"""
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from pvae.evaluation.report import check_density, evaluate, to_text
+    from pvae.trained.given import given_values
 
     runs, folders = _opened(arguments)
     first, is_table, is_quiet = runs[0], len(runs) > 1 or arguments.latex, arguments.quiet
     count = arguments.images or first.data.num_test
     if count > first.data.num_test:
         raise InputError(f"--images {count}: {first.data.name} has {first.data.num_test:,} test data")
-    if arguments.gaps > count or (arguments.gaps and is_table):
-        raise InputError(f"--gaps {arguments.gaps}: give one run, and at most its {count:,} test data")
+    if arguments.gaps > count:
+        raise InputError(f"--gaps {arguments.gaps}: there are {count:,} test data to choose from")
+    if is_table and (arguments.gaps or arguments.calibration or arguments.given is not None):
+        raise InputError("--gaps, --calibration and --given are of one run, without --latex: give one")
     is_large = math.prod(first.data.datum_shape) > _LARGE
     num_draws = arguments.importance_samples or (_FEW_DRAWS if is_large else _DRAWS)
     method = arguments.method or ("importance" if arguments.importance_samples else "auto")
@@ -62,6 +68,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     for run in runs:
         run.dataset(None, arguments.data_dir, arguments.offline)
         check_density(run)  # before it is said what is evaluated
+    is_given = None if arguments.given is None else given_values(first, arguments.given)
     if not is_quiet:
         what = f"{f'{len(runs)} runs, ' * (len(runs) > 1)}{count:,} test data of {first.data.name}"
         how = "the ELBO, then log p(x)"
@@ -77,11 +84,28 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         as_text = runs_table.comparison_to_latex if arguments.latex else runs_table.comparison_to_markdown
         text = content = as_text(compared)
     else:
-        report = evaluate(first, *settings, arguments.gaps)
+        report = evaluate(first, *settings, arguments.gaps, arguments.calibration, is_given)
         content, text = to_json(asdict(report), indent=2), f"{to_text(report)}\n\n{out}"
     if out:
         write(out, f"{content}\n")
     print_line(out if is_quiet and out else text)
+    if arguments.gaps or arguments.calibration:
+        _draw(first, report, out.parent / "figures", is_quiet)
+
+
+def _draw(run: Run, report: Report, folder: Path, is_quiet: bool) -> None:
+    """Draw where nats are lost, and how well q is calibrated, each if it was computed."""
+    from pvae.plotting import pictures
+
+    figures = {
+        "gaps": pictures.gaps(run, report) if report.gaps and report.gaps.rest else None,
+        "calibration": pictures.calibration(run, report.coverage) if report.coverage else None,
+    }
+    for name, figure in figures.items():
+        if figure is not None:
+            write(folder / f"{name}.png", figure)
+            if not is_quiet:
+                print_line(folder / f"{name}.png")
 
 
 def _opened(arguments: argparse.Namespace) -> tuple[list[Run], list[Path]]:
@@ -143,8 +167,18 @@ def _parser() -> Parser:
     add("--chains", metavar="C", type=integer(2), help="of annealing, for each datum (default: 8)")
     start = "where the chains start: at draws from q(z | x) or p(z) (default: posterior)"
     add("--start", metavar="FROM", choices=["posterior", "prior"], help=start)
-    gaps = "of N test data, where ELBO and log p(x) differ: by the family of q, or by the encoder; takes long"
+    gaps = (
+        "of N test data and N training data, how much of log p(x) - ELBO is due to the family of q, and how much to "
+        "the encoder, and which data lose most, in figures/gaps.png too; takes some seconds for each"
+    )
     add("--gaps", metavar="N", type=integer(2), default=0, help=gaps)
+    coverage = "whether q(z | x) is calibrated, on 1,000 data drawn from the VAE; in figures/calibration.png too"
+    add("--calibration", action="store_true", help=coverage)
+    given = (
+        "the log-likelihood of all other values of x given these: names of columns, with commas in between, or an .npy "
+        "file of booleans in the shape of a datum, true where given; of a run with --missing"
+    )
+    add("--given", metavar="COLUMNS|MASK", help=given)
     add("--images", metavar="N", type=integer(2), help="a random subset of N test data (default: all)")
     add_seed(parser)
     engine = (

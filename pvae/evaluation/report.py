@@ -21,8 +21,10 @@ from pvae.evaluation.rate_decomposition import RateSplit, active_units, split_ra
 from pvae.models.labels import found_labels
 from pvae.runs.run import Run
 from pvae.trained.annealing import bracket, check_continuous
+from pvae.trained.calibration import calibration
 from pvae.trained.chunks import data_at_once
 from pvae.trained.codes import given_y
+from pvae.trained.conditional import conditional_log_likelihood
 from pvae.trained.elbo_terms import LAYER_RATE, elbo_terms
 from pvae.trained.gaps import best_elbo
 from pvae.trained.latent_space import mean_of, posteriors
@@ -51,6 +53,8 @@ __all__ = [
 ]
 
 _SIMULATED = 100  # data that are drawn from the VAE for a bracket
+_CALIBRATED = 1000  # data that are drawn from the VAE for the calibration of q(z | x)
+_MOST_LOST = 10  # data that are named
 
 # The metadata of a field below are its label and its note in `to_text`; its name is its key in evaluation.json.
 
@@ -166,28 +170,79 @@ class LogLikelihood:
 
 @dataclass(frozen=True, kw_only=True)
 class Gaps:
-    """Where log p(x) - ELBO is lost, in nats per datum; see `pvae.trained.gaps.best_elbo`.
+    """Where log p(x) - L[q] is lost, in nats per datum; see `pvae.trained.gaps.best_elbo`.
+
+    The sum of `amortisation`, `correlations`, `shape` and `rest` is log p(x) - L[q].
 
     Args:
-        num_images: number of random test images whose log p(x) is trusted, of those that were asked for.
+        num_images: number of random images whose log p(x) is trusted, of those that were asked for.
         method: the methods of their log p(x).
-        approximation: log p(x) - L[q*], where q* is for each image alone the best Normal of independent dimensions;
-            like all gaps None of fewer than 2 images.
-        amortisation: L[q*] - L[q], the rest; below 0 where the run's own q is of a wider family.
-        full_covariance: log p(x) - L[q*], where q* is the best Normal of any covariance.
+        elbo: L[q]; like all values below None of fewer than 2 images.
+        approximation: log p(x) - L[q*], where q* is for each image alone the best Normal of independent dimensions.
+        correlations: the part of it that the best Normal of any covariance gains.
+        shape: the part of it that planar transforms of this Normal gain.
+        rest: the part of it that is left.
+        amortisation: L[q*] - L[q]; below 0 where the run's own q is of a wider family.
+        largest: the places of the images that lose most among all data, and log p(x) - L[q] of each.
     """
 
-    num_images: int = field(metadata={"test data": "those of a random subset whose log p(x) is trusted"})
+    num_images: int = field(metadata={"data": "those of a random subset whose log p(x) is trusted"})
     method: str = field(metadata={"  log p(x) by": ""})
+    elbo: Estimate | None = field(metadata={"  L[q]": "their ELBO, from 1,000 draws of z each"}, default=None)
     approximation: Estimate | None = field(
         metadata={"approximation gap": "log p(x) - L[q*], q* the best Normal for each datum"}, default=None
     )
+    correlations: Estimate | None = field(
+        metadata={"  by correlations": "what the best Normal of any covariance gains"}, default=None
+    )
+    shape: Estimate | None = field(metadata={"  by another shape": "what planar transforms of it gain"}, default=None)
+    rest: Estimate | None = field(metadata={"  by the rest": "what is left"}, default=None)
     amortisation: Estimate | None = field(
         metadata={"amortisation gap": "L[q*] - L[q], which a better encoder closes"}, default=None
     )
-    full_covariance: Estimate | None = field(
-        metadata={"  of full covariance": "log p(x) - L[q*], q* of any covariance"}, default=None
-    )
+    largest: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """Whether q(z | x) is calibrated on data drawn from the VAE; see `pvae.trained.calibration`.
+
+    Args:
+        num_images: number of data that were drawn.
+        region: how often z is in the region of highest density of q(z | x) of mass 0.9.
+        furthest: the largest distance of a share in `latents` from the mass.
+        band: how far any share is from the mass at most, at a level of 95 %, if q(z | x) is p(z | x).
+        outside: the number of latents with a share that is further from the mass.
+        regions: how often z is in the region of highest density of q(z | x) of mass 0.1, 0.2, ..., 0.9.
+        latents: for each latent how often z_l is below the quantiles 0.1, 0.2, ..., 0.9 of q(z_l | x).
+    """
+
+    num_images: int = field(metadata={"data drawn from the VAE": "whose z are draws from p(z | x)"})
+    region: float = field(metadata={"regions of 90 % hold": "this share of them, those of highest density of q"})
+    furthest: float = field(metadata={"largest distance": "of the share of z_l below a quantile of q from its mass"})
+    band: float = field(metadata={"  at most, at 95 %": "of each share from its mass, if q is p(z | x)"})
+    outside: int = field(metadata={"  latents beyond it": "whose q(z_l | x) is not calibrated"})
+    regions: tuple[float, ...]
+    latents: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditional:
+    """The log-likelihood of a part of x given the other part; see `pvae.trained.conditional`.
+
+    Args:
+        given: the names of what is given, or of the file that says it.
+        estimate: the mean of log p(x_a | x_b) over data, x_b what is given, x_a the rest.
+        method: the methods of log p(x_b), each with its number of data.
+        sampling_stderr: the part of its error that comes from the draws of z, or from quadrature, if that is known.
+        untrusted: the fraction of data where an estimate of log p(x) or log p(x_b) is not trusted.
+    """
+
+    given: str = field(metadata={"given": ""})
+    estimate: Estimate = field(metadata={"log p(x_a | x_b)": "log p(x) - log p(x_b), x_b what is given"})
+    method: str = field(metadata={"  log p(x_b) by": ""})
+    sampling_stderr: float | None = field(metadata={"  error of the methods": "a part of the error above"})
+    untrusted: float = field(metadata={"  share of untrusted": "data, whose log p(x_a | x_b) is not reliable"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +278,9 @@ class Report:
         floor: the ELBO, of `elbo_parts`, that a model without a latent reaches; None if it is not known.
         columns: the distortion of each column of a table.
         gaps: where log p(x) - ELBO is lost, if that was computed.
+        train_gaps: the same of training data.
+        coverage: whether q(z | x) is calibrated, if that was computed.
+        conditional: the log-likelihood of a part of x given the other one, if that was computed.
     """
 
     run: str
@@ -238,6 +296,9 @@ class Report:
     floor: float | None = None
     columns: tuple[ColumnDistortion, ...] = ()
     gaps: Gaps | None = None
+    train_gaps: Gaps | None = None
+    coverage: Coverage | None = None
+    conditional: Conditional | None = None
 
 
 def check_density(run: Run) -> None:
@@ -262,6 +323,8 @@ def evaluate(
     engine: str = "auto",
     progress: Progress = hidden,
     num_gaps: int = 0,
+    has_coverage: bool = False,
+    is_given: Tensor | None = None,
 ) -> Report:
     """Evaluate a trained VAE on test images.
 
@@ -274,11 +337,13 @@ def evaluate(
         annealing: as in `log_likelihood`.
         engine: "auto", "none", "graph" or "inductor", as in `importance_sample`.
         progress: as in `log_likelihood`.
-        num_gaps: number of test images whose gaps are computed, or 0.
+        num_gaps: number of test images, and of training images, whose gaps are computed, or 0.
+        has_coverage: compute whether q(z | x) is calibrated.
+        is_given: values of x given which the log-likelihood of the others is computed, as of `given_values`.
 
     Raises:
         InputError: the run is an autoencoder, which has no likelihood, or there are fewer than two images, or the
-            method cannot be taken for this VAE.
+            method cannot be taken for this VAE, or its latent has no gaps.
     """
     check_density(run)
     vae, data = run.vae(), run.dataset()
@@ -289,17 +354,19 @@ def evaluate(
     if len(seen) < 2 or num_particles < 2:
         raise InputError("an evaluation needs at least 2 test images and 2 importance samples")
     check_method(normalised, batch, method)
-    if num_gaps:
+    if num_gaps or has_coverage:
         check_continuous(normalised, batch)
+    how: dict[str, Any] = {"method": method, "num_particles": num_particles, "annealing": annealing}
+    how |= {"engine": engine, "progress": progress}
     with seeded(seed, torch.device("cpu")):
         parts = replace(_elbo_parts(vae, seen, seed), accuracy=_accuracy(run, seen, rows))
-        how: dict[str, Any] = {"annealing": annealing, "engine": engine, "progress": progress}
-        log_p = log_likelihood(normalised, batch, method, num_particles=num_particles, **how)
+        log_p = log_likelihood(normalised, batch, **how)
         gap = _bracket(normalised, batch, log_p, annealing)
-        gaps = _gaps(normalised, batch, log_p, random_subset(len(batch), num_gaps, seed)) if num_gaps else None
         elbo = Estimate.of(elbo_terms(normalised, batch)["elbo"]) if vae.is_pseudo else parts.elbo
         reached = _floor(run, seen.x)
         columns = _columns(run, vae, seen, reached)
+        places = torch.arange(len(data.test)) if rows is None else rows
+        further = _further(run, normalised, batch, log_p, places, how, num_gaps, has_coverage, is_given, seed)
     return Report(
         run=run.path.resolve().name,
         epoch=run.best_checkpoint().epoch,
@@ -313,7 +380,7 @@ def evaluate(
         log_likelihood=_log_likelihood(normalised, batch.x, log_p, num_particles, gap, elbo, annealing),
         floor=None if reached is None else reached.sum().item(),
         columns=columns,
-        gaps=gaps,
+        **further,
     )
 
 
@@ -397,19 +464,83 @@ def _bracket(vae: VAE, batch: Batch, log_p: LogP, annealing: Mapping[str, Any]) 
     return found.upper - found.lower
 
 
-def _gaps(vae: VAE, batch: Batch, log_p: LogP, rows: Tensor) -> Gaps:
-    rows = rows[log_p.is_trusted[rows]]
+def _further(
+    run: Run,
+    vae: VAE,
+    batch: Batch,
+    log_p: LogP,
+    places: Tensor,
+    how: Mapping[str, Any],
+    num_gaps: int,
+    has_coverage: bool,
+    is_given: Tensor | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Return what is computed on request, by the fields of `Report`; `places` (N,) are those of a batch in its data."""
+    further = dict[str, Any]()
+    if num_gaps:
+        rows, train = random_subset(len(batch), num_gaps, seed), run.dataset().train
+        further["gaps"] = _gaps(vae, batch, log_p, rows, places[rows])
+        rows = random_subset(len(train), num_gaps, seed)
+        _, batch_of_train, _ = with_likelihood(run, train, given_y(run, "train"), rows, "train")
+        found = log_likelihood(vae, batch_of_train, **how)
+        further["train_gaps"] = _gaps(vae, batch_of_train, found, torch.arange(len(rows)), rows)
+    if has_coverage:
+        further["coverage"] = _coverage(vae, batch)
+    if is_given is not None:
+        further["conditional"] = _conditional(run, vae, batch, is_given, log_p, how)
+    return further
+
+
+def _gaps(vae: VAE, batch: Batch, log_p: LogP, rows: Tensor, places: Tensor) -> Gaps:
+    """Return the gaps of some rows of a batch, int64 (M,), whose places among all data are (M,)."""
+    trusted = log_p.is_trusted[rows]
+    rows, places = rows[trusted], places[trusted]
     if len(rows) < 2:
         return Gaps(num_images=len(rows), method="none: too few are trusted")
     found, batch = LogP(*(one[rows] for one in log_p)), batch.rows(rows)
-    best, elbo = best_elbo(vae, batch), elbo_terms(vae, batch)["elbo"].double()
+    best = best_elbo(vae, batch)
     parts = {
+        "elbo": best.own,
         "approximation": found.log_p - best.normal,
-        "amortisation": best.normal - elbo,
-        "full_covariance": found.log_p - best.full,
+        "correlations": best.full - best.normal,
+        "shape": best.flow - best.full,
+        "rest": found.log_p - best.flow,
+        "amortisation": best.normal - best.own,
     }
     estimates = {name: Estimate.of(values) for name, values in parts.items()}
-    return Gaps(num_images=len(rows), method=_methods(found), **estimates)
+    lost, order = (found.log_p - best.own).topk(min(_MOST_LOST, len(rows)))
+    largest = tuple(zip(places[order].tolist(), lost.tolist()))
+    return Gaps(num_images=len(rows), method=_methods(found), **estimates, largest=largest)
+
+
+def _coverage(vae: VAE, batch: Batch) -> Coverage:
+    found = calibration(vae, batch, _CALIBRATED)
+    of_latents = found.distances[:-1]
+    return Coverage(
+        num_images=_CALIBRATED,
+        region=found.regions[-1].item(),
+        furthest=of_latents.max().item(),
+        band=found.band,
+        outside=int((of_latents > found.band).sum()),
+        regions=tuple(found.regions.tolist()),
+        latents=tuple(map(tuple, found.latents.tolist())),
+    )
+
+
+def _conditional(
+    run: Run, vae: VAE, batch: Batch, is_given: Tensor, joint: LogP, how: Mapping[str, Any]
+) -> Conditional:
+    values, _, given = conditional_log_likelihood(vae, batch, is_given, joint, **how)
+    error = math.hypot(joint.mean_stderr, given.mean_stderr)
+    names = ", ".join(column.name for column, has in zip(run.data.columns, is_given.tolist()) if has)
+    return Conditional(
+        given=names or f"{int(is_given.sum()):,} of {is_given.numel():,} values",
+        estimate=Estimate.of(values),
+        method=_methods(given),
+        sampling_stderr=error if math.isfinite(error) else None,
+        untrusted=(~(joint.is_trusted & given.is_trusted)).double().mean().item(),
+    )
 
 
 def _methods(found: LogP) -> str:
@@ -494,8 +625,15 @@ def to_text(report: Report) -> str:
         *_lines(log_p),
         *[_UNSEEN] * (log_p.effective_least is not None),
     ]
-    if report.gaps is not None:
-        lines += ["", "gaps between log p(x) and the ELBO L[q]", *_lines(report.gaps)]
+    further = {
+        "gaps between log p(x) and the ELBO L[q]": report.gaps,
+        "the same gaps of training data": report.train_gaps,
+        "calibration of q(z | x)": report.coverage,
+        "a part of x given another": report.conditional,
+    }
+    for title, part in further.items():
+        if part is not None:
+            lines += ["", title, *_lines(part)]
     if log_p.untrusted > MOST_UNTRUSTED:
         advice = "; ".join(what for name, what in _ADVICE.items() if name in log_p.method)
         lines += [

@@ -26,13 +26,16 @@ from pvae.runs.metrics import Metrics
 
 if TYPE_CHECKING:
     from pvae.evaluation.estimators import Gradient, Measurement
+    from pvae.trained.log_likelihood import Estimate
 
 __all__ = [
     "PALETTE",
     "ScatterData",
     "band_figure",
+    "calibration_figure",
     "comparison_figure",
     "drawable",
+    "gaps_figure",
     "histogram_figure",
     "image_figure",
     "loss_figure",
@@ -293,6 +296,65 @@ def comparison_figure(measurements: Sequence[Measurement], title: str) -> Figure
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
+    return figure
+
+
+def gaps_figure(bars: Mapping[str, Mapping[str, Estimate]], images: Tensor, names: Sequence[str], title: str) -> Figure:
+    """Return a plot for each title: the parts of a sum, each bar starting where the last one ended; images below.
+
+    Args:
+        bars: for each title the parts, by their names, in nats.
+        images: (N, C, H, W) in [0, 1], or of shape (0,).
+        names: of the images.
+        title: title of the figure.
+    """
+    figure = titled_figure(title, 10.0, 3.6 if len(images) else 2.2)
+    grid = figure.add_gridspec(2 if len(images) else 1, len(bars))
+    panels = [figure.add_subplot(grid[0, 0])]
+    panels += [figure.add_subplot(grid[0, place], sharex=panels[0], sharey=panels[0]) for place in range(1, len(bars))]
+    for axes, (name, parts) in zip(panels, bars.items()):
+        start = 0.0
+        for place, one in enumerate(parts.values()):
+            axes.barh(place, one.mean, left=start, xerr=one.stderr, color=PALETTE[place], capsize=2)
+            end = max(start, start + one.mean) + one.stderr
+            axes.annotate(str(one), (end, place), (4, 0), textcoords="offset points", va="center", fontsize=7)
+            start += one.mean
+        axes.set_yticks(range(len(parts)), [*parts])
+        axes.tick_params(labelsize=7, labelleft=axes is panels[0])
+        axes.set_title(name, fontsize=8)
+        axes.set_xlabel("nats per datum above the ELBO L[q]", fontsize=7)
+    low, high = panels[0].get_xlim()
+    panels[0].set(xlim=(low, high + 0.35 * (high - low)), ylim=(len(parts) - 0.4, -0.6))
+    if len(images):
+        axes = figure.add_subplot(grid[1, :])
+        _show_images(axes, images, len(images))
+        axes.set_xticks([(place + 0.5) * (images.shape[-1] + 1) for place in range(len(images))], names, fontsize=7)
+        axes.set_xlabel("log p(x) - L[q] of the test images that lose most, in nats", fontsize=7)
+    return figure
+
+
+def calibration_figure(latents: Sequence[Sequence[float]], regions: Sequence[float], band: float, title: str) -> Figure:
+    """Return the shares of z_l below quantiles of q, a line for each latent, and of z in regions of highest density.
+
+    Args:
+        latents: for each latent the shares at 0.1, 0.2, ..., 0.9.
+        regions: the shares of z in the regions of these masses.
+        band: how far a share may be from the mass; lines that leave it are orange.
+        title: title of the figure.
+    """
+    figure = titled_figure(title, 9.0, 3.6)
+    masses = np.arange(0, 11) / 10
+    ends = np.array([0, *[band] * 9, 0])
+    labels = "mass of q(z_l | x) below a quantile", "mass of a region of highest density of q(z | x)"
+    for axes, lines, label in zip(figure.subplots(1, 2), (latents, [regions]), labels):
+        axes.fill_between(masses, masses - ends, masses + ends, color="#d8d8d8", linewidth=0)
+        for line in lines:
+            is_outside = np.abs(np.array(line) - masses[1:-1]).max() > band
+            axes.plot(masses, [0, *line, 1], color=PALETTE[3 if is_outside else 0], linewidth=0.9, alpha=0.8)
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axes.set_xlabel(label, fontsize=8)
+    figure.axes[0].set_ylabel("share of data whose z_l is below it", fontsize=8)
+    figure.axes[1].set_ylabel("share of data whose z is in it", fontsize=8)
     return figure
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "is_continuous",
     "leapfrog",
     "log_weights",
+    "simulated",
     "temperatures",
     "transition",
 ]
@@ -203,7 +204,7 @@ def bracket(vae: VAE, data: Data, num_temperatures: int = 1000, num_chains: int 
     """
     batch, runs = Batch.of(data), list[Bracket]()
     check_continuous(vae, batch)
-    parts = [_simulated(vae, part) for part in batch.split(data_at_once(vae, batch))]
+    parts = [simulated(vae, part) for part in batch.split(data_at_once(vae, batch))]
     drawn = Batch(torch.cat([x for x, _ in parts]), batch.y)
     exact, done = torch.cat([z for _, z in parts]), 0
     schedule = _Schedule.of(vae, drawn, num_temperatures, num_chains, start)
@@ -354,7 +355,7 @@ def _started(vae: VAE, batch: Batch, schedule: _Schedule) -> tuple[Points, Tenso
 
 
 @torch.no_grad()
-def _simulated(vae: VAE, batch: Batch) -> tuple[Tensor, Tensor]:
+def simulated(vae: VAE, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return data (B, *D) drawn from the model, with the labels and missing values of a batch, and their z (B, L)."""
     given = vae.given(batch.y)
     prior = given.prior()

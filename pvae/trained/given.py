@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pvae.core.errors import InputError, brief, check_name
 from pvae.data.batch import Batch
@@ -20,7 +21,7 @@ from pvae.data.reading import Fields, is_table
 from pvae.runs.data import data_for
 from pvae.runs.run import Run
 
-__all__ = ["GivenData", "given_data", "label_of", "label_texts", "labels_to_sample", "read_codes"]
+__all__ = ["GivenData", "given_data", "given_values", "label_of", "label_texts", "labels_to_sample", "read_codes"]
 
 
 class GivenData(NamedTuple):
@@ -90,6 +91,38 @@ def given_data(
         check = getattr(run.vae().p_x, "check", None)
         check_domain(check, run.preparation.prepared(x, "test"), str(path), names, run.data.columns)
     return GivenData(names, x, note, y, labels, fields)
+
+
+def given_values(run: Run, text: str) -> Tensor:
+    """Return which values of x are given, bool (*D); the padding of images is.
+
+    Args:
+        run: the run.
+        text: names of columns of its table, with commas in between; or an .npy file of booleans, of a datum's shape.
+
+    Raises:
+        InputError: the VAE takes no missing values; there is no such column; the file cannot be read, or holds
+            something else; or everything is given, or nothing.
+    """
+    if not run.config.missing:
+        raise InputError(f"{run.name} was trained without --missing: train again with it to leave values out")
+    shape, names = run.data.datum_shape, [column.name for column in run.data.columns]
+    if names and not text.endswith(".npy"):
+        wanted = {text} & {*names} or {check_name("column", name.strip(), names) for name in text.split(",")}
+        is_given = torch.tensor([name in wanted for name in names])
+    else:
+        try:
+            is_given = torch.from_numpy(np.load(text, allow_pickle=False))
+        except Exception as error:  # of damaged files numpy raises many types
+            what = f"--given {text}: {brief(error)}"
+            raise InputError(f"{what}: give an .npy file of booleans of the shape {shape}, true where given") from None
+        if is_given.dtype != torch.bool or is_given.shape != shape:
+            what = f"{is_given.dtype} of the shape {tuple(is_given.shape)}"
+            raise InputError(f"--given {text} holds {what}: give booleans of the shape {shape}, true where given")
+    if is_given.all() or not is_given.any():
+        which = "all" if is_given.all() else "no"
+        raise InputError(f"--given {text}: {which} values are given: give some of them, and not all")
+    return pad(is_given, (run.config.pad,) * 4, value=True) if run.config.pad else is_given
 
 
 def labels_to_sample(run: Run, count: int, label: str | None = None) -> Tensor | None:

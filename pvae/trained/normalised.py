@@ -19,11 +19,13 @@ from pvae.vae import VAE
 __all__ = ["bits_per_dimension", "with_likelihood", "with_normalised_likelihood"]
 
 
-def with_likelihood(run: Run, x: Tensor, y: Tensor | None = None, rows: Tensor | None = None) -> tuple[VAE, Batch, str]:
+def with_likelihood(
+    run: Run, x: Tensor, y: Tensor | None = None, rows: Tensor | None = None, split: str = "test"
+) -> tuple[VAE, Batch, str]:
     """Return `with_normalised_likelihood` for the VAE of a run."""
     num_labels = len(run.data.label_names)
     return with_normalised_likelihood(
-        run.config, run.vae(), run.data.datum_shape, x, y, rows, num_labels, run.has_own_vae
+        run.config, run.vae(), run.data.datum_shape, x, y, rows, num_labels, run.has_own_vae, split
     )
 
 
@@ -36,6 +38,7 @@ def with_normalised_likelihood(
     rows: Tensor | None = None,
     num_labels: int = 0,
     has_own_vae: bool = False,
+    split: str = "test",
 ) -> tuple[VAE, Batch, str]:
     """Return a VAE whose likelihood is a probability or a density, data in its domain, and the kind of their pixels.
 
@@ -46,11 +49,12 @@ def with_normalised_likelihood(
         config: configuration of the VAE.
         vae: in eval mode.
         datum_shape: shape of the images of the data, before padding.
-        x: test data: images as bytes, or other data.
+        x: data: images as bytes, or other data.
         y: their labels, if the VAE takes labels.
         rows: the data to take, int64 (M,); all by default. A pixel is binarized by its place among all.
         num_labels: number of classes or attributes of the data.
         has_own_vae: the VAE was built in Python.
+        split: of the data, "train", "valid" or "test", each of which is binarized by draws of its own.
 
     Raises:
         InputError: the VAE was built in Python, and its likelihood is a pseudo-likelihood.
@@ -68,7 +72,7 @@ def with_normalised_likelihood(
             ) from None
         vae, kind = binary, "binarized: each drawn once, with its grey value as probability"
     preparation = Preparation.of(config, has_own_vae)
-    pixels = preparation.pixels(x, rows=rows)
+    pixels = preparation.pixels(x, split, rows)
     batch = Batch(pixels, y if y is None or rows is None or len(y) == 1 else y[rows])
     return vae, batch, kind or (preparation.kind if pixels.is_bytes else "")
 

@@ -7,6 +7,7 @@ import math
 import shutil
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
@@ -19,18 +20,25 @@ from pvae.core.errors import InputError
 from pvae.core.records import to_json
 from pvae.core.terminal import progress_bar
 from pvae.data.dataset import Dataset, random_subset
+from pvae.data.sources import load_dataset
 from pvae.evaluation import rate_decomposition
 from pvae.evaluation.rate_decomposition import active_units, split_rate
 from pvae.evaluation.report import evaluate, to_text
 from pvae.models.build import build_vae
+from pvae.plotting import pictures
 from pvae.reference import linear_gaussian
 from pvae.runs import data as data_module
 from pvae.runs.run import Run
 from pvae.trained import chunks, codes, importance
+from pvae.trained import gaps as gaps_module
+from pvae.trained.conditional import conditional_log_likelihood
+from pvae.trained.elbo_terms import elbo_terms
+from pvae.trained.given import given_values
 from pvae.trained.importance import importance_sample
 from pvae.trained.latent_space import decode, encode
 from pvae.trained.log_likelihood import Estimate, log_likelihood
 from pvae.trained.pareto import num_in_tail, pareto_k
+from pvae.trained.quadrature import quadrature
 from pvae.training.fit import fit
 
 
@@ -390,18 +398,59 @@ def test_quadrature_that_is_cut_off_is_reported(untrusted_run, monkeypatch):
 
 
 @pytest.mark.workflow
-def test_the_gaps_are_of_the_sizes_that_they_must_have(untrusted_run):
+def test_the_gaps_are_of_the_sizes_that_they_must_have(untrusted_run, monkeypatch):
     """A family that holds the other one loses less, and none has a bound above log p(x), at a hundredth of a nat."""
-    report = evaluate(untrusted_run, num_gaps=5)
-    found = report.gaps
-    assert found.num_images == 5
-    assert found.method == "quadrature 5"
-    assert -0.01 < found.full_covariance.mean < found.approximation.mean + 0.01
-    assert found.amortisation.mean > 0.05
+    monkeypatch.setattr(gaps_module, "_CHECKS", 3)
+    report = evaluate(untrusted_run, num_gaps=5, has_coverage=True)
+    for found in (report.gaps, report.train_gaps):
+        assert found.num_images == 5
+        assert found.method == "quadrature 5"
+        assert min(part.mean for part in (found.correlations, found.shape, found.rest)) > -0.01
+        parts = found.correlations.mean + found.shape.mean + found.rest.mean
+        assert parts == pytest.approx(found.approximation.mean, abs=1e-9)
+        assert found.amortisation.mean > 0.05
+        lost = found.approximation.mean + found.amortisation.mean
+        assert sum(nats for _, nats in found.largest) / 5 == pytest.approx(lost, abs=1e-9)
+    (row, nats), *others = report.gaps.largest
+    datum = codes.run_batch(untrusted_run, "test").rows(torch.full((200,), row))
+    lost = quadrature(untrusted_run.vae(), datum).log_p - elbo_terms(untrusted_run.vae(), datum)["elbo"].double()
+    assert lost.mean().item() == pytest.approx(nats, abs=6 * lost.std().item() / math.sqrt(100)), "of 1,000 draws"
+    assert all(nats >= other for _, other in others)
     assert "amortisation gap" in to_text(report)
+    assert len(report.coverage.latents) == 2
+    figure = pictures.gaps(untrusted_run, report)
+    assert [axes.get_title() for axes in figure.axes] == ["5 test data", "5 training data", ""]
+    assert len(pictures.calibration(untrusted_run, report.coverage).axes) == 2
     untrusted = evaluate(untrusted_run, 4, method="importance", num_gaps=5).gaps
     assert untrusted.num_images < 2
     assert untrusted.approximation is None
+
+
+@pytest.mark.workflow
+def test_a_part_of_a_table_given_another(made_once, tmp_path, capsys):
+    """What the report says is the function's, for columns and for a mask; all else is refused in one line."""
+    table = tmp_path / "table.csv"
+    rows = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)).tolist()
+    table.write_text("height,weight\n" + "".join(f"{one:.3f},{one + other:.3f}\n" for one, other in rows))
+    data = load_dataset(f"table:{table}")
+    config = Config(
+        hidden=(8,), latent_dim=1, epochs=1, batch_size=20, likelihood="columns", columns="real*2", missing=True
+    )
+    run = Run.open(fit(config, data=data, out=tmp_path / "run").path)
+    run.dataset(data)
+    masks = {"mask": [True, False], "shape": [[True, False]], "all": [True, True], "numbers": [1.0, 0.0]}
+    for name, values in masks.items():
+        np.save(tmp_path / f"{name}.npy", np.array(values))
+    is_given = given_values(run, "height")
+    assert is_given.tolist() == [True, False] == given_values(run, str(tmp_path / "mask.npy")).tolist()
+    found = evaluate(run, is_given=is_given).conditional
+    values, *_ = conditional_log_likelihood(run.vae(), codes.run_batch(run, "test"), is_given)
+    assert found.estimate.mean == pytest.approx(values.mean().item(), abs=1e-3)
+    assert found.given == "height"
+    assert found.untrusted == 0
+    for text in ("weigth", "", "height,weight", *(str(tmp_path / f"{one}.npy") for one in ("shape", "all", "numbers"))):
+        assert main([str(run.path), "--given", text]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.workflow
@@ -422,6 +471,8 @@ def test_what_is_annealed_has_a_bracket(runs, capsys, monkeypatch):
         ["--start", "nowhere"],
         ["--importance-samples", "5", "--start", "prior"],
         ["--method", "importance", "--chains", "8"],
+        ["--given", "mask.npy"],
+        ["--latex", "--calibration"],
     ):
         assert main([str(run.path), "--images", "6", *arguments]) == 2
         assert capsys.readouterr().err.strip().count("\n") <= 1

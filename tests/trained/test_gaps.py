@@ -1,24 +1,58 @@
-"""The best q of a family against its closed form, for a linear-Gaussian VAE."""
+"""The best q of a family against its closed form, for a linear-Gaussian VAE; and of a flow, against quadrature."""
 
 from __future__ import annotations
 
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers.linear_gaussian import LinearGaussian
+from torch import nn
 
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.data.batch import Batch
+from pvae.trained import gaps
 from pvae.trained.gaps import best_elbo
+from pvae.trained.quadrature import quadrature
+from pvae.vae import VAE
+
+
+def test_at_the_true_posterior_the_bound_is_log_p_at_every_draw(monkeypatch):
+    """The search is replaced by the true posterior. The flow's first transform is z_1 -> 2 z_1, but for 1e-8."""
+    truth = LinearGaussian(num_labels=3)
+    loc, covariance = truth.posterior(truth.x, truth.y)
+    lower = torch.linalg.cholesky(covariance)
+    log_scale, half = lower.diagonal(dim1=1, dim2=2).log(), torch.tensor([0.5, 1.0])
+
+    def exact(_step, q, _lr):
+        if len(q) < 6:
+            return [loc, log_scale, lower][: len(q)]
+        u, w, b = (0 * one for one in q[3:])
+        u[:, 0, 0], w[:, 0, 0] = 1e4, 1e-4
+        return [loc, log_scale + half.log(), lower * half, u, w, b]
+
+    monkeypatch.setattr(gaps, "_fitted", exact)
+    monkeypatch.setattr(gaps, "record", lambda step, _q: step)
+    with seeded(0):
+        found = best_elbo(truth.vae(), Batch(truth.x, truth.y), 20)
+    for name in ("own", "full", "flow"):
+        elbo, error = getattr(found, name), getattr(found, f"{name}_stderr")
+        torch.testing.assert_close(elbo, truth.log_p(), rtol=1e-6, atol=1e-6)
+        assert error.max() < 1e-6
+    independent, joint = torch.diag_embed((2 * log_scale).exp()), dist.MultivariateNormal(loc, covariance)
+    lost = torch.distributions.kl_divergence(dist.MultivariateNormal(loc, independent), joint)
+    assert (found.normal_stderr > 0).all(), "its mean is one of draws, with 6 standard errors for 30 data"
+    assert ((found.normal - truth.log_p() + lost).abs() < 6 * found.normal_stderr).all()
 
 
 @pytest.mark.workflow
 @pytest.mark.parametrize("num_labels", [0, 3])
-def test_the_best_q_has_the_gap_that_theory_says(num_labels):
+def test_the_best_q_has_the_gap_that_theory_says(num_labels, monkeypatch):
     """KL(q*, p(z | x)) = 1/2 (sum_l log P_ll - log det P) of the precision P; it is 0 for a full covariance.
 
     At 5 errors of the draws for each of 30 data, and the fifth of the gap that the search may leave in the mean.
     """
+    monkeypatch.setattr(gaps, "_CHECKS", 4)
     truth = LinearGaussian(num_labels=num_labels)
     _, covariance = truth.posterior(truth.x, truth.y)
     precision = torch.linalg.inv(covariance)
@@ -29,9 +63,41 @@ def test_the_best_q_has_the_gap_that_theory_says(num_labels):
     for elbo, error, exact in (
         (found.normal, found.normal_stderr, truth.log_p() - gap),
         (found.full, found.full_stderr, truth.log_p()),
+        (found.flow, found.flow_stderr, truth.log_p()),
     ):
         assert ((elbo - exact).abs() < 5 * error + 0.01).all()
         assert (elbo - exact).mean().abs() < 0.2 * gap.mean()
+
+
+class Curved(nn.Module):
+    """x = (z_1 + z_2^2, z_2 / 2) + noise, so that p(z | x) is a crescent."""
+
+    def forward(self, z):
+        mean = torch.stack([z[..., 0] + z[..., 1].square(), z[..., 1] / 2], -1)
+        return dist.Normal(mean, 0.5).to_event(1)
+
+
+class Fixed(nn.Module):
+    """Returns N(0, I) for each datum, or once."""
+
+    def forward(self, *x):
+        zero = torch.zeros(*[len(one) for one in x], 2, dtype=torch.float64)
+        return dist.Normal(zero, 1.0).to_event(1)
+
+
+@pytest.mark.workflow
+def test_a_flow_closes_most_of_the_gap_of_a_crescent(monkeypatch):
+    """Its bound is between that of the best Normal and log p(x) by quadrature, at 5 errors of the draws."""
+    monkeypatch.setattr(gaps, "_CHECKS", 3)
+    vae, x = VAE(Fixed(), Fixed(), Curved()), torch.tensor([[1.0, 0.0], [2.0, 0.5]], dtype=torch.float64)
+    exact = quadrature(vae, x)
+    assert exact.is_trusted.all()
+    with seeded(0):
+        found = best_elbo(vae, x, 20, 0.02)
+    lost = exact.log_p - found.full
+    assert (lost > 0.1).all(), "there is a gap to see"
+    assert (exact.log_p - found.flow > -5 * found.flow_stderr).all()
+    assert (exact.log_p - found.flow < 0.5 * lost).all()
 
 
 def test_a_vae_without_log_p_is_refused(small_vae, small_images):
