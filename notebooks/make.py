@@ -372,6 +372,7 @@ NOTEBOOKS = {  # the runs that each takes from the cache; it trains others itsel
     "latent-space": ("fashion-ae", "fashion-vae", "mlp-2d"),
     "estimators": (),
     "distributions": (),
+    "gaps": (),
 }
 
 
