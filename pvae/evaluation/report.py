@@ -160,7 +160,7 @@ class LogLikelihood:
     untrusted: float = field(metadata={"  share of untrusted": "data, whose log p(x) is not reliable"})
     annealing: Mapping[str, Any] | None
     bracket: Estimate | None = field(
-        metadata={"  upper - lower bound": "of data drawn from the VAE, not of those annealed, which may be harder"}
+        metadata={"  upper - lower bound": "of data drawn from the VAE; test data have no upper one, and may be harder"}
     )
     bracket_median: float | None = field(metadata={"    the median": ""})
     bracket_largest: float | None = field(metadata={"    the largest": "of a datum"})
