@@ -403,6 +403,7 @@ async function show() {
   }
   find("tab-samples").hidden = !vae.hasPrior;
   find("tab-image").hidden = find("tab-walk").hidden = !vae.canEncode;
+  find("tab-train").hidden = !content.bits;
   tabs.filter((one) => !one.hidden).forEach((one, i, usable) => {
     one.onclick = () => openTab(one.id.slice(4));
     one.onkeydown = ({key}) => {
@@ -441,7 +442,8 @@ async function show() {
   } else openTab(vae.hasPrior ? "samples" : "latents");
   move({});
   find("how").textContent = state.scored && state.scored.isExact ? "here in closed form" : "here a mean over ten draws";
-  window.pvae = {content, vae, state, imageX, at, drawHere};
+  const training = content.bits && setUpTraining(content, colour, mark);
+  window.pvae = {content, vae, state, training, imageX, at, drawHere};
 }
 
 show().catch((error) => {

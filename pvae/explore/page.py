@@ -37,6 +37,7 @@ from pvae.vae import VAE
 __all__ = ["check_run", "explorer_page", "shown_data"]
 
 _NUM_CODES, _NUM_IMAGES = 2000, 200  # of the test data
+_MOST_TRAINED = 1024  # pixels of an image of which a VAE trains in the page
 _TYPES = {"f4": np.float32, "f2": np.float16, "u1": np.uint8}
 
 
@@ -94,7 +95,7 @@ def explorer_page(run: Run, data: Dataset | None = None) -> str:
     check_run(run)
     folder = Path(__file__).parent
     page = (folder / "page.html").read_text("utf-8")
-    for name in ("network.js", "page.js"):
+    for name in ("network.js", "train.js", "page.js"):
         page = page.replace(f"/* {name} */", (folder / name).read_text("utf-8"))
     for name in ("guide", "log_likelihood", "model", "posterior", "prior"):
         line = inspect.getsourcelines(getattr(VAE, name))[1]
@@ -164,9 +165,21 @@ def _content(run: Run, data: Dataset, tensors: _Tensors) -> dict[str, Any]:
         "pseudo": vae.is_pseudo,
         **_map(run, data, encode(vae, images), chosen, tensors),
         "images": tensors.add(images.images[:_NUM_IMAGES], "u1"),
+        "bits": _bits(config, images.images, tensors),
         "image_names": [data.test_names[i] for i in chosen[:_NUM_IMAGES].tolist()],
         "label_names": list(data.label_names),
     }
+
+
+def _bits(config: Config, images: Tensor, tensors: _Tensors) -> dict[str, Any] | None:
+    """Return the images (N, 1, H, W), without their padding, as one bit a pixel, of which a VAE trains in the page.
+
+    None where there are not two latents, or the images are large or have colours.
+    """
+    inner = nn.functional.pad(images, (-config.pad,) * 4)
+    if config.latent_dims != (2,) or inner.shape[1] > 1 or inner[0].numel() > _MOST_TRAINED:
+        return None
+    return tensors.add(torch.from_numpy(np.packbits(inner.flatten(1).numpy() >= 128, axis=1)), "u1")
 
 
 def _map(run: Run, data: Dataset, codes: Tensor, chosen: Tensor, tensors: _Tensors) -> dict[str, Any]:

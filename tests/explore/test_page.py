@@ -121,6 +121,12 @@ def test_a_ready_made_run_needs_no_data(name, tmp_path, tiny_mnist, monkeypatch,
     places = [kept["rows"].tolist().index(int(one.removeprefix("test-"))) for one in content["image_names"]]
     padding = [(0, 0), (0, 0), *[(run.config.pad, run.config.pad)] * 2]
     assert np.array_equal(images, np.pad(kept["images"][places], padding))
+    if name == "fashion-vae":  # of two latents: the images of which a VAE trains in the page
+        bits = np.unpackbits(values(content["bits"], np.uint8), axis=1)
+        assert np.array_equal(bits[:200], kept["images"][places].reshape(200, -1) >= 128)
+        assert len(bits) == 500
+    else:
+        assert content["bits"] is None
     assert np.array_equal(values(content["labels"], np.float32)[:200], kept["labels"][places])
     assert any("500 of the 10,000" in note for note in content["notes"])
     refuse(main, [name, "--data-dir", tmp_path, "--offline"], capsys, tmp_path)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.distributions import Independent, Normal
+from torch.distributions import Independent, Normal, kl_divergence
 
 from pvae.config.config import Config
 from pvae.core.random_state import seeded
@@ -20,6 +21,7 @@ from pvae.distributions.flow import Flow
 from pvae.distributions.full_normal import FullNormal
 from pvae.distributions.power_spherical import PowerSpherical, SphereUniform
 from pvae.explore.page import explorer_page
+from pvae.models.build import build_vae
 from pvae.trained.codes import run_batch
 from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.latent_space import attribute_vector, encode
@@ -377,3 +379,105 @@ def test_a_file_is_taken_or_refused_with_a_sentence(train, opened, tmp_path):
         assert message
         assert found == shown
     assert give(files["same.png"]) == ("", "same.png"), "it goes on"
+
+
+@pytest.fixture
+def grey(tmp_path, no_pictures):
+    """A run of two latents on 70 padded grey images, which two factors explain, of 8 x 8 pixels."""
+    generator = torch.Generator().manual_seed(0)
+    factors, patterns = torch.randn(70, 2, generator=generator), torch.randn(2, 64, generator=generator)
+    images = (255 * (4 * factors @ patterns).sigmoid()).to(torch.uint8).view(70, 1, 8, 8)
+    data = Dataset("grey", images[:20], images[20:])
+    config = Config(hidden=(4,), latent_dim=2, pad=2, epochs=1, batch_size=10)
+    return fit(config, data=data, out=tmp_path / "run", device="cpu", threads=1)
+
+
+def dense_vae(parameters, shape, hidden):
+    """Return in float64 the VAE of two latents that has the parameters of one in the page."""
+    vae = build_vae(Config(hidden=(hidden,), latent_dim=2), shape).double()
+    weights = [*vae.q_z.parameters(), *vae.p_x.parameters()]
+    with torch.no_grad():
+        for weight, values in zip(weights, parameters, strict=True):
+            found = torch.tensor(values, dtype=torch.float64)
+            weight.copy_(found.view(weight.t().shape).t())
+    return vae, weights
+
+
+def test_the_gradients_of_the_training_in_the_page_are_those_of_torch(grey, opened):
+    """Of distortion + 0.7 x rate, where some of the log scales are below their bound of -7."""
+    generator = torch.Generator().manual_seed(0)
+    x, noise = torch.rand(11, 30, generator=generator).round(), torch.randn(11, 2, generator=generator)
+    start, distortion, rate, gradients = opened(grey).execute_script(
+        "const vae = new DenseVae(30, 7), [x, noise] = [...arguments].map(one => Float32Array.from(one.flat()));"
+        "vae.encoder.layers[1].bias[3] = -7; const start = vae.parameters.map(one => Array.from(one));"
+        "const found = vae.lossAndGradients(x, noise, 0.7);"
+        "return [start, found.distortion, found.rate, found.gradients.map(one => Array.from(one))]",
+        x.tolist(),
+        noise.tolist(),
+    )
+    vae, weights = dense_vae(start, (1, 5, 6), 7)
+    x = x.double().view(11, 1, 5, 6)
+    q = vae.posterior(x)
+    assert 0 < (q.stddev[:, 1] == math.exp(-7)).sum() < 11
+    expected = [-vae.likelihood(q.mean + q.stddev * noise).log_prob(x).mean(), kl_divergence(q, vae.prior()).mean()]
+    close([distortion, rate], torch.stack(expected).detach())
+    (expected[0] + 0.7 * expected[1]).backward()
+    for found, weight in zip(gradients, weights, strict=True):
+        close(torch.tensor(found).view(weight.t().shape).t().tolist(), weight.grad)
+
+
+def test_adam_in_the_page_is_that_of_torch(grey, opened):
+    gradients = torch.randn(20, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 1e-3, 1e-6, 0])
+    start, found = opened(grey).execute_script(
+        "const vae = new DenseVae(30, 7), [first] = vae.parameters, start = Array.from(first.slice(0, 4));"
+        "for (const gradient of arguments[0]) vae.adam(vae.parameters.map((one, p) => p ? one.map(() => 0) : "
+        "  one.map((_, i) => gradient[i] || 0)), 0.01);"
+        "return [start, Array.from(first.slice(0, 4))]",
+        gradients.tolist(),
+    )
+    weight = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([weight], lr=0.01)
+    for gradient in gradients:
+        weight.grad = gradient.double()
+        optimizer.step()
+    assert (weight[:3] - torch.tensor(start)[:3]).abs().min() > 0.01
+    close(found, weight.detach(), 2e-6)
+
+
+def test_a_vae_trains_in_the_page(grey, opened):
+    """The ELBO rises by more than 10 of about 44 nats; log p(x) is near that of a grid of 601 x 601 places in torch."""
+    page = opened(grey)
+    page.find_element("id", "tab-train").click()
+    page.find_element("id", "learning-rate").send_keys(*[webdriver.Keys.ARROW_RIGHT] * 5)
+    wait(page, "return document.querySelector('#learning-rate + output').textContent === '0.010'")
+    page.find_element("id", "run").click()
+    wait(page, "return pvae.training.vae.steps > 1")
+    page.find_element("id", "run").click()
+    page.execute_script(  # with the same numbers each time, 400 steps from new weights
+        "let seed = 1; Math.random = () => (seed = (seed * 48271) % 2147483647) / 2147483647;"
+        "document.getElementById('new-weights').click();"
+        "while (pvae.training.history.length < 5) pvae.training.task.next();"
+    )
+    history, parameters, fine, coarse, codes = page.execute_script(
+        "const {vae, history} = pvae.training, bits = Array.from(pvae.content.bits.data);"
+        "const x = Float32Array.from(bits.flatMap(byte => list(8, i => (byte >> (7 - i)) & 1)));"
+        "const task = vae.logMarginals(x); let step; do step = task.next(); while (!step.done);"
+        "const {fine, coarse} = step.value, {loc} = vae.posterior(vae.encoder.values(x, 50).at(-1), 50);"
+        "return [history, vae.parameters.map(one => Array.from(one)), fine, coarse, Array.from(loc)]"
+    )
+    shown = torch.randperm(50, generator=torch.Generator().manual_seed(0))  # the order on the page
+    x = (grey.loaded.test[shown] >= 128).double()
+    vae, _ = dense_vae(parameters, (1, 8, 8), 64)
+    with torch.no_grad():
+        close(codes, vae.posterior(x).mean.flatten(), 1e-4)
+        row = torch.linspace(-6, 6, 601, dtype=torch.float64)
+        z = torch.cartesian_prod(row, row)
+        logits = vae.p_x.decoder(z).flatten(1)
+        log_joint = logits @ x.flatten(1).T - torch.nn.functional.softplus(logits).sum(1, keepdim=True)
+        log_joint += vae.prior().log_prob(z)[:, None] + 2 * math.log(0.02)
+    error = (torch.tensor(fine) - log_joint.logsumexp(0)).abs()
+    assert error.median() < 0.02
+    assert error.mean() < 0.05, "a few posteriors are wider than the cells around q"
+    assert error.mean() < (torch.tensor(fine) - torch.tensor(coarse)).abs().mean() < 0.2, "the error that is shown"
+    assert history[-1]["elbo"] > history[0]["elbo"] + 10
+    assert all(one["logP"] > one["elbo"] - 6 * one["stderr"] for one in history)
