@@ -1,4 +1,4 @@
-"""The command `pvae explore`: a run as one page that decodes in the browser."""
+"""The command `pvae explore`: a run, or two or three side by side, as one page that decodes in the browser."""
 
 from __future__ import annotations
 
@@ -15,30 +15,37 @@ __all__ = ["main"]
 _DESCRIPTION = """\
 Write a trained run of images as one HTML file, which a double click opens: the map of its codes, the image under the
 pointer, decoded as it moves, q(z | x) and the ELBO of an image of the test data or of your own, walks between two
-images, and samples. The browser computes all of it from the run's weights; the page needs no server and no network.
+images, and samples. Of two or three runs with two latents on the same data, the maps stand side by side: each run
+decodes the z under the pointer, and shows the image that is picked. The browser computes all of it from the run's
+weights; the page needs no server and no network.
 Not for tables, series and other data that are no images, VAEs with labels, and VAEs of your own."""
 _EPILOG = """\
 examples:
   pvae explore fashion-vae --open      needs no data: 500 test images come with pvae
   pvae explore runs/my-run --out my-run.html
+  pvae explore runs/beta-0.1 runs/beta-1 runs/beta-4      side by side, one pointer
 In Python, after import pvae.explore.page:
   html = pvae.explore.page.explorer_page(pvae.Run.open("runs/my-run"))"""
 
 
 def _parser() -> Parser:
-    run = "a run folder, or deep-bayes or fashion-vae, runs that come with pvae"
-    parser = run_parser("pvae explore", _DESCRIPTION, _EPILOG, "the page (default: RUN/explore.html)", "FILE", help=run)
+    run = "a run folder, or deep-bayes or fashion-vae, runs that come with pvae; two or three stand side by side"
+    out = "the page (default: RUN/explore.html, and RUN/side-by-side.html of several runs, in the first one)"
+    parser = run_parser("pvae explore", _DESCRIPTION, _EPILOG, out, "FILE", nargs="+", help=run)
     parser.add_argument("--open", action="store_true", help="show the page in the browser")
     return parser
 
 
 def _explore(arguments: argparse.Namespace) -> None:
     from pvae.explore.page import check_run, explorer_page, shown_data
+    from pvae.explore.side_by_side import check_runs, side_by_side_page
 
-    run = open_run(arguments.run, arguments.vae)
-    check_run(run)
-    out = output_path(arguments.out, run.place / "explore.html")
-    page = explorer_page(run, shown_data(run, arguments.data_dir, arguments.offline))
+    is_one = len(arguments.run) == 1
+    runs = [open_run(path, arguments.vae, is_one) for path in arguments.run]
+    check_run(runs[0]) if is_one else check_runs(runs)
+    out = output_path(arguments.out, runs[0].place / ("explore.html" if is_one else "side-by-side.html"))
+    data = [shown_data(run, arguments.data_dir, arguments.offline) for run in runs]
+    page = explorer_page(runs[0], data[0]) if is_one else side_by_side_page(runs, data)
     write(out, page)
     print_line(f"{out}: {len(page) / 1e6:.2f} MB")
     if arguments.open:

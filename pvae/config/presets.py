@@ -19,7 +19,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["SYSTEMS", "as_option", "command_line", "get_system", "list_systems", "system_title"]
+__all__ = ["SYSTEMS", "as_option", "command_line", "differences", "get_system", "list_systems", "system_title"]
 
 _TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 SYSTEMS = {name: Config(system=name, **options) for name, options in _TABLES.items()}
@@ -64,6 +64,35 @@ def system_title(config: Config) -> str:
     shown_elsewhere = ("system", "dataset", "columns", "elbo", "epochs", "seed", "source", "compile")
     changed = _changed(config, SYSTEMS[config.system], shown_elsewhere)
     return " ".join([config.system, "with", *map(as_option, changed, changed.values())]) if changed else config.system
+
+
+def differences(configs: Sequence[Config]) -> list[str]:
+    """Return a title for each configuration: its options in which some differ, "" if none do.
+
+    >>> differences([Config(beta=0.1), Config(beta=4.0, latent_dim=2), Config(posterior="delta")])
+    ['latent-dim 32, beta 0.1', 'latent-dim 2, beta 4.0', 'autoencoder, latent-dim 32']
+    """
+    of_density = ("posterior", "prior", "elbo", "particles", "beta", "warm_up", "free_bits")  # in an autoencoder unused
+    has_both = len({config.is_autoencoder for config in configs}) == 2
+    effective = [
+        {
+            name: value
+            for name, value in asdict(config).items()
+            if OPTIONS[name].only_with[1](config) and not (config.is_autoencoder and name in of_density)
+        }
+        for config in configs
+    ]
+    titles = []
+    for config, own in zip(configs, effective):
+        without = ("system", "source", "dataset", "compile", "precision")
+        names = [
+            name
+            for name in own
+            if name not in without and any(own[name] != one.get(name, own[name]) for one in effective)
+        ]
+        texts = [as_option(name, own[name]).removeprefix("--") for name in names]
+        titles.append(", ".join(["autoencoder"] * (config.is_autoencoder and has_both) + texts) or "VAE" * has_both)
+    return titles
 
 
 def command_line(config: Config) -> str:

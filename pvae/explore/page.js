@@ -2,9 +2,9 @@
 "use strict";
 
 const MOST_PIXELS = 40e6, DRAWS = 10; // of a file; of z for a bound, as in `pvae score`
-const COLOURS = { // of Okabe and Ito, the yellow darker on white; circles, squares and triangles for more than seven
-  light: ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#A89500"],
-  dark: ["#3FA0DA", "#E69F00", "#1DC79A", "#DE9AC2", "#8FD0F5", "#F0753A", "#F0E442"],
+const COLOURS = { // light: PALETTE of pvae.plotting.figures; circles, squares and triangles for more than ten
+  light: ["#246FB3", "#C38200", "#037654", "#FF926B", "#4CBFF9", "#CE7BA7", "#7E1D0E", "#E2D524", "#272388", "#010100"],
+  dark: ["#08A8F2", "#D08C02", "#5CE893", "#AC4613", "#C9EFE1", "#B56EA2", "#BA6966", "#F1E641", "#5851CB", "#C4D2FD"],
 };
 const find = (id) => document.getElementById(id);
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -108,8 +108,8 @@ async function show() {
     const box = map.getBoundingClientRect(), half = box.width / 2;
     return [clientX - box.left - half, box.top + half - clientY].map((one) => (one * state.range) / half);
   }
-  const shape = (k) => Math.floor(Math.max(0, k) / 7) % 3; // k is -1 where the class is not known
-  const colour = (k) => (k < 0 ? css("--soft") : COLOURS[isDark.matches ? "dark" : "light"][k % 7]);
+  const shape = (k) => Math.floor(Math.max(0, k) / 10) % 3; // k is -1 where the class is not known
+  const colour = (k) => (k < 0 ? css("--soft") : COLOURS[isDark.matches ? "dark" : "light"][k % 10]);
   function mark(context, k, [x, y], r) {
     context.beginPath();
     if (shape(k) === 0) context.arc(x, y, r, 0, 7);
@@ -177,10 +177,11 @@ async function show() {
     if (state.scored && !find("image").hidden) {
       [1, 2].forEach((radius) => drawEllipse(context, state.scored.q, radius));
       state.cloud.forEach((z) => (mark(context, 0, toMap(topOf(z)), 1.8 * scale), context.fill()));
-      (mark(context, 7, toMap(topOf(state.scored.points[0].z)), 4 * scale), context.stroke());
+      (mark(context, 10, toMap(topOf(state.scored.points[0].z)), 4 * scale), context.stroke());
     }
     for (const [strokeStyle, lineWidth] of [[css("--map"), 5 * scale], [css("--ink"), 2 * scale]]) {
-      mark(Object.assign(context, {strokeStyle, lineWidth}), 0, toMap(onPlane(state.top)), 8 * scale);
+      const place = toMap(onPlane(state.top)).map((one) => clamp(one, 0, map.width)); // at the edge where it lies outside
+      mark(Object.assign(context, {strokeStyle, lineWidth}), 0, place, 8 * scale);
       context.stroke();
     }
   }
@@ -206,18 +207,28 @@ async function show() {
       start = performance.now();
     }
   }
-  const toggleTiles = () => ((find("tiles").ariaPressed = state.tiles = !state.tiles), (state.tiles ? drawTiles : drawMap)());
-  map.onpointermove = (event) => aim(fromMap(event));
-  map.onpointerleave = ({pointerType}) => pointerType === "mouse" && move(state.rest);
+  const acts = { // which the frames of several runs do together
+    aim,
+    go: (place) => move({dot: null, top: at(...place)}),
+    rest: () => move(state.rest),
+    pick: (i) => (press(find("strip").children, i), take(imageX(i), nameOf(i))),
+    tiles: () => ((find("tiles").ariaPressed = state.tiles = !state.tiles), (state.tiles ? drawTiles : drawMap)()),
+    focus: (k) => (press(find("legend").children, (state.focus = state.focus === k ? null : k)), drawMap()),
+  };
+  const isFrame = document.body.classList.contains("is-frame"), tell = (...one) => isFrame && parent.postMessage(one, "*");
+  const act = (name, value) => (acts[name](value), tell(name, value));
+  const pick = (i) => act("pick", i), toggleTiles = () => act("tiles");
+  map.onpointermove = (event) => act("aim", fromMap(event));
+  map.onpointerleave = ({pointerType}) => pointerType === "mouse" && act("rest");
   map.onpointerdown = (event) => {
     const place = fromMap(event), i = nearest(place, numImages);
     if (vae.canEncode && distance(i, place) < (18 / map.clientWidth) * state.range) pick(i);
-    else aim(place);
+    else act("aim", place);
   };
   map.onkeydown = (event) => {
     const step = (event.shiftKey ? 0.1 : 0.02) * state.range, [u, v] = onPlane(state.top);
     const by = {ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, step], ArrowDown: [0, -step]}[event.key];
-    if (by) move({dot: null, top: at(...[u, v].map((one, d) => clamp(one + by[d], -state.range, state.range)))});
+    if (by) act("go", [u, v].map((one, d) => clamp(one + by[d], -state.range, state.range)));
     else if (event.key === "Enter" && vae.canEncode) pick(nearest([u, v], numImages));
     if (by || event.key === "Enter") event.preventDefault();
   };
@@ -237,7 +248,6 @@ async function show() {
     score(q);
     jump(parts(centre(q)), name);
   }
-  const pick = (i) => (press(find("strip").children, i), take(imageX(i), nameOf(i)));
   function score(q) {
     const found = (state.scored = vae.score(state.x, list(vae.hasDensity ? DRAWS : 1, () => q.draw()), q));
     const {distortions, distortion, rate, rates, totals, elbo, points} = found;
@@ -418,10 +428,8 @@ async function show() {
   find("tiles").onclick = toggleTiles;
   find("whole").hidden = !hasMore;
   find("whole").onclick = ({target}) => (target.ariaPressed = state.isWhole = !state.isWhole);
-  if (labels) find("legend").append(...content.label_names.map((name, k) => element("button", {ariaPressed: false, onclick() {
-    press(find("legend").children, (state.focus = state.focus === k ? null : k));
-    drawMap();
-  }}, element("span", {textContent: "\u25cf\u25a0\u25b2"[shape(k)], ariaHidden: true}), name)));
+  if (labels) find("legend").append(...content.label_names.map((name, k) =>
+    element("button", {ariaPressed: false, onclick: () => act("focus", k)}, element("span", {textContent: "\u25cf\u25a0\u25b2"[shape(k)], ariaHidden: true}), name)));
   find("ask").onclick = () => unfold(find("ask"), find("why"));
   document.querySelectorAll("#why a").forEach((one) => (one.onclick = () => openTab("image")));
   document.querySelectorAll(".bound").forEach((one) => (one.textContent = content.pseudo ? "pseudo-ELBO" : "ELBO"));
@@ -438,11 +446,15 @@ async function show() {
   (recolour(), drawMap(), drawSliders());
   if (vae.canEncode) {
     find("strip").append(...list(numImages, (i) => thumb(nameOf(i), imageX(i), () => pick(i))));
-    pick(0);
+    acts.pick(0);
   } else openTab(vae.hasPrior ? "samples" : "latents");
   move({});
   find("how").textContent = state.scored && state.scored.isExact ? "here in closed form" : "here a mean over ten draws";
   const training = content.bits && setUpTraining(content, colour, mark);
+  if (isFrame) {
+    onmessage = ({data: [name, value], source}) => source === parent && acts[name](value);
+    new ResizeObserver(() => tell("height", document.documentElement.offsetHeight)).observe(document.body);
+  }
   window.pvae = {content, vae, state, training, imageX, at, drawHere};
 }
 

@@ -82,12 +82,13 @@ def shown_data(run: Run, data_dir: str | Path | None = None, offline: bool = Fal
     return Dataset(run.data.name, images, images, labels, labels, classes, names=names)
 
 
-def explorer_page(run: Run, data: Dataset | None = None) -> str:
+def explorer_page(run: Run, data: Dataset | None = None, frame: str = "") -> str:
     """Return the text of an HTML file that decodes, encodes and scores images by the VAE of a run.
 
     Args:
         run: on images, of a VAE that a configuration describes.
         data: whose test images the page shows; `shown_data` of the run by default.
+        frame: the title of the page as a frame of `side_by_side_page`, which shows less and follows the other frames.
 
     Raises:
         InputError: as for `check_run`; or the data or the weights cannot be read.
@@ -101,8 +102,9 @@ def explorer_page(run: Run, data: Dataset | None = None) -> str:
         line = inspect.getsourcelines(getattr(VAE, name))[1]
         page = page.replace(f"{{{{ {name} }}}}", f"pvae/vae.py:{line} VAE.{name}")
     page = page.replace("{{ loss }}", _loss_text(run.config))
-    content = base64.b64encode(_packed(run, data or shown_data(run))).decode()
-    title = html.escape(run.title.partition("\n")[0])
+    content = base64.b64encode(_packed(run, data or shown_data(run), frame)).decode()
+    title = html.escape(frame or run.title.partition("\n")[0])
+    page = page.replace("{{ class }}", "is-frame" if frame else "is-page")
     return page.replace("{{ content }}", content).replace("{{ title }}", title)
 
 
@@ -133,15 +135,15 @@ class _Tensors:
         return {"tensor": [kind, place, place + len(content), list(tensor.shape)]}
 
 
-def _packed(run: Run, data: Dataset) -> bytes:
+def _packed(run: Run, data: Dataset, frame: str) -> bytes:
     """Return zlib(length of the JSON, JSON, tensors)."""
     tensors = _Tensors()
     with torch.no_grad():
-        text = json.dumps(_content(run, data, tensors)).encode()
+        text = json.dumps(_content(run, data, frame, tensors)).encode()
     return zlib.compress(len(text).to_bytes(4, "little") + text + bytes(tensors.bytes), 9)
 
 
-def _content(run: Run, data: Dataset, tensors: _Tensors) -> dict[str, Any]:
+def _content(run: Run, data: Dataset, frame: str, tensors: _Tensors) -> dict[str, Any]:
     """Return what the page holds as JSON: the run's networks and distributions, codes and images of the test data."""
     vae: Any = run.vae()
     config = run.config
@@ -150,8 +152,9 @@ def _content(run: Run, data: Dataset, tensors: _Tensors) -> dict[str, Any]:
     posterior, prior = _posterior(config, vae.q_z, tensors), _prior(config, vae, tensors)
     height, width = images.images.shape[2:]
     few = f"The map shows {len(chosen):,} of the {run.data.num_test:,} test images."
+    lines = run.title.split("\n")
     return {
-        "title": [run.data.title.rpartition(" (")[0], *run.title.split("\n")],
+        "title": [frame, lines[0]] if frame else [run.data.title.rpartition(" (")[0], *lines],
         "notes": [*_notes(vae, posterior, prior), *[few] * (len(chosen) < run.data.num_test)],
         "shape": [*images.images.shape[1:]],
         "inner": [height - 2 * config.pad, width - 2 * config.pad],
@@ -165,7 +168,7 @@ def _content(run: Run, data: Dataset, tensors: _Tensors) -> dict[str, Any]:
         "pseudo": vae.is_pseudo,
         **_map(run, data, encode(vae, images), chosen, tensors),
         "images": tensors.add(images.images[:_NUM_IMAGES], "u1"),
-        "bits": _bits(config, images.images, tensors),
+        "bits": None if frame else _bits(config, images.images, tensors),
         "image_names": [data.test_names[i] for i in chosen[:_NUM_IMAGES].tolist()],
         "label_names": list(data.label_names),
     }

@@ -46,11 +46,10 @@ __all__ = [
     "write_figure",
 ]
 
-# Ten colours that can be told apart with any kind of colour vision: the eight of Okabe and Ito, "Color Universal
-# Design", 2008, https://jfly.uni-koeln.de/color/, and a brown and an indigo, which are farther from them than any two
-# of the eight are from each other.
+# Ten colours near those of Okabe and Ito, "Color Universal Design", 2008, https://jfly.uni-koeln.de/color/, moved until
+# any two are at least 25 apart in CIE Lab, also as people without red or green cones see them.
 PALETTE = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#802010", "#F0E442", "#332288", "#000000",
+    "#246FB3", "#C38200", "#037654", "#FF926B", "#4CBFF9", "#CE7BA7", "#7E1D0E", "#E2D524", "#272388", "#010100",
 )  # fmt: skip
 _TRAIN, _VALID, _TEST = PALETTE[0], PALETTE[2], PALETTE[3]
 _MOST_CLASSES = 50  # beyond which their names and numbers would cover a figure

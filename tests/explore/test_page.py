@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import re
 import zlib
@@ -32,6 +33,12 @@ def unpacked(text):
     content = zlib.decompress(base64.b64decode(re.search('id="content">([^<]*)<', text)[1]))
     start = 4 + int.from_bytes(content[:4], "little")
     return json.loads(content[4:start]), content[start:]
+
+
+def values(content, tensors, name, kind=np.float16):
+    """A tensor of a page."""
+    _, start, stop, shape = content[name]["tensor"]
+    return np.frombuffer(tensors[start:stop], kind).reshape(shape)
 
 
 @pytest.fixture
@@ -90,6 +97,29 @@ def test_the_command_writes_the_page_and_replaces_nothing_else(tmp_path, capsys,
     assert content["points"]["tensor"][3] == [1000, 2]
     (tmp_path / "other.html").write_text("<!doctype html>\n<p>mine")
     refuse(main, [run, "--out", tmp_path / "other.html"], capsys, tmp_path)
+
+
+def test_several_runs_are_one_page_with_a_frame_for_each(tmp_path, capsys, no_pictures):
+    """Of the same images in the same order, which each frame could show alone."""
+    configs = {"one": Config(hidden=(4,), latent_dim=2, beta=0.5), "two": Config(hidden=(4,), latent_dim=2, beta=2.0)}
+    configs |= {"other": configs["one"], "three latents": configs["one"].replace(latent_dim=3)}
+    data = load_dataset("mnist-5k")
+    other = Dataset("other", data.train[:50], data.test[:50])
+    for name, config in configs.items():
+        given = other if name == "other" else data
+        fit(config.replace(epochs=1, batch_size=50), data=given, out=tmp_path / name)
+    runs = {name: tmp_path / name for name in configs}
+    assert main([str(runs["one"]), str(runs["two"])]) == 0
+    text = (runs["one"] / "side-by-side.html").read_text("utf-8")
+    frames = [html.unescape(one) for one in re.findall('srcdoc="([^"]*)"', text)]
+    contents = [unpacked(one)[0] for one in frames]
+    assert [one["title"][0] for one in contents] == ["beta 0.5", "beta 2.0"]
+    assert contents[0]["image_names"] == contents[1]["image_names"]
+    for frame, name in zip(frames, runs):
+        framed, alone = ((*unpacked(one), "points") for one in (frame, page.explorer_page(Run.open(runs[name]))))
+        assert values(*framed).tolist() == values(*alone).tolist()
+    for refused in (["one", "two", "other"], ["one", "one"], ["one", "three latents"], ["one", "two", "one", "two"]):
+        refuse(main, [runs[name] for name in refused], capsys, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from pvae.data.preparation import Pixels
 from pvae.distributions.flow import Flow
 from pvae.distributions.full_normal import FullNormal
 from pvae.distributions.power_spherical import PowerSpherical, SphereUniform
-from pvae.explore.page import explorer_page
+from pvae.explore.page import explorer_page, shown_data
+from pvae.explore.side_by_side import side_by_side_page
 from pvae.models.build import build_vae
 from pvae.trained.codes import run_batch
 from pvae.trained.elbo_terms import elbo_terms
@@ -81,7 +82,7 @@ def browser(tmp_path_factory):
 def train(tmp_path, no_pictures):
     """Train a small system on colour images of odd sides, for a second, at a rate that moves all weights."""
 
-    def trained(options, classes=CLASSES):
+    def trained(options, classes=CLASSES, name="run"):
         config = Config(**{"hidden": (12,), "latent_dim": 4, "upper_hidden": (6,), "flow_hidden": (8,), **options})
         generator = torch.Generator().manual_seed(0)
         factors, patterns = torch.randn(70, 3, generator=generator), torch.randn(3, 390, generator=generator)
@@ -90,7 +91,7 @@ def train(tmp_path, no_pictures):
         of_classes = (labels[:50], labels[50:], tuple(classes)) if classes else ()
         data = Dataset("noise", images[:50], images[50:], *of_classes)
         config = config.replace(epochs=3, batch_size=25, lr=0.01)
-        return fit(config, data=data, out=tmp_path / "run", device="cpu", threads=1)
+        return fit(config, data=data, out=tmp_path / name, device="cpu", threads=1)
 
     return trained
 
@@ -99,12 +100,16 @@ def train(tmp_path, no_pictures):
 def opened(browser, tmp_path):
     """Open the page of a run; at the end, nothing was written to the console, nor asked of the network."""
 
-    def open_page(run):
+    def open_page(*runs):
         file = tmp_path / "page.html"
-        file.write_text(explorer_page(run), "utf-8")
+        page = side_by_side_page(runs, [shown_data(run) for run in runs]) if len(runs) > 1 else explorer_page(*runs)
+        file.write_text(page, "utf-8")
         browser.get(file.as_uri())
         browser.set_script_timeout(30)
-        wait(browser, "return window.pvae !== undefined || document.getElementById('message').textContent")
+        for frame in browser.find_elements("css selector", "iframe") or [None]:
+            browser.switch_to.default_content() if frame is None else browser.switch_to.frame(frame)
+            wait(browser, "return window.pvae !== undefined || document.getElementById('message').textContent")
+            browser.switch_to.default_content()
         return browser
 
     browser.get("about:blank")
@@ -280,6 +285,51 @@ def test_the_image_under_the_pointer_is_decoded(train, opened):
         close(page.execute_script("return pvae.state.top"), [step * offset[0], -step * offset[1]], 0.05)
         pixels = np.array(shown).reshape(13, 10, 4)[..., :3].transpose(2, 0, 1)
         assert np.abs(np.array(mean).reshape(3, 13, 10) * 255 - pixels).max() <= 0.51
+
+
+def test_runs_side_by_side_follow_one_pointer(train, opened):
+    """Each decodes the z under the pointer over any of their maps, and shows the image that is picked in any."""
+    systems = {"a": {"posterior": "delta"}, "b": {"beta": 0.1}, "c": {"beta": 4.0}}
+    runs = [train({"latent_dim": 2, **options}, name=name) for name, options in systems.items()]
+    page = opened(*runs)
+    state = "return [pvae.state.top, Array.from(pvae.state.x), pvae.state.focus, pvae.state.tiles]"
+
+    def states(script, place, condition):
+        """The state of each frame after a script in one of them, when a condition holds in all."""
+        found = []
+        for one in [place, 0, 1, 2]:
+            page.switch_to.frame(one)
+            if len(found) == 0 and script:
+                page.execute_script(script)
+                script = ""
+            else:
+                wait(page, f"return !pvae.state.frame && {condition}")
+                found.append(page.execute_script(state))
+            page.switch_to.default_content()
+        return found
+
+    move = (
+        "const map = document.getElementById('map'), box = map.getBoundingClientRect(), {range} = pvae.state;"
+        "const at = i => i * box.width / 2 / range + box.width / 2;"
+        "const place = {clientX: box.left + at(0.3), clientY: box.top + at(0.2), pointerType: 'mouse'};"
+    )
+    for place in (0, 2):
+        moved = states(
+            f"{move} map.dispatchEvent(new PointerEvent('pointermove', place))", place, "pvae.state.top[0] > 0"
+        )
+        for top, *_ in moved:
+            close(top, [0.3, -0.2], 1e-4)
+        states("document.getElementById('map').dispatchEvent(new PointerEvent('pointerleave', {pointerType: 'mouse'}))",
+               place, "pvae.state.top === pvae.state.rest.top")  # fmt: skip
+    picked = "document.querySelectorAll('#strip button')[7].getAttribute('aria-pressed') === 'true'"
+    shown = states("document.querySelectorAll('#strip button')[7].click()", 1, picked)
+    assert shown[0][1] == shown[1][1] == shown[2][1]
+    assert shown[0][0] != shown[1][0], "the code of the image is that of each encoder"
+    page.switch_to.frame(2)
+    close(page.execute_script("return Array.from(pvae.imageX(7))"), shown[0][1])
+    page.switch_to.default_content()
+    states("document.querySelectorAll('#legend button')[1].click()", 0, "pvae.state.focus === 1")
+    states("document.getElementById('tiles').click()", 2, "pvae.state.tiles")
 
 
 @pytest.mark.parametrize("system", ["mlp", "sphere", "ladder"])
