@@ -210,16 +210,17 @@ function setUpTraining({bits, inner: [height, width], labels}, colour, mark) {
     if (!curves.clientWidth) return; // in a tab that is not open
     (drawCurves(), drawCodes(), drawSamples());
     const last = training.history.at(-1), nats = (value) => value.toFixed(2).replace("-", "\u2212");
-    const shown = last && {"train-elbo": `${nats(last.elbo)} \u00b1 ${nats(last.stderr)}`, "train-distortion": nats(last.distortion),
-      "train-rate": nats(last.rate), "train-log-p": `${nats(last.logP)} \u00b1 ${nats(last.error)}`, "train-gap": nats(last.logP - last.elbo)};
-    ["elbo", "distortion", "rate", "log-p", "gap"].forEach((id) => (find(`train-${id}`).textContent = shown ? shown[`train-${id}`] : ""));
+    const texts = last && {distortion: nats(last.distortion), rate: nats(last.rate), gap: nats(last.logP - last.elbo),
+      elbo: `${nats(last.elbo)} \u00b1 ${nats(last.stderr)}`, "log-p": `${nats(last.logP)} \u00b1 ${nats(last.error)}`};
+    ["distortion", "rate", "elbo", "log-p", "gap"].forEach((id) => (find(`train-${id}`).textContent = texts ? texts[id] : ""));
     curves.ariaLabel = last ? `After ${last.step} steps: ELBO ${nats(last.elbo)}, log p(x) ${nats(last.logP)}` : "nothing trained yet";
   }
   function drawCurves() { // without the first fifth, which is far below the rest
     const context = sized(curves, 0.5), scale = devicePixelRatio || 1, {history} = training;
     const shown = history.slice(Math.floor(history.length / 5)), [first, last] = [shown[0], shown.at(-1)];
     if (shown.length < 2) return;
-    const low = Math.min(...shown.map(({elbo}) => elbo)), high = Math.max(...shown.map(({distortion, logP}) => Math.max(-distortion, logP)));
+    const low = Math.min(...shown.map(({elbo}) => elbo));
+    const high = Math.max(...shown.map(({distortion, logP}) => Math.max(-distortion, logP)));
     const left = 44 * scale, bottom = curves.height - 18 * scale, top = 8 * scale;
     const place = (step, value) => [left + ((step - first.step) / (last.step - first.step)) * (curves.width - left - 8 * scale),
       bottom - ((value - low) / (high - low)) * (bottom - top)];
@@ -227,10 +228,11 @@ function setUpTraining({bits, inner: [height, width], labels}, colour, mark) {
     context.beginPath();
     (line(({logP}) => logP), line(({elbo}) => elbo, shown.toReversed()));
     (Object.assign(context, {fillStyle: css("--warm"), globalAlpha: 0.3}).fill(), (context.globalAlpha = 1));
-    for (const [of, colour, dash] of [[({distortion}) => -distortion, "--soft", 5], [({logP}) => logP, "--warm", 0], [({elbo}) => elbo, "--accent", 0]]) {
+    const lines = [[({distortion}) => -distortion, "--soft", [5, 5]], [({logP}) => logP, "--warm", []], [({elbo}) => elbo, "--accent", []]];
+    for (const [of, colour, dash] of lines) {
       context.beginPath();
       line(of);
-      context.setLineDash(dash ? [dash * scale, dash * scale] : []);
+      context.setLineDash(dash.map((one) => one * scale));
       Object.assign(context, {strokeStyle: css(colour), lineWidth: 2 * scale}).stroke();
     }
     Object.assign(context, {fillStyle: css("--soft"), font: `${11 * scale}px system-ui, sans-serif`, textAlign: "right"});
@@ -240,7 +242,8 @@ function setUpTraining({bits, inner: [height, width], labels}, colour, mark) {
   }
   function drawCodes() {
     const canvas = find("train-map"), context = sized(canvas, 1), scale = devicePixelRatio || 1, half = canvas.width / 2;
-    const range = training.codes.reduce((most, one) => Math.max(most, 1.03 * Math.abs(one)), 3.1), toMap = (one) => half * (1 + one / range);
+    const range = training.codes.reduce((most, one) => Math.max(most, 1.03 * Math.abs(one)), 3.1); // or to the circle of 3
+    const toMap = (one) => half * (1 + one / range);
     context.strokeStyle = css("--soft");
     for (const radius of [1, 2, 3]) (context.beginPath(), context.arc(half, half, (half * radius) / range, 0, 7), context.stroke());
     for (let i = 0; i < training.codes.length / LATENTS; i++) {
