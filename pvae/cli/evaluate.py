@@ -169,7 +169,7 @@ def _parser() -> Parser:
     add("--start", metavar="FROM", choices=["posterior", "prior"], help=start)
     gaps = (
         "of N test data and N training data, how much of log p(x) - ELBO is due to the family of q, and how much to "
-        "the encoder, and which data lose most, in figures/gaps.png too; some seconds for each"
+        "the encoder, in figures/gaps.png too; evaluation.json names those that lose most; some seconds for each"
     )
     add("--gaps", metavar="N", type=integer(2), default=0, help=gaps)
     coverage = "whether q(z | x) is calibrated, on 1,000 data drawn from the VAE; in figures/calibration.png too"

@@ -135,7 +135,7 @@ class AdamUpdate(PyroOptim):
 
         Args:
             lists: tensors, their gradients, means and squares of the gradients, and numbers of steps.
-            row: of `rows`. Not fused, it may be one for each first place of the tensors, (4, S, 1) of tensors (S, D).
+            row: a row of `rows`; if not fused, perhaps one for each of S models whose tensors are (S, D): (4, S, 1).
             stays: 1 to leave the tensors as they are, or 0; not fused, it may be (S, 1).
             is_fused: as for `apply`.
         """

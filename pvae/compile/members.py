@@ -193,12 +193,13 @@ class Members:
         stacked = [one.expand(len(row), *one.shape).clone() for one in noise]
         try:
             replay = record(step, [*stacked, row, index], engine, "fp32", may_compile)
-            if self.svis[0].captures and index.is_cuda:
-                replay = captured(replay, [*stacked, row, index], self.svis[0].pool)
         except RecordingError as error:
             if engine != "graph":
                 raise
             raise RecordingError(f"torch.vmap cannot map the step ({brief(error.__cause__ or error)})") from error
+        else:
+            if self.svis[0].captures and index.is_cuda:
+                replay = captured(replay, [*stacked, row, index], self.svis[0].pool)
         finally:
             self.is_held.copy_(is_held)
         return _Step(replay, draws.forward, sum(one.numel() for one in stacked))

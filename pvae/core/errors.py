@@ -132,7 +132,7 @@ def check_name(kind: str, name: str, names: Iterable[str]) -> str:
     if name in known:
         return name
     near = difflib.get_close_matches(shown(name).strip("'"), known, n=2, cutoff=0.5)
-    guess = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {listed(known, most=15)}"
+    guess = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {listed(known, most=15) or 'none'}"
     raise InputError(f"unknown {kind} {shown(name)}: {guess}")
 
 

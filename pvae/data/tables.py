@@ -436,8 +436,8 @@ def _read_text(file: Path) -> tuple[DataFrame, list[str], str, list[str]]:
     start = next((place for place, line in enumerate(lines) if line.strip() and line[0] != "#"), len(lines))
     are_values = 2 * sum(line[0] == "#" for line in lines[start:]) > len(lines) - start  # as of colours, #fff
     plain = [line for line in lines[start : start + 100] if are_values or line[0] != "#"]
-    are_numbers = re.fullmatch(r"[-+.\deE\s]+", "".join(plain[1:])) is not None
-    if are_spaced := are_numbers and " " in plain[-1].strip():
+    are_numbers = re.fullmatch(r"[-+.\deE \r\n]+", "".join(plain[1:])) is not None  # without a tab
+    if are_spaced := are_numbers and all(" " in line.strip() for line in plain[:2]):
         lines, plain = (["\t".join(line.split()) or line for line in some] for some in (lines, plain))
     sep, num_comments, rows, width, numbered = _separator(plain), 0, dict[str, list[str]](), 0, enumerate(lines, 1)
     try:
@@ -451,7 +451,8 @@ def _read_text(file: Path) -> tuple[DataFrame, list[str], str, list[str]]:
             is_blank = not any(fields)
             width = width or (0 if is_blank else len(fields))
             if not is_blank and len(fields) != width:
-                wanted = f"{len(fields)} fields, and the first line {width}: separate them all by {sep!r}"
+                by = "spaces" if are_spaced else repr(sep)
+                wanted = f"{len(fields)} fields, and the first line {width}: separate them all by {by}"
                 raise InputError(f"{file}, line {number} has {wanted}")
             if width:
                 rows[f"line {number}"] = [""] * width if is_blank else fields

@@ -183,7 +183,7 @@ class Gaps:
         shape: the part of it that planar transforms of this Normal gain.
         rest: the part of it that is left.
         amortisation: L[q*] - L[q]; below 0 where the run's own q is of a wider family.
-        largest: the places of the images that lose most among all data, and log p(x) - L[q] of each.
+        largest: of the images that lose most, the place among all test or training data, and log p(x) - L[q].
     """
 
     num_images: int = field(metadata={"data": "those of a random subset whose log p(x) is trusted"})
@@ -196,7 +196,7 @@ class Gaps:
         metadata={"  by correlations": "what the best Normal of any covariance gains"}, default=None
     )
     shape: Estimate | None = field(metadata={"  by another shape": "what planar transforms of it gain"}, default=None)
-    rest: Estimate | None = field(metadata={"  by the rest": "what is left"}, default=None)
+    rest: Estimate | None = field(metadata={"  by the rest": "what is left; too low where log p(x) is"}, default=None)
     amortisation: Estimate | None = field(
         metadata={"amortisation gap": "L[q*] - L[q], which a better encoder closes"}, default=None
     )
@@ -219,7 +219,7 @@ class Coverage:
 
     num_images: int = field(metadata={"data drawn from the VAE": "whose z are draws from p(z | x)"})
     region: float = field(metadata={"regions of 90 % hold": "this share of them, those of highest density of q"})
-    furthest: float = field(metadata={"largest distance": "of the share of z_l below a quantile of q from its mass"})
+    furthest: float = field(metadata={"largest distance": "between a mass, and the share of z_l below that quantile"})
     band: float = field(metadata={"  at most, at 95 %": "of each share from its mass, if q is p(z | x)"})
     outside: int = field(metadata={"  latents beyond it": "whose q(z_l | x) is not calibrated"})
     regions: tuple[float, ...]
@@ -231,7 +231,7 @@ class Conditional:
     """The log-likelihood of a part of x given the other part; see `pvae.trained.conditional`.
 
     Args:
-        given: the names of what is given, or of the file that says it.
+        given: the names of the columns that are given, or how many values of a datum are.
         estimate: the mean of log p(x_a | x_b) over data, x_b what is given, x_a the rest.
         method: the methods of log p(x_b), each with its number of data.
         sampling_stderr: the part of its error that comes from the draws of z, or from quadrature, if that is known.
@@ -239,7 +239,7 @@ class Conditional:
     """
 
     given: str = field(metadata={"given": ""})
-    estimate: Estimate = field(metadata={"log p(x_a | x_b)": "log p(x) - log p(x_b), x_b what is given"})
+    estimate: Estimate = field(metadata={"log p(x_a | x_b)": "log p(x) - log p(x_b), x_b what is given; no bound"})
     method: str = field(metadata={"  log p(x_b) by": ""})
     sampling_stderr: float | None = field(metadata={"  error of the methods": "a part of the error above"})
     untrusted: float = field(metadata={"  share of untrusted": "data, whose log p(x_a | x_b) is not reliable"})
@@ -508,6 +508,9 @@ def _gaps(vae: VAE, batch: Batch, log_p: LogP, rows: Tensor, places: Tensor) -> 
         "rest": found.log_p - best.flow,
         "amortisation": best.normal - best.own,
     }
+    is_finite = torch.stack([*parts.values()]).isfinite().all(0)
+    if not is_finite.all():
+        return _gaps(vae, batch, found, is_finite.nonzero()[:, 0], places[is_finite])
     estimates = {name: Estimate.of(values) for name, values in parts.items()}
     lost, order = (found.log_p - best.own).topk(min(_MOST_LOST, len(rows)))
     largest = tuple(zip(places[order].tolist(), lost.tolist()))
@@ -534,8 +537,9 @@ def _conditional(
     values, _, given = conditional_log_likelihood(vae, batch, is_given, joint, **how)
     error = math.hypot(joint.mean_stderr, given.mean_stderr)
     names = ", ".join(column.name for column, has in zip(run.data.columns, is_given.tolist()) if has)
+    inner = is_given[(..., *[slice(run.config.pad, -run.config.pad or None)] * 2)] if run.data.is_images else is_given
     return Conditional(
-        given=names or f"{int(is_given.sum()):,} of {is_given.numel():,} values",
+        given=names or f"{int(inner.sum()):,} of {inner.numel():,} values",
         estimate=Estimate.of(values),
         method=_methods(given),
         sampling_stderr=error if math.isfinite(error) else None,

@@ -107,7 +107,7 @@ class Annealed(Weights):
         data have a mean below 1. The median is there because few chains that miss large weights look equal by chance,
         which then happens to some data, and not to half of them. Without transitions, the last condition is met.
         """
-        spread = (self.variance + self.variance.median()) / 2
+        spread = (self.variance + self.variance.nanmedian()) / 2
         is_even = (spread < _MOST_VARIANCE) & (self.effective >= _LEAST_EFFECTIVE)
         return is_even & ~(self.acceptance < _LEAST_ACCEPTED)
 
@@ -395,4 +395,4 @@ def check_continuous(vae: VAE, data: Data) -> None:
     """
     check_bounding(vae)
     if not is_continuous(vae, data):
-        raise InputError("annealing and quadrature need a latent of real numbers: take importance sampling")
+        raise InputError("annealing, quadrature, gaps and calibration need a latent of real numbers: leave them out")

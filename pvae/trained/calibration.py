@@ -45,7 +45,7 @@ def calibration(vae: VAE, data: Data, num_data: int = 1000, level: float = 0.95)
         z ~ p(z),  x ~ p(x | z):     z is a draw from p(z | x)
 
     If q(z | x) is p(z | x), the rank of z_l among draws of z_l from q(z | x) is uniform over 0, ..., 99, and so is the
-    number of draws where q is denser than at z. A share of ranks is thus below k with probability k / 100. All shares
+    number of draws where q is denser than at z. A rank is thus below k with probability k / 100. All shares
     are within a band around these with probability `level` or more, by the inequality of Dvoretzky, Kiefer and
     Wolfowitz for each of L + 1 distribution functions:
 

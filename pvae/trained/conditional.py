@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pvae.core.errors import InputError
 from pvae.data.batch import Batch, Data
 from pvae.trained.log_likelihood import LogP, log_likelihood
 from pvae.vae import VAE
@@ -21,9 +22,9 @@ def conditional_log_likelihood(
 
         log p(x_a | x_b) = log p(x_a, x_b) - log p(x_b)
 
-    Both are in the mean too low (but by quadrature), so that the difference may be too low or too high. Their draws are
-    independent of each other: the standard error is the root of the sum of their squared errors. Values of x that are
-    missing are in neither part.
+    Both are in the mean too low (except by quadrature), so that the difference may be too low or too high. Their draws
+    are independent of each other: the standard error is the root of the sum of their squared errors. Values of x that
+    are missing are in neither part.
 
     Args:
         vae: in eval mode; it takes missing values.
@@ -36,9 +37,13 @@ def conditional_log_likelihood(
         log p(x_a | x_b), (N,) nats in float64, and the estimates of log p(x_a, x_b) and log p(x_b).
 
     Raises:
-        InputError: as `log_likelihood`.
+        InputError: as `log_likelihood`; or `is_given` is not boolean, or not of the shape of a datum.
     """
     batch = Batch.of(data)
+    shape = next(iter(batch.x.split(1))).shape[1:]
+    if is_given.dtype != torch.bool or is_given.shape != shape:
+        what = f"{is_given.dtype} of the shape {tuple(is_given.shape)}"
+        raise InputError(f"is_given is {what}: give booleans of the shape {tuple(shape)}, true where given")
     joint = log_likelihood(vae, batch, **how) if joint is None else joint
     x = torch.cat([part.where(is_given, torch.nan) for part in batch.x.split(1000)])
     given = log_likelihood(vae, Batch(x, batch.y), **how)

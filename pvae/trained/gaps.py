@@ -142,7 +142,7 @@ def _fitted(step: Function, q: list[Tensor], lr: float) -> list[Tensor]:
             for one, gradient in zip(q, gradients):
                 one.grad = gradient
             adam.step()
-            total += elbo.mean().item() / _STEPS
+            total += elbo[elbo.isfinite()].mean().item() / _STEPS
             torch._foreach_add_(means, q, alpha=1 / _STEPS)
         num_worse += 1
         if total > best:

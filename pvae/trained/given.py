@@ -94,7 +94,7 @@ def given_data(
 
 
 def given_values(run: Run, text: str) -> Tensor:
-    """Return which values of x are given, bool (*D); the padding of images is.
+    """Return which values of x are given, bool (*D); the padding of images counts as given.
 
     Args:
         run: the run.

@@ -127,10 +127,12 @@ def fit_many(
                     fit(run.config, out=run.path, device=device, start=start, code=code, **given)
             except (TrainingError, InputError) as error:
                 errors[run.path] = error
-    if len(errors) == len(runs):
+    if len(errors) == len(runs) and len({*map(str, errors.values())}) == 1:
         raise errors[runs[0].path]
     for path, found in errors.items():
         print(f"{path.name}: {found}", file=sys.stderr)
+    if len(errors) == len(runs):
+        raise TrainingError("no run could be trained to its end, for the reasons above")
     return [Run.open(run.path) for run in runs if run.path not in errors]
 
 
@@ -232,7 +234,7 @@ class _Member:
     """A run among those that are trained together.
 
     Attributes:
-        svi: takes its steps where it is alone.
+        svi: takes its steps while they are timed, and explains a bad one.
         random: its random state.
         error: ended it.
     """
@@ -372,7 +374,10 @@ def _train(members: Sequence[_Member], how: _How) -> None:
                 restore_rng_state(random, how.device)
                 try:
                     one.trainer.run_epoch(one.callbacks, done)
-                except (TrainingError, InputError) as error:
+                except TrainingError as error:
+                    saved = f"{one.run.path} contains the training up to epoch {one.trainer.epoch}"
+                    one.error = TrainingError(f"{error}; {saved}")
+                except InputError as error:
                     one.error = error
         tests = [one.trainer.rows[-1] for one in moving if one.error is None]
         if tests and not how.quiet:

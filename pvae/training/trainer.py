@@ -125,7 +125,7 @@ class Trainer:
             callback.on_train_end(self)
 
     def goes_on(self, epochs: int, callbacks: Sequence[Callback] = ()) -> bool:
-        """Return whether another epoch is to be trained, of that number."""
+        """Return whether another epoch is to be trained, where `epochs` is the last one."""
         return self.epoch < epochs and not any(callback.ends(self) for callback in callbacks)
 
     def begin_epoch(self) -> tuple[Tensor, list[StepValues]]:

@@ -84,6 +84,8 @@ def test_spaces_separate_numbers(tmp_path, head):
     assert [column.name for column in values.columns] == ["jd", "mag"]
     assert values.x["train"].tolist() == [[1.5, -20], [2.5, 3], [3.5, 4], [4.25, -7.5]]
     assert "spaces" in values.note
+    tabs = read(tmp_path, "a\tb\n1 234\t1\n2 345\t2\n3 456\t3\n")
+    assert tabs.x["train"].tolist() == [[1234, 1], [2345, 2], [3456, 3]], "a space within a number"
     words = read(tmp_path, "name\nnew york\nnew york\nlos angeles\nlos angeles\n")
     assert len(words.columns) == 1, "spaces of texts separate nothing"
 
