@@ -95,11 +95,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _draw(run: Run, report: Report, folder: Path, is_quiet: bool) -> None:
     """Draw where nats are lost, and how well q is calibrated, each if it was computed."""
-    from pvae.plotting import pictures
+    from pvae.plotting import report_figures
 
     figures = {
-        "gaps": pictures.gaps(run, report) if report.gaps and report.gaps.rest else None,
-        "calibration": pictures.calibration(run, report.coverage) if report.coverage else None,
+        "gaps": report_figures.gaps(run, report) if report.gaps and report.gaps.rest else None,
+        "calibration": report_figures.calibration(run, report.coverage) if report.coverage else None,
     }
     for name, figure in figures.items():
         if figure is not None:

@@ -25,7 +25,7 @@ from pvae.evaluation import rate_decomposition
 from pvae.evaluation.rate_decomposition import active_units, split_rate
 from pvae.evaluation.report import evaluate, to_text
 from pvae.models.build import build_vae
-from pvae.plotting import pictures
+from pvae.plotting import report_figures
 from pvae.reference import linear_gaussian
 from pvae.runs import data as data_module
 from pvae.runs.run import Run
@@ -418,9 +418,9 @@ def test_the_gaps_are_of_the_sizes_that_they_must_have(untrusted_run, monkeypatc
     assert all(nats >= other for _, other in others)
     assert "amortisation gap" in to_text(report)
     assert len(report.coverage.latents) == 2
-    figure = pictures.gaps(untrusted_run, report)
+    figure = report_figures.gaps(untrusted_run, report)
     assert [axes.get_title() for axes in figure.axes] == ["5 test data", "5 training data", ""]
-    assert len(pictures.calibration(untrusted_run, report.coverage).axes) == 2
+    assert len(report_figures.calibration(untrusted_run, report.coverage).axes) == 2
     untrusted = evaluate(untrusted_run, 4, method="importance", num_gaps=5).gaps
     assert untrusted.num_images < 2
     assert untrusted.approximation is None
