@@ -166,4 +166,5 @@ def test_names_are_never_markup(untrained):
     text = page.explorer_page(untrained(Config(hidden=(4,), latent_dim=2), (1, 5, 4), "</title><script>{{ content }}"))
     assert text.count("<script") == 2, "the content and the code"
     assert "&lt;/title&gt;&lt;script&gt;{{ content }}" in text
-    assert "http" not in re.sub("http-equiv|https?://www.w3.org", "", text.lower())
+    text = re.sub('id="content">[^<]*|http-equiv|https?://www.w3.org', "", text)  # base64 may spell any word
+    assert "http" not in text.lower()

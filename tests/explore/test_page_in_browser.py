@@ -38,6 +38,7 @@ pytestmark = [
 OPTIONS = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
            "disable-component-update", "disable-sync", "window-size=1280,1100"]  # fmt: skip
 CPU = torch.device("cpu")
+SEEDED = "let seed = 1; Math.random = () => (seed = (seed * 48271) % 2147483647) / 2147483647;"
 BINARY = {"binarize": "threshold"}
 SYSTEMS = {
     "mlp": {},
@@ -458,8 +459,8 @@ def test_the_gradients_of_the_training_in_the_page_are_those_of_torch(grey, open
     generator = torch.Generator().manual_seed(0)
     x, noise = torch.rand(11, 30, generator=generator).round(), torch.randn(11, 2, generator=generator)
     start, distortion, rate, gradients = opened(grey).execute_script(
-        "let seed = 2; Math.random = () => (seed = (seed * 16807) % 2147483647) / 2147483647;"  # the same start always
-        "const vae = new DenseVae(30, 7), [x, noise] = [...arguments].map(one => Float32Array.from(one.flat()));"
+        f"{SEEDED} const vae = new DenseVae(30, 7);"
+        "const [x, noise] = [...arguments].map(one => Float32Array.from(one.flat()));"
         "vae.encoder.layers[1].bias[3] = -7; const start = vae.parameters.map(one => Array.from(one));"
         "const found = vae.lossAndGradients(x, noise, 0.7);"
         "return [start, found.distortion, found.rate, found.gradients.map(one => Array.from(one))]",
@@ -480,7 +481,7 @@ def test_the_gradients_of_the_training_in_the_page_are_those_of_torch(grey, open
 def test_adam_in_the_page_is_that_of_torch(grey, opened):
     gradients = torch.randn(20, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 1e-3, 1e-6, 0])
     start, found = opened(grey).execute_script(
-        "const vae = new DenseVae(30, 7), [first] = vae.parameters, start = Array.from(first.slice(0, 4));"
+        f"{SEEDED} const vae = new DenseVae(30, 7), [first] = vae.parameters, start = Array.from(first.slice(0, 4));"
         "for (const gradient of arguments[0]) vae.adam(vae.parameters.map((one, p) => p ? one.map(() => 0) : "
         "  one.map((_, i) => gradient[i] || 0)), 0.01);"
         "return [start, Array.from(first.slice(0, 4))]",
@@ -505,8 +506,7 @@ def test_a_vae_trains_in_the_page(grey, opened):
     wait(page, "return pvae.training.vae.steps > 1")
     page.find_element("id", "run").click()
     page.execute_script(  # with the same numbers each time, 400 steps from new weights
-        "let seed = 1; Math.random = () => (seed = (seed * 48271) % 2147483647) / 2147483647;"
-        "document.getElementById('new-weights').click();"
+        f"{SEEDED} document.getElementById('new-weights').click();"
         "while (pvae.training.history.length < 5) pvae.training.task.next();"
     )
     history, parameters, fine, coarse, codes = page.execute_script(
