@@ -127,12 +127,11 @@ def fit_many(
                     fit(run.config, out=run.path, device=device, start=start, code=code, **given)
             except (TrainingError, InputError) as error:
                 errors[run.path] = error
-    if len(errors) == len(runs) and len({*map(str, errors.values())}) == 1:
-        raise errors[runs[0].path]
+    last = errors.pop(runs[0].path) if len(errors) == len(runs) else None  # is raised
     for path, found in errors.items():
         print(f"{path.name}: {found}", file=sys.stderr)
-    if len(errors) == len(runs):
-        raise TrainingError("no run could be trained to its end, for the reasons above")
+    if last is not None:
+        raise last
     return [Run.open(run.path) for run in runs if run.path not in errors]
 
 

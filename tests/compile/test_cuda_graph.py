@@ -178,7 +178,7 @@ def test_the_host_waits_for_no_step(case, way):
         training = Training(way, device_of(way), **CASES[case])
         training.run(slice(49))
         rows = training.svi.update.rows(VALUES[:49])
-        (step,) = {*training.svi._steps([training.whole] * 49, rows[0])}
+        (step,) = {*training.svi._steps(training.svi.engine, [training.whole] * 49, rows[0])}
         if training.device.type == "cuda":
             torch.cuda.set_sync_debug_mode("error")
         try:
