@@ -136,7 +136,7 @@ def fit(
                 code=Path(code.rpartition(":")[0]).read_text("utf-8") if code else "",
                 loaded=data,
             )
-            with held(run, world):
+            with lock_of(run, world):
                 same = config.particles == 1 and ELBO_CLASSES[config.elbo].is_importance_weighted
                 note = f"with --particles 1, --elbo {config.elbo} is the ELBO" if same else ""
                 _train(trainer, run, (note, taken, data.note), quiet, on_epoch)
@@ -189,7 +189,7 @@ def resume(
     if run.place != run.path:
         raise InputError(f"{path} comes with pvae and cannot be resumed: train it anew with --system {path}")
     device = device or str(run.sessions[-1].get("device", "auto"))
-    with one_at_a_time(), joined(device) as world, held(run, world):
+    with one_at_a_time(), joined(device) as world, lock_of(run, world):
         run = run if epochs is None else to_epoch(run, epochs)
         run.check_vae(vae)
         vae = run.vae() if run.has_own_vae and vae is None else vae  # the opened run may hold its VAE
@@ -265,7 +265,7 @@ def _started(trainer: Trainer, parent: Run, vae: VAE | None) -> tuple[str, dict[
 
 
 @contextlib.contextmanager
-def held(run: Run, world: World = ALONE) -> Iterator[None]:
+def lock_of(run: Run, world: World = ALONE) -> Iterator[None]:
     """Hold the lock of a run folder, in the first of several processes.
 
     Raises:
@@ -356,12 +356,12 @@ def _train(trainer: Trainer, run: Run, notes: Sequence[str], quiet: bool, on_epo
     # Interruptions are outermost: a signal must not interrupt the explanation of an error.
     with Interruptions() as interruptions, contextlib.closing(ProgressBar(epochs)) as bar:
         printed = [] if quiet else [Console(run), bar]
-        with recorded(trainer, run, on_epoch, interruptions, printed) as callbacks:
+        with writing_folder(trainer, run, on_epoch, interruptions, printed) as callbacks:
             trainer.train(epochs, callbacks)
 
 
 @contextlib.contextmanager
-def recorded(
+def writing_folder(
     trainer: Trainer,
     run: Run,
     on_epoch: OnEpoch,

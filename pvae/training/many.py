@@ -31,21 +31,30 @@ from pvae.data.dataset import Dataset
 from pvae.elbos.registry import elbo_of
 from pvae.runs import writer
 from pvae.runs.data import load_for
+from pvae.runs.metrics import Metrics
 from pvae.runs.record import CONFIG
 from pvae.runs.run import Run
 from pvae.training.callbacks import Console, OnEpoch
 from pvae.training.engine import Engine
-from pvae.training.fit import check_types, chosen_before, fit, held, note_of, one_at_a_time, recorded, resume, to_epoch
+from pvae.training.fit import (
+    check_types,
+    chosen_before,
+    lock_of,
+    note_of,
+    one_at_a_time,
+    to_epoch,
+    writing_folder,
+)
 from pvae.training.parallel import ALONE
 from pvae.training.schedules import StepValues
 from pvae.training.setup import build_trainer, check_first_loss, check_memory, prepare
+from pvae.training.side_by_side import Ended, num_processes, one_after_the_other, side_by_side, train_run
 from pvae.training.trainer import Callback, Trainer, advice_on_memory
 from pvae.vae import VAE
 
 __all__ = ["fit_many"]
 
 _MAY_DIFFER = ("seed", "beta", "free_bits", "lr")
-_Ended = TrainingError | InputError  # why a run ended
 _TRIED = 5  # steps in one call, to find out whether they are faster together
 
 
@@ -59,7 +68,7 @@ def fit_many(
     threads: int | None = None,
     out: str | Path | None = None,
     quiet: bool = True,
-    on_epoch: OnEpoch = lambda run, row: None,
+    on_epoch: OnEpoch | None = None,
     start: str | Path | Run | None = None,
     make_vae: Callable[[Config], VAE] | None = None,
     code: str = "",
@@ -67,9 +76,10 @@ def fit_many(
     """Train configurations that differ in seed, beta, free bits or learning rate, and write a run folder for each.
 
     They are trained at once where that is faster: parameters, Adam's state and noise have a leading dimension, and a
-    step is one function of them. A run equals the one that `fit` trains alone, to rounding: it draws the same initial
-    weights, order of the data and noise. A run whose loss becomes NaN ends alone; early stopping is each run's own.
-    The same call again goes on with runs that were interrupted, to the same bits with the same engine and threads.
+    step is one function of them. Otherwise, on a CPU, they are trained in several processes with one thread each. A run
+    equals the one that `fit` trains alone, to rounding: it draws the same initial weights, order of the data and noise.
+    A run whose loss becomes NaN ends alone; early stopping is each run's own. The same call again goes on with runs
+    that were interrupted, to the same bits with the same engine and threads.
 
     Args:
         configs: the configurations.
@@ -81,10 +91,10 @@ def fit_many(
         out: the folder of the run folders; by default `runs/<system>-<elbo>-seeds`, or `runs/<system>-<elbo>-sweep` if
             two have the same seed. Those are seed-0, seed-1 and so on, or beta-4-seed-0 if beta differs.
         quiet: print nothing but what a run could not do.
-        on_epoch: as for `fit`.
+        on_epoch: as for `fit`. With one, runs are not trained in several processes.
         start: as for `fit`.
-        make_vae: returns your own VAE of a configuration. With one, and with `start`, runs are trained one after the
-            other.
+        make_vae: returns your own VAE of a configuration. With one, runs are trained one after the other; with `start`,
+            in processes.
         code: as for `fit`.
 
     Returns:
@@ -106,27 +116,30 @@ def fit_many(
         elbo_of(one)  # refuses what does not go together
     runs = _runs(configs, out, data, data_dir, offline, make_vae is not None)
     left = [run for run in runs if not (run.sessions and run.is_finished())]
-    errors: dict[Path, _Ended] = {}
+    errors: dict[Path, Ended] = {}
+    new = {"device": device, "start": start, "code": code}
+    own: dict[str, Any] = {"threads": threads, "quiet": quiet, "on_epoch": on_epoch or _nothing}
+
+    def train(run: Run) -> None:
+        train_run(run, {**own, "vae": None if make_vae is None else make_vae(run.config)}, new)
+
     with Interruptions() as interruptions, _explained(runs[0].path.parent):
+        where = resolve_device(device)
+        processes = num_processes(left, where, threads) if make_vae is None and on_epoch is None else 1
         if len(left) > 1 or any(map(_was_together, left)):
             try:
                 if start is not None or make_vae is not None:
                     raise RecordingError("they start from another run, or their VAE is your own")
-                how = _How(resolve_device(device), threads, quiet, on_epoch, interruptions)
+                how = _How(where, threads, quiet, own["on_epoch"], interruptions, processes)
                 errors, left = _train_together(left, how), []
             except RecordingError as error:
-                print(f"note: the runs are trained one after the other: {error}", file=sys.stderr)
-        for run in left:
-            interruptions.raise_if_received()
-            given: dict[str, Any] = {"data": run.dataset(), "threads": threads, "quiet": quiet, "on_epoch": on_epoch}
-            given["vae"] = None if make_vae is None else make_vae(run.config)
-            try:
-                if run.sessions:
-                    resume(run, run.config.epochs, **given)
-                else:
-                    fit(run.config, out=run.path, device=device, start=start, code=code, **given)
-            except (TrainingError, InputError) as error:
-                errors[run.path] = error
+                way = "one after the other" if processes == 1 else f"in {processes} processes"
+                print(f"note: the runs are trained {way}: {error}", file=sys.stderr)
+        if processes > 1 and left:
+            options = {"threads": threads or 1, "start": start, "code": code}
+            errors |= side_by_side(left, options, quiet, processes, interruptions)
+        else:
+            errors |= one_after_the_other(left, train, interruptions)
     last = errors.pop(runs[0].path) if len(errors) == len(runs) else None  # is raised
     for path, found in errors.items():
         print(f"{path.name}: {found}", file=sys.stderr)
@@ -219,13 +232,14 @@ def _explained(folder: Path) -> Iterator[None]:
 
 
 class _How(NamedTuple):
-    """How runs are trained at once: arguments of `fit_many`, and the signals that end it."""
+    """How runs are trained at once: arguments of `fit_many`, the signals that end it, and processes it may have."""
 
     device: torch.device
     threads: int | None
     quiet: bool
     on_epoch: OnEpoch
     interruptions: Interruptions
+    processes: int
 
 
 @dataclass(eq=False)
@@ -243,7 +257,7 @@ class _Member:
     svi: CompiledSVI
     random: dict[str, Tensor]
     callbacks: list[Callback] = field(default_factory=list)
-    error: _Ended | None = None
+    error: Ended | None = None
 
     @property
     def goes_on(self) -> bool:
@@ -251,7 +265,11 @@ class _Member:
         return self.error is None and self.trainer.goes_on(self.run.config.epochs, self.callbacks)
 
 
-def _train_together(runs: Sequence[Run], how: _How) -> dict[Path, _Ended]:
+def _nothing(run: Run, row: Metrics) -> None:
+    """Do nothing after an epoch."""
+
+
+def _train_together(runs: Sequence[Run], how: _How) -> dict[Path, Ended]:
     """Train runs at once, and return why some of them ended early.
 
     Raises:
@@ -264,7 +282,7 @@ def _train_together(runs: Sequence[Run], how: _How) -> dict[Path, _Ended]:
         raise RecordingError("--compile none records no steps")
     memory = advice_on_memory(f"the training of {len(runs)} runs at once", "give fewer runs to one command")
     with one_at_a_time(), seeded(config.seed, how.device), pyro.get_param_store().scope(), memory:
-        prepared, members, errors = prepare(config, data, how.device), list[_Member](), dict[Path, _Ended]()
+        prepared, members, errors = prepare(config, data, how.device), list[_Member](), dict[Path, Ended]()
         for run in runs:
             how.interruptions.raise_if_received()
             try:
@@ -273,14 +291,14 @@ def _train_together(runs: Sequence[Run], how: _How) -> dict[Path, _Ended]:
                 errors[run.path] = error
         if not members:
             return errors
-        _check_faster(members, how.threads)
+        _check_faster(members, how)
         how.interruptions.raise_if_received()
         with contextlib.ExitStack() as folders:
             for one in members:
                 if not one.run.sessions:
                     writer.new_folder(one.run.path, one.run.config)
-                folders.enter_context(held(one.run))
-                folder = recorded(one.trainer, one.run, how.on_epoch, how.interruptions)
+                folders.enter_context(lock_of(one.run))
+                folder = writing_folder(one.trainer, one.run, how.on_epoch, how.interruptions)
                 one.callbacks = folders.enter_context(folder)
             if data.note:
                 print(f"note: {data.note}", file=sys.stderr)
@@ -316,8 +334,8 @@ def _stacked(members: Sequence[_Member]) -> Members:
     return Members([one.svi for one in members], [[one for one in own if isinstance(one, Tensor)] for own in read])
 
 
-def _check_faster(members: Sequence[_Member], threads: int | None) -> None:
-    """Take some steps of all members and of the first one alone, and undo them.
+def _check_faster(members: Sequence[_Member], how: _How) -> None:
+    """Take some steps of all members, and of the first one as it would be trained without the others, and undo them.
 
     Raises:
         RecordingError: steps of all take longer than those of each, unless an earlier session has taken them; or they
@@ -327,15 +345,18 @@ def _check_faster(members: Sequence[_Member], threads: int | None) -> None:
     count, first, trainer, stack = len(members), members[0], members[0].trainer, _stacked(members)
     trainer.vae.train()
     index, values = torch.arange(min(trainer.batch_size, len(trainer.data))).to(trainer.device), trainer.schedule(0)
-    torch.set_num_threads(threads or torch.get_num_threads())
-    times = list[float]()
+    threads, times = how.threads or torch.get_num_threads(), list[float]()
     with pyro.get_param_store().scope():
-        ways: Any = (stack, index.unsqueeze(1).repeat(1, count), [values] * count), (first.svi, index, values)
-        for svi, batch, row in ways:
+        ways: Any = [(stack, index.unsqueeze(1).repeat(1, count), [values] * count, threads, count)]
+        ways += [(first.svi, index, values, threads, 1)]
+        ways += [(first.svi, index, values, how.threads or 1, how.processes)] * (how.processes > 1)
+        for svi, batch, row, number, runs in ways:
+            torch.set_num_threads(number)
             run = functools.partial(svi.run, [(batch,)] * _TRIED, [row] * _TRIED)
             run()  # records
-            times.append(min(timeit.repeat(run, number=1, repeat=3)))
-    share = times[0] / count / times[1]
+            times.append(min(timeit.repeat(run, number=1, repeat=3)) / runs)
+    torch.set_num_threads(threads)
+    share = times[0] / min(times[1:])
     if share > 1 and first.run.config.compile == "auto" and not _was_together(first.run):
         raise RecordingError(f"{count} at once take {share:.1f} times as long")
     for one, checkpoint in zip(members, before):
