@@ -451,10 +451,9 @@ async function show() {
   move({});
   find("how").textContent = state.scored && state.scored.isExact ? "here in closed form" : "here a mean over ten draws";
   const training = content.bits && setUpTraining(content, colour, mark);
-  if (isFrame) {
-    onmessage = ({data: [name, value], source}) => source === parent && acts[name](value);
-    new ResizeObserver(() => tell("height", document.documentElement.offsetHeight)).observe(document.body);
-  }
+  if (isFrame) onmessage = ({data: [name, value], source}) => source === parent && acts[name](value);
+  const tellHeight = () => parent.postMessage(["height", document.documentElement.offsetHeight], "*");
+  if (parent !== self) new ResizeObserver(tellHeight).observe(document.body);
   window.pvae = {content, vae, state, training, imageX, at, drawHere};
 }
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -286,6 +287,23 @@ def test_the_image_under_the_pointer_is_decoded(train, opened):
         close(page.execute_script("return pvae.state.top"), [step * offset[0], -step * offset[1]], 0.05)
         pixels = np.array(shown).reshape(13, 10, 4)[..., :3].transpose(2, 0, 1)
         assert np.abs(np.array(mean).reshape(3, 13, 10) * 255 - pixels).max() <= 0.51
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_frame_of_the_book_is_as_high_as_its_page_and_has_the_theme_of_the_book(train, browser, tmp_path, theme):
+    (tmp_path / "_static").mkdir()
+    (tmp_path / "_static" / "explore.html").write_text(explorer_page(train({"latent_dim": 2})), "utf-8")
+    frame = (Path(__file__).parents[2] / "notebooks" / "explorer.html").read_text("utf-8")
+    file = tmp_path / "start.html"
+    file.write_text(f"<!doctype html><body data-theme='{theme}'><main class='content'>{frame}</main>", "utf-8")
+    browser.get(file.as_uri())
+    browser.set_script_timeout(30)
+    wait(browser, "return document.getElementById('explorer').clientHeight > 640")
+    browser.switch_to.frame("explorer")
+    wait(browser, "return innerHeight === document.documentElement.offsetHeight")
+    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    browser.switch_to.default_content()
+    assert (paper == "rgb(17, 20, 24)") == (theme == "dark")
 
 
 def test_runs_side_by_side_follow_one_pointer(train, opened):
