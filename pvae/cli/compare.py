@@ -95,7 +95,7 @@ def _weights(
 ) -> Iterator[tuple[str, VAE, Batch, str, str]]:
     """Yield the name of each stage, the VAE, a batch of test data, their kind of pixels, and a text on all of them."""
     from pvae.data.dataset import random_subset
-    from pvae.explore.page import shown_data
+    from pvae.runs.run import shown_data
     from pvae.trained.normalised import with_normalised_likelihood
     from pvae.training.fit import train_in_memory
 

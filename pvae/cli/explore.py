@@ -37,8 +37,9 @@ def _parser() -> Parser:
 
 
 def _explore(arguments: argparse.Namespace) -> None:
-    from pvae.explore.page import check_run, explorer_page, shown_data
+    from pvae.explore.page import check_run, explorer_page
     from pvae.explore.side_by_side import check_runs, side_by_side_page
+    from pvae.runs.run import shown_data
 
     is_one = len(arguments.run) == 1
     runs = [open_run(path, arguments.vae, is_one) for path in arguments.run]

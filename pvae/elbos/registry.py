@@ -11,7 +11,7 @@ from pvae.config.refusals import Case, refuse
 from pvae.core.errors import check_name
 from pvae.elbos.base import PerDatumELBO
 
-__all__ = ["ELBO_CLASSES", "build_elbo", "elbo_of"]
+__all__ = ["ELBO_CLASSES", "build_elbo", "elbo_of", "loss_text"]
 
 ELBO_CLASSES: dict[str, type[PerDatumELBO]] = {name: resolve_name(where) for name, where in ELBOS.items()}
 
@@ -64,3 +64,17 @@ def elbo_of(config: Config, labelled: float = 1.0) -> PerDatumELBO:
         "label_weight": config.label_weight / labelled,
     }
     return kind(config.particles, **{option: given[option] for option in kind.options})
+
+
+def loss_text(config: Config) -> str:
+    """Return a phrase for the loss that a training of the configuration minimises."""
+    if config.is_autoencoder:
+        return "the distortion"
+    if "beta" not in ELBO_CLASSES[config.elbo].options:
+        return f"the loss of --elbo {config.elbo} with {config.particles} draws of z for each image"
+    text = f"distortion + {config.beta:g} x rate (--elbo {config.elbo})"
+    if config.warm_up:
+        text += f", with a warm-up of the weight of the rate from 0 over {config.warm_up} epochs"
+    if config.free_bits:
+        text += f", where the rate of each latent counts as at least {config.free_bits:g} nats"
+    return text

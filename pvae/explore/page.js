@@ -26,7 +26,7 @@ async function show() {
     offsets: vae.sizes.slice(0, -1).map((one) => Array(one).fill(0)),
   });
   const state = {...origin(), plane: 0, tiles: false, focus: null, x: null, scored: null, cloud: [], walk: null,
-    isWhole: hasMore, dot: null, held: "the origin", rest: origin()};
+    isWhole: hasMore, dot: null, held: "the origin", rest: origin(), epoch: content.epochs.length, share: 1, step: 0};
   const later = (id, text, wait) => (clearTimeout(later[id]), (later[id] = setTimeout(() => (find(id).textContent = text), wait)));
   const say = (text) => ((find("message").textContent = text), later("message", "", 9000));
 
@@ -95,11 +95,12 @@ async function show() {
     find("near").textContent = [held, near].filter(Boolean).join("; ");
     later("spoken", find("place").innerText, 500); // a screen reader hears where the pointer rests
     find("sliders").querySelectorAll("input").forEach((one) => one.follow());
+    remember();
   }
 
   // The map
   const map = find("map"), still = element("canvas"), tileSheet = element("canvas");
-  const point = (i) => [0, 1].map((d) => content.points.data[i * columns + 2 * state.plane + d]);
+  const point = (i, {data} = content.points) => [0, 1].map((d) => data[i * columns + 2 * state.plane + d]);
   const distance = (i, [u, v], [x, y] = point(i)) => Math.hypot(x - u, y - v);
   const nearest = (place, count) =>
     list(count, (i) => i).reduce((best, i) => (distance(i, place) < distance(best, place) ? i : best));
@@ -126,8 +127,8 @@ async function show() {
   function drawMap() {
     const scale = (state.scale = devicePixelRatio || 1), context = still.getContext("2d"), paper = css("--map");
     map.width = map.height = still.width = still.height = Math.round(map.clientWidth * scale);
-    const far = list(numPoints, (i) => Math.max(...point(i).map(Math.abs))).sort((a, b) => a - b);
-    state.range = vae.isSphere ? 1.12 : 1.06 * Math.max(2.2, far[Math.ceil(0.995 * (numPoints - 1))]);
+    const far = ({points}) => list(numPoints, (i) => Math.max(...point(i, points).map(Math.abs))).sort((a, b) => a - b)[Math.ceil(0.995 * (numPoints - 1))];
+    state.range = vae.isSphere ? 1.12 : 1.06 * Math.max(2.2, far(content), far(epochs.at(-1))); // the same where an epoch has smaller codes
     Object.assign(context, {fillStyle: paper}).fillRect(0, 0, map.width, map.width);
     if (state.tiles) context.drawImage(tileSheet, 0, 0, map.width, map.width);
     for (let i = numPoints - 1; i >= 0; i--) { // those with an image come last
@@ -156,7 +157,7 @@ async function show() {
     const median = (values) => values.sort((a, b) => a - b)[values.length >> 1], placed = [];
     Object.assign(context, {font: `600 ${12.5 * scale}px system-ui, sans-serif`, lineJoin: "round", lineWidth: 4 * scale});
     content.label_names.forEach((name, k) => {
-      const own = list(numPoints, (i) => i).filter((i) => labels.data[i] === k).map(point);
+      const own = list(numPoints, (i) => i).filter((i) => labels.data[i] === k).map((i) => point(i));
       const middle = [0, 1].map((d) => median(own.map((one) => one[d])));
       if (own.length && [null, k].includes(state.focus)) placed.push([name.split(" - ")[0], ...toMap(middle)]);
     });
@@ -211,7 +212,8 @@ async function show() {
     aim,
     go: (place) => move({dot: null, top: at(...place)}),
     rest: () => move(state.rest),
-    pick: (i) => (press(find("strip").children, i), take(imageX(i), nameOf(i))),
+    stay: () => (state.rest = {top: state.top, offsets: state.offsets, held: state.held, dot: state.dot}),
+    pick: (i) => (press(find("strip").children, i), take(imageX(i), nameOf(i), i)),
     tiles: () => ((find("tiles").ariaPressed = state.tiles = !state.tiles), (state.tiles ? drawTiles : drawMap)()),
     focus: (k) => (press(find("legend").children, (state.focus = state.focus === k ? null : k)), drawMap()),
   };
@@ -223,7 +225,7 @@ async function show() {
   map.onpointerdown = (event) => {
     const place = fromMap(event), i = nearest(place, numImages);
     if (vae.canEncode && distance(i, place) < (18 / map.clientWidth) * state.range) pick(i);
-    else act("aim", place);
+    else (act("aim", place), act("stay"));
   };
   map.onkeydown = (event) => {
     const step = (event.shiftKey ? 0.1 : 0.02) * state.range, [u, v] = onPlane(state.top);
@@ -232,21 +234,24 @@ async function show() {
     else if (event.key === "Enter" && vae.canEncode) pick(nearest([u, v], numImages));
     if (by || event.key === "Enter") event.preventDefault();
   };
-  addEventListener("keydown", ({key}) => key === "Escape" && (find("message").textContent = ""));
+  addEventListener("keydown", ({key}) => key === "Escape" && ((find("message").textContent = ""), tellStory(0)));
   addEventListener("keydown", ({key, ctrlKey, metaKey, target}) =>
     key === "t" && !ctrlKey && !metaKey && !/INPUT|SELECT/.test(target.tagName) && toggleTiles());
 
   // An image, q(z | x), and its bookkeeping
   const centre = (q) => (q.central ? q.central() : q.loc || q.at(q.draw()).z), codeOf = (x) => parts(centre(vae.posterior(x)));
-  function take(x, name) {
-    const q = vae.posterior(x);
-    [state.x, state.moved] = [x, []];
-    state.cloud = q.scale || q.tril || q.top || !vae.hasDensity ? [] : list(40, () => q.at(q.draw()).z);
+  function take(x, name, picked = null) {
+    Object.assign(state, {x, moved: [], picked});
     paint(find("x"), x);
     find("x-name").textContent = name;
     find("attributes").querySelectorAll("input").forEach((one) => one.follow());
+    jump(parts(centre(encodeImage())), name);
+  }
+  function encodeImage() {
+    const q = vae.posterior(state.x);
+    state.cloud = q.scale || q.tril || q.top || !vae.hasDensity ? [] : list(40, () => q.at(q.draw()).z);
     score(q);
-    jump(parts(centre(q)), name);
+    return q;
   }
   function score(q) {
     const found = (state.scored = vae.score(state.x, list(vae.hasDensity ? DRAWS : 1, () => q.draw()), q));
@@ -349,10 +354,10 @@ async function show() {
     const offsets = from.offsets.map((one, l) => mix(one, to.offsets[l], 1 - share, share));
     return {top: mix(from.top, to.top, ...weights), offsets};
   }
-  function setWalk(walk) {
+  function setWalk(walk, isNew = true) {
     state.walk = walk;
     find("frames").replaceChildren(...list(9, (i) => pixels(vae.mean(whole(between(i / 8))))));
-    ((find("step").value = 0), find("step").oninput());
+    if (isNew) ((find("step").value = 0), find("step").oninput());
   }
   find("step").oninput = ({target: {value, nextElementSibling: output}} = {target: find("step")}) =>
     ((output.textContent = `${value} %`), jump(between(value / 100), "the walk"));
@@ -380,10 +385,9 @@ async function show() {
     })));
 
   // Samples, and sliders of latents
-  find("again").onclick = () => find("sheet").replaceChildren(...list(36, (i) => {
-    const z = vae.drawPrior(), choose = () => (press(find("sheet").children, i), jump(parts(z), `sample ${i + 1}`));
-    return thumb(`sample ${i + 1}`, vae.mean(z), choose);
-  }));
+  const drawSamples = (samples) => find("sheet").replaceChildren(...(state.samples = samples).map((z, i) =>
+    thumb(`sample ${i + 1}`, vae.mean(z), () => (press(find("sheet").children, i), jump(parts(z), `sample ${i + 1}`)))));
+  find("again").onclick = () => drawSamples(list(36, () => vae.drawPrior()));
   function drawSliders() {
     const {dims} = content.planes[state.plane], shown = [...dims, ...content.active.filter((d) => !dims.includes(d)).slice(0, 8)];
     const most = vae.isSphere ? 1 : Math.ceil(Math.max(3, state.range)), set = (values, d, value) => values.with(d, value);
@@ -398,6 +402,101 @@ async function show() {
     find("sliders").replaceChildren(group(title, shown.map(top)), ...others.reverse());
   }
   find("origin").onclick = () => jump(origin(), "the origin");
+
+  // Epochs of the training, the page's own last
+  const {curve = []} = content, epochs = [...content.epochs, {...content, vae: {...vae}, points: {data: content.points.data.slice()}}];
+  const isLast = (i) => i === epochs.length - 1, pause = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
+  async function toEpoch(i, seconds = 0) { // the dots move there in some seconds
+    const from = content.points.data, to = epochs[i].points.data, token = (state.moving = {}), start = performance.now();
+    Object.assign(vae, (epochs[i].vae ||= vaeOf({...content, ...epochs[i]})));
+    state.epoch = i;
+    if (state.x) encodeImage();
+    if (state.samples) drawSamples(state.samples);
+    if (state.walk) setWalk(state.walk, false);
+    (move({}), drawCurve());
+    for (let share = (state.share = 0); share < 1 && state.moving === token; state.share = share) {
+      if (seconds) await new Promise(requestAnimationFrame);
+      share = seconds ? Math.min(1, (performance.now() - start) / 1000 / seconds) : 1;
+      content.points.data = from.map((one, j) => (1 - share) * one + share * to[j]);
+      drawMap();
+    }
+    if (state.tiles && state.moving === token) await drawTiles();
+  }
+  function stop() {
+    state.playing = null;
+    find("play").textContent = "Play the training";
+  }
+  async function play() {
+    const token = (state.playing = {}), seconds = matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : 0.8;
+    find("play").textContent = "Pause";
+    if (isLast(state.epoch)) (await toEpoch(0), await pause(0.6));
+    while (state.playing === token && !isLast(state.epoch)) (await toEpoch(state.epoch + 1, seconds), await pause(0.4));
+    if (state.playing === token) stop();
+  }
+  find("play").onclick = () => (state.playing ? stop() : play());
+  find("epoch").oninput = ({target}) => (stop(), toEpoch(Number(target.value)));
+  function drawCurve() { // of the test data: rate across, distortion up, and a dot at the epoch
+    const {epoch} = epochs[state.epoch], canvas = find("curve"), scale = devicePixelRatio || 1, here = curve.find(([one]) => one === epoch);
+    const [width, height] = [canvas.clientWidth, canvas.clientHeight].map((one) => Math.round(one * scale)), edge = 8 * scale;
+    const context = Object.assign(canvas, {width, height}).getContext("2d"), ends = [1, 2].map((k) => curve.map((row) => row[k]))
+      .map((values) => [Math.min(...values), Math.max(...values)]), share = (value, [low, high]) => (value - low) / (high - low || 1);
+    const place = ([, rate, distortion]) =>
+      [edge + share(rate, ends[0]) * (width - 2 * edge), height - edge - share(distortion, ends[1]) * (height - 2 * edge)];
+    Object.assign(context, {strokeStyle: css("--soft"), lineWidth: scale, fillStyle: css("--warm")}).beginPath();
+    curve.forEach((row) => context.lineTo(...place(row)));
+    context.stroke();
+    if (here) (mark(context, 0, place(here), 4 * scale), context.fill());
+    Object.assign(context, {fillStyle: css("--soft"), font: `${11 * scale}px system-ui, sans-serif`, textAlign: "right"});
+    ["rate \u2192", "\u2191 distortion"].forEach((name, i) => context.fillText(name, width - edge / 2, i ? 1.5 * edge : height - edge / 2));
+    const text = here ? `${vae.hasDensity ? `rate ${written(here[1])}, ` : ""}distortion ${written(here[2])} nats` : epoch ? "" : "before the first step";
+    find("epoch").value = state.epoch;
+    find("epoch").ariaValueText = find("epoch-text").textContent = [`epoch ${epoch}`, text].filter(Boolean).join(": ");
+  }
+
+  // The story, from step 1 on; 0 closes it. What a step is about has its number in data-step.
+  const told = [...document.querySelectorAll("#story li")].filter(({dataset: {step}}) => vae.canEncode || "34".includes(step));
+  function tellStory(number) {
+    const step = told[number - 1]?.dataset.step, wasOpen = state.step > 0;
+    state.step = number;
+    find("tour").ariaExpanded = !(find("story").hidden = !step);
+    document.querySelectorAll("[data-step]").forEach((one) => one.classList.toggle("lit", Boolean(step) && one.dataset.step.includes(step)));
+    remember();
+    if (!step) return wasOpen && find("tour").focus();
+    if (vae.canEncode) openTab("image");
+    if (step === "3") vae.canEncode ? find("redraw").onclick() : vae.hasPrior && jump(parts(vae.drawPrior()), "a draw");
+    [find("back").disabled, find("next").textContent] = [number === 1, number < told.length ? "Next" : "Done"];
+    document.querySelector("main .lit").scrollIntoView({block: "nearest"});
+    find("next").focus({preventScroll: true});
+  }
+  find("tour").onclick = () => tellStory(state.step ? 0 : 1);
+  find("back").onclick = () => tellStory(state.step - 1);
+  find("next").onclick = () => tellStory((state.step + 1) % (told.length + 1));
+  find("story").onkeydown = ({key}) => key === "ArrowRight" ? find("next").click() : key === "ArrowLeft" && find("back").click();
+
+  // The address, which opens the page as it is now; and pictures
+  function remember() {
+    const z = [...state.top, ...state.offsets.flat()].map((one) => Number(one.toFixed(3)));
+    const found = {image: state.picked, z, epoch: isLast(state.epoch) ? null : epochs[state.epoch].epoch, step: state.step || null};
+    const text = Object.entries(found).filter(([, value]) => value !== null && value !== undefined).map((one) => one.join("=")).join("&");
+    clearTimeout(remember.timer);
+    if (!isFrame) remember.timer = setTimeout(() => history.replaceState(null, "", `#${text}`), 300);
+  }
+  function recall() {
+    const given = new URLSearchParams(location.hash.slice(1)), number = (name) => Number(given.get(name) ?? NaN);
+    const z = (given.get("z") ?? "").split(",").map(Number), epoch = epochs.findIndex((one) => one.epoch === number("epoch"));
+    if (epoch >= 0) toEpoch(epoch);
+    if (vae.canEncode && number("image") in find("strip").children) pick(number("image"));
+    if (number("step") - 1 in told) tellStory(number("step"));
+    if (z.length === total && z.every(Number.isFinite) && given.has("z"))
+      jump({top: z.slice(0, size), offsets: split(vae.sizes.slice(0, -1), z.slice(size))}, "the address");
+  }
+  function save(canvas, download, factor = Math.ceil(400 / canvas.width)) { // small ones enlarged, each pixel a square
+    const copy = element("canvas", {width: factor * canvas.width, height: factor * canvas.height});
+    Object.assign(copy.getContext("2d"), {imageSmoothingEnabled: false}).drawImage(canvas, 0, 0, copy.width, copy.height);
+    element("a", {href: copy.toDataURL(), download}).click();
+  }
+  find("save").onclick = () => save(find("decoded"), "decoded.png");
+  find("save-map").onclick = () => save(map, "map.png");
 
   // The rest of the page: tabs, the plane, classes, the equation, notes
   const tabs = [...document.querySelectorAll("[role=tab]")];
@@ -433,7 +532,7 @@ async function show() {
   find("ask").onclick = () => unfold(find("ask"), find("why"));
   document.querySelectorAll("#why a").forEach((one) => (one.onclick = () => openTab("image")));
   document.querySelectorAll(".bound").forEach((one) => (one.textContent = content.pseudo ? "pseudo-ELBO" : "ELBO"));
-  document.body.classList.add(vae.hasDensity ? "is-vae" : "is-autoencoder", content.pseudo ? "is-pseudo" : "is-bound");
+  document.body.classList.add(vae.hasDensity ? "is-vae" : "is-autoencoder", vae.canEncode ? "is-encoder" : "is-decoder", content.pseudo ? "is-pseudo" : "is-bound");
   find("title").textContent = content.title[0];
   find("subtitle").textContent = content.title.slice(1).join(" \u00b7 ");
   const what = `${vae.hasDensity ? "A variational autoencoder" : "An autoencoder"} has pressed images of ${inner.join(" x ")} pixels into`;
@@ -441,7 +540,7 @@ async function show() {
   find("picking").hidden = !vae.canEncode;
   find("notes").querySelector("ul").append(...content.notes.map((textContent) => element("li", {textContent})));
   const recolour = () => [...find("legend").children].forEach((one, k) => (one.firstChild.style.color = colour(k)));
-  isDark.onchange = () => (recolour(), drawMap());
+  isDark.onchange = () => (recolour(), drawMap(), drawCurve());
   new ResizeObserver(() => map.clientWidth && Math.abs(map.width - map.clientWidth * devicePixelRatio) > 1 && drawMap()).observe(map);
   (recolour(), drawMap(), drawSliders());
   if (vae.canEncode) {
@@ -450,6 +549,9 @@ async function show() {
   } else openTab(vae.hasPrior ? "samples" : "latents");
   move({});
   find("how").textContent = state.scored && state.scored.isExact ? "here in closed form" : "here a mean over ten draws";
+  find("epochs").hidden = !content.epochs.length;
+  find("epoch").max = epochs.length - 1;
+  (drawCurve(), recall(), (window.onhashchange = recall));
   const training = content.bits && setUpTraining(content, colour, mark);
   if (isFrame) onmessage = ({data: [name, value], source}) => source === parent && acts[name](value);
   const tellHeight = () => parent.postMessage(["height", document.documentElement.offsetHeight], "*");

@@ -7,6 +7,7 @@ test images, and some of these images. `network.js` computes from them what torc
 from __future__ import annotations
 
 import base64
+import copy
 import html
 import inspect
 import json
@@ -23,22 +24,23 @@ from torch.nn.functional import normalize
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
-from pvae.data.folders import NotFoundError
-from pvae.data.sources import SETS
+from pvae.data.preparation import Pixels
 from pvae.distributions.joint import Joint
-from pvae.elbos.registry import ELBO_CLASSES
+from pvae.elbos.registry import loss_text
 from pvae.models.hierarchy import FirstLayer
 from pvae.models.networks import ChannelsLast, FlatBatch
-from pvae.runs.run import Run
+from pvae.runs.checkpoint import in_8_bits
+from pvae.runs.run import Run, shown_data
 from pvae.trained.codes import latent_names
 from pvae.trained.latent_space import attribute_vector, encode
 from pvae.vae import VAE
 
-__all__ = ["check_run", "explorer_page", "shown_data"]
+__all__ = ["check_run", "explorer_page"]
 
 _NUM_CODES, _NUM_IMAGES = 2000, 200  # of the test data
 _MOST_TRAINED = 1024  # pixels of an image of which a VAE trains in the page
-_TYPES = {"f4": np.float32, "f2": np.float16, "u1": np.uint8}
+_MOST_KEPT = 1_500_000  # weights of kept epochs, each a byte
+_TYPES = {"f4": np.float32, "f2": np.float16, "u1": np.uint8, "i1": np.int8}
 
 
 def check_run(run: Run) -> None:
@@ -57,29 +59,6 @@ def check_run(run: Run) -> None:
         raise InputError(f"{run.path} has --likelihood {run.config.likelihood}, which the page does not compute")
     if run.data.datum_shape[0] not in (1, 3):
         raise InputError(f"the page shows 1 or 3 channels, and the images of {run.path} have {run.data.datum_shape[0]}")
-
-
-def shown_data(run: Run, data_dir: str | Path | None = None, offline: bool = False) -> Dataset:
-    """Return the data set of a run; of a run that comes with pvae, and without its data, test images that come with it.
-
-    Args:
-        run: the run.
-        data_dir: the folder to search first. The images that come with pvae are then not taken.
-        offline: do not download anything. For a run that comes with pvae, nothing is downloaded.
-
-    Raises:
-        InputError: the data set cannot be found, or is not that of the run.
-    """
-    kept = run.path / "test-images.npz"
-    try:
-        return run.dataset(None, data_dir, offline or kept.exists())
-    except NotFoundError:
-        if data_dir is not None or not kept.exists():
-            raise
-    with np.load(kept) as arrays:
-        rows, images, labels = arrays["rows"], *(torch.from_numpy(arrays[name]) for name in ("images", "labels"))
-    names, classes = {"test": [f"test-{row}" for row in rows]}, SETS[run.data.dataset].classes
-    return Dataset(run.data.name, images, images, labels, labels, classes, names=names)
 
 
 def explorer_page(run: Run, data: Dataset | None = None, frame: str = "") -> str:
@@ -101,38 +80,30 @@ def explorer_page(run: Run, data: Dataset | None = None, frame: str = "") -> str
     for name in ("guide", "log_likelihood", "model", "posterior", "prior"):
         line = inspect.getsourcelines(getattr(VAE, name))[1]
         page = page.replace(f"{{{{ {name} }}}}", f"pvae/vae.py:{line} VAE.{name}")
-    page = page.replace("{{ loss }}", _loss_text(run.config))
+    page = page.replace("{{ loss }}", loss_text(run.config))
     content = base64.b64encode(_packed(run, data or shown_data(run), frame)).decode()
     title = html.escape(frame or run.title.partition("\n")[0])
     page = page.replace("{{ class }}", "is-frame" if frame else "is-page")
     return page.replace("{{ content }}", content).replace("{{ title }}", title)
 
 
-def _loss_text(config: Config) -> str:
-    """Return a phrase for the loss that a training of the configuration minimises."""
-    if config.is_autoencoder:
-        return "the distortion"
-    if "beta" not in ELBO_CLASSES[config.elbo].options:
-        return f"the loss of --elbo {config.elbo} with {config.particles} draws of z for each image"
-    text = f"distortion + {config.beta:g} x rate (--elbo {config.elbo})"
-    if config.warm_up:
-        text += f", with a warm-up of the weight of the rate from 0 over {config.warm_up} epochs"
-    if config.free_bits:
-        text += f", where the rate of each latent counts as at least {config.free_bits:g} nats"
-    return text
-
-
 class _Tensors:
-    """Tensors one after another in bytes; in JSON, each is its type, place and shape."""
+    """Tensors one after another in bytes; in JSON, each is its type, place, shape, and a factor of its values.
+
+    Attributes:
+        is_small: whether matrices are added in 8 bits.
+    """
 
     def __init__(self) -> None:
         self.bytes = bytearray()
+        self.is_small = False
 
     def add(self, tensor: Tensor, kind: str = "f4") -> dict[str, Any]:
-        content = tensor.detach().numpy().astype(_TYPES[kind]).tobytes()
-        place = len(self.bytes)
-        self.bytes += content
-        return {"tensor": [kind, place, place + len(content), list(tensor.shape)]}
+        step, place = 1.0, len(self.bytes)
+        if self.is_small and kind == "f4" and tensor.dim() > 1:
+            kind, (tensor, step) = "i1", in_8_bits(tensor)
+        self.bytes += tensor.detach().numpy().astype(_TYPES[kind]).tobytes()
+        return {"tensor": [kind, place, len(self.bytes), list(tensor.shape)], "step": step}
 
 
 def _packed(run: Run, data: Dataset, frame: str) -> bytes:
@@ -149,23 +120,21 @@ def _content(run: Run, data: Dataset, frame: str, tensors: _Tensors) -> dict[str
     config = run.config
     chosen = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))[:_NUM_CODES]
     images = run.preparation.pixels(data.test, rows=chosen)
-    posterior, prior = _posterior(config, vae.q_z, tensors), _prior(config, vae, tensors)
+    networks = _networks(config, vae, tensors)
     height, width = images.images.shape[2:]
     few = f"The map shows {len(chosen):,} of the {run.data.num_test:,} test images."
     lines = run.title.split("\n")
     return {
         "title": [frame, lines[0]] if frame else [run.data.title.rpartition(" (")[0], *lines],
-        "notes": [*_notes(vae, posterior, prior), *[few] * (len(chosen) < run.data.num_test)],
+        "notes": [*_notes(vae, networks["posterior"], networks["prior"]), *[few] * (len(chosen) < run.data.num_test)],
         "shape": [*images.images.shape[1:]],
         "inner": [height - 2 * config.pad, width - 2 * config.pad],
         "keep_aspect": config.image_size == "auto",
         "symmetric": run.preparation.is_symmetric,
         "binarize": config.binarize,
-        "posterior": posterior,
-        "prior": prior,
-        "decoder": _operations(vae.p_x.decoder, tensors),
-        "likelihood": _likelihood(config, vae.p_x),
+        **networks,
         "pseudo": vae.is_pseudo,
+        **_epochs(run, images, tensors, {} if frame else run.kept_epochs()),
         **_map(run, data, encode(vae, images), chosen, tensors),
         "images": tensors.add(images.images[:_NUM_IMAGES], "u1"),
         "bits": None if frame else _bits(config, images.images, tensors),
@@ -183,6 +152,29 @@ def _bits(config: Config, images: Tensor, tensors: _Tensors) -> dict[str, Any] |
     if config.latent_dims != (2,) or inner.shape[1] > 1 or inner[0].numel() > _MOST_TRAINED:
         return None
     return tensors.add(torch.from_numpy(np.packbits(inner.flatten(1).numpy() >= 128, axis=1)), "u1")
+
+
+def _networks(config: Config, vae: Any, tensors: _Tensors) -> dict[str, Any]:
+    """Return the distributions of a VAE for network.js."""
+    decoder, likelihood = _operations(vae.p_x.decoder, tensors), _likelihood(config, vae.p_x)
+    posterior, prior = _posterior(config, vae.q_z, tensors), _prior(config, vae, tensors)
+    return {"posterior": posterior, "prior": prior, "decoder": decoder, "likelihood": likelihood}
+
+
+def _epochs(run: Run, images: Pixels, tensors: _Tensors, kept: dict[int, dict[str, Tensor]]) -> dict[str, Any]:
+    """Return networks and codes of kept epochs, or of some of them where these are large, and rates and distortions."""
+    if not kept:
+        return {"epochs": []}
+    vae, tensors.is_small, found, last = copy.deepcopy(run.vae()), True, [], run.best_checkpoint().epoch
+    before, size = sorted(epoch for epoch in kept if epoch < last), sum(map(torch.numel, vae.state_dict().values()))
+    for place in np.linspace(0, len(before) - 1, min(max(1, _MOST_KEPT // size), len(before))).round():
+        vae.load_state_dict(kept[before[int(place)]])
+        codes = encode(vae, images)
+        points = tensors.add(normalize(codes, dim=-1) if run.config.prior_family.is_on_sphere else codes, "f2")
+        found.append({"epoch": before[int(place)], **_networks(run.config, vae, tensors), "points": points})
+    tensors.is_small = False
+    curve = [[row.epoch, row.rate, row.distortion] for row in run.metrics() if row.split == "test"]
+    return {"epoch": last, "epochs": found, "curve": curve}
 
 
 def _map(run: Run, data: Dataset, codes: Tensor, chosen: Tensor, tensors: _Tensors) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from pvae.core.errors import InputError
 from pvae.core.records import to_json
 
-__all__ = ["Checkpoint", "read_checkpoint", "to_bytes"]
+__all__ = ["Checkpoint", "in_8_bits", "read_checkpoint", "to_bytes"]
 
 _FORMAT = "pvae checkpoint 1"
 
@@ -46,8 +46,19 @@ class Checkpoint:
     run: str = ""
 
 
-def to_bytes(checkpoint: Checkpoint) -> bytes:
-    """Return the content of a checkpoint file."""
+def in_8_bits(values: Tensor) -> tuple[Tensor, float]:
+    """Return int8 values and a step, whose products are the given values to half a step, 1/254 of the largest one."""
+    step = values.abs().max().item() / 127 or 1.0
+    return (values / step).round().to(torch.int8), step
+
+
+def to_bytes(checkpoint: Checkpoint, is_small: bool = False) -> bytes:
+    """Return the content of a checkpoint file.
+
+    Args:
+        checkpoint: the checkpoint.
+        is_small: store floats in 8 bits where they have two or more dimensions.
+    """
     groups = {"vae": checkpoint.vae, "adam": checkpoint.moments, "rng": checkpoint.rng}
     tensors = {
         # A copy, since safetensors refuses tensors that share memory, as tied weights do.
@@ -55,7 +66,11 @@ def to_bytes(checkpoint: Checkpoint) -> bytes:
         for group, members in groups.items()
         for name, tensor in members.items()
     }
-    text = to_json({"counts": {"epoch": checkpoint.epoch, "step": checkpoint.step}, "run": checkpoint.run})
+    steps = dict[str, float]()
+    for name in [name for name, one in tensors.items() if is_small and one.dim() > 1 and one.is_floating_point()]:
+        tensors[name], steps[name] = in_8_bits(tensors[name])
+    counts = {"epoch": checkpoint.epoch, "step": checkpoint.step}
+    text = to_json({"counts": counts, "run": checkpoint.run, **({"int8": steps} if is_small else {})})
     return safetensors.torch.save(tensors, {"format": _FORMAT, "state": text, "sha256": _digest(text, tensors)})
 
 
@@ -73,6 +88,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         state = json.loads(metadata["state"])
         is_whole = metadata["format"] == _FORMAT and metadata["sha256"] == _digest(metadata["state"], tensors)
         groups: dict[str, dict[str, Tensor]] = {"vae": {}, "adam": {}, "rng": {}}
+        tensors |= {name: tensors[name] * float(step) for name, step in state.get("int8", {}).items()}
         for name, tensor in tensors.items():
             group, _, name_in_group = name.partition(".")
             # The runs that come with pvae store half-precision weights.

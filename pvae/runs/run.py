@@ -2,8 +2,8 @@
 
 A run folder contains config.json (options, data record, versions), metrics.jsonl (one JSON object per line, see
 `metrics.Metrics`), checkpoint.safetensors (weights, optimiser, random state, progress), with validation images
-best.safetensors (the weights of the epoch with the best bound on them), for images of files split.csv (the name and the
-split of each), figures/ and TensorBoard events.
+best.safetensors (the weights of the epoch with the best bound on them), of two latents epochs.safetensors (the weights
+of a few epochs), for images of files split.csv (the name and the split of each), figures/ and TensorBoard events.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from pvae.config.presets import system_title
 from pvae.core.errors import InputError, LacksOptionError
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
+from pvae.data.folders import NotFoundError
 from pvae.data.preparation import Preparation
+from pvae.data.sources import SETS
 from pvae.models.build import build_vae
 from pvae.runs.checkpoint import Checkpoint, read_checkpoint
 from pvae.runs.data import data_of
@@ -30,10 +34,11 @@ from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience, read_metr
 from pvae.runs.record import READY_MADE, RunRecord
 from pvae.vae import VAE
 
-__all__ = ["BEST", "CHECKPOINT", "METRICS", "OWN_CODE", "READY_MADE", "Run", "cached", "load"]
+__all__ = ["BEST", "CHECKPOINT", "KEPT", "METRICS", "OWN_CODE", "READY_MADE", "Run", "cached", "load", "shown_data"]
 
 CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
 BEST = "best.safetensors"
+KEPT = "epochs.safetensors"
 OWN_CODE = "vae.py"  # the text of the file that --vae named; it is never run from here
 
 T = TypeVar("T")
@@ -173,6 +178,22 @@ class Run(RunRecord):
             raise InputError(f"{self.path / BEST} is not of epoch {best}, the best: restore the files of one run")
         return checkpoint
 
+    def kept_epochs(self) -> dict[int, dict[str, Tensor]]:
+        """Return the weights at the end of a few epochs by epoch, 0 before the first step; {} if none were kept.
+
+        `fit` keeps them of a VAE with two latents, matrices in 8 bits.
+
+        Raises:
+            InputError: as for `read_checkpoint`.
+        """
+        found: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in self.read(KEPT).vae.items() if (self.path / KEPT).exists() else ():
+            epoch, _, name = key.partition(".")
+            if not epoch.isdecimal():
+                raise InputError(f"{self.path / KEPT} does not hold the weights of several epochs: remove it")
+            found.setdefault(int(epoch), {})[name] = tensor
+        return found
+
     def vae(self, vae: VAE | None = None) -> VAE:
         """Return the trained VAE with the weights of `best_checkpoint`, in eval mode, on the CPU.
 
@@ -260,3 +281,26 @@ def load(path: str | Path, vae: VAE | None = None) -> VAE:
         InputError: the folder is not a run folder, its files are damaged, or `vae` is missing.
     """
     return Run.open(path).vae(vae)
+
+
+def shown_data(run: Run, data_dir: str | Path | None = None, offline: bool = False) -> Dataset:
+    """Return the data set of a run; of a run that comes with pvae, and without its data, test images that come with it.
+
+    Args:
+        run: the run.
+        data_dir: the folder to search first. The images that come with pvae are then not taken.
+        offline: do not download anything. For a run that comes with pvae, nothing is downloaded.
+
+    Raises:
+        InputError: the data set cannot be found, or is not that of the run.
+    """
+    kept = run.path / "test-images.npz"
+    try:
+        return run.dataset(None, data_dir, offline or kept.exists())
+    except NotFoundError:
+        if data_dir is not None or not kept.exists():
+            raise
+    with np.load(kept) as arrays:
+        rows, images, labels = arrays["rows"], *(torch.from_numpy(arrays[name]) for name in ("images", "labels"))
+    names, classes = {"test": [f"test-{row}" for row in rows]}, SETS[run.data.dataset].classes
+    return Dataset(run.data.name, images, images, labels, labels, classes, names=names)

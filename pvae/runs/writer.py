@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pvae.config.config import Config
 from pvae.core import __version__
@@ -27,9 +28,9 @@ from pvae.core.records import to_json
 from pvae.runs.checkpoint import Checkpoint, to_bytes
 from pvae.runs.metrics import Metrics, best_epoch
 from pvae.runs.record import CONFIG
-from pvae.runs.run import BEST, CHECKPOINT, METRICS, OWN_CODE, Run
+from pvae.runs.run import BEST, CHECKPOINT, KEPT, METRICS, OWN_CODE, Run
 
-__all__ = ["begin", "check_out", "discard", "new_folder", "record_choice", "save"]
+__all__ = ["begin", "check_out", "discard", "keep", "new_folder", "record_choice", "save"]
 
 _FIRST = (METRICS, CHECKPOINT)  # files that are written before config.json
 
@@ -119,6 +120,17 @@ def save(run: Run, rows: Sequence[Metrics], checkpoint: Checkpoint) -> None:
     run.forget()
 
 
+def keep(run: Run, epochs: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """Write the weights of a few epochs, by epoch, as `Run.kept_epochs` returns them.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    weights = {f"{epoch}.{name}": tensor for epoch, one in epochs.items() for name, tensor in one.items()}
+    checkpoint = Checkpoint(epoch=max(epochs), step=0, vae=weights, moments={}, rng={}, run=run.identity)
+    write_whole(run.path / KEPT, to_bytes(checkpoint, is_small=True))
+
+
 def record_choice(run: Run, chosen: Mapping[str, Any]) -> None:
     """Record the engine and the number of threads that the first steps have chosen; nothing if it is empty."""
     session = run.sessions[-1]
@@ -130,7 +142,7 @@ def record_choice(run: Run, chosen: Mapping[str, Any]) -> None:
 def discard(path: Path) -> None:
     """Remove the folder of a new run whose training could not start."""
     with contextlib.suppress(OSError):
-        for name in (*_FIRST, CONFIG, "split.csv"):
+        for name in (*_FIRST, CONFIG, KEPT, "split.csv"):
             (path / name).unlink(missing_ok=True)
         path.rmdir()
 

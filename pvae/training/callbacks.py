@@ -33,6 +33,7 @@ __all__ = [
     "EarlyStopping",
     "Figures",
     "Interrupt",
+    "KeptEpochs",
     "OnEachRow",
     "OnEpoch",
     "ProgressBar",
@@ -42,6 +43,7 @@ __all__ = [
 OnEpoch = Callable[[Run, Metrics], object]
 _LEAST_SECONDS = 0.5  # of training between two lines of metrics
 _SHOWN = 20  # letters of a level of a column
+_KEPT = 9  # epochs, and the start
 
 
 @dataclass
@@ -96,6 +98,30 @@ class Checkpointing(Callback):
             writer.save(self.run, trainer.rows, trainer.checkpoint())
             writer.record_choice(self.run, trainer.engine.chosen)
         self.epoch = trainer.epoch
+
+
+@dataclass
+class KeptEpochs(Callback):
+    """Keeps the weights of about ten epochs of a VAE with two latents, so that `pvae explore` can show how they moved.
+
+    They are the start and epochs in equal ratios: of 50, these are 0, 1, 2, 4, 6, 9, 14, 21 and 32.
+
+    Args:
+        run: the run.
+    """
+
+    run: Run
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Keep the first weights."""
+        self.on_epoch_end(trainer, ())
+
+    def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
+        """Write the weights of the epoch, beside those that were kept before."""
+        config = self.run.config
+        epochs = {0, *(round(config.epochs ** (number / _KEPT)) for number in range(_KEPT))}
+        if config.latent_dims == (2,) and not self.run.has_own_vae and trainer.epoch in epochs:
+            writer.keep(self.run, {**self.run.kept_epochs(), trainer.epoch: trainer.vae.state_dict()})
 
 
 @dataclass

@@ -37,6 +37,7 @@ from pvae.training.callbacks import (
     EarlyStopping,
     Figures,
     Interrupt,
+    KeptEpochs,
     OnEachRow,
     OnEpoch,
     ProgressBar,
@@ -388,7 +389,7 @@ def writing_folder(
     callbacks: list[Callback] = [saved, EarlyStopping(run.config.patience), Interrupt(interruptions, world)]
     with contextlib.closing(TensorBoard(run)) as board:
         if world.is_first:
-            callbacks[1:1] = [board, *printed, OnEachRow(run, on_epoch), Figures(run, interruptions)]
+            callbacks[1:1] = [KeptEpochs(run), board, *printed, OnEachRow(run, on_epoch), Figures(run, interruptions)]
         try:
             yield callbacks
         except (KeyboardInterrupt, OSError, RuntimeError, InputError) as error:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +23,10 @@ from pvae.data.preparation import Pixels
 from pvae.distributions.flow import Flow
 from pvae.distributions.full_normal import FullNormal
 from pvae.distributions.power_spherical import PowerSpherical, SphereUniform
-from pvae.explore.page import explorer_page, shown_data
+from pvae.explore.page import explorer_page
 from pvae.explore.side_by_side import side_by_side_page
 from pvae.models.build import build_vae
+from pvae.runs.run import shown_data
 from pvae.trained.codes import run_batch
 from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.latent_space import attribute_vector, encode
@@ -349,6 +352,139 @@ def test_runs_side_by_side_follow_one_pointer(train, opened):
     page.switch_to.default_content()
     states("document.querySelectorAll('#legend button')[1].click()", 0, "pvae.state.focus === 1")
     states("document.getElementById('tiles').click()", 2, "pvae.state.tiles")
+
+
+@pytest.fixture
+def moving(train, opened):
+    """A run of two latents, its page, and a function that waits until the page is at an epoch and returns its dots."""
+    run = train({"latent_dim": 2, "network": "conv", "hidden": (4, 6)})
+    page = opened(run)
+
+    def dots_at(place):
+        wait(page, f"return pvae.state.epoch === {place} && pvae.state.share === 1")
+        return torch.tensor(page.execute_script("return Array.from(pvae.content.points.data)")).view(20, 2)
+
+    return run, page, dots_at
+
+
+def test_the_page_shows_kept_epochs(moving):
+    """Their codes, and what their encoder and decoder compute; the last epoch's are those of the run."""
+    run, page, dots_at = moving
+    shown = torch.randperm(20, generator=torch.Generator().manual_seed(0))  # the order on the page
+    x, z = run.preparation.pixels(run.loaded.test), torch.tensor([[0.4, -0.9], [-1.0, 0.3]])
+    (image,) = run.preparation.pixels(run.loaded.test, rows=shown[:1]).split(1)
+    close(dots_at(3).tolist(), encode(run.vae(), x)[shown], 2e-3)
+    vae, all_dots = build_vae(run.config, run.data.datum_shape), []
+    for place, epoch in ((1, 1), (0, 0), (3, 3)):
+        script = "const one = document.getElementById('epoch'); one.value = arguments[0]; one.oninput({target: one});"
+        page.execute_script(script, place)
+        vae.load_state_dict(run.kept_epochs()[epoch] if epoch < 3 else run.vae().state_dict())
+        all_dots.append(dots_at(place))
+        close(all_dots[-1].tolist(), encode(vae.eval(), x)[shown], 2e-3)
+        found = page.execute_script(
+            "return [arguments[0].map(z => Array.from(pvae.vae.mean(z))), pvae.vae.posterior(pvae.imageX(0)).loc,"
+            "pvae.state.scored.q.loc, document.getElementById('epoch-text').textContent]",
+            z.tolist(),
+        )
+        with torch.no_grad():
+            close(found[0], vae.likelihood(z).mean.flatten(1), 1e-4)
+            close(found[1], vae.posterior(image).mean[0], 1e-4)
+        assert found[1] == found[2], "the picked image is encoded again"
+        assert f"epoch {epoch}" in found[3]
+    assert all((one - other).abs().max() > 0.01 for one, other in itertools.pairwise(all_dots))
+
+
+def test_the_training_is_played(moving):
+    _, page, dots_at = moving
+    last = dots_at(3)
+    curve = "return document.getElementById('curve').toDataURL()"
+    before = page.execute_script(curve)
+    page.find_element("id", "play").click()
+    first = dots_at(0)
+    assert (first - last).abs().max() > 0.01
+    assert page.execute_script(curve) != before
+    assert torch.equal(dots_at(3), last)
+    wait(page, "return !pvae.state.playing")
+    assert page.execute_script(curve) == before
+
+
+def test_a_run_without_kept_epochs_has_no_play_button(train, opened):
+    page = opened(train({"latent_dim": 3}))
+    assert not page.find_element("id", "play").is_displayed()
+
+
+@pytest.mark.parametrize("system", ["one latent, softplus", "ladder", "sphere", "mlp"])
+def test_the_address_opens_the_page_as_it_was(train, opened, system):
+    """Picked image, latents, step of the story, and of two latents the epoch; nothing is added to the history."""
+    run = train({**SYSTEMS[system], **({"latent_dim": 2} if system == "mlp" else {})})
+    page, keys = opened(run), webdriver.Keys
+    entries = page.execute_script("return history.length")
+    page.find_elements("css selector", "#strip button")[4].click()
+    page.find_element("id", "map").send_keys(keys.ARROW_LEFT, keys.ARROW_UP)
+    if system == "mlp":
+        page.find_element("id", "epoch").send_keys(keys.ARROW_LEFT)
+    page.find_element("id", "tour").send_keys(keys.ENTER)
+    wait(page, "return location.hash.includes('step=1') && location.hash.includes('image=4')")
+    state = (
+        "return [pvae.vae.join(pvae.state.top, pvae.state.offsets), Array.from(pvae.state.x), pvae.state.epoch,"
+        "pvae.state.step, history.length]"
+    )
+    before, address = page.execute_script(state), page.current_url
+    page.get("about:blank")
+    page.get(address)
+    wait(page, "return window.pvae && pvae.state.step === 1")
+    after = page.execute_script(state)
+    close(after[0], before[0], 2e-3)
+    assert after[1:4] == before[1:4]
+    assert before[2] == (2 if system == "mlp" else 0)
+    assert before[4] == entries
+    page.get("about:blank")
+    page.get(address.partition("#")[0] + "#image=99&z=1,x&epoch=-1&step=9&=")  # which names nothing
+    wait(page, "return window.pvae && pvae.state.picked === 0 && pvae.state.step === 0")
+
+
+@pytest.mark.parametrize(("system", "steps"), [("mlp", 5), ("ladder", 5), ("autoencoder", 5), ("spline", 2)])
+def test_the_story_is_told_by_keys(train, opened, system, steps):
+    """Each step has a sentence, a term of the equation, and a part of the page; a VAE that cannot encode has two."""
+    page, keys = opened(train(SYSTEMS[system])), webdriver.Keys
+    told = (
+        "const seen = (one) => one.checkVisibility() && one.innerText || one.id;"
+        "const all = (where) => [...document.querySelectorAll(where)].filter(one => one.checkVisibility()).map(seen);"
+        "return [all('#story li'), all('#story .equation .lit'), all('main .lit')]"
+    )
+    page.find_element("id", "tour").send_keys(keys.ENTER)
+    stories = [page.execute_script(told)]
+    for _ in range(steps - 1):
+        page.switch_to.active_element.send_keys(keys.ARROW_RIGHT)
+        stories.append(page.execute_script(told))
+    assert len({json.dumps(one[:2]) for one in stories}) == steps
+    assert all(len(sentence) == 1 and terms and parts for sentence, terms, parts in stories)
+    page.switch_to.active_element.send_keys(keys.ARROW_LEFT)
+    assert page.execute_script(told)[0] == stories[-2][0]
+    page.switch_to.active_element.send_keys(keys.ESCAPE)
+    assert page.execute_script(told) == [[], [], []]
+    assert page.switch_to.active_element.get_attribute("id") == "tour"
+
+
+def test_pictures_are_saved(train, opened, tmp_path):
+    """What is decoded, each pixel a square; and the map."""
+    page = opened(train({"latent_dim": 2}))
+    page.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    for button, name in (("save", "decoded.png"), ("save-map", "map.png")):
+        page.find_element("id", button).click()
+        file = tmp_path / name
+        for _ in range(500):
+            if file.exists():
+                break
+            time.sleep(0.02)
+        picture = np.array(Image.open(file).convert("RGB"))
+        if name == "decoded.png":
+            mean = page.execute_script("return Array.from(pvae.vae.mean(pvae.state.top))")
+            expected = (255 * torch.tensor(mean).view(3, 13, 10)).round().permute(1, 2, 0)
+            assert np.abs(picture.reshape(13, 40, 10, 40, 3) - expected[:, None, :, None].numpy()).max() <= 1
+        else:
+            assert picture.shape[0] == picture.shape[1] > 300
+            assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
 
 
 @pytest.mark.parametrize("system", ["mlp", "sphere", "ladder"])
