@@ -21,12 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import latex2mathml.converter
+import pyro
+import torch
 from docutils.nodes import SkipNode
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 import pvae
 from pvae.cli.commands import COMMANDS, command_of
 from pvae.core.errors import InputError
 from pvae.explore.page import explorer_page
+from pvae.plotting.figures import PALETTE
 from pvae.runs.run import Run
 
 if sys.version_info >= (3, 11):
@@ -37,11 +42,20 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 MADE = "*What follows is made from the code when the book is built.*"
 CHOICES = tomllib.loads((ROOT / "notebooks" / "choices.toml").read_text(encoding="utf-8"))
-SYMBOLS = CHOICES.pop("symbols")
+KINDS = CHOICES.pop("kinds")
+STYLE = dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), "#808080") | {"font.size": 8}
 MADE_PAGES = ROOT / "notebooks" / "made"
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
 (LAYERS,) = [contract["layers"] for contract in CONTRACTS if contract["type"] == "layers"]
 ROOMS = [room for layer in reversed(LAYERS[2:]) for room in layer.split(" | ")]  # without the commands
+LOGO = """<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"><g transform="rotate(-30 32 32)">
+<ellipse cx="32" cy="32" rx="29" ry="18" fill="none" stroke="{}" stroke-width="4"/>
+<circle cx="21" cy="32" r="6" fill="{}"/><circle cx="43" cy="32" r="6" fill="{}"/></g></svg>"""
+_DOCUMENTS = [ROOT / "README.md", *(path for path in (ROOT / "notebooks").glob("*.[imt]*"))]  # pages, and choices.toml
+MENTIONED = {
+    word for path in _DOCUMENTS for word in re.findall(r"\w+", re.sub('"image/png": .*', "", path.read_text()))
+}
+_COMMANDS = {"log", "exp", "tanh", "max", "det", "sum", "prod", "alpha", "beta", "theta", "phi", "pi", "mu"}
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Reference):$", re.MULTILINE)
 
 
@@ -66,6 +80,10 @@ def choices(kind: str) -> Iterator[str]:
     """Yield a table of the posteriors, priors, likelihoods, elbos or networks, and the list of their pages."""
     names = CHOICES[kind]
     rows = [[f"[{name}](made/{kind}/{name}.md)", f"`{said['option']}`", said["take"]] for name, said in names.items()]
+    if kind in KINDS:
+        yield f"The pictures show {KINDS[kind]['picture']}. The code on each page makes its own."
+        for row, name in zip(rows, names):
+            row[0] += f"<br>![{name}](made/{kind}/{name}.svg){{width=130px}}"
     yield table(["name", "option", "when to take it"], rows)
     pages = "\n".join(f"made/{kind}/{name}" for name in names)
     yield f"```{{toctree}}\n:hidden:\n\n{pages}\n```"
@@ -79,22 +97,82 @@ def choice(kind: str, name: str) -> Iterator[str]:
     arguments = next((text for base in (one, *getattr(one, "__mro__", [])) if (text := arguments_of(base))), "")
     yield f"# {name}"
     yield f"`{said['option']}`, in Python `pvae.{said['module']}.{name}`"
-    yield parts[""]
+    yield re.sub("^ {4}(.*)", lambda line: f"$${typeset(line[1])}$$\n", parts[""], flags=re.MULTILINE)
     entries = re.findall(r"^(\w+): (.*(?:\n .*)*)", arguments, re.MULTILINE)
     rows = []
     for argument, text in entries:
         symbol, meaning = re.fullmatch(r"(?:([A-Z])\b[.,;]? ?)?(.*)", " ".join(text.split())).groups()
-        rows.append([symbol or "", meaning or SYMBOLS[symbol], f"`{argument}`"])
+        rows.append([symbol or "", meaning, f"`{argument}`"])
     rows += [[symbol, meaning, where] for symbol, meaning, where in said.get("rows", [])]
     has_symbols = any(symbol for symbol, *_ in rows)
     columns = ["symbol", "meaning", "name in the code"][not has_symbols :]
     yield table(columns, [row[not has_symbols :] for row in rows])
     yield f"**When to take it.** {said['take']}"
-    yield f"**What it cannot do.** {said['cannot']}"
+    yield f"**When not to take it.** {said['avoid']}"
+    if "code" in said:
+        code = f"{KINDS[kind]['before'].format(name=name, **said)}\n{said['code']}".strip()
+        yield f"```python\n{code}\n```"
+        draw(code, MADE_PAGES / kind / f"{name}.svg")
+        yield f"![{name}](made/{kind}/{name}.svg)"
+        yield f"The picture shows {said.get('picture', KINDS[kind]['picture'])}."
     yield f"**Figures:** {said['figures']}"
     yield f"**Tests:** {', '.join(f'`{test}`' for test in said['tests'])}"
     if "Reference" in parts:
         yield f"**Reference:** {' '.join(parts['Reference'].split())}"
+
+
+def _word(found: re.Match[str]) -> str:
+    """Return a word of an equation as TeX, with the spaces beside it."""
+    before, word, after = (part.replace(" ", r"\ ") for part in found.groups(default=""))
+    return f"{before}\\{word} {after}" if word in _COMMANDS else f"{before}\\mathrm{{{word}}}{after}"
+
+
+TEX = {  # what is replaced in an equation of a docstring, in this order
+    r"log_(?=[a-z]{2})": "log ",
+    r"\bd/d ?(\w+)": r"\\frac{d}{d \1}",
+    r"\^\(([^()]*)\)": r"^{\1}",
+    r"\^(-?\w+)": r"^{\1}",
+    r"_(\w+)": r"_{\1}",
+    r"\binf\b": r"\\infty",
+    r"((?<=[\w})]) )?(?<![{\\\w])([A-Za-z]{2,})( (?=\w))?": _word,
+    r"\((\w+)/(\w+)\)": r"\\frac{\1}{\2}",
+    r"\bE(?=_| \[)": r"\\mathbb{E}",
+    r"\|\|": r"\\,\\|\\,",
+    r" \| ": r"\\mid ",
+    "<=": r"\\le ",
+    "!=": r"\\ne ",
+    "~": r"\\sim ",
+    " {3,}": r"\\quad ",
+}
+
+
+def typeset(equation: str) -> str:
+    """Return an equation of a docstring as TeX."""
+    for pattern, tex in TEX.items():
+        equation = re.sub(pattern, tex, equation)
+    return equation
+
+
+def draw(code: str, path: Path) -> None:
+    """Run the code of a page, and draw the densities, the estimates of a gradient or the draws that it leaves."""
+    made: dict[str, Any] = {}
+    with torch.random.fork_rng(), pyro.get_param_store().scope(), rc_context(STYLE):
+        torch.manual_seed(0)
+        exec(compile(code, path.stem, "exec"), made)
+        axes = Figure(figsize=(2.1, 2.1), layout="constrained").add_subplot()
+        if "density" in made:
+            for colour, density in zip(PALETTE, made["density"].detach().T):
+                axes.plot(made["x"], density, "o" if len(made["x"]) < 10 else "-", color=colour)
+            axes.set(xlabel="x", ylabel="p(x | z)", ylim=(0, None))
+        elif "gradient" in made:
+            axes.hist(made["gradient"][:, 0].clamp(-6, 4), bins=50, range=(-6, 4), color=PALETTE[0])
+            axes.set(xlabel="gradient by loc", ylabel="estimates", yticks=[])
+        else:
+            name = "z" if "z" in made else "x"
+            axes.scatter(*made[name].detach().flatten(0, -2).T, s=3, color=PALETTE[0], alpha=0.6, linewidths=0)
+            axes.set(xlabel=f"{name}_1", ylabel=f"{name}_2")
+            axes.axis("equal")
+        axes.figure.savefig(path, transparent=True)
 
 
 def commands() -> Iterator[str]:
@@ -133,6 +211,8 @@ def api() -> Iterator[str]:
 def room(name: str) -> Iterator[str]:
     """Yield a page of the public names of a room's modules that are not among those of `pvae`."""
     package = importlib.import_module(f"pvae.{name}")
+    if name in ("core", "compile"):  # helpers of the other rooms
+        yield "---\nnosearch: true\n---"
     yield f"# pvae.{name}"
     yield package.__doc__
     known = [getattr(pvae, one) for one in pvae.__all__]
@@ -147,11 +227,13 @@ def room(name: str) -> Iterator[str]:
         yield from (described(path, one) for one in public)
 
 
-def write_pages(_: Any) -> None:
+def write_pages(*_: Any) -> None:
     """Write a page for each room and for each posterior, prior, ..., before Sphinx looks for pages."""
     pages = {f"rooms/{name}": room(name) for name in ROOMS}
     pages |= {f"{kind}/{name}": choice(kind, name) for kind, names in CHOICES.items() for name in names}
     shutil.rmtree(MADE_PAGES, ignore_errors=True)
+    MADE_PAGES.mkdir()
+    (MADE_PAGES / "logo.svg").write_text(LOGO.format(*PALETTE), encoding="utf-8")
     for path, parts in pages.items():
         file = MADE_PAGES / f"{path}.md"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -170,12 +252,21 @@ def write_explorer(app: Any, error: Exception | None) -> None:
     (Path(app.outdir) / "_static" / "explore.html").write_text(text, encoding="utf-8")
 
 
+def add_download(_: Any, page: str, __: str, context: dict[str, Any], doctree: Any) -> None:
+    """Put a link below the title of a notebook, to download it."""
+    if context.get("sourcename", "").endswith(".ipynb"):
+        link = f'</h1><p><a href="_sources/{context["sourcename"]}" download>Download the notebook</a></p>'
+        context["body"] = context["body"].replace("</h1>", link, 1)
+
+
 def described(module: str, name: str) -> str:
     """Return the directive that describes a name of a module."""
     one = getattr(importlib.import_module(module), name)
     kind = "autoclass" if inspect.isclass(one) else "autofunction" if inspect.isfunction(one) else "autodata"
-    members = "\n   :members:" if kind == "autoclass" else "\n   :no-value:" if kind == "autodata" else ""
-    return f"```{{eval-rst}}\n.. {kind}:: {module}.{name}{members}\n```"
+    options = "\n   :members:" if kind == "autoclass" else "\n   :no-value:" if kind == "autodata" else ""
+    if kind != "autoclass" and name not in MENTIONED:
+        options += "\n   :no-index:"  # a helper
+    return f"```{{eval-rst}}\n.. {kind}:: {module}.{name}{options}\n```"
 
 
 def fill(_: Any, page: str, source: list[str]) -> None:
@@ -213,7 +304,9 @@ def mathml(translator: Any, node: Any, display: str = "inline") -> None:
     # What browsers leave out of MathML: variants of letters, and a space between log and p.
     text = re.sub(r'<mi mathvariant="(double-struck|script)">(\w)</mi>', lambda one: _letter(*one.groups()), text)
     text = re.sub("<mi>(log|exp)</mi>(?=<mi)", r'<mi>\1</mi><mspace width="0.167em"/>', text)
-    translator.body.append(f'<div style="padding: 0.5em 0">{text}</div>' if display == "block" else text)
+    translator.body.append(
+        f'<div style="padding: 0.5em 0; overflow-x: auto">{text}</div>' if display == "block" else text
+    )
     raise SkipNode
 
 
@@ -228,9 +321,10 @@ def _letter(variant: str, letter: str) -> str:
 def setup(app: Any) -> None:
     """Connect what is made to the build."""
     app.add_html_math_renderer("mathml", (mathml, None), (partial(mathml, display="block"), None))
-    app.connect("builder-inited", write_pages)
+    app.connect("config-inited", write_pages, priority=100)  # before the logo is looked for
     app.connect("build-finished", write_explorer)
     app.connect("env-get-outdated", lambda *_: [*CHOICES, "api", "commands"])  # the code may have changed
     app.connect("source-read", fill)
+    app.connect("html-page-context", add_download)
     app.connect("autodoc-process-docstring", to_rst, priority=100)
     app.connect("autodoc-skip-member", is_skipped)

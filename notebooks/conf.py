@@ -11,11 +11,13 @@ project = "pvae"
 version = release = pvae.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "book"]
 nb_execution_mode = "off"  # the notebooks are stored executed
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["attrs_inline", "dollarmath"]
 myst_heading_anchors = 4
 exclude_patterns = ["**/.ipynb_checkpoints"]
 html_math_renderer = "mathml"  # of book.py
 html_theme = "furo"
+html_sourcelink_suffix = ""  # so that a notebook is downloaded under its own name
+html_logo = html_favicon = "made/logo.svg"  # which book.py writes
 html_title = f"pvae {release}"
 highlight_language = "text"
 smartquotes = False  # --option

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pyro
 import pytest
 import torch
 from nbclient import NotebookClient
@@ -29,6 +30,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "notebooks").glob("*.md"))
 DOCUMENTS = [README, *PAGES]
+CHOICES = tomllib.loads((ROOT / "notebooks" / "choices.toml").read_text())
 
 
 def blocks(path):
@@ -177,7 +179,7 @@ def test_every_page_and_notebook_is_linked_from_the_books_index():
 
 
 def test_every_choice_has_a_section_in_the_book():
-    choices = tomllib.loads((ROOT / "notebooks" / "choices.toml").read_text())
+    choices = CHOICES
     posterior = {name for name in (*posteriors.__all__, *hierarchy.__all__) if name.endswith("Posterior")}
     prior = {name for name in (*priors.__all__, *hierarchy.__all__) if name.endswith("Prior")}
     assert set(choices["posteriors"]) == posterior
@@ -188,8 +190,29 @@ def test_every_choice_has_a_section_in_the_book():
         assert {row.module.partition(":")[2] for row in families.values()} <= set(choices[kind])
     assert set(choices["elbos"]) == {kind.__name__ for kind in ELBO_CLASSES.values()}
     assert set(choices["networks"]) == {name for name in networks.__all__ if name.islower()}
-    tests = {test for kind in choices if kind != "symbols" for one in choices[kind].values() for test in one["tests"]}
+    tests = {test for kind in choices if kind != "kinds" for one in choices[kind].values() for test in one["tests"]}
     assert [test for test in tests if not (ROOT / test).exists()] == []
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in CHOICES["kinds"] for name in CHOICES[kind]])
+def test_the_code_of_a_choice_leaves_what_its_picture_shows(kind, name):
+    said = CHOICES[kind][name]
+    code = f"{CHOICES['kinds'][kind]['before'].format(name=name, **said)}\n{said['code']}"
+    assert max(map(len, code.splitlines())) <= 88
+    made = {}
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        torch.manual_seed(0)
+        exec(compile(code, name, "exec"), made)
+    drawn = next(made[one] for one in ("density", "gradient", "z", "x") if one in made)
+    assert drawn.isfinite().all()
+    if kind == "elbos":
+        mean, error = drawn[:, 0].mean(), drawn[:, 0].std() / len(drawn) ** 0.5
+        assert made["elbo"].is_importance_weighted or name == "EnumeratedELBO" or abs(mean + 1) < 5 * error
+
+
+def test_no_argument_is_explained_by_its_shape_alone():
+    for path in (ROOT / "pvae").glob("**/*.py"):
+        assert re.findall(r"(?m)^ +\w+: (?:\([^a-z]*\)|[A-Z](?:_\w+)?)\.$", path.read_text()) == [], path.name
 
 
 @pytest.mark.workflow

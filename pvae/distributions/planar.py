@@ -22,9 +22,9 @@ class Planar:
     at least exp(-7), and its inverse is exact to rounding.
 
     Args:
-        u: (..., T, L).
-        w: (..., T, L).
-        b: (..., T).
+        u: the direction in which each transform moves z, (..., T, L).
+        w: the direction along which it looks at z, (..., T, L).
+        b: its offset, (..., T).
 
     Reference:
         Rezende and Mohamed, arXiv:1505.05770, equations 10 to 12 and appendix A.1.

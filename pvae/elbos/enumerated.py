@@ -25,9 +25,9 @@ class EnumeratedELBO(PerDatumELBO, TraceEnum_ELBO):
         L(x) = sum_y q(y | x) [ log p(x, y, z_y) - log q(y | x) - log q(z_y | x, y) ],    z_y ~ q(z | x, y)
 
     Where the label is known, q(y | x) is a point mass and L bounds log p(x, y). The classifier q(y | x) then has no
-    gradient, so the loss has a further term, a mean over the batch:
+    gradient, so the loss of such a datum has a further term, its cross-entropy with the weight a, `label_weight`:
 
-        loss = -L + label_weight * (-log q(y | x) at the known labels, 0 at the others)
+        loss = -L - a log q(y | x)
 
     Args:
         num_particles: K draws of z for each y.

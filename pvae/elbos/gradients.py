@@ -78,10 +78,10 @@ class PathDerivativeELBO(ImportanceELBO):
 class StickingTheLanding(PathDerivativeELBO):
     """The ELBO with a gradient that leaves out the score function: no gradient flows to the parameters of log q(z | x).
 
-        d/d phi ELBO  =  E_q [ d/dz (log p(x, z) - log q(z | x))  dz/d phi ]
+        d/d phi ELBO  =  E_q [ d/dz (log p(x, z) - log q(z | x)) (dz / d phi) ]
 
     Args:
-        num_particles: K.
+        num_particles: K, the number of draws of z for each datum.
         beta: weight of the rate in the loss.
 
     Reference:
@@ -100,8 +100,8 @@ class StickingTheLanding(PathDerivativeELBO):
 class DReG(PathDerivativeELBO):
     """The importance-weighted bound with the doubly reparameterised gradients of the encoder and of Normal priors.
 
-        d/d phi L_K    =  E [ sum_k v_k^2  d log w_k / dz_k  dz_k / d phi ],     v_k = w_k / sum_j w_j
-        d/d theta L_K  =  E [ sum_k (v_k d log p(x | z_k) / dz_k - v_k^2  d log w_k / dz_k)  dT(e_k) / d theta ]
+        d/d phi L_K  =  E [ sum_k v_k^2 (d log w_k / dz_k) (dz_k / d phi) ],    v_k = w_k / sum_j w_j
+        d/d theta L_K  =  E [ sum_k (v_k d log p(x | z_k) / dz_k - v_k^2 d log w_k / dz_k) (dT(e_k) / d theta) ]
 
     Here z_k is the joint draw of all latent sites. The derivative d log w_k / dz_k holds phi fixed, also where log q of
     one site depends on the draw of another; dz_k / d phi includes the dependence on the earlier sites.
@@ -115,7 +115,7 @@ class DReG(PathDerivativeELBO):
     L_K, since d log p(x | z) / dz is then of the order of 1 / the scale of q.
 
     Args:
-        num_particles: K.
+        num_particles: K, the number of draws of z for each datum.
 
     Reference:
         Tucker, Lawson, Gu and Maddison, arXiv:1810.04152; Bauer and Mnih, arXiv:2101.11046 (several layers
@@ -218,7 +218,7 @@ class ScoreELBO(ImportanceELBO):
         d/d phi ELBO  =  E_q [ (log w - b) d/d phi log q(z | x) ],    b = 0
 
     Args:
-        num_particles: K.
+        num_particles: K, the number of draws of z for each datum.
         beta: weight of the rate in the loss.
 
     Reference:
@@ -245,6 +245,9 @@ class ScoreELBO(ImportanceELBO):
 
 class LeaveOneOutScoreELBO(ScoreELBO):
     """`ScoreELBO` with a baseline: b_k is the mean of log w over the K - 1 other draws.
+
+        d/d phi ELBO  =  E_q [ (1/K) sum_k (log w_k - b_k) d/d phi log q(z_k | x) ]
+        b_k = 1 / (K - 1) sum_{j != k} log w_j
 
     Args:
         num_particles: K, at least 2.

@@ -17,10 +17,12 @@ __all__ = ["HandwrittenELBO"]
 
 
 class HandwrittenELBO(PerDatumELBO):
-    """log p(x | z) + log p(z) - log q(z | x) written by hand, without Pyro's traces, trained by the same SVI.
+    """The Monte Carlo bound written by hand, without Pyro's traces, trained by the same SVI.
+
+        L(x) = E_q [ log p(x | z) + log p(z) - log q(z | x) ]
 
     Args:
-        num_particles: K.
+        num_particles: K, the number of draws of z for each datum.
         beta: weight of the rate in the loss.
         free_bits: nats per latent dimension that cost nothing.
     """

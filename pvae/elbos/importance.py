@@ -23,7 +23,7 @@ class ImportanceELBO(PerDatumELBO):
         loss = - mean over the batch of the bound, in nats per datum
 
     Args:
-        num_particles: K.
+        num_particles: K, the number of draws of z for each datum.
     """
 
     options: tuple[str, ...] = ()
@@ -39,12 +39,14 @@ class ImportanceELBO(PerDatumELBO):
 
 
 class IWAE(ImportanceELBO):
-    """The importance-weighted bound L_K = E log (1/K) sum_k w_k; `pvae.reference.bounds.iwae` describes its weaknesses.
+    """The importance-weighted bound; `pvae.reference.bounds.iwae` describes its weaknesses.
 
-    Pyro's `RenyiELBO(alpha=0)` is the same bound, but has no `differentiable_loss`.
+        L_K(x) = E [ log (1/K) sum_k w_k ],    w_k = p(x, z_k) / q(z_k | x),    L_1 <= L_K <= log p(x)
+
+    L_1 is the ELBO. Pyro's `RenyiELBO(alpha=0)` is the same bound, but has no `differentiable_loss`.
 
     Args:
-        num_particles: K.
+        num_particles: K, the number of draws of z for each datum.
 
     Reference:
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 8.
@@ -56,10 +58,12 @@ class IWAE(ImportanceELBO):
 
 
 class RenyiELBO(ImportanceELBO):
-    """The variational Renyi bound, 1 / (1 - alpha) log (1/K) sum_k w_k^(1 - alpha).
+    """The variational Renyi bound, between the ELBO and the importance-weighted bound.
+
+        L(x) = E [ 1 / (1 - alpha) log (1/K) sum_k w_k^(1 - alpha) ]
 
     Args:
-        num_particles: K.
+        num_particles: K, the number of draws of z for each datum.
         alpha: 0 is the importance-weighted bound, 1 the ELBO; below 0 it is not a lower bound on log p(x); -inf is
             max_k log w_k, "VR-max".
 
@@ -81,10 +85,12 @@ class RenyiELBO(ImportanceELBO):
 
 
 class CIWAE(ImportanceELBO):
-    """The convex mix of ELBO and importance-weighted bound, mix ELBO + (1 - mix) L_K.
+    """The convex mix of ELBO and importance-weighted bound.
+
+        L(x) = E [ mix (1/K) sum_k log w_k + (1 - mix) log (1/K) sum_k w_k ]
 
     Args:
-        num_particles: K.
+        num_particles: K, the number of draws of z for each datum.
         mix: 1 is the ELBO, 0 the importance-weighted bound.
 
     Reference:
@@ -102,7 +108,7 @@ class CIWAE(ImportanceELBO):
 class MIWAE(ImportanceELBO):
     """The mean of M importance-weighted bounds of K / M draws each.
 
-        E (1/M) sum_m log (M/K) sum_{k in group m} w_k
+        L(x) = E [ (1/M) sum_m log (M/K) sum_{k in group m} w_k ]
 
     Args:
         num_particles: K, a multiple of M.

@@ -21,7 +21,7 @@ def build_elbo(name: str, num_particles: int = 1, **options: float) -> PerDatumE
 
     Args:
         name: one of `ELBO_CLASSES`.
-        num_particles: K.
+        num_particles: K, the number of draws of z for each datum.
         options: those that its class takes.
             beta: weight of the rate in the loss.
             free_bits: nats per latent dimension that cost nothing.

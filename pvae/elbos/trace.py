@@ -24,7 +24,7 @@ class TraceELBO(PerDatumELBO):
         L(x) = E_q [ log p(x, z) - log q(z | x) ]
 
     Args:
-        num_particles: K.
+        num_particles: K, the number of draws of z for each datum.
         beta: weight of the rate in the loss.
         free_bits: nats per latent dimension that cost nothing.
 
@@ -42,7 +42,7 @@ class AnalyticELBO(PerDatumELBO, TraceMeanField_ELBO):
     the mean of log q - log p. A site has no closed form if its prior may depend on a site that the guide draws later.
 
     Args:
-        num_particles: K.
+        num_particles: K, the number of draws of z for each datum.
         beta: weight of the rate in the loss.
         free_bits: nats per latent dimension that cost nothing.
 

@@ -141,7 +141,7 @@ class Measurement:
     Args:
         stage: the stage of training at which the weights were taken.
         estimator: name of the estimator, one of `pvae.elbos.registry.ELBO_CLASSES`.
-        particles: K.
+        particles: K, the number of draws of z for each datum.
         value: the bound, mean over repetitions, in nats per datum.
         bias: the bound minus log p(x).
         encoder_gradient: the gradient with respect to the parameters of the posterior.
@@ -216,7 +216,7 @@ def measure_estimator(
         vae: in eval mode.
         data: x (B, *D), or a `Batch` of them with their labels.
         name: one of `pvae.elbos.registry.ELBO_CLASSES`.
-        num_particles: K.
+        num_particles: K, the number of draws of z for each datum.
         log_p: log p(x) of the batch, as `reference` returns it.
         stage: the stage of training at which the weights were taken.
         repetitions: R, at least 3.

@@ -26,8 +26,8 @@ def autoregressive_transforms(
     near the identity: the last layer of each network has a hundredth of its usual weights.
 
     Args:
-        latent_dim: L.
-        num_transforms: T.
+        latent_dim: L, the number of latent dimensions.
+        num_transforms: T, the number of transforms.
         hidden: widths of the hidden layers of each masked network.
         num_context: length of h.
         num_bins: of each spline; 0 for an affine g.

@@ -18,12 +18,14 @@ __all__ = ["BottomUpPosterior", "FirstLayer", "HierarchyPrior", "LadderPosterior
 
 
 class HierarchyPrior(nn.Module):
-    """The prior p(z1, ..., zL) = p(zL) prod_l Normal(z_l; loc_l(z_l+1), scale_l(z_l+1)^2).
+    """The prior of several layers: each lower one is Normal, given the layer above it.
+
+        p(z_1, ..., z_L) = p(z_L) prod_{l < L} Normal(z_l; loc_l(z_{l+1}), scale_l(z_{l+1})^2)
 
     Args:
         top: a module that returns p(zL).
         networks: for l = 1, ..., L - 1, from (..., L_l+1) to (..., 2 L_l): loc and log scale of z_l.
-        sizes: L_1, ..., L_L.
+        sizes: L_1, ..., L_L, the number of latent dimensions of each layer.
 
     Reference:
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519.
@@ -41,12 +43,14 @@ class HierarchyPrior(nn.Module):
 
 
 class BottomUpPosterior(nn.Module):
-    """The approximate posterior q(z | x) = q(z1 | x) prod_l q(z_l+1 | z_l), inferred from z1 upward.
+    """The approximate posterior of several layers, inferred from z_1 upward.
+
+        q(z | x) = q(z_1 | x) prod_{l < L} q(z_{l+1} | z_l)
 
     Args:
         first: a module that returns q(z1 | x).
         networks: for l = 2, ..., L, from (..., L_l-1) to (..., 2 L_l): loc and log scale of z_l.
-        sizes: L_1, ..., L_L.
+        sizes: L_1, ..., L_L, the number of latent dimensions of each layer.
 
     Reference:
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519.
@@ -64,14 +68,16 @@ class BottomUpPosterior(nn.Module):
 
 
 class TopDownPosterior(nn.Module):
-    """The approximate posterior q(z | x) = q(zL | x) prod_l q(z_l | z_l+1, x), inferred from zL downward.
+    """The approximate posterior of several layers, inferred from z_L downward.
 
-    The encoder gives the parameters of q(zL | x) and a context h(x), which the other layers take beside z_l+1.
+        q(z | x) = q(z_L | x) prod_{l < L} q(z_l | z_{l+1}, x)
+
+    The encoder gives the parameters of q(z_L | x) and a context h(x), which the other layers take beside z_{l+1}.
 
     Args:
         encoder: from (B, C, H, W) to (B, 2 L_L + num_context).
         networks: for l = 1, ..., L - 1, from (..., num_context + L_l+1) to (..., 2 L_l): loc and log scale of z_l.
-        sizes: L_1, ..., L_L.
+        sizes: L_1, ..., L_L, the number of latent dimensions of each layer.
 
     Reference:
         Tomczak and Welling, arXiv:1705.07120: L = 2. Their z1 has an encoder of its own in place of h(x).
@@ -98,20 +104,21 @@ class TopDownPosterior(nn.Module):
 
 
 class LadderPosterior(nn.Module):
-    """The approximate posterior of the ladder VAE, q(z | x) = q(zL | x) prod_l q(z_l | z_l+1, x).
+    """The approximate posterior of the ladder VAE: each layer is the prior's Normal times one that x gives.
 
+        q(z | x) = q(z_L | x) prod_{l < L} q(z_l | z_{l+1}, x),    q(z_l | z_{l+1}, x) = Normal(z_l; loc_q, scale_q^2)
         1 / scale_q^2 = 1 / scale_up^2 + 1 / scale_p^2,    loc_q = scale_q^2 (loc_up / scale_up^2 + loc_p / scale_p^2)
 
     A deterministic way up gives loc_up(x) and scale_up(x) of each layer. The way down shares loc_p and scale_p, as
-    functions of z_l+1, with the prior, so that the posterior corrects the prior by what x says. The top layer uses only
-    loc_up and scale_up. The ELBOs of this package compute the shared networks once for guide and model; stl, dreg and
-    piwae, which need separate gradients for the two, compute them twice, but update running averages once.
+    functions of z_{l+1}, with the prior, so that the posterior corrects the prior by what x says. The top layer uses
+    loc_up and scale_up alone. The ELBOs of this package compute the shared networks once for guide and model; stl, dreg
+    and piwae, which need separate gradients for the two, compute them twice, but update running averages once.
 
     Args:
         encoder: from (B, C, H, W) to (B, 2 L_1 + num_context): loc, log scale, context for the next layer.
         up: for l = 2, ..., L, from (B, num_context) to (B, 2 L_l + num_context), the last one to (B, 2 L_L).
         down: the networks of the `HierarchyPrior`. They stay a part of it: their parameters are saved once.
-        sizes: L_1, ..., L_L.
+        sizes: L_1, ..., L_L, the number of latent dimensions of each layer.
 
     Reference:
         Sonderby et al., arXiv:1602.02282, equations 18 and 19.
@@ -150,7 +157,7 @@ class FirstLayer(nn.Module):
     """Return z1, the first part of z = (z1, ..., zL): the input of a decoder with p(x | z) = p(x | z1).
 
     Args:
-        size: L_1.
+        size: L_1, the number of dimensions of z_1.
     """
 
     def __init__(self, size: int) -> None:

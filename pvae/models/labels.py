@@ -42,7 +42,7 @@ class EncoderJoin(nn.Module):
 
     Args:
         datum_shape: of x, as the encoder's first layer takes it.
-        num_labels: K.
+        num_labels: K, the number of classes.
         is_conv: the encoder takes images.
     """
 
@@ -99,7 +99,7 @@ class LikelihoodGivenLabels(nn.Module):
 
     Args:
         likelihood: returns p(x | z, y) of (..., L + K).
-        num_labels: K.
+        num_labels: K, the number of classes.
 
     Reference:
         Sohn, Lee and Yan, NeurIPS 2015.
@@ -129,9 +129,9 @@ class LabelPrior(nn.Module):
     """The prior of a label, uniform over K classes, and of a latent: p(y, z) = p(z) / K.
 
     Args:
-        num_labels: K.
+        num_labels: K, the number of classes.
         prior: returns p(z).
-        latent_dim: L.
+        latent_dim: L, the number of latent dimensions.
 
     Reference:
         Kingma et al., arXiv:1406.5298 (the model M2).
@@ -160,7 +160,7 @@ class LabelPosterior(nn.Module):
     Args:
         classifier: from x to the logits of q(y | x), (B, K).
         posterior: returns q(z | x, y).
-        latent_dim: L.
+        latent_dim: L, the number of latent dimensions.
 
     Reference:
         Kingma et al., arXiv:1406.5298 (the model M2).

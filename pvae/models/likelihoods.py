@@ -141,7 +141,9 @@ class Likelihood(nn.Module):
 
 
 class BernoulliLikelihood(Likelihood):
-    """The likelihood of binary pixels, p(x | z) = prod_d Bernoulli(x_d; sigmoid(decoder(z)_d)).
+    """The likelihood of binary pixels.
+
+        p(x | z) = prod_d Bernoulli(x_d; sigmoid(decoder_d(z)))
 
     The decoder gives logits and not probabilities: with a sigmoid in between, log p would be cut off at about -16,
     where its gradient is zero.
@@ -161,7 +163,12 @@ class BernoulliLikelihood(Likelihood):
 
 
 class PseudoBernoulliLikelihood(Likelihood):
-    """The pseudo-likelihood of grey pixels in [0, 1], `PseudoBernoulli`: its ELBO is a pseudo-ELBO."""
+    """The pseudo-likelihood of grey pixels in [0, 1], `PseudoBernoulli`: its ELBO is a pseudo-ELBO.
+
+        log_prob(x) = sum_d [ x_d log p_d + (1 - x_d) log(1 - p_d) ],    p_d = sigmoid(decoder_d(z))
+
+    The negative cross-entropy is the logarithm of a probability only where each x_d is 0 or 1.
+    """
 
     pseudo = True
 
@@ -173,9 +180,10 @@ class PseudoBernoulliLikelihood(Likelihood):
 class ContinuousBernoulliLikelihood(Likelihood):
     """The density over grey pixels in [0, 1] that has the cross-entropy's shape and integrates to 1.
 
-        p(x) = C(p) p^x (1 - p)^(1 - x),   C(p) = 2 artanh(1 - 2 p) / (1 - 2 p), and 2 at p = 1/2
+        p(x | z) = prod_d C(p_d) p_d^x_d (1 - p_d)^(1 - x_d),    p_d = sigmoid(decoder_d(z))
+        C(p) = 2 artanh(1 - 2 p) / (1 - 2 p)
 
-    `ContinuousBernoulli` computes it from the logit l of p; torch's class is inexact at large logits.
+    C(1/2) is 2. `ContinuousBernoulli` computes it from the logit l of p; torch's class is inexact at large logits.
 
     The log-density, and so the ELBO, may be positive. At a pixel that is exactly 0 or 1 it has no upper limit: it grows
     like log|l|. The ELBO of grey images with black margins therefore keeps growing with the decoder's outputs, and
@@ -193,7 +201,9 @@ class ContinuousBernoulliLikelihood(Likelihood):
 
 
 class NormalLikelihood(Likelihood):
-    """A Normal around the decoded image, p(x | z) = prod_d Normal(x_d; loc_d(z), scale^2), at a fixed scale.
+    """A Normal around the decoded image, at a fixed scale.
+
+        p(x | z) = prod_d Normal(x_d; loc_d(z), scale^2),    loc_d(z) = sigmoid(decoder_d(z))
 
     The log-density is a squared error, -||x - loc||^2 / (2 scale^2), up to a constant. A sigmoid keeps loc in [0, 1],
     or a tanh in [-1, 1].
@@ -210,7 +220,9 @@ class NormalLikelihood(Likelihood):
 
 
 class LinearNormalLikelihood(NormalLikelihood):
-    """A Normal around the decoder's output itself: p(x | z) = prod_d Normal(x_d; decoder(z)_d, scale^2).
+    """A Normal around the decoder's output itself.
+
+        p(x | z) = prod_d Normal(x_d; decoder_d(z), scale^2)
 
     With a linear decoder the VAE is linear-Gaussian, and `pvae.reference.linear_gaussian` computes log p(x) exactly.
     """
@@ -225,7 +237,12 @@ class LinearNormalLikelihood(NormalLikelihood):
 
 
 class LearnedNormalLikelihood(NormalLikelihood):
-    """A Normal with one trained scale, shared by all pixels."""
+    """A Normal with one trained scale, shared by all pixels.
+
+        p(x | z) = prod_d Normal(x_d; loc_d(z), scale^2),    scale = exp(log_scale)
+
+    The loss then weighs the squared error by 1 / (2 scale^2), which training chooses.
+    """
 
     learns_scale = True
 
@@ -252,7 +269,8 @@ class _ProfileNormal(dist.Normal):
 class OptimalNormalLikelihood(NormalLikelihood):
     """A Normal with the scale that maximises the likelihood of the data: sigma-VAE.
 
-        scale^2 = mean over batch and pixels of (x - loc)^2,    at least exp(-12)
+        p(x | z) = prod_d Normal(x_d; loc_d(z), scale^2)
+        scale^2 = max(mean over batch and pixels of (x - loc)^2, exp(-12))
 
     Without the bound, images that are reproduced exactly would drive the scale to 0 and the loss to NaN. The authors'
     code bounds log scale at -6 too, by a softplus; here the bound changes no larger scale.
@@ -291,6 +309,9 @@ class OptimalNormalLikelihood(NormalLikelihood):
 class DiscretizedLogisticLikelihood(Likelihood):
     """The probability of the 256 levels of each pixel: `DiscretizedLogistic` with one trained scale for all pixels.
 
+        p(x | z) = prod_d [ F(x_d + 1/510) - F(x_d - 1/510) ],    F(x) = sigmoid((x - loc_d(z)) / scale)
+
+    The outermost levels, 0 and 1, have all of the mass beyond them too.
     Likelihoods of this kind, in nats or in bits per dimension, can be compared between models of the same images.
     """
 
@@ -370,7 +391,9 @@ class StudentTLikelihood(DiagonalNormalLikelihood):
 
 
 class PoissonLikelihood(Likelihood):
-    """Counts: p(x | z) = prod_d Poisson(x_d; a_d softplus(c_d output_d + b_d)), in the units of `CountUnits`.
+    """Counts, whose variance given z is their mean, in the units of `CountUnits`.
+
+        p(x | z) = prod_d Poisson(x_d; a_d softplus(c_d output_d + b_d))
 
     a and b make the mean that of the training data at an output of 0, and c makes its changes of their order. softplus
     and not exp, so that a large output is a rate of its order and not of its exponential. `InFloat64` computes the
@@ -417,12 +440,14 @@ class NegativeBinomialLikelihood(PoissonLikelihood):
 
 
 class CategoricalLikelihood(Likelihood):
-    """Categories, as their codes: p(x | z) = prod_d Categorical(x_d; softmax(output_d)), with K outputs for each value.
+    """Categories, as their codes from 0 to K - 1, with K outputs of the decoder for each value.
+
+        p(x | z) = prod_d Categorical(x_d; softmax(output_d))
 
     Args:
         decoder: a network from (..., L) to (..., D K).
-        datum_shape: (D,).
-        num_categories: K.
+        datum_shape: (D,), the number of values of a datum.
+        num_categories: K, the number of categories.
     """
 
     def __init__(self, decoder: nn.Module, datum_shape: Sequence[int], num_categories: int) -> None:
@@ -445,6 +470,8 @@ class CategoricalLikelihood(Likelihood):
 class OrdinalLikelihood(CategoricalLikelihood):
     """Levels 0, ..., K - 1 in an order: `ordered_logits` of one output and K - 1 trained cut points for each value.
 
+        p(x | z) = prod_d [ sigmoid(c_{x_d + 1} - output_d) - sigmoid(c_{x_d} - output_d) ],    c_0 = -inf, c_K = inf
+
     The cut points start where each level has probability 1 / K at an output of 0, and stay at least 0.001 apart.
     """
 
@@ -461,7 +488,9 @@ class OrdinalLikelihood(CategoricalLikelihood):
 
 
 class ColumnsLikelihood(Likelihood):
-    """Rows of columns of different kinds, independent given z: p(x | z) = prod_d p_d(x_d | z), as `Columns`.
+    """Rows of columns of different kinds, independent given z, as `Columns`.
+
+        p(x | z) = prod_d p_d(x_d | z)
 
     real is a `DiagonalNormalLikelihood`, count a `NegativeBinomialLikelihood`, binary a `BernoulliLikelihood`,
     categorical:K a `CategoricalLikelihood` and ordinal:K an `OrdinalLikelihood`. Columns of one kind are computed
@@ -469,7 +498,7 @@ class ColumnsLikelihood(Likelihood):
 
     Args:
         decoder: a network from (..., L) to the outputs of all columns: K of each categorical:K, 1 of each other.
-        datum_shape: (D,).
+        datum_shape: (D,), the number of columns.
         kinds: the kind of each column.
         scale: initial scale of the real columns, as a share of their standard deviations.
         has_missing: NaN is a value that is missing, as in `Observed`.

@@ -49,7 +49,7 @@ def conv_encoder(
     Args:
         datum_shape: (C, H, W); half of an odd height or width is rounded up, and with `norm` "group" down.
         channels: number of channels of each layer.
-        num_outputs: P.
+        num_outputs: P, the number of outputs.
         norm: what follows each convolution. "none": ReLU; "batch": BatchNorm and LeakyReLU with slope 0.3 (the default
             of Keras); "group": GroupNorm and SiLU. The convolutions are 3x3, and with "group" 4x4.
 
@@ -71,9 +71,9 @@ def conv_decoder(latent_dim: int, channels: Sequence[int], datum_shape: Sequence
     """Return the mirror image of `conv_encoder`: a linear layer, transposed convolutions, a last 3x3 convolution.
 
     Args:
-        latent_dim: L.
+        latent_dim: L, the number of latent dimensions.
         channels: channels of the encoder's layers; the decoder's are in reverse order.
-        datum_shape: (C, H, W).
+        datum_shape: (C, H, W) of an image: channels, height and width.
         norm: "none" or "batch", as in `conv_encoder`.
 
     Returns:
@@ -97,9 +97,9 @@ def groupnorm_decoder(latent_dim: int, channels: Sequence[int], datum_shape: Seq
     """Return the mirror image of `conv_encoder` with `norm` "group": a linear layer and 4x4 transposed convolutions.
 
     Args:
-        latent_dim: L.
+        latent_dim: L, the number of latent dimensions.
         channels: channels of the encoder's layers; the decoder's are in reverse order.
-        datum_shape: (C, H, W).
+        datum_shape: (C, H, W) of an image: channels, height and width.
 
     Returns:
         A module that maps (..., L) to (..., C, H, W).

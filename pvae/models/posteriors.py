@@ -28,7 +28,9 @@ __all__ = [
 
 
 class NormalPosterior(nn.Module):
-    """The approximate posterior q(z | x) = prod_l Normal(z_l; loc_l(x), scale_l(x)^2).
+    """The approximate posterior of independent Normals, whose parameters are the encoder's output.
+
+        q(z | x) = prod_l Normal(z_l; loc_l(x), scale_l(x)^2)
 
     The encoder's output is (loc, log scale) as in the Deep Bayes course, so that scale = exp(output), or
     (loc, log variance) as in the other posts, so that scale = exp(output / 2). Both give the same family of
@@ -84,7 +86,9 @@ def bounded_normal(parameters: Tensor, log_variance: bool = False) -> dist.Indep
 
 
 class FullNormalPosterior(nn.Module):
-    """The approximate posterior q(z | x) = Normal(z; loc(x), T(x) T(x)^T), whose latent dimensions are correlated.
+    """The approximate posterior of a Normal whose latent dimensions are correlated.
+
+        q(z | x) = Normal(z; loc(x), T(x) T(x)^T)
 
     T is lower triangular. Its diagonal is exp(output), between exp(-7) and exp(7); the elements below it are outputs of
     the encoder, divided by L.
@@ -92,7 +96,7 @@ class FullNormalPosterior(nn.Module):
     Args:
         encoder: a network from (B, C, H, W) to (B, 2 L + L (L - 1) / 2): loc, log of the diagonal, the other elements
             of T by rows.
-        latent_dim: L.
+        latent_dim: L, the number of latent dimensions.
 
     Reference:
         Kingma and Welling, arXiv:1906.02691, section 2.5.1.
@@ -127,8 +131,8 @@ class IAFPosterior(nn.Module):
 
     Args:
         encoder: a network from (B, C, H, W) to (B, 2 L + num_context): loc, log scale, h.
-        latent_dim: L.
-        num_transforms: T.
+        latent_dim: L, the number of latent dimensions.
+        num_transforms: T, the number of transforms.
         hidden: widths of the hidden layers of each masked network.
         num_context: length of h.
         num_bins: of each spline; 0 for affine functions.
@@ -171,7 +175,7 @@ class PlanarPosterior(nn.Module):
 
     Args:
         encoder: a network from (B, C, H, W) to (B, 2 L + T (2 L + 1)): loc, log scale, and u, w and b of each f_t.
-        latent_dim: L.
+        latent_dim: L, the number of latent dimensions.
 
     Reference:
         Rezende and Mohamed, arXiv:1505.05770, section 4.
@@ -191,9 +195,11 @@ class PlanarPosterior(nn.Module):
 
 
 class PowerSphericalPosterior(nn.Module):
-    """The approximate posterior q(z | x) = PowerSpherical(z; loc(x), concentration(x)) on the unit sphere in R^L.
+    """An approximate posterior on the unit sphere in R^L, around the direction loc(x).
 
-    The concentration is exp(output), between exp(-7) and exp(11), 0.0009 and 60,000.
+        q(z | x) = PowerSpherical(z; loc(x), k(x)),    log q(z | x) = k(x) log(1 + loc(x)^T z) + log C(k(x))
+
+    C(k) normalises it. The concentration k is exp(output), between exp(-7) and exp(11), 0.0009 and 60,000.
 
     Args:
         encoder: a network from (B, C, H, W) to (B, L + 1): loc before it is divided by its norm, log concentration.
@@ -214,7 +220,9 @@ class PowerSphericalPosterior(nn.Module):
 
 
 class DeltaPosterior(nn.Module):
-    """The point mass q(z | x) at z = encoder(x): the deterministic code of an autoencoder.
+    """A point mass: the deterministic code of an autoencoder.
+
+        q(z | x) = Delta(z - encoder(x))
 
     Args:
         encoder: a network from (B, C, H, W) to (B, L).

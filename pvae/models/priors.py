@@ -20,10 +20,12 @@ __all__ = ["FlatPrior", "FlowPrior", "MixturePrior", "SpherePrior", "StandardNor
 
 
 class StandardNormalPrior(nn.Module):
-    """The prior p(z) = prod_l Normal(z_l; 0, 1).
+    """The standard Normal prior, whose dimensions are independent.
+
+        p(z) = prod_l Normal(z_l; 0, 1)
 
     Args:
-        latent_dim: L.
+        latent_dim: L, the number of latent dimensions.
     """
 
     loc: Tensor
@@ -41,12 +43,14 @@ class StandardNormalPrior(nn.Module):
 
 
 class FlatPrior(nn.Module):
-    """An improper prior, log p(z) = 0 everywhere, from which no z can be drawn.
+    """An improper prior, from which no z can be drawn.
+
+        log p(z) = 0
 
     With a `DeltaPosterior` the rate is then 0 and the loss is the distortion: an autoencoder.
 
     Args:
-        latent_dim: L.
+        latent_dim: L, the number of latent dimensions.
     """
 
     def __init__(self, latent_dim: int) -> None:
@@ -66,14 +70,16 @@ class _Flat(dist.ImproperUniform):
 
 
 class MixturePrior(nn.Module):
-    """A learned mixture of Normals, p(z) = sum_k weight_k prod_l Normal(z_l; loc_kl, scale_kl^2).
+    """A learned mixture of Normals.
+
+        p(z) = sum_k weight_k prod_l Normal(z_l; loc_kl, scale_kl^2)
 
     The KL divergence from a posterior to it has no closed form. The locations start as draws from N(0, I),
     the scales at 1, and the weights equal. The scales have the bounds of `bounded_normal`.
 
     Args:
-        latent_dim: L.
-        num_components: K.
+        latent_dim: L, the number of latent dimensions.
+        num_components: K, the number of components.
 
     Reference:
         Tomczak and Welling, arXiv:1705.07120, section 2, compare it with the VampPrior ("MoG").
@@ -92,7 +98,9 @@ class MixturePrior(nn.Module):
 
 
 class VampPrior(nn.Module):
-    """The mean of the approximate posteriors at K learned pseudo-inputs u_k, p(z) = (1/K) sum_k q(z | u_k).
+    """The mean of the approximate posteriors at K learned pseudo-inputs u_k.
+
+        p(z) = (1/K) sum_k q(z | u_k)
 
     It changes as the encoder does, so the encoder's gradient has a part from the prior. The KL divergence to it has no
     closed form. Each step encodes the K pseudo-inputs too, and computes log q(z | u_k) of each draw, which is slow if
@@ -103,7 +111,7 @@ class VampPrior(nn.Module):
             returns the distribution of its top layer. Its parameters are not registered here: they are trained and
             saved once, with the posterior.
         datum_shape: (C, H, W) of an image, after padding.
-        num_components: K.
+        num_components: K, the number of components.
         symmetric: pixels in [-1, 1] in place of [0, 1].
 
     Reference:
@@ -150,8 +158,8 @@ class FlowPrior(nn.Module):
     L passes through each f_t. The KL divergence from a posterior to it has no closed form.
 
     Args:
-        latent_dim: L.
-        num_transforms: T.
+        latent_dim: L, the number of latent dimensions.
+        num_transforms: T, the number of transforms.
         hidden: widths of the hidden layers of each masked network.
 
     Raises:
@@ -173,6 +181,8 @@ class FlowPrior(nn.Module):
 
 class SpherePrior(nn.Module):
     """The uniform prior on the unit sphere in R^L, for a `PowerSphericalPosterior`.
+
+        log p(z) = log Gamma(L / 2) - log 2 - (L / 2) log pi
 
     Args:
         latent_dim: L, at least 2.

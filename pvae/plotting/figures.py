@@ -59,7 +59,7 @@ class ScatterData(NamedTuple):
     """Codes to be shown in a scatter plot.
 
     Args:
-        codes: (N, 2).
+        codes: two values for each of N data, (N, 2).
         labels: classes (N,), or None.
         is_prior_normal: whether the prior is N(0, I), which is then drawn as circles.
         quantity: of which the axes show the two components.

@@ -38,7 +38,7 @@ def log_weights(vae: VAE, x: Tensor, num_particles: int) -> Tensor:
     Args:
         vae: the three distributions.
         x: images (B, C, H, W).
-        num_particles: K.
+        num_particles: K, the number of draws of z for each datum.
     """
     posterior = vae.posterior(x)
     z = posterior.rsample((num_particles,))
@@ -119,7 +119,7 @@ def stl_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]:
     Args:
         vae: the three distributions.
         x: images (B, C, H, W).
-        num_particles: K.
+        num_particles: K, the number of draws of z for each datum.
 
     Reference:
         Roeder, Wu and Duvenaud, arXiv:1703.09194.
@@ -148,7 +148,7 @@ def dreg_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]
     Args:
         vae: the three distributions.
         x: images (B, C, H, W).
-        num_particles: K.
+        num_particles: K, the number of draws of z for each datum.
 
     Reference:
         Tucker, Lawson, Gu and Maddison, arXiv:1810.04152; Bauer and Mnih, arXiv:2101.11046 (priors).
@@ -190,7 +190,7 @@ def piwae_gradients(vae: VAE, x: Tensor, num_particles: int, num_groups: int) ->
         vae: the three distributions.
         x: images (B, C, H, W).
         num_particles: K, a multiple of M.
-        num_groups: M.
+        num_groups: M, the number of groups of draws.
 
     Reference:
         Rainforth et al., arXiv:1802.04537 (PIWAE).

@@ -83,7 +83,7 @@ def monte_carlo(vae: VAE, x: Tensor, num_particles: int = 1) -> Terms:
     Args:
         vae: the three distributions.
         x: images (B, C, H, W).
-        num_particles: K.
+        num_particles: K, the number of draws of z for each datum.
 
     Returns:
         distortion = -mean_k log p(x | z_k) and rate = mean_k [log q(z_k | x) - log p(z_k)].
@@ -142,7 +142,7 @@ def closed_form(vae: VAE, x: Tensor, num_particles: int = 1) -> Terms:
     Args:
         vae: the three distributions.
         x: images (B, C, H, W).
-        num_particles: K.
+        num_particles: K, the number of draws of z for each datum.
 
     Returns:
         distortion as in `monte_carlo`, and rate = KL(q, p), exact.
@@ -171,7 +171,7 @@ def three_parts(vae: VAE, x: Tensor, num_particles: int = 1) -> Parts:
     Args:
         vae: the three distributions.
         x: images (B, C, H, W).
-        num_particles: K.
+        num_particles: K, the number of draws of z for each datum.
 
     Returns:
         The three parts; their `elbo` estimates the same bound as the two other forms.

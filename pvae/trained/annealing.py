@@ -192,8 +192,8 @@ def bracket(vae: VAE, data: Data, num_temperatures: int = 1000, num_chains: int 
     Args:
         vae: as in `annealed`.
         data: data whose labels, missing values and number the simulated ones get.
-        num_temperatures: T.
-        num_chains: C.
+        num_temperatures: T, the number of temperatures.
+        num_chains: C, the number of chains for each datum.
         start: "prior" or "posterior".
 
     Raises:

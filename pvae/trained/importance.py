@@ -38,7 +38,7 @@ class Weights:
     Args:
         log_sum: log sum_k w_k, (N,).
         log_sum_squares: log sum_k w_k^2, (N,).
-        num_particles: K.
+        num_particles: K, the number of draws of z for each datum.
     """
 
     log_sum: Tensor
@@ -156,7 +156,7 @@ def importance_sample(
     Args:
         vae: in eval mode.
         data: N data x, or a `Batch` of them with their labels.
-        num_particles: K.
+        num_particles: K, the number of draws of z for each datum.
         on_images: called after each part with the number of data in it.
         engine: how to compute log p(x | z): "graph" or "inductor" as in `pvae.compile.graph.record`, or "none" for
             ordinary calls. "auto" is "inductor" if it is available and the work is large, else "graph"; it falls back
@@ -217,7 +217,7 @@ def _log_sums(vae: VAE, batch: Batch, num_particles: int, log_likelihood: Callab
     Args:
         vae: in eval mode.
         batch: the data.
-        num_particles: K.
+        num_particles: K, the number of draws of z for each datum.
         log_likelihood: returns log p(x | z) of z, x and perhaps y.
         width: the number of values in the largest output of a layer, for one datum.
     """

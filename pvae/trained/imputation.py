@@ -56,7 +56,7 @@ def impute(vae: VAE, data: Data, num_particles: int = 200, num_draws: int = 0) -
     Args:
         vae: in eval mode, with `Config.missing`.
         data: N data x, or a `Batch` of them with their labels; NaN is missing.
-        num_particles: K.
+        num_particles: K, the number of draws of z for each datum.
         num_draws: M; each draws z by its weight, and x from p(x | z).
 
     Raises:

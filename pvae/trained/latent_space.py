@@ -152,7 +152,7 @@ def sample(vae: VAE, num_samples: int, draws: bool = False, y: Tensor | None = N
 
     Args:
         vae: in eval mode.
-        num_samples: S.
+        num_samples: S, the number of draws of z for each datum.
         draws: draw every value of x too, in place of taking its mean.
         y: labels (R, ...) for a VAE given labels: one after the other, and again from the first one.
 
@@ -249,7 +249,7 @@ def attribute_vector(codes: Tensor, has: Tensor) -> Tensor:
     """Return the direction of an attribute: the mean code with it minus the mean code without it.
 
     Args:
-        codes: (N, L).
+        codes: the codes of N data, (N, L).
         has: bool (N,), neither all true nor all false.
 
     Returns:
