@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -56,8 +55,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise InputError(f"--images {count}: {first.data.name} has {first.data.num_test:,} test data")
     if arguments.gaps > count:
         raise InputError(f"--gaps {arguments.gaps}: there are {count:,} test data to choose from")
-    if is_table and (arguments.gaps or arguments.calibration or arguments.given is not None):
-        raise InputError("--gaps, --calibration and --given are of one run, without --latex: give one")
+    of_one = (arguments.gaps, arguments.calibration, arguments.given is not None, arguments.seconds)
+    if is_table and any(of_one):
+        raise InputError("--gaps, --calibration, --given and --seconds are of one run, without --latex: give one")
     is_large = math.prod(first.data.datum_shape) > _LARGE
     num_draws = arguments.importance_samples or (_FEW_DRAWS if is_large else _DRAWS)
     method = arguments.method or ("importance" if arguments.importance_samples else "auto")
@@ -67,12 +67,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         out = output_path(out, first.place / "evaluation.json")
     for run in runs:
         run.dataset(None, arguments.data_dir, arguments.offline)
-        check_density(run)  # before it is said what is evaluated
+        check_density(run)
     is_given = None if arguments.given is None else given_values(first, arguments.given)
-    if not is_quiet:
-        what = f"{f'{len(runs)} runs, ' * (len(runs) > 1)}{count:,} test data of {first.data.name}"
-        how = "the ELBO, then log p(x)"
-        print(f"evaluating {what}: {how}", file=sys.stderr)
     progress = functools.partial(progress_bar, unit="datum", quiet=is_quiet, in_logs=True)
     settings = (num_draws, arguments.images, arguments.seed, method, annealing, arguments.compile, progress)
     if is_table:
@@ -84,7 +80,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         as_text = runs_table.comparison_to_latex if arguments.latex else runs_table.comparison_to_markdown
         text = content = as_text(compared)
     else:
-        report = evaluate(first, *settings, arguments.gaps, arguments.calibration, is_given)
+        report = evaluate(first, *settings, *of_one[:2], is_given, arguments.seconds)
         content, text = to_json(asdict(report), indent=2), f"{to_text(report)}\n\n{out}"
     if out:
         write(out, f"{content}\n")
@@ -180,6 +176,10 @@ def _parser() -> Parser:
     )
     add("--given", metavar="COLUMNS|MASK", help=given)
     add("--images", metavar="N", type=integer(2), help="a random subset of N test data (default: all)")
+    seconds = (
+        "estimate log p(x) of random test data, a hundred at a time, until S seconds have passed (default: of all)"
+    )
+    add("--seconds", metavar="S", type=integer(1), help=seconds)
     add_seed(parser)
     engine = (
         "none; graph: record the operators; inductor: compile them to C++, which is faster for many "

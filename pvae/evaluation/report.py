@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -53,6 +54,7 @@ __all__ = [
 ]
 
 _SIMULATED = 100  # data that are drawn from the VAE for a bracket
+_AT_A_TIME = 100  # data whose log p(x) is estimated between two looks at the clock
 _CALIBRATED = 1000  # data that are drawn from the VAE for the calibration of q(z | x)
 _MOST_LOST = 10  # data that are named
 
@@ -128,6 +130,7 @@ class LogLikelihood:
     """The log-likelihood log p(x), in nats per datum, each datum by the method that can be trusted.
 
     Args:
+        num_images: number of images whose log p(x) was estimated; fewer than those of the ELBO if time did not suffice.
         elbo: the ELBO of the same pixels.
         estimate: the mean of log p(x) over images; by importance sampling and annealing in the mean a lower bound.
         method: the methods of `estimate`, each with its number of images, as in `pvae.trained.log_likelihood.METHODS`.
@@ -149,6 +152,7 @@ class LogLikelihood:
         is_density: whether p(x) is a density.
     """
 
+    num_images: int = field(metadata={"data": "of which log p(x) was estimated"})
     elbo: Estimate = field(metadata={"ELBO": "of these data"})
     estimate: Estimate = field(metadata={"log-likelihood": "log p(x)"})
     method: str = field(metadata={"  by": ""})
@@ -325,6 +329,7 @@ def evaluate(
     num_gaps: int = 0,
     has_coverage: bool = False,
     is_given: Tensor | None = None,
+    seconds: float | None = None,
 ) -> Report:
     """Evaluate a trained VAE on test images.
 
@@ -340,6 +345,7 @@ def evaluate(
         num_gaps: number of test images, and of training images, whose gaps are computed, or 0.
         has_coverage: compute whether q(z | x) is calibrated.
         is_given: values of x given which the log-likelihood of the others is computed, as of `given_values`.
+        seconds: log p(x) is estimated of a hundred random images after another, until these seconds have passed.
 
     Raises:
         InputError: the run is an autoencoder, which has no likelihood, or there are fewer than two images, or the
@@ -348,7 +354,8 @@ def evaluate(
     check_density(run)
     vae, data = run.vae(), run.dataset()
     # A random subset, because some data sets are sorted by class.
-    rows = None if num_images is None else random_subset(len(data.test), num_images, seed)
+    is_all = num_images is None and seconds is None
+    rows = None if is_all else random_subset(len(data.test), num_images or len(data.test), seed)
     normalised, batch, kind = with_likelihood(run, data.test, given_y(run, "test"), rows)
     seen = Batch(run.preparation.pixels(data.test, rows=rows), batch.y) if vae.is_pseudo else batch
     if len(seen) < 2 or num_particles < 2:
@@ -360,9 +367,14 @@ def evaluate(
     how |= {"engine": engine, "progress": progress}
     with seeded(seed, torch.device("cpu")):
         parts = replace(_elbo_parts(vae, seen, seed), accuracy=_accuracy(run, seen, rows))
-        log_p = log_likelihood(normalised, batch, **how)
+        log_p = (
+            log_likelihood(normalised, batch, **how) if seconds is None else _within(seconds, normalised, batch, how)
+        )
+        reached_all = len(log_p.log_p) == len(batch)
+        batch = batch.rows(slice(len(log_p.log_p)))
         gap = _bracket(normalised, batch, log_p, annealing)
-        elbo = Estimate.of(elbo_terms(normalised, batch)["elbo"]) if vae.is_pseudo else parts.elbo
+        is_same = reached_all and not vae.is_pseudo
+        elbo = parts.elbo if is_same else Estimate.of(elbo_terms(normalised, batch)["elbo"])
         reached = _floor(run, seen.x)
         columns = _columns(run, vae, seen, reached)
         places = torch.arange(len(data.test)) if rows is None else rows
@@ -382,6 +394,16 @@ def evaluate(
         columns=columns,
         **further,
     )
+
+
+def _within(seconds: float, vae: VAE, batch: Batch, how: Mapping[str, Any]) -> LogP:
+    """Estimate log p(x) of the data of a batch in their order, some at a time, until the seconds have passed."""
+    parts, started = list[LogP](), time.monotonic()
+    for part in batch.split(_AT_A_TIME):
+        parts.append(log_likelihood(vae, part, **how))
+        if time.monotonic() - started >= seconds:
+            break
+    return LogP(*map(torch.cat, zip(*parts)))
 
 
 def pixels_of(kind: str, batch: Batch) -> str:
@@ -479,7 +501,7 @@ def _further(
     """Return what is computed on request, by the fields of `Report`; `places` (N,) are those of a batch in its data."""
     further = dict[str, Any]()
     if num_gaps:
-        rows, train = random_subset(len(batch), num_gaps, seed), run.dataset().train
+        rows, train = random_subset(len(batch), min(num_gaps, len(batch)), seed), run.dataset().train
         further["gaps"] = _gaps(vae, batch, log_p, rows, places[rows])
         rows = random_subset(len(train), num_gaps, seed)
         _, batch_of_train, _ = with_likelihood(run, train, given_y(run, "train"), rows, "train")
@@ -562,6 +584,7 @@ def _log_likelihood(
 ) -> LogLikelihood:
     effective = found.effective[~found.effective.isnan()]
     return LogLikelihood(
+        num_images=len(found.log_p),
         elbo=elbo,
         estimate=Estimate.of(found.log_p),
         method=_methods(found),

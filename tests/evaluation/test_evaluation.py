@@ -255,6 +255,18 @@ def test_log_p_and_elbo_of_a_subset_are_of_the_same_pixels(runs, monkeypatch):
 
 
 @pytest.mark.workflow
+def test_log_p_is_of_as_many_data_as_the_seconds_allow(runs, monkeypatch):
+    monkeypatch.setattr("pvae.evaluation.report._AT_A_TIME", 7)
+    run = runs("binary")
+    some, every = (evaluate(run, 2, seed=3, method="importance", seconds=seconds) for seconds in (1e-9, 1e9))
+    count = run.data.num_test
+    assert [one.num_images for one in (some, every)] == [count, count]
+    assert [one.log_likelihood.num_images for one in (some, every)] == [7, count]
+    assert some.log_likelihood.elbo != some.elbo_parts.elbo
+    assert every.log_likelihood.elbo == every.elbo_parts.elbo
+
+
+@pytest.mark.workflow
 def test_the_rate_is_split_of_a_random_subset(tmp_path, digits):
     """If the first images differ from the others, its rate is still that of the whole test set.
 
@@ -499,6 +511,7 @@ def test_bad_input_is_one_line(runs, capsys, tmp_path):
         ([run, "--importance-samples", "1"], "--importance-samples"),
         ([run, "--images", "1"], "--images"),
         ([run, "--seed", "9" * 30], "--seed"),
+        ([run, "--seconds", "0"], "--seconds"),
         ([nothing, "--compile", "jit"], "jit"),
     ]:
         assert main(arguments) == 2
