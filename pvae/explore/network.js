@@ -28,36 +28,52 @@ const fromHalf = (halves) => Float32Array.from(halves, (half) => {
   return sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction) : 2 ** -14 * fraction);
 });
 
-// out (M, N) += a (M, K) b (K, N), by two rows of out and four of b at a time, so that each is read less often.
+// out (M, N) += a (M, K) b (K, N), by four rows of each at a time, so that they are read less often. Rows of b for which
+// a is 0, as behind a ReLU, are left out.
 function addProduct(out, a, b, M, K, N) {
-  const of = (m, k) => (m < M && k < K ? a[m * K + k] : 0), end = (K - 1) * N, spare = new Float32Array(N);
-  for (let m = 0; m < M; m += 2) {
-    const row = out.subarray(m * N, m * N + N), next = m + 1 < M ? out.subarray(m * N + N, m * N + 2 * N) : spare;
-    for (let k = 0; k < K; k += 4) {
-      const a0 = of(m, k), a1 = of(m, k + 1), a2 = of(m, k + 2), a3 = of(m, k + 3), start = k * N;
-      const c0 = of(m + 1, k), c1 = of(m + 1, k + 1), c2 = of(m + 1, k + 2), c3 = of(m + 1, k + 3);
-      const s1 = Math.min(start + N, end), s2 = Math.min(start + 2 * N, end), s3 = Math.min(start + 3 * N, end);
+  const places = new Int32Array(K + 3);
+  for (let m = 0; m < M; m += 4) {
+    const m1 = Math.min(m + 1, M - 1), m2 = Math.min(m + 2, M - 1), m3 = Math.min(m + 3, M - 1); // the last one more than once
+    const o0 = m * N, o1 = m1 * N, o2 = m2 * N, o3 = m3 * N;
+    let count = 0;
+    for (let k = 0; k < K; k++) if (a[m * K + k] || a[m1 * K + k] || a[m2 * K + k] || a[m3 * K + k]) places[count++] = k;
+    places.fill(0, count);
+    const of = (r, i) => (m + r < M && i < count ? a[(m + r) * K + places[i]] : 0);
+    for (let i = 0; i < count; i += 4) {
+      const a0 = of(0, i), a1 = of(0, i + 1), a2 = of(0, i + 2), a3 = of(0, i + 3), b0 = places[i] * N;
+      const c0 = of(1, i), c1 = of(1, i + 1), c2 = of(1, i + 2), c3 = of(1, i + 3), b1 = places[i + 1] * N;
+      const d0 = of(2, i), d1 = of(2, i + 1), d2 = of(2, i + 2), d3 = of(2, i + 3), b2 = places[i + 2] * N;
+      const e0 = of(3, i), e1 = of(3, i + 1), e2 = of(3, i + 2), e3 = of(3, i + 3), b3 = places[i + 3] * N;
       for (let n = 0; n < N; n++) {
-        const b0 = b[start + n], b1 = b[s1 + n], b2 = b[s2 + n], b3 = b[s3 + n];
-        row[n] += a0 * b0 + a1 * b1 + a2 * b2 + a3 * b3;
-        next[n] += c0 * b0 + c1 * b1 + c2 * b2 + c3 * b3;
+        const s = b[b0 + n], t = b[b1 + n], u = b[b2 + n], v = b[b3 + n];
+        out[o0 + n] += a0 * s + a1 * t + a2 * u + a3 * v;
+        out[o1 + n] += c0 * s + c1 * t + c2 * u + c3 * v;
+        out[o2 + n] += d0 * s + d1 * t + d2 * u + d3 * v;
+        out[o3 + n] += e0 * s + e1 * t + e2 * u + e3 * v;
       }
     }
   }
 }
-// Call visit(place in columns, place in the image, first, last) for each row of pixels that a tap of a kernel meets.
-function eachTap({kernel, stride, padding}, [C, H, W], height, width, visit) {
-  for (let row = 0; row < C * kernel * kernel; row++) {
-    const kx = row % kernel, ky = Math.floor(row / kernel) % kernel, c = Math.floor(row / kernel ** 2);
-    const first = Math.max(0, Math.ceil((padding - kx) / stride));
-    const last = Math.min(width - 1, Math.floor((W - 1 + padding - kx) / stride));
-    for (let y = 0, iy = ky - padding; y < height; y++, iy += stride)
-      if (iy >= 0 && iy < H) visit((row * height + y) * width, (c * H + iy) * W + kx - padding, first, last);
-  }
+function product(a, b, M, K, N) {
+  const out = new Float32Array(M * N);
+  addProduct(out, a, b, M, K, N);
+  return out;
 }
-const filled = (bias, channels, area) => // with the bias of each channel
-  new Float32Array(channels * area).map((_, i) => (bias ? bias.data[(i / area) | 0] : 0));
-const elementwise = (f) => (x) => ({shape: x.shape, data: x.data.map(f)});
+function transposed(a, rows, columns) {
+  const out = new Float32Array(a.length);
+  for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) out[c * rows + r] = a[r * columns + c];
+  return out;
+}
+function filled(bias, channels, area) { // with the bias of each channel
+  const out = new Float32Array(channels * area);
+  for (let c = 0; bias && c < channels; c++) out.fill(bias.data[c], c * area, (c + 1) * area);
+  return out;
+}
+const elementwise = (f) => ({shape, data}) => {
+  const out = new Float32Array(data.length);
+  for (let i = 0; i < out.length; i++) out[i] = f(data[i]);
+  return {shape, data: out};
+};
 
 const OPERATIONS = {
   linear(x, {weight, bias}) {
@@ -72,26 +88,29 @@ const OPERATIONS = {
     }
     return {shape: [size, 1, 1], data: out};
   },
-  conv(x, op) {
-    const [channels, taps] = op.weight.shape, size = (side) => Math.floor((side + 2 * op.padding - op.kernel) / op.stride) + 1;
-    const height = size(x.shape[1]), width = size(x.shape[2]), columns = new Float32Array(taps * height * width);
-    eachTap(op, x.shape, height, width, (start, pixel, first, last) => {
-      for (let i = first; i <= last; i++) columns[start + i] = x.data[pixel + i * op.stride];
-    });
-    const out = filled(op.bias, channels, height * width);
-    addProduct(out, op.weight.data, columns, channels, taps, height * width);
+  conv({shape: [C, H, W], data}, {weight, bias, kernel, stride, padding}) { // columns: what each tap of the kernel meets
+    const [channels, taps] = weight.shape, [height, width] = [H, W].map((side) => Math.floor((side + 2 * padding - kernel) / stride) + 1);
+    const columns = new Float32Array(taps * height * width), out = filled(bias, channels, height * width);
+    for (let tap = 0, at = 0; tap < taps; tap++) {
+      const kx = tap % kernel, ky = Math.floor(tap / kernel) % kernel, c = Math.floor(tap / kernel ** 2);
+      for (let y = ky - padding; y < ky - padding + height * stride; y += stride)
+        for (let x = kx - padding; x < kx - padding + width * stride; x += stride, at++)
+          if (y >= 0 && y < H && x >= 0 && x < W) columns[at] = data[(c * H + y) * W + x];
+    }
+    addProduct(out, weight.data, columns, channels, taps, height * width);
     return {shape: [channels, height, width], data: out};
   },
-  "conv-transpose"(x, op) {
-    const [taps, inputs] = op.weight.shape, [, H, W] = x.shape, columns = new Float32Array(taps * H * W);
-    const size = (side, more) => (side - 1) * op.stride - 2 * op.padding + op.kernel + more;
-    const shape = [taps / op.kernel ** 2, size(H, op.more[0]), size(W, op.more[1])];
-    const out = filled(op.bias, shape[0], shape[1] * shape[2]);
-    addProduct(columns, op.weight.data, x.data, taps, inputs, H * W);
-    eachTap(op, shape, H, W, (start, pixel, first, last) => {
-      for (let i = first; i <= last; i++) out[pixel + i * op.stride] += columns[start + i];
-    });
-    return {shape, data: out};
+  "conv-transpose"({shape: [C, H, W], data}, {weight, bias, kernel, stride, padding, more}) { // weight (C, taps, channels)
+    const channels = weight.shape[1] / kernel ** 2, [height, width] = [H, W].map((side, i) => (side - 1) * stride - 2 * padding + kernel + more[i]);
+    const rows = product(transposed(data, C, H * W), weight.data, H * W, C, weight.shape[1]);
+    const sums = transposed(filled(bias, channels, height * width), channels, height * width);
+    for (let pixel = 0, from = 0; pixel < H * W; pixel++)
+      for (let tap = 0; tap < kernel ** 2; tap++, from += channels) {
+        const y = Math.floor(pixel / W) * stride - padding + Math.floor(tap / kernel), x = (pixel % W) * stride - padding + (tap % kernel);
+        if (y < 0 || y >= height || x < 0 || x >= width) continue;
+        for (let c = 0, to = (y * width + x) * channels; c < channels; c++) sums[to + c] += rows[from + c];
+      }
+    return {shape: [channels, height, width], data: transposed(sums, height * width, channels)};
   },
   affine({shape, data}, {scale, shift}) {
     const area = shape[1] * shape[2];
@@ -113,6 +132,16 @@ const OPERATIONS = {
   reshape: (x, {shape}) => ({shape, data: x.data}), first: (x, {size}) => vector(x.data.subarray(0, size)),
 };
 const forward = (operations, x) => operations.reduce((value, op) => OPERATIONS[op.op](value, op), x);
+// The layers before the first nonlinearity as one linear layer, where they are several and take few values.
+function folded(operations, size) {
+  const count = operations.findIndex(({op}) => !["linear", "reshape", "conv-transpose"].includes(op)), part = operations.slice(0, count);
+  if (count < 3 || size > 20) return operations;
+  const at = (d) => forward(part, vector(list(size, (i) => Number(i === d)))), bias = at(-1);
+  const rows = list(size, (d) => at(d).data.map((one, i) => one - bias.data[i]));
+  const data = Float32Array.from({length: size * bias.data.length}, (_, i) => rows[i % size][Math.floor(i / size)]);
+  const linear = {op: "linear", weight: {shape: [bias.data.length, size], data}, bias};
+  return [linear, {op: "reshape", shape: bias.shape}, ...operations.slice(count)];
+}
 const outputs = (operations, values) => Array.from(forward(operations, vector(values)).data);
 
 // Random numbers and special functions.
@@ -291,7 +320,7 @@ function vaeOf({prior, posterior, likelihood, decoder, shape}) {
   const pixels = LIKELIHOODS[likelihood.kind](likelihood.scale, {identity: (l) => l, sigmoid, tanh: Math.tanh}[likelihood.mean]);
   const given = (l, above) => bounded(outputs(networks[l], above)); // p(z_l | z_l+1)
   const below = (zTop, choose) => fromTop(sizes).slice(1).reduce((parts, l) => [choose(given(l, parts[0]), l), ...parts], [zTop]);
-  const decode = (z) => forward(decoder, vector(z)).data;
+  const layers = folded(decoder, sum(sizes)), decode = (z) => forward(layers, vector(z)).data;
   const exactRates = (q) => { // KL(q || p) of each latent where it has a closed form, as in `pvae.elbos.terms.exact_rate`
     if (q.sphereRate !== undefined && prior.top.kind === "sphere") return [q.sphereRate];
     if (!top.isNormal || last > 0 || !(q.scale || q.tril)) return null;

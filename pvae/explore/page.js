@@ -31,7 +31,7 @@ async function show() {
   const say = (text) => ((find("message").textContent = text), later("message", "", 9000));
 
   // Pixels
-  const toX = (bytes) => Float32Array.from(bytes, (byte) => (content.symmetric ? (2 * byte) / 255 - 1 : byte / 255));
+  const toX = (bytes) => Float64Array.from(bytes, (byte) => (content.symmetric ? (2 * byte) / 255 - 1 : byte / 255));
   const imageX = (i) => toX(content.images.data.subarray(i * channels * area, (i + 1) * channels * area));
   const labelOf = (i) => (labels ? content.label_names[labels.data[i]] : "");
   const isolated = (name) => `\u2068${name}\u2069`; // a name may run from right to left

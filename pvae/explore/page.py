@@ -225,13 +225,14 @@ def _operations(network: nn.Module, tensors: _Tensors) -> list[dict[str, Any]]:
             weight = layer.weight * layer.mask if hasattr(layer, "mask") else layer.weight  # zuko's are masked
             return [{"op": "linear", "weight": tensors.add(weight), "bias": _bias(layer, tensors)}]
         case nn.Conv2d() | nn.ConvTranspose2d():
-            is_transpose = isinstance(layer, nn.ConvTranspose2d)
-            weight = layer.weight.permute(1, 2, 3, 0).flatten(0, 2) if is_transpose else layer.weight.flatten(1)
-            sizes = {"kernel": layer.kernel_size[0], "stride": layer.stride[0], "padding": layer.padding[0]}
-            more = {"more": list(layer.output_padding)} if is_transpose else {}
-            kind = "conv-transpose" if is_transpose else "conv"
-            bias = _bias(layer, tensors)
-            return [{"op": kind, "weight": tensors.add(weight.contiguous()), "bias": bias, **sizes, **more}]
+            op, weight, more = "conv", layer.weight, [0, 0]
+            kernel, stride, padding = layer.kernel_size[0], layer.stride[0], layer.padding[0]
+            if isinstance(layer, nn.ConvTranspose2d):
+                op, weight, more = "conv-transpose", weight.permute(0, 2, 3, 1), list(layer.output_padding)
+            elif stride == 1:  # as the transposed convolution by the reversed kernel, which is faster in the page
+                op, weight, padding = "conv-transpose", weight.flip(2, 3).permute(1, 2, 3, 0), kernel - 1 - padding
+            sizes = {"kernel": kernel, "stride": stride, "padding": padding, "more": more}
+            return [{"op": op, "weight": tensors.add(weight.flatten(1)), "bias": _bias(layer, tensors), **sizes}]
         case nn.BatchNorm1d() | nn.BatchNorm2d():  # in eval mode
             scale = layer.weight / (layer.running_var + layer.eps).sqrt()
             shift = layer.bias - layer.running_mean * scale

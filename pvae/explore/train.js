@@ -6,17 +6,6 @@ const HIDDEN = 64, LATENTS = 2, BATCH = 50;
 const EVERY = 100, SCORED = 24; // steps from one evaluation to the next, and the images that it scores
 const GRID = 51, REACH = 4, NEAR = 13; // places of z in a row, of a grid within +-REACH, and of one around q(z | x)
 
-function transposed(a, rows, columns) {
-  const out = new Float32Array(a.length);
-  for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) out[c * rows + r] = a[r * columns + c];
-  return out;
-}
-function product(a, b, M, K, N) {
-  const out = new Float32Array(M * N);
-  addProduct(out, a, b, M, K, N);
-  return out;
-}
-
 class DenseNetwork { // Linear layers with a ReLU between them
   constructor(sizes) { // weights and biases uniform in +-1 / sqrt(inputs), as torch's Linear
     const drawn = (count, inputs) => Float32Array.from({length: count}, () => (2 * Math.random() - 1) / Math.sqrt(inputs));

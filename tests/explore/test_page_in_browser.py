@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 
 from pvae.config.config import Config
@@ -23,7 +24,7 @@ from pvae.data.preparation import Pixels
 from pvae.distributions.flow import Flow
 from pvae.distributions.full_normal import FullNormal
 from pvae.distributions.power_spherical import PowerSpherical, SphereUniform
-from pvae.explore.page import explorer_page
+from pvae.explore.page import _operations, _Tensors, explorer_page
 from pvae.explore.side_by_side import side_by_side_page
 from pvae.models.build import build_vae
 from pvae.runs.run import shown_data
@@ -195,6 +196,53 @@ def _compare(system, run, page):
         assert "no rate" in page.find_element("id", "notes").text
     elif vae.has_density:
         close(found[1:], [terms["rate"][0], terms["elbo"][0]], 5e-5)
+
+
+LAYERS = {
+    "stride 2": nn.Conv2d(3, 5, 3, stride=2, padding=1),
+    "stride 3, no padding, no bias": nn.Conv2d(3, 5, 4, stride=3, bias=False),
+    "stride 1": nn.Conv2d(3, 2, 3, padding=1),
+    "stride 1, more padding than pixels of the kernel": nn.Conv2d(3, 2, 3, padding=4),
+    "transposed": nn.ConvTranspose2d(3, 5, 3, stride=2, padding=1),
+    "transposed, output padding": nn.ConvTranspose2d(3, 6, 3, stride=2, padding=1, output_padding=(1, 0)),
+    "transposed, kernel of 4, no bias": nn.ConvTranspose2d(3, 1, 4, stride=3, output_padding=(0, 2), bias=False),
+    "without a nonlinearity between": nn.Sequential(
+        nn.Conv2d(3, 5, 1), nn.ConvTranspose2d(5, 4, 2, stride=2), nn.ReLU(), nn.ConvTranspose2d(4, 3, 3, padding=2)
+    ),
+}
+
+
+@torch.no_grad()
+def test_a_convolution_of_the_page_is_that_of_torch(grey, opened):
+    """Also where some values are 0, which the page leaves out of its sums."""
+    page, x = opened(grey), torch.randn(3, 7, 6, generator=torch.Generator().manual_seed(0)).relu()
+    for name, layer in LAYERS.items():
+        shape, found = page.execute_script(
+            "const [operations, shape, values] = arguments;"
+            "for (const one of operations) for (const kind of ['weight', 'bias'])"
+            "  if (one[kind]) one[kind].data = Float32Array.from(one[kind].data);"
+            "const found = forward(operations, {shape, data: Float32Array.from(values)});"
+            "return [found.shape, Array.from(found.data)]",
+            _operations_with_values(layer),
+            list(x.shape),
+            x.flatten().tolist(),
+        )
+        expected = layer(x[None])[0]
+        assert shape == list(expected.shape), name
+        close(found, expected.flatten())
+
+
+def _operations_with_values(layer):
+    """The operations of a layer as the page has them once it has read the tensors."""
+    tensors = _Tensors()
+    operations = _operations(layer, tensors)
+    for operation in operations:
+        for kind in ("weight", "bias"):
+            if operation.get(kind):
+                _, start, stop, shape = operation[kind]["tensor"]
+                values = np.frombuffer(bytes(tensors.bytes[start:stop]), np.float32).tolist()
+                operation[kind] = {"shape": shape, "data": values}
+    return operations
 
 
 def test_draws_of_the_page_have_the_distribution_of_torch(train, opened):
