@@ -4,8 +4,8 @@
     python notebooks/make.py --data-dir DIR --only strip  one picture, or several with commas between them
     python notebooks/make.py --list                       their names, and the runs that each needs
 
-DIR has MNIST and Fashion-MNIST in torchvision's layout. Each run is trained into a folder of --cache. Finished runs are
-not trained again, and an interrupted one is resumed. No picture that shows CelebA is made.
+DIR has MNIST and Fashion-MNIST in torchvision's layout. Each run is trained into a folder of --cache, unless it comes
+with pvae. Finished runs are not trained again, and an interrupted one is resumed. No picture that shows CelebA is made.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -26,10 +26,12 @@ import matplotlib
 import nbformat
 import pyro
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import imread
+from matplotlib.patches import Circle, Rectangle
 from nbclient import NotebookClient
 from PIL import Image
+from pyro.infer.inspect import get_model_relations
 from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 from torch import Tensor
@@ -40,8 +42,9 @@ import pvae
 from pvae.data.preparation import Preparation
 from pvae.explore.page import explorer_page
 from pvae.plotting import figures, pictures
-from pvae.plotting.figures import PALETTE, write_figure
+from pvae.plotting.figures import PALETTE
 from pvae.plotting.gallery import code_figures, entry_of
+from pvae.runs.run import READY_MADE
 from pvae.trained import codes, latent_space
 from pvae.training.fit import train_in_memory
 
@@ -85,7 +88,9 @@ class Runs:
             part.rename(path)
         if path not in self._known:
             started = time.perf_counter()
-            run = pvae.resume(path, epochs) if path.exists() else pvae.fit(config, out=path)
+            run = pvae.Run.open(name) if name in READY_MADE else None
+            if run is None or run.config.replace(compile=config.compile) != config:
+                run = pvae.resume(path, epochs) if path.exists() else pvae.fit(config, out=path)
             print(f"{path.name}: {run.test_metrics()} nats  {time.perf_counter() - started:.0f} s", flush=True)
             self._known[path] = run
         return self._known[path]
@@ -111,44 +116,48 @@ def strip(runs: Runs, _: Path) -> tuple[Figure, str]:
     batch = codes.examples(trained, 8)
     with trained.seeded():
         samples, decoded = latent_space.sample(trained.vae(), 64), latent_space.reconstruct(trained.vae(), batch)
-    figure = Figure(figsize=(13.4, 4.6), dpi=100, layout="constrained")
+    figure = Figure(figsize=(9.6, 2.9), dpi=200, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     show(left, samples, 8, "samples: mean of p(x | z), z ~ p(z)")
-    show(
-        middle, torch.cat([batch.x[:4], decoded[:4], batch.x[4:], decoded[4:]]), 4, "test images above reconstructions"
-    )
-    means, labels = codes.codes_of(clothes, "test"), codes.classes(clothes)[1]
-    right.scatter(*means.T, s=3, alpha=0.6, c=[PALETTE[label] for label in labels], linewidths=0, rasterized=True)
-    right.set_aspect("equal", adjustable="datalim")
-    right.set_title("codes of Fashion-MNIST in two dimensions", fontsize=11)
+    images = torch.cat([batch.x[:4], decoded[:4], batch.x[4:], decoded[4:]])
+    show(middle, images, 4, "test images above reconstructions")
+    dots(right, codes.codes_of(clothes, "test"), codes.classes(clothes)[1], "codes of Fashion-MNIST, two latents")
+    name_classes(right, clothes.dataset().label_names)
     return figure, ""
 
 
-def show(axes: matplotlib.axes.Axes, images: Tensor, num_columns: int, title: str = "") -> None:
+def show(axes: Axes, images: Tensor, num_columns: int, title: str = "") -> None:
     """Show images in [0, 1] in rows."""
-    axes.imshow(make_grid(images, num_columns, padding=1, pad_value=0.5).permute(1, 2, 0), interpolation="nearest")
-    axes.set_title(title, fontsize=11)
+    axes.imshow(make_grid(images, num_columns, padding=1, pad_value=0.5).permute(1, 2, 0), interpolation="none")
+    axes.set_title(title, fontsize=8)
     axes.set_axis_off()
 
 
-def deep_bayes_samples(runs: Runs, _: Path) -> tuple[Figure, str]:
-    return pictures.samples(runs("deep-bayes")), ""
+def dots(axes: Axes, means: Tensor, labels: Tensor, title: str) -> None:
+    """Show codes (N, 2), coloured by class, on two axes of the same scale."""
+    colours = [PALETTE[label] for label in labels]
+    axes.scatter(*means.T, s=1, c=colours, linewidths=0, rasterized=True, antialiased=False)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_title(title, fontsize=8)
+    axes.set_xlabel("z_1", fontsize=8)
+    axes.set_ylabel("z_2", fontsize=8)
+    axes.tick_params(labelsize=7)
+
+
+def name_classes(axes: Axes, names: Sequence[str]) -> None:
+    """Name the colours of the classes to the right of a plot."""
+    handles = [axes.scatter([], [], s=12, color=colour) for colour in PALETTE]
+    axes.legend(handles, names, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=7)
 
 
 def codes_mnist(runs: Runs, _: Path) -> tuple[Figure, str]:
     entries = [entry_of(runs(name)) for name in ("mlp-2d", "conv-2d", "conv-2d-ae")]
     (figure,) = code_figures(entries).values()
-    return smaller(figure, 80), ""
-
-
-def smaller(figure: Figure, dpi: float) -> Figure:
-    """Let a figure have fewer pixels, so that its file is small with all its colours."""
-    figure.set_dpi(dpi)
-    return figure
+    return figure, ""
 
 
 def fashion_vae_scatter(runs: Runs, _: Path) -> tuple[Figure, str]:
-    return smaller(pictures.scatter(runs("fashion-vae")), 80), ""
+    return pictures.scatter(runs("fashion-vae")), ""
 
 
 def rows_of(named: dict[str, Tensor], title: str) -> Figure:
@@ -211,26 +220,17 @@ def decoded_figure(places: dict[str, tuple[pvae.Run, Tensor]], title: str) -> Fi
         places: for each name the model and the points (P, 2).
         title: title of the figure.
     """
-    figure = Figure(figsize=(6.0 * len(places), 6.8), dpi=80, layout="constrained")
-    figure.suptitle(title, fontsize=10)
+    figure = Figure(figsize=(4.3 * len(places), 4.8), dpi=200, layout="constrained")
+    figure.suptitle(f"{title}\ndots: codes of test images", fontsize=8)
     grid = figure.subplots(2, len(places), height_ratios=(5, 1), squeeze=False)
     for (upper, lower), (name, (trained, z)) in zip(grid.T, places.items()):
-        labels = codes.classes(trained)[1]
-        upper.scatter(
-            *codes.codes_of(trained, "test").T,
-            s=3,
-            alpha=0.4,
-            c=[PALETTE[n] for n in labels],
-            linewidths=0,
-            rasterized=True,
-        )
+        dots(upper, codes.codes_of(trained, "test"), codes.classes(trained)[1], name)
         upper.scatter(*z.T, s=0)  # so that the axes reach the points
         for number, point in enumerate(z.tolist(), 1):
             box = {"facecolor": "white", "edgecolor": "black", "boxstyle": "circle,pad=0.15"}
-            upper.annotate(str(number), point, fontsize=8, ha="center", va="center", bbox=box)
-        upper.set_aspect("equal", adjustable="datalim")
-        upper.set(title=name, xlabel="z_1", ylabel="z_2")
+            upper.annotate(str(number), point, fontsize=6, ha="center", va="center", bbox=box)
         show(lower, latent_space.decode(trained.vae(), z), len(z), "decoded at 1, 2, ...")
+    name_classes(upper, trained.dataset().label_names)
     return figure
 
 
@@ -280,12 +280,13 @@ def beta_samples(runs: Runs, _: Path) -> tuple[Figure, str]:
         with trained.seeded():  # the same draws of z for all
             rows[f"beta = {beta:g}"] = latent_space.sample(trained.vae(), 12)
         last = trained.test_metrics()
-        said.append(f"{beta:g}: {last.rate:.1f}")
+        said.append(f"{beta:g}: {last.rate:.1f} and {last.distortion:.1f}")
     title = f"deep-bayes with 10 latents and --elbo analytic on {trained.data.title}, epoch {last.epoch}"
     return rows_of(rows, f"{title}\nmean of p(x | z) at the same 12 draws z ~ p(z)"), (
         "Samples for several beta, the weight of the rate in the loss, all decoded from the same z. A small beta "
-        "leaves much of the prior's mass without codes, so that samples there look like no digit; a large one blurs. "
-        f"The rate in nats, by beta, is {', '.join(said)}."
+        "leaves much of the prior's mass without codes, so that more samples look like no digit. What a large one "
+        "costs is not seen in samples, but in the distortion of reconstructions: by beta, the rate and the distortion "
+        f"in nats are {'; '.join(said)}."
     )
 
 
@@ -299,60 +300,75 @@ def collapse(runs: Runs, _: Path) -> tuple[Figure, str]:
         rates.append(kl.mean(0))
     rates = torch.stack(rates)  # (epochs, latents)
     is_used = rates[-1] > 0.05
-    figure = Figure(figsize=(7.5, 4.4), dpi=90, layout="constrained")
+    figure = Figure(figsize=(7.5, 4.4), layout="constrained")
     axes = figure.add_subplot()
-    for used, colour in ((True, PALETTE[0]), (False, PALETTE[3])):
+    for used, colour in ((True, PALETTE[0]), (False, PALETTE[1])):
         lines = axes.plot(epochs, rates[:, is_used == used], color=colour, linewidth=1, alpha=0.8)
         name = "above" if used else "below"
         for line in lines[:1]:
             line.set_label(f"{len(lines)} latents that end {name} 0.05 nats")
-    axes.set(xlabel="epoch", ylabel="rate of a latent, nats per datum", yscale="symlog")
+    axes.set(xlabel="epoch", ylabel="rate of a latent, nats per datum (linear below 0.1)")
     axes.set_yscale("symlog", linthresh=0.1)
     axes.set_ylim(0)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_title(f"deep-bayes, --elbo analytic, on {data.title}: KL(q || p) of each latent, test images", fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
+    came_back = is_used & (rates[3:] < 0.05).any(0)
     return figure, (
         f"Of the {len(is_used)} latents of `--system deep-bayes`, {int((~is_used).sum())} end with a rate below 0.05 "
-        "nats: they have collapsed. The decoder has stopped reading them, and their posterior is the prior."
+        "nats: they have collapsed. Their posterior is nearly the prior, so that the decoder learns nothing from them. "
+        f"A collapse need not last: {int(came_back.sum())} of the others had a rate below 0.05 at epoch 3 or later."
     )
 
 
 def graph(runs: Runs, _: Path) -> tuple[Figure, str]:
-    run, figure = runs("deep-bayes"), Figure(figsize=(6.0, 3.4), dpi=80, layout="constrained")
-    for axes, (name, function) in zip(figure.subplots(1, 2), (("model", run.vae().model), ("guide", run.vae().guide))):
+    run, figure = runs("deep-bayes"), Figure(figsize=(5.2, 2.4), layout="constrained")
+    arrows = {"model": (0.27, 0.73), "guide": (0.73, 0.27)}  # the height of the tip, then of the other end
+    for axes, (name, (tip, tail)) in zip(figure.subplots(1, 2), arrows.items()):
         with pyro.get_param_store().scope():
-            rendered = pyro.render_model(function, tuple(codes.examples(run, 1)), render_distributions=True)
-        rendered.attr(dpi="200")
-        axes.imshow(imread(BytesIO(rendered.pipe("png"))))
+            found = get_model_relations(getattr(run.vae(), name), tuple(codes.examples(run, 1)))["sample_dist"]
+        for height, site, colour in ((0, "x", "#c0c0c0"), (1, "z", "white")):
+            axes.add_patch(Circle((0, height), 0.26, facecolor=colour, edgecolor="black"))
+            axes.text(0, height, site, ha="center", va="center")
+            text = f"{site} ~ {found[site]}" if site in found else f"{site} is given"
+            axes.text(0.75, height, text, va="center", fontsize=9)
+        axes.annotate("", (0, tip), (0, tail), arrowprops={"arrowstyle": "-|>", "facecolor": "black"})
+        axes.add_patch(Rectangle((-0.5, -0.75), 1, 2.2, fill=False))
+        axes.text(0.45, -0.7, "data", ha="right", fontsize=8)
+        axes.set(xlim=(-0.6, 2.4), ylim=(-0.8, 1.5), aspect="equal")
         axes.set_title(name, fontsize=9)
         axes.set_axis_off()
     return figure, (
-        "Model and guide as Pyro sees them, by `pyro.render_model(vae.model, (x,), render_distributions=True)`. It "
-        "needs Graphviz and `pip install graphviz`."
+        "The sites of model and guide and their distributions, as `pyro.infer.inspect.get_model_relations` finds them; "
+        "x is grey, since it is observed. The guide is a function of x: Pyro sees no site x in it, and the arrow from "
+        "x is added here. `pyro.render_model(vae.model, (x,), render_distributions=True)` draws such a graph, with "
+        "Graphviz and `pip install graphviz`."
     )
 
 
 def mlp_2d_codes(runs: Runs, _: Path) -> tuple[Figure, str]:
     config, epochs = RUNS["mlp-2d"], [epoch for epoch in (0, 1, 2, 4, 8, 16) if epoch <= RUNS["mlp-2d"].epochs]
-    figure = Figure(figsize=(9.0, 6.2), dpi=80, layout="constrained")
+    figure, shown = Figure(figsize=(8.6, 5.2), dpi=200, layout="constrained"), {}
     for axes, (epoch, vae, data) in zip(figure.subplots(2, 3).flat, train_in_memory(config, epochs)):
-        means = latent_space.encode(vae, Preparation.of(config).pixels(data.test))
-        colours = [PALETTE[label] for label in data.test_labels]
-        axes.scatter(*means.T, s=2, alpha=0.4, c=colours, linewidths=0, rasterized=True)
-        axes.set_aspect("equal", adjustable="datalim")
-        axes.set_title(f"epoch {epoch}", fontsize=9)
-    figure.suptitle(f"mlp-2d on {data.title}: means of q(z | x) of the test images, coloured by class", fontsize=10)
+        shown[axes] = latent_space.encode(vae, Preparation.of(config).pixels(data.test))
+        dots(axes, shown[axes], data.test_labels, f"epoch {epoch}")
+    limit = max(means.abs().max().item() for means in shown.values())
+    for axes in shown:
+        axes.set(xlim=(-limit, limit), ylim=(-limit, limit))
+        axes.set_aspect("equal", adjustable="box")
+    name_classes(figure.axes[2], data.label_names)
+    figure.suptitle(f"mlp-2d on {data.title}: means of q(z | x) of the test images", fontsize=9)
+    first = shown[figure.axes[0]]
     return figure, (
-        "The codes of `--system mlp-2d` before training and after some of its epochs. A run does not keep the weights "
-        "of every epoch: `pvae.training.fit.train_in_memory` yields them."
+        "The codes of `--system mlp-2d` before training, where all lie within "
+        f"{torch.cdist(first, first.mean(0, keepdim=True)).max():.2f} of their mean, and after some of its epochs. A "
+        "run does not keep the weights of every epoch: `pvae.training.fit.train_in_memory` yields them."
     )
 
 
 PICTURES = {
     "strip": Picture(strip, ("deep-bayes", "fashion-vae")),
-    "deep-bayes-samples": Picture(deep_bayes_samples, ("deep-bayes",)),
     "codes-mnist": Picture(codes_mnist, ("mlp-2d", "conv-2d", "conv-2d-ae")),
     "fashion-vae-scatter": Picture(fashion_vae_scatter, ("fashion-vae",)),
     "mlp-2d-epochs": Picture(mlp_2d_epochs, ("mlp-2d",), "Reconstructions as training goes on"),
@@ -379,10 +395,11 @@ NOTEBOOKS = {  # the runs that each takes from the cache; it trains others itsel
 def make_picture(name: str, runs: Runs, folder: Path) -> None:
     """Draw a picture, and put its caption on the page of pictures."""
     picture = PICTURES[name]
-    path = folder / "pictures" / f"{name}.png"
+    path = folder / "pictures" / f"{name}.svg"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure, caption = picture.draw(runs, path)
-    write_figure(path, figure)
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # the same picture is the same file
+        figure.savefig(path, metadata={"Date": None})
     print(f"{path}: {path.stat().st_size // 1000} kB", flush=True)
     if picture.title:
         write_section(
@@ -400,7 +417,8 @@ def write_section(page: Path, title: str, text: str) -> None:
         heading, _, body = section.partition("\n\n")
         sections.setdefault(heading, body)
     head = "# Pictures\n\n[`make.py`](make.py) trains what these pictures show, draws them, and writes this page.\n"
-    order = [picture.title for picture in PICTURES.values() if picture.title in sections]
+    made = [picture.title for picture in PICTURES.values() if picture.title in sections]
+    order = [*made, *(heading for heading in sections if heading not in made)]
     body = (f"\n## {heading}\n\n{sections[heading].rstrip()}\n" for heading in order)
     page.write_text(head + "".join(body))
 
@@ -478,7 +496,7 @@ def main() -> None:
             make_moving_picture(arguments.out)
         else:
             make_notebook(name.removesuffix(".ipynb"), runs, arguments.out)
-    if {"strip", "deep-bayes-samples"} & set(names):
+    if "strip" in names:
         said = str(runs("deep-bayes").test_metrics())
         if said not in (HERE.parent / "README.md").read_text():
             print(f"README.md has other figures than its pictures, which are of a run with {said}")

@@ -233,8 +233,9 @@ def test_code_of_notebooks_fits_a_page_of_the_book():
 
 
 def test_notebooks_and_pictures_are_small():
-    for path in (*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("notebooks/pictures/*.png")):
-        assert path.stat().st_size < (700_000 if path.suffix == ".png" else 2_500_000), path.name
+    for path in (*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("notebooks/pictures/*")):
+        limit = {".ipynb": 2_500_000, ".png": 700_000}.get(path.suffix, 300_000)
+        assert path.stat().st_size < limit, path.name
 
 
 def test_tests_that_are_named_exist():

@@ -16,6 +16,7 @@ from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Circle
+from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 from torch import Tensor
@@ -51,7 +52,7 @@ __all__ = [
 PALETTE = (
     "#246FB3", "#C38200", "#037654", "#FF926B", "#4CBFF9", "#CE7BA7", "#7E1D0E", "#E2D524", "#272388", "#010100",
 )  # fmt: skip
-_TRAIN, _VALID, _TEST = PALETTE[0], PALETTE[2], PALETTE[3]
+_TRAIN, _VALID, _TEST = PALETTE[0], PALETTE[2], PALETTE[6]
 _MOST_CLASSES = 50  # beyond which their names and numbers would cover a figure
 
 
@@ -130,7 +131,7 @@ def _show_images(axes: Axes, images: Tensor, num_columns: int, row_labels: Seque
     places = pad(torch.cat([images, unused]).cpu(), (1, 0, 1, 0), value=0.5).unflatten(0, (num_rows, num_columns))
     grid = pad(places.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3), (0, 1, 0, 1), value=0.5)  # (C, rows, columns)
     shown = grid.permute(1, 2, 0) if len(grid) == 3 else grid.mean(0)  # neither grey nor colour: the mean over channels
-    axes.imshow(shown.clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(shown.clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="none")
     axes.set_xticks([])
     labels = [*map(drawable, row_labels)]  # an axis writes its labels anew while it is drawn
     axes.set_yticks([(row + 0.5) * (images.shape[-2] + 1) for row in range(len(labels))], labels)
@@ -195,7 +196,7 @@ def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
 def scatter_figure(splits: Mapping[str, ScatterData], names: Sequence[str], title: str) -> Figure:
     """Return scatter plots of codes side by side, coloured by class, with each class's number at its median.
 
-    The fewer the codes, the larger their dots.
+    The fewer the codes, the larger their dots. Numbers that would cover each other are moved apart.
 
     Of more than ten classes, those whose numbers end in the same digit share a colour; more than fifty have one colour.
 
@@ -206,32 +207,51 @@ def scatter_figure(splits: Mapping[str, ScatterData], names: Sequence[str], titl
     """
     is_coloured = len(names) <= _MOST_CLASSES and any(split.labels is not None for split in splits.values())
     if is_coloured:
-        title += "\na number stands at the median of its class"
-    if any(split.is_prior_normal for split in splits.values()):
-        title += "\ncircles of radius 1, 2 and 3, which hold 39, 86 and 99 % of the prior N(0, I)"
-    num_columns = -(-len(names) // 25) if is_coloured else 1
-    figure = titled_figure(title, 5.5 * len(splits) + 1.2 * num_columns, 5.6)
+        title += "\na number stands at the median of its class, or near it"
+    if with_prior := [split.is_prior_normal for split in splits.values() if split.quantity == "z_{}"]:
+        where = "" if all(with_prior) else ", where there is a prior"
+        title += f"\ncircles of radius 1, 2 and 3, which hold 39, 86 and 99 % of N(0, I){where}" * any(with_prior)
+    num_columns = -(-len(names) // 18) if is_coloured else 1
+    side = min(3.7, max(2.6, 9 / len(splits)))  # in inches: the text of two or three plots can be read on a page
+    figure = titled_figure(title, side * len(splits) + 1.2 * num_columns, side)
+    figure.set_dpi(200)
     for axes, (split, (codes, labels, is_prior_normal, quantity)) in zip(
         figure.subplots(1, len(splits), squeeze=False)[0], splits.items()
     ):
         points = codes.cpu().numpy()
         classes = labels.cpu().numpy() if labels is not None and is_coloured else np.zeros(len(points), dtype=int)
         colours = np.asarray(PALETTE)[classes % len(PALETTE)]  # in the order of the images, so that no class is on top
-        style = {"s": min(max(4, 12_000 / max(1, len(points))), 36), "alpha": 0.6 if len(points) > 1000 else 0.85}
-        axes.scatter(*points.T, c=colours, linewidths=0, rasterized=True, **style)
+        size = 0.07 * side**2 * min(max(1, 3000 / max(1, len(points))), 18)
+        # Opaque and with sharp edges, ten colours stay ten, which can be told apart, and the file is small.
+        axes.scatter(*points.T, c=colours, s=size, linewidths=0, rasterized=True, antialiased=len(points) <= 1000)
         for radius in (1, 2, 3) if is_prior_normal else ():
-            axes.add_patch(Circle((0, 0), radius, fill=False, linewidth=0.7, linestyle="--", edgecolor="#333333"))
-        for index in np.unique(classes) if is_coloured else ():
-            box = {"facecolor": "white", "edgecolor": PALETTE[index % len(PALETTE)], "boxstyle": "circle,pad=0.15"}
-            middle = np.median(points[classes == index], axis=0)
-            axes.annotate(str(index), tuple(middle), fontsize=7, ha="center", va="center", bbox=box)
+            halo = [withStroke(linewidth=2, foreground="white")]
+            axes.add_patch(Circle((0, 0), radius, fill=False, linewidth=0.7, edgecolor="#333333", path_effects=halo))
         axes.set_aspect("equal", adjustable="datalim")
-        axes.set(title=split, xlabel=quantity.format(1), ylabel=quantity.format(2))
+        shown = np.unique(classes) if is_coloured else np.array([], dtype=int)
+        middles = np.array([np.median(points[classes == index], axis=0) for index in shown]).reshape(-1, 2)
+        for index, middle in zip(shown, _apart(middles, 0.055 * np.ptp(points, axis=0).max())):
+            box = {"facecolor": "white", "edgecolor": PALETTE[index % len(PALETTE)], "boxstyle": "circle,pad=0.15"}
+            axes.annotate(str(index), tuple(middle), fontsize=6, ha="center", va="center", bbox=box)
+        axes.set_title(split, fontsize=8)
+        axes.set_xlabel(quantity.format(1), fontsize=8)
+        axes.set_ylabel(quantity.format(2), fontsize=8)
+        axes.tick_params(labelsize=7)
     if is_coloured:
         entries = [name if name.startswith(str(index)) else f"{index}: {name}" for index, name in enumerate(names)]
-        handles = [axes.scatter([], [], color=PALETTE[index % len(PALETTE)]) for index in range(len(names))]
-        figure.legend(handles, entries, loc="outside right center", frameon=False, fontsize=8, ncols=num_columns)
+        handles = [axes.scatter([], [], color=PALETTE[index % len(PALETTE)], s=20) for index in range(len(names))]
+        figure.legend(handles, entries, loc="outside right center", frameon=False, fontsize=7, ncols=num_columns)
     return figure
+
+
+def _apart(places: np.ndarray, least: float) -> np.ndarray:
+    """Return places (N, 2), of which those nearer to each other than `least` are moved apart."""
+    for _ in range(50):
+        gaps = places[:, None] - places
+        distances = np.linalg.norm(gaps, axis=-1, keepdims=True)
+        missing = np.where((distances > 0) & (distances < least), least / np.maximum(distances, 1e-9) - 1, 0)
+        places = places + 0.5 * (gaps * missing).sum(1)
+    return places
 
 
 def histogram_figure(codes: Tensor, draws: Tensor, title: str) -> Figure:
@@ -338,7 +358,7 @@ def calibration_figure(latents: Sequence[Sequence[float]], regions: Sequence[flo
     Args:
         latents: for each latent the shares at 0.1, 0.2, ..., 0.9.
         regions: the shares of z in the regions of these masses.
-        band: how far a share may be from the mass; lines that leave it are orange.
+        band: how far a share may be from the mass; lines that leave it are dark red.
         title: title of the figure.
     """
     figure = titled_figure(title, 9.0, 3.6)
@@ -349,7 +369,7 @@ def calibration_figure(latents: Sequence[Sequence[float]], regions: Sequence[flo
         axes.fill_between(masses, masses - ends, masses + ends, color="#d8d8d8", linewidth=0)
         for line in lines:
             is_outside = np.abs(np.array(line) - masses[1:-1]).max() > band
-            axes.plot(masses, [0, *line, 1], color=PALETTE[3 if is_outside else 0], linewidth=0.9, alpha=0.8)
+            axes.plot(masses, [0, *line, 1], color=PALETTE[6 if is_outside else 0], linewidth=0.9, alpha=0.8)
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
         axes.set_xlabel(label, fontsize=8)
     figure.axes[0].set_ylabel("share of data whose z_l is below it", fontsize=8)

@@ -104,6 +104,7 @@ def rate_distortion_figure(table: pd.DataFrame, title: str) -> Figure:
     means, errors = runs.mean(), runs.sem()  # NaN of one seed, for which no bar is drawn
     figure = figures.titled_figure(title, 6.0, 4.6)
     axes, best = figure.subplots(), -means["elbo"].max()
+    axes.margins(0.1)  # room for the numbers
     axes.errorbar(
         *(means["rate"], means["distortion"], errors["distortion"], errors["rate"]),
         fmt="o-", color=figures.PALETTE[0], markersize=4, capsize=2, label="beta; bars: standard error over seeds",

@@ -207,7 +207,7 @@ def histograms(run: Run) -> Figure:
     name = "N(0, 1)" if codes.has_normal_prior(run) else "p(z)"
     name = f"the prior {name}" if run.vae().has_density else f"{name} (an autoencoder has no prior)"
     layer = codes.latent_names(run)[-1].split("_")[0]
-    title = f"{run.title}\nblue: each dimension of {layer} ~ q(z | x) over the test data; orange: {name}"
+    title = f"{run.title}\nblue: each dimension of {layer} ~ q(z | x) over the test data; dark red: {name}"
     return figures.histogram_figure(codes.top_layer_draws(run), draws, title)
 
 

@@ -44,13 +44,16 @@ def scaling(arguments: argparse.Namespace) -> None:
 def _draw(rows: list[tuple[str, int, list[float]]], path: Path) -> None:
     from matplotlib.figure import Figure
 
+    from pvae.plotting.figures import PALETTE
+
     figure = Figure(figsize=(12, 2.9), layout="constrained")
     for axes, axis in zip(figure.subplots(1, len(_AXES), sharey=True), _AXES):
         points = [(value, costs) for name, value, costs in rows if name == axis]
         for side, label in enumerate(("written by hand", "pvae")):
-            axes.loglog([value for value, _ in points], [costs[side] for _, costs in points], "o-", label=label)
+            x, y = [value for value, _ in points], [costs[side] for _, costs in points]
+            axes.loglog(x, y, "os"[side] + "-", color=PALETTE[side], label=label)
         axes.set_xlabel(axis.replace("-", " "))
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("microseconds an image")
     figure.axes[0].legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path)

@@ -216,7 +216,7 @@ def test_marginals_and_rows_of_a_conditional_run_name_its_labels(tmp_path):
         assert label == data.label_names[data.test_labels[int(name.removeprefix("test-"))]]
 
 
-@pytest.mark.parametrize(("count", "diameter"), [(50, 6), (500, 4.9), (10_000, 2)])
+@pytest.mark.parametrize(("count", "diameter"), [(50, 4.15), (500, 2.4), (10_000, 0.98)])
 def test_dots_are_as_large_as_their_number_allows(count, diameter):
     figure = figures.scatter_figure({"test": ScatterData(torch.randn(count, 2))}, [], "title")
     assert figure.axes[0].collections[0].get_sizes()[0] ** 0.5 == pytest.approx(diameter, abs=0.05)
@@ -239,6 +239,16 @@ def test_named_images_have_the_end_of_their_name_below_them():
     assert first.get_xlabel() == "a.png"
     assert second.get_xlabel().replace("\n", "").endswith("name-b.png")
     assert third.get_xlabel() == "貓_$.png"
+
+
+def test_numbers_of_classes_do_not_cover_each_other():
+    codes, labels = torch.randn(300, 2), torch.arange(300) % 3
+    figure = figures.scatter_figure({"test": ScatterData(codes, labels)}, ["a", "b", "c"], "title")
+    figure.draw_without_rendering()
+    boxes = [text.get_bbox_patch().get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == 3
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:number])
 
 
 @pytest.mark.parametrize("count", [3, 47, 60])

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
-from PIL import Image
 
 from pvae.data.dataset import Dataset
 from pvae.training.fit import fit
@@ -15,7 +14,6 @@ from pvae.training.fit import fit
 pytestmark = pytest.mark.workflow
 
 ROOT = Path(__file__).parents[2]
-HAS_GRAPHVIZ = shutil.which("dot") and importlib.util.find_spec("graphviz")
 
 
 @pytest.fixture
@@ -47,15 +45,16 @@ def test_every_picture_is_made_and_none_is_trained_twice(make, tmp_path, monkeyp
         return fit(config, **options)
 
     monkeypatch.setattr(make.pvae, "fit", fit_once)
-    names = [name for name in make.PICTURES if name != "graph" or HAS_GRAPHVIZ]
-    for name in names:
+    (tmp_path / "pictures.md").write_text("# Pictures\n\n## By hand\n\nThis stays.\n")
+    for name in make.PICTURES:
         make.make_picture(name, runs, tmp_path)
-        with Image.open(tmp_path / "pictures" / f"{name}.png") as picture:
-            assert picture.mode == "RGBA", "true colours"
+        assert ElementTree.parse(tmp_path / "pictures" / f"{name}.svg").getroot().tag.endswith("}svg")
     assert len(trained) == len(set(trained)) == len(make.RUNS)
-    page = (tmp_path / "pictures.md").read_text()
+    page, picture = (tmp_path / "pictures.md").read_text(), (tmp_path / "pictures" / "holes.svg").read_bytes()
     make.make_picture("holes", runs, tmp_path)
     assert (tmp_path / "pictures.md").read_text() == page
+    assert (tmp_path / "pictures" / "holes.svg").read_bytes() == picture
     headings = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
-    assert headings == [make.PICTURES[name].title for name in names if make.PICTURES[name].title]
+    assert headings == [*(one.title for one in make.PICTURES.values() if one.title), "By hand"]
+    assert page.endswith("## By hand\n\nThis stays.\n")
     assert max(map(len, page.splitlines())) <= 200
