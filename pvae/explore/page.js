@@ -217,7 +217,7 @@ async function show() {
     tiles: () => ((find("tiles").ariaPressed = state.tiles = !state.tiles), (state.tiles ? drawTiles : drawMap)()),
     focus: (k) => (press(find("legend").children, (state.focus = state.focus === k ? null : k)), drawMap()),
   };
-  const isFrame = document.body.classList.contains("is-frame"), tell = (...one) => isFrame && parent.postMessage(one, "*");
+  const isInside = parent !== self, isFrame = document.body.classList.contains("is-frame"), tell = (...one) => isFrame && parent.postMessage(one, "*");
   const act = (name, value) => (acts[name](value), tell(name, value));
   const pick = (i) => act("pick", i), toggleTiles = () => act("tiles");
   map.onpointermove = (event) => act("aim", fromMap(event));
@@ -465,7 +465,7 @@ async function show() {
     if (vae.canEncode) openTab("image");
     if (step === "3") vae.canEncode ? find("redraw").onclick() : vae.hasPrior && jump(parts(vae.drawPrior()), "a draw");
     [find("back").disabled, find("next").textContent] = [number === 1, number < told.length ? "Next" : "Done"];
-    document.querySelector("main .lit").scrollIntoView({block: "nearest"});
+    if (!isInside) document.querySelector("main .lit").scrollIntoView({block: "nearest"}); // or the window around would scroll
     find("next").focus({preventScroll: true});
   }
   find("tour").onclick = () => tellStory(state.step ? 0 : 1);
@@ -555,7 +555,8 @@ async function show() {
   const training = content.bits && setUpTraining(content, colour, mark);
   if (isFrame) onmessage = ({data: [name, value], source}) => source === parent && acts[name](value);
   const tellHeight = () => parent.postMessage(["height", document.documentElement.offsetHeight], "*");
-  if (parent !== self) new ResizeObserver(tellHeight).observe(document.body);
+  document.body.classList.toggle("is-inside", isInside);
+  if (isInside) new ResizeObserver(tellHeight).observe(document.body);
   window.pvae = {content, vae, state, training, imageX, at, drawHere};
 }
 
