@@ -446,8 +446,9 @@ async function show() {
     curve.forEach((row) => context.lineTo(...place(row)));
     context.stroke();
     if (here) (mark(context, 0, place(here), 4 * scale), context.fill());
-    Object.assign(context, {fillStyle: css("--soft"), font: `${11 * scale}px system-ui, sans-serif`, textAlign: "right"});
-    ["rate \u2192", "\u2191 distortion"].forEach((name, i) => context.fillText(name, width - edge / 2, i ? 1.5 * edge : height - edge / 2));
+    Object.assign(context, {fillStyle: css("--soft"), font: `${11 * scale}px system-ui, sans-serif`}); // in the corners that a path rarely meets
+    context.fillText("rate \u2192", edge / 2, height - edge / 2);
+    Object.assign(context, {textAlign: "right"}).fillText("\u2191 distortion", width - edge / 2, 1.5 * edge);
     const text = here ? `${vae.hasDensity ? `rate ${written(here[1])}, ` : ""}distortion ${written(here[2])} nats` : epoch ? "" : "before the first step";
     find("epoch").value = state.epoch;
     find("epoch").ariaValueText = find("epoch-text").textContent = [`epoch ${epoch}`, text].filter(Boolean).join(": ");
