@@ -180,8 +180,8 @@ class PIWAE(PathDerivativeELBO):
     gradients: through q and z that of `MIWAE`, through p that of `IWAE`.
 
     Args:
-        num_particles: K, a multiple of M.
-        num_groups: M; 1 is the importance-weighted bound.
+        num_particles: K, the number of draws of z for each datum, a multiple of M.
+        num_groups: M, the number of groups; 1 is the importance-weighted bound.
 
     Reference:
         Rainforth et al., arXiv:1802.04537.
@@ -250,7 +250,7 @@ class LeaveOneOutScoreELBO(ScoreELBO):
         b_k = 1 / (K - 1) sum_{j != k} log w_j
 
     Args:
-        num_particles: K, at least 2.
+        num_particles: K, the number of draws of z for each datum, at least 2.
         beta: weight of the rate in the loss.
 
     Reference:

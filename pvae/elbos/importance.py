@@ -111,8 +111,8 @@ class MIWAE(ImportanceELBO):
         L(x) = E [ (1/M) sum_m log (M/K) sum_{k in group m} w_k ]
 
     Args:
-        num_particles: K, a multiple of M.
-        num_groups: M; 1 is the importance-weighted bound, K the ELBO.
+        num_particles: K, the number of draws of z for each datum, a multiple of M.
+        num_groups: M, the number of groups; 1 is the importance-weighted bound, K the ELBO.
 
     Reference:
         Rainforth et al., arXiv:1802.04537.

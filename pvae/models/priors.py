@@ -185,7 +185,7 @@ class SpherePrior(nn.Module):
         log p(z) = log Gamma(L / 2) - log 2 - (L / 2) log pi
 
     Args:
-        latent_dim: L, at least 2.
+        latent_dim: L, the number of latent dimensions, at least 2.
     """
 
     loc: Tensor

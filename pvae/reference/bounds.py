@@ -189,7 +189,7 @@ def piwae_gradients(vae: VAE, x: Tensor, num_particles: int, num_groups: int) ->
     Args:
         vae: the three distributions.
         x: images (B, C, H, W).
-        num_particles: K, a multiple of M.
+        num_particles: K, the number of draws of z for each datum, a multiple of M.
         num_groups: M, the number of groups of draws.
 
     Reference:
