@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import webbrowser
 
-from pvae.cli.command import Command, Parser, run_parser
+from pvae.cli.command import Command, Parser, integer, run_parser
 from pvae.cli.own_code import open_run
 from pvae.cli.results import output_path, write
 from pvae.core.terminal import print_line
@@ -18,7 +18,8 @@ pointer, decoded as it moves, q(z | x) and the ELBO of an image of the test data
 images, and samples. Of two or three runs with two latents on the same data, the maps stand side by side: each run
 decodes the z under the pointer, and shows the image that is picked. The browser computes all of it from the run's
 weights; the page needs no server and no network.
-Not for tables, series and other data that are no images, VAEs with labels, and VAEs of your own."""
+Of a VAE given labels (--condition), one chooses the label that q and p are given.
+Not for tables, series and other data that are no images, VAEs with --labels, and VAEs of your own."""
 _EPILOG = """\
 examples:
   pvae explore fashion-vae --open      needs no data: 500 test images come with pvae
@@ -32,6 +33,8 @@ def _parser() -> Parser:
     run = "a run folder, or deep-bayes or fashion-vae, runs that come with pvae; two or three stand side by side"
     out = "the page (default: RUN/explore.html, and RUN/side-by-side.html of several runs, in the first one)"
     parser = run_parser("pvae explore", _DESCRIPTION, _EPILOG, out, "FILE", nargs="+", help=run)
+    dots = "the most test data whose codes are dots of the map, up to 10000 (default: 2000)"
+    parser.add_argument("--dots", metavar="N", type=integer(1, 10_000), default=2000, help=dots)
     parser.add_argument("--open", action="store_true", help="show the page in the browser")
     return parser
 
@@ -46,7 +49,8 @@ def _explore(arguments: argparse.Namespace) -> None:
     check_run(runs[0]) if is_one else check_runs(runs)
     out = output_path(arguments.out, runs[0].place / ("explore.html" if is_one else "side-by-side.html"))
     data = [shown_data(run, arguments.data_dir, arguments.offline) for run in runs]
-    page = explorer_page(runs[0], data[0]) if is_one else side_by_side_page(runs, data)
+    num_codes = arguments.dots
+    page = explorer_page(runs[0], data[0], num_codes=num_codes) if is_one else side_by_side_page(runs, data, num_codes)
     write(out, page)
     print_line(f"{out}: {len(page) / 1e6:.2f} MB")
     if arguments.open:

@@ -132,16 +132,6 @@ const OPERATIONS = {
   reshape: (x, {shape}) => ({shape, data: x.data}), first: (x, {size}) => vector(x.data.subarray(0, size)),
 };
 const forward = (operations, x) => operations.reduce((value, op) => OPERATIONS[op.op](value, op), x);
-// The layers before the first nonlinearity as one linear layer, where they are several and take few values.
-function folded(operations, size) {
-  const count = operations.findIndex(({op}) => !["linear", "reshape", "conv-transpose"].includes(op)), part = operations.slice(0, count);
-  if (count < 3 || size > 20) return operations;
-  const at = (d) => forward(part, vector(list(size, (i) => Number(i === d)))), bias = at(-1);
-  const rows = list(size, (d) => at(d).data.map((one, i) => one - bias.data[i]));
-  const data = Float32Array.from({length: size * bias.data.length}, (_, i) => rows[i % size][Math.floor(i / size)]);
-  const linear = {op: "linear", weight: {shape: [bias.data.length, size], data}, bias};
-  return [linear, {op: "reshape", shape: bias.shape}, ...operations.slice(count)];
-}
 const outputs = (operations, values) => Array.from(forward(operations, vector(values)).data);
 
 // Random numbers and special functions.
@@ -314,13 +304,15 @@ const LIKELIHOODS = {
   }),
 };
 
-// The VAE of the page. With several layers, z is z1, z2, ... one after another.
-function vaeOf({prior, posterior, likelihood, decoder, shape}) {
+// The VAE of the page, given labels y if it takes any. With several layers, z is z1, z2, ... one after another.
+function vaeOf({prior, posterior, likelihood, decoder, shape, plane, y = []}) {
   const {sizes, networks} = prior, last = sizes.length - 1, top = PRIORS[prior.top.kind](prior.top);
   const pixels = LIKELIHOODS[likelihood.kind](likelihood.scale, {identity: (l) => l, sigmoid, tanh: Math.tanh}[likelihood.mean]);
   const given = (l, above) => bounded(outputs(networks[l], above)); // p(z_l | z_l+1)
   const below = (zTop, choose) => fromTop(sizes).slice(1).reduce((parts, l) => [choose(given(l, parts[0]), l), ...parts], [zTop]);
-  const layers = folded(decoder, sum(sizes)), decode = (z) => forward(layers, vector(z)).data;
+  const decode = (z) => forward(decoder, vector([...z, ...y])).data;
+  const joined = (x) => !y.length ? {shape, data: x} : !plane ? vector([...x, ...y]) : // a plane is one channel more
+    {shape: shape.with(0, shape[0] + 1), data: Float32Array.from([...x, ...outputs(plane, y)])};
   const exactRates = (q) => { // KL(q || p) of each latent where it has a closed form, as in `pvae.elbos.terms.exact_rate`
     if (q.sphereRate !== undefined && prior.top.kind === "sphere") return [q.sphereRate];
     if (!top.isNormal || last > 0 || !(q.scale || q.tril)) return null;
@@ -331,7 +323,7 @@ function vaeOf({prior, posterior, likelihood, decoder, shape}) {
     sizes, hasPrior: top.draw !== undefined, canEncode: posterior !== null,
     hasDensity: prior.top.kind !== "flat", isSphere: prior.top.kind === "sphere",
     mean: (z) => decode(z).map((l) => pixels.mean(l)),
-    posterior: (x) => posteriorOf(posterior, {shape, data: x}, networks),
+    posterior: (x) => posteriorOf(posterior, joined(x), networks),
     drawPrior: () => below(top.draw(), drawNormal).flat(),
     logLikelihood: (x, z) => decode(z).reduce((total, l, i) => total + pixels.logProb(x[i], l), 0),
     logPrior: (z) => split(sizes, z).flatMap((part, l, parts) =>

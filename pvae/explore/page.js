@@ -15,8 +15,31 @@ const element = (tag, properties, ...children) => {
   return one;
 };
 
+// Return functions of z and the content of a VAE: each a promise of the mean of p(x | z), by a worker that runs network.js,
+// or by this thread where the browser lets the page have none.
+function decoders(vae) {
+  const run = "let vae; onmessage = ({data}) => (Array.isArray(data) ? postMessage(vae.mean(data)) : (vae = vaeOf(data)))";
+  const url = URL.createObjectURL(new Blob([find("network").textContent, run]));
+  const here = (z) => new Promise((done) => setTimeout(() => done(vae.mean(z))));
+  return list(clamp((navigator.hardwareConcurrency || 2) - 1, 1, 4), () => {
+    let last = Promise.resolve(), ask = here, known;
+    try {
+      const worker = new Worker(url);
+      ask = (z, content) => new Promise((onmessage, onerror) => {
+        const {prior, likelihood, decoder, y} = content;
+        if (known !== content) worker.postMessage({prior, likelihood, decoder, y, posterior: null});
+        Object.assign(worker, {onmessage, onerror}).postMessage(z);
+        known = content;
+      }).then(({data}) => data, () => (ask = here)(z));
+    } catch {} // `here` answers
+    return (z, content) => (last = last.then(() => ask(z, content)));
+  });
+}
+
 async function show() {
-  const content = await unpack(find("content").textContent), vae = vaeOf(content), size = vae.sizes.at(-1);
+  const content = await unpack(find("content").textContent), {given} = content, numLabels = given ? given.shape[1] : 0;
+  const yOf = (i) => Array.from(given ? given.data.subarray(i * numLabels, (i + 1) * numLabels) : []); // of an image
+  const model = {...content, y: yOf(0)}, vae = vaeOf(model), size = vae.sizes.at(-1);
   const [channels, height, width] = content.shape, area = height * width, names = content.names.slice(-size);
   const [numImages] = content.images.shape, [numPoints, columns] = content.points.shape, {labels, inner} = content;
   const isDark = matchMedia("(prefers-color-scheme: dark)"), isLayered = vae.sizes.length > 1;
@@ -25,13 +48,13 @@ async function show() {
     top: list(size, (i) => (vae.isSphere && i === 0 ? 1 : 0)),
     offsets: vae.sizes.slice(0, -1).map((one) => Array(one).fill(0)),
   });
-  const state = {...origin(), plane: 0, tiles: false, focus: null, x: null, scored: null, cloud: [], walk: null,
+  const state = {...origin(), model, plane: 0, tiles: false, focus: null, x: null, scored: null, cloud: [], walk: null,
     isWhole: hasMore, dot: null, held: "the origin", rest: origin(), epoch: content.epochs.length, share: 1, step: 0};
   const later = (id, text, wait) => (clearTimeout(later[id]), (later[id] = setTimeout(() => (find(id).textContent = text), wait)));
   const say = (text) => ((find("message").textContent = text), later("message", "", 9000));
 
   // Pixels
-  const toX = (bytes) => Float64Array.from(bytes, (byte) => (content.symmetric ? (2 * byte) / 255 - 1 : byte / 255));
+  const toX = (bytes) => Float32Array.from(bytes, (byte) => (content.symmetric ? (2 * byte) / 255 - 1 : byte / 255));
   const imageX = (i) => toX(content.images.data.subarray(i * channels * area, (i + 1) * channels * area));
   const labelOf = (i) => (labels ? content.label_names[labels.data[i]] : "");
   const isolated = (name) => `\u2068${name}\u2069`; // a name may run from right to left
@@ -67,11 +90,12 @@ async function show() {
     return !vae.isSphere ? z : Math.hypot(...z) > 1e-6 ? unit(z) : top;
   }
   const move = (to) => (Object.assign(state, to).frame ||= requestAnimationFrame(drawHere));
-  const retile = () => state.tiles && (size > 2 || isLayered) && drawTiles(); // of the other coordinates, after a jump
+  const retile = () => (clearTimeout(retile.timer), (retile.timer = setTimeout(() => state.tiles && drawTiles(), 200)));
+  const redraw = () => (state.mapFrame ||= requestAnimationFrame(() => (drawMap(), (state.mapFrame = 0))));
   function jump(to, held = state.held) { // to codes that rest there when the pointer has left the map
     move({...to, held, dot: null});
     state.rest = {top: state.top, offsets: state.offsets, held, dot: null};
-    (clearTimeout(jump.timer), (jump.timer = setTimeout(retile, 200)));
+    if (size > 2 || isLayered) retile(); // of the other coordinates
   }
   const codeAt = (i) => parts(Array.from(content.codes.data.subarray(i * total, (i + 1) * total)));
   function aim(place) { // at the whole code of a dot under the pointer, or at a place of the plane
@@ -91,7 +115,7 @@ async function show() {
     find("position").textContent = place.slice(0, size).map((one, i) => `${axisName(i)} = ${written(one)}`).join(", ");
     const others = `the other ${total - 2} latents: those of ${state.held}`;
     const held = !hasMore ? "" : state.dot === null ? others : `the whole code of ${dotName(state.dot)}`;
-    const near = label && `nearest code${hasMore ? ` of all ${total} latents` : ""}: ${label}`;
+    const near = label && !given && `nearest code${hasMore ? ` of all ${total} latents` : ""}: ${label}`;
     find("near").textContent = [held, near].filter(Boolean).join("; ");
     later("spoken", find("place").innerText, 500); // a screen reader hears where the pointer rests
     find("sliders").querySelectorAll("input").forEach((one) => one.follow());
@@ -99,15 +123,40 @@ async function show() {
   }
 
   // The map
-  const map = find("map"), still = element("canvas"), tileSheet = element("canvas");
+  const map = find("map"), still = element("canvas");
   const point = (i, {data} = content.points) => [0, 1].map((d) => data[i * columns + 2 * state.plane + d]);
   const distance = (i, [u, v], [x, y] = point(i)) => Math.hypot(x - u, y - v);
-  const nearest = (place, count) =>
-    list(count, (i) => i).reduce((best, i) => (distance(i, place) < distance(best, place) ? i : best));
-  const toMap = ([u, v]) => [u, -v].map((one) => ((one / state.range + 1) / 2) * map.width);
-  function fromMap({clientX, clientY}) {
+  function nearest([u, v], count, {data} = content.points) {
+    let best = 0, least = Infinity;
+    for (let i = 0, at = 2 * state.plane; i < count; i++, at += columns) {
+      const far = (data[at] - u) ** 2 + (data[at + 1] - v) ** 2;
+      if (far < least) [best, least] = [i, far];
+    }
+    return best;
+  }
+  // The map shows a view {middle, range}: a place, and half a side. A place on the canvas is from -1 to 1, upward.
+  const placeOf = (on, {middle, range} = state) => middle.map((one, d) => one + range * on[d]);
+  const onCanvas = (place, {middle, range} = state) => place.map((one, d) => (one - middle[d]) / range);
+  const toMap = (place) => onCanvas(place).map((one, d) => ((1 + (d ? -one : one)) * map.width) / 2);
+  function eventOn({clientX, clientY}) {
     const box = map.getBoundingClientRect(), half = box.width / 2;
-    return [clientX - box.left - half, box.top + half - clientY].map((one) => (one * state.range) / half);
+    return [(clientX - box.left) / half - 1, 1 - (clientY - box.top) / half];
+  }
+  function homeView() { // all codes but a few, also those of the first epoch; around the prior, if there is one
+    const ends = [0, 1].map((d) => [epochs.at(-1), epochs[0]].flatMap(({points}) => list(numPoints, (i) => point(i, points)[d])).sort((a, b) => a - b))
+      .map((sorted) => [0.0025, 0.9975].map((share) => sorted[Math.round(share * (sorted.length - 1))]));
+    const middle = vae.hasDensity ? [0, 0] : ends.map(mean), far = ends.flatMap((pair, d) => pair.map((one) => Math.abs(one - middle[d])));
+    return {middle, range: vae.isSphere ? 1.12 : 1.06 * Math.max(vae.hasDensity ? 2.2 : 1e-3, ...far)};
+  }
+  function look(view) { // at a part of that view, or all of it
+    const {home} = state, {middle, range} = view || home, part = clamp(range, home.range / 200, home.range), most = home.range - part;
+    Object.assign(state, {range: part, middle: middle.map((one, d) => clamp(one, home.middle[d] - most, home.middle[d] + most))});
+    find("zoom-out").hidden = part === home.range;
+    (redraw(), retile());
+  }
+  function zoom(by, on, place = placeOf(on)) { // then the place is there on the canvas
+    const range = clamp(state.range / by, state.home.range / 200, state.home.range);
+    act("look", {range, middle: place.map((one, d) => one - range * on[d])});
   }
   const shape = (k) => Math.floor(Math.max(0, k) / 10) % 3; // k is -1 where the class is not known
   const colour = (k) => (k < 0 ? css("--soft") : COLOURS[isDark.matches ? "dark" : "light"][k % 10]);
@@ -125,20 +174,14 @@ async function show() {
   }
   const circle = (radius) => list(91, (i) => [Math.cos, Math.sin].map((f) => radius * f((i * Math.PI) / 45)));
   function drawMap() {
-    const scale = (state.scale = devicePixelRatio || 1), context = still.getContext("2d"), paper = css("--map");
+    if (!map.clientWidth) return; // in an element that is hidden
+    const scale = (state.scale = devicePixelRatio || 1), context = still.getContext("2d"), paper = css("--map"), {sheet} = state;
     map.width = map.height = still.width = still.height = Math.round(map.clientWidth * scale);
-    const far = ({points}) => list(numPoints, (i) => Math.max(...point(i, points).map(Math.abs))).sort((a, b) => a - b)[Math.ceil(0.995 * (numPoints - 1))];
-    state.range = vae.isSphere ? 1.12 : 1.06 * Math.max(2.2, far(content), far(epochs.at(-1))); // the same where an epoch has smaller codes
     Object.assign(context, {fillStyle: paper}).fillRect(0, 0, map.width, map.width);
-    if (state.tiles) context.drawImage(tileSheet, 0, 0, map.width, map.width);
-    for (let i = numPoints - 1; i >= 0; i--) { // those with an image come last
-      const k = labels ? labels.data[i] : 0, hasImage = i < numImages && vae.canEncode, isFaint = ![null, k].includes(state.focus);
-      Object.assign(context, {globalAlpha: isFaint ? 0.07 : hasImage ? 0.75 : 0.5, fillStyle: colour(k), strokeStyle: paper});
-      mark(context, k, toMap(point(i)), (hasImage ? 3.6 : 2.1) * scale);
-      (context.fill(), hasImage && context.stroke());
-    }
-    const line = state.tiles ? "#fff" : css("--soft"), middle = map.width / 2;
-    const radii = vae.isSphere ? [1] : [1, 2, 3].filter((one) => one < state.range);
+    if (state.tiles && sheet)
+      context.drawImage(sheet.canvas, ...toMap(placeOf([-1, 1], sheet)), ...Array(2).fill((sheet.range / state.range) * map.width));
+    drawDots(context, scale, paper);
+    const line = state.tiles ? "#fff" : css("--soft"), radii = vae.isSphere ? [1] : [1, 2, 3].filter((one) => one < state.home.range);
     Object.assign(context, {globalAlpha: 1, strokeStyle: line, lineWidth: scale, textAlign: "center"});
     context.setLineDash([4 * scale, 4 * scale]);
     radii.forEach((radius) => path(context, circle(radius)));
@@ -149,29 +192,46 @@ async function show() {
       const [x, y] = toMap([0, radius]), of = content.prior.top.kind === "normal" ? "prior" : "N(0, I)";
       context.fillText(vae.isSphere ? "the sphere" : radius === 1 ? `${of}: 1 sd` : `${radius}`, x, y - 5 * scale);
     }
-    (context.fillText(`${axisName(0)} \u2192`, map.width - 22 * scale, middle - 6 * scale));
-    if (size > 1) context.fillText(`\u2191 ${axisName(1)}`, middle + 24 * scale, 13 * scale);
+    const [x, y] = toMap([0, 0]).map((one) => clamp(one, 24 * scale, map.width - 56 * scale)); // by the axes, or at an edge
+    context.fillText(`${axisName(0)} \u2192`, map.width - 22 * scale, y - 6 * scale);
+    if (size > 1) context.fillText(`\u2191 ${axisName(1)}`, x + 24 * scale, 13 * scale);
     drawOverlay();
   }
-  function drawNames(context, scale, paper) { // each at the median of its class, moved down where another one is
-    const median = (values) => values.sort((a, b) => a - b)[values.length >> 1], placed = [];
-    Object.assign(context, {font: `600 ${12.5 * scale}px system-ui, sans-serif`, lineJoin: "round", lineWidth: 4 * scale});
-    content.label_names.forEach((name, k) => {
-      const own = list(numPoints, (i) => i).filter((i) => labels.data[i] === k).map((i) => point(i));
-      const middle = [0, 1].map((d) => median(own.map((one) => one[d])));
-      if (own.length && [null, k].includes(state.focus)) placed.push([name.split(" - ")[0], ...toMap(middle)]);
+  function drawDots(context, scale, paper) { // copies of a picture of each kind; those with an image come last
+    const half = 6 * scale, pictures = {};
+    for (let i = numPoints - 1; i >= 0; i--) {
+      const k = labels ? labels.data[i] : 0, hasImage = i < numImages && vae.canEncode, kind = 2 * k + hasImage, [x, y] = toMap(point(i));
+      if (!pictures[kind]) {
+        const dot = (pictures[kind] = element("canvas", {width: 2 * half, height: 2 * half})).getContext("2d");
+        const globalAlpha = ![null, k].includes(state.focus) ? 0.07 : hasImage ? 0.75 : 0.5;
+        mark(Object.assign(dot, {globalAlpha, fillStyle: colour(k), strokeStyle: paper}), k, [half, half], (hasImage ? 3.6 : 2.1) * scale);
+        (dot.fill(), hasImage && dot.stroke());
+      }
+      context.drawImage(pictures[kind], x - half, y - half);
+    }
+  }
+  function drawNames(context, scale, paper) { // each at the median of its dots in view, or at the nearest height that is free
+    const own = content.label_names.map(() => [[], []]), placed = [], high = 15 * scale;
+    const median = (values) => values.sort((a, b) => a - b)[values.length >> 1], isSeen = (one) => one >= 0 && one <= map.width;
+    for (let i = 0; i < numPoints; i++) {
+      const place = toMap(point(i)), k = labels.data[i];
+      if (k >= 0 && place.every(isSeen) && [null, k].includes(state.focus)) place.forEach((one, d) => own[k][d].push(one));
+    }
+    const font = `600 ${12.5 * scale}px system-ui, sans-serif`;
+    Object.assign(context, {font, lineJoin: "round", lineWidth: 4 * scale, strokeStyle: paper, fillStyle: css("--ink")});
+    own.forEach(([xs, ys], k) => {
+      if (!xs.length) return;
+      const name = content.label_names[k].split(" - ")[0], half = context.measureText(name).width / 2, start = median(ys);
+      const x = clamp(median(xs), half, map.width - half), heights = list(99, (i) => start + ((i % 2 ? i + 1 : -i) * high) / 6);
+      const y = heights.find((y) => y > high && y < map.width - high / 3 &&
+        placed.every((one) => Math.abs(one.x - x) > half + one.half || Math.abs(one.y - y) > high));
+      if (y !== undefined) (placed.push({name, x, y, half}), context.strokeText(name, x, y), context.fillText(name, x, y));
     });
-    placed.sort((one, other) => one[2] - other[2]).forEach((one, i) => {
-      const half = ([name]) => context.measureText(name).width / 2;
-      one[1] = clamp(one[1], half(one), map.width - half(one)); // whole, also at an edge
-      for (const other of placed.slice(0, i))
-        if (Math.abs(one[1] - other[1]) < half(one) + half(other)) one[2] = Math.max(one[2], other[2] + 15 * scale);
-      Object.assign(context, {strokeStyle: paper, fillStyle: css("--ink")});
-      (context.strokeText(...one), context.fillText(...one));
-    });
+    state.placed = placed;
   }
   function drawOverlay() {
     const context = map.getContext("2d"), scale = state.scale, warm = css("--warm"), topOf = (z) => onPlane(z.slice(-size));
+    if (!scale) return; // the map is not drawn yet
     context.drawImage(still, 0, 0);
     Object.assign(context, {lineWidth: 2 * scale, strokeStyle: warm, fillStyle: warm});
     if (state.walk && !find("walk").hidden) path(context, list(41, (i) => onPlane(between(i / 40).top)));
@@ -194,18 +254,27 @@ async function show() {
     const [u, v] = onPlane(loc);
     path(context, circle(radius).map(([c, s]) => [u + first * c, v + other * c + rest * s]));
   }
-  async function drawTiles() {
-    const count = clamp(Math.floor(map.clientWidth / 36), 9, 15), token = (state.token = {});
-    const {top, offsets} = state, step = (2 * state.range) / count;
-    Object.assign(tileSheet, {width: count * width, height: count * height});
-    for (let i = 0, start = 0; i < count ** 2 && state.token === token && state.tiles; i++) {
-      const column = i % count, row = Math.floor(i / count), [u, v] = [column, row].map((one) => (one + 0.5) * step - state.range);
-      const image = pixels(vae.mean(whole({top: at(u, -v, top), offsets})));
-      tileSheet.getContext("2d").drawImage(image, column * width, row * height);
-      if (performance.now() - start < 40 && i + 1 < count ** 2) continue;
-      drawMap();
-      await new Promise((done) => setTimeout(done, 0));
-      start = performance.now();
+  async function drawTiles() { // first the middle of each 3 x 3 of them, as large as these; then all, from the pointer outward
+    const count = 3 * clamp(Math.floor(map.clientWidth / 108), 3, 5), token = (state.token = {}), {model, top, offsets, middle, range} = state;
+    const canvas = element("canvas", {width: count * width, height: count * height}), here = onPlane(top);
+    const tiles = list(count ** 2, (i) => [i % count, Math.floor(i / count)]).map(([column, row]) => {
+      const place = placeOf([column, count - 1 - row].map((one) => (2 * one + 1) / count - 1));
+      return {column, row, z: whole({top: at(...place, top), offsets}), far: Math.hypot(place[0] - here[0], place[1] - here[1])};
+    }).sort((one, other) => one.far - other.far);
+    state.decoders ||= decoders(vae);
+    for (const side of [3, 1]) {
+      const left = tiles.filter(({column, row}) => side === 1 || (column % 3 === 1 && row % 3 === 1));
+      await Promise.all(state.decoders.map(async (decode) => {
+        for (let tile; state.token === token && state.tiles && (tile = left.shift()); ) {
+          tile.mean ||= await decode(tile.z, model);
+          const [x, y] = [tile.column, tile.row].map((one) => one - (side - 1) / 2);
+          canvas.getContext("2d").drawImage(pixels(tile.mean), x * width, y * height, side * width, side * height);
+          if (state.sheet?.canvas === canvas) redraw();
+        }
+      }));
+      if (state.token !== token || !state.tiles) return;
+      state.sheet = {canvas, middle, range, tiles};
+      redraw();
     }
   }
   const acts = { // which the frames of several runs do together
@@ -213,36 +282,60 @@ async function show() {
     go: (place) => move({dot: null, top: at(...place)}),
     rest: () => move(state.rest),
     stay: () => (state.rest = {top: state.top, offsets: state.offsets, held: state.held, dot: state.dot}),
-    pick: (i) => (press(find("strip").children, i), take(imageX(i), nameOf(i), i)),
+    pick: (i) => (press(find("strip").children, i), (state.x = null), acts.give(yOf(i)), take(imageX(i), nameOf(i), i)),
+    give: (y) => given && (become(state.epoch, y), retile()),
     tiles: () => ((find("tiles").ariaPressed = state.tiles = !state.tiles), (state.tiles ? drawTiles : drawMap)()),
+    look,
     focus: (k) => (press(find("legend").children, (state.focus = state.focus === k ? null : k)), drawMap()),
   };
   const isInside = parent !== self, isFrame = document.body.classList.contains("is-frame"), tell = (...one) => isFrame && parent.postMessage(one, "*");
   const act = (name, value) => (acts[name](value), tell(name, value));
   const pick = (i) => act("pick", i), toggleTiles = () => act("tiles");
-  map.onpointermove = (event) => act("aim", fromMap(event));
-  map.onpointerleave = ({pointerType}) => pointerType === "mouse" && act("rest");
+  const held = new Map(); // places of the pointers that hold the map: a mouse drags what is zoomed, and two fingers zoom
+  const grip = (all = [...held.values()]) => ({on: [0, 1].map((d) => mean(all.map((one) => one[d]))),
+    span: all.length > 1 ? Math.hypot(all[0][0] - all[1][0], all[0][1] - all[1][1]) || 1e-3 : 1});
+  map.onpointermove = (event) => {
+    if (!held.has(event.pointerId) || (held.size < 2 && event.pointerType !== "mouse")) return act("aim", placeOf(eventOn(event)));
+    const before = grip(), place = placeOf(before.on);
+    held.set(event.pointerId, eventOn(event));
+    zoom(grip().span / before.span, grip().on, place);
+  };
+  map.onpointerup = map.onpointercancel = ({pointerId}) => held.delete(pointerId);
+  map.onpointerleave = ({pointerId, pointerType}) => (held.delete(pointerId), pointerType === "mouse" && act("rest"));
   map.onpointerdown = (event) => {
-    const place = fromMap(event), i = nearest(place, numImages);
+    const place = placeOf(eventOn(event)), i = nearest(place, numImages);
+    if (event.pointerType !== "mouse" || state.range < state.home.range) held.set(event.pointerId, eventOn(event));
+    if (held.size > 1) return;
     if (vae.canEncode && distance(i, place) < (18 / map.clientWidth) * state.range) pick(i);
     else (act("aim", place), act("stay"));
   };
+  map.onwheel = (event) => { // where the whole map is seen, the wheel moves the page down
+    const by = Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : event.ctrlKey ? 0.01 : 0.002));
+    if (by > 1 || state.range < state.home.range) (event.preventDefault(), zoom(by, eventOn(event)));
+  };
+  map.ondblclick = find("zoom-out").onclick = () => act("look", null);
   map.onkeydown = (event) => {
-    const step = (event.shiftKey ? 0.1 : 0.02) * state.range, [u, v] = onPlane(state.top);
-    const by = {ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, step], ArrowDown: [0, -step]}[event.key];
-    if (by) act("go", [u, v].map((one, d) => clamp(one + by[d], -state.range, state.range)));
-    else if (event.key === "Enter" && vae.canEncode) pick(nearest([u, v], numImages));
-    if (by || event.key === "Enter") event.preventDefault();
+    const step = (event.shiftKey ? 0.1 : 0.02) * state.range, here = onPlane(state.top), {home} = state, {key} = event;
+    const by = {ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, step], ArrowDown: [0, -step]}[key];
+    if (by) {
+      const place = here.map((one, d) => clamp(one + by[d], home.middle[d] - home.range, home.middle[d] + home.range));
+      act("go", place);
+      if (onCanvas(place).some((one) => Math.abs(one) > 1)) act("look", {range: state.range, middle: place});
+    } else if (key === "Enter" && vae.canEncode) pick(nearest(here, numImages));
+    else if ("+=-".includes(key)) zoom(key === "-" ? 1 / 1.5 : 1.5, onCanvas(here).map((one) => clamp(one, -1, 1)));
+    else if (key === "0") act("look", null);
+    if (by || "+=-0".includes(key) || key === "Enter") event.preventDefault();
   };
   addEventListener("keydown", ({key}) => key === "Escape" && ((find("message").textContent = ""), tellStory(0)));
   addEventListener("keydown", ({key, ctrlKey, metaKey, target}) =>
     key === "t" && !ctrlKey && !metaKey && !/INPUT|SELECT/.test(target.tagName) && toggleTiles());
 
   // An image, q(z | x), and its bookkeeping
-  const centre = (q) => (q.central ? q.central() : q.loc || q.at(q.draw()).z), codeOf = (x) => parts(centre(vae.posterior(x)));
+  const centre = (q) => (q.central ? q.central() : q.loc || q.at(q.draw()).z), codeOf = (x, of = vae) => parts(centre(of.posterior(x)));
   function take(x, name, picked = null) {
     Object.assign(state, {x, moved: [], picked});
     paint(find("x"), x);
+    find("invert").hidden = true;
     find("x-name").textContent = name;
     find("attributes").querySelectorAll("input").forEach((one) => one.follow());
     jump(parts(centre(encodeImage())), name);
@@ -291,7 +384,7 @@ async function show() {
     if (w * h > MOST_PIXELS)
       return say(`${file.name} has ${millions(w * h)} megapixels, and the page takes at most ${millions(MOST_PIXELS)}.`);
     const bitmap = await createImageBitmap(file); // which, unlike an <img>, fails where a part of the file is missing
-    const canvas = element("canvas", {width: wide, height: tall}), context = canvas.getContext("2d");
+    const canvas = element("canvas", {width: wide, height: tall}), context = canvas.getContext("2d", {willReadFrequently: true});
     const share = Math.min(w / wide, h / tall);
     const cut = content.keep_aspect ? [share * wide, share * tall] : [w, h], isSame = w === wide && h === tall;
     Object.assign(context, {fillStyle: "#fff", imageSmoothingQuality: "high"}); // white behind transparent pixels
@@ -315,9 +408,16 @@ async function show() {
     if (changes.length && canvas !== pad) say(`${name}: ${changes.join(", ")}, as in training.`);
     press(find("strip").children, -1);
     take(toX(bytes), name);
+    find("invert").hidden = canvas === pad || channels > 1 || isLight(bytes) === (paper === "#fff");
+    find("invert").onclick = () => {
+      Object.assign(canvas.getContext("2d"), {globalCompositeOperation: "difference", fillStyle: "#fff"}).fillRect(0, 0, ...inner.toReversed());
+      takeCanvas(canvas, `${name}, inverted`, []);
+    };
   }
   const pad = find("pad"), brush = pad.getContext("2d", {willReadFrequently: true});
-  const [paper, ink] = mean(content.images.data.subarray(0, width)) > 127 ? ["#fff", "#000"] : ["#000", "#fff"];
+  const edge = ((height - inner[0]) * width + width - inner[1]) / 2; // the first pixel that is not padding
+  const isLight = (bytes) => mean(bytes.subarray(edge, edge + inner[1])) > 127;
+  const [paper, ink] = isLight(content.images.data) ? ["#fff", "#000"] : ["#000", "#fff"];
   function clearPad() {
     Object.assign(pad, {width: inner[1], height: inner[0]}).style.width = `min(168px, ${(30 * inner[1]) / inner[0]}vh)`;
     Object.assign(brush, {fillStyle: paper, strokeStyle: ink, lineCap: "round", lineWidth: inner[1] / 13});
@@ -367,7 +467,8 @@ async function show() {
     const first = Math.floor(Math.random() * numImages), others = list(numImages, (i) => i).filter((i) => i !== first);
     const unlike = others.filter((i) => labels && labels.data[i] !== labels.data[first]), choice = unlike.length ? unlike : others;
     const second = choice[Math.floor(Math.random() * choice.length)];
-    setWalk({from: codeOf(imageX(first)), to: codeOf(imageX(second))});
+    const [from, to] = [first, second].map((i) => codeOf(imageX(i), vaeOf({...state.model, y: yOf(i)})));
+    setWalk({from, to});
   };
   function slider(label, most, value, change) {
     const input = element("input", {type: "range", min: -most, max: most, step: most / 100, value: value(), ariaLabel: label});
@@ -390,7 +491,7 @@ async function show() {
   find("again").onclick = () => drawSamples(list(36, () => vae.drawPrior()));
   function drawSliders() {
     const {dims} = content.planes[state.plane], shown = [...dims, ...content.active.filter((d) => !dims.includes(d)).slice(0, 8)];
-    const most = vae.isSphere ? 1 : Math.ceil(Math.max(3, state.range)), set = (values, d, value) => values.with(d, value);
+    const most = vae.isSphere ? 1 : Math.ceil(Math.max(3, state.home.range)), set = (values, d, value) => values.with(d, value);
     const group = (title, sliders) => element("fieldset", {}, element("legend", {textContent: title}), ...sliders);
     const top = (d) => slider(subscript(names[d]), most, () => state.top[d], (value) =>
       jump({top: vae.isSphere ? unit(set(state.top, d, value)) : set(state.top, d, value)}));
@@ -404,16 +505,20 @@ async function show() {
   find("origin").onclick = () => jump(origin(), "the origin");
 
   // Epochs of the training, the page's own last
-  const {curve = []} = content, epochs = [...content.epochs, {...content, vae: {...vae}, points: {data: content.points.data.slice()}}];
+  const {curve = []} = content, epochs = [...content.epochs, {...content, points: {data: content.points.data.slice()}}];
   const isLast = (i) => i === epochs.length - 1, pause = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
-  async function toEpoch(i, seconds = 0) { // the dots move there in some seconds
-    const from = content.points.data, to = epochs[i].points.data, token = (state.moving = {}), start = performance.now();
-    Object.assign(vae, (epochs[i].vae ||= vaeOf({...content, ...epochs[i]})));
-    state.epoch = i;
+  function become(epoch, y) { // the VAE of an epoch, given labels y
+    Object.assign(state, {epoch, model: {...content, ...epochs[epoch], y}});
+    Object.assign(vae, vaeOf(state.model));
+    [...find("given").options].forEach((one, k) => (one.selected = y[k] > 0));
     if (state.x) encodeImage();
     if (state.samples) drawSamples(state.samples);
     if (state.walk) setWalk(state.walk, false);
-    (move({}), drawCurve());
+    move({});
+  }
+  async function toEpoch(i, seconds = 0) { // the dots move there in some seconds
+    const from = content.points.data, to = epochs[i].points.data, token = (state.moving = {}), start = performance.now();
+    (become(i, state.model.y), drawCurve());
     for (let share = (state.share = 0); share < 1 && state.moving === token; state.share = share) {
       if (seconds) await new Promise(requestAnimationFrame);
       share = seconds ? Math.min(1, (performance.now() - start) / 1000 / seconds) : 1;
@@ -477,18 +582,19 @@ async function show() {
   // The address, which opens the page as it is now; and pictures
   function remember() {
     const z = [...state.top, ...state.offsets.flat()].map((one) => Number(one.toFixed(3)));
-    const found = {image: state.picked, z, epoch: isLast(state.epoch) ? null : epochs[state.epoch].epoch, step: state.step || null};
+    const found = {image: state.picked, z, epoch: isLast(state.epoch) ? null : epochs[state.epoch].epoch, step: state.step || null, y: state.model.y.join("") || null};
     const text = Object.entries(found).filter(([, value]) => value !== null && value !== undefined).map((one) => one.join("=")).join("&");
     clearTimeout(remember.timer);
     if (!isFrame) remember.timer = setTimeout(() => history.replaceState(null, "", `#${text}`), 300);
   }
   function recall() {
-    const given = new URLSearchParams(location.hash.slice(1)), number = (name) => Number(given.get(name) ?? NaN);
-    const z = (given.get("z") ?? "").split(",").map(Number), epoch = epochs.findIndex((one) => one.epoch === number("epoch"));
+    const hash = new URLSearchParams(location.hash.slice(1)), number = (name) => Number(hash.get(name) ?? NaN);
+    const z = (hash.get("z") ?? "").split(",").map(Number), epoch = epochs.findIndex((one) => one.epoch === number("epoch"));
     if (epoch >= 0) toEpoch(epoch);
     if (vae.canEncode && number("image") in find("strip").children) pick(number("image"));
+    if (given && hash.get("y")?.length === numLabels) acts.give(Array.from(hash.get("y"), Number));
     if (number("step") - 1 in told) tellStory(number("step"));
-    if (z.length === total && z.every(Number.isFinite) && given.has("z"))
+    if (z.length === total && z.every(Number.isFinite) && hash.has("z"))
       jump({top: z.slice(0, size), offsets: split(vae.sizes.slice(0, -1), z.slice(size))}, "the address");
   }
   function save(canvas, download, factor = Math.ceil(400 / canvas.width)) { // small ones enlarged, each pixel a square
@@ -524,7 +630,10 @@ async function show() {
   find("plane").append(...content.planes.map(({name}, value) => element("option", {value, textContent: name.split(", ").map(subscript).join(", ")})));
   find("plane").hidden = content.planes.length < 2;
   find("plane").onchange = ({target}) =>
-    ((state.plane = Number(target.value)), drawMap(), drawSliders(), move({}), state.tiles && drawTiles());
+    ((state.plane = Number(target.value)), (state.home = homeView()), (state.sheet = null), look(null), drawSliders(), move({}));
+  if (given) find("given").append(...content.label_names.map((textContent) => element("option", {textContent})));
+  find("given").onchange = ({target}) => act("give", Array.from(target.options, (one) => Number(one.selected)));
+  find("given").parentNode.hidden = !Object.assign(find("given"), {multiple: !labels}).length;
   find("tiles").onclick = toggleTiles;
   find("whole").hidden = !hasMore;
   find("whole").onclick = ({target}) => (target.ariaPressed = state.isWhole = !state.isWhole);
@@ -543,6 +652,7 @@ async function show() {
   const recolour = () => [...find("legend").children].forEach((one, k) => (one.firstChild.style.color = colour(k)));
   isDark.onchange = () => (recolour(), drawMap(), drawCurve());
   new ResizeObserver(() => map.clientWidth && Math.abs(map.width - map.clientWidth * devicePixelRatio) > 1 && drawMap()).observe(map);
+  Object.assign(state, {home: homeView()}, homeView());
   (recolour(), drawMap(), drawSliders());
   if (vae.canEncode) {
     find("strip").append(...list(numImages, (i) => thumb(nameOf(i), imageX(i), () => pick(i))));

@@ -23,11 +23,12 @@ from torch.nn.functional import normalize
 
 from pvae.config.config import Config
 from pvae.core.errors import InputError
+from pvae.data.batch import Batch
 from pvae.data.dataset import Dataset
-from pvae.data.preparation import Pixels
 from pvae.distributions.joint import Joint
 from pvae.elbos.registry import loss_text
 from pvae.models.hierarchy import FirstLayer
+from pvae.models.labels import label_values
 from pvae.models.networks import ChannelsLast, FlatBatch
 from pvae.runs.checkpoint import in_8_bits
 from pvae.runs.run import Run, shown_data
@@ -37,7 +38,7 @@ from pvae.vae import VAE
 
 __all__ = ["check_run", "explorer_page"]
 
-_NUM_CODES, _NUM_IMAGES = 2000, 200  # of the test data
+_NUM_IMAGES, _NUM_TRAINED = 200, 2000  # of the test data
 _MOST_TRAINED = 1024  # pixels of an image of which a VAE trains in the page
 _MOST_KEPT = 1_500_000  # weights of kept epochs, each a byte
 _TYPES = {"f4": np.float32, "f2": np.float16, "u1": np.uint8, "i1": np.int8}
@@ -47,12 +48,12 @@ def check_run(run: Run) -> None:
     """Check that a run can be shown as a page.
 
     Raises:
-        InputError: its data are no images of one or three channels, or its VAE was built in Python or takes labels.
+        InputError: its data are no images of one or three channels, or its VAE was built in Python or has --labels.
     """
     if run.has_own_vae:
         raise InputError(f"{run.path} trained a VAE of your own, whose modules the page cannot compute in a browser")
-    if run.config.takes_labels:
-        raise InputError(f"{run.path} trained a VAE with labels, which the page cannot compute in a browser yet")
+    if run.config.labels:
+        raise InputError(f"{run.path} has --labels, and the page shows VAEs without labels, or given labels")
     if not run.data.is_images:
         raise InputError(f"{run.path} was trained on data that are no images, and the page shows images only")
     if not run.config.likelihood_family.page:
@@ -61,13 +62,14 @@ def check_run(run: Run) -> None:
         raise InputError(f"the page shows 1 or 3 channels, and the images of {run.path} have {run.data.datum_shape[0]}")
 
 
-def explorer_page(run: Run, data: Dataset | None = None, frame: str = "") -> str:
+def explorer_page(run: Run, data: Dataset | None = None, frame: str = "", num_codes: int = 2000) -> str:
     """Return the text of an HTML file that decodes, encodes and scores images by the VAE of a run.
 
     Args:
         run: on images, of a VAE that a configuration describes.
         data: whose test images the page shows; `shown_data` of the run by default.
         frame: the title of the page as a frame of `side_by_side_page`, which shows less and follows the other frames.
+        num_codes: the most test data whose codes the map shows.
 
     Raises:
         InputError: as for `check_run`; or the data or the weights cannot be read.
@@ -81,7 +83,11 @@ def explorer_page(run: Run, data: Dataset | None = None, frame: str = "") -> str
         line = inspect.getsourcelines(getattr(VAE, name))[1]
         page = page.replace(f"{{{{ {name} }}}}", f"pvae/vae.py:{line} VAE.{name}")
     page = page.replace("{{ loss }}", loss_text(run.config))
-    content = base64.b64encode(_packed(run, data or shown_data(run), frame)).decode()
+    tensors = _Tensors()
+    with torch.no_grad():
+        text = json.dumps(_content(run, data or shown_data(run), frame, num_codes, tensors)).encode()
+    packed = zlib.compress(len(text).to_bytes(4, "little") + text + bytes(tensors.bytes), 9)
+    content = base64.b64encode(packed).decode()  # zlib(length of the JSON, JSON, tensors)
     title = html.escape(frame or run.title.partition("\n")[0])
     page = page.replace("{{ class }}", "is-frame" if frame else "is-page")
     return page.replace("{{ content }}", content).replace("{{ title }}", title)
@@ -106,38 +112,33 @@ class _Tensors:
         return {"tensor": [kind, place, len(self.bytes), list(tensor.shape)], "step": step}
 
 
-def _packed(run: Run, data: Dataset, frame: str) -> bytes:
-    """Return zlib(length of the JSON, JSON, tensors)."""
-    tensors = _Tensors()
-    with torch.no_grad():
-        text = json.dumps(_content(run, data, frame, tensors)).encode()
-    return zlib.compress(len(text).to_bytes(4, "little") + text + bytes(tensors.bytes), 9)
-
-
-def _content(run: Run, data: Dataset, frame: str, tensors: _Tensors) -> dict[str, Any]:
+def _content(run: Run, data: Dataset, frame: str, num_codes: int, tensors: _Tensors) -> dict[str, Any]:
     """Return what the page holds as JSON: the run's networks and distributions, codes and images of the test data."""
     vae: Any = run.vae()
     config = run.config
-    chosen = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))[:_NUM_CODES]
+    chosen = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))[:num_codes]
     images = run.preparation.pixels(data.test, rows=chosen)
+    y = data.labels["test"][chosen] if config.condition else None
+    batch = Batch(images, y)
+    given = None if y is None else tensors.add(label_values(y[:_NUM_IMAGES], len(data.label_names), y.dtype), "u1")
     networks = _networks(config, vae, tensors)
-    height, width = images.images.shape[2:]
     few = f"The map shows {len(chosen):,} of the {run.data.num_test:,} test images."
     lines = run.title.split("\n")
     return {
         "title": [frame, lines[0]] if frame else [run.data.title.rpartition(" (")[0], *lines],
         "notes": [*_notes(vae, networks["posterior"], networks["prior"]), *[few] * (len(chosen) < run.data.num_test)],
         "shape": [*images.images.shape[1:]],
-        "inner": [height - 2 * config.pad, width - 2 * config.pad],
+        "inner": [side - 2 * config.pad for side in images.images.shape[2:]],
         "keep_aspect": config.image_size == "auto",
         "symmetric": run.preparation.is_symmetric,
         "binarize": config.binarize,
         **networks,
         "pseudo": vae.is_pseudo,
-        **_epochs(run, images, tensors, {} if frame else run.kept_epochs()),
-        **_map(run, data, encode(vae, images), chosen, tensors),
+        **_epochs(run, batch, tensors, {} if frame else run.kept_epochs()),
+        **_map(run, data, encode(vae, batch), chosen, tensors),
+        "given": given,
         "images": tensors.add(images.images[:_NUM_IMAGES], "u1"),
-        "bits": None if frame else _bits(config, images.images, tensors),
+        "bits": None if frame else _bits(config, images.images[:_NUM_TRAINED], tensors),
         "image_names": [data.test_names[i] for i in chosen[:_NUM_IMAGES].tolist()],
         "label_names": list(data.label_names),
     }
@@ -157,11 +158,13 @@ def _bits(config: Config, images: Tensor, tensors: _Tensors) -> dict[str, Any] |
 def _networks(config: Config, vae: Any, tensors: _Tensors) -> dict[str, Any]:
     """Return the distributions of a VAE for network.js."""
     decoder, likelihood = _operations(vae.p_x.decoder, tensors), _likelihood(config, vae.p_x)
-    posterior, prior = _posterior(config, vae.q_z, tensors), _prior(config, vae, tensors)
-    return {"posterior": posterior, "prior": prior, "decoder": decoder, "likelihood": likelihood}
+    q_z = vae.q_z.posterior if config.condition else vae.q_z
+    plane = _operations(vae.q_z.join.plane, tensors) if config.condition and config.is_conv else None
+    distributions = {"posterior": _posterior(config, q_z, tensors), "prior": _prior(config, vae, tensors)}
+    return {**distributions, "plane": plane, "decoder": decoder, "likelihood": likelihood}
 
 
-def _epochs(run: Run, images: Pixels, tensors: _Tensors, kept: dict[int, dict[str, Tensor]]) -> dict[str, Any]:
+def _epochs(run: Run, batch: Batch, tensors: _Tensors, kept: dict[int, dict[str, Tensor]]) -> dict[str, Any]:
     """Return networks and codes of kept epochs, or of some of them where these are large, and rates and distortions."""
     if not kept:
         return {"epochs": []}
@@ -169,7 +172,7 @@ def _epochs(run: Run, images: Pixels, tensors: _Tensors, kept: dict[int, dict[st
     before, size = sorted(epoch for epoch in kept if epoch < last), sum(map(torch.numel, vae.state_dict().values()))
     for place in np.linspace(0, len(before) - 1, min(max(1, _MOST_KEPT // size), len(before))).round():
         vae.load_state_dict(kept[before[int(place)]])
-        codes = encode(vae, images)
+        codes = encode(vae, batch)
         points = tensors.add(normalize(codes, dim=-1) if run.config.prior_family.is_on_sphere else codes, "f2")
         found.append({"epoch": before[int(place)], **_networks(run.config, vae, tensors), "points": points})
     tensors.is_small = False
@@ -325,6 +328,8 @@ def _notes(vae: VAE, posterior: Any, prior: Any) -> list[str]:
             "The Bernoulli is scored on grey pixels, so the ELBO is a pseudo-ELBO and no bound on log p(x); pvae score "
             "binarizes such images first."
         )
+    if vae.takes_labels:
+        notes.append("All is given the label y that is chosen: q(z | x, y), p(x | z, y), and a bound on log p(x | y).")
     if posterior is None:
         notes.append(
             "q(z | x) is a flow that this page does not compute: it decodes, and shows the codes that pvae computed, "

@@ -37,12 +37,13 @@ def check_runs(runs: Sequence[Run]) -> None:
             raise InputError(f"{run.path} was trained on other data than {runs[0].path}: give runs on the same data")
 
 
-def side_by_side_page(runs: Sequence[Run], data: Sequence[Dataset]) -> str:
+def side_by_side_page(runs: Sequence[Run], data: Sequence[Dataset], num_codes: int = 2000) -> str:
     """Return the text of an HTML file with a frame for each run, which decode the same z and show the same image.
 
     Args:
         runs: two or three runs with two latents, on the same images.
         data: of each run, as in `explorer_page`.
+        num_codes: as in `explorer_page`.
 
     Raises:
         InputError: as for `check_runs` and `explorer_page`.
@@ -51,7 +52,7 @@ def side_by_side_page(runs: Sequence[Run], data: Sequence[Dataset]) -> str:
     frames = []
     for name, run, images in zip(differences([run.config for run in runs]), runs, data):
         name = name or run.path.resolve().name
-        page = explorer_page(run, images, name)
+        page = explorer_page(run, images, name, num_codes)
         frames.append(f'<iframe title="{html.escape(name)}" srcdoc="{html.escape(page)}"></iframe>')
     page = (Path(__file__).parent / "side_by_side.html").read_text("utf-8")
     title = html.escape(f"{runs[0].data.title.rpartition(' (')[0]}: {len(runs)} runs side by side")

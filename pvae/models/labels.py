@@ -23,10 +23,11 @@ __all__ = [
     "LikelihoodGivenLabels",
     "PosteriorGivenLabels",
     "found_labels",
+    "label_values",
 ]
 
 
-def _values(y: Tensor, num_labels: int, dtype: torch.dtype) -> Tensor:
+def label_values(y: Tensor, num_labels: int, dtype: torch.dtype) -> Tensor:
     """Return labels as floats (..., K): classes (...) as zeros and a one, attributes (..., K) as they are."""
     if y.dtype == torch.int64:
         error = f"labels y must be classes from 0 to {num_labels - 1}"
@@ -54,7 +55,7 @@ class EncoderJoin(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return x (..., *D) and labels y, whose leading dimensions are broadcast, as one tensor."""
-        y = _values(y, self.num_labels, x.dtype)
+        y = label_values(y, self.num_labels, x.dtype)
         num_dims = len(self.datum_shape)
         batch_shape = torch.broadcast_shapes(x.shape[:-num_dims], y.shape[:-1])
         x = x.expand(*batch_shape, *self.datum_shape)
@@ -121,7 +122,7 @@ class LikelihoodGivenLabels(nn.Module):
 
     def forward(self, z: Tensor, y: Tensor) -> TorchDistribution:
         """Return p(x | z, y) of latents z (..., B, L) and labels y of the batch: batch shape (..., B)."""
-        y = _values(y, self.num_labels, z.dtype)
+        y = label_values(y, self.num_labels, z.dtype)
         return self.likelihood(torch.cat([z, y.expand(*z.shape[:-1], -1)], dim=-1))
 
 

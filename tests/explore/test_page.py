@@ -74,7 +74,7 @@ def test_what_the_page_cannot_show_is_refused(untrained, tmp_path, capsys):
     config = Config(hidden=(4,), latent_dim=2)
     runs = [untrained(config, (2, 5, 4)), untrained(config.replace(likelihood="normal-diagonal"), (5,))]
     runs += [run := untrained(config, (1, 5, 4)), given := untrained(config, (1, 5, 4))]
-    run.has_own_vae, given.config = True, config.replace(condition=True)
+    run.has_own_vae, given.config = True, config.replace(labels=10)
     for one in runs:
         with pytest.raises(InputError):
             page.explorer_page(one)
@@ -122,6 +122,14 @@ def test_several_runs_are_one_page_with_a_frame_for_each(tmp_path, capsys, no_pi
         refuse(main, [runs[name] for name in refused], capsys, tmp_path)
 
 
+def test_the_map_shows_as_many_codes_as_asked_for(untrained):
+    run = untrained(Config(hidden=(4,), latent_dim=2), (1, 5, 4))
+    contents = [unpacked(page.explorer_page(run, num_codes=count))[0] for count in (120, 10_000)]
+    assert [one["points"]["tensor"][3][0] for one in contents] == [120, 300]
+    assert [len(one["image_names"]) for one in contents] == [120, 200]
+    assert "120 of the 300" in "".join(contents[0]["notes"])
+
+
 @pytest.mark.parametrize(
     ("options", "loss"),
     [({"beta": 2.0}, "2 x rate"), ({"free_bits": 0.5}, "0.5 nats"), ({"elbo": "iwae", "particles": 5}, "iwae with 5")],
@@ -164,7 +172,7 @@ def test_a_ready_made_run_needs_no_data(name, tmp_path, tiny_mnist, monkeypatch,
 
 def test_names_are_never_markup(untrained):
     text = page.explorer_page(untrained(Config(hidden=(4,), latent_dim=2), (1, 5, 4), "</title><script>{{ content }}"))
-    assert text.count("<script") == 2, "the content and the code"
+    assert text.count("<script") == 3, "the content, the code of workers and the rest of it"
     assert "&lt;/title&gt;&lt;script&gt;{{ content }}" in text
     text = re.sub('id="content">[^<]*|http-equiv|https?://www.w3.org', "", text)  # base64 may spell any word
     assert "http" not in text.lower()

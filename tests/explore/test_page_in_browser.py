@@ -19,6 +19,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from pvae.config.config import Config
 from pvae.core.random_state import seeded
+from pvae.data.batch import Batch
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Pixels
 from pvae.distributions.flow import Flow
@@ -89,12 +90,16 @@ def train(tmp_path, no_pictures):
     """Train a small system on colour images of odd sides, for a second, at a rate that moves all weights."""
 
     def trained(options, classes=CLASSES, name="run"):
+        labels_given = (options := dict(options)).pop("labels_given", None)
         config = Config(**{"hidden": (12,), "latent_dim": 4, "upper_hidden": (6,), "flow_hidden": (8,), **options})
         generator = torch.Generator().manual_seed(0)
         factors, patterns = torch.randn(70, 3, generator=generator), torch.randn(3, 390, generator=generator)
         images = (255 * (factors @ patterns).sigmoid()).to(torch.uint8).view(70, 3, 13, 10)
         labels = torch.arange(70) % max(1, len(classes))
         of_classes = (labels[:50], labels[50:], tuple(classes)) if classes else ()
+        if labels_given:
+            labels, names = labels_given
+            of_classes = (labels[:50], labels[50:], names)
         data = Dataset("noise", images[:50], images[50:], *of_classes)
         config = config.replace(epochs=3, batch_size=25, lr=0.01)
         return fit(config, data=data, out=tmp_path / name, device="cpu", threads=1)
@@ -379,9 +384,10 @@ def test_runs_side_by_side_follow_one_pointer(train, opened):
         return found
 
     move = (
-        "const map = document.getElementById('map'), box = map.getBoundingClientRect(), {range} = pvae.state;"
+        "const map = document.getElementById('map'), box = map.getBoundingClientRect(), {range, middle} = pvae.state;"
         "const at = i => i * box.width / 2 / range + box.width / 2;"
-        "const place = {clientX: box.left + at(0.3), clientY: box.top + at(0.2), pointerType: 'mouse'};"
+        "const place = {clientX: box.left + at(0.3 - middle[0]), clientY: box.top + at(0.2 + middle[1])};"
+        "place.pointerType = 'mouse';"
     )
     for place in (0, 2):
         moved = states(
@@ -561,6 +567,155 @@ def test_a_dot_under_the_pointer_is_decoded_by_its_whole_code(train, opened, sys
     assert found[1], "the pick is back when the pointer has left"
 
 
+@pytest.mark.parametrize("system", ["conv", "mlp"])
+def test_a_worker_and_the_page_decode_the_same(train, opened, system):
+    """Where a page may have no worker, it decodes itself; tiles are the decoded middles of their places."""
+    page = opened(train(SYSTEMS[system]))
+    by_worker, by_page, expected = page.execute_async_script(
+        "const z = [0.3, -1, 0.5, 0.1], run = async vae => Array.from(await decoders(vae)[0](z, pvae.state.model));"
+        "(async () => {"
+        "  const byWorker = await run({mean: () => [0]}), Known = Worker;"
+        "  Worker = class { constructor() { throw new Error(); } };"
+        "  const byPage = await run(pvae.vae);"
+        "  Worker = Known;"
+        "  arguments[0]([byWorker, byPage, Array.from(pvae.vae.mean(z))]);"
+        "})();"
+    )
+    assert by_worker == by_page == expected
+    page.find_element("id", "tiles").click()
+    wait(page, "return pvae.state.sheet && pvae.state.sheet.tiles.every(one => one.mean)")
+    count, places, differences = page.execute_script(
+        "const {tiles} = pvae.state.sheet, state = pvae.state;"
+        "const top = one => [0, 1].map(d => one.z[pvae.content.planes[0].dims[d]]);"
+        "return [Math.sqrt(tiles.length), tiles.map(one => [one.column, one.row, ...top(one), state.range]),"
+        "  tiles.map(one => Math.max(...pvae.vae.mean(one.z).map((value, i) => Math.abs(value - one.mean[i]))))]"
+    )
+    assert max(differences) == 0
+    column, row, u, v, extent = torch.tensor(places).T
+    close(u, ((2 * column + 1) / count - 1) * extent)
+    close(v, (1 - (2 * row + 1) / count) * extent)
+
+
+POINT = """
+const map = document.getElementById("map"), {state} = pvae;
+const at = (x, y, box = map.getBoundingClientRect()) =>
+  ({clientX: box.left + Math.round(x * box.width), clientY: box.top + Math.round(y * box.height), cancelable: true});
+const place = ({clientX, clientY}, box = map.getBoundingClientRect()) => {
+  map.dispatchEvent(new PointerEvent("pointermove", {clientX, clientY, pointerType: "mouse", pointerId: 9}));
+  return Array.from(state.top);
+};
+const finger = (kind, id, x, y) => map.dispatchEvent(
+  new PointerEvent(kind, {...at(x, y), pointerId: id, pointerType: "touch"}));
+const view = () => [...state.middle, state.range];
+"""
+
+
+def test_the_map_zooms_about_the_pointer_and_back(train, opened):
+    """By the wheel, keys, and two fingers; a drag moves it; a double click is the way back."""
+    page = opened(train({"latent_dim": 2}))
+    before, zoomed, after, home, view, fixed, pinched, panned, back = page.execute_script(
+        f"{POINT} const home = view(), one = at(0.7, 0.2), found = [place(one)];"
+        "map.dispatchEvent(new WheelEvent('wheel', {...one, deltaY: -400}));"
+        "found.push(view(), place(one), home);"
+        "finger('pointerdown', 1, 0.4, 0.4); finger('pointerdown', 2, 0.6, 0.4);"
+        "const middle = place(at(0.5, 0.4)); found.push(view());"
+        "finger('pointermove', 1, 0.3, 0.4); finger('pointermove', 2, 0.7, 0.4);"
+        "finger('pointerup', 1, 0.3, 0.4); finger('pointerup', 2, 0.7, 0.4);"
+        "found.push([...middle, ...place(at(0.5, 0.4))], view());"
+        "const drag = (kind, x, y) => map.dispatchEvent("
+        "  new PointerEvent(kind, {...at(x, y), pointerId: 9, pointerType: 'mouse'}));"
+        "drag('pointerdown', 0.5, 0.5); const start = [state.middle[0], state.range];"
+        "drag('pointermove', 0.4, 0.5); drag('pointerup', 0.4, 0.5);"
+        "found.push([...start, state.middle[0]]);"
+        "map.dispatchEvent(new MouseEvent('dblclick')); found.push(view());"
+        "return found"
+    )
+    assert zoomed[2] < home[2] / 2
+    close(after, before, 0.01)
+    close(fixed[:2], fixed[2:], 0.02)
+    assert pinched[2] == pytest.approx(view[2] / 2, rel=0.05)
+    assert panned[2] - panned[0] == pytest.approx(0.2 * panned[1], rel=0.1)
+    assert back == home
+    keys = webdriver.Keys
+    page.find_element("id", "map").send_keys("++", *[keys.SHIFT + keys.ARROW_RIGHT + keys.NULL] * 12)
+    top, middle, extent = page.execute_script("const {top, middle, range} = pvae.state; return [top, middle, range]")
+    assert extent == pytest.approx(home[2] / 1.5**2)
+    assert abs(top[0] - middle[0]) <= extent, "the map follows"
+    page.find_element("id", "zoom-out").click()
+    assert page.execute_script(f"{POINT} return view()") == home
+    assert not page.find_element("id", "zoom-out").is_displayed()
+
+
+def test_the_map_of_an_autoencoder_is_where_its_codes_are(train, opened):
+    page = opened(train({"posterior": "delta", "latent_dim": 2}))
+    middle, extent, points = page.execute_script(
+        "const {state: {middle, range}, content: {points, epochs}} = pvae;"
+        "return [middle, range, [points, ...epochs.slice(0, 1).map(one => one.points)].flatMap(one => [...one.data])]"
+    )
+    points = torch.tensor(points).view(-1, 2)
+    close(middle, (points.amax(0) + points.amin(0)) / 2, 1e-3)
+    assert ((points - torch.tensor(middle)).abs() <= extent).all()
+
+
+def test_a_page_in_a_hidden_frame_draws_its_map_when_it_is_shown(train, opened, browser, tmp_path):
+    opened(train({"latent_dim": 2}))
+    (tmp_path / "frame.html").write_text('<iframe src="page.html" width="900" height="900" style="display: none">')
+    browser.get((tmp_path / "frame.html").as_uri())
+    browser.switch_to.frame(browser.find_element("css selector", "iframe"))
+    wait(browser, "return window.pvae !== undefined")
+    browser.switch_to.default_content()
+    browser.execute_script("document.querySelector('iframe').style.display = 'block'")
+    browser.switch_to.frame(browser.find_element("css selector", "iframe"))
+    wait(browser, "return pvae.state.scale && document.getElementById('map').width > 300")
+    browser.switch_to.default_content()
+
+
+def test_names_on_the_map_do_not_overlap(train, opened):
+    page = opened(train({"latent_dim": 2}, [f"a name of class {i}" for i in range(18)]))
+    placed = page.execute_script("return pvae.state.placed.map(({x, y, half}) => [x, y, half])")
+    assert len(placed) > 9
+    for place, (x, y, half) in enumerate(placed):
+        assert all(abs(x - u) > half + other or abs(y - v) > 14 for u, v, other in placed[:place])
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv-batchnorm"])
+@pytest.mark.parametrize("is_class", [True, False])
+def test_a_vae_given_labels_is_given_those_that_are_chosen(train, opened, network, is_class):
+    """Decoder and encoder of the page are those of torch for each label; an image that is picked has its own."""
+    names, y = ("a", "<b>", "c"), torch.arange(70) % 3
+    y = y if is_class else torch.stack([y == 0, y > 0, y == 1], 1)
+    options = {"network": network, "hidden": (4, 6), "condition": True, "labels_given": (y, names)}
+    run = train(options)
+    page, vae = opened(run), run.vae()
+    z = torch.randn(4, generator=torch.Generator().manual_seed(0))
+    shown = torch.randperm(20, generator=torch.Generator().manual_seed(0))  # the order on the page
+    x = run.preparation.x(run.loaded.test[shown])
+    with torch.no_grad():
+        codes = encode(vae, Batch(run.preparation.pixels(run.loaded.test), run.loaded.test_labels))[shown]
+        for i in range(3):
+            own = run.loaded.test_labels[shown[i]][None]
+            page.find_elements("css selector", "#strip button")[i].click()
+            found = page.execute_script(
+                "const {loc} = pvae.state.scored.q; return [loc, Array.from(pvae.vae.mean(arguments[0]))]", z.tolist()
+            )
+            close(found[0], codes[i])
+            close(found[1], vae.likelihood(z[None], own).mean.flatten())
+        close(page.execute_script("return Array.from(pvae.content.codes.data)"), codes.flatten(), 2e-3)
+        page.execute_script(
+            "const given = document.getElementById('given');"
+            "[...given.options].forEach((one, i) => one.selected = i === 1);"
+            "given.onchange({target: given})"
+        )
+        chosen = torch.tensor([1]) if is_class else torch.tensor([[False, True, False]])
+        found = page.execute_async_script(
+            "const [z, done] = arguments, {loc} = pvae.vae.posterior(pvae.imageX(2));"
+            "decoders(pvae.vae)[0](z, pvae.state.model).then(one => done([loc, Array.from(one)]))",
+            z.tolist(),
+        )
+        close(found[0], vae.posterior(x[[2]], chosen).mean[0])
+        close(found[1], vae.likelihood(z[None], chosen).mean.flatten())
+
+
 def test_the_legend_names_the_classes(train, opened):
     page = opened(train({"latent_dim": 2}))
     shown = [one.text for one in page.find_elements("css selector", "#legend button")]
@@ -632,6 +787,28 @@ def test_a_file_is_taken_or_refused_with_a_sentence(train, opened, tmp_path):
         assert message
         assert found == shown
     assert give(files["same.png"]) == ("", "same.png"), "it goes on"
+
+
+def test_a_dark_shape_on_light_paper_is_inverted_if_one_asks_for_it(opened, tmp_path, no_pictures):
+    """Of a run on light shapes on dark paper; a light shape on dark paper is taken as it is, without an offer."""
+    images = torch.zeros(40, 1, 8, 8, dtype=torch.uint8)
+    images[:, :, 2:6, 2:6] = torch.arange(40, dtype=torch.uint8)[:, None, None, None] * 3 + 100
+    config = Config(hidden=(4,), latent_dim=2, pad=2, epochs=1, batch_size=10)
+    run = fit(config, data=Dataset("grey", images[:20], images[20:]), out=tmp_path / "run", device="cpu", threads=1)
+    page = opened(run)
+    for name, pixels, is_offered in (("dark.png", 255 - images[0, 0], True), ("light.png", images[0, 0], False)):
+        Image.fromarray(pixels.numpy()).save(tmp_path / name)
+        page.find_element("id", "file").send_keys(str(tmp_path / name))
+        wait(page, f"return document.getElementById('x-name').textContent === '{name}'")
+        assert page.find_element("id", "invert").is_displayed() is is_offered
+        x = np.array(page.execute_script("return Array.from(pvae.state.x)")).reshape(12, 12)
+        close(x[2:-2, 2:-2], pixels / 255)
+        if is_offered:
+            page.find_element("id", "invert").click()
+            x = np.array(page.execute_script("return Array.from(pvae.state.x)")).reshape(12, 12)
+            close(x[2:-2, 2:-2], images[0, 0] / 255)
+            assert x[:2].max() == 0, "the padding stays"
+            assert not page.find_element("id", "invert").is_displayed()
 
 
 @pytest.fixture
