@@ -55,6 +55,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise InputError(f"--images {count}: {first.data.name} has {first.data.num_test:,} test data")
     if arguments.gaps > count:
         raise InputError(f"--gaps {arguments.gaps}: there are {count:,} test data to choose from")
+    if arguments.seconds and (arguments.gaps or arguments.given is not None):
+        raise InputError("--seconds bounds the estimate of log p(x) alone: leave it out, or --gaps and --given")
     of_one = (arguments.gaps, arguments.calibration, arguments.given is not None, arguments.seconds)
     if is_table and any(of_one):
         raise InputError("--gaps, --calibration, --given and --seconds are of one run, without --latex: give one")
@@ -176,9 +178,7 @@ def _parser() -> Parser:
     )
     add("--given", metavar="COLUMNS|MASK", help=given)
     add("--images", metavar="N", type=integer(2), help="a random subset of N test data (default: all)")
-    seconds = (
-        "estimate log p(x) of random test data, a hundred at a time, until S seconds have passed (default: of all)"
-    )
+    seconds = "estimate log p(x) of test data in random order until S seconds have passed (default: of all)"
     add("--seconds", metavar="S", type=integer(1), help=seconds)
     add_seed(parser)
     engine = (

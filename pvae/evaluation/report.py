@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 _SIMULATED = 100  # data that are drawn from the VAE for a bracket
-_AT_A_TIME = 100  # data whose log p(x) is estimated between two looks at the clock
+_FIRST, _MOST_AT_A_TIME = 10, 160  # data whose log p(x) is estimated between two looks at the clock
 _CALIBRATED = 1000  # data that are drawn from the VAE for the calibration of q(z | x)
 _MOST_LOST = 10  # data that are named
 
@@ -345,7 +345,7 @@ def evaluate(
         num_gaps: number of test images, and of training images, whose gaps are computed, or 0.
         has_coverage: compute whether q(z | x) is calibrated.
         is_given: values of x given which the log-likelihood of the others is computed, as of `given_values`.
-        seconds: log p(x) is estimated of a hundred random images after another, until these seconds have passed.
+        seconds: estimate log p(x) of images in random order, some at a time, until these seconds have passed.
 
     Raises:
         InputError: the run is an autoencoder, which has no likelihood, or there are fewer than two images, or the
@@ -356,6 +356,8 @@ def evaluate(
     # A random subset, because some data sets are sorted by class.
     is_all = num_images is None and seconds is None
     rows = None if is_all else random_subset(len(data.test), num_images or len(data.test), seed)
+    if rows is not None and seconds is not None:
+        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
     normalised, batch, kind = with_likelihood(run, data.test, given_y(run, "test"), rows)
     seen = Batch(run.preparation.pixels(data.test, rows=rows), batch.y) if vae.is_pseudo else batch
     if len(seen) < 2 or num_particles < 2:
@@ -398,11 +400,10 @@ def evaluate(
 
 def _within(seconds: float, vae: VAE, batch: Batch, how: Mapping[str, Any]) -> LogP:
     """Estimate log p(x) of the data of a batch in their order, some at a time, until the seconds have passed."""
-    parts, started = list[LogP](), time.monotonic()
-    for part in batch.split(_AT_A_TIME):
-        parts.append(log_likelihood(vae, part, **how))
-        if time.monotonic() - started >= seconds:
-            break
+    parts, started, count, size = list[LogP](), time.monotonic(), 0, _FIRST
+    while count < len(batch) and (not parts or time.monotonic() - started < seconds):
+        parts.append(log_likelihood(vae, batch.rows(slice(count, count + size)), **how))
+        count, size = count + size, min(2 * size, _MOST_AT_A_TIME)
     return LogP(*map(torch.cat, zip(*parts)))
 
 
@@ -501,7 +502,7 @@ def _further(
     """Return what is computed on request, by the fields of `Report`; `places` (N,) are those of a batch in its data."""
     further = dict[str, Any]()
     if num_gaps:
-        rows, train = random_subset(len(batch), min(num_gaps, len(batch)), seed), run.dataset().train
+        rows, train = random_subset(len(batch), num_gaps, seed), run.dataset().train
         further["gaps"] = _gaps(vae, batch, log_p, rows, places[rows])
         rows = random_subset(len(train), num_gaps, seed)
         _, batch_of_train, _ = with_likelihood(run, train, given_y(run, "train"), rows, "train")

@@ -507,12 +507,13 @@ async function show() {
   // Epochs of the training, the page's own last
   const {curve = []} = content, epochs = [...content.epochs, {...content, points: {data: content.points.data.slice()}}];
   const isLast = (i) => i === epochs.length - 1, pause = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
+  const isFixed = ["normal", "sphere"].includes(content.prior?.top.kind); // or trained, so that draws are of an epoch
   function become(epoch, y) { // the VAE of an epoch, given labels y
     Object.assign(state, {epoch, model: {...content, ...epochs[epoch], y}});
     Object.assign(vae, vaeOf(state.model));
     [...find("given").options].forEach((one, k) => (one.selected = y[k] > 0));
     if (state.x) encodeImage();
-    if (state.samples) drawSamples(state.samples);
+    if (state.samples) isFixed ? drawSamples(state.samples) : find("again").onclick();
     if (state.walk) setWalk(state.walk, false);
     move({});
   }
@@ -590,10 +591,10 @@ async function show() {
   function recall() {
     const hash = new URLSearchParams(location.hash.slice(1)), number = (name) => Number(hash.get(name) ?? NaN);
     const z = (hash.get("z") ?? "").split(",").map(Number), epoch = epochs.findIndex((one) => one.epoch === number("epoch"));
-    if (epoch >= 0) toEpoch(epoch);
+    if (content.epochs.length) toEpoch(epoch >= 0 ? epoch : epochs.length - 1);
     if (vae.canEncode && number("image") in find("strip").children) pick(number("image"));
     if (given && hash.get("y")?.length === numLabels) acts.give(Array.from(hash.get("y"), Number));
-    if (number("step") - 1 in told) tellStory(number("step"));
+    tellStory(number("step") - 1 in told ? number("step") : 0);
     if (z.length === total && z.every(Number.isFinite) && hash.has("z"))
       jump({top: z.slice(0, size), offsets: split(vae.sizes.slice(0, -1), z.slice(size))}, "the address");
   }
@@ -652,6 +653,7 @@ async function show() {
   const recolour = () => [...find("legend").children].forEach((one, k) => (one.firstChild.style.color = colour(k)));
   isDark.onchange = () => (recolour(), drawMap(), drawCurve());
   new ResizeObserver(() => map.clientWidth && Math.abs(map.width - map.clientWidth * devicePixelRatio) > 1 && drawMap()).observe(map);
+  if (content.epochs.length) new ResizeObserver(() => find("curve").width !== Math.round(find("curve").clientWidth * (devicePixelRatio || 1)) && drawCurve()).observe(find("curve"));
   Object.assign(state, {home: homeView()}, homeView());
   (recolour(), drawMap(), drawSliders());
   if (vae.canEncode) {

@@ -40,7 +40,6 @@ __all__ = ["check_run", "explorer_page"]
 
 _NUM_IMAGES, _NUM_TRAINED = 200, 2000  # of the test data
 _MOST_TRAINED = 1024  # pixels of an image of which a VAE trains in the page
-_MOST_KEPT = 1_500_000  # weights of kept epochs, each a byte
 _TYPES = {"f4": np.float32, "f2": np.float16, "u1": np.uint8, "i1": np.int8}
 
 
@@ -165,16 +164,15 @@ def _networks(config: Config, vae: Any, tensors: _Tensors) -> dict[str, Any]:
 
 
 def _epochs(run: Run, batch: Batch, tensors: _Tensors, kept: dict[int, dict[str, Tensor]]) -> dict[str, Any]:
-    """Return networks and codes of kept epochs, or of some of them where these are large, and rates and distortions."""
+    """Return networks and codes of kept epochs, and the rates and distortions of all."""
     if not kept:
         return {"epochs": []}
     vae, tensors.is_small, found, last = copy.deepcopy(run.vae()), True, [], run.best_checkpoint().epoch
-    before, size = sorted(epoch for epoch in kept if epoch < last), sum(map(torch.numel, vae.state_dict().values()))
-    for place in np.linspace(0, len(before) - 1, min(max(1, _MOST_KEPT // size), len(before))).round():
-        vae.load_state_dict(kept[before[int(place)]])
+    for epoch in sorted(epoch for epoch in kept if epoch < last):
+        vae.load_state_dict(kept[epoch])
         codes = encode(vae, batch)
         points = tensors.add(normalize(codes, dim=-1) if run.config.prior_family.is_on_sphere else codes, "f2")
-        found.append({"epoch": before[int(place)], **_networks(run.config, vae, tensors), "points": points})
+        found.append({"epoch": epoch, **_networks(run.config, vae, tensors), "points": points})
     tensors.is_small = False
     curve = [[row.epoch, row.rate, row.distortion] for row in run.metrics() if row.split == "test"]
     return {"epoch": last, "epochs": found, "curve": curve}

@@ -77,6 +77,10 @@ class Run(RunRecord):
     loaded: Dataset | None = field(default=None, repr=False)
     cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process gets, which reads the folder itself."""
+        return {**vars(self), "cache": {}}
+
     def dataset(
         self, data: Dataset | None = None, data_dir: str | Path | None = None, offline: bool = False
     ) -> Dataset:

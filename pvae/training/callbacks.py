@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pvae.compile.compiled_svi import Done
 from pvae.config.presets import command_line, system_title
-from pvae.core.errors import TrainingError, listed
+from pvae.core.errors import InputError, TrainingError, listed
 from pvae.core.files import write_whole
 from pvae.core.random_state import seeded
 from pvae.core.terminal import Interruptions, print_line, progress_bar
@@ -43,7 +43,7 @@ __all__ = [
 OnEpoch = Callable[[Run, Metrics], object]
 _LEAST_SECONDS = 0.5  # of training between two lines of metrics
 _SHOWN = 20  # letters of a level of a column
-_KEPT = 9  # epochs, and the start
+_KEPT, _MOST_KEPT = 9, 1_500_000  # epochs beside the start, and weights
 
 
 @dataclass
@@ -102,9 +102,10 @@ class Checkpointing(Callback):
 
 @dataclass
 class KeptEpochs(Callback):
-    """Keeps the weights of about ten epochs of a VAE with two latents, so that `pvae explore` can show how they moved.
+    """Keeps the weights of about ten epochs of a VAE with two latents, so that `pvae explore` shows its training.
 
-    They are the start and epochs in equal ratios: of 50, these are 0, 1, 2, 4, 6, 9, 14, 21 and 32.
+    They are the start and epochs in equal ratios: of 50, these are 0, 1, 2, 4, 6, 9, 14, 21 and 32. Of a large network
+    they are fewer, with 1.5 million weights in all.
 
     Args:
         run: the run.
@@ -118,10 +119,13 @@ class KeptEpochs(Callback):
 
     def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
         """Write the weights of the epoch, beside those that were kept before."""
-        config = self.run.config
-        epochs = {0, *(round(config.epochs ** (number / _KEPT)) for number in range(_KEPT))}
+        config, weights, kept = self.run.config, trainer.vae.state_dict(), dict[int, dict[str, Tensor]]()
+        number = min(_KEPT, _MOST_KEPT // sum(map(torch.numel, weights.values())) - 1)
+        epochs = {*[0] * (number >= 0), *(round(config.epochs ** (place / number)) for place in range(number))}
         if config.latent_dims == (2,) and not self.run.has_own_vae and trainer.epoch in epochs:
-            writer.keep(self.run, {**self.run.kept_epochs(), trainer.epoch: trainer.vae.state_dict()})
+            with contextlib.suppress(InputError):  # a damaged file is replaced
+                kept = self.run.kept_epochs()
+            writer.keep(self.run, {**kept, trainer.epoch: weights})
 
 
 @dataclass

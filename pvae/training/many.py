@@ -76,10 +76,10 @@ def fit_many(
     """Train configurations that differ in seed, beta, free bits or learning rate, and write a run folder for each.
 
     They are trained at once where that is faster: parameters, Adam's state and noise have a leading dimension, and a
-    step is one function of them. Otherwise, on a CPU, they are trained in several processes with one thread each. A run
-    equals the one that `fit` trains alone, to rounding: it draws the same initial weights, order of the data and noise.
-    A run whose loss becomes NaN ends alone; early stopping is each run's own. The same call again goes on with runs
-    that were interrupted, to the same bits with the same engine and threads.
+    step is one function of them. Otherwise, on a CPU, they are trained in several processes, with one thread each by
+    default. A run equals the one that `fit` trains alone, to rounding: it draws the same initial weights, order of the
+    data and noise. A run whose loss becomes NaN ends alone; early stopping is each run's own. The same call again goes
+    on with runs that were interrupted, to the same bits with the same engine and threads.
 
     Args:
         configs: the configurations.
@@ -110,7 +110,7 @@ def fit_many(
     if not configs:
         raise InputError("there are no configurations: give one or more")
     if is_torchrun():
-        raise InputError("many runs are trained in one process: run it without torchrun")
+        raise InputError("many runs need no torchrun: run it without")
     check_types(data=data)
     for one in configs:
         elbo_of(one)  # refuses what does not go together
@@ -338,8 +338,8 @@ def _check_faster(members: Sequence[_Member], how: _How) -> None:
     """Take some steps of all members, and of the first one as it would be trained without the others, and undo them.
 
     Raises:
-        RecordingError: steps of all take longer than those of each, unless an earlier session has taken them; or they
-            cannot be recorded.
+        RecordingError: steps of all take longer than those of each, one after the other or in processes, unless an
+            earlier session has taken them; or they cannot be recorded.
     """
     before = copy.deepcopy([one.trainer.checkpoint() for one in members])
     count, first, trainer, stack = len(members), members[0], members[0].trainer, _stacked(members)
@@ -349,7 +349,8 @@ def _check_faster(members: Sequence[_Member], how: _How) -> None:
     with pyro.get_param_store().scope():
         ways: Any = [(stack, index.unsqueeze(1).repeat(1, count), [values] * count, threads, count)]
         ways += [(first.svi, index, values, threads, 1)]
-        ways += [(first.svi, index, values, how.threads or 1, how.processes)] * (how.processes > 1)
+        at_a_time = count / math.ceil(count / how.processes)
+        ways += [(first.svi, index, values, how.threads or 1, at_a_time)] * (how.processes > 1)
         for svi, batch, row, number, runs in ways:
             torch.set_num_threads(number)
             run = functools.partial(svi.run, [(batch,)] * _TRIED, [row] * _TRIED)

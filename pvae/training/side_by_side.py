@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,7 @@ __all__ = ["Ended", "num_processes", "one_after_the_other", "side_by_side", "tra
 Ended = TrainingError | InputError  # why a run ended
 _LEAST_STEPS = 2000  # of all runs: fewer do not repay the seconds in which a process imports torch
 _SECONDS = 0.5  # until signals are looked for
-_WORK = "import sys; from pvae.training.side_by_side import work; work(int(sys.argv[1]))"
+_WORK = "import sys; sys.path[:] = sys.argv[2:]; from pvae.training.side_by_side import work; work(int(sys.argv[1]))"
 
 
 def num_processes(runs: Sequence[Run], device: torch.device, threads: int | None) -> int:
@@ -83,8 +84,7 @@ def side_by_side(
 ) -> dict[Path, Ended]:
     """Train runs in processes, each of which gets its share of them, and return why some of them ended early.
 
-    Wide networks are trained faster so than one after the other with all threads, which wait for each other many times
-    in a step.
+    Wide networks are trained faster in this way: the threads of one training wait for each other many times in a step.
 
     Args:
         runs: the runs.
@@ -94,29 +94,32 @@ def side_by_side(
         interruptions: signals, which are passed on.
 
     Raises:
+        LostError: a folder can no longer be written.
         InterruptedTrainingError: a signal was received; the epochs before are saved.
     """
     workers = dict[Connection, tuple[subprocess.Popen[bytes], Sequence[Run]]]()
-    errors, is_told = dict[Path, Ended](), False
+    errors, lost, is_told = dict[Path, Ended](), list[OSError](), False
     try:
         for place in range(processes):
             read, write = os.pipe()
-            command, share = [sys.executable, "-c", _WORK, str(write)], runs[place::processes]
+            command, share = [sys.executable, "-c", _WORK, str(write), *sys.path], runs[place::processes]
             with tempfile.TemporaryFile() as file:
                 pickle.dump((share, options, quiet), file)
                 file.seek(0)
-                workers[Connection(read)] = subprocess.Popen(command, stdin=file, pass_fds=[write]), share
+                # In a session of its own, so that Ctrl-C comes from this process alone.
+                worker = subprocess.Popen(command, stdin=file, pass_fds=[write], start_new_session=True)
+            workers[Connection(read)] = worker, share
             os.close(write)  # so that the end of the process ends the pipe
         while workers:
             ended = wait(list(workers), _SECONDS)
             for connection in [one for one in workers if one in ended]:
                 worker, share = workers.pop(connection)
-                try:
-                    errors |= connection.recv()
-                except EOFError:
-                    why = TrainingError(f"its process has ended with status {worker.wait()}, see above")
-                    errors |= {run.path: why for run in share if not _is_finished(run)}
-                worker.wait()
+                with contextlib.suppress(EOFError):
+                    found, cause = connection.recv()
+                    errors |= found
+                    lost += [cause] * (cause is not None)
+                why = TrainingError(f"its process has ended early, with status {worker.wait()}")
+                errors |= {run.path: why for run in share if run.path not in errors and not _is_finished(run)}
             if interruptions.received and not is_told:
                 is_told = True
                 for worker, _ in workers.values():
@@ -124,32 +127,36 @@ def side_by_side(
     finally:
         for worker, _ in workers.values():
             worker.terminate()
+            worker.wait()
     interruptions.raise_if_received()
+    if lost:
+        raise LostError("") from lost[0]
     return errors
 
 
 def work(descriptor: int) -> None:
     """Train the runs that another process sends to standard input, and send it why some of them ended early."""
+    parent = os.getppid()
     runs, options, quiet = pickle.load(sys.stdin.buffer)
     torch.set_num_threads(options["threads"])
 
-    def print_epoch(run: Run, row: Metrics) -> None:
+    def end_epoch(run: Run, row: Metrics) -> None:
+        if os.getppid() != parent:  # which was killed
+            signal.raise_signal(signal.SIGTERM)
         if row.split != "train" and not quiet:
             print_line(f"{run.path.name}  epoch {row.epoch}/{run.config.epochs}  {row}")
 
-    def train(run: Run) -> None:
-        try:
-            given = {"device": "cpu", "threads": options["threads"], "on_epoch": print_epoch}
-            train_run(run, given, {key: value for key, value in options.items() if key != "threads"})
-        except LostError as error:
-            raise TrainingError(str(error)) from error
-
-    errors = dict[Path, Ended]()
+    given = {"device": "cpu", "threads": options["threads"], "on_epoch": end_epoch}
+    new = {key: value for key, value in options.items() if key != "threads"}
+    errors, cause = dict[Path, Ended](), None
     with Interruptions() as interruptions, contextlib.suppress(InterruptedTrainingError):
-        errors = one_after_the_other(runs, train, interruptions)
+        try:
+            errors = one_after_the_other(runs, lambda run: train_run(run, given, new), interruptions)
+        except LostError as error:
+            cause = error.__cause__
     plain = {True: InputError, False: TrainingError}  # of an error with more arguments, pickle loses these
     sent = {path: plain[isinstance(error, InputError)](str(error)) for path, error in errors.items()}
-    Connection(descriptor).send(sent)
+    Connection(descriptor).send((sent, cause))
 
 
 def _is_finished(run: Run) -> bool:

@@ -256,12 +256,20 @@ def test_log_p_and_elbo_of_a_subset_are_of_the_same_pixels(runs, monkeypatch):
 
 @pytest.mark.workflow
 def test_log_p_is_of_as_many_data_as_the_seconds_allow(runs, monkeypatch):
-    monkeypatch.setattr("pvae.evaluation.report._AT_A_TIME", 7)
-    run = runs("binary")
+    monkeypatch.setattr("pvae.evaluation.report._FIRST", 7)
+    run, given = runs("binary"), []
+
+    def spy(vae, batch, *arguments, **options):
+        given.append(batch.x.images)
+        return log_likelihood(vae, batch, *arguments, **options)
+
+    monkeypatch.setattr("pvae.evaluation.report.log_likelihood", spy)
     some, every = (evaluate(run, 2, seed=3, method="importance", seconds=seconds) for seconds in (1e-9, 1e9))
     count = run.data.num_test
     assert [one.num_images for one in (some, every)] == [count, count]
     assert [one.log_likelihood.num_images for one in (some, every)] == [7, count]
+    test = codes.run_batch(run, "test").x.images
+    assert not torch.equal(given[0], test[:7])
     assert some.log_likelihood.elbo != some.elbo_parts.elbo
     assert every.log_likelihood.elbo == every.elbo_parts.elbo
 

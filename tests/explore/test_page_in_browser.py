@@ -492,6 +492,8 @@ def test_the_address_opens_the_page_as_it_was(train, opened, system):
     assert after[1:4] == before[1:4]
     assert before[2] == (2 if system == "mlp" else 0)
     assert before[4] == entries
+    page.execute_script("location.hash = 'image=4'")  # without an epoch and a step: the last one, and no story
+    wait(page, "return pvae.state.step === 0 && pvae.state.epoch === pvae.content.epochs.length")
     page.get("about:blank")
     page.get(address.partition("#")[0] + "#image=99&z=1,x&epoch=-1&step=9&=")  # which names nothing
     wait(page, "return window.pvae && pvae.state.picked === 0 && pvae.state.step === 0")

@@ -9,7 +9,7 @@ import torch
 from helpers.runs import assert_same
 
 import pvae
-from pvae.core.errors import InterruptedTrainingError, TrainingError
+from pvae.core.errors import InterruptedTrainingError, LostError, TrainingError
 from pvae.core.terminal import Interruptions
 from pvae.data.dataset import Dataset
 from pvae.data.sources import load_dataset
@@ -46,6 +46,31 @@ def test_a_run_in_a_process_of_its_own_is_the_run_that_is_trained_alone(two_proc
         assert (run.config, run.sessions[-1]["threads"]) == (config, 1)
         alone = pvae.fit(config, data=few(), out=tmp_path / run.path.name, device="cpu", threads=1)
         assert_same(run.read_checkpoint().vae, alone.read_checkpoint().vae)
+    more = [config.replace(epochs=3) for config in SEEDS]
+    assert [run.metrics()[-1].epoch for run in fit_many(more, data=few(), out=tmp_path / "many", device="cpu")] == [
+        3
+    ] * 3
+
+
+@pytest.mark.workflow
+def test_a_process_that_is_interrupted_alone_has_not_trained_its_runs(two_processes, monkeypatch, tmp_path):
+    work = "signal.setitimer(signal.ITIMER_REAL, 0.01)"  # SIGALRM comes in the first steps, after the import
+    handler = "signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))"
+    monkeypatch.setattr(
+        side_by_side, "_WORK", side_by_side._WORK.replace("work(", f"import os, signal; {handler}; {work}; work(")
+    )
+    with pytest.raises(TrainingError, match="ended early"):
+        fit_many([one.replace(epochs=500) for one in SEEDS], data=few(), out=tmp_path, device="cpu")
+
+
+@pytest.mark.workflow
+def test_a_folder_that_is_lost_ends_all_runs(two_processes, monkeypatch, tmp_path):
+    lose = """import pvae.training.side_by_side as module, pvae.core.errors as errors
+def lose(*_): raise errors.LostError("another run") from OSError(28, "no space")
+module.train_run = lose"""
+    monkeypatch.setattr(side_by_side, "_WORK", f"{side_by_side._WORK.replace('; work(', f'; exec({lose!r}); work(')}")
+    with pytest.raises(LostError, match="no space"):
+        fit_many(SEEDS, data=few(), out=tmp_path, device="cpu")
 
 
 @pytest.mark.workflow
