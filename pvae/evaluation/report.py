@@ -353,11 +353,7 @@ def evaluate(
     """
     check_density(run)
     vae, data = run.vae(), run.dataset()
-    # A random subset, because some data sets are sorted by class.
-    is_all = num_images is None and seconds is None
-    rows = None if is_all else random_subset(len(data.test), num_images or len(data.test), seed)
-    if rows is not None and seconds is not None:
-        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+    rows = None if num_images is None and seconds is None else _rows(len(data.test), num_images, seed, seconds)
     normalised, batch, kind = with_likelihood(run, data.test, given_y(run, "test"), rows)
     seen = Batch(run.preparation.pixels(data.test, rows=rows), batch.y) if vae.is_pseudo else batch
     if len(seen) < 2 or num_particles < 2:
@@ -372,10 +368,9 @@ def evaluate(
         log_p = (
             log_likelihood(normalised, batch, **how) if seconds is None else _within(seconds, normalised, batch, how)
         )
-        reached_all = len(log_p.log_p) == len(batch)
+        is_same = len(log_p.log_p) == len(batch) and not vae.is_pseudo
         batch = batch.rows(slice(len(log_p.log_p)))
         gap = _bracket(normalised, batch, log_p, annealing)
-        is_same = reached_all and not vae.is_pseudo
         elbo = parts.elbo if is_same else Estimate.of(elbo_terms(normalised, batch)["elbo"])
         reached = _floor(run, seen.x)
         columns = _columns(run, vae, seen, reached)
@@ -396,6 +391,12 @@ def evaluate(
         columns=columns,
         **further,
     )
+
+
+def _rows(total: int, num_images: int | None, seed: int, seconds: float | None) -> Tensor:
+    """Return the places of test data: a random subset, as some are sorted by class; shuffled for `seconds`."""
+    rows = random_subset(total, num_images or total, seed)
+    return rows if seconds is None else rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
 
 
 def _within(seconds: float, vae: VAE, batch: Batch, how: Mapping[str, Any]) -> LogP:
