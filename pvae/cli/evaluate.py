@@ -88,7 +88,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         write(out, f"{content}\n")
     print_line(out if is_quiet and out else text)
     if arguments.gaps or arguments.calibration:
-        _draw(first, report, out.parent / "figures", is_quiet)
+        name = "figures" if arguments.out is None else f"{out.stem}-figures"
+        _draw(first, report, out.parent / name, is_quiet)
 
 
 def _draw(run: Run, report: Report, folder: Path, is_quiet: bool) -> None:
@@ -167,7 +168,8 @@ def _parser() -> Parser:
     add("--start", metavar="FROM", choices=["posterior", "prior"], help=start)
     gaps = (
         "of N test data and N training data, how much of log p(x) - ELBO is due to the family of q, and how much to "
-        "the encoder, in figures/gaps.png too; evaluation.json names those that lose most; some seconds for each"
+        "the encoder, in figures/gaps.png too (with --out NAME.json in NAME-figures); evaluation.json names those that "
+        "lose most; some seconds for each"
     )
     add("--gaps", metavar="N", type=integer(2), default=0, help=gaps)
     coverage = "whether q(z | x) is calibrated, on 1,000 data drawn from the VAE; in figures/calibration.png too"

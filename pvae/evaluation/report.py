@@ -166,7 +166,7 @@ class LogLikelihood:
     bracket: Estimate | None = field(
         metadata={"  upper - lower bound": "of data drawn from the VAE; test data have no upper one, and may be harder"}
     )
-    bracket_median: float | None = field(metadata={"    the median": ""})
+    bracket_median: float | None = field(metadata={"    the median": "of as many data as were annealed, at most 100"})
     bracket_largest: float | None = field(metadata={"    the largest": "of a datum"})
     bits_per_dimension: Estimate | None = field(metadata={"  bits per dimension": ""})
     is_density: bool = field(metadata={"  of a density": "bits are of density times distance of two levels"})
@@ -598,7 +598,7 @@ def _log_likelihood(
         untrusted=found.untrusted,
         annealing=dict(annealing) if "annealed" in found.counts else None,
         bracket=None if gap is None else Estimate.of(gap),
-        bracket_median=None if gap is None else gap.median().item(),
+        bracket_median=None if gap is None else gap.quantile(0.5).item(),
         bracket_largest=None if gap is None else gap.max().item(),
         bits_per_dimension=_bits(vae, found.log_p, x),
         is_density=x.is_bytes and getattr(vae.p_x, "levels_per_unit", 1.0) != 1,

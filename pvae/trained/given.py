@@ -114,7 +114,8 @@ def given_values(run: Run, text: str) -> Tensor:
         try:
             is_given = torch.from_numpy(np.load(text, allow_pickle=False))
         except Exception as error:  # of damaged files numpy raises many types
-            what = f"--given {text}: {brief(error)}"
+            why = getattr(error, "strerror", None) or brief(error)
+            what = f"--given {text}: {why}{'' if names else ', and the data have no named columns'}"
             raise InputError(f"{what}: give an .npy file of booleans of the shape {shape}, true where given") from None
         if is_given.dtype != torch.bool or is_given.shape != shape:
             what = f"{is_given.dtype} of the shape {tuple(is_given.shape)}"
