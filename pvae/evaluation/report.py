@@ -131,6 +131,7 @@ class LogLikelihood:
 
     Args:
         num_images: number of images whose log p(x) was estimated; fewer than those of the ELBO if time did not suffice.
+        seconds: what the time was bounded by; None if it was not.
         elbo: the ELBO of the same pixels.
         estimate: the mean of log p(x) over images; by importance sampling and annealing in the mean a lower bound.
         method: the methods of `estimate`, each with its number of images, as in `pvae.trained.log_likelihood.METHODS`.
@@ -141,6 +142,7 @@ class LogLikelihood:
         num_particles: K, the number of importance weights for each image.
         effective_median: the median over images of the effective sample size of their weights; None by quadrature.
         effective_least: the least effective sample size of an image; None by quadrature.
+        pareto_k: the median over images of the shape of the tail of importance weights; None without them.
         untrusted: the fraction of images whose estimates their diagnostics do not trust.
         annealing: temperatures, chains and start of annealing, if this was taken.
         bracket: upper minus lower bound on log p(x) of images that were drawn from the VAE, by annealing, if this was
@@ -148,11 +150,13 @@ class LogLikelihood:
             those that importance sampling is not trusted with. None otherwise.
         bracket_median: its median.
         bracket_largest: its largest value.
+        bracket_images: the number of images that it was computed of.
         bits_per_dimension: of `estimate`, as in `normalised.bits_per_dimension`.
         is_density: whether p(x) is a density.
     """
 
     num_images: int = field(metadata={"data": "of which log p(x) was estimated"})
+    seconds: float | None
     elbo: Estimate = field(metadata={"ELBO": "of these data"})
     estimate: Estimate = field(metadata={"log-likelihood": "log p(x)"})
     method: str = field(metadata={"  by": ""})
@@ -161,13 +165,15 @@ class LogLikelihood:
     num_particles: int
     effective_median: float | None = field(metadata={"  effective sample size": "the median over the data"})
     effective_least: float | None = field(metadata={"  the least": "of a datum"})
+    pareto_k: float | None = field(metadata={"  Pareto k": "median of importance sampling; trusted below 0.7 at most"})
     untrusted: float = field(metadata={"  share of untrusted": "data, whose log p(x) is not reliable"})
     annealing: Mapping[str, Any] | None
     bracket: Estimate | None = field(
         metadata={"  upper - lower bound": "of data drawn from the VAE; test data have no upper one, and may be harder"}
     )
-    bracket_median: float | None = field(metadata={"    the median": "of as many data as were annealed, at most 100"})
+    bracket_median: float | None = field(metadata={"    the median": ""})
     bracket_largest: float | None = field(metadata={"    the largest": "of a datum"})
+    bracket_images: int | None = field(metadata={"    of drawn data": "as many as were annealed, at most 100"})
     bits_per_dimension: Estimate | None = field(metadata={"  bits per dimension": ""})
     is_density: bool = field(metadata={"  of a density": "bits are of density times distance of two levels"})
 
@@ -176,12 +182,14 @@ class LogLikelihood:
 class Gaps:
     """Where log p(x) - L[q] is lost, in nats per datum; see `pvae.trained.gaps.best_elbo`.
 
-    The sum of `amortisation`, `correlations`, `shape` and `rest` is log p(x) - L[q].
+    The sum of `amortisation`, `correlations`, `shape` and `rest` is log p(x) - L[q]. Errors are over images; the search
+    for q* adds to each part what another start of it would change.
 
     Args:
         num_images: number of random images whose log p(x) is trusted, of those that were asked for.
         method: the methods of their log p(x).
-        elbo: L[q]; like all values below None of fewer than 2 images.
+        log_p: log p(x); like all values below None of fewer than 2 images.
+        elbo: L[q].
         approximation: log p(x) - L[q*], where q* is for each image alone the best Normal of independent dimensions.
         correlations: the part of it that the best Normal of any covariance gains.
         shape: the part of it that planar transforms of this Normal gain.
@@ -192,6 +200,7 @@ class Gaps:
 
     num_images: int = field(metadata={"data": "those of a random subset whose log p(x) is trusted"})
     method: str = field(metadata={"  log p(x) by": ""})
+    log_p: Estimate | None = field(metadata={"  log p(x)": ""}, default=None)
     elbo: Estimate | None = field(metadata={"  L[q]": "their ELBO, from 1,000 draws of z each"}, default=None)
     approximation: Estimate | None = field(
         metadata={"approximation gap": "log p(x) - L[q*], q* the best Normal for each datum"}, default=None
@@ -386,7 +395,7 @@ def evaluate(
         pseudo=vae.is_pseudo,
         seed=seed,
         elbo_parts=parts,
-        log_likelihood=_log_likelihood(normalised, batch.x, log_p, num_particles, gap, elbo, annealing),
+        log_likelihood=_log_likelihood(normalised, batch.x, log_p, num_particles, gap, elbo, annealing, seconds),
         floor=None if reached is None else reached.sum().item(),
         columns=columns,
         **further,
@@ -525,6 +534,7 @@ def _gaps(vae: VAE, batch: Batch, log_p: LogP, rows: Tensor, places: Tensor) -> 
     found, batch = LogP(*(one[rows] for one in log_p)), batch.rows(rows)
     best = best_elbo(vae, batch)
     parts = {
+        "log_p": found.log_p,
         "elbo": best.own,
         "approximation": found.log_p - best.normal,
         "correlations": best.full - best.normal,
@@ -583,10 +593,12 @@ def _log_likelihood(
     gap: Tensor | None,
     elbo: Estimate,
     annealing: Mapping[str, Any],
+    seconds: float | None,
 ) -> LogLikelihood:
-    effective = found.effective[~found.effective.isnan()]
+    effective, tails = (one[~one.isnan()] for one in (found.effective, found.pareto_k))
     return LogLikelihood(
         num_images=len(found.log_p),
+        seconds=seconds,
         elbo=elbo,
         estimate=Estimate.of(found.log_p),
         method=_methods(found),
@@ -595,11 +607,13 @@ def _log_likelihood(
         num_particles=num_particles,
         effective_median=effective.median().item() if len(effective) else None,
         effective_least=effective.min().item() if len(effective) else None,
+        pareto_k=tails.median().item() if len(tails) else None,
         untrusted=found.untrusted,
         annealing=dict(annealing) if "annealed" in found.counts else None,
         bracket=None if gap is None else Estimate.of(gap),
         bracket_median=None if gap is None else gap.quantile(0.5).item(),
         bracket_largest=None if gap is None else gap.max().item(),
+        bracket_images=None if gap is None else len(gap),
         bits_per_dimension=_bits(vae, found.log_p, x),
         is_density=x.is_bytes and getattr(vae.p_x, "levels_per_unit", 1.0) != 1,
     )

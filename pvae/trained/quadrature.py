@@ -96,7 +96,7 @@ def check_few(vae: VAE, data: Data) -> None:
     """
     check_continuous(vae, data)
     if (num_latents := vae.given(Batch.of(data).y).prior().event_shape[0]) > MOST_LATENTS:
-        raise InputError(f"quadrature of {num_latents} latents takes too long: take annealing")
+        raise InputError(f"quadrature of {num_latents} latents takes too long: take the method annealed, or auto")
 
 
 def _of_part(vae: VAE, batch: Batch, tolerance: float, width: int) -> tuple[Tensor, Tensor]:
