@@ -152,7 +152,7 @@ def sample(vae: VAE, num_samples: int, draws: bool = False, y: Tensor | None = N
 
     Args:
         vae: in eval mode.
-        num_samples: S, the number of draws of z for each datum.
+        num_samples: S, the number of new data.
         draws: draw every value of x too, in place of taking its mean.
         y: labels (R, ...) for a VAE given labels: one after the other, and again from the first one.
 
