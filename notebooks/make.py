@@ -458,11 +458,12 @@ def make_moving_picture(folder: Path) -> None:
                 *(radius * torch.stack([turn.cos(), turn.sin()])).tolist(),
             )
             shot = Image.open(BytesIO(browser.get_screenshot_as_png())).convert("RGB")
-            frames.append(shot.crop((15, 110, 970, 605)).resize((764, 396), Image.Resampling.LANCZOS))
-    sheet = Image.new("RGB", (764, 4 * 396))  # one palette for all, so that what stays the same takes no bytes
+            frames.append(shot.crop((15, 128, 970, 597)).resize((764, 375), Image.Resampling.LANCZOS))
+    sheet = Image.new("RGB", (764, 4 * 375))  # one palette for all, so that what stays the same takes no bytes
     for quarter in range(4):
-        sheet.paste(frames[15 * quarter], (0, 396 * quarter))
-    palette = sheet.quantize(256, Image.Quantize.MAXCOVERAGE)
+        sheet.paste(frames[15 * quarter], (0, 375 * quarter))
+    # One index is left for transparent pixels, by which Pillow writes only what differs from the frame before.
+    palette = sheet.quantize(255, Image.Quantize.MAXCOVERAGE)
     first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     first.save(folder / "pictures" / MOVING, save_all=True, append_images=others, duration=90, loop=0, optimize=True)
 
