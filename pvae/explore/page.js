@@ -49,7 +49,7 @@ async function show() {
     offsets: vae.sizes.slice(0, -1).map((one) => Array(one).fill(0)),
   });
   const state = {...origin(), model, plane: 0, tiles: false, focus: null, x: null, scored: null, cloud: [], walk: null,
-    isWhole: hasMore, dot: null, held: "the origin", rest: origin(), epoch: content.epochs.length, share: 1, step: 0};
+    isWhole: hasMore, dot: null, kept: null, held: "the origin", rest: origin(), epoch: content.epochs.length, share: 1, step: 0};
   const later = (id, text, wait) => (clearTimeout(later[id]), (later[id] = setTimeout(() => (find(id).textContent = text), wait)));
   const say = (text) => ((find("message").textContent = text), later("message", "", 9000));
 
@@ -93,14 +93,14 @@ async function show() {
   const retile = () => (clearTimeout(retile.timer), (retile.timer = setTimeout(() => state.tiles && drawTiles(), 200)));
   const redraw = () => (state.mapFrame ||= requestAnimationFrame(() => (drawMap(), (state.mapFrame = 0))));
   function jump(to, held = state.held) { // to codes that rest there when the pointer has left the map
-    move({...to, held, dot: null});
-    state.rest = {top: state.top, offsets: state.offsets, held, dot: null};
+    move({...to, held, dot: null, kept: null});
+    state.rest = {top: state.top, offsets: state.offsets, held, dot: null, kept: null};
     if (size > 2 || isLayered) retile(); // of the other coordinates
   }
   const codeAt = (i) => parts(Array.from(content.codes.data.subarray(i * total, (i + 1) * total)));
   function aim(place) { // at the whole code of a dot under the pointer, or at a place of the plane
     const i = nearest(place, numPoints), isOn = state.isWhole && distance(i, place) < (12 / map.clientWidth) * state.range;
-    move(isOn ? {...codeAt(i), dot: i, held: dotName(i)} : {top: at(...place), dot: null});
+    move(isOn ? {...codeAt(i), dot: i, kept: i, held: dotName(i)} : {top: at(...place), dot: null});
   }
   function nearestCode(z = whole()) { // over all latents
     const gaps = new Float64Array(numPoints);
@@ -113,7 +113,7 @@ async function show() {
     drawOverlay();
     const place = onPlane(state.top), label = labelOf(hasMore ? nearestCode() : nearest(place, numPoints));
     find("position").textContent = place.slice(0, size).map((one, i) => `${axisName(i)} = ${written(one)}`).join(", ");
-    const others = `the other ${total - 2} latents: those of ${state.held}`;
+    const {dims} = content.planes[state.plane], others = `${dims.length ? `the other ${total - 2} latents` : "the rest of z"}: those of ${state.held}`;
     const held = !hasMore ? "" : state.dot === null ? others : `the whole code of ${dotName(state.dot)}`;
     const near = label && !given && `nearest code${hasMore ? ` of all ${total} latents` : ""}: ${label}`;
     find("near").textContent = [held, near].filter(Boolean).join("; ");
@@ -149,13 +149,13 @@ async function show() {
     return {middle, range: vae.isSphere ? 1.12 : 1.06 * Math.max(vae.hasDensity ? 2.2 : 1e-3, ...far)};
   }
   function look(view) { // at a part of that view, or all of it
-    const {home} = state, {middle, range} = view || home, part = clamp(range, home.range / 200, home.range), most = home.range - part;
+    const {home} = state, {middle, range} = view || home, part = clamp(range, home.range / 30, home.range), most = home.range - part;
     Object.assign(state, {range: part, middle: middle.map((one, d) => clamp(one, home.middle[d] - most, home.middle[d] + most))});
     find("zoom-out").hidden = part === home.range;
     (redraw(), retile());
   }
   function zoom(by, on, place = placeOf(on)) { // then the place is there on the canvas
-    const range = clamp(state.range / by, state.home.range / 200, state.home.range);
+    const range = clamp(state.range / by, state.home.range / 30, state.home.range);
     act("look", {range, middle: place.map((one, d) => one - range * on[d])});
   }
   const shape = (k) => Math.floor(Math.max(0, k) / 10) % 3; // k is -1 where the class is not known
@@ -211,7 +211,8 @@ async function show() {
     }
   }
   function drawNames(context, scale, paper) { // each at the median of its dots in view, or at the nearest height that is free
-    const own = content.label_names.map(() => [[], []]), placed = [], high = 15 * scale;
+    const own = content.label_names.map(() => [[], []]), high = 15 * scale;
+    const placed = [1, 2, 3].map((radius) => toMap([0, radius])).map(([x, y]) => ({x, y, half: 34 * scale})); // names of the circles
     const median = (values) => values.sort((a, b) => a - b)[values.length >> 1], isSeen = (one) => one >= 0 && one <= map.width;
     for (let i = 0; i < numPoints; i++) {
       const place = toMap(point(i)), k = labels.data[i];
@@ -240,6 +241,8 @@ async function show() {
       state.cloud.forEach((z) => (mark(context, 0, toMap(topOf(z)), 1.8 * scale), context.fill()));
       (mark(context, 10, toMap(topOf(state.scored.points[0].z)), 4 * scale), context.stroke());
     }
+    if (state.kept !== null && state.dot === null) // the dot whose other latents are held
+      (mark(Object.assign(context, {strokeStyle: css("--ink")}), 0, toMap(point(state.kept)), 5 * scale), context.stroke());
     for (const [strokeStyle, lineWidth] of [[css("--map"), 5 * scale], [css("--ink"), 2 * scale]]) {
       const place = toMap(onPlane(state.top)).map((one) => clamp(one, 0, map.width)); // at the edge where it lies outside
       mark(Object.assign(context, {strokeStyle, lineWidth}), 0, place, 8 * scale);
@@ -281,8 +284,8 @@ async function show() {
     aim,
     go: (place) => move({dot: null, top: at(...place)}),
     rest: () => move(state.rest),
-    stay: () => (state.rest = {top: state.top, offsets: state.offsets, held: state.held, dot: state.dot}),
-    pick: (i) => (press(find("strip").children, i), (state.x = null), acts.give(yOf(i)), take(imageX(i), nameOf(i), i)),
+    stay: () => (state.rest = {top: state.top, offsets: state.offsets, held: state.held, dot: state.dot, kept: state.kept}),
+    pick: (i) => (closePad(), press(find("strip").children, i), (state.x = null), acts.give(yOf(i)), take(imageX(i), nameOf(i), i)),
     give: (y) => given && (become(state.epoch, y), retile()),
     tiles: () => ((find("tiles").ariaPressed = state.tiles = !state.tiles), (state.tiles ? drawTiles : drawMap)()),
     look,
@@ -326,7 +329,7 @@ async function show() {
     else if (key === "0") act("look", null);
     if (by || "+=-0".includes(key) || key === "Enter") event.preventDefault();
   };
-  addEventListener("keydown", ({key}) => key === "Escape" && ((find("message").textContent = ""), tellStory(0)));
+  addEventListener("keydown", ({key}) => key === "Escape" && ((find("message").textContent = ""), state.step ? tellStory(0) : act("look", null)));
   addEventListener("keydown", ({key, ctrlKey, metaKey, target}) =>
     key === "t" && !ctrlKey && !metaKey && !/INPUT|SELECT/.test(target.tagName) && toggleTiles());
 
@@ -368,7 +371,7 @@ async function show() {
     const sorted = [...all].sort((one, other) => other[0] - one[0]), [most, name] = sorted[0];
     find("bars").replaceChildren(...(all.length > 64 ? sorted.slice(0, 64) : all).map(([rate, of]) => {
       const style = `height: ${(100 * Math.max(0, rate)) / most}%`;
-      return Object.assign(element("i", {title: `${of}: ${rate.toFixed(2)} nats`}), {style});
+      return Object.assign(element("i", {title: `${subscript(of)}: ${rate.toFixed(2)} nats`}), {style});
     }));
     const what = `Rate of ${all.length > 64 ? "the 64 largest of " : "each of "}${all.length} latents: `;
     const active = all.filter(([rate]) => rate > 0.1).length, text = find("bars-text");
@@ -376,6 +379,7 @@ async function show() {
   }
 
   // A file or a drawing
+  const closePad = () => (find("draw").ariaExpanded = !(find("drawing").hidden = true));
   const takeFile = (file, url = URL.createObjectURL(file)) => readFile(file, url)
     .catch(() => say(`This browser cannot read ${file.name} as an image.`)).finally(() => URL.revokeObjectURL(url));
   async function readFile(file, url, image = new Image()) {
@@ -391,7 +395,7 @@ async function show() {
     context.fillRect(0, 0, wide, tall);
     context.drawImage(bitmap, (w - cut[0]) / 2, (h - cut[1]) / 2, ...cut, 0, 0, wide, tall);
     takeCanvas(canvas, file.name, isSame ? [] : [`resized from ${w} x ${h} to ${wide} x ${tall} pixels`]);
-    find("draw").ariaExpanded = !(find("drawing").hidden = true);
+    closePad();
   }
   function takeCanvas(canvas, name, changes) {
     const {data} = canvas.getContext("2d").getImageData(0, 0, inner[1], inner[0]), bytes = new Uint8Array(channels * area);
@@ -556,6 +560,8 @@ async function show() {
     context.fillText("rate \u2192", edge / 2, height - edge / 2);
     Object.assign(context, {textAlign: "right"}).fillText("\u2191 distortion", width - edge / 2, 1.5 * edge);
     const text = here ? `${vae.hasDensity ? `rate ${written(here[1])}, ` : ""}distortion ${written(here[2])} nats` : epoch ? "" : "before the first step";
+    const spans = ends.map((pair) => pair.map((one) => one.toPrecision(3)).join(" to "));
+    find("curve-text").textContent = `Test images, epoch by epoch: ${vae.hasDensity ? `rate ${spans[0]}, ` : ""}distortion ${spans[1]}; the lower, the better.`;
     find("epoch").value = state.epoch;
     find("epoch").ariaValueText = find("epoch-text").textContent = [`epoch ${epoch}`, text].filter(Boolean).join(": ");
   }
@@ -593,6 +599,7 @@ async function show() {
     const z = (hash.get("z") ?? "").split(",").map(Number), epoch = epochs.findIndex((one) => one.epoch === number("epoch"));
     if (content.epochs.length) toEpoch(epoch >= 0 ? epoch : epochs.length - 1);
     if (vae.canEncode && number("image") in find("strip").children) pick(number("image"));
+    else if (vae.canEncode && hash.has("z") && !hash.has("image")) say("The address has no drawing and no file: only the z of one.");
     if (given && hash.get("y")?.length === numLabels) acts.give(Array.from(hash.get("y"), Number));
     tellStory(number("step") - 1 in told ? number("step") : 0);
     if (z.length === total && z.every(Number.isFinite) && hash.has("z"))
@@ -603,8 +610,8 @@ async function show() {
     Object.assign(copy.getContext("2d"), {imageSmoothingEnabled: false}).drawImage(canvas, 0, 0, copy.width, copy.height);
     element("a", {href: copy.toDataURL(), download}).click();
   }
-  find("save").onclick = () => save(find("decoded"), "decoded.png");
-  find("save-map").onclick = () => save(map, "map.png");
+  find("save").onclick = () => save(find("decoded"), `${content.title[0]} decoded.png`);
+  find("save-map").onclick = () => save(map, `${content.title[0]} map.png`);
 
   // The rest of the page: tabs, the plane, classes, the equation, notes
   const tabs = [...document.querySelectorAll("[role=tab]")];
@@ -649,6 +656,7 @@ async function show() {
   const what = `${vae.hasDensity ? "A variational autoencoder" : "An autoencoder"} has pressed images of ${inner.join(" x ")} pixels into`;
   find("idea").textContent = `${what} ${total === 1 ? "a number" : `${total} numbers`} each. Each dot is a test image; move over the map to see what lies between.`;
   find("picking").hidden = !vae.canEncode;
+  find("between").hidden = !hasMore;
   find("notes").querySelector("ul").append(...content.notes.map((textContent) => element("li", {textContent})));
   const recolour = () => [...find("legend").children].forEach((one, k) => (one.firstChild.style.color = colour(k)));
   isDark.onchange = () => (recolour(), drawMap(), drawCurve());

@@ -497,6 +497,10 @@ def test_the_address_opens_the_page_as_it_was(train, opened, system):
     page.get("about:blank")
     page.get(address.partition("#")[0] + "#image=99&z=1,x&epoch=-1&step=9&=")  # which names nothing
     wait(page, "return window.pvae && pvae.state.picked === 0 && pvae.state.step === 0")
+    assert page.find_element("id", "message").text == ""
+    page.get("about:blank")
+    page.get(address.partition("#")[0] + "#z=0,0")  # as with a drawing, which is not in the address
+    wait(page, "return window.pvae && document.getElementById('message').innerText !== ''")
 
 
 @pytest.mark.parametrize(("system", "steps"), [("mlp", 5), ("ladder", 5), ("autoencoder", 5), ("spline", 2)])
@@ -526,15 +530,14 @@ def test_pictures_are_saved(train, opened, tmp_path):
     """What is decoded, each pixel a square; and the map."""
     page = opened(train({"latent_dim": 2}))
     page.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
-    for button, name in (("save", "decoded.png"), ("save-map", "map.png")):
+    for button, name in (("save", "decoded"), ("save-map", "map")):
         page.find_element("id", button).click()
-        file = tmp_path / name
         for _ in range(500):
-            if file.exists():
+            if files := [*tmp_path.glob(f"*{name}.png")]:
                 break
             time.sleep(0.02)
-        picture = np.array(Image.open(file).convert("RGB"))
-        if name == "decoded.png":
+        picture = np.array(Image.open(files[0]).convert("RGB"))
+        if name == "decoded":
             mean = page.execute_script("return Array.from(pvae.vae.mean(pvae.state.top))")
             expected = (255 * torch.tensor(mean).view(3, 13, 10)).round().permute(1, 2, 0)
             assert np.abs(picture.reshape(13, 40, 10, 40, 3) - expected[:, None, :, None].numpy()).max() <= 1
@@ -559,14 +562,18 @@ def test_a_dot_under_the_pointer_is_decoded_by_its_whole_code(train, opened, sys
         "  const clientX = box.left + (u + 1) / 2 * box.width, clientY = box.top + (1 - v) / 2 * box.height;"
         "  map.dispatchEvent(new PointerEvent('pointermove', {clientX, clientY})); drawHere();"
         "  out.push([state.dot, ...vae.join(state.top, state.offsets)]); }"
+        "const last = state.dot;"
+        "map.dispatchEvent(new PointerEvent('pointermove', {clientX: box.left, clientY: box.top})); drawHere();"
+        "const kept = [state.dot, state.kept === last];"
         "map.dispatchEvent(new PointerEvent('pointerleave', {pointerType: 'mouse'}));"
-        "return [out, JSON.stringify(state.top) === rest, document.getElementById('near').innerText]"
+        "return [out, JSON.stringify(state.top) === rest, kept, state.kept]"
     )
     dots = [int(row[0]) for row in found[0]]
     own = [i for i, dot in enumerate(dots) if dot == i]  # the others lie beneath another dot
     assert len(own) > 10
     close([found[0][i][1:] for i in own], codes[dots][own], 2e-3)
     assert found[1], "the pick is back when the pointer has left"
+    assert found[2:] == [[None, True], None], "off the dots, the last one is marked as long as its latents are held"
 
 
 @pytest.mark.parametrize("system", ["conv", "mlp"])
@@ -646,6 +653,10 @@ def test_the_map_zooms_about_the_pointer_and_back(train, opened):
     page.find_element("id", "zoom-out").click()
     assert page.execute_script(f"{POINT} return view()") == home
     assert not page.find_element("id", "zoom-out").is_displayed()
+    page.find_element("id", "map").send_keys("+" * 99)
+    assert page.execute_script("return pvae.state.range") == pytest.approx(home[2] / 30)
+    page.find_element("id", "map").send_keys(keys.ESCAPE)
+    assert page.execute_script(f"{POINT} return view()") == home
 
 
 def test_the_map_of_an_autoencoder_is_where_its_codes_are(train, opened):
@@ -750,6 +761,7 @@ def test_a_drawing_is_an_image(train, opened):
     page = opened(train({"latent_dim": 2, "pad": 1}))
     page.find_element("id", "draw").click()
     pad = page.find_element("id", "pad")
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", pad)
     height, width = pad.size["height"], pad.size["width"]
     assert height / width == pytest.approx(13 / 10, abs=0.05)
     # Along the middle of the lower half
