@@ -16,7 +16,10 @@ COMMANDS = {
     "train": ("train a VAE on digits, or on images and tables of your own, into a run folder", "train:main"),
     "evaluate": ("print the ELBO, log p(x), rate and active units of a run, or of several", "evaluate:main"),
     "draw": ("draw the pictures of a run, or of a folder of runs side by side", "draw:main"),
-    "explore": ("write a run of images as one page that decodes under the pointer, in any browser", "explore:main"),
+    "explore": (
+        "write a run of images or of a table as one page that decodes under the pointer, in any browser",
+        "explore:main",
+    ),
     "compare": ("compare estimators of the bound and of its gradient, at the weights of a run", "compare:main"),
     "encode": ("write the codes of data", "data:encode"),
     "score": ("write the likelihood of each datum, and show the oddest", "data:score"),

@@ -135,6 +135,7 @@ class Likelihood(Family):
         has_levels: a probability of 8-bit levels, reported in bits per dimension too.
         page: its name in `LIKELIHOODS` of `explore/network.js`; "" if the page does not compute it.
         page_mean: for the page, how the output of the decoder becomes the location; "" for the range of the pixels.
+        is_on_table_page: the page of a table computes it, by `COLUMNS` of `explore/table.js`.
     """
 
     arguments: Callable[[Any], dict[str, Any]] = lambda c: {"scale": c.scale, "symmetric": c.is_symmetric}
@@ -149,6 +150,7 @@ class Likelihood(Family):
     has_levels: bool = False
     page: str = ""
     page_mean: str = ""
+    is_on_table_page: bool = False
 
     @property
     def is_count(self) -> bool:
@@ -375,7 +377,7 @@ return Independent(Bernoulli(logits=self.decoder(z), validate_args=False), {{ nu
 {% else %}
 return Independent(Bernoulli(logits=self.decoder(z)), {{ num_dims }})
 {% endif %}"""),
-        page="bernoulli",
+        page="bernoulli", is_on_table_page=True,
     ),
     Likelihood(
         name="continuous-bernoulli", module="pvae.models.likelihoods:ContinuousBernoulliLikelihood",
@@ -427,13 +429,14 @@ return Independent(Bernoulli(logits=self.decoder(z)), {{ num_dims }})
     Likelihood(
         name="normal-diagonal", module="pvae.models.likelihoods:DiagonalNormalLikelihood",
         help="of real values, each with a trained scale", is_of_images=False, sees="standardized",
+        is_on_table_page=True,
         plain_torch=PlainTorch(
             _IN_UNITS % "Normal(y, scale)", setup=_SETUP_SCALES + _SETUP_UNITS, tensors=_TENSORS_OF_UNITS,
             copied="units"),
     ),
     Likelihood(
         name="student-t", module="pvae.models.likelihoods:StudentTLikelihood", help="of real values with outliers",
-        is_of_images=False, sees="standardized",
+        is_of_images=False, sees="standardized", is_on_table_page=True,
         plain_torch=PlainTorch(
             _IN_UNITS % "StudentT(1 + self.log_df.double().clamp(-10, 15).exp(), y, scale)",
             setup=_SETUP_SCALES + "self.log_df = nn.Parameter(torch.full({{ shape }}, 2.0))\n" + _SETUP_UNITS,
@@ -441,7 +444,7 @@ return Independent(Bernoulli(logits=self.decoder(z)), {{ num_dims }})
     ),
     Likelihood(
         name="poisson", module="pvae.models.likelihoods:PoissonLikelihood", help="of counts", is_of_images=False,
-        sees="log1p", has_scale=False,
+        sees="log1p", has_scale=False, is_on_table_page=True,
         plain_torch=PlainTorch(
             _COUNTS + "return Independent(InFloat64(Poisson(mean), self.mean.dtype), {{ num_dims }})",
             setup=_SETUP_COUNTS, tensors=_TENSORS_OF_COUNTS, copied="units"),
@@ -449,6 +452,7 @@ return Independent(Bernoulli(logits=self.decoder(z)), {{ num_dims }})
     Likelihood(
         name="negative-binomial", module="pvae.models.likelihoods:NegativeBinomialLikelihood",
         help="of counts that vary more than a Poisson's", is_of_images=False, sees="log1p", has_scale=False,
+        is_on_table_page=True,
         plain_torch=PlainTorch(_COUNTS + """\
 log_theta = (self.first_log_theta.double() + self.log_theta).clamp(-10, 15)
 p = NegativeBinomial(log_theta.exp(), logits=mean.log() - log_theta)
@@ -463,6 +467,7 @@ self.log_theta = nn.Parameter(torch.zeros{{ shape }})""",
         name="columns", module="pvae.models.likelihoods:ColumnsLikelihood",
         help="of rows whose columns are of different kinds",
         arguments=lambda c: {"scale": c.scale, "kinds": c.column_kinds}, is_of_images=False, sees="columns",
+        is_on_table_page=True,
     ),
 )
 # fmt: on

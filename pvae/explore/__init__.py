@@ -1,1 +1,5 @@
-"""A run as one page that decodes in the browser: `page` says what it holds, network.js computes, page.js shows."""
+"""A run as one page that decodes in the browser.
+
+`page` says what it holds, of a table by `table_page`, and of its VAE by `networks`. network.js computes; page.js shows
+images, and table.js rows of a table.
+"""

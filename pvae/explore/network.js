@@ -307,7 +307,7 @@ const LIKELIHOODS = {
 // The VAE of the page, given labels y if it takes any. With several layers, z is z1, z2, ... one after another.
 function vaeOf({prior, posterior, likelihood, decoder, shape, plane, y = []}) {
   const {sizes, networks} = prior, last = sizes.length - 1, top = PRIORS[prior.top.kind](prior.top);
-  const pixels = LIKELIHOODS[likelihood.kind](likelihood.scale, {identity: (l) => l, sigmoid, tanh: Math.tanh}[likelihood.mean]);
+  const pixels = likelihood && LIKELIHOODS[likelihood.kind](likelihood.scale, {identity: (l) => l, sigmoid, tanh: Math.tanh}[likelihood.mean]);
   const given = (l, above) => bounded(outputs(networks[l], above)); // p(z_l | z_l+1)
   const below = (zTop, choose) => fromTop(sizes).slice(1).reduce((parts, l) => [choose(given(l, parts[0]), l), ...parts], [zTop]);
   const decode = (z) => forward(decoder, vector([...z, ...y])).data;
@@ -322,7 +322,7 @@ function vaeOf({prior, posterior, likelihood, decoder, shape, plane, y = []}) {
   const vae = {
     sizes, hasPrior: top.draw !== undefined, canEncode: posterior !== null,
     hasDensity: prior.top.kind !== "flat", isSphere: prior.top.kind === "sphere",
-    mean: (z) => decode(z).map((l) => pixels.mean(l)),
+    decode, mean: (z) => decode(z).map((l) => pixels.mean(l)),
     posterior: (x) => posteriorOf(posterior, joined(x), networks),
     drawPrior: () => below(top.draw(), drawNormal).flat(),
     logLikelihood: (x, z) => decode(z).reduce((total, l, i) => total + pixels.logProb(x[i], l), 0),

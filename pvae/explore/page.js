@@ -2,18 +2,6 @@
 "use strict";
 
 const MOST_PIXELS = 40e6, DRAWS = 10; // of a file; of z for a bound, as in `pvae score`
-const COLOURS = { // light: PALETTE of pvae.plotting.figures; circles, squares and triangles for more than ten
-  light: ["#246FB3", "#C38200", "#037654", "#FF926B", "#4CBFF9", "#CE7BA7", "#7E1D0E", "#E2D524", "#272388", "#010100"],
-  dark: ["#08A8F2", "#D08C02", "#5CE893", "#AC4613", "#C9EFE1", "#B56EA2", "#BA6966", "#F1E641", "#5851CB", "#C4D2FD"],
-};
-const find = (id) => document.getElementById(id);
-const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const press = (buttons, chosen) => [...buttons].forEach((one, i) => one.setAttribute("aria-pressed", i === chosen));
-const element = (tag, properties, ...children) => {
-  const one = Object.assign(document.createElement(tag), properties);
-  one.append(...children);
-  return one;
-};
 
 // Return functions of z and the content of a VAE: each a promise of the mean of p(x | z), by a worker that runs network.js,
 // or by this thread where the browser lets the page have none.
@@ -42,7 +30,7 @@ async function show() {
   const model = {...content, y: yOf(0)}, vae = vaeOf(model), size = vae.sizes.at(-1);
   const [channels, height, width] = content.shape, area = height * width, names = content.names.slice(-size);
   const [numImages] = content.images.shape, [numPoints, columns] = content.points.shape, {labels, inner} = content;
-  const isDark = matchMedia("(prefers-color-scheme: dark)"), isLayered = vae.sizes.length > 1;
+  const isLayered = vae.sizes.length > 1;
   const total = sum(vae.sizes), hasMore = total > 2; // latents than the map has axes
   const origin = () => ({
     top: list(size, (i) => (vae.isSphere && i === 0 ? 1 : 0)),
@@ -50,7 +38,6 @@ async function show() {
   });
   const state = {...origin(), model, plane: 0, tiles: false, focus: null, x: null, scored: null, cloud: [], walk: null,
     isWhole: hasMore, dot: null, kept: null, held: "the origin", rest: origin(), epoch: content.epochs.length, share: 1, step: 0};
-  const later = (id, text, wait) => (clearTimeout(later[id]), (later[id] = setTimeout(() => (find(id).textContent = text), wait)));
   const say = (text) => ((find("message").textContent = text), later("message", "", 9000));
 
   // Pixels
@@ -60,8 +47,6 @@ async function show() {
   const isolated = (name) => `\u2068${name}\u2069`; // a name may run from right to left
   const nameOf = (i) => [content.image_names[i], labelOf(i)].filter(Boolean).map(isolated).join(": ");
   const dotName = (i) => (i < numImages ? nameOf(i) : labelOf(i) || "a test image");
-  const subscript = (name) => name.replace(/_(\d+)$/, (_, digits) => digits.replace(/\d/g, (d) => "\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089"[d]));
-  const written = (number) => number.toFixed(2).replace("-", "\u2212");
   const axisName = (i, {dims} = content.planes[state.plane]) => (dims.length ? subscript(names[dims[i]]) : `direction ${i + 1}`);
   function paint(canvas, x) {
     const image = new ImageData(width, height);
@@ -138,16 +123,7 @@ async function show() {
   const placeOf = (on, {middle, range} = state) => middle.map((one, d) => one + range * on[d]);
   const onCanvas = (place, {middle, range} = state) => place.map((one, d) => (one - middle[d]) / range);
   const toMap = (place) => onCanvas(place).map((one, d) => ((1 + (d ? -one : one)) * map.width) / 2);
-  function eventOn({clientX, clientY}) {
-    const box = map.getBoundingClientRect(), half = box.width / 2;
-    return [(clientX - box.left) / half - 1, 1 - (clientY - box.top) / half];
-  }
-  function homeView() { // all codes but a few, also those of the first epoch; around the prior, if there is one
-    const ends = [0, 1].map((d) => [epochs.at(-1), epochs[0]].flatMap(({points}) => list(numPoints, (i) => point(i, points)[d])).sort((a, b) => a - b))
-      .map((sorted) => [0.0025, 0.9975].map((share) => sorted[Math.round(share * (sorted.length - 1))]));
-    const middle = vae.hasDensity ? [0, 0] : ends.map(mean), far = ends.flatMap((pair, d) => pair.map((one) => Math.abs(one - middle[d])));
-    return {middle, range: vae.isSphere ? 1.12 : 1.06 * Math.max(vae.hasDensity ? 2.2 : 1e-3, ...far)};
-  }
+  const homeView = () => viewOf([epochs.at(-1), epochs[0]].flatMap(({points}) => list(numPoints, (i) => point(i, points))), vae); // also of the first epoch
   function look(view) { // at a part of that view, or all of it
     const {home} = state, {middle, range} = view || home, part = clamp(range, home.range / 30, home.range), most = home.range - part;
     Object.assign(state, {range: part, middle: middle.map((one, d) => clamp(one, home.middle[d] - most, home.middle[d] + most))});
@@ -158,21 +134,6 @@ async function show() {
     const range = clamp(state.range / by, state.home.range / 30, state.home.range);
     act("look", {range, middle: place.map((one, d) => one - range * on[d])});
   }
-  const shape = (k) => Math.floor(Math.max(0, k) / 10) % 3; // k is -1 where the class is not known
-  const colour = (k) => (k < 0 ? css("--soft") : COLOURS[isDark.matches ? "dark" : "light"][k % 10]);
-  function mark(context, k, [x, y], r) {
-    context.beginPath();
-    if (shape(k) === 0) context.arc(x, y, r, 0, 7);
-    else if (shape(k) === 1) context.rect(x - r, y - r, 2 * r, 2 * r);
-    else [[0, -1.3], [1.2, 0.9], [-1.2, 0.9]].forEach(([dx, dy]) => context.lineTo(x + r * dx, y + r * dy));
-    context.closePath();
-  }
-  function path(context, points) {
-    context.beginPath();
-    points.forEach((one) => context.lineTo(...toMap(one)));
-    context.stroke();
-  }
-  const circle = (radius) => list(91, (i) => [Math.cos, Math.sin].map((f) => radius * f((i * Math.PI) / 45)));
   function drawMap() {
     if (!map.clientWidth) return; // in an element that is hidden
     const scale = (state.scale = devicePixelRatio || 1), context = still.getContext("2d"), paper = css("--map"), {sheet} = state;
@@ -182,19 +143,8 @@ async function show() {
       context.drawImage(sheet.canvas, ...toMap(placeOf([-1, 1], sheet)), ...Array(2).fill((sheet.range / state.range) * map.width));
     drawDots(context, scale, paper);
     const line = state.tiles ? "#fff" : css("--soft"), radii = vae.isSphere ? [1] : [1, 2, 3].filter((one) => one < state.home.range);
-    Object.assign(context, {globalAlpha: 1, strokeStyle: line, lineWidth: scale, textAlign: "center"});
-    context.setLineDash([4 * scale, 4 * scale]);
-    radii.forEach((radius) => path(context, circle(radius)));
-    context.setLineDash([]);
+    drawPrior(context, toMap, {scale, line, radii, isSphere: vae.isSphere, isPrior: content.prior.top.kind === "normal", names: [0, 1].slice(0, size).map((i) => axisName(i))});
     if (labels) drawNames(context, scale, paper);
-    Object.assign(context, {fillStyle: line, font: `${11 * scale}px system-ui, sans-serif`});
-    for (const radius of radii) {
-      const [x, y] = toMap([0, radius]), of = content.prior.top.kind === "normal" ? "prior" : "N(0, I)";
-      context.fillText(vae.isSphere ? "the sphere" : radius === 1 ? `${of}: 1 sd` : `${radius}`, x, y - 5 * scale);
-    }
-    const [x, y] = toMap([0, 0]).map((one) => clamp(one, 24 * scale, map.width - 56 * scale)); // by the axes, or at an edge
-    context.fillText(`${axisName(0)} \u2192`, map.width - 22 * scale, y - 6 * scale);
-    if (size > 1) context.fillText(`\u2191 ${axisName(1)}`, x + 24 * scale, 13 * scale);
     drawOverlay();
   }
   function drawDots(context, scale, paper) { // copies of a picture of each kind; those with an image come last
@@ -235,27 +185,15 @@ async function show() {
     if (!scale) return; // the map is not drawn yet
     context.drawImage(still, 0, 0);
     Object.assign(context, {lineWidth: 2 * scale, strokeStyle: warm, fillStyle: warm});
-    if (state.walk && !find("walk").hidden) path(context, list(41, (i) => onPlane(between(i / 40).top)));
+    if (state.walk && !find("walk").hidden) path(context, list(41, (i) => toMap(onPlane(between(i / 40).top))));
     if (state.scored && !find("image").hidden) {
-      [1, 2].forEach((radius) => drawEllipse(context, state.scored.q, radius));
+      [1, 2].forEach((radius) => path(context, ellipse(state.scored.q, axes(), radius).map(toMap)));
       state.cloud.forEach((z) => (mark(context, 0, toMap(topOf(z)), 1.8 * scale), context.fill()));
       (mark(context, 10, toMap(topOf(state.scored.points[0].z)), 4 * scale), context.stroke());
     }
     if (state.kept !== null && state.dot === null) // the dot whose other latents are held
       (mark(Object.assign(context, {strokeStyle: css("--ink")}), 0, toMap(point(state.kept)), 5 * scale), context.stroke());
-    for (const [strokeStyle, lineWidth] of [[css("--map"), 5 * scale], [css("--ink"), 2 * scale]]) {
-      const place = toMap(onPlane(state.top)).map((one) => clamp(one, 0, map.width)); // at the edge where it lies outside
-      mark(Object.assign(context, {strokeStyle, lineWidth}), 0, place, 8 * scale);
-      context.stroke();
-    }
-  }
-  function drawEllipse(context, q, radius) { // of a Normal, projected on the plane; by the Cholesky factor of its covariance
-    const {loc, scale, tril} = q.top || q;
-    if (!scale && !tril) return;
-    const [a, b] = axes().map((axis) => loc.map((_, j) => (tril ? dot(axis, tril.map((row) => row[j])) : axis[j] * scale[j])));
-    const first = Math.hypot(...a) || 1e-12, other = dot(a, b) / first, rest = Math.sqrt(Math.max(0, dot(b, b) - other ** 2));
-    const [u, v] = onPlane(loc);
-    path(context, circle(radius).map(([c, s]) => [u + first * c, v + other * c + rest * s]));
+    drawRing(context, toMap(onPlane(state.top)), scale);
   }
   async function drawTiles() { // first the middle of each 3 x 3 of them, as large as these; then all, from the pointer outward
     const count = 3 * clamp(Math.floor(map.clientWidth / 108), 3, 5), token = (state.token = {}), {model, top, offsets, middle, range} = state;
@@ -298,28 +236,27 @@ async function show() {
   const grip = (all = [...held.values()]) => ({on: [0, 1].map((d) => mean(all.map((one) => one[d]))),
     span: all.length > 1 ? Math.hypot(all[0][0] - all[1][0], all[0][1] - all[1][1]) || 1e-3 : 1});
   map.onpointermove = (event) => {
-    if (!held.has(event.pointerId) || (held.size < 2 && event.pointerType !== "mouse")) return act("aim", placeOf(eventOn(event)));
+    if (!held.has(event.pointerId) || (held.size < 2 && event.pointerType !== "mouse")) return act("aim", placeOf(eventOn(map, event)));
     const before = grip(), place = placeOf(before.on);
-    held.set(event.pointerId, eventOn(event));
+    held.set(event.pointerId, eventOn(map, event));
     zoom(grip().span / before.span, grip().on, place);
   };
   map.onpointerup = map.onpointercancel = ({pointerId}) => held.delete(pointerId);
   map.onpointerleave = ({pointerId, pointerType}) => (held.delete(pointerId), pointerType === "mouse" && act("rest"));
   map.onpointerdown = (event) => {
-    const place = placeOf(eventOn(event)), i = nearest(place, numImages);
-    if (event.pointerType !== "mouse" || state.range < state.home.range) held.set(event.pointerId, eventOn(event));
+    const place = placeOf(eventOn(map, event)), i = nearest(place, numImages);
+    if (event.pointerType !== "mouse" || state.range < state.home.range) held.set(event.pointerId, eventOn(map, event));
     if (held.size > 1) return;
     if (vae.canEncode && distance(i, place) < (18 / map.clientWidth) * state.range) pick(i);
     else (act("aim", place), act("stay"));
   };
   map.onwheel = (event) => { // where the whole map is seen, the wheel moves the page down
     const by = Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : event.ctrlKey ? 0.01 : 0.002));
-    if (by > 1 || state.range < state.home.range) (event.preventDefault(), zoom(by, eventOn(event)));
+    if (by > 1 || state.range < state.home.range) (event.preventDefault(), zoom(by, eventOn(map, event)));
   };
   map.ondblclick = find("zoom-out").onclick = () => act("look", null);
   map.onkeydown = (event) => {
-    const step = (event.shiftKey ? 0.1 : 0.02) * state.range, here = onPlane(state.top), {home} = state, {key} = event;
-    const by = {ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, step], ArrowDown: [0, -step]}[key];
+    const by = arrowOf(event, state.range), here = onPlane(state.top), {home} = state, {key} = event;
     if (by) {
       const place = here.map((one, d) => clamp(one + by[d], home.middle[d] - home.range, home.middle[d] + home.range));
       act("go", place);
@@ -334,7 +271,7 @@ async function show() {
     key === "t" && !ctrlKey && !metaKey && !/INPUT|SELECT/.test(target.tagName) && toggleTiles());
 
   // An image, q(z | x), and its bookkeeping
-  const centre = (q) => (q.central ? q.central() : q.loc || q.at(q.draw()).z), codeOf = (x, of = vae) => parts(centre(of.posterior(x)));
+  const codeOf = (x, of = vae) => parts(centre(of.posterior(x)));
   function take(x, name, picked = null) {
     Object.assign(state, {x, moved: [], picked});
     paint(find("x"), x);
@@ -345,7 +282,7 @@ async function show() {
   }
   function encodeImage() {
     const q = vae.posterior(state.x);
-    state.cloud = q.scale || q.tril || q.top || !vae.hasDensity ? [] : list(40, () => q.at(q.draw()).z);
+    state.cloud = cloudOf(q, vae);
     score(q);
     return q;
   }
@@ -474,13 +411,6 @@ async function show() {
     const [from, to] = [first, second].map((i) => codeOf(imageX(i), vaeOf({...state.model, y: yOf(i)})));
     setWalk({from, to});
   };
-  function slider(label, most, value, change) {
-    const input = element("input", {type: "range", min: -most, max: most, step: most / 100, value: value(), ariaLabel: label});
-    const output = element("output", {textContent: written(value())});
-    input.follow = () => (input.value = value(), (output.textContent = written(value())));
-    input.oninput = () => (output.textContent = written(Number(input.value)), change(Number(input.value)));
-    return element("div", {className: "slider"}, element("span", {textContent: label, title: label}), input, output);
-  }
   find("attributes").hidden = !content.attributes.length;
   find("attributes").querySelector("div").append(...content.attributes.map(([name, {data}], k) =>
     slider(name.replaceAll("_", " "), 3, () => state.moved?.[k] || 0, (value) => {
@@ -651,13 +581,9 @@ async function show() {
   document.querySelectorAll("#why a").forEach((one) => (one.onclick = () => openTab("image")));
   document.querySelectorAll(".bound").forEach((one) => (one.textContent = content.pseudo ? "pseudo-ELBO" : "ELBO"));
   document.body.classList.add(vae.hasDensity ? "is-vae" : "is-autoencoder", vae.canEncode ? "is-encoder" : "is-decoder", content.pseudo ? "is-pseudo" : "is-bound");
-  find("title").textContent = content.title[0];
-  find("subtitle").textContent = content.title.slice(1).join(" \u00b7 ");
-  const what = `${vae.hasDensity ? "A variational autoencoder" : "An autoencoder"} has pressed images of ${inner.join(" x ")} pixels into`;
-  find("idea").textContent = `${what} ${total === 1 ? "a number" : `${total} numbers`} each. Each dot is a test image; move over the map to see what lies between.`;
+  introduce(content, vae, `images of ${inner.join(" x ")} pixels`, "Each dot is a test image; move over the map to see what lies between.");
   find("picking").hidden = !vae.canEncode;
   find("between").hidden = !hasMore;
-  find("notes").querySelector("ul").append(...content.notes.map((textContent) => element("li", {textContent})));
   const recolour = () => [...find("legend").children].forEach((one, k) => (one.firstChild.style.color = colour(k)));
   isDark.onchange = () => (recolour(), drawMap(), drawCurve());
   new ResizeObserver(() => map.clientWidth && Math.abs(map.width - map.clientWidth * devicePixelRatio) > 1 && drawMap()).observe(map);
@@ -673,7 +599,7 @@ async function show() {
   find("epochs").hidden = !content.epochs.length;
   find("epoch").max = epochs.length - 1;
   (drawCurve(), recall(), (window.onhashchange = recall));
-  const training = content.bits && setUpTraining(content, colour, mark);
+  const training = content.bits && setUpTraining(content);
   if (isFrame) onmessage = ({data: [name, value], source}) => source === parent && acts[name](value);
   const tellHeight = () => parent.postMessage(["height", document.documentElement.offsetHeight], "*");
   document.body.classList.toggle("is-inside", isInside);
@@ -681,8 +607,4 @@ async function show() {
   window.pvae = {content, vae, state, training, imageX, at, drawHere};
 }
 
-show().catch((error) => {
-  const why = typeof DecompressionStream === "undefined" ? "this browser is too old for it" : error.message;
-  find("message").textContent = `The page cannot be shown: ${why}.`;
-  throw error;
-});
+start(show);

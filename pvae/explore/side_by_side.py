@@ -28,6 +28,10 @@ def check_runs(runs: Sequence[Run]) -> None:
         raise InputError(f"the page shows one, two or three runs, not {len(runs)}: leave some out")
     for place, run in enumerate(runs):
         check_run(run)
+        if run.data.columns:
+            raise InputError(
+                f"{run.path} was trained on a table, and only runs on images stand side by side: show it alone"
+            )
         if any(run.path.resolve() == other.path.resolve() for other in runs[:place]):
             raise InputError(f"{run.path} is given twice: give runs that differ")
         if run.config.latent_dims != (2,):

@@ -151,7 +151,7 @@ class DenseVae {
 // The tab "Train one". `bits` has a row of bits for each image, most significant bit first; `colour` and `mark` are those
 // of the page's map. Work is done in parts of a few milliseconds, and a frame of the page takes as many as fit in SLICE.
 const SLICE = 20, SAMPLES = [2, 6];
-function setUpTraining({bits, inner: [height, width], labels}, colour, mark) {
+function setUpTraining({bits, inner: [height, width], labels}) {
   const area = height * width, [count, bytes] = bits.shape, batch = Math.min(BATCH, count), curves = find("curves");
   const x = (rows) => Float32Array.from({length: rows.length * area}, (_, i) => {
     const pixel = i % area;

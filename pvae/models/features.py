@@ -168,7 +168,7 @@ class CountUnits(Units):
         variance = self._mean_of(data, lambda x: (x - mean).square())
         is_constant = variance <= (_ROUNDING * mean).square()
         self.mean.copy_(mean)
-        unit, shift = self._unit_and_shift()
+        unit, shift = self.unit_and_shift()
         slope = (variance.sqrt() / (unit * shift.sigmoid())).clamp(max=1)
         self.slope.copy_(torch.where(is_constant, 1.0, slope))
         log_theta = (mean.square() / (variance - mean).clamp(min=1e-300)).log().clamp(-3, 10)
@@ -176,14 +176,15 @@ class CountUnits(Units):
 
     def mean_of(self, output: Tensor) -> Tensor:
         """Return the mean of counts in float64, given a decoder's output."""
-        unit, shift = self._unit_and_shift()
+        unit, shift = self.unit_and_shift()
         return unit * softplus(self.slope * output.double() + shift) + 1e-6  # log(0) otherwise, at an output below -100
 
     def forward(self, x: Tensor) -> Tensor:
         """Return log((1 + x) / (1 + m)) / c, in the dtype of the buffers."""
         return (((1 + x.double()) / (1 + self.mean.double())).log() / self.slope).to(self.mean.dtype)
 
-    def _unit_and_shift(self) -> tuple[Tensor, Tensor]:
+    def unit_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Return a and b in float64."""
         mean = self.mean.double()
         unit = (mean / math.log(2)).clamp(min=1)
         return unit, torch.where(mean > 0, mean.div(unit).expm1().log(), 0.0)

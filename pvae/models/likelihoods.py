@@ -481,10 +481,14 @@ class OrdinalLikelihood(CategoricalLikelihood):
         self.first_cut = nn.Parameter(start[:1].repeat(*datum_shape, 1))
         self.log_gaps = nn.Parameter(start.diff().log().repeat(*datum_shape, 1))
 
+    @property
+    def cutpoints(self) -> Tensor:
+        """The cut points c_1, ..., c_{K - 1} of each value, (D, K - 1)."""
+        return torch.cat([self.first_cut, 1e-3 + self.log_gaps.exp()], -1).cumsum(-1)
+
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return Categorical(logits=ordered_logits(output, cut points))."""
-        cutpoints = torch.cat([self.first_cut, 1e-3 + self.log_gaps.exp()], -1).cumsum(-1)
-        return dist.Categorical(logits=ordered_logits(output, cutpoints))
+        return dist.Categorical(logits=ordered_logits(output, self.cutpoints))
 
 
 class ColumnsLikelihood(Likelihood):

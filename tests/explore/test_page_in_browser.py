@@ -6,13 +6,13 @@ import dataclasses
 import itertools
 import json
 import math
-import shutil
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.browser import close, needs_browser, wait
 from PIL import Image
 from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
@@ -25,24 +25,17 @@ from pvae.data.preparation import Pixels
 from pvae.distributions.flow import Flow
 from pvae.distributions.full_normal import FullNormal
 from pvae.distributions.power_spherical import PowerSpherical, SphereUniform
-from pvae.explore.page import _operations, _Tensors, explorer_page
-from pvae.explore.side_by_side import side_by_side_page
+from pvae.explore.networks import Tensors, operations
+from pvae.explore.page import explorer_page
 from pvae.models.build import build_vae
-from pvae.runs.run import shown_data
 from pvae.trained.codes import run_batch
 from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.latent_space import attribute_vector, encode
 from pvae.training.fit import fit
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.workflow,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver"),
-]
+pytestmark = [pytest.mark.workflow, needs_browser]
 
-OPTIONS = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-           "disable-component-update", "disable-sync", "window-size=1280,1100"]  # fmt: skip
 CPU = torch.device("cpu")
 SEEDED = "let seed = 1; Math.random = () => (seed = (seed * 48271) % 2147483647) / 2147483647;"
 BINARY = {"binarize": "threshold"}
@@ -73,18 +66,6 @@ SYSTEMS = {
 CLASSES = ("</script><script>throw 1</script>", "<img src=x onerror='throw 2'>")  # text, on each page
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for option in (*OPTIONS, f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(f"--{option}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield browser
-    browser.quit()
-
-
 @pytest.fixture
 def train(tmp_path, no_pictures):
     """Train a small system on colour images of odd sides, for a second, at a rate that moves all weights."""
@@ -105,46 +86,6 @@ def train(tmp_path, no_pictures):
         return fit(config, data=data, out=tmp_path / name, device="cpu", threads=1)
 
     return trained
-
-
-@pytest.fixture
-def opened(browser, tmp_path):
-    """Open the page of a run; at the end, nothing was written to the console, nor asked of the network."""
-
-    def open_page(*runs):
-        file = tmp_path / "page.html"
-        page = side_by_side_page(runs, [shown_data(run) for run in runs]) if len(runs) > 1 else explorer_page(*runs)
-        file.write_text(page, "utf-8")
-        browser.get(file.as_uri())
-        browser.set_script_timeout(30)
-        for frame in browser.find_elements("css selector", "iframe") or [None]:
-            browser.switch_to.default_content() if frame is None else browser.switch_to.frame(frame)
-            wait(browser, "return window.pvae !== undefined || document.getElementById('message').textContent")
-            browser.switch_to.default_content()
-        return browser
-
-    browser.get("about:blank")
-    for kind in ("browser", "performance"):
-        browser.get_log(kind)
-    yield open_page
-    assert browser.get_log("browser") == []
-    asked = [entry["message"] for entry in browser.get_log("performance") if "requestWillBeSent" in entry["message"]]
-    assert [one for one in asked if '"url":"http' in one or '"url":"ws' in one] == []
-    resources = "return performance.getEntriesByType('resource').map(one => one.name)"
-    assert [one for one in browser.execute_script(resources) if not one.startswith(("blob:", "data:"))] == []
-
-
-def wait(browser, condition):
-    browser.execute_async_script(
-        "const [test, done] = [new Function(arguments[0]), arguments[1]];"
-        "(function again() { test() ? done() : setTimeout(again, 20); })();",
-        condition,
-    )
-
-
-def close(found, expected, tolerance=1e-5):
-    expected = torch.as_tensor(expected, dtype=torch.float64)
-    torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), expected, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -239,15 +180,15 @@ def test_a_convolution_of_the_page_is_that_of_torch(grey, opened):
 
 def _operations_with_values(layer):
     """The operations of a layer as the page has them once it has read the tensors."""
-    tensors = _Tensors()
-    operations = _operations(layer, tensors)
-    for operation in operations:
+    tensors = Tensors()
+    found = operations(layer, tensors)
+    for operation in found:
         for kind in ("weight", "bias"):
             if operation.get(kind):
                 _, start, stop, shape = operation[kind]["tensor"]
                 values = np.frombuffer(bytes(tensors.bytes[start:stop]), np.float32).tolist()
                 operation[kind] = {"shape": shape, "data": values}
-    return operations
+    return found
 
 
 def test_draws_of_the_page_have_the_distribution_of_torch(train, opened):

@@ -34,7 +34,7 @@ SEEN_BY = {  # Machado, Oliveira and Fernandes, 2009, doi:10.1109/TVCG.2009.113,
 @pytest.mark.parametrize("place", ["light", "dark"])
 def test_ten_colours_can_be_told_apart(place, cones):
     """Any two of pictures and of the page, and each and its background, are at least 25 apart in CIE Lab."""
-    script = files("pvae.explore").joinpath("page.js").read_text("utf-8")
+    script = files("pvae.explore").joinpath("common.js").read_text("utf-8")
     of_page = re.findall("#[0-9A-F]{6}", re.search(rf"{place}: \[(.*)\]", script)[1])
     assert place == "dark" or tuple(of_page) == figures.PALETTE
     assert len(of_page) == 10

@@ -1,0 +1,97 @@
+// What the pages of images and of tables share: colours, elements, and shapes on a map.
+"use strict";
+
+const COLOURS = { // light: PALETTE of pvae.plotting.figures; circles, squares and triangles for more than ten
+  light: ["#246FB3", "#C38200", "#037654", "#FF926B", "#4CBFF9", "#CE7BA7", "#7E1D0E", "#E2D524", "#272388", "#010100"],
+  dark: ["#08A8F2", "#D08C02", "#5CE893", "#AC4613", "#C9EFE1", "#B56EA2", "#BA6966", "#F1E641", "#5851CB", "#C4D2FD"],
+};
+const isDark = matchMedia("(prefers-color-scheme: dark)");
+const find = (id) => document.getElementById(id);
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const press = (buttons, chosen) => [...buttons].forEach((one, i) => one.setAttribute("aria-pressed", i === chosen));
+const element = (tag, properties, ...children) => {
+  const one = Object.assign(document.createElement(tag), properties);
+  one.append(...children);
+  return one;
+};
+const subscript = (name) => name.replace(/_(\d+)$/, (_, digits) => digits.replace(/\d/g, (d) => "\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089"[d]));
+const written = (number) => number.toFixed(2).replace("-", "\u2212");
+const later = (id, text, wait) => (clearTimeout(later[id]), (later[id] = setTimeout(() => (find(id).textContent = text), wait)));
+function slider(label, most, value, change) {
+  const input = element("input", {type: "range", min: -most, max: most, step: most / 100, value: value(), ariaLabel: label});
+  const output = element("output", {textContent: written(value())});
+  input.follow = () => (input.value = value(), (output.textContent = written(value())));
+  input.oninput = () => (output.textContent = written(Number(input.value)), change(Number(input.value)));
+  return element("div", {className: "slider"}, element("span", {textContent: label, title: label}), input, output);
+}
+
+const shape = (k) => Math.floor(Math.max(0, k) / 10) % 3; // k is -1 where the class is not known
+const colour = (k) => (k < 0 ? css("--soft") : COLOURS[isDark.matches ? "dark" : "light"][k % 10]);
+function mark(context, k, [x, y], r) {
+  context.beginPath();
+  if (shape(k) === 0) context.arc(x, y, r, 0, 7);
+  else if (shape(k) === 1) context.rect(x - r, y - r, 2 * r, 2 * r);
+  else [[0, -1.3], [1.2, 0.9], [-1.2, 0.9]].forEach(([dx, dy]) => context.lineTo(x + r * dx, y + r * dy));
+  context.closePath();
+}
+const circle = (radius) => list(91, (i) => [Math.cos, Math.sin].map((f) => radius * f((i * Math.PI) / 45)));
+const centre = (q) => (q.central ? q.central() : q.loc || q.at(q.draw()).z);
+const cloudOf = (q, {hasDensity}) => (q.scale || q.tril || q.top || !hasDensity ? [] : list(40, () => q.at(q.draw()).z)); // where there is no ellipse
+function ellipse(q, axes, radius) { // of a Normal, projected on the plane; by the Cholesky factor of its covariance
+  const {loc, scale, tril} = q.top || q;
+  if (!scale && !tril) return [];
+  const [a, b] = axes.map((axis) => loc.map((_, j) => (tril ? dot(axis, tril.map((row) => row[j])) : axis[j] * scale[j])));
+  const first = Math.hypot(...a) || 1e-12, other = dot(a, b) / first, rest = Math.sqrt(Math.max(0, dot(b, b) - other ** 2));
+  const [u, v] = axes.map((axis) => dot(axis, loc));
+  return circle(radius).map(([c, s]) => [u + first * c, v + other * c + rest * s]);
+}
+function path(context, points) {
+  context.beginPath();
+  points.forEach((one) => context.lineTo(...one));
+  context.stroke();
+}
+function eventOn(map, {clientX, clientY}) { // from -1 to 1, upward
+  const box = map.getBoundingClientRect(), half = box.width / 2;
+  return [(clientX - box.left) / half - 1, 1 - (clientY - box.top) / half];
+}
+function arrowOf({key, shiftKey}, range, step = (shiftKey ? 0.1 : 0.02) * range) {
+  return {ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, step], ArrowDown: [0, -step]}[key];
+}
+function drawPrior(context, toMap, {scale, line, radii, isSphere, isPrior, names: [across, up]}) { // circles, and the names of the axes
+  const font = `${11 * scale}px system-ui, sans-serif`, {width} = context.canvas;
+  Object.assign(context, {globalAlpha: 1, strokeStyle: line, fillStyle: line, lineWidth: scale, textAlign: "center", font});
+  context.setLineDash([4 * scale, 4 * scale]);
+  radii.forEach((radius) => path(context, circle(radius).map(toMap)));
+  context.setLineDash([]);
+  for (const radius of radii) {
+    const [x, y] = toMap([0, radius]), of = isPrior ? "prior" : "N(0, I)";
+    context.fillText(isSphere ? "the sphere" : radius === 1 ? `${of}: 1 sd` : `${radius}`, x, y - 5 * scale);
+  }
+  const [x, y] = toMap([0, 0]).map((one) => clamp(one, 24 * scale, width - 56 * scale)); // by the axes, or at an edge
+  context.fillText(`${across} \u2192`, width - 22 * scale, y - 6 * scale);
+  if (up) context.fillText(`\u2191 ${up}`, x + 24 * scale, 13 * scale);
+}
+function drawRing(context, place, scale) { // at the edge where it lies outside
+  for (const [strokeStyle, lineWidth] of [[css("--map"), 5 * scale], [css("--ink"), 2 * scale]]) {
+    mark(Object.assign(context, {strokeStyle, lineWidth}), 0, place.map((one) => clamp(one, 0, context.canvas.width)), 8 * scale);
+    context.stroke();
+  }
+}
+function viewOf(places, {hasDensity, isSphere}) { // all codes but a few; around the prior, if there is one
+  const ends = [0, 1].map((d) => places.map((place) => place[d]).sort((a, b) => a - b))
+    .map((sorted) => [0.0025, 0.9975].map((share) => sorted[Math.round(share * (sorted.length - 1))]));
+  const middle = hasDensity ? [0, 0] : ends.map(mean), far = ends.flatMap((pair, d) => pair.map((one) => Math.abs(one - middle[d])));
+  return {middle, range: isSphere ? 1.12 : 1.06 * Math.max(hasDensity ? 2.2 : 1e-3, ...far)};
+}
+function introduce({title: [title, ...more], notes}, {hasDensity, sizes}, data, dots, total = sum(sizes)) {
+  find("title").textContent = title;
+  find("subtitle").textContent = more.join(" \u00b7 ");
+  const what = `${hasDensity ? "A variational autoencoder" : "An autoencoder"} has pressed ${data} into`;
+  find("idea").textContent = `${what} ${total === 1 ? "a number" : `${total} numbers`} each. ${dots}`;
+  find("notes").querySelector("ul").append(...notes.map((textContent) => element("li", {textContent})));
+}
+const start = (show) => show().catch((error) => {
+  const why = typeof DecompressionStream === "undefined" ? "this browser is too old for it" : error.message;
+  find("message").textContent = `The page cannot be shown: ${why}.`;
+  throw error;
+});

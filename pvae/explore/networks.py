@@ -1,0 +1,223 @@
+"""A VAE, its codes and their map as the page of a run holds them, for network.js and the scripts of the pages."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributions import Independent, MixtureSameFamily, Normal
+from torch.nn.functional import normalize
+
+from pvae.config.config import Config
+from pvae.core.errors import InputError
+from pvae.data.dataset import Dataset
+from pvae.distributions.joint import Joint
+from pvae.models.features import Units, WithMask
+from pvae.models.hierarchy import FirstLayer
+from pvae.models.networks import ChannelsLast, FlatBatch
+from pvae.runs.checkpoint import in_8_bits
+from pvae.runs.run import Run
+from pvae.trained.codes import latent_names
+from pvae.trained.latent_space import attribute_vector
+from pvae.vae import VAE
+
+__all__ = ["Tensors", "map_of", "networks_of", "notes_of", "operations"]
+
+_TYPES = {"f4": np.float32, "f2": np.float16, "u1": np.uint8, "i1": np.int8}
+
+
+class Tensors:
+    """Tensors one after another in bytes; in JSON, each is its type, place, shape, and a factor of its values.
+
+    Attributes:
+        is_small: whether matrices are added in 8 bits.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = bytearray()
+        self.is_small = False
+
+    def add(self, tensor: Tensor, kind: str = "f4") -> dict[str, Any]:
+        """Add a tensor as float32, or as another of `_TYPES`, and return what stands for it in JSON."""
+        step, place = 1.0, len(self.bytes)
+        if self.is_small and kind == "f4" and tensor.dim() > 1:
+            kind, (tensor, step) = "i1", in_8_bits(tensor)
+        self.bytes += tensor.detach().numpy().astype(_TYPES[kind]).tobytes()
+        return {"tensor": [kind, place, len(self.bytes), list(tensor.shape)], "step": step}
+
+
+def networks_of(config: Config, vae: Any, tensors: Tensors) -> dict[str, Any]:
+    """Return the distributions of a VAE for network.js."""
+    decoder, likelihood = operations(vae.p_x.decoder, tensors), _likelihood(config, vae.p_x)
+    q_z = vae.q_z.posterior if config.condition else vae.q_z
+    plane = operations(vae.q_z.join.plane, tensors) if config.condition and config.is_conv else None
+    distributions = {"posterior": _posterior(config, q_z, tensors), "prior": _prior(config, vae, tensors)}
+    return {**distributions, "plane": plane, "decoder": decoder, "likelihood": likelihood}
+
+
+def map_of(run: Run, data: Dataset, codes: Tensor, chosen: Tensor, tensors: Tensors) -> dict[str, Any]:
+    """Return the planes of the map, the codes (N, L) in them, and the labels of the chosen test data."""
+    if run.config.prior_family.is_on_sphere:
+        codes = normalize(codes, dim=-1)  # a mean is inside the sphere
+    names, sizes = latent_names(run), run.config.latent_dims
+    top = codes[:, -sizes[-1] :]
+    planes, active = _planes(top, names[-sizes[-1] :])
+    labels = None if data.test_labels is None else data.test_labels[chosen]
+    is_class = labels is not None and labels.dim() == 1
+    attributes = []
+    if labels is not None and not is_class:
+        varying = [a for a in range(labels.shape[1]) if 0 < labels[:, a].sum() < len(labels)]
+        attributes = [(data.label_names[a], tensors.add(attribute_vector(top, labels[:, a]))) for a in varying]
+    return {
+        "names": names,
+        "planes": planes,
+        "active": active,
+        "lower": [one.argsort(descending=True)[:8].tolist() for one in codes.std(0).split(list(sizes))[:-1]],
+        "codes": tensors.add(codes, "f2") if codes.shape[1] > 2 else None,
+        "points": tensors.add(torch.cat([top @ torch.tensor(plane["axes"]).T for plane in planes], 1), "f2"),
+        "labels": tensors.add(labels) if labels is not None and is_class else None,
+        "attributes": attributes,
+    }
+
+
+def _planes(codes: Tensor, names: list[str]) -> tuple[list[dict[str, Any]], list[int]]:
+    """Return the planes of the map, each with its two axes, and the dimensions in order of their spread."""
+    size, unit = codes.shape[1], torch.eye(codes.shape[1])
+    active = codes.std(0).argsort(descending=True).tolist()
+    first = [0, 1][:size] if size <= 2 else active[:2]
+    axes = torch.cat([unit[first], torch.zeros(2 - len(first), size)])
+    planes = [{"name": ", ".join(names[d] for d in first), "axes": axes.tolist(), "dims": first}]
+    if size > 2:
+        directions = torch.linalg.svd(codes - codes.mean(0), full_matrices=False)[2][:2]
+        planes.append({"name": "principal directions", "axes": directions.tolist(), "dims": []})
+    return planes, active
+
+
+def operations(network: nn.Module, tensors: Tensors) -> list[dict[str, Any]]:
+    """Return what a network does, as operations of network.js."""
+    layer: Any = network
+    match network:
+        case nn.Sequential() | FlatBatch():
+            return [operation for child in layer.children() for operation in operations(child, tensors)]
+        case nn.Linear():
+            weight = layer.weight * layer.mask if hasattr(layer, "mask") else layer.weight  # zuko's are masked
+            return [{"op": "linear", "weight": tensors.add(weight), "bias": _bias(layer, tensors)}]
+        case nn.Conv2d() | nn.ConvTranspose2d():
+            op, weight, more = "conv", layer.weight, [0, 0]
+            kernel, stride, padding = layer.kernel_size[0], layer.stride[0], layer.padding[0]
+            if isinstance(layer, nn.ConvTranspose2d):
+                op, weight, more = "conv-transpose", weight.permute(0, 2, 3, 1), list(layer.output_padding)
+            elif stride == 1:  # as the transposed convolution by the reversed kernel, which is faster in the page
+                op, weight, padding = "conv-transpose", weight.flip(2, 3).permute(1, 2, 3, 0), kernel - 1 - padding
+            sizes = {"kernel": kernel, "stride": stride, "padding": padding, "more": more}
+            return [{"op": op, "weight": tensors.add(weight.flatten(1)), "bias": _bias(layer, tensors), **sizes}]
+        case nn.BatchNorm1d() | nn.BatchNorm2d():  # in eval mode
+            scale = layer.weight / (layer.running_var + layer.eps).sqrt()
+            shift = layer.bias - layer.running_mean * scale
+            return [{"op": "affine", "scale": tensors.add(scale), "shift": tensors.add(shift)}]
+        case nn.GroupNorm():
+            affine = {"scale": tensors.add(layer.weight), "shift": tensors.add(layer.bias)}
+            return [{"op": "group-norm", "groups": layer.num_groups, "eps": layer.eps, **affine}]
+        case nn.LeakyReLU():
+            return [{"op": "leaky-relu", "slope": layer.negative_slope}]
+        case nn.Unflatten() if len(layer.unflattened_size) == 3:
+            return [{"op": "reshape", "shape": list(layer.unflattened_size)}]
+        case FirstLayer():
+            return [{"op": "first", "size": layer.size}]
+        case nn.ReLU() | nn.Tanh() | nn.Softplus() | nn.ELU() | nn.SiLU() | nn.GLU():
+            return [{"op": type(layer).__name__.lower()}]
+        case nn.Flatten() | nn.Unflatten() | ChannelsLast() | Units() | WithMask():
+            return []  # the page of a table holds what Units and WithMask return
+    raise InputError(f"the page cannot compute a layer {type(layer).__name__}")
+
+
+def _bias(layer: Any, tensors: Tensors) -> dict[str, Any] | None:
+    return None if layer.bias is None else tensors.add(layer.bias)
+
+
+def _transforms(transforms: nn.ModuleList, tensors: Tensors) -> list[Any] | None:
+    """Return the networks of affine autoregressive transforms; None for splines and for a single dimension."""
+    if not all(hasattr(one, "hyper") and one.total == 2 for one in transforms):
+        return None
+    return [operations(cast(nn.Module, one.hyper), tensors) for one in transforms]
+
+
+def _posterior(config: Config, module: Any, tensors: Tensors) -> dict[str, Any] | None:
+    """Return q(z | x) for network.js, or None if that cannot compute it."""
+    family = config.posterior_family
+    if config.upper_latent_dims and hasattr(module, "sizes"):
+        lists = [name for name in ("networks", "up") if hasattr(module, name)]
+        networks = {name: [operations(one, tensors) for one in getattr(module, name)] for name in lists}
+        of_layers = {"kind": config.inference, "sizes": module.sizes, **networks}
+        if config.inference == "bottom-up":
+            return {**of_layers, "first": _posterior(config, module.first, tensors)}
+        return {**of_layers, "encoder": operations(module.encoder, tensors)}
+    if not family.page:
+        return None
+    found = {**family.page, "size": config.latent_dim, "encoder": operations(module.encoder, tensors)}
+    if family.has_flow_networks:
+        transforms = _transforms(module.transforms, tensors)
+        return None if transforms is None else {**found, "transforms": transforms}
+    return found
+
+
+def _prior(config: Config, vae: Any, tensors: Tensors) -> dict[str, Any]:
+    """Return p(z) for network.js: that of the top layer, and the networks of the others."""
+    module, prior, sizes = vae.p_z, vae.prior(), list(config.latent_dims)
+    networks = [operations(one, tensors) for one in getattr(module, "networks", ())]
+    if isinstance(prior, Joint):
+        module, prior = module.top, prior.first
+    family = config.prior_family
+    top: dict[str, Any] = {"kind": family.page or "unknown", "size": sizes[-1]}
+    if family.is_flow:
+        transforms = _transforms(module.transforms, tensors)
+        top |= {"kind": "unknown"} if transforms is None else {"transforms": transforms}
+    if isinstance(prior, MixtureSameFamily):
+        parts = prior.component_distribution
+        is_normal = isinstance(parts, Independent) and isinstance(parts.base_dist, Normal)
+        top["kind"] = "mixture" if is_normal else "unknown"
+        if is_normal:
+            values = {"loc": parts.mean, "scale": parts.stddev, "logits": prior.mixture_distribution.logits}
+            top |= {name: tensors.add(value) for name, value in values.items()}
+    return {"top": top, "networks": networks, "sizes": sizes}
+
+
+def _likelihood(config: Config, p_x: Any) -> dict[str, Any]:
+    """Return p(x | z) for network.js."""
+    family = config.likelihood_family
+    scale = p_x.log_scale.exp().item() if p_x.learns_scale else float(getattr(p_x, "running_scale", p_x.scale))
+    mean = family.page_mean or ("tanh" if p_x.symmetric else "sigmoid")
+    return {"kind": family.page, "scale": scale, "mean": mean}
+
+
+def notes_of(vae: VAE, posterior: Any, prior: Any) -> list[str]:
+    """Return a sentence on each thing that the page cannot show, or shows otherwise."""
+    notes = []
+    if not vae.has_density:
+        notes.append(
+            "This is an autoencoder: q(z | x) is a point, so there is no rate, no ELBO and no prior to draw from; the "
+            "circles are those of N(0, I), to compare the codes with."
+        )
+    if vae.is_pseudo:
+        notes.append(
+            "The Bernoulli is scored on grey pixels, so the ELBO is a pseudo-ELBO and no bound on log p(x); pvae score "
+            "binarizes such images first."
+        )
+    if vae.takes_labels:
+        notes.append("All is given the label y that is chosen: q(z | x, y), p(x | z, y), and a bound on log p(x | y).")
+    if posterior is None:
+        notes.append(
+            "q(z | x) is a flow that this page does not compute: it decodes, and shows the codes that pvae computed, "
+            "but encodes and scores nothing."
+        )
+    elif posterior["kind"] in ("flow", "planar"):
+        notes.append("q(z | x) is a flow without a mean in closed form: the map shows draws in place of an ellipse.")
+    elif posterior["kind"] == "bottom-up":
+        notes.append("q of the top layer depends on a draw of the others: the map shows draws in place of an ellipse.")
+    if prior["top"]["kind"] == "unknown":
+        notes.append("p(z) is one that this page does not compute: it shows no samples, no rate and no ELBO.")
+    if len(prior["sizes"]) > 1:
+        notes.append("The map is of the top layer; the other layers follow at the means of their priors, or as set.")
+    return notes

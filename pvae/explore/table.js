@@ -1,0 +1,127 @@
+// The page of a table: the map of the codes of its rows, sliders of z, and p(x_d | z) of each column d.
+"use strict";
+
+const COLUMNS = { // by the kind of a column, from its outputs of the decoder: mean and standard deviation, or probabilities
+  real: ({loc, scale, sd}, [l]) => ({mean: loc + scale * l, sd}),
+  count: ({unit, shift, slope, excess}, [l], mean = unit * softplus(slope * l + shift) + 1e-6) =>
+    ({mean, sd: Math.sqrt(mean + excess * mean ** 2)}),
+  binary: (_, [l]) => ({shares: [sigmoid(-l), sigmoid(l)]}),
+  categorical: (_, l, total = logSumExp(l)) => ({shares: l.map((one) => Math.exp(one - total))}),
+  ordinal: ({cuts}, [l], ends = [-Infinity, ...cuts, Infinity]) =>
+    ({shares: ends.slice(1).map((end, k) => sigmoid(end - l) * sigmoid(l - ends[k]) * -Math.expm1(ends[k] - end))}),
+};
+function numberText({date, decimals, origin, suffix, point}, value) {
+  if (date) return new Date(864e5 * (origin + value)).toISOString().slice(0, date).replace("T", " ");
+  return (origin + value).toFixed(decimals).replace(".", point).replace("-", "\u2212") + suffix;
+}
+
+async function show() {
+  const content = await unpack(find("content").textContent), {columns, rows, texts, labels, planes: [{axes, dims}]} = content;
+  const vae = vaeOf(content), names = content.names.map(subscript), map = find("map"), state = {z: names.map(() => 0), q: null, cloud: []};
+  const rowOf = ({shape: [, width], data}, i) => Array.from(data.subarray(i * width, (i + 1) * width));
+  const points = rows.map((_, i) => rowOf(content.points, i).slice(0, 2)), {middle, range} = viewOf(points, vae);
+
+  // z, and a row with columns that are taken out
+  const onPlane = (z) => axes.map((axis) => dot(axis, z));
+  const at = (place, by = onPlane(state.z).map((here, d) => place[d] - here)) => state.z.map((one, i) => one + sum(axes.map((axis, d) => by[d] * axis[i])));
+  const move = (z) => (Object.assign(state, {z: vae.isSphere ? unit(z) : z}).frame ||= requestAnimationFrame(drawHere));
+  const jump = (z) => (move(z), (state.rest = state.z)); // it stays there when the pointer has left the map
+  const decoded = (outputs = Array.from(vae.decode(state.z))) => columns.map((one) => COLUMNS[one.kind](one, outputs.slice(...one.outputs)));
+  function pick(row, out = []) {
+    const x = rowOf(content.features, row);
+    out.forEach((d) => columns[d].inputs.forEach((feature) => (x[feature] = 0)));
+    const q = vae.canEncode ? vae.posterior(Float32Array.from(x)) : null;
+    Object.assign(state, {row, out, q, cloud: q ? cloudOf(q, vae) : []});
+    find("row").value = row;
+    jump(q ? centre(q) : content.codes ? rowOf(content.codes, row) : points[row].slice(0, names.length));
+  }
+
+  // The map
+  const toMap = (place) => place.map((one, d) => ((1 + ((d ? -1 : 1) * (one - middle[d])) / range) * map.width) / 2);
+  const fromEvent = (event) => eventOn(map, event).map((one, d) => middle[d] + range * one);
+  const distances = ([u, v]) => points.map(([x, y]) => Math.hypot(x - u, y - v)), nearest = (place, all = distances(place)) => all.indexOf(Math.min(...all));
+  const valueOf = (d, i) => content.values.data[i * columns.length + d];
+  const choices = columns.map((one, d) => ({...one, of: (i) => (texts[i][d] ? valueOf(d, i) : -1)})); // -1: missing
+  if (labels) choices.unshift({name: "label", levels: content.label_names, of: (i) => labels.data[i]});
+  const shade = (share) => `oklch(${(isDark.matches ? 0.52 : 0.36) + 0.4 * share} 0.13 ${285 - 175 * share})`;
+  function drawMap() {
+    const context = map.getContext("2d"), scale = devicePixelRatio || 1, {levels, of} = choices[find("by").value], {isSphere} = vae;
+    map.width = map.height = Math.round(map.clientWidth * scale);
+    points.forEach((place, i, _, k = of(i)) => {
+      context.fillStyle = levels || k < 0 ? colour(k) : shade(k);
+      mark(context, levels ? k : 0, toMap(place), 2.6 * scale);
+      context.fill();
+    });
+    const radii = isSphere ? [1] : [1, 2, 3].filter((one) => one < range), isPrior = content.prior.top.kind === "normal";
+    drawPrior(context, toMap, {scale, line: css("--soft"), radii, isSphere, isPrior, names: dims.map((d) => names[d])});
+    Object.assign(context, {strokeStyle: css("--warm"), fillStyle: css("--warm"), lineWidth: 2 * scale});
+    if (state.q) [1, 2].forEach((radius) => path(context, ellipse(state.q, axes, radius).map(toMap)));
+    state.cloud.forEach((z) => (mark(context, 0, toMap(onPlane(z)), 1.8 * scale), context.fill()));
+    drawRing(context, toMap(onPlane(state.z)), scale);
+  }
+  map.onpointermove = (event) => move(at(fromEvent(event)));
+  map.onpointerleave = ({pointerType}) => pointerType === "mouse" && move(state.rest);
+  map.onpointerdown = (event) => {
+    const place = fromEvent(event), row = nearest(place);
+    distances(place)[row] < (18 / map.clientWidth) * range ? pick(row) : jump(at(place));
+  };
+  map.onkeydown = (event) => {
+    const by = arrowOf(event, range), {key} = event, here = onPlane(state.z);
+    if (by) jump(at(here.map((one, d) => clamp(one + by[d], middle[d] - range, middle[d] + range))));
+    else if (key === "Enter") pick(nearest(here));
+    if (by || key === "Enter") event.preventDefault();
+  };
+
+  // The columns
+  const items = columns.map(({name, levels = []}, d) => {
+    const change = ({target}) => pick(state.row, target.checked ? [...state.out, d] : state.out.filter((one) => one !== d));
+    const box = element("input", {type: "checkbox", ariaLabel: `take out ${name}`, onchange: change});
+    const parts = {output: element("output"), shown: element("div", {className: "levels", tabIndex: levels.length > 8 ? 0 : -1}), own: element("span", {className: "own"}), box};
+    const take = element("label", {className: "soft take"}, box, "take out");
+    find("columns").append(element("li", {}, element("div", {className: "row spread"}, element("h3", {textContent: name}), parts.output), parts.shown,
+      element("div", {className: "row spread"}, parts.own, take)));
+    return parts;
+  });
+  function drawColumn({mean, sd, shares}, d) {
+    const {output, shown, own, box} = items[d], column = columns[d], text = texts[state.row][d], value = valueOf(d, state.row);
+    Object.assign(box, {checked: !text || state.out.includes(d), disabled: !text});
+    own.textContent = `row: ${text || "missing"}${box.checked ? ", imputed here" : ""}`;
+    if (shares) return shown.replaceChildren(...shares.map((share, k) => element("div", {className: "level", style: `--share: ${share}`},
+      element("span", {textContent: column.levels[k], className: k === value ? "own" : ""}), element("i"), `${(100 * share).toFixed(0)} %`)));
+    const place = (one) => clamp((one - column.low) / (column.high - column.low), 0, 1), [from, to] = [-1, 1].map((sign) => place(mean + sign * sd));
+    const style = `--from: ${from}; --to: ${to}; --mean: ${place(mean)}; --value: ${text ? value : -1}`;
+    output.textContent = [numberText(column, mean), ...sd === null ? [] : [numberText({...column, date: 0, origin: 0}, sd) + (column.date ? " days" : "")]].join(" \u00b1 ");
+    shown.replaceChildren(element("div", {className: "range", style}, ...["deviation", "mean", "value"].map((className) => element("i", {className}))), element("p", {className: "soft row spread"},
+      ...[column.low, column.high].map((end) => element("span", {textContent: numberText(column, end)}))));
+  }
+
+  // The rest of the page
+  function drawHere() {
+    state.frame = 0;
+    drawMap();
+    decoded().forEach(drawColumn);
+    find("sliders").querySelectorAll("input").forEach((one) => one.follow());
+    find("position").textContent = onPlane(state.z).slice(0, dims.length).map((one, i) => `${names[dims[i]]} = ${written(one)}`).join(", ");
+    later("spoken", find("position").textContent, 500); // a screen reader hears where the pointer rests
+  }
+  function drawLegend() {
+    const {levels, low, high} = choices[find("by").value], by = choices[find("by").value];
+    const dot = (k) => element("span", {textContent: "\u25cf\u25a0\u25b2"[shape(k)], ariaHidden: true, style: `color: ${colour(k)}`});
+    const shades = element("span", {className: "shades", style: `background: linear-gradient(to right, ${list(9, (i) => shade(i / 8))})`});
+    find("legend").replaceChildren(...(levels ? levels.map((name, k) => element("span", {}, dot(k), name)) : [numberText(by, low), shades, numberText(by, high)]));
+    drawMap();
+  }
+  const options = (id, texts) => find(id).append(...texts.map((textContent, value) => element("option", {textContent, value})));
+  options("by", choices.map(({name}) => name));
+  options("row", rows);
+  find("by").onchange = isDark.onchange = drawLegend;
+  find("row").onchange = ({target}) => pick(Number(target.value));
+  find("sliders").append(...content.active.slice(0, 10).sort((a, b) => a - b).map((d) =>
+    slider(names[d], vae.isSphere ? 1 : Math.ceil(Math.max(3, range)), () => state.z[d], (value) => jump(state.z.with(d, value)))));
+  introduce(content, vae, `rows of ${columns.length} columns`, "Each dot is a row of the test data; move over the map to see what the columns are likely to be there.");
+  pick(0);
+  drawLegend();
+  new ResizeObserver(() => Math.abs(map.width - map.clientWidth * devicePixelRatio) > 1 && drawMap()).observe(map);
+  window.pvae = {content, vae, state, decoded, pick, view: {middle, range}};
+}
+start(show);

@@ -1,0 +1,153 @@
+"""What the page of a table holds: columns, the distribution of each given z, and the rows of the test data."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pvae.core.errors import InputError, listed
+from pvae.data.batch import Batch
+from pvae.data.dataset import Column, Dataset
+from pvae.explore.networks import Tensors, map_of, networks_of, notes_of
+from pvae.models.features import ColumnFeatures, Units, WithMask
+from pvae.models.likelihoods import (
+    CategoricalLikelihood,
+    ColumnsLikelihood,
+    DiagonalNormalLikelihood,
+    OrdinalLikelihood,
+    PoissonLikelihood,
+)
+from pvae.runs.run import Run
+from pvae.trained.latent_space import encode
+
+__all__ = ["check_table", "table_content"]
+
+_MOST_COLUMNS = 200
+_RANGE = (0.01, 0.99)  # quantiles of the rows, between which a bar lies
+
+
+def check_table(run: Run) -> None:
+    """Check that a run on a table can be shown as a page.
+
+    Raises:
+        InputError: its VAE is given labels or has several layers of latents, there are more than 200 columns, or the
+            page does not compute p(x | z).
+    """
+    config, count = run.config, len(run.data.columns)
+    is_computed = config.likelihood_family.is_on_table_page and not config.is_pseudo
+    refused = {
+        "--condition": config.condition,
+        "--upper-latent-dims": config.upper_latent_dims,
+        f"--likelihood {config.likelihood}": not is_computed,
+        f"{count} columns, more than {_MOST_COLUMNS}": count > _MOST_COLUMNS,
+    }
+    if found := [name for name, is_given in refused.items() if is_given]:
+        raise InputError(f"{run.path} has {listed(found)}: the page of a table shows VAEs without")
+
+
+def table_content(run: Run, data: Dataset, rows: Tensor, tensors: Tensors) -> dict[str, Any]:
+    """Return what the page of a table holds as JSON.
+
+    Args:
+        run: on a table, as `check_table` takes it.
+        data: whose test rows the page shows.
+        rows: which of them, int64 (M,).
+        tensors: to which tensors are added.
+    """
+    vae: Any = run.vae()
+    batch = Batch(run.preparation.pixels(data.test, rows=rows))
+    (x,) = batch.x.split(len(rows))
+    features = x
+    for layer in (one for one in vae.q_z.modules() if isinstance(one, Units | WithMask)):
+        features = layer(features)
+    networks = networks_of(run.config, vae, tensors) | {"likelihood": None}
+    columns, values = _columns(run, vae, x)
+    few = f"The map shows {len(rows):,} of the {run.data.num_test:,} test rows."
+    notes = notes_of(vae, networks["posterior"], networks["prior"])
+    return {
+        "title": [run.data.title.rpartition(" (")[0], *run.title.split("\n")],
+        "notes": [*notes, *[few] * (len(rows) < run.data.num_test)],
+        "takes_out": run.config.missing and networks["posterior"] is not None,
+        "shape": [features.shape[1], 1, 1],
+        **networks,
+        **map_of(run, data, encode(vae, batch), rows, tensors),
+        "columns": columns,
+        "features": tensors.add(features),
+        "values": tensors.add(values),
+        "texts": [[c.text(value, is_given=True) for c, value in zip(run.data.columns, row)] for row in x.tolist()],
+        "rows": [data.test_names[i] for i in rows.tolist()],
+        "label_names": list(data.label_names),
+    }
+
+
+def _columns(run: Run, vae: Any, x: Tensor) -> tuple[list[dict[str, Any]], Tensor]:
+    """Return the columns for table.js, and the places (N, D) of the values of rows x.
+
+    The place of a number is 0 and 1 at the ends of the bar of its column, and that of a level is its code.
+    """
+    p_x, size, values = vae.p_x, x.shape[1], x.double().clone()
+    is_mixed = isinstance(p_x, ColumnsLikelihood)
+    parts = zip(p_x.parts, p_x.order.split(p_x.sizes)) if is_mixed else [(p_x, torch.arange(size))]
+    inputs = _inputs(vae, size) if run.config.missing else [[]] * size
+    found, first = dict[int, dict[str, Any]](), 0
+    for part, places in parts:
+        count = part.num_categories if type(part) is CategoricalLikelihood else 1  # outputs of the decoder
+        for i, d in enumerate(places.tolist()):
+            column = run.data.columns[d]
+            shown = {"name": column.name, "inputs": inputs[d], "outputs": [first, first + count]}
+            found[d] = shown | _distribution(part, i, column)
+            if "levels" not in found[d]:
+                found[d] |= (bar := _bar(column, x[:, d].double()))
+                values[:, d] = ((values[:, d] - bar["low"]) / (bar["high"] - bar["low"])).clamp(0, 1)
+            first += count
+    return [found[d] for d in range(size)], values
+
+
+def _bar(column: Column, values: Tensor) -> dict[str, Any]:
+    """Return the ends of the bar of a column of numbers, and how table.js writes its numbers."""
+    seen = values[~values.isnan()]
+    low, high = torch.quantile(seen, torch.tensor(_RANGE).double()).tolist() if len(seen) else (0.0, 0.0)
+    high = high if high > low else low + 1
+    decimals = min(max(3 - math.ceil(math.log10(high - low)), 0), 20)
+    date = (16 if re.search("%[HI]", column.date_format) else 10) if column.date_format else 0  # of 2020-03-01T12:30
+    writing = {"date": date, "origin": column.origin, "suffix": column.suffix, "point": column.point}
+    return {"low": low, "high": high, "decimals": decimals, **writing}
+
+
+def _distribution(part: Any, place: int, column: Column) -> dict[str, Any]:
+    """Return the kind in `COLUMNS` of table.js, and the parameters, of the column at a place of a likelihood."""
+    match part:
+        case DiagonalNormalLikelihood():
+            p = part.pixels(torch.zeros(part.datum_shape))
+            sd = p.variance[place].sqrt().item()
+            loc, scale = p.mean[place].item(), part.units.scale[place].item()
+            return {"kind": "real", "loc": loc, "scale": scale, "sd": sd if math.isfinite(sd) else None}
+        case PoissonLikelihood():
+            p = part.pixels(torch.zeros(part.datum_shape))
+            unit, shift = part.units.unit_and_shift()
+            excess = p.variance / p.mean**2 - 1 / p.mean
+            numbers = {"unit": unit, "shift": shift, "slope": part.units.slope, "excess": excess}
+            return {"kind": "count", **{name: one[place].item() for name, one in numbers.items()}}
+        case OrdinalLikelihood():
+            kind = {"kind": "ordinal", "cuts": part.cutpoints[place].tolist()}
+        case CategoricalLikelihood():
+            kind = {"kind": "categorical"}
+        case _:
+            kind = {"kind": "binary"}
+    return {**kind, "levels": [column.text(float(code)) for code in range(getattr(part, "num_categories", 2))]}
+
+
+def _inputs(vae: Any, size: int) -> list[list[int]]:
+    """Return which features of an encoder are 0 where a column is missing: of its value, and of the mask."""
+    layers = [one for one in vae.q_z.modules() if isinstance(one, ColumnFeatures | WithMask)]
+    if not layers or isinstance(layers[0], WithMask):
+        return [[d, d + size] for d in range(size)]
+    features, first, inputs = layers[0], 0, [list[int]() for _ in range(size)]
+    for d in features.order.tolist():
+        inputs[d] = [*range(first, first + features.kinds[d].num_features)]
+        first += features.kinds[d].num_features
+    return [[*some, first + d] for d, some in enumerate(inputs)]

@@ -1,0 +1,208 @@
+"""The page of a table in Debian's chromium: it decodes, encodes and imputes as torch does; and what is refused."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from helpers.browser import close, needs_browser, wait
+from helpers.commands import refuse
+from torch.distributions import Bernoulli, Categorical
+
+from pvae.cli.explore import main
+from pvae.config.config import Config
+from pvae.core.errors import InputError
+from pvae.data.choices import values_config
+from pvae.data.dataset import Dataset
+from pvae.distributions.columns import Columns
+from pvae.explore.page import explorer_page
+from pvae.runs.data import load_for
+from pvae.trained.codes import run_batch
+from pvae.training.fit import fit
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
+pytestmark = pytest.mark.workflow
+
+CITIES = ("Aarhus", "<b>Bergen", "Cadiz")
+KINDS = {"columns": "pain=ordinal,city=categorical"}
+MIXED = ("age", "visits", "smoker", "city", "pain", "seen")
+CASES = {
+    "mixed": (MIXED, KINDS),
+    "mixed, missing": (MIXED, {**KINDS, "missing": True}),
+    "counts": (("visits", "calls"), {}),
+    "counts, missing": (("visits", "calls"), {"likelihood": "poisson", "missing": True, "latent_dim": 1}),
+    "numbers, an autoencoder": (("age", "seen"), {"posterior": "delta"}),
+    "numbers, missing, by Student t and a flow": (
+        ("age", "seen"),
+        {"likelihood": "student-t", "missing": True, "posterior": "planar"},
+    ),
+    "binary, on a sphere": (("smoker", "late"), {"latent_dim": 3, "posterior": "power-spherical", "prior": "sphere"}),
+}
+
+
+@pytest.fixture
+def train(tmp_path, no_pictures):
+    """Train a small VAE on some columns of a table in which all depend on one number; a tenth may be missing."""
+
+    def trained(names, options, name="run"):
+        draw, count = np.random.default_rng(0), 120
+        z = draw.normal(size=count)
+        dates = np.datetime64("2020-06-01") + (60 * z + 5 * draw.normal(size=count)).astype(int)
+        columns = {
+            "age": (1e5 + 12 * z + 4 * draw.normal(size=count)).round(1),
+            "visits": draw.poisson(draw.gamma(2, np.exp(z))),
+            "calls": draw.poisson(draw.gamma(1, np.exp(-z))),
+            "smoker": (draw.logistic(size=count) < 2 * z).astype(int),
+            "late": (draw.logistic(size=count) < -2 * z).astype(int),
+            "city": np.array(CITIES)[(draw.gumbel(size=(count, 3)) + np.outer(z, [-3, 0, 3])).argmax(1)],
+            "pain": np.digitize(2 * z + draw.logistic(size=count), [-2, 0, 2]),
+            "seen": dates,
+        }
+        share = 0.1 * options.get("missing", False)
+        rows = zip(*(columns[one] for one in names))
+        with (tmp_path / "t.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(
+                [names, *(["" if draw.random() < share else one for one in row] for row in rows)]
+            )
+        given = {"dataset": f"table:{tmp_path / 't.csv'}", "hidden": (12,), "latent_dim": 2, **options}
+        data = load_for(Config(dataset=given["dataset"], columns=options.get("columns", "")))
+        config = values_config(data, **{**given, "epochs": 4, "lr": 0.02, "batch_size": 25, "patience": 0})
+        return fit(config, data=data, out=tmp_path / name, device="cpu", threads=1)
+
+    return trained
+
+
+def distributions(vae, z):
+    """What table.js has of p(x | z) of each column: mean and standard deviation, or probabilities."""
+    p, found = vae.likelihood(z), {}
+    parts = zip(p.parts, p.order.split(p._sizes)) if isinstance(p, Columns) else [(p.base_dist, torch.arange(2))]
+    for part, places in parts:
+        for i, d in enumerate(places.tolist()):
+            if isinstance(part, Categorical | Bernoulli):
+                shares = part.probs[:, i]
+                found[d] = shares if isinstance(part, Categorical) else torch.stack([1 - shares, shares], -1)
+            else:
+                sd = part.variance[:, i].sqrt()
+                found[d] = torch.stack([part.mean[:, i], torch.where(sd.isfinite(), sd, -1.0)], -1)
+    return [found[d] for d in sorted(found)]
+
+
+SHOWN = "(one) => one.map(({mean, sd, shares}) => shares || [mean, sd ?? -1])"
+
+
+@needs_browser
+@pytest.mark.parametrize("case", CASES)
+def test_the_page_computes_what_torch_computes(train, opened, case):
+    run = train(*CASES[case])
+    with torch.no_grad():
+        _compare(case, run, opened(run))
+
+
+def _compare(case, run, page):
+    vae = run.vae()
+    z = torch.randn(20, run.config.latent_dim, generator=torch.Generator().manual_seed(0))
+    script = f"const shown = {SHOWN}; return arguments[0].map(z => shown(pvae.decoded(Array.from(pvae.vae.decode(z)))))"
+    found = page.execute_script(script, z.tolist())
+    for d, expected in enumerate(distributions(vae, z)):
+        assert expected.std(0).max() > 1e-3, "or the decoder is hardly tested"
+        close([one[d] for one in found], expected)
+
+    row = 7
+    place = run.dataset().test_names.index(page.execute_script("return pvae.content.rows[arguments[0]]", row))
+    (x,) = run.preparation.pixels(run.dataset().test[[place]]).split(1)
+    for is_taken in (False, *[True] * run.config.missing):
+        if is_taken:
+            x[:, 1] = torch.nan
+        page.execute_script("pvae.pick(arguments[0], arguments[1])", row, [1] * is_taken)
+        loc, state, shown = page.execute_script(f"return [pvae.state.q.loc, pvae.state.z, ({SHOWN})(pvae.decoded())]")
+        q = vae.posterior(x)
+        if "flow" not in case:
+            is_on_sphere = run.config.prior_family.is_on_sphere
+            close(loc, torch.nn.functional.normalize(q.mean, dim=-1)[0] if is_on_sphere else q.mean[0])
+            close(state, loc)
+        for one, expected in zip(shown, distributions(vae, torch.tensor([state])), strict=True):
+            close(one, expected[0])
+    assert (run_batch(run, "test").x.images.isnan().any() and run.config.missing) or not run.config.missing
+
+
+@needs_browser
+def test_a_row_is_beside_the_columns_and_its_values_are_taken_out(train, opened):
+    """By clicks and keys alone; a value that the table lacks is always imputed."""
+    run = train(*CASES["mixed, missing"])
+    page, keys = opened(run), webdriver.Keys
+    texts = page.execute_script("return pvae.content.texts")
+    lacking = next(i for i, row in enumerate(texts) if row.count("") == 1 and row.index("") != 3)
+    page.find_elements("css selector", "#row option")[lacking].click()
+    wait(page, f"return !pvae.state.frame && pvae.state.row === {lacking}")
+    items = page.find_elements("css selector", "#columns > li")
+    for item, text in zip(items, texts[lacking], strict=True):
+        box = item.find_element("css selector", "input")
+        assert (text or "missing") in item.text
+        assert (box.is_selected(), box.is_enabled()) == ((False, True) if text else (True, False))
+    assert "2020-" in items[5].text
+    assert [one.text for one in items[3].find_elements("css selector", ".level > :first-child")] == sorted(CITIES)
+    before = page.execute_script("return pvae.state.z")
+    items[3].find_element("css selector", "input").send_keys(keys.SPACE)
+    wait(page, f"return !pvae.state.frame && JSON.stringify(pvae.state.z) !== JSON.stringify({before})")
+    assert "imputed" in items[3].text
+    items[3].find_element("css selector", "input").click()
+    wait(page, f"return !pvae.state.frame && JSON.stringify(pvae.state.z) === JSON.stringify({before})")
+
+
+@needs_browser
+def test_everything_is_done_by_keys(train, opened):
+    page, keys = opened(train(*CASES["mixed"])), webdriver.Keys
+    state = "return [...pvae.state.z, ...document.getElementById('columns').innerText, pvae.state.row].join()"
+    picture = "return document.getElementById('map').toDataURL()"
+    for element, key, seen in (
+        ("#map", keys.ARROW_LEFT, state),
+        ("#map", keys.ENTER, state),
+        ("#sliders input", keys.ARROW_RIGHT, state),
+        ("#row", keys.ARROW_DOWN, state),
+        ("#by", keys.ARROW_DOWN, picture),
+    ):
+        before = page.execute_script(seen)
+        page.find_element("css selector", element).send_keys(key)
+        wait(page, f"return !pvae.state.frame && (() => {{ {seen} }})() !== {before!r}")
+    assert not [one for one in page.find_elements("css selector", "#columns input") if one.is_displayed()]
+    assert "--missing" in page.find_element("css selector", "main").text
+
+
+@needs_browser
+def test_the_pointer_decodes_and_picks(train, opened):
+    """Where it leaves the map, z is again what was picked."""
+    page = opened(train(*CASES["mixed"]))
+    point = (
+        "const [kind, i, off] = arguments, map = document.getElementById('map'), box = map.getBoundingClientRect();"
+        "const {data, shape: [, width]} = pvae.content.points, {middle, range} = pvae.view;"
+        "const dot = [0, 1].map(d => data[i * width + d]);"
+        "const [u, v] = dot.map((one, d) => (one + off - middle[d]) / range);"
+        "const clientX = box.left + (1 + u) * box.width / 2, clientY = box.top + (1 - v) * box.height / 2;"
+        "map.dispatchEvent(new PointerEvent(kind, {pointerType: 'mouse', clientX, clientY}));"
+        "return [pvae.state.row, pvae.state.z, dot]"
+    )
+    row, z, dot = page.execute_script(point, "pointermove", 3, 0.3)
+    assert row == 0
+    close(z, torch.tensor(dot) + 0.3, 1e-3)
+    assert page.execute_script(point, "pointerleave", 3, 0)[1] != z
+    row, z, dot = page.execute_script(point, "pointerdown", 3, 0)
+    close(page.execute_script("return pvae.state.q.loc"), z)
+    close(z, dot, 2e-3)
+    assert page.find_element("id", "row").get_attribute("value") == str(row)
+
+
+def test_what_the_page_of_a_table_cannot_show_is_refused(train, tmp_path, capsys):
+    run = train(*CASES["counts"])
+    other = train(*CASES["counts"], "other")
+    refuse(main, [run.path, other.path], capsys, tmp_path)
+    train(("age", "visits"), {"upper_latent_dims": (1,)}, "layers")
+    capsys.readouterr()
+    refuse(main, [tmp_path / "layers"], capsys, tmp_path)
+    scaled = Dataset("unit", torch.rand(60, 2), torch.rand(20, 2), columns=run.data.columns)
+    for place, likelihood in enumerate(("continuous-bernoulli", "bernoulli")):
+        config = Config(likelihood=likelihood, hidden=(4,), latent_dim=2, epochs=1, batch_size=20)
+        run = fit(config, data=scaled, out=tmp_path / f"unit-{place}")
+        with pytest.raises(InputError, match=f"--likelihood {likelihood}"):
+            explorer_page(run)
