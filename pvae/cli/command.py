@@ -196,7 +196,9 @@ def integers(least: int, most: int) -> Callable[[str], Sequence[int]]:
             if given := range(number(first), number(end)) if colon else sorted({*map(number, text.split(","))}):
                 return given
         limits = f"at least {least:,} and at most {most:,}"
-        raise argparse.ArgumentTypeError(f"must be whole numbers of {limits}, such as 0,3,5, or 0:8 for 0 to 7")
+        raise argparse.ArgumentTypeError(
+            f"must be one or more whole numbers of {limits}, such as 0,3,5, or 0:8 for 0 to 7, not {text}"
+        )
 
     return numbers
 

@@ -142,7 +142,7 @@ class LogLikelihood:
         num_particles: K, the number of importance weights for each image.
         effective_median: the median over images of the effective sample size of their weights; None by quadrature.
         effective_least: the least effective sample size of an image; None by quadrature.
-        pareto_k: the median over images of the shape of the tail of importance weights; None without them.
+        pareto_k: the median over images of the shape of the tail of importance weights; None without or with few.
         untrusted: the fraction of images whose estimates their diagnostics do not trust.
         annealing: temperatures, chains and start of annealing, if this was taken.
         bracket: upper minus lower bound on log p(x) of images that were drawn from the VAE, by annealing, if this was
@@ -595,7 +595,8 @@ def _log_likelihood(
     annealing: Mapping[str, Any],
     seconds: float | None,
 ) -> LogLikelihood:
-    effective, tails = (one[~one.isnan()] for one in (found.effective, found.pareto_k))
+    effective = found.effective[~found.effective.isnan()]
+    k = found.pareto_k.nanmedian().item()  # NaN by other methods; infinite of few draws
     return LogLikelihood(
         num_images=len(found.log_p),
         seconds=seconds,
@@ -607,7 +608,7 @@ def _log_likelihood(
         num_particles=num_particles,
         effective_median=effective.median().item() if len(effective) else None,
         effective_least=effective.min().item() if len(effective) else None,
-        pareto_k=tails.median().item() if len(tails) else None,
+        pareto_k=k if math.isfinite(k) else None,
         untrusted=found.untrusted,
         annealing=dict(annealing) if "annealed" in found.counts else None,
         bracket=None if gap is None else Estimate.of(gap),

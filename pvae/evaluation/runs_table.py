@@ -54,12 +54,13 @@ __all__ = [
 ]
 
 _NOTE = """\
-Nats per datum, on the test data. +- is the standard error over seeds; for the ELBO and log p(x) of one seed, over data.
+Nats per datum, on the test data. +- is the standard error over seeds, and SD the standard deviation over them; for the
+ELBO and log p(x) of one seed, +- is the standard error over data.
 (pseudo): the pixels are grey, so the value does not bound a log-likelihood. log p(x): by pvae evaluate, of all test
 data, binarized if a Bernoulli was trained on grey ones; not reliable where it warns.
 10-NN: accuracy of a 10-nearest-neighbour classifier on the codes. KS: the largest Kolmogorov-Smirnov distance of a
 latent dimension of z ~ q(z | x), of the top layer if there are several, from N(0, 1). Seconds: the median epoch,
-training and test, of the fastest run.
+training and test, of the fastest run; of runs that were trained at once its share.
 """
 _MEASURES = {  # the columns over seeds, each of a column of the runs, and its decimals
     "ELBO": ("elbo", 2),
@@ -70,13 +71,17 @@ _MEASURES = {  # the columns over seeds, each of a column of the runs, and its d
     "KS": ("kolmogorov_smirnov", 3),
 }
 
+_DEVIATION = "SD of ELBO"  # over seeds
 _VALUES = ("log_p", "elbo", "distortion", "rate")  # of `compare_runs`
 _OF_RUNS = """\
 Nats per datum, on the same test data. +- is the standard error over data; another seed may change a run by more: see
 pvae evaluate FOLDER FOLDER, of folders of runs that differ in the seed (python -m pvae.train --seeds 0:3). Two
 estimators of the ELBO are compared at the same weights: pvae compare RUN --elbo trace,analytic.
 """
-_OF_FOLDERS = "Nats per datum, on the same test data: means over runs. +- is the standard error over seeds.\n"
+_OF_FOLDERS = """\
+Nats per datum, on the same test data: means over runs. +- is the standard error over seeds, and SD the standard
+deviation over them.
+"""
 _BEST = """from the row with the highest log p(x): the best, if the 95 %
 intervals of all differences exclude 0 and no log p(x) is marked. ELBO = -(distortion + rate), whatever beta is.
 Of more than two latents log p(x) is too low where no draw finds a mode of p(z | x), which no mark or error shows. by:
@@ -156,9 +161,11 @@ def _evaluated(run: Run, epoch: int) -> dict[str, Any]:
 
 
 def runs_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return the rows of `row_of` in the order of their systems, estimators and seeds; its `to_csv` writes them."""
+    """Return the rows of `row_of` by system, estimator, beta and seed; its `to_csv` writes them."""
     table = pd.DataFrame(rows, dtype=object)  # a text of pandas cannot hold the name of every folder
-    return table.sort_values(["system", "estimator", "seed"], kind="stable", ignore_index=True)
+    table["name"] = table["system"].str.replace(r"( with)? --beta \S+", "", regex=True)  # of a sweep, in order of beta
+    order = ["name", "estimator", "beta", "seed"]
+    return table.sort_values(order, kind="stable", ignore_index=True).drop(columns="name")
 
 
 def progress_of(row: Any) -> str:
@@ -180,8 +187,14 @@ def to_markdown(table: pd.DataFrame) -> str:
     for title, (name, digits) in _MEASURES.items():
         shown[title] = [_cell(*both, digits) for both in zip(means[name], spreads[name])]
     shown.loc[first["pseudo"].astype(bool) & means["elbo"].notna(), "ELBO"] += " (pseudo)"
+    shown.insert(shown.columns.get_loc("ELBO") + 1, _DEVIATION, _deviations(runs["elbo"].std()))
     shown["s an epoch"] = runs["seconds_per_epoch"].min().map("{:.1f}".format)
     return f"{markdown_of(shown.to_dict('records'))}\n\n{_NOTE}{_few(runs.size())}"
+
+
+def _deviations(values: pd.Series) -> list[str]:
+    """Return standard deviations over seeds, a dash where there is one seed."""
+    return ["-" if math.isnan(one) else f"{one:.2f}" for one in values]
 
 
 def _cell(mean: float, error: float, digits: int) -> str:
@@ -284,7 +297,8 @@ def over_seeds(comparison: pd.DataFrame, folders: Sequence[Path]) -> pd.DataFram
 
         mean_r v_r  +-  std_r v_r / sqrt(R),     R the number of runs in the folder
 
-    The columns are those of `compare_runs`, with the number of runs, seeds, after the first. A difference is that of
+    The columns are those of `compare_runs`, with the number of runs, seeds, after the first, and elbo_deviation, the
+    standard deviation of the ELBO over the runs. A difference is that of
     two means, from the folder with the highest mean of log p(x). If both folders have the same seeds, its error is the
     standard error of the differences between runs of one seed, which may share the initial weights and the order of
     the data, and paired is true. Else it is the root of the sum of the squared errors of the means. untrusted is the
@@ -301,6 +315,7 @@ def over_seeds(comparison: pd.DataFrame, folders: Sequence[Path]) -> pd.DataFram
         {"seeds": len(one), **one[["beta", "pixels"]].iloc[0]}
         | {
             "untrusted": one["untrusted"].max(),
+            "elbo_deviation": one["elbo"].std(),
             "by": ", ".join(m for m in METHODS if one["by"].str.contains(m).any()),
             **_means(one[[*_VALUES]], best[[*_VALUES]]),
         }
@@ -321,6 +336,7 @@ def _cells(comparison: pd.DataFrame) -> pd.DataFrame:
     columns = {"beta": comparison["beta"].map("{:g}".format)} if comparison["beta"].nunique() > 1 else {}
     columns |= {"seeds": comparison["seeds"].astype(str)} if "seeds" in comparison else {}
     columns |= {title: estimates(name) for title, name in titles.items()}
+    columns |= {_DEVIATION: _deviations(comparison["elbo_deviation"])} if "seeds" in comparison else {}
     shown = pd.DataFrame({"run": comparison["run"], **columns, "by": comparison["by"]}, dtype=object)
     is_low, first = comparison["untrusted"] > MOST_UNTRUSTED, comparison["log_p"].argmax()
     shown.loc[is_low, "log p(x)"] += " (not reliable)"

@@ -125,11 +125,15 @@ class Likelihood(nn.Module):
         if not x.is_floating_point():
             raise InputError(f"x is {x.dtype}, but pixels must be floating-point: x.float() / 255 for uint8")
         if x.numel():
-            outside = "x has values outside this likelihood's domain: they must be "
-            none = "" if self.has_missing else ", none NaN, which a VAE trained with --missing takes"
             seen = torch.where(x.isnan(), torch.zeros_like(x), x) if self.has_missing else x
-            require(self._in_domain, seen, lambda: InputError(f"{outside}{self._violated(seen)}{none}"))
+            require(self._in_domain, seen, lambda: InputError(self._refusal(seen)))
         return x
+
+    def _refusal(self, x: Tensor) -> str:
+        if x.isnan().any():
+            return "x has NaN, which a VAE trained with --missing (missing=True) takes"
+        name = f"the likelihood {type(self).__name__.removesuffix('Likelihood')}"
+        return f"{name} takes values {self._violated(x)}, and x has others: choose another likelihood, or scale x"
 
     def _violated(self, x: Tensor) -> str:
         """Return the domain that x violates, for a message; of mixed columns that of the first such kind."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -79,7 +80,7 @@ def code_figures(entries: Sequence[Entry]) -> dict[str, Figure]:
     found = {}
     for data in names:
         splits = {
-            entry.title.replace(f" on {data}, ", "\n"): entry.codes
+            "\n".join(textwrap.fill(line, 44) for line in entry.title.split(f" on {data}, ")): entry.codes
             for entry in entries
             if entry.codes is not None and entry.row["data"] == data
         }
@@ -102,13 +103,18 @@ def rate_distortion_figure(table: pd.DataFrame, title: str) -> Figure:
     quantities = ["rate", "distortion", "elbo"]
     runs = table.astype(dict.fromkeys(quantities, float)).groupby("beta")[quantities]
     means, errors = runs.mean(), runs.sem()  # NaN of one seed, for which no bar is drawn
+    bars = " to ".join(f"{number}" for number in sorted({*runs.size()}))
     figure = figures.titled_figure(title, 6.0, 4.6)
     axes, best = figure.subplots(), -means["elbo"].max()
     axes.margins(0.1)  # room for the numbers
     axes.errorbar(
         *(means["rate"], means["distortion"], errors["distortion"], errors["rate"]),
-        fmt="o-", color=figures.PALETTE[0], markersize=4, capsize=2, label="beta; bars: standard error over seeds",
-    )  # fmt: skip
+        fmt="o-",
+        color=figures.PALETTE[0],
+        markersize=4,
+        capsize=2,
+        label=f"beta; bars: standard error over {bars} seeds",
+    )
     for beta, row in means.iterrows():
         axes.annotate(f"{beta:g}", (row["rate"], row["distortion"]), (5, 5), textcoords="offset points", fontsize=8)
     left, right = axes.get_xlim()
@@ -119,7 +125,7 @@ def rate_distortion_figure(table: pd.DataFrame, title: str) -> Figure:
         "--",
         color=figures.PALETTE[-1],
         linewidth=1,
-        label=f"distortion + rate = {best:.2f}",
+        label=f"distortion + rate = {best:.2f}, the best -ELBO",
     )
     axes.set(xlabel="rate, nats per datum", ylabel="distortion, nats per datum")
     axes.set(xlim=(left, right), ylim=(bottom, top))

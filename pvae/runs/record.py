@@ -83,7 +83,10 @@ class RunRecord:
             elif (rows := path / "metrics.jsonl").is_file() and not rows.read_bytes():  # written before config.json
                 why = "its training was killed before the first epoch: remove it and start again"
             elif runs := sorted(path.glob(f"*/{CONFIG}")):
-                why = f"it is a folder of run folders: give one of them, for instance {runs[0].parent}"
+                why = (
+                    f"it is a folder of run folders: give one of them, for instance {runs[0].parent}, or to go on with "
+                    "all of them the command that began them"
+                )
             raise InputError(f"{path} is not a run folder: {why}") from None
         try:
             record = json.loads(content)

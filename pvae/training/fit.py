@@ -305,7 +305,8 @@ def check_types(**arguments: object) -> None:
     for name, value in arguments.items():
         if not isinstance(value, (_TYPES[name], type(None))):
             wanted = f"pvae.{_TYPES[name].__name__}"
-            raise InputError(f"{name} must be a {wanted}, and is of type {type(value).__name__}")
+            made = ": make one by pvae.Dataset(name, train, test), of torch tensors" if name == "data" else ""
+            raise InputError(f"{name} must be a {wanted}, and is of type {type(value).__name__}{made}")
 
 
 def train_in_memory(

@@ -81,9 +81,12 @@ def fit_many(
     data and noise. A run whose loss becomes NaN ends alone; early stopping is each run's own. The same call again goes
     on with runs that were interrupted, to the same bits with the same engine and threads.
 
+        runs = pvae.fit_many([pvae.Config(latent_dim=2, seed=seed) for seed in range(8)], data=data)
+        elbos = torch.tensor([run.test_metrics().elbo for run in runs])  # elbos.mean(), elbos.std()
+
     Args:
         configs: the configurations.
-        data: as for `fit`.
+        data: your own data, a `pvae.Dataset`; `config.dataset` is then not used.
         data_dir: as for `fit`.
         offline: as for `fit`.
         device: as for `fit`.
@@ -142,7 +145,8 @@ def fit_many(
             errors |= one_after_the_other(left, train, interruptions)
     last = errors.pop(runs[0].path) if len(errors) == len(runs) else None  # is raised
     for path, found in errors.items():
-        print(f"{path.name}: {found}", file=sys.stderr)
+        if str(found) != str(last):
+            print(f"{path.name}: {found}", file=sys.stderr)
     if last is not None:
         raise last
     return [Run.open(run.path) for run in runs if run.path not in errors]

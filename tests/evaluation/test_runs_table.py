@@ -161,9 +161,9 @@ def test_the_command_prints_one_table(runs, monkeypatch, capsys, tmp_path):
 
 
 ROW = {
-    "run": "a", "configuration": "1", "system": "mlp-2d", "estimator": "trace", "data": "MNIST", "seed": 0, "epochs": 3,
-    "planned_epochs": 3, "chosen_epoch": 3, "pseudo": True, "elbo": -100.0, "elbo_stderr": 0.25, "distortion": 1.0,
-    "rate": 1.0, "log_likelihood": None, "log_likelihood_stderr": None, "importance_samples": None,
+    "run": "a", "configuration": "1", "system": "mlp-2d", "estimator": "trace", "beta": 1.0, "data": "MNIST", "seed": 0,
+    "epochs": 3, "planned_epochs": 3, "chosen_epoch": 3, "pseudo": True, "elbo": -100.0, "elbo_stderr": 0.25,
+    "distortion": 1.0, "rate": 1.0, "log_likelihood": None, "log_likelihood_stderr": None, "importance_samples": None,
     "accuracy": None, "kolmogorov_smirnov": 1.0, "seconds_per_epoch": 2.0,
 }  # fmt: skip
 
@@ -184,6 +184,7 @@ def test_the_table_is_over_seeds():
     assert (both["seeds"], both["epochs"], both["ELBO"]) == ("2", "3", "-101.00 +- 1.00 (pseudo)"), "sqrt(2) / sqrt(2)"
     assert both["s an epoch"] == "1.5", "of the fastest run"
     assert (alone["seeds"], alone["ELBO"]) == ("1", "-100.00 +- 0.25 (pseudo)")
+    assert (both["SD of ELBO"], alone["SD of ELBO"]) == ("1.41", "-")
     (none,) = cells_of([ROW | {"elbo": None, "elbo_stderr": None}])
     assert (none["ELBO"], none["log p(x)"], none["distortion"]) == ("-", "-", "1.00")
     evaluated = [ROW | {"seed": seed, "log_likelihood": -90.0 - seed, "log_likelihood_stderr": 0.3} for seed in (0, 1)]
@@ -195,6 +196,9 @@ def test_the_table_is_sorted_and_counts_are_integers():
     evaluated = ROW | {"run": "c", "seed": 1, "importance_samples": 7}
     table = runs_table([evaluated, ROW | {"run": "b", "system": "z"}, ROW])
     assert list(table["run"]) == ["a", "c", "b"]
+    betas = [("mlp-2d", 1.0), ("mlp-2d with --beta 10.0", 10.0), ("mlp-2d with --beta 2.0", 2.0), ("b", 3.0)]
+    sweep = runs_table([ROW | {"system": system, "beta": beta} for system, beta in betas])
+    assert list(sweep["beta"]) == [3, 1, 2, 10]
     place = table.columns.get_loc("importance_samples")
     assert [line.split(",")[place] for line in table.to_csv(index=False).split()[1:]] == ["", "7", ""]
 
@@ -243,6 +247,7 @@ def test_a_folder_is_the_mean_of_its_runs_with_an_error_over_seeds():
     assert other["log_p_difference_stderr"] == pytest.approx((1 + 1 / 3) ** 0.5), "that of two independent means"
     assert (other["elbo_difference"], other["elbo_difference_stderr"]) == pytest.approx((-19.5, (2.25 + 7 / 3) ** 0.5))
     assert other["untrusted"] == 0.5, "the worst of its runs"
+    assert (best["elbo_deviation"], other["elbo_deviation"]) == pytest.approx((4.5**0.5, 7**0.5))
     mixed = compared().assign(by=["importance", "quadrature", "annealed", "importance, annealed", "annealed"])
     assert [*over_seeds(mixed, FOLDERS)["by"]] == ["quadrature, importance", "importance, annealed"]
 
