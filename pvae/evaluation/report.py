@@ -142,7 +142,8 @@ class LogLikelihood:
         num_particles: K, the number of importance weights for each image.
         effective_median: the median over images of the effective sample size of their weights; None by quadrature.
         effective_least: the least effective sample size of an image; None by quadrature.
-        pareto_k: the median over images of the shape of the tail of importance weights; None without or with few.
+        pareto_k: the median over images of the shape of the tail of their importance weights, also where annealing took
+            over; None if there are none or few, or all are equal.
         untrusted: the fraction of images whose estimates their diagnostics do not trust.
         annealing: temperatures, chains and start of annealing, if this was taken.
         bracket: upper minus lower bound on log p(x) of images that were drawn from the VAE, by annealing, if this was
@@ -182,8 +183,8 @@ class LogLikelihood:
 class Gaps:
     """Where log p(x) - L[q] is lost, in nats per datum; see `pvae.trained.gaps.best_elbo`.
 
-    The sum of `amortisation`, `correlations`, `shape` and `rest` is log p(x) - L[q]. Errors are over images; the search
-    for q* adds to each part what another start of it would change.
+    The sum of `amortisation`, `correlations`, `shape` and `rest` is log p(x) - L[q]. Errors are over images; what the
+    search for q* misses is not counted in them.
 
     Args:
         num_images: number of random images whose log p(x) is trusted, of those that were asked for.
@@ -596,7 +597,7 @@ def _log_likelihood(
     seconds: float | None,
 ) -> LogLikelihood:
     effective = found.effective[~found.effective.isnan()]
-    k = found.pareto_k.nanmedian().item()  # NaN by other methods; infinite of few draws
+    k = found.pareto_k.nanmedian().item()  # NaN without draws, infinite of few
     return LogLikelihood(
         num_images=len(found.log_p),
         seconds=seconds,

@@ -163,7 +163,7 @@ def _evaluated(run: Run, epoch: int) -> dict[str, Any]:
 def runs_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return the rows of `row_of` by system, estimator, beta and seed; its `to_csv` writes them."""
     table = pd.DataFrame(rows, dtype=object)  # a text of pandas cannot hold the name of every folder
-    table["name"] = table["system"].str.replace(r"( with)? --beta \S+", "", regex=True)  # of a sweep, in order of beta
+    table["name"] = table["system"].replace([r" --beta \S+", " with$"], "", regex=True)  # of a sweep, in order of beta
     order = ["name", "estimator", "beta", "seed"]
     return table.sort_values(order, kind="stable", ignore_index=True).drop(columns="name")
 

@@ -132,8 +132,8 @@ class Likelihood(nn.Module):
     def _refusal(self, x: Tensor) -> str:
         if x.isnan().any():
             return "x has NaN, which a VAE trained with --missing (missing=True) takes"
-        name = f"the likelihood {type(self).__name__.removesuffix('Likelihood')}"
-        return f"{name} takes values {self._violated(x)}, and x has others: choose another likelihood, or scale x"
+        refused = f"x has values that {type(self).__name__} does not take: they must be {self._violated(x)}"
+        return f"{refused}, or the likelihood another one"
 
     def _violated(self, x: Tensor) -> str:
         """Return the domain that x violates, for a message; of mixed columns that of the first such kind."""

@@ -103,7 +103,7 @@ def rate_distortion_figure(table: pd.DataFrame, title: str) -> Figure:
     quantities = ["rate", "distortion", "elbo"]
     runs = table.astype(dict.fromkeys(quantities, float)).groupby("beta")[quantities]
     means, errors = runs.mean(), runs.sem()  # NaN of one seed, for which no bar is drawn
-    bars = " to ".join(f"{number}" for number in sorted({*runs.size()}))
+    seeds = " to ".join(f"{number}" for number in sorted({runs.size().min(), runs.size().max()}))
     figure = figures.titled_figure(title, 6.0, 4.6)
     axes, best = figure.subplots(), -means["elbo"].max()
     axes.margins(0.1)  # room for the numbers
@@ -113,7 +113,7 @@ def rate_distortion_figure(table: pd.DataFrame, title: str) -> Figure:
         color=figures.PALETTE[0],
         markersize=4,
         capsize=2,
-        label=f"beta; bars: standard error over {bars} seeds",
+        label="beta" if seeds == "1" else f"beta; bars: standard error over {seeds} seeds",
     )
     for beta, row in means.iterrows():
         axes.annotate(f"{beta:g}", (row["rate"], row["distortion"]), (5, 5), textcoords="offset points", fontsize=8)

@@ -84,8 +84,8 @@ class RunRecord:
                 why = "its training was killed before the first epoch: remove it and start again"
             elif runs := sorted(path.glob(f"*/{CONFIG}")):
                 why = (
-                    f"it is a folder of run folders: give one of them, for instance {runs[0].parent}, or to go on with "
-                    "all of them the command that began them"
+                    f"it is a folder of run folders: give one of them, for instance {runs[0].parent}; to go on "
+                    "with all of them, repeat the command that began them"
                 )
             raise InputError(f"{path} is not a run folder: {why}") from None
         try:

@@ -78,7 +78,7 @@ class LogP(NamedTuple):
         method: the number in `METHODS` of the method of each, int64 (N,).
         is_trusted: whether the diagnostics of this method trust the estimate and its error, (N,).
         effective: the effective sample size of its weights, (N,); NaN of quadrature.
-        pareto_k: the shape of the tail of its weights, (N,); NaN of quadrature and annealing.
+        pareto_k: the shape of the tail of the weights of importance sampling, (N,); NaN where it was not tried.
     """
 
     log_p: Tensor
@@ -186,7 +186,8 @@ def log_likelihood(
             else:
                 one = annealed(vae, part, on_images=bar.update, engine=engine, **annealing)
         by, effective = torch.full_like(rows, METHODS.index(name)), getattr(one, "effective", unknown)
-        values = LogP(one.log_p, one.stderr, by, one.is_trusted, effective, getattr(one, "pareto_k", unknown))
+        k = getattr(one, "pareto_k", unknown if found is None else found.pareto_k[rows])
+        values = LogP(one.log_p, one.stderr, by, one.is_trusted, effective, k)
         if found is None:
             found = values
         else:

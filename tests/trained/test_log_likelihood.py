@@ -80,6 +80,7 @@ def test_few_are_annealed_where_data_are_large(narrow, monkeypatch):
         alone = log_likelihood(vae, x, "importance", num_particles=200)
     assert torch.equal(is_annealed, alone.pareto_k >= alone.pareto_k.sort().values[-7])
     assert torch.equal(found.log_p[~is_annealed], alone.log_p[~is_annealed])
+    assert torch.equal(found.pareto_k, alone.pareto_k), "those of importance sampling stay"
     assert found.untrusted > 0.5
 
 
