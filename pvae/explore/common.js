@@ -34,6 +34,17 @@ function mark(context, k, [x, y], r) {
   else [[0, -1.3], [1.2, 0.9], [-1.2, 0.9]].forEach(([dx, dy]) => context.lineTo(x + r * dx, y + r * dy));
   context.closePath();
 }
+const onPlane = (axes, z) => axes.map((axis) => dot(axis, z));
+const offPlane = ([a, b], z, u = dot(a, z), v = dot(b, z)) => z.map((one, i) => one - u * a[i] - v * b[i]);
+function across(axes, z, state) { // the direction of the other coordinates on a sphere; where they are 0, the one before, or any
+  const choices = [z, state.across || z, ...z.map((_, d) => z.map((_, i) => Number(i === d)))].map((one) => offPlane(axes, one));
+  return (state.across = unit(choices.find((one) => Math.hypot(...one) > 1e-6) || z.map(() => 0)));
+}
+function zAt([u, v], axes, z, isSphere, state) { // z moved to a place on the map: on a sphere, the other coordinates shrink or grow
+  const left = Math.sqrt(Math.max(0, 1 - u * u - v * v)), others = isSphere ? across(axes, z, state).map((one) => left * one) : offPlane(axes, z);
+  const found = others.map((one, i) => u * axes[0][i] + v * axes[1][i] + one);
+  return !isSphere ? found : Math.hypot(...found) > 1e-6 ? unit(found) : z;
+}
 const circle = (radius) => list(91, (i) => [Math.cos, Math.sin].map((f) => radius * f((i * Math.PI) / 45)));
 const centre = (q) => (q.central ? q.central() : q.loc || q.at(q.draw()).z);
 const cloudOf = (q, {hasDensity}) => (q.scale || q.tril || q.top || !hasDensity ? [] : list(40, () => q.at(q.draw()).z)); // where there is no ellipse

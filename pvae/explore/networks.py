@@ -50,7 +50,8 @@ class Tensors:
 
 def networks_of(config: Config, vae: Any, tensors: Tensors) -> dict[str, Any]:
     """Return the distributions of a VAE for network.js."""
-    decoder, likelihood = operations(vae.p_x.decoder, tensors), _likelihood(config, vae.p_x)
+    decoder = operations(vae.p_x.decoder, tensors)
+    likelihood = _likelihood(config, vae.p_x) if config.likelihood_family.page else None
     q_z = vae.q_z.posterior if config.condition else vae.q_z
     plane = operations(vae.q_z.join.plane, tensors) if config.condition and config.is_conv else None
     distributions = {"posterior": _posterior(config, q_z, tensors), "prior": _prior(config, vae, tensors)}
@@ -213,11 +214,13 @@ def notes_of(vae: VAE, posterior: Any, prior: Any) -> list[str]:
             "but encodes and scores nothing."
         )
     elif posterior["kind"] in ("flow", "planar"):
-        notes.append("q(z | x) is a flow without a mean in closed form: the map shows draws in place of an ellipse.")
+        notes.append(
+            "q(z | x) is a flow without a mean in closed form: the map shows draws and no ellipse, and decodes one."
+        )
     elif posterior["kind"] == "bottom-up":
         notes.append("q of the top layer depends on a draw of the others: the map shows draws in place of an ellipse.")
     if prior["top"]["kind"] == "unknown":
-        notes.append("p(z) is one that this page does not compute: it shows no samples, no rate and no ELBO.")
+        notes.append("The circles are those of N(0, I): p(z) is one that this page does not compute.")
     if len(prior["sizes"]) > 1:
         notes.append("The map is of the top layer; the other layers follow at the means of their priors, or as set.")
     return notes

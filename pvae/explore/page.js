@@ -61,19 +61,10 @@ async function show() {
   const thumb = (label, x, onclick) => element("button", {className: "thumb", ariaLabel: label, title: label, onclick}, pixels(x));
 
   // Where we are: z of the top layer, and the distance of the other layers from their prior means
-  const axes = () => content.planes[state.plane].axes, onPlane = (z) => axes().map((axis) => dot(axis, z));
+  const axes = () => content.planes[state.plane].axes, toPlane = (z) => onPlane(axes(), z);
   const whole = ({top, offsets} = state) => vae.join(vae.isSphere ? unit(top) : top, offsets);
   const parts = (z) => ({top: Array.from(z.slice(-size)), offsets: isLayered ? vae.offsets(z) : []});
-  const offPlane = (z, [u, v] = onPlane(z), [a, b] = axes()) => z.map((one, i) => one - u * a[i] - v * b[i]);
-  function across(top) { // their direction on a sphere; where they are 0, the direction before, or any
-    const choices = [top, state.across || top, ...top.map((_, d) => top.map((_, i) => Number(i === d)))].map((z) => offPlane(z));
-    return (state.across = unit(choices.find((one) => Math.hypot(...one) > 1e-6) || top.map(() => 0)));
-  }
-  function at(u, v, top = state.top) { // the z of a place on the map: on a sphere, the other coordinates shrink or grow
-    const [a, b] = axes(), flat = a.map((one, i) => u * one + v * b[i]), left = Math.sqrt(Math.max(0, 1 - u * u - v * v));
-    const others = vae.isSphere ? across(top).map((one) => left * one) : offPlane(top), z = flat.map((one, i) => one + others[i]);
-    return !vae.isSphere ? z : Math.hypot(...z) > 1e-6 ? unit(z) : top;
-  }
+  const at = (u, v, top = state.top) => zAt([u, v], axes(), top, vae.isSphere, state);
   const move = (to) => (Object.assign(state, to).frame ||= requestAnimationFrame(drawHere));
   const retile = () => (clearTimeout(retile.timer), (retile.timer = setTimeout(() => state.tiles && drawTiles(), 200)));
   const redraw = () => (state.mapFrame ||= requestAnimationFrame(() => (drawMap(), (state.mapFrame = 0))));
@@ -96,7 +87,7 @@ async function show() {
     state.frame = 0;
     paint(find("decoded"), vae.mean(whole()));
     drawOverlay();
-    const place = onPlane(state.top), label = labelOf(hasMore ? nearestCode() : nearest(place, numPoints));
+    const place = toPlane(state.top), label = labelOf(hasMore ? nearestCode() : nearest(place, numPoints));
     find("position").textContent = place.slice(0, size).map((one, i) => `${axisName(i)} = ${written(one)}`).join(", ");
     const {dims} = content.planes[state.plane], others = `${dims.length ? `the other ${total - 2} latents` : "the rest of z"}: those of ${state.held}`;
     const held = !hasMore ? "" : state.dot === null ? others : `the whole code of ${dotName(state.dot)}`;
@@ -181,11 +172,11 @@ async function show() {
     state.placed = placed;
   }
   function drawOverlay() {
-    const context = map.getContext("2d"), scale = state.scale, warm = css("--warm"), topOf = (z) => onPlane(z.slice(-size));
+    const context = map.getContext("2d"), scale = state.scale, warm = css("--warm"), topOf = (z) => toPlane(z.slice(-size));
     if (!scale) return; // the map is not drawn yet
     context.drawImage(still, 0, 0);
     Object.assign(context, {lineWidth: 2 * scale, strokeStyle: warm, fillStyle: warm});
-    if (state.walk && !find("walk").hidden) path(context, list(41, (i) => toMap(onPlane(between(i / 40).top))));
+    if (state.walk && !find("walk").hidden) path(context, list(41, (i) => toMap(toPlane(between(i / 40).top))));
     if (state.scored && !find("image").hidden) {
       [1, 2].forEach((radius) => path(context, ellipse(state.scored.q, axes(), radius).map(toMap)));
       state.cloud.forEach((z) => (mark(context, 0, toMap(topOf(z)), 1.8 * scale), context.fill()));
@@ -193,11 +184,11 @@ async function show() {
     }
     if (state.kept !== null && state.dot === null) // the dot whose other latents are held
       (mark(Object.assign(context, {strokeStyle: css("--ink")}), 0, toMap(point(state.kept)), 5 * scale), context.stroke());
-    drawRing(context, toMap(onPlane(state.top)), scale);
+    drawRing(context, toMap(toPlane(state.top)), scale);
   }
   async function drawTiles() { // first the middle of each 3 x 3 of them, as large as these; then all, from the pointer outward
     const count = 3 * clamp(Math.floor(map.clientWidth / 108), 3, 5), token = (state.token = {}), {model, top, offsets, middle, range} = state;
-    const canvas = element("canvas", {width: count * width, height: count * height}), here = onPlane(top);
+    const canvas = element("canvas", {width: count * width, height: count * height}), here = toPlane(top);
     const tiles = list(count ** 2, (i) => [i % count, Math.floor(i / count)]).map(([column, row]) => {
       const place = placeOf([column, count - 1 - row].map((one) => (2 * one + 1) / count - 1));
       return {column, row, z: whole({top: at(...place, top), offsets}), far: Math.hypot(place[0] - here[0], place[1] - here[1])};
@@ -256,7 +247,7 @@ async function show() {
   };
   map.ondblclick = find("zoom-out").onclick = () => act("look", null);
   map.onkeydown = (event) => {
-    const by = arrowOf(event, state.range), here = onPlane(state.top), {home} = state, {key} = event;
+    const by = arrowOf(event, state.range), here = toPlane(state.top), {home} = state, {key} = event;
     if (by) {
       const place = here.map((one, d) => clamp(one + by[d], home.middle[d] - home.range, home.middle[d] + home.range));
       act("go", place);

@@ -1,7 +1,7 @@
 """`explorer_page`: what the page of a run holds, and its text.
 
 The page holds the networks as lists of simple operations, the distributions by their names and parameters, codes of
-test images, and some of these images. `network.js` computes from them what torch computes here.
+test data, and some of these images or all of these rows. `network.js` computes from them what torch computes here.
 """
 
 from __future__ import annotations
@@ -87,6 +87,11 @@ def explorer_page(run: Run, data: Dataset | None = None, frame: str = "", num_co
     with torch.no_grad():
         more = (rows, tensors)
         content = table_content(run, data, *more) if run.data.columns else _image_content(run, data, frame, *more)
+    content["label_names"], lines = list(data.label_names), run.title.split("\n")
+    content["title"] = [frame, lines[0]] if frame else [run.data.title.rpartition(" (")[0], *lines]
+    if len(rows) < run.data.num_test:
+        of = "rows" if run.data.columns else "images"
+        content["notes"].append(f"The map shows {len(rows):,} of the {run.data.num_test:,} test {of}.")
     text = json.dumps(content).encode()
     packed = zlib.compress(len(text).to_bytes(4, "little") + text + bytes(tensors.bytes), 9)
     encoded = base64.b64encode(packed).decode()  # zlib(length of the JSON, JSON, tensors)
@@ -104,11 +109,8 @@ def _image_content(run: Run, data: Dataset, frame: str, chosen: Tensor, tensors:
     batch = Batch(images, y)
     given = None if y is None else tensors.add(label_values(y[:_NUM_IMAGES], len(data.label_names), y.dtype), "u1")
     networks = networks_of(config, vae, tensors)
-    few = f"The map shows {len(chosen):,} of the {run.data.num_test:,} test images."
-    lines = run.title.split("\n")
     return {
-        "title": [frame, lines[0]] if frame else [run.data.title.rpartition(" (")[0], *lines],
-        "notes": [*notes_of(vae, networks["posterior"], networks["prior"]), *[few] * (len(chosen) < run.data.num_test)],
+        "notes": notes_of(vae, networks["posterior"], networks["prior"]),
         "shape": [*images.images.shape[1:]],
         "inner": [side - 2 * config.pad for side in images.images.shape[2:]],
         "keep_aspect": config.image_size == "auto",
@@ -122,7 +124,6 @@ def _image_content(run: Run, data: Dataset, frame: str, chosen: Tensor, tensors:
         "images": tensors.add(images.images[:_NUM_IMAGES], "u1"),
         "bits": None if frame else _bits(config, images.images[:_NUM_TRAINED], tensors),
         "image_names": [data.test_names[i] for i in chosen[:_NUM_IMAGES].tolist()],
-        "label_names": list(data.label_names),
     }
 
 

@@ -17,15 +17,14 @@ function numberText({date, decimals, origin, suffix, point}, value) {
 
 async function show() {
   const content = await unpack(find("content").textContent), {columns, rows, texts, labels, planes: [{axes, dims}]} = content;
-  const vae = vaeOf(content), names = content.names.map(subscript), map = find("map"), state = {z: names.map(() => 0), q: null, cloud: []};
+  const vae = vaeOf(content), names = content.names.map(subscript), map = find("map"), still = element("canvas"), state = {z: names.map(() => 0), q: null, cloud: []};
   const rowOf = ({shape: [, width], data}, i) => Array.from(data.subarray(i * width, (i + 1) * width));
   const points = rows.map((_, i) => rowOf(content.points, i).slice(0, 2)), {middle, range} = viewOf(points, vae);
 
   // z, and a row with columns that are taken out
-  const onPlane = (z) => axes.map((axis) => dot(axis, z));
-  const at = (place, by = onPlane(state.z).map((here, d) => place[d] - here)) => state.z.map((one, i) => one + sum(axes.map((axis, d) => by[d] * axis[i])));
-  const move = (z) => (Object.assign(state, {z: vae.isSphere ? unit(z) : z}).frame ||= requestAnimationFrame(drawHere));
-  const jump = (z) => (move(z), (state.rest = state.z)); // it stays there when the pointer has left the map
+  const toPlane = (z) => onPlane(axes, z), at = (place) => zAt(place, axes, state.z, vae.isSphere, state);
+  const move = (z) => (Object.assign(state, {z}).frame ||= requestAnimationFrame(drawHere));
+  const jump = (z) => (move(vae.isSphere ? unit(z) : z), (state.rest = state.z)); // it stays there when the pointer has left the map
   const decoded = (outputs = Array.from(vae.decode(state.z))) => columns.map((one) => COLUMNS[one.kind](one, outputs.slice(...one.outputs)));
   function pick(row, out = []) {
     const x = rowOf(content.features, row);
@@ -34,6 +33,7 @@ async function show() {
     Object.assign(state, {row, out, q, cloud: q ? cloudOf(q, vae) : []});
     find("row").value = row;
     jump(q ? centre(q) : content.codes ? rowOf(content.codes, row) : points[row].slice(0, names.length));
+    state.code = state.z;
   }
 
   // The map
@@ -45,8 +45,8 @@ async function show() {
   if (labels) choices.unshift({name: "label", levels: content.label_names, of: (i) => labels.data[i]});
   const shade = (share) => `oklch(${(isDark.matches ? 0.52 : 0.36) + 0.4 * share} 0.13 ${285 - 175 * share})`;
   function drawMap() {
-    const context = map.getContext("2d"), scale = devicePixelRatio || 1, {levels, of} = choices[find("by").value], {isSphere} = vae;
-    map.width = map.height = Math.round(map.clientWidth * scale);
+    const context = still.getContext("2d"), scale = devicePixelRatio || 1, {levels, of} = choices[find("by").value], {isSphere} = vae;
+    map.width = map.height = still.width = still.height = Math.round(map.clientWidth * scale);
     points.forEach((place, i, _, k = of(i)) => {
       context.fillStyle = levels || k < 0 ? colour(k) : shade(k);
       mark(context, levels ? k : 0, toMap(place), 2.6 * scale);
@@ -54,10 +54,16 @@ async function show() {
     });
     const radii = isSphere ? [1] : [1, 2, 3].filter((one) => one < range), isPrior = content.prior.top.kind === "normal";
     drawPrior(context, toMap, {scale, line: css("--soft"), radii, isSphere, isPrior, names: dims.map((d) => names[d])});
+    drawOverlay();
+  }
+  function drawOverlay() {
+    const context = map.getContext("2d"), scale = devicePixelRatio || 1;
+    context.clearRect(0, 0, map.width, map.height);
+    context.drawImage(still, 0, 0);
     Object.assign(context, {strokeStyle: css("--warm"), fillStyle: css("--warm"), lineWidth: 2 * scale});
     if (state.q) [1, 2].forEach((radius) => path(context, ellipse(state.q, axes, radius).map(toMap)));
-    state.cloud.forEach((z) => (mark(context, 0, toMap(onPlane(z)), 1.8 * scale), context.fill()));
-    drawRing(context, toMap(onPlane(state.z)), scale);
+    state.cloud.forEach((z) => (mark(context, 0, toMap(toPlane(z)), 1.8 * scale), context.fill()));
+    drawRing(context, toMap(toPlane(state.z)), scale);
   }
   map.onpointermove = (event) => move(at(fromEvent(event)));
   map.onpointerleave = ({pointerType}) => pointerType === "mouse" && move(state.rest);
@@ -66,7 +72,7 @@ async function show() {
     distances(place)[row] < (18 / map.clientWidth) * range ? pick(row) : jump(at(place));
   };
   map.onkeydown = (event) => {
-    const by = arrowOf(event, range), {key} = event, here = onPlane(state.z);
+    const by = arrowOf(event, range), {key} = event, here = toPlane(state.z);
     if (by) jump(at(here.map((one, d) => clamp(one + by[d], middle[d] - range, middle[d] + range))));
     else if (key === "Enter") pick(nearest(here));
     if (by || key === "Enter") event.preventDefault();
@@ -76,7 +82,7 @@ async function show() {
   const items = columns.map(({name, levels = []}, d) => {
     const change = ({target}) => pick(state.row, target.checked ? [...state.out, d] : state.out.filter((one) => one !== d));
     const box = element("input", {type: "checkbox", ariaLabel: `take out ${name}`, onchange: change});
-    const parts = {output: element("output"), shown: element("div", {className: "levels", tabIndex: levels.length > 8 ? 0 : -1}), own: element("span", {className: "own"}), box};
+    const parts = {output: element("span", {className: "number"}), shown: element("div", {className: "levels", role: "group", ariaLabel: `${name} given z`, tabIndex: levels.length > 8 ? 0 : -1}), own: element("span", {className: "own"}), box};
     const take = element("label", {className: "soft take"}, box, "take out");
     find("columns").append(element("li", {}, element("div", {className: "row spread"}, element("h3", {textContent: name}), parts.output), parts.shown,
       element("div", {className: "row spread"}, parts.own, take)));
@@ -85,12 +91,12 @@ async function show() {
   function drawColumn({mean, sd, shares}, d) {
     const {output, shown, own, box} = items[d], column = columns[d], text = texts[state.row][d], value = valueOf(d, state.row);
     Object.assign(box, {checked: !text || state.out.includes(d), disabled: !text});
-    own.textContent = `row: ${text || "missing"}${box.checked ? ", imputed here" : ""}`;
+    own.textContent = `row: ${text || "missing"}${box.checked && state.z === state.code ? ", imputed here" : ""}`;
     if (shares) return shown.replaceChildren(...shares.map((share, k) => element("div", {className: "level", style: `--share: ${share}`},
       element("span", {textContent: column.levels[k], className: k === value ? "own" : ""}), element("i"), `${(100 * share).toFixed(0)} %`)));
     const place = (one) => clamp((one - column.low) / (column.high - column.low), 0, 1), [from, to] = [-1, 1].map((sign) => place(mean + sign * sd));
     const style = `--from: ${from}; --to: ${to}; --mean: ${place(mean)}; --value: ${text ? value : -1}`;
-    output.textContent = [numberText(column, mean), ...sd === null ? [] : [numberText({...column, date: 0, origin: 0}, sd) + (column.date ? " days" : "")]].join(" \u00b1 ");
+    output.textContent = [numberText(column, mean), sd === null ? "infinite" : numberText({...column, date: 0, origin: 0}, sd) + (column.date ? " days" : "")].join(" \u00b1 ");
     shown.replaceChildren(element("div", {className: "range", style}, ...["deviation", "mean", "value"].map((className) => element("i", {className}))), element("p", {className: "soft row spread"},
       ...[column.low, column.high].map((end) => element("span", {textContent: numberText(column, end)}))));
   }
@@ -98,17 +104,17 @@ async function show() {
   // The rest of the page
   function drawHere() {
     state.frame = 0;
-    drawMap();
+    drawOverlay();
     decoded().forEach(drawColumn);
     find("sliders").querySelectorAll("input").forEach((one) => one.follow());
-    find("position").textContent = onPlane(state.z).slice(0, dims.length).map((one, i) => `${names[dims[i]]} = ${written(one)}`).join(", ");
-    later("spoken", find("position").textContent, 500); // a screen reader hears where the pointer rests
+    const place = (find("position").textContent = toPlane(state.z).slice(0, dims.length).map((one, i) => `${names[dims[i]]} = ${written(one)}`).join(", "));
+    later("spoken", state.z === state.code ? `${rows[state.row]}: ${place}` : place, 500); // a screen reader hears where the pointer rests
   }
   function drawLegend() {
-    const {levels, low, high} = choices[find("by").value], by = choices[find("by").value];
-    const dot = (k) => element("span", {textContent: "\u25cf\u25a0\u25b2"[shape(k)], ariaHidden: true, style: `color: ${colour(k)}`});
+    const by = choices[find("by").value], {levels, low, high} = by;
+    const sign = (k) => element("span", {textContent: "\u25cf\u25a0\u25b2"[shape(k)], ariaHidden: true, style: `color: ${colour(k)}`});
     const shades = element("span", {className: "shades", style: `background: linear-gradient(to right, ${list(9, (i) => shade(i / 8))})`});
-    find("legend").replaceChildren(...(levels ? levels.map((name, k) => element("span", {}, dot(k), name)) : [numberText(by, low), shades, numberText(by, high)]));
+    find("legend").replaceChildren(...(levels ? levels.map((name, k) => element("span", {}, sign(k), name)) : [numberText(by, low), shades, numberText(by, high)]));
     drawMap();
   }
   const options = (id, texts) => find(id).append(...texts.map((textContent, value) => element("option", {textContent, value})));

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pvae.core.errors import InputError, listed
+from pvae.config.families import LIKELIHOODS
+from pvae.core.errors import InputError
 from pvae.data.batch import Batch
 from pvae.data.dataset import Column, Dataset
 from pvae.explore.networks import Tensors, map_of, networks_of, notes_of
 from pvae.models.features import ColumnFeatures, Units, WithMask
 from pvae.models.likelihoods import (
+    BernoulliLikelihood,
     CategoricalLikelihood,
     ColumnsLikelihood,
     DiagonalNormalLikelihood,
@@ -38,15 +39,22 @@ def check_table(run: Run) -> None:
             page does not compute p(x | z).
     """
     config, count = run.config, len(run.data.columns)
-    is_computed = config.likelihood_family.is_on_table_page and not config.is_pseudo
+    computed = ", ".join(one.name for one in LIKELIHOODS.values() if one.is_on_table_page)
+    likelihood = f"--likelihood {config.likelihood}"
     refused = {
-        "--condition": config.condition,
-        "--upper-latent-dims": config.upper_latent_dims,
-        f"--likelihood {config.likelihood}": not is_computed,
-        f"{count} columns, more than {_MOST_COLUMNS}": count > _MOST_COLUMNS,
+        "--condition, and the page of a table shows VAEs without labels: train one without it": config.condition,
+        "--upper-latent-dims, and the page of a table shows one layer: train one without it": config.upper_latent_dims,
+        f"{likelihood} of values between 0 and 1: train with --likelihood normal-diagonal": config.is_pseudo,
+        f"{likelihood}, and the page of a table computes {computed}: train with one of these": (
+            not config.likelihood_family.is_on_table_page
+        ),
+        f"{count} columns, and the page shows at most {_MOST_COLUMNS}: leave some out with --ignore": (
+            count > _MOST_COLUMNS
+        ),
     }
-    if found := [name for name, is_given in refused.items() if is_given]:
-        raise InputError(f"{run.path} has {listed(found)}: the page of a table shows VAEs without")
+    for message, is_refused in refused.items():
+        if is_refused:
+            raise InputError(f"{run.path} has {message}")
 
 
 def table_content(run: Run, data: Dataset, rows: Tensor, tensors: Tensors) -> dict[str, Any]:
@@ -64,13 +72,12 @@ def table_content(run: Run, data: Dataset, rows: Tensor, tensors: Tensors) -> di
     features = x
     for layer in (one for one in vae.q_z.modules() if isinstance(one, Units | WithMask)):
         features = layer(features)
-    networks = networks_of(run.config, vae, tensors) | {"likelihood": None}
+    networks = networks_of(run.config, vae, tensors)
     columns, values = _columns(run, vae, x)
-    few = f"The map shows {len(rows):,} of the {run.data.num_test:,} test rows."
+    dates = "Means of dates, and the ends of their bars, are written as year-month-day."
     notes = notes_of(vae, networks["posterior"], networks["prior"])
     return {
-        "title": [run.data.title.rpartition(" (")[0], *run.title.split("\n")],
-        "notes": [*notes, *[few] * (len(rows) < run.data.num_test)],
+        "notes": [*notes, *[dates] * any(one.date_format for one in run.data.columns)],
         "takes_out": run.config.missing and networks["posterior"] is not None,
         "shape": [features.shape[1], 1, 1],
         **networks,
@@ -80,7 +87,6 @@ def table_content(run: Run, data: Dataset, rows: Tensor, tensors: Tensors) -> di
         "values": tensors.add(values),
         "texts": [[c.text(value, is_given=True) for c, value in zip(run.data.columns, row)] for row in x.tolist()],
         "rows": [data.test_names[i] for i in rows.tolist()],
-        "label_names": list(data.label_names),
     }
 
 
@@ -113,7 +119,8 @@ def _bar(column: Column, values: Tensor) -> dict[str, Any]:
     low, high = torch.quantile(seen, torch.tensor(_RANGE).double()).tolist() if len(seen) else (0.0, 0.0)
     high = high if high > low else low + 1
     decimals = min(max(3 - math.ceil(math.log10(high - low)), 0), 20)
-    date = (16 if re.search("%[HI]", column.date_format) else 10) if column.date_format else 0  # of 2020-03-01T12:30
+    lengths = {"%S": 19, "%H": 16, "%I": 16, "": 10}  # of 2020-03-01T12:30:00
+    date = next(length for code, length in lengths.items() if code in column.date_format) * bool(column.date_format)
     writing = {"date": date, "origin": column.origin, "suffix": column.suffix, "point": column.point}
     return {"low": low, "high": high, "decimals": decimals, **writing}
 
@@ -136,17 +143,22 @@ def _distribution(part: Any, place: int, column: Column) -> dict[str, Any]:
             kind = {"kind": "ordinal", "cuts": part.cutpoints[place].tolist()}
         case CategoricalLikelihood():
             kind = {"kind": "categorical"}
-        case _:
+        case BernoulliLikelihood():
             kind = {"kind": "binary"}
-    return {**kind, "levels": [column.text(float(code)) for code in range(getattr(part, "num_categories", 2))]}
+        case _:
+            raise InputError(f"the page cannot compute a likelihood {type(part).__name__}")
+    return {
+        **kind,
+        "levels": [column.text(float(code), is_given=True) for code in range(getattr(part, "num_categories", 2))],
+    }
 
 
 def _inputs(vae: Any, size: int) -> list[list[int]]:
     """Return which features of an encoder are 0 where a column is missing: of its value, and of the mask."""
-    layers = [one for one in vae.q_z.modules() if isinstance(one, ColumnFeatures | WithMask)]
-    if not layers or isinstance(layers[0], WithMask):
+    features = next(one for one in vae.q_z.modules() if isinstance(one, ColumnFeatures | WithMask))
+    if isinstance(features, WithMask):
         return [[d, d + size] for d in range(size)]
-    features, first, inputs = layers[0], 0, [list[int]() for _ in range(size)]
+    first, inputs = 0, [list[int]() for _ in range(size)]
     for d in features.order.tolist():
         inputs[d] = [*range(first, first + features.kinds[d].num_features)]
         first += features.kinds[d].num_features

@@ -15,14 +15,14 @@ from pvae.cli.explore import main
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.data.choices import values_config
-from pvae.data.dataset import Dataset
+from pvae.data.dataset import Column, Dataset
 from pvae.distributions.columns import Columns
 from pvae.explore.page import explorer_page
+from pvae.models.likelihoods import OrdinalLikelihood
 from pvae.runs.data import load_for
 from pvae.trained.codes import run_batch
 from pvae.training.fit import fit
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
 pytestmark = pytest.mark.workflow
 
 CITIES = ("Aarhus", "<b>Bergen", "Cadiz")
@@ -89,6 +89,11 @@ def distributions(vae, z):
     return [found[d] for d in sorted(found)]
 
 
+@pytest.fixture
+def keys():
+    return pytest.importorskip("selenium.webdriver").Keys
+
+
 SHOWN = "(one) => one.map(({mean, sd, shares}) => shares || [mean, sd ?? -1])"
 
 
@@ -112,13 +117,16 @@ def _compare(case, run, page):
     row = 7
     place = run.dataset().test_names.index(page.execute_script("return pvae.content.rows[arguments[0]]", row))
     (x,) = run.preparation.pixels(run.dataset().test[[place]]).split(1)
-    for is_taken in (False, *[True] * run.config.missing):
-        if is_taken:
-            x[:, 1] = torch.nan
-        page.execute_script("pvae.pick(arguments[0], arguments[1])", row, [1] * is_taken)
+    for out in ([], *([d] for d in range(x.shape[1]) if run.config.missing)):
+        left = x.clone()
+        left[:, out] = torch.nan
+        page.execute_script("pvae.pick(arguments[0], arguments[1])", row, out)
         loc, state, shown = page.execute_script(f"return [pvae.state.q.loc, pvae.state.z, ({SHOWN})(pvae.decoded())]")
-        q = vae.posterior(x)
-        if "flow" not in case:
+        q = vae.posterior(left)
+        if "flow" in case:
+            drawn, log_q = page.execute_script("const {z, logQ} = pvae.state.q.at([0.5, -1]); return [z, logQ]")
+            close(log_q, q.log_prob(torch.tensor([drawn])), 1e-4)
+        else:
             is_on_sphere = run.config.prior_family.is_on_sphere
             close(loc, torch.nn.functional.normalize(q.mean, dim=-1)[0] if is_on_sphere else q.mean[0])
             close(state, loc)
@@ -128,10 +136,10 @@ def _compare(case, run, page):
 
 
 @needs_browser
-def test_a_row_is_beside_the_columns_and_its_values_are_taken_out(train, opened):
+def test_a_row_is_beside_the_columns_and_its_values_are_taken_out(train, opened, keys):
     """By clicks and keys alone; a value that the table lacks is always imputed."""
     run = train(*CASES["mixed, missing"])
-    page, keys = opened(run), webdriver.Keys
+    page = opened(run)
     texts = page.execute_script("return pvae.content.texts")
     lacking = next(i for i, row in enumerate(texts) if row.count("") == 1 and row.index("") != 3)
     page.find_elements("css selector", "#row option")[lacking].click()
@@ -152,8 +160,8 @@ def test_a_row_is_beside_the_columns_and_its_values_are_taken_out(train, opened)
 
 
 @needs_browser
-def test_everything_is_done_by_keys(train, opened):
-    page, keys = opened(train(*CASES["mixed"])), webdriver.Keys
+def test_everything_is_done_by_keys(train, opened, keys):
+    page = opened(train(*CASES["mixed"]))
     state = "return [...pvae.state.z, ...document.getElementById('columns').innerText, pvae.state.row].join()"
     picture = "return document.getElementById('map').toDataURL()"
     for element, key, seen in (
@@ -170,39 +178,98 @@ def test_everything_is_done_by_keys(train, opened):
     assert "--missing" in page.find_element("css selector", "main").text
 
 
+POINT = (
+    "const [kind, i, off] = arguments, map = document.getElementById('map'), box = map.getBoundingClientRect();"
+    "const {data, shape: [, width]} = pvae.content.points, {middle, range} = pvae.view;"
+    "const dot = [0, 1].map(d => data[i * width + d]);"
+    "const [u, v] = dot.map((one, d) => (one + off - middle[d]) / range);"
+    "const clientX = box.left + (1 + u) * box.width / 2, clientY = box.top + (1 - v) * box.height / 2;"
+    "map.dispatchEvent(new PointerEvent(kind, {pointerType: 'mouse', clientX, clientY}));"
+    "return [pvae.state.row, pvae.state.z, dot]"
+)
+
+
 @needs_browser
 def test_the_pointer_decodes_and_picks(train, opened):
-    """Where it leaves the map, z is again what was picked."""
-    page = opened(train(*CASES["mixed"]))
-    point = (
-        "const [kind, i, off] = arguments, map = document.getElementById('map'), box = map.getBoundingClientRect();"
-        "const {data, shape: [, width]} = pvae.content.points, {middle, range} = pvae.view;"
-        "const dot = [0, 1].map(d => data[i * width + d]);"
-        "const [u, v] = dot.map((one, d) => (one + off - middle[d]) / range);"
-        "const clientX = box.left + (1 + u) * box.width / 2, clientY = box.top + (1 - v) * box.height / 2;"
-        "map.dispatchEvent(new PointerEvent(kind, {pointerType: 'mouse', clientX, clientY}));"
-        "return [pvae.state.row, pvae.state.z, dot]"
-    )
-    row, z, dot = page.execute_script(point, "pointermove", 3, 0.3)
+    """Where it leaves the map, z is again what was picked, and only there is a value imputed from the rest of a row."""
+    page = opened(train(*CASES["mixed, missing"]))
+    page.execute_script("pvae.pick(0, [0, 1, 2, 3, 4, 5])")
+    picked, text = page.execute_script("return pvae.state.z"), page.find_element("id", "columns")
+    wait(page, "return !pvae.state.frame")
+    assert text.text.count("imputed") == 6
+    row, z, dot = page.execute_script(POINT, "pointermove", 3, 0.3)
     assert row == 0
     close(z, torch.tensor(dot) + 0.3, 1e-3)
-    assert page.execute_script(point, "pointerleave", 3, 0)[1] != z
-    row, z, dot = page.execute_script(point, "pointerdown", 3, 0)
+    wait(page, "return !pvae.state.frame")
+    assert "imputed" not in text.text
+    assert page.execute_script(POINT, "pointerleave", 3, 0)[1] == picked
+    wait(page, "return !pvae.state.frame")
+    assert text.text.count("imputed") == 6
+    row, z, dot = page.execute_script(POINT, "pointerdown", 3, 0)
     close(page.execute_script("return pvae.state.q.loc"), z)
     close(z, dot, 2e-3)
     assert page.find_element("id", "row").get_attribute("value") == str(row)
 
 
+@needs_browser
+def test_on_a_sphere_z_is_under_the_pointer(train, opened):
+    """However often the pointer moved there; outside the sphere, z is at its edge."""
+    page = opened(train(*CASES["binary, on a sphere"]))
+    axes = torch.tensor(page.execute_script("return pvae.content.planes[0].axes")).float()
+    page.execute_script(POINT, "pointermove", 3, 0.01)
+    for i, off in ((5, 0.0), (5, 0.0), (9, -0.02), (3, 3.0), (5, 0.0)):
+        _, z, dot = page.execute_script(POINT, "pointermove", i, off)
+        z, place = torch.tensor(z), torch.tensor(dot) + off
+        close(z.norm().item(), 1.0)
+        close((axes @ z).tolist(), place / place.norm().clamp(1), 1e-3)
+
+
 def test_what_the_page_of_a_table_cannot_show_is_refused(train, tmp_path, capsys):
+    """In one line, which says what to do."""
     run = train(*CASES["counts"])
     other = train(*CASES["counts"], "other")
     refuse(main, [run.path, other.path], capsys, tmp_path)
     train(("age", "visits"), {"upper_latent_dims": (1,)}, "layers")
     capsys.readouterr()
-    refuse(main, [tmp_path / "layers"], capsys, tmp_path)
-    scaled = Dataset("unit", torch.rand(60, 2), torch.rand(20, 2), columns=run.data.columns)
-    for place, likelihood in enumerate(("continuous-bernoulli", "bernoulli")):
-        config = Config(likelihood=likelihood, hidden=(4,), latent_dim=2, epochs=1, batch_size=20)
-        run = fit(config, data=scaled, out=tmp_path / f"unit-{place}")
-        with pytest.raises(InputError, match=f"--likelihood {likelihood}"):
+    assert "--upper-latent-dims" in refuse(main, [tmp_path / "layers"], capsys, tmp_path)
+
+    def refused(option, size=2, **given):
+        columns = [Column(str(d)) for d in range(size)]
+        labels = {"train_labels": torch.arange(60) % 2, "test_labels": torch.arange(20) % 2, "label_names": ("a", "b")}
+        data = Dataset("unit", torch.rand(60, size), torch.rand(20, size), columns=columns, **labels)
+        config = Config(
+            **{"likelihood": "normal-diagonal", **given}, hidden=(4,), latent_dim=2, epochs=1, batch_size=20
+        )
+        run = fit(config, data=data, out=tmp_path / option.replace(" ", ""))
+        with pytest.raises(InputError, match=option):
             explorer_page(run)
+
+    for likelihood in ("continuous-bernoulli", "bernoulli"):
+        refused(f"--likelihood {likelihood}", likelihood=likelihood)
+    refused("--condition", condition=True)
+    refused("--ignore", size=201)
+
+
+def test_a_likelihood_that_the_page_does_not_compute_is_refused(train, monkeypatch):
+    """Also one whose row says that it does."""
+    run = train(*CASES["counts"])
+    monkeypatch.setattr("pvae.explore.table_page.PoissonLikelihood", OrdinalLikelihood)
+    with pytest.raises(InputError, match="NegativeBinomialLikelihood"):
+        explorer_page(run)
+
+
+@needs_browser
+def test_a_level_that_the_file_lacks_and_times_within_a_minute_are_told_apart(tmp_path, opened, no_pictures):
+    file = tmp_path / "t.csv"
+    file.write_text("on,at\n" + "".join(f"0,2020-03-01 12:30:{second:02}\n" for second in range(60)), "utf-8")
+    given = {"dataset": f"table:{file}", "columns": "on=binary"}
+    data = load_for(Config(**given))
+    config = values_config(data, **given, hidden=(4,), latent_dim=2, epochs=1, batch_size=25, patience=0)
+    page = opened(fit(config, data=data, out=tmp_path / "run", device="cpu", threads=1))
+    wait(page, "return !pvae.state.frame")
+    levels, low, high = (
+        [one.text for one in page.find_elements("css selector", f"#columns li {of}")]
+        for of in (".level > :first-child", ".range + p > :first-child", ".range + p > :last-child")
+    )
+    assert levels == ["0", "1"]
+    assert low < high
