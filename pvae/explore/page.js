@@ -482,7 +482,8 @@ async function show() {
     Object.assign(context, {textAlign: "right"}).fillText("\u2191 distortion", width - edge / 2, 1.5 * edge);
     const text = here ? `${vae.hasDensity ? `rate ${written(here[1])}, ` : ""}distortion ${written(here[2])} nats` : epoch ? "" : "before the first step";
     const spans = ends.map((pair) => pair.map((one) => one.toPrecision(3)).join(" to "));
-    find("curve-text").textContent = `Test images, epoch by epoch: ${vae.hasDensity ? `rate ${spans[0]}, ` : ""}distortion ${spans[1]}; the lower, the better.`;
+    const values = vae.hasDensity ? `rate ${spans[0]}, distortion ${spans[1]}; the lower their sum` : `distortion ${spans[1]}; the lower`;
+    find("curve-text").textContent = `Test images, epoch by epoch: ${values}, the better.`;
     find("epoch").value = state.epoch;
     find("epoch").ariaValueText = find("epoch-text").textContent = [`epoch ${epoch}`, text].filter(Boolean).join(": ");
   }
