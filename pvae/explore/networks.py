@@ -220,7 +220,10 @@ def notes_of(vae: VAE, posterior: Any, prior: Any) -> list[str]:
     elif posterior["kind"] == "bottom-up":
         notes.append("q of the top layer depends on a draw of the others: the map shows draws in place of an ellipse.")
     if prior["top"]["kind"] == "unknown":
-        notes.append("The circles are those of N(0, I): p(z) is one that this page does not compute.")
+        notes.append(
+            "The circles are those of N(0, I): p(z) is one that this page does not compute, so it has no samples, "
+            "no rate and no ELBO."
+        )
     if len(prior["sizes"]) > 1:
         notes.append("The map is of the top layer; the other layers follow at the means of their priors, or as set.")
     return notes
