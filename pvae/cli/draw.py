@@ -104,7 +104,7 @@ def draw_side_by_side(runs: Sequence[Path], folder: Path, options: Mapping[str, 
         folder: where to write.
         options: of the command line: vae, data_dir and offline, and perhaps quiet.
     """
-    from pvae.evaluation.runs_table import runs_table, to_markdown
+    from pvae.evaluation.runs_table import runs_table, to_markdown, without_beta
     from pvae.plotting.gallery import Entry, code_figures, entry_of, rate_distortion_figure, sheet_figure
 
     read: dict[tuple[str, int], Entry] = {}  # by configuration and seed
@@ -133,7 +133,8 @@ def draw_side_by_side(runs: Sequence[Path], folder: Path, options: Mapping[str, 
     if any(len(entry.images) for entry in entries):
         files["sheet.png"] = sheet_figure(entries)
     if len(alike) == 1 and table["beta"].nunique() > 1 and table["elbo"].notna().all():
-        files["rate-distortion.png"] = rate_distortion_figure(table, f"{table['system'][0]} on {table['data'][0]}")
+        title = f"{without_beta(table['system'])[0]} on {table['data'][0]}"
+        files["rate-distortion.png"] = rate_distortion_figure(table, title)
     for data, figure in code_figures(entries).items():
         files[f"codes-{re.sub('[^a-z0-9]+', '-', data.lower())}.png"] = figure
     for name, content in files.items():

@@ -51,6 +51,7 @@ __all__ = [
     "runs_table",
     "short_names",
     "to_markdown",
+    "without_beta",
 ]
 
 _NOTE = """\
@@ -163,9 +164,14 @@ def _evaluated(run: Run, epoch: int) -> dict[str, Any]:
 def runs_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return the rows of `row_of` by system, estimator, beta and seed; its `to_csv` writes them."""
     table = pd.DataFrame(rows, dtype=object)  # a text of pandas cannot hold the name of every folder
-    table["name"] = table["system"].replace([r" --beta \S+", " with$"], "", regex=True)  # of a sweep, in order of beta
+    table["name"] = without_beta(table["system"])  # the same in a sweep, which is in order of beta
     order = ["name", "estimator", "beta", "seed"]
     return table.sort_values(order, kind="stable", ignore_index=True).drop(columns="name")
+
+
+def without_beta(systems: pd.Series) -> pd.Series:
+    """Return titles of systems without the option of beta."""
+    return systems.replace([r" --beta \S+", " with$"], "", regex=True)
 
 
 def progress_of(row: Any) -> str:

@@ -17,6 +17,7 @@ import pvae
 from pvae.cli.commands import command_of
 from pvae.cli.train import main
 from pvae.core.errors import TrainingError
+from pvae.plotting import gallery
 from pvae.runs.run import Run
 from pvae.training.trainer import Trainer
 
@@ -146,9 +147,13 @@ def test_seeds_of_a_table_end_in_a_table_and_name_what_takes_a_table(no_pictures
 
 def test_a_sweep_over_beta_ends_in_its_rate_distortion_curve(no_pictures, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    titles, drawn = [], gallery.rate_distortion_figure
+    monkeypatch.setattr(gallery, "rate_distortion_figure", lambda table, t: (titles.append(t), drawn(table, t))[1])
     sweep = [*SMALL, "--epochs", "1", "--elbo", "analytic", "--beta", "4,0.5", "--seeds", "0:2", "--out", "sweep"]
     assert main([*sweep, "--quiet"]) == 0, capsys.readouterr().err
     names = {f"beta-{beta}-seed-{seed}" for beta in ("0.5", "4") for seed in (0, 1)}
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {*names, "figures"}
     assert (tmp_path / "sweep/figures/rate-distortion.png").exists()
+    assert "--latent-dim" in titles[0]
+    assert "--beta" not in titles[0]
     assert main([*sweep, "--quiet"]) == 0
