@@ -362,6 +362,10 @@ def _write_imputed_table(run: Run, out: Path, given: GivenData, found: Imputed, 
     assert given.fields is not None  # of the file of a table
     fields, _, sep, points = given.fields
     columns = [replace(column, point=points[column.name]) for column in run.data.columns]
+    missing = {*run.config.missing_values.split(","), ""}
+    for one in run.data.constants:
+        if one.name in fields:
+            fields[one.name] = fields[one.name].mask(fields[one.name].isin(missing), one.text)
     is_missing = given.x.isnan()
     if number:
         repeated = pandas.concat([fields] * number)
@@ -439,9 +443,12 @@ def _write_values(run: Run, file: Path, names: Sequence[str], x: Tensor, labels:
     if not run.data.columns:
         write(file, {"names": names, "x": x, **({"labels": labels} if labels else {})})
         return
-    in_order, name = [column.name for column in run.data.columns], run.config.label_column or "label"
-    in_order.insert(run.data.label_place, name)
-    beside = {one: labels if one == name else "" for one in in_order} if labels else {}
+    places: list[tuple[float, str, str | Sequence[str]]]
+    places = [(float(place), column.name, "") for place, column in enumerate(run.data.columns)]
+    places += [(one.place - 0.5, one.name, one.text) for one in run.data.constants]
+    if labels:
+        places.append((run.data.label_place - 0.5, run.config.label_column or "label", labels))
+    beside = {name: values for _, name, values in sorted(places, key=lambda one: one[0])}
     write(file, table_text(run.data.columns, x, beside))
 
 

@@ -13,8 +13,8 @@ __all__ = ["main"]
 
 _DESCRIPTION = """\
 Write the VAE of a trained run as model.py, one class of plain torch that needs neither pvae nor Pyro (an autoregressive
-flow needs zuko), and its weights as model.safetensors. Not for VAEs with labels or missing values, tables of mixed
-columns (--likelihood columns), and VAEs of your own."""
+flow needs zuko), and its weights as model.safetensors. Not for VAEs with labels or missing values, tables by default
+(train with --likelihood student-t --initialization torch), and VAEs of your own."""
 
 _EPILOG = """\
 examples:

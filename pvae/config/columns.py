@@ -10,20 +10,28 @@ __all__ = ["COLUMNS", "MISSING_VALUES", "ColumnKind", "column_kinds", "columns_t
 
 MISSING_VALUES = "NA,N/A,n/a,#N/A,<NA>,NaN,nan,null,NULL,None,?,-"
 
-_KIND = r"(real|count|binary|categorical:[1-9]\d{0,4}|ordinal:([2-9]|[1-9]\d{1,2}))(\*[1-9]\d{0,4})?"
-_NAMED = r"[^,=\n]+=(real|count|binary|(categorical|ordinal)(:[1-9]\d{0,2})?|ordinal:[^,<\n]+(<[^,<\n]+)+)"
+_KIND = (
+    r"(real|positive|zero-inflated|count|binary|categorical:[1-9]\d{0,4}|ordinal:([2-9]|[1-9]\d{1,2}))(\*[1-9]\d{0,4})?"
+)
+_NAMED = (
+    r"[^,=\n]+=(real|positive|zero-inflated|count|binary|(categorical|ordinal)(:[1-9]\d{0,2})?"
+    r"|ordinal:[^,<\n]+(<[^,<\n]+)+)"
+)
 COLUMNS = (
     rf"({_KIND}(,{_KIND})*|{_NAMED}(,{_NAMED})*)?",
-    "a comma-separated list of real, count, binary, categorical:K and ordinal:K, each perhaps with *N to repeat it; or "
-    "of NAME=KIND, such as age=real,size=ordinal:small<medium<large",
+    "a comma-separated list of real, positive, zero-inflated, count, binary, categorical:K and ordinal:K, each perhaps "
+    "with *N to repeat it; or of NAME=KIND, such as age=real,size=ordinal:small<medium<large",
 )
 _LIKELIHOODS = {  # of `pvae.models.likelihoods`
     "real": "DiagonalNormalLikelihood",
+    "positive": "PositiveLikelihood",
+    "zero-inflated": "ZeroInflatedLikelihood",
     "count": "NegativeBinomialLikelihood",
     "binary": "BernoulliLikelihood",
     "categorical": "CategoricalLikelihood",
     "ordinal": "OrdinalLikelihood",
 }
+_OUTPUTS = {"real": 2, "positive": 2, "zero-inflated": 3}
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class ColumnKind:
     """The kind of a column.
 
     Args:
-        name: "real", "count", "binary", "categorical" or "ordinal".
+        name: "real", "positive", "zero-inflated", "count", "binary", "categorical" or "ordinal".
         num_categories: K of "categorical:K" and "ordinal:K", whose codes are 0 to K - 1; 0 of the others.
 
     >>> str(ColumnKind("categorical", 5))
@@ -52,13 +60,13 @@ class ColumnKind:
 
     @property
     def num_outputs(self) -> int:
-        """The number of outputs of the decoder: K for a "categorical", and 1 for any other kind."""
-        return self.num_categories if self.name == "categorical" else 1
+        """The number of outputs of the decoder: K for a "categorical", location and scale where it has both, or 1."""
+        return self.num_categories if self.name == "categorical" else _OUTPUTS.get(self.name, 1)
 
     @property
     def num_features(self) -> int:
-        """The number of features that an encoder sees: one for each category, or the value."""
-        return self.num_categories or 1
+        """The number of features that an encoder sees: one for each category, or the value; and if it is the least."""
+        return self.num_categories or (2 if self.name == "zero-inflated" else 1)
 
     @property
     def is_count(self) -> bool:
@@ -66,9 +74,14 @@ class ColumnKind:
         return self.name == "count"
 
     @property
+    def is_log(self) -> bool:
+        """Whether an encoder sees the logarithm of it, or of its distance from the least value."""
+        return self.name in ("positive", "zero-inflated")
+
+    @property
     def is_standardized(self) -> bool:
         """Whether an encoder sees it less its mean, divided by its standard deviation."""
-        return self.name in ("real", "count")
+        return self.name in ("real", "count") or self.is_log
 
 
 def column_kinds(text: str) -> tuple[ColumnKind, ...]:

@@ -43,7 +43,7 @@ class Config:
 
     A published system is a `Config`, and so is a user's own. The device, the folders and the amount of output are not
     part of it. `OPTIONS` holds the type, range and help text of each field. The options of `python -m pvae.train`, the
-    keys of its TOML files and the list below are generated from it; `adam_eps`, `initialization` and `source` are set
+    keys of its TOML files and the list below are generated from it; `adam_eps` and `source` are set
     in TOML and Python only.
 
     Args:
@@ -169,9 +169,9 @@ class Config:
     initialization: str = option(
         "torch",
         "torch: as torch draws the weights; burda: Glorot-uniform with zero biases, and the decoder's last bias is the "
-        "logit of the mean training image",
-        choices=("torch", "burda"),
-        has_flag=False,
+        "logit of the mean training image; exact: a linear path beside each network, set to factor analysis or another "
+        "model that has a closed form, whichever describes the validation data best",
+        choices=("torch", "burda", "exact"),
     )
     latent_dim: int = option(32, "number of latent dimensions", limits=(1, 10**6))
     upper_latent_dims: tuple[int, ...] = option(
@@ -276,7 +276,10 @@ class Config:
         "the rate of each latent dimension, a mean over the batch, counts as at least this number of nats; requires "
         "--prior standard-normal, --posterior normal or normal-log-variance, and --elbo trace, analytic or handwritten",
     )
-    epochs: int = option(16, "passes over the training images", limits=_SIZE)
+    epochs: int = option(16, "passes over the training images, or with --passes as many of these", limits=_SIZE)
+    passes: int = option(
+        1, "passes over the training data in an epoch, after which it is evaluated and saved", limits=(1, 10**6)
+    )
     batch_size: int = option(100, "images per step", limits=_SIZE)
     patience: int = option(
         0,
@@ -356,6 +359,17 @@ class Config:
     def latent_dims(self) -> tuple[int, ...]:
         """The number of dimensions of each stochastic layer, z1 first."""
         return (self.latent_dim, *self.upper_latent_dims)
+
+    @property
+    def has_exact_start(self) -> bool:
+        """Whether a training may start at a model that has a closed form, or nearly one: `initialization` "exact"."""
+        return (
+            self.likelihood_family.has_exact_start
+            and self.posterior_family.has_exact_start
+            and self.prior_family.has_exact_start
+            and self.network in ("mlp", "linear")
+            and not (self.is_pseudo or self.takes_labels or self.upper_latent_dims)
+        )
 
     @property
     def is_symmetric(self) -> bool:

@@ -63,6 +63,7 @@ class Family:
         help: one sentence, after the name, in the help of the option; "" for none.
         arguments: the arguments of its class beside those that all of its kind take.
         plain_torch: how it is written in plain torch; None if it cannot be.
+        has_exact_start: `pvae.models.start` knows it, so that a training may start at a model in closed form.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Family:
     help: str = ""
     arguments: Callable[[Any], dict[str, Any]] = lambda c: {}
     plain_torch: PlainTorch | None = None
+    has_exact_start: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +137,7 @@ class Likelihood(Family):
         has_levels: a probability of 8-bit levels, reported in bits per dimension too.
         page: its name in `LIKELIHOODS` of `explore/network.js`; "" if the page does not compute it.
         page_mean: for the page, how the output of the decoder becomes the location; "" for the range of the pixels.
+        outputs_each: the number of outputs of the decoder for each value of a datum; those of columns have their kinds.
         is_on_table_page: the page of a table computes it, by `COLUMNS` of `explore/table.js`.
     """
 
@@ -148,6 +151,7 @@ class Likelihood(Family):
     is_linear: bool = False
     needs_batch: bool = False
     has_levels: bool = False
+    outputs_each: int = 1
     page: str = ""
     page_mean: str = ""
     is_on_table_page: bool = False
@@ -203,13 +207,15 @@ return Flow(normal(parameters), ComposedTransform(*(transform(context) for trans
 # fmt: off
 POSTERIORS = _table(
     Posterior(
-        name="normal", module="pvae.models.posteriors:NormalPosterior", help="the encoder's output is (loc, log scale)",
+        name="normal", module="pvae.models.posteriors:NormalPosterior",
+        has_exact_start=True, help="the encoder's output is (loc, log scale)",
         num_outputs=lambda c: 2 * c.latent_dim, closed_forms=("standard-normal",), is_normal=True,
         inference=("bottom-up", "ladder", "top-down"),
         plain_torch=PlainTorch("return normal(self.encoder({{ seen }}))"), page={"kind": "normal"},
     ),
     Posterior(
-        name="normal-log-variance", module="pvae.models.posteriors:NormalPosterior", help="(loc, log variance)",
+        name="normal-log-variance", module="pvae.models.posteriors:NormalPosterior",
+        has_exact_start=True, help="(loc, log variance)",
         arguments=lambda c: {"log_variance": True}, num_outputs=lambda c: 2 * c.latent_dim,
         closed_forms=("standard-normal",), is_normal=True, inference=("bottom-up",),
         plain_torch=PlainTorch("""\
@@ -218,7 +224,8 @@ return Independent(Normal(loc, (0.5 * log_variance).clamp(-7, 7).exp()), 1)"""),
         page={"kind": "normal", "log_variance": True},
     ),
     Posterior(
-        name="normal-full", module="pvae.models.posteriors:FullNormalPosterior", help="with a full covariance matrix",
+        name="normal-full", module="pvae.models.posteriors:FullNormalPosterior",
+        has_exact_start=True, help="with a full covariance matrix",
         arguments=lambda c: {"latent_dim": c.latent_dim},
         num_outputs=lambda c: 2 * c.latent_dim + c.latent_dim * (c.latent_dim - 1) // 2,
         closed_forms=("standard-normal",),
@@ -275,14 +282,15 @@ return PowerSpherical(loc, log_concentration.squeeze(-1).clamp(-7, 11).exp())"""
 
 PRIORS = _table(
     Prior(
-        name="standard-normal", module="pvae.models.priors:StandardNormalPrior", help="N(0, I)",
+        name="standard-normal", module="pvae.models.priors:StandardNormalPrior", has_exact_start=True, help="N(0, I)",
         plain_torch=PlainTorch("""\
 zero = next(self.parameters()).new_zeros({{ size }})
 return Independent(Normal(zero, zero + 1), 1)"""),
         page="normal",
     ),
     Prior(
-        name="mixture", module="pvae.models.priors:MixturePrior", help="a learned mixture of Normals",
+        name="mixture", module="pvae.models.priors:MixturePrior",
+        has_exact_start=True, help="a learned mixture of Normals",
         arguments=lambda c: {"num_components": c.components}, is_mixture=True,
         plain_torch=PlainTorch("""\
 components = normal(torch.cat([self.loc, self.log_scale_of_prior], dim=-1))
@@ -336,22 +344,6 @@ FLAT = Prior(  # of an autoencoder, without --prior
     name="flat", module="pvae.models.priors:FlatPrior", plain_torch=PlainTorch(""), page="flat"
 )
 
-_IN_UNITS = """\
-y = self.decoder(z).double()  # in units of the training data
-scale = self.log_scale.double().exp().clamp(min=0.001)
-loc, std = self.mean.double() + self.mean_rest.double(), self.std.double()
-return Independent(InUnits(%s, loc, std, self.std.dtype), {{ num_dims }})"""
-_SETUP_UNITS = """\
-self.register_buffer("mean", torch.zeros{{ shape }})  # of the training data
-self.register_buffer("mean_rest", torch.zeros{{ shape }})
-self.register_buffer("std", torch.ones{{ shape }})"""
-_SETUP_SCALES = "self.log_scale = nn.Parameter(torch.full({{ shape }}, {{ c.scale }}).log())\n"
-_TENSORS_OF_UNITS = {
-    "log_scale": "log_scale",
-    "mean": "units.mean",
-    "mean_rest": "units.mean_rest",
-    "std": "units.std",
-}
 _COUNTS = """\
 mean = self.mean.double()  # of the training data
 unit = (mean / math.log(2)).clamp(min=1)
@@ -377,7 +369,7 @@ return Independent(Bernoulli(logits=self.decoder(z), validate_args=False), {{ nu
 {% else %}
 return Independent(Bernoulli(logits=self.decoder(z)), {{ num_dims }})
 {% endif %}"""),
-        page="bernoulli", is_on_table_page=True,
+        page="bernoulli", is_on_table_page=True, has_exact_start=True,
     ),
     Likelihood(
         name="continuous-bernoulli", module="pvae.models.likelihoods:ContinuousBernoulliLikelihood",
@@ -428,23 +420,31 @@ return Independent(Bernoulli(logits=self.decoder(z)), {{ num_dims }})
     ),
     Likelihood(
         name="normal-diagonal", module="pvae.models.likelihoods:DiagonalNormalLikelihood",
-        help="of real values, each with a trained scale", is_of_images=False, sees="standardized",
-        is_on_table_page=True,
-        plain_torch=PlainTorch(
-            _IN_UNITS % "Normal(y, scale)", setup=_SETUP_SCALES + _SETUP_UNITS, tensors=_TENSORS_OF_UNITS,
-            copied="units"),
+        help="of real values, each with a scale that depends on z too", is_of_images=False, sees="standardized",
+        is_on_table_page=True, has_exact_start=True, outputs_each=2,
     ),
     Likelihood(
         name="student-t", module="pvae.models.likelihoods:StudentTLikelihood", help="of real values with outliers",
         is_of_images=False, sees="standardized", is_on_table_page=True,
-        plain_torch=PlainTorch(
-            _IN_UNITS % "StudentT(1 + self.log_df.double().clamp(-10, 15).exp(), y, scale)",
-            setup=_SETUP_SCALES + "self.log_df = nn.Parameter(torch.full({{ shape }}, 2.0))\n" + _SETUP_UNITS,
-            tensors={**_TENSORS_OF_UNITS, "log_df": "log_df"}, copied="units"),
+        plain_torch=PlainTorch("""\
+scale = self.log_scale.double().exp().clamp(min=0.001)
+p = StudentT(1 + self.log_df.double().clamp(-10, 15).exp(), self.decoder(z).double(), scale)
+loc, std = self.mean.double() + self.mean_rest.double(), self.std.double()  # of the training data
+return Independent(InUnits(p, loc, std, self.std.dtype), {{ num_dims }})""", setup="""\
+self.log_scale = nn.Parameter(torch.full({{ shape }}, {{ c.scale }}).log())
+self.log_df = nn.Parameter(torch.full({{ shape }}, 2.0))
+self.register_buffer("mean", torch.zeros{{ shape }})
+self.register_buffer("mean_rest", torch.zeros{{ shape }})
+self.register_buffer("std", torch.ones{{ shape }})""",
+            tensors={
+                "log_scale": "log_scale", "log_df": "log_df", "mean": "units.mean", "mean_rest": "units.mean_rest",
+                "std": "units.std",
+            },
+            copied="units"),
     ),
     Likelihood(
         name="poisson", module="pvae.models.likelihoods:PoissonLikelihood", help="of counts", is_of_images=False,
-        sees="log1p", has_scale=False, is_on_table_page=True,
+        sees="log1p", has_scale=False, is_on_table_page=True, has_exact_start=True,
         plain_torch=PlainTorch(
             _COUNTS + "return Independent(InFloat64(Poisson(mean), self.mean.dtype), {{ num_dims }})",
             setup=_SETUP_COUNTS, tensors=_TENSORS_OF_COUNTS, copied="units"),
@@ -452,7 +452,7 @@ return Independent(Bernoulli(logits=self.decoder(z)), {{ num_dims }})
     Likelihood(
         name="negative-binomial", module="pvae.models.likelihoods:NegativeBinomialLikelihood",
         help="of counts that vary more than a Poisson's", is_of_images=False, sees="log1p", has_scale=False,
-        is_on_table_page=True,
+        is_on_table_page=True, has_exact_start=True,
         plain_torch=PlainTorch(_COUNTS + """\
 log_theta = (self.first_log_theta.double() + self.log_theta).clamp(-10, 15)
 p = NegativeBinomial(log_theta.exp(), logits=mean.log() - log_theta)
@@ -467,7 +467,7 @@ self.log_theta = nn.Parameter(torch.zeros{{ shape }})""",
         name="columns", module="pvae.models.likelihoods:ColumnsLikelihood",
         help="of rows whose columns are of different kinds",
         arguments=lambda c: {"scale": c.scale, "kinds": c.column_kinds}, is_of_images=False, sees="columns",
-        is_on_table_page=True,
+        is_on_table_page=True, has_exact_start=True,
     ),
 )
 # fmt: on

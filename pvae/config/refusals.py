@@ -65,6 +65,9 @@ _NAMES = {  # of families, in messages
     "normal": text_where(POSTERIORS, lambda row: row.is_normal),
     "symmetric": text_where(LIKELIHOODS, lambda row: row.can_be_symmetric),
     "of_batch": text_where(LIKELIHOODS, lambda row: row.needs_batch),
+    "of_start": text_where(POSTERIORS, lambda row: row.has_exact_start),
+    "prior_of_start": text_where(PRIORS, lambda row: row.has_exact_start),
+    "likelihood_of_start": text_where(LIKELIHOODS, lambda row: row.has_exact_start),
     "of_logits": text_where(LIKELIHOODS, lambda row: row.is_of_logits),
 }
 # What a row needs to know, when it refuses, and what it says; in a message `c` is the configuration, and `k` the case.
@@ -118,6 +121,9 @@ REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...
      "--precision {c.precision} does not go with --compile none: leave --compile out"),
     ("config", lambda c: c.initialization == "burda" and not (c.network == "mlp" and c.likelihood_family.is_of_logits),
      'initialization = "burda" goes with --network mlp and --likelihood {of_logits} only'),
+    ("config", lambda c: c.initialization == "exact" and not c.has_exact_start,
+     "--initialization exact goes with --network mlp or linear, --posterior {of_start}, --prior {prior_of_start} and "
+     "--likelihood {likelihood_of_start}, without labels and --upper-latent-dims: leave it out"),
     # The ELBO.
     ("config elbo", lambda c, elbo: elbo.sums_over_labels != (c.labels > 0),
      "--elbo {c.elbo} and --labels {c.labels}: --elbo enumerate goes with --labels above 0"),
@@ -138,6 +144,8 @@ REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...
     ("config elbo", lambda c, elbo: "num_groups" in elbo.options and c.particles % c.groups,
      "--elbo {c.elbo}: --particles {c.particles} must be a multiple of --groups {c.groups}"),
     # The data.
+    ("config data", lambda c, data: data.is_images and c.initialization == "exact",
+     "--initialization exact is for data that are no images: leave it out"),
     ("config data", lambda c, data: data.is_images and not c.likelihood_family.is_of_images,
      "--likelihood {c.likelihood} is for data that are no images: give another one"),
     ("config data",

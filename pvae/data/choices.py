@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from pkgutil import resolve_name
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pvae.config.columns import ColumnKind, columns_text
 from pvae.config.config import Config
+from pvae.config.options import ELBOS
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
 from pvae.data.dataset import Column, Dataset
@@ -21,10 +24,14 @@ _LEAST_SIDE = 4  # pixels that the last convolution leaves of the shorter side
 # Inputs of the encoder's last layer, at 128 x 128 pixels by four convolutions. Each step of Adam moves its outputs in
 # proportion to their number, and at 65,536 the log scale of q runs away.
 _MOST_INPUTS = 16_384
-_MOST_COUNTS = 500  # the mean of a column that is one of counts: beyond, a Normal does as well, rounded
+# The mean of a column that is one of counts: beyond, a Normal in steps of 1 does as well; and of one that has no 0, as
+# of ages, whose variance given z may be below their mean, which that of a negative binomial is not.
+_MOST_COUNTS, _FEW_COUNTS = 500, 5
 _LEAST_VARIANCE = 0.85  # of counts, as a share of their mean: that of a sample of a Poisson may be below 1
-_STEPS = 10_000  # of a training of other data
-_PATIENCE = 1000  # steps without a better bound, after which it stops
+_STEPS, _EVALUATED = 8000, 100  # of a training of other data, and between two evaluations
+_COMPONENTS, _ROWS_OF_COMPONENT = 16, 20  # of the prior; and training data for each
+_LEAST_SHARE, _TIMES = 0.05, 4  # of rows that have the least value of a zero-inflated column; and as many as another
+_CLOSER = 0.05  # nats by which a log-Normal must describe positive values better than a Normal
 _PIXELS = 5e8  # that a training processes, in five to ten minutes on two cores
 
 
@@ -67,14 +74,18 @@ def values_config(data: Dataset, **options: Any) -> Config:
     """Return the system "values" with the options that suit data that are no images.
 
     The likelihood is a Bernoulli if all values are 0 or 1, a negative binomial if they are whole numbers from 0 on, and
-    else a Normal with a scale for each value of a datum, in the units of the data. There are at most half as many
-    latents as values of a datum, and 16 at most. A training takes about 10,000 steps in 20 to 500 epochs, and stops
-    after 1,000 steps, and 15 epochs, without a better bound on the validation data.
+    else a Normal whose location and scale depend on z, in the units of the data. There are as many latents as values of
+    a datum, and 16 at most. The prior is a mixture of 16 Normals, or fewer if there are fewer than 20 training data for
+    each, unless the ELBO needs its closed form. The training starts at a model that has a closed form, or nearly one
+    (`initialization` "exact"), where there is one. It takes at most 8,000 steps, is evaluated after about each 100, and
+    stops after 15 evaluations without a better bound on the validation data.
 
-    The columns of a table have kinds: texts are a category; 0 and 1 are binary; whole numbers from 0 on are counts, if
-    their mean is below 500 and their variance at least 0.85 of it, since a negative binomial has no less than
-    its mean; all other columns are real. If the kinds differ, there is a category, or `columns` is given, the
-    likelihood is "columns".
+    The columns of a table have kinds, chosen by all rows: texts are a category; 0 and 1 are binary; a column whose
+    least value is that of a twentieth of the rows, and of four times as many as any other, is zero-inflated; whole
+    numbers from 0 on are counts, if their mean is below 500, or 5 where none is 0, and their variance at least 0.85 of
+    it, since a negative binomial has no less than its mean; values above 0 whose logarithms are closer to a Normal are
+    positive; all other columns are real. The likelihood is "columns" if the kinds differ, if they are categories,
+    positive or zero-inflated, or if `columns` is given.
 
     Args:
         data: the data.
@@ -83,28 +94,41 @@ def values_config(data: Dataset, **options: Any) -> Config:
     Raises:
         InputError: an option is unknown or cannot be used.
     """
-    config, num_train, chosen = _common(get_system("values"), data, options)
-    num_steps = math.ceil(num_train / options.get("batch_size", chosen["batch_size"]))  # in an epoch
-    chosen |= {
-        "latent_dim": max(1, min(config.latent_dim, data.train[0].numel() // 2)),
-        "epochs": min(500, max(20, round(_STEPS / num_steps))),
-        "patience": max(config.patience, math.ceil(_PATIENCE / num_steps)),
-        "missing": data.has_missing,
-    }
-    kinds = [_kind(column, data.train[:, place]) for place, column in enumerate(data.columns)]
+    given = dict(options)
+    kinds = [_kind(column, _every(data)[:, place]) for place, column in enumerate(data.columns)]
     if "=" in options.get("columns", ""):  # of single columns, which are now those of all
         options = {name: value for name, value in options.items() if name != "columns"} | {"likelihood": "columns"}
+    names, chosen = {kind.name for kind in kinds}, dict[str, Any]()
     if options.get("likelihood", "columns" if options.get("columns") else "") == "columns":
         chosen |= {"likelihood": "columns", "columns": columns_text(kinds)}
     elif "likelihood" in options:
         pass
-    elif len({*kinds}) > 1 or any(column.categories for column in data.columns):
+    elif len({*kinds}) > 1 or names & {"categorical", "ordinal", "positive", "zero-inflated"}:
         chosen |= {"likelihood": "columns", "columns": columns_text(kinds)}
     elif data.is_binary:
         chosen |= {"likelihood": "bernoulli", "binarize": "threshold"}
-    elif {*kinds} == {ColumnKind("count")} or (not kinds and _are_whole(data.train)):
+    elif names == {"count"} or (not kinds and _are_whole(_every(data))):
         chosen["likelihood"] = "negative-binomial"
+    system = get_system("values")
+    chosen["latent_dim"] = max(1, min(system.latent_dim, data.train[0].numel()))
+    num_train = len(data.train) - (round(system.valid * len(data.train)) if data.valid is None else 0)
+    if system.replace(**(chosen | options)).has_exact_start:
+        chosen["initialization"] = "exact"
+        elbo = resolve_name(ELBOS[given.get("elbo", "trace")])
+        if "prior" not in given and not elbo.needs_closed_form and not given.get("free_bits"):
+            chosen |= {"prior": "mixture", "components": max(1, min(_COMPONENTS, num_train // _ROWS_OF_COMPONENT))}
+    config, num_train, common = _common(system.replace(**chosen), data, options)
+    batch_size = options.get("batch_size", max(2, min(system.batch_size, num_train // 4)))
+    num_steps = math.ceil(num_train / batch_size)  # in a pass
+    chosen |= common | {"batch_size": batch_size, "missing": data.has_missing}
+    chosen["passes"] = passes = options.get("passes", max(1, round(_EVALUATED / num_steps)))
+    chosen["epochs"] = max(10, round(_STEPS / (passes * num_steps)))
     return config.replace(**(chosen | options))
+
+
+def _every(data: Dataset) -> Tensor:
+    """Return the data of all splits, by which the kind of a column is chosen."""
+    return torch.cat([*data.splits.values()])
 
 
 def _common(system: Config, data: Dataset, options: dict[str, Any]) -> tuple[Config, int, dict[str, Any]]:
@@ -125,8 +149,16 @@ def _kind(column: Column, values: Tensor) -> ColumnKind:
         return ColumnKind(column.kind or "real")
     if bool(((x == 0) | (x == 1)).all()):
         return ColumnKind("binary")
-    suits = _are_whole(x) and bool(x.var(correction=0) >= _LEAST_VARIANCE * x.mean()) and bool(x.mean() < _MOST_COUNTS)
-    return ColumnKind("count" if suits else "real")
+    if not len(x) or bool(x.amin() == x.amax()):
+        return ColumnKind("real")
+    values, counts = x.unique(return_counts=True)
+    if counts[0] >= max(_LEAST_SHARE * len(x), _TIMES * counts[1:].max()):
+        return ColumnKind("zero-inflated")
+    is_count = _are_whole(x) and bool(x.var(correction=0) >= _LEAST_VARIANCE * x.mean())
+    if is_count and bool(x.mean() < (_MOST_COUNTS if x.amin() == 0 else _FEW_COUNTS)):
+        return ColumnKind("count")
+    is_positive = bool(x.amin() > 0) and bool(x.log().mean() + x.log().std().log() + _CLOSER < x.std().log())
+    return ColumnKind("positive" if is_positive else "real")
 
 
 def _are_whole(x: Tensor) -> bool:

@@ -23,6 +23,7 @@ from pvae.core.errors import InputError, brief, is_out_of_memory, joined, one_li
 __all__ = [
     "EPOCH",
     "Column",
+    "Constant",
     "DataRecord",
     "Dataset",
     "check_domain",
@@ -71,8 +72,8 @@ class Column:
     def text(self, value: float, is_given: bool = False) -> str:
         """Return a value as the file has it: the text of a category, a date, or a number with the file's decimals.
 
-        Whole numbers and dates that were drawn or computed are rounded, and whole numbers clamped into the range of the
-        file.
+        Whole numbers and dates that were drawn or computed are rounded, whole numbers are clamped into the range of the
+        file, and numbers of a column that are all above 0 do not become 0.
 
         Args:
             value: a value of x; NaN becomes "".
@@ -82,6 +83,8 @@ class Column:
             return ""
         if self.categories:
             return self.categories[min(max(round(value), 0), len(self.categories) - 1)]
+        if not is_given and self.least is not None and self.decimals is not None and self.least > 0:
+            value = max(value, 10.0**-self.decimals - self.origin)  # of positive values none is rounded to 0
         if not is_given and self.decimals == 0:
             value = max(value, self.least if self.least is not None else -math.inf)
             value = min(value, self.greatest if self.greatest is not None else math.inf)
@@ -100,6 +103,21 @@ class Column:
             if is_given and float(text) != number:
                 text = f"{number:.15g}"
         return text.replace(".", self.point) + self.suffix
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A column of a table whose fields are all equal, and which is no part of x.
+
+    Args:
+        name: its name.
+        text: the text of its fields.
+        place: how many columns of x stand before it.
+    """
+
+    name: str
+    text: str
+    place: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +143,7 @@ class DataRecord:
         columns: the columns, if the data are a table.
         left_out: names of columns of the table that are no part of x; other files may have them too.
         label_place: how many of the columns stand before that of the labels.
+        constants: columns of the table whose fields are all equal, which come back in new rows.
     """
 
     name: str
@@ -144,6 +163,7 @@ class DataRecord:
     columns: tuple[Column, ...] = ()
     left_out: tuple[str, ...] = ()
     label_place: int = 0
+    constants: tuple[Constant, ...] = ()
 
     @property
     def title(self) -> str:
@@ -178,6 +198,7 @@ class Dataset:
         columns: the columns of a table (N, D).
         left_out: names of columns of the table that are no part of x, such as that of the labels.
         label_place: how many of the columns stand before that of the labels.
+        constants: columns of the table whose fields are all equal.
 
     Raises:
         InputError: the tensors hold complex or infinite values, are empty, or differ in shape or type; a value of a
@@ -201,6 +222,7 @@ class Dataset:
     columns: tuple[Column, ...] = ()
     left_out: tuple[str, ...] = ()
     label_place: int = 0
+    constants: tuple[Constant, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the tensors, and name the classes by their numbers if no names are given."""
@@ -402,7 +424,8 @@ def check_domain(
             continue
         row = next(row for row in range(len(part)) if _fault(check, part[row : row + 1]))
         datum, places = part[row], torch.arange(part[row].numel(), device=part.device).view(part[row].shape)
-        alone = (torch.where(places == place, datum, 0)[None] for place in range(datum.numel()))  # 0 is inside
+        good = next((one for one in part if _fault(check, one[None]) is None), torch.zeros_like(datum))
+        alone = (torch.where(places == place, datum, good)[None] for place in range(datum.numel()))
         faults = ((place, fault) for place, one in enumerate(alone) if (fault := _fault(check, one)))
         place, fault = next(faults, (0, _fault(check, datum[None])))
         name = f"{names}[{start + row}]" if isinstance(names, str) else names[start + row]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from numpy.typing import NDArray
 
 from pvae.config.columns import MISSING_VALUES
-from pvae.data.dataset import Column
+from pvae.data.dataset import Column, Constant
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -77,6 +77,7 @@ class Values(NamedTuple):
         note: what is not read, or "".
         left_out: the columns of a table that are no part of x.
         label_place: how many columns of x stand before that of the labels.
+        constants: the columns whose fields are all equal.
         fields: of a table.
     """
 
@@ -87,6 +88,7 @@ class Values(NamedTuple):
     note: str = ""
     left_out: tuple[str, ...] = ()
     label_place: int = 0
+    constants: tuple[Constant, ...] = ()
     fields: Fields | None = None
 
 

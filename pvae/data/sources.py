@@ -194,6 +194,7 @@ def _data_set(
         title, tensors["train"], tensors["test"], codes.get("train"), codes.get("test"), classes, dataset,
         note=note, valid=tensors.get("valid"), valid_labels=codes.get("valid"), names=names,
         columns=values.columns, left_out=values.left_out, label_place=values.label_place,
+        constants=values.constants,
     )  # fmt: skip
 
 

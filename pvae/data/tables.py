@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pvae.config.columns import column_kinds, named_kinds
 from pvae.core.errors import InputError, brief, check_name, joined, listed, shown
-from pvae.data.dataset import EPOCH, Column
+from pvae.data.dataset import EPOCH, Column, Constant
 from pvae.data.labels import UNKNOWN, names_of
 from pvae.data.reading import Fields, Reading, Values
 
@@ -62,8 +62,8 @@ def read_table(file: Path, reading: Reading) -> Values:
     """Return the content of a table as the split "train".
 
     The values of a column are its numbers, or the days of its dates, less `Column.origin`; or the codes of its texts,
-    of which zip codes are some. NaN is a missing value. Columns in which all rows are equal, identifiers, and texts of
-    which each row has its own are left out, unless `reading.columns` names a kind for them.
+    of which zip codes are some. NaN is a missing value. Columns in which all rows are equal (`constants`), identifiers,
+    and texts of which each row has its own are left out, unless `reading.columns` names a kind for them.
 
     Raises:
         InputError: the file cannot be read, or holds no rows; a column is absent or has too many texts, or a field is
@@ -122,7 +122,15 @@ def read_table(file: Path, reading: Reading) -> Values:
                 labels["train"] = codes.to_numpy()  # whose classes are in the order of the numbers; not 01 or 1.0
         except InputError as error:
             raise InputError(f"{file}, --label-column {label}: {error}") from None
-    return Values({"train": x}, labels, {"train": rows.tolist()}, columns, note, (*outside, *reasons), place, fields)
+    names, constants = [column.name for column in columns], list[Constant]()
+    for name in reasons:
+        if len(same := {*given[name].dropna()}) < 2:
+            before = [one for one in frame.loc[:, :name] if one in names]
+            constants.append(Constant(name, "".join(same), len(before)))
+    left_out = (*outside, *reasons)
+    return Values(
+        {"train": x}, labels, {"train": rows.tolist()}, columns, note, left_out, place, tuple(constants), fields
+    )
 
 
 def _said(notes: dict[str, str]) -> str:
@@ -494,7 +502,7 @@ def table_text(
         is_missing: where a value stands in place of a field, bool (N, D).
         sep: what separates the fields; by default a semicolon if numbers have decimal commas, or else a comma.
     """
-    frame = DataFrame({**fields})
+    frame = DataFrame({**fields}, index=None if isinstance(fields, DataFrame) else range(len(values)))
     for place, column in enumerate(columns):
         texts = np.array([column.text(value) for value in values[:, place].tolist()], dtype=object)
         is_new = True if is_missing is None else is_missing[:, place].numpy()

@@ -17,8 +17,12 @@ from pvae.data.batch import Batch
 from pvae.data.dataset import random_subset
 from pvae.data.preparation import Pixels
 from pvae.distributions.joint import Joint
-from pvae.evaluation.floor import floor, log_prob_of_each
+from pvae.evaluation.baselines import Baselines
+from pvae.evaluation.collapse import LatentsUsed, latents_used
+from pvae.evaluation.floor import log_prob_of_each
+from pvae.evaluation.learned import baselines_of, floor_of, said_of_collapse, sample_quality_of
 from pvae.evaluation.rate_decomposition import RateSplit, active_units, split_rate
+from pvae.evaluation.samples import SampleQuality
 from pvae.models.labels import found_labels
 from pvae.runs.run import Run
 from pvae.trained.annealing import bracket, check_continuous
@@ -308,6 +312,10 @@ class Report:
     elbo_parts: ElboParts
     log_likelihood: LogLikelihood
     floor: float | None = None
+    baselines: Baselines | None = None
+    latents: LatentsUsed | None = None
+    collapse: str = ""
+    samples: SampleQuality | None = None
     columns: tuple[ColumnDistortion, ...] = ()
     gaps: Gaps | None = None
     train_gaps: Gaps | None = None
@@ -323,7 +331,7 @@ def check_density(run: Run) -> None:
     """
     if not run.vae().has_density:
         raise InputError(f"{run.path} is an autoencoder: a point posterior has no bound and no log-likelihood")
-    if run.best_checkpoint().epoch == 0:
+    if run.read_checkpoint().epoch == 0:
         raise InputError(f"{run.path} has not finished an epoch; go on with: {run.how_to_resume}")
 
 
@@ -382,7 +390,9 @@ def evaluate(
         batch = batch.rows(slice(len(log_p.log_p)))
         gap = _bracket(normalised, batch, log_p, annealing)
         elbo = parts.elbo if is_same else Estimate.of(elbo_terms(normalised, batch)["elbo"])
-        reached = _floor(run, seen.x)
+        reached = floor_of(run, seen.x)
+        baselines = baselines_of(run, seen.x, elbo_terms(vae, seen)["elbo"])
+        latents = latents_used(vae, seen, parts.rate.mean)
         columns = _columns(run, vae, seen, reached)
         places = torch.arange(len(data.test)) if rows is None else rows
         further = _further(run, normalised, batch, log_p, places, how, num_gaps, has_coverage, is_given, seed)
@@ -398,6 +408,10 @@ def evaluate(
         elbo_parts=parts,
         log_likelihood=_log_likelihood(normalised, batch.x, log_p, num_particles, gap, elbo, annealing, seconds),
         floor=None if reached is None else reached.sum().item(),
+        baselines=baselines,
+        latents=latents,
+        collapse=said_of_collapse(run, parts.elbo.mean, baselines) if latents.is_collapsed else "",
+        samples=sample_quality_of(run),
         columns=columns,
         **further,
     )
@@ -422,14 +436,6 @@ def pixels_of(kind: str, batch: Batch) -> str:
     """Return the kind of pixels of a batch, "" for data that are no images, and whether they are given labels."""
     given = "" if batch.y is None else "; given their labels y, so that log p(x) is log p(x | y)"
     return f"{kind}{given}".lstrip("; ")
-
-
-def _floor(run: Run, x: Pixels) -> Tensor | None:
-    """Return what a model without a latent reaches on test data, for each value of a datum."""
-    if run.config.labels:  # whose bound is of labels too
-        return None
-    train = run.preparation.prepared(run.dataset().train, "train", is_redrawn=True)
-    return floor(run.vae().p_x, Pixels(train, run.preparation), x)
 
 
 @torch.no_grad()
@@ -655,10 +661,18 @@ def to_text(report: Report) -> str:
     if report.floor is not None:
         note = f"test {'pseudo-' * report.pseudo}ELBO, by the best distribution of each value alone"
         lines.append(f"{'without a latent':26}{report.floor:<22.2f}  {note}")
+    if report.baselines is not None:
+        lines += _lines(report.baselines)
+    if report.latents is not None:
+        lines += _lines(report.latents)
     if report.columns:
         lines += ["", f"{'distortion of each column':48}  without a latent"]
     for one in report.columns:
         lines.append(f"  {one_line(one.name):24}{one.distortion!s:22}  {one.without_latent:.4g}")
+    if (samples := report.samples) is not None:
+        lines += ["", "draws from the VAE beside the test rows", *_lines(samples)]
+        for what, worst in (("columns", samples.worst_columns), ("pairs", samples.worst_pairs)):
+            lines += [f"  most distant {what}"] * bool(worst) + [f"    {one}" for one in worst]
     lines += ["", "parts of the rate"]
     if parts.rate_decomposition is None:
         lines.append("not computed: they need a Normal q(z | x) and p(z) whose dimensions are independent")
@@ -679,6 +693,8 @@ def to_text(report: Report) -> str:
     for title, part in further.items():
         if part is not None:
             lines += ["", title, *_lines(part)]
+    if report.collapse:
+        lines += ["", f"warning: {report.collapse}"]
     if log_p.untrusted > MOST_UNTRUSTED:
         advice = "; ".join(what for name, what in _ADVICE.items() if name in log_p.method)
         lines += [

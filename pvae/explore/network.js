@@ -129,6 +129,8 @@ const OPERATIONS = {
   softplus: elementwise(softplus), elu: elementwise((one) => (one > 0 ? one : Math.expm1(one))),
   "leaky-relu": (x, {slope}) => elementwise((one) => (one > 0 ? one : slope * one))(x),
   glu: ({data}) => vector(data.subarray(0, data.length / 2).map((one, i) => one * sigmoid(data[data.length / 2 + i]))),
+  softmax: ({data}, _, total = logSumExp(data)) => vector(data.map((one) => Math.exp(one - total))),
+  sum: (x, {branches}) => vector(branches.map((one) => forward(one, x).data).reduce((total, data) => total.map((one, i) => one + data[i]))),
   reshape: (x, {shape}) => ({shape, data: x.data}), first: (x, {size}) => vector(x.data.subarray(0, size)),
 };
 const forward = (operations, x) => operations.reduce((value, op) => OPERATIONS[op.op](value, op), x);
@@ -203,7 +205,7 @@ const PRIORS = {
     const row = (one, k) => Array.from(one.data.subarray(k * size, (k + 1) * size)), total = logSumExp(logits.data);
     const normals = list(loc.shape[0], (k) => ({loc: row(loc, k), scale: row(scale, k), log: logits.data[k] - total}));
     const draw = (left = Math.random()) => drawNormal(normals.find(({log}) => (left -= Math.exp(log)) <= 0) || normals[0]);
-    return {draw: () => draw(), logProb: (z) => [logSumExp(normals.map((one) => one.log + sum(logNormal(one, z))))]};
+    return {draw: () => draw(), logProb: (z) => [logSumExp(normals.map((one) => one.log + sum(logNormal(one, z))))], normals};
   },
   flat: () => ({}), unknown: () => ({}),
 };
@@ -321,7 +323,7 @@ function vaeOf({prior, posterior, likelihood, decoder, shape, plane, y = []}) {
   };
   const vae = {
     sizes, hasPrior: top.draw !== undefined, canEncode: posterior !== null,
-    hasDensity: prior.top.kind !== "flat", isSphere: prior.top.kind === "sphere",
+    hasDensity: prior.top.kind !== "flat", isSphere: prior.top.kind === "sphere", normals: top.normals,
     decode, mean: (z) => decode(z).map((l) => pixels.mean(l)),
     posterior: (x) => posteriorOf(posterior, joined(x), networks),
     drawPrior: () => below(top.draw(), drawNormal).flat(),

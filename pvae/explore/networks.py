@@ -16,7 +16,7 @@ from pvae.data.dataset import Dataset
 from pvae.distributions.joint import Joint
 from pvae.models.features import Units, WithMask
 from pvae.models.hierarchy import FirstLayer
-from pvae.models.networks import ChannelsLast, FlatBatch
+from pvae.models.networks import ChannelsLast, FlatBatch, WithPaths
 from pvae.runs.checkpoint import in_8_bits
 from pvae.runs.run import Run
 from pvae.trained.codes import latent_names
@@ -102,6 +102,10 @@ def operations(network: nn.Module, tensors: Tensors) -> list[dict[str, Any]]:
     match network:
         case nn.Sequential() | FlatBatch():
             return [operation for child in layer.children() for operation in operations(child, tensors)]
+        case WithPaths():
+            gate = [nn.Sequential(layer.gate, nn.Softmax(-1), layer.table)] if layer.gate is not None else []
+            branches = [layer.linear, *gate, *[layer.network] * (layer.network is not None)]
+            return [{"op": "sum", "branches": [operations(one, tensors) for one in branches]}]
         case nn.Linear():
             weight = layer.weight * layer.mask if hasattr(layer, "mask") else layer.weight  # zuko's are masked
             return [{"op": "linear", "weight": tensors.add(weight), "bias": _bias(layer, tensors)}]
@@ -127,7 +131,7 @@ def operations(network: nn.Module, tensors: Tensors) -> list[dict[str, Any]]:
             return [{"op": "reshape", "shape": list(layer.unflattened_size)}]
         case FirstLayer():
             return [{"op": "first", "size": layer.size}]
-        case nn.ReLU() | nn.Tanh() | nn.Softplus() | nn.ELU() | nn.SiLU() | nn.GLU():
+        case nn.ReLU() | nn.Tanh() | nn.Softplus() | nn.ELU() | nn.SiLU() | nn.GLU() | nn.Softmax():
             return [{"op": type(layer).__name__.lower()}]
         case nn.Flatten() | nn.Unflatten() | ChannelsLast() | Units() | WithMask():
             return []  # the page of a table holds what Units and WithMask return

@@ -1,8 +1,16 @@
 // The page of a table: the map of the codes of its rows, sliders of z, and p(x_d | z) of each column d.
 "use strict";
 
-const COLUMNS = { // by the kind of a column, from its outputs of the decoder: mean and standard deviation, or probabilities
-  real: ({loc, scale, sd}, [l]) => ({mean: loc + scale * l, sd}),
+// By the kind of a column, from its outputs of the decoder: mean and standard deviation; of skewed values the median and
+// the ends of the central 68 %, as far as the mean of a Normal +- its standard deviation; or probabilities.
+const COLUMNS = {
+  real: ({loc, scale, log_scale: s}, [l, o]) => ({mean: loc + scale * l, sd: scale * Math.sqrt(Math.exp(2 * Math.min(s + o, 4)) + 1e-6)}),
+  "student-t": ({loc, scale, sd}, [l]) => ({mean: loc + scale * l, sd}),
+  positive(column, outputs, {mean, sd} = COLUMNS.real(column, outputs)) {
+    const [low, median, high] = [-1, 0, 1].map((sign) => (column.atom || 0) + Math.exp(mean + sign * sd));
+    return {median, ends: [low, high]};
+  },
+  "zero-inflated": (column, outputs) => ({...COLUMNS.positive(column, outputs), share: sigmoid(column.log_odds + outputs[2])}),
   count: ({unit, shift, slope, excess}, [l], mean = unit * softplus(slope * l + shift) + 1e-6) =>
     ({mean, sd: Math.sqrt(mean + excess * mean ** 2)}),
   binary: (_, [l]) => ({shares: [sigmoid(-l), sigmoid(l)]}),
@@ -19,13 +27,16 @@ async function show() {
   const content = await unpack(find("content").textContent), {columns, rows, texts, labels, planes: [{axes, dims}]} = content;
   const vae = vaeOf(content), names = content.names.map(subscript), map = find("map"), still = element("canvas"), state = {z: names.map(() => 0), q: null, cloud: []};
   const rowOf = ({shape: [, width], data}, i) => Array.from(data.subarray(i * width, (i + 1) * width));
-  const points = rows.map((_, i) => rowOf(content.points, i).slice(0, 2)), {middle, range} = viewOf(points, vae);
+  const points = rows.map((_, i) => rowOf(content.points, i).slice(0, 2));
+  const normals = vae.normals && vae.normals.filter(({log}) => log > -Math.log(10 * vae.normals.length)); // of a prior that is a mixture
+  const views = [points, ...(normals || []).map((one) => ellipse(one, axes, 2))].map((places) => viewOf(places, vae));
+  const {middle, range} = views.reduce((widest, one) => (one.range > widest.range ? one : widest));
 
   // z, and a row with columns that are taken out
   const toPlane = (z) => onPlane(axes, z), at = (place) => zAt(place, axes, state.z, vae.isSphere, state);
   const move = (z) => (Object.assign(state, {z}).frame ||= requestAnimationFrame(drawHere));
   const jump = (z) => (move(vae.isSphere ? unit(z) : z), (state.rest = state.z)); // it stays there when the pointer has left the map
-  const decoded = (outputs = Array.from(vae.decode(state.z))) => columns.map((one) => COLUMNS[one.kind](one, outputs.slice(...one.outputs)));
+  const decoded = (outputs = Array.from(vae.decode(state.z))) => columns.map((one) => COLUMNS[one.kind](one, one.outputs.map((place) => outputs[place])));
   function pick(row, out = []) {
     const x = rowOf(content.features, row);
     out.forEach((d) => columns[d].inputs.forEach((feature) => (x[feature] = 0)));
@@ -52,9 +63,16 @@ async function show() {
       mark(context, levels ? k : 0, toMap(place), 2.6 * scale);
       context.fill();
     });
-    const radii = isSphere ? [1] : [1, 2, 3].filter((one) => one < range), isPrior = content.prior.top.kind === "normal";
+    const radii = isSphere ? [1] : normals ? [] : [1, 2, 3].filter((one) => one < range), isPrior = content.prior.top.kind === "normal";
     drawPrior(context, toMap, {scale, line: css("--soft"), radii, isSphere, isPrior, names: dims.map((d) => names[d])});
+    if (normals) drawNormals(context, scale);
     drawOverlay();
+  }
+  function drawNormals(context, scale) {
+    context.setLineDash([4 * scale, 4 * scale]);
+    normals.forEach((one) => path(context, ellipse(one, axes, 1).map(toMap)));
+    context.setLineDash([]);
+    Object.assign(context, {textAlign: "left"}).fillText("dashed: the components of p(z), 1 sd", 6 * scale, map.height - 6 * scale);
   }
   function drawOverlay() {
     const context = map.getContext("2d"), scale = devicePixelRatio || 1;
@@ -88,17 +106,22 @@ async function show() {
       element("div", {className: "row spread"}, parts.own, take)));
     return parts;
   });
-  function drawColumn({mean, sd, shares}, d) {
+  const level = (share, textContent, isOwn) => element("div", {className: "level", style: `--share: ${share}`},
+    element("span", {textContent, className: isOwn ? "own" : ""}), element("i"), element("span", {textContent: `${(100 * share).toFixed(0)} %`}));
+  function drawColumn({mean, sd, median, ends, share, shares}, d) {
     const {output, shown, own, box} = items[d], column = columns[d], text = texts[state.row][d], value = valueOf(d, state.row);
     Object.assign(box, {checked: !text || state.out.includes(d), disabled: !text});
     own.textContent = `row: ${text || "missing"}${box.checked && state.z === state.code ? ", imputed here" : ""}`;
-    if (shares) return shown.replaceChildren(...shares.map((share, k) => element("div", {className: "level", style: `--share: ${share}`},
-      element("span", {textContent: column.levels[k], className: k === value ? "own" : ""}), element("i"), `${(100 * share).toFixed(0)} %`)));
-    const place = (one) => clamp((one - column.low) / (column.high - column.low), 0, 1), [from, to] = [-1, 1].map((sign) => place(mean + sign * sd));
-    const style = `--from: ${from}; --to: ${to}; --mean: ${place(mean)}; --value: ${text ? value : -1}`;
-    output.textContent = [numberText(column, mean), sd === null ? "infinite" : numberText({...column, date: 0, origin: 0}, sd) + (column.date ? " days" : "")].join(" \u00b1 ");
-    shown.replaceChildren(element("div", {className: "range", style}, ...["deviation", "mean", "value"].map((className) => element("i", {className}))), element("p", {className: "soft row spread"},
-      ...[column.low, column.high].map((end) => element("span", {textContent: numberText(column, end)}))));
+    if (shares) return shown.replaceChildren(...shares.map((one, k) => level(one, column.levels[k], k === value)));
+    const on = column.is_log ? Math.log : Number, place = (one) => clamp((on(one) - on(column.low)) / (on(column.high) - on(column.low)), 0, 1);
+    const [from, to] = (ends || [mean - sd, mean + sd]).map((one) => place(one));
+    const style = `--from: ${from}; --to: ${to}; --mean: ${place(ends ? median : mean)}; --value: ${text ? value : -1}`;
+    const number = (one) => numberText(column, one), range = () => `${number(median)} (${ends.map(number).join(" to ")})`;
+    const spread = () => (sd === null ? "infinite" : numberText({...column, date: 0, origin: 0}, sd) + (column.date ? " days" : ""));
+    output.textContent = share !== undefined ? `else ${range()}` : ends ? range() : `${number(mean)} \u00b1 ${spread()}`;
+    shown.replaceChildren(...(share === undefined ? [] : [level(share, number(column.atom), value <= place(column.atom))]),
+      element("div", {className: "range", style}, ...["deviation", "mean", "value"].map((className) => element("i", {className}))),
+      element("p", {className: "soft row spread"}, ...[column.low, column.high].map((end) => element("span", {textContent: number(end)}))));
   }
 
   // The rest of the page

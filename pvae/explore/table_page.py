@@ -21,6 +21,9 @@ from pvae.models.likelihoods import (
     DiagonalNormalLikelihood,
     OrdinalLikelihood,
     PoissonLikelihood,
+    PositiveLikelihood,
+    StudentTLikelihood,
+    ZeroInflatedLikelihood,
 )
 from pvae.runs.run import Run
 from pvae.trained.latent_space import encode
@@ -101,38 +104,54 @@ def _columns(run: Run, vae: Any, x: Tensor) -> tuple[list[dict[str, Any]], Tenso
     inputs = _inputs(vae, size) if run.config.missing else [[]] * size
     found, first = dict[int, dict[str, Any]](), 0
     for part, places in parts:
-        count = part.num_categories if type(part) is CategoricalLikelihood else 1  # outputs of the decoder
+        each = part.num_categories if type(part) is CategoricalLikelihood else getattr(part, "outputs_each", 1)
+        outputs = torch.arange(first, first + len(places) * each)  # of the decoder: the categories of a column together
+        outputs = outputs.view(-1, each) if type(part) is CategoricalLikelihood else outputs.view(each, -1).T
+        first += outputs.numel()
         for i, d in enumerate(places.tolist()):
             column = run.data.columns[d]
-            shown = {"name": column.name, "inputs": inputs[d], "outputs": [first, first + count]}
+            shown = {"name": column.name, "inputs": inputs[d], "outputs": outputs[i].tolist()}
             found[d] = shown | _distribution(part, i, column)
             if "levels" not in found[d]:
-                found[d] |= (bar := _bar(column, x[:, d].double()))
-                values[:, d] = ((values[:, d] - bar["low"]) / (bar["high"] - bar["low"])).clamp(0, 1)
-            first += count
+                is_log = found[d]["kind"] == "positive"
+                own = values[:, d].log() if is_log else values[:, d]
+                low, high = _ends(own)
+                values[:, d] = ((own - low) / (high - low)).clamp(0, 1)
+                low, high = (math.exp(low), math.exp(high)) if is_log else (low, high)
+                unit = min(high - low, math.sqrt(low * high)) if is_log else high - low
+                found[d] |= {"is_log": is_log, "low": low, "high": high, **_writing(column, unit)}
     return [found[d] for d in range(size)], values
 
 
-def _bar(column: Column, values: Tensor) -> dict[str, Any]:
-    """Return the ends of the bar of a column of numbers, and how table.js writes its numbers."""
+def _ends(values: Tensor) -> tuple[float, float]:
+    """Return the ends of the bar of a column of numbers."""
     seen = values[~values.isnan()]
     low, high = torch.quantile(seen, torch.tensor(_RANGE).double()).tolist() if len(seen) else (0.0, 0.0)
-    high = high if high > low else low + 1
-    decimals = min(max(3 - math.ceil(math.log10(high - low)), 0), 20)
+    return low, high if high > low else low + 1
+
+
+def _writing(column: Column, unit: float) -> dict[str, Any]:
+    """Return how table.js writes the numbers of a column: a unit of them with three digits."""
+    decimals = min(max(3 - math.ceil(math.log10(unit)), 0), 20)
     lengths = {"%S": 19, "%H": 16, "%I": 16, "": 10}  # of 2020-03-01T12:30:00
     date = next(length for code, length in lengths.items() if code in column.date_format) * bool(column.date_format)
-    writing = {"date": date, "origin": column.origin, "suffix": column.suffix, "point": column.point}
-    return {"low": low, "high": high, "decimals": decimals, **writing}
+    return {"decimals": decimals, "date": date, "origin": column.origin, "suffix": column.suffix, "point": column.point}
 
 
 def _distribution(part: Any, place: int, column: Column) -> dict[str, Any]:
     """Return the kind in `COLUMNS` of table.js, and the parameters, of the column at a place of a likelihood."""
     match part:
         case DiagonalNormalLikelihood():
+            numbers = {"loc": part.units.loc, "scale": part.units.scale, "log_scale": part.log_scale}
+            name = "positive" if isinstance(part, PositiveLikelihood) else "real"
+            if isinstance(part, ZeroInflatedLikelihood):
+                p, name = part.pixels(torch.zeros(part.output_shape)), "zero-inflated"
+                numbers |= {"atom": p.atom, "log_odds": p.logits}
+            return {"kind": name, **{key: one[place].item() for key, one in numbers.items()}}
+        case StudentTLikelihood():
             p = part.pixels(torch.zeros(part.datum_shape))
-            sd = p.variance[place].sqrt().item()
-            loc, scale = p.mean[place].item(), part.units.scale[place].item()
-            return {"kind": "real", "loc": loc, "scale": scale, "sd": sd if math.isfinite(sd) else None}
+            loc, scale, sd = (one[place].item() for one in (p.mean, part.units.scale, p.variance.sqrt()))
+            return {"kind": "student-t", "loc": loc, "scale": scale, "sd": sd if math.isfinite(sd) else None}
         case PoissonLikelihood():
             p = part.pixels(torch.zeros(part.datum_shape))
             unit, shift = part.units.unit_and_shift()
@@ -160,6 +179,8 @@ def _inputs(vae: Any, size: int) -> list[list[int]]:
         return [[d, d + size] for d in range(size)]
     first, inputs = 0, [list[int]() for _ in range(size)]
     for d in features.order.tolist():
-        inputs[d] = [*range(first, first + features.kinds[d].num_features)]
-        first += features.kinds[d].num_features
+        count = features.kinds[d].num_categories or 1
+        inputs[d], first = [*range(first, first + count)], first + count
+    for d in features.atoms:  # whether it is the least value
+        inputs[d], first = [*inputs[d], first], first + 1
     return [[*some, first + d] for d, some in enumerate(inputs)]

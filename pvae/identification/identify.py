@@ -37,6 +37,10 @@ _PROOF = 200  # further points, at which the answer is checked
 _DOUBLE, _SINGLE = 1e-9, 1e-4  # relative tolerances of what is computed in float64 and in float32
 _KNOWN = "(Bernoulli, Normal, Laplace, Poisson, categorical, ...); are x and reconstruction given in this order?"
 _DIRICHLET = "(1 - 1 / L)"  # the variance of the Normal that is nearest to a Dirichlet of L topics, a factor of weights
+# The largest standard deviation of MNIST in [0, 1] along any direction. With `forecast` of `pvae.evaluation.forecast`,
+# `print(forecast(Pixels(load_dataset("mnist").train), 1.0, 20).largest_std)` prints 2.262.
+_MNIST_STD = 2.26
+_MNIST = {"C": 1, "H": 28, "W": 28, "D": 784, "L": 20}
 _MOST_WAYS = 24  # ways of calling the loss that are tried until one of them gives an ELBO
 
 
@@ -565,7 +569,7 @@ class _Identification:
         return "", [f"  constant    {'; '.join(parts)}"] if parts else []
 
     def _notes(self, claim: _Claim, beta: Power, sizes: Sequence[Size]) -> Iterator[str]:
-        """Yield lines on mistakes, default values, beta and fixed sizes."""
+        """Yield lines on mistakes, default values, beta, collapse and fixed sizes."""
         if claim.likelihood.note:
             yield f"  mistake     {self._text(claim.likelihood.note)}"
         if values := [f"{name} = {value}" for name, value in self.box.constants.items() if not isinstance(value, bool)]:
@@ -574,9 +578,30 @@ class _Identification:
             yield "  note        beta is also 2 where a KL divergence is written without its factor 1/2"
         if beta.powers.get("D"):
             yield f"  note        for D = 784 and L = 20, beta = {beta.at({'D': 784, 'L': 20}):.6g}"
+        yield from self._collapse(claim)
         base, others = self.box.size.symbols(), self.box.size.others()
         if values := [f"{symbol} = {base[symbol]}" for symbol, size in others if symbol and size not in sizes]:
             yield f"  sizes       {', '.join(values)} only: the weights above are numbers for these"
+
+    def _collapse(self, claim: _Claim) -> Iterator[str]:
+        """Yield below which variation of x a linear VAE uses no latent, for a Normal of fixed scale.
+
+            latent i is used  <=>  l_i > beta scale^2,    l_i an eigenvalue of the covariance of x
+
+        Both readings have the same beta scale^2, and the variance of a prior N(0, c^2 I) does not change it.
+
+        Reference:
+            Lucas et al., arXiv:1911.02469, theorem 1; `pvae.evaluation.forecast` derives it for any beta.
+        """
+        if claim.likelihood.name.endswith("scale^2 = {v})") and claim.rate.num_of_prior:  # a Normal's, and N(0, c^2 I)
+            square = claim.of_z / claim.of_x
+            limit, sizes = math.sqrt(square.at(_MNIST)), square.merged()
+            shown = f"sqrt({square})" if sizes else f"{limit:.3g}"
+            side = f"{'below' if limit > _MNIST_STD else 'above'} {limit:.3g}{' for L = 20' * ('L' in sizes)}"
+            yield (
+                f"  collapse    a linear VAE uses latents only if x has a standard deviation above {shown} along a "
+                f"direction; MNIST in [0, 1] has {_MNIST_STD} at most, {side}"
+            )
 
     def _proof(self, claim: _Claim, sizes: Sequence[Size]) -> float:
         """Return the largest relative difference of gradients, or of values that have the same x."""

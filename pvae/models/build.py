@@ -18,7 +18,7 @@ from pvae.core.errors import InputError, listed
 from pvae.models.features import Units, encoder_input
 from pvae.models.hierarchy import BottomUpPosterior, FirstLayer, HierarchyPrior, LadderPosterior, TopDownPosterior
 from pvae.models.labels import EncoderJoin, LabelPosterior, LabelPrior, LikelihoodGivenLabels, PosteriorGivenLabels
-from pvae.models.networks import FlatBatch, conv_decoder, conv_encoder, groupnorm_decoder, mlp
+from pvae.models.networks import FlatBatch, WithPaths, conv_decoder, conv_encoder, groupnorm_decoder, mlp
 from pvae.vae import VAE
 
 __all__ = ["build_vae", "fit_to", "meta_state_dict", "sizes_of", "start_from", "start_like_burda"]
@@ -131,8 +131,8 @@ def _networks(
         num_outputs: of the encoder.
         num_labels: number of classes or attributes; 0 without labels.
     """
-    kinds = config.column_kinds
-    decoded = (sum(kind.num_outputs for kind in kinds),) if kinds else datum_shape
+    kinds, each = config.column_kinds, config.likelihood_family.outputs_each
+    decoded = (sum(kind.num_outputs for kind in kinds),) if kinds else (each * datum_shape[0], *datum_shape[1:])
     latent_dim = num_labels + (sum(config.latent_dims) if config.inference == "top-down" else config.latent_dim)
     batch_norm = config.has_batch_norm
     if not config.is_conv:
@@ -141,6 +141,13 @@ def _networks(
         up = mlp(width, *hidden, num_outputs, activation=config.activation, batch_norm=batch_norm)
         widths = (latent_dim, *reversed(hidden), math.prod(decoded))
         down = mlp(*widths, activation=config.activation, batch_norm=batch_norm)
+        if config.initialization == "exact":
+            number = config.components * config.prior_family.is_mixture
+            ends = (width, num_outputs), (latent_dim, math.prod(decoded))
+            up, down = (
+                nn.Sequential(WithPaths(*end, number, network if hidden else None))
+                for end, network in zip(ends, (up, down))
+            )
         return nn.Sequential(nn.Flatten(-num_dims), *up), nn.Sequential(*down, nn.Unflatten(-1, decoded))
     shape = (shape[0] + (num_labels > 0), *shape[1:])
     norm = {"conv": "none", "conv-batchnorm": "batch", "conv-groupnorm": "group"}[config.network]

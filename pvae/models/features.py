@@ -7,18 +7,32 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pvae.config.columns import ColumnKind
 from pvae.config.config import Config
+from pvae.distributions.steps import is_atom
 
-__all__ = ["ColumnFeatures", "CountUnits", "Standardize", "Units", "WithMask", "encoder_input"]
+__all__ = [
+    "ColumnFeatures",
+    "CountUnits",
+    "LogUnits",
+    "RealUnits",
+    "Standardize",
+    "Units",
+    "WithMask",
+    "encoder_input",
+    "features_seen",
+    "steps_of",
+]
 
 _ROWS = 10_000  # in a part of the data
 _ROUNDING = 1e-14  # standard deviation of equal values, as a share of their mean, by rounding of float64
 _LEAST_MEAN = 1e-6  # of a count, where all are 0
+_MOST_DIGITS = 8  # behind the point, and 10^9 at most: further digits say nothing beside the spread of a column
 
 
 def encoder_input(config: Config, datum_shape: tuple[int, ...]) -> tuple[list[nn.Module], tuple[int, ...]]:
@@ -42,6 +56,15 @@ def encoder_input(config: Config, datum_shape: tuple[int, ...]) -> tuple[list[nn
     return [*seen, WithMask(datum_shape)], (2 * datum_shape[0], *datum_shape[1:])  # the values and their mask
 
 
+def features_seen(q_z: nn.Module, x: Tensor) -> Tensor:
+    """Return what the encoder of a posterior sees of data (N, *D), without the mask of missing values: (N, F)."""
+    size, seen, has_mask = x[0].numel(), x, False
+    for layer in q_z.modules():
+        if isinstance(layer, Units | WithMask):
+            seen, has_mask = layer(seen), has_mask or isinstance(layer, WithMask) or getattr(layer, "has_mask", False)
+    return seen.flatten(1)[:, : -size if has_mask else None]
+
+
 class Units(nn.Module):
     """The location and the scale of each value of the training data, which `build.fit_to` stores as buffers.
 
@@ -49,14 +72,16 @@ class Units(nn.Module):
 
     Args:
         datum_shape: of x.
+
+    Attributes:
         columns: where x is a part of a datum, the columns of the datum that it is.
     """
 
     unfitted: ClassVar[Mapping[str, float]]  # the name of each buffer, and its values before the fit
+    columns: Sequence[int] | None = None
 
-    def __init__(self, datum_shape: Sequence[int], columns: Sequence[int] | None = None) -> None:
+    def __init__(self, datum_shape: Sequence[int]) -> None:
         super().__init__()
-        self.columns = None if columns is None else list(columns)
         for name, value in self.unfitted.items():
             self.register_buffer(name, torch.full(tuple(datum_shape), value))
 
@@ -68,9 +93,13 @@ class Units(nn.Module):
         """Return the mean over the data of a function of float64 values, without those that are NaN."""
         total = count = torch.zeros((), dtype=torch.float64)
         for part in data.split(_ROWS):  # a float64 copy of all may not fit into memory
-            values = function((part if self.columns is None else part[..., self.columns]).double())
+            values = function(self._own(part).double())
             total, count = total + values.nansum(0), count + (~values.isnan()).sum(0)
         return total / count
+
+    def _own(self, data: Tensor) -> Tensor:
+        """Return the part of the data that x is."""
+        return data if self.columns is None else data[..., self.columns]
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         for name, value in self.unfitted.items():
@@ -85,7 +114,6 @@ class Standardize(Units):
 
     Args:
         datum_shape: of x.
-        columns: where x is a part of a datum, the columns of the datum that it is.
     """
 
     unfitted: ClassVar[Mapping[str, float]] = MappingProxyType({"mean": 0.0, "mean_rest": 0.0, "std": 1.0})
@@ -105,8 +133,11 @@ class Standardize(Units):
 
     def fit_to(self, data: Tensor) -> None:
         """Store mean and standard deviation of the training data, (N, *datum_shape), without those that are NaN."""
-        mean = self._mean_of(data, lambda x: x)
-        std = self._mean_of(data, lambda x: (x - mean).square()).sqrt()
+        self._fit_mean(data, lambda x: x)
+
+    def _fit_mean(self, data: Tensor, of: Callable[[Tensor], Tensor]) -> None:
+        mean = self._mean_of(data, of).nan_to_num()
+        std = self._mean_of(data, lambda x: (of(x) - mean).square()).nan_to_num().sqrt()
         self.mean.copy_(mean)
         self.mean_rest.copy_(mean - self.mean.double())
         is_constant = (std <= _ROUNDING * mean.abs()) | (std < torch.finfo(torch.float32).tiny)
@@ -115,6 +146,91 @@ class Standardize(Units):
     def forward(self, x: Tensor) -> Tensor:
         """Return (x - mean) / std, in the dtype of the buffers."""
         return ((x.double() - self.loc) / self.scale).to(self.std.dtype)
+
+
+def steps_of(data: Tensor) -> Tensor:
+    """Return in which steps each value of the data was recorded, such as 0.1 or 5; 0 where in none.
+
+        u = the greatest u with which all differences of two of its values are multiples of u
+
+    Args:
+        data: (N, *datum_shape); NaN is a value that is missing.
+    """
+    x = data.double().flatten(1).numpy(force=True)
+    least = np.nanmin(x, 0, initial=np.inf)
+    size = np.nanmax(np.abs(x - least), 0, initial=0.0)
+    found = np.zeros(x.shape[1])
+    left = np.flatnonzero((size > 0) & np.isfinite(size))
+    for digits in range(_MOST_DIGITS + 1):
+        left = left[size[left] * 10.0**digits < 1e9]
+        for rows in (slice(100), slice(None)):  # the first rows rule most columns out
+            scaled = (x[rows, left] - least[left]) * 10.0**digits
+            is_whole = np.abs(scaled - scaled.round()) <= np.minimum(1e-6 * size[left] * 10.0**digits, 1e-4)
+            fits = (is_whole | np.isnan(scaled)).all(0)
+            kept = left[fits]
+            if not len(kept):
+                break
+            if rows != slice(100):
+                whole = np.nan_to_num(scaled[:, fits]).round().astype(np.int64)
+                found[kept] = np.gcd.reduce(whole, 0) / 10.0**digits
+                left = left[~fits]
+    return torch.from_numpy(found).view(data.shape[1:])
+
+
+class RealUnits(Standardize):
+    """The units of real values: mean and standard deviation, and in which steps they were recorded.
+
+    Args:
+        datum_shape: of x.
+
+    Attributes:
+        step: u of `steps_of`; 0 before the fit.
+    """
+
+    unfitted: ClassVar[Mapping[str, float]] = MappingProxyType({**Standardize.unfitted, "step": 0.0})
+    step: Tensor
+
+    def fit_to(self, data: Tensor) -> None:
+        """Store mean, standard deviation and steps of the training data, (N, *datum_shape)."""
+        super().fit_to(data)
+        self.step.copy_(steps_of(self._own(data)))
+
+
+class LogUnits(RealUnits):
+    """The units of positive values: mean and standard deviation of log (x - a), and in which steps x was recorded.
+
+    Args:
+        datum_shape: of x.
+        has_atom: a is the least of the training data, which many may equal; otherwise it is 0.
+
+    Attributes:
+        atom: a; 0 before the fit.
+        share: the share of the training data that are a.
+    """
+
+    unfitted: ClassVar[Mapping[str, float]] = MappingProxyType({**RealUnits.unfitted, "atom": 0.0, "share": 0.0})
+    atom: Tensor
+    share: Tensor
+
+    def __init__(self, datum_shape: Sequence[int], has_atom: bool = False) -> None:
+        super().__init__(datum_shape)
+        self.has_atom = has_atom
+
+    def fit_to(self, data: Tensor) -> None:
+        """Store what the training data, (N, *datum_shape), say, without those that are NaN."""
+        super().fit_to(data)
+        if self.has_atom:
+            self.atom.copy_(self._own(data).nan_to_num(nan=math.inf).amin(0))
+            self.share.copy_(self._mean_of(data, lambda x: torch.where(x.isnan(), x, self.is_atom(x).double())))
+        self._fit_mean(data, self.log_above)
+
+    def is_atom(self, x: Tensor) -> Tensor:
+        """Return whether x is a."""
+        return is_atom(x.double(), self.atom.double(), self.step.double())
+
+    def log_above(self, x: Tensor) -> Tensor:
+        """Return log (x - a) in float64, NaN where x is a."""
+        return torch.where(self.is_atom(x), math.nan, x.double() - self.atom.double()).log()
 
 
 class WithMask(nn.Module):
@@ -149,7 +265,6 @@ class CountUnits(Units):
 
     Args:
         datum_shape: of x.
-        columns: where x is a part of a datum, the columns of the datum that it is.
 
     Attributes:
         mean: m; 0 before the fit.
@@ -193,16 +308,20 @@ class CountUnits(Units):
 class ColumnFeatures(Standardize):
     """Return what an encoder sees of rows (..., D) of columns of different kinds: (..., F), and with a mask F + D.
 
-    A real value and log(1 + count) are standardised, a binary value is as it is, and a category is one-hot. What is
-    missing, NaN, is 0 in all of these.
+    Real values, log(1 + count), log x of positive values and log(x - a) of a zero-inflated one are standardised, a
+    binary value is as it is, and a category is one-hot. A zero-inflated value has another feature, 1 where it is a, its
+    least value, where log(x - a) counts as its mean. What is missing, NaN, is 0 in all of these.
 
     Args:
         kinds: the kind of each column.
         has_mask: add 1 for each value that is not NaN.
     """
 
+    unfitted: ClassVar[Mapping[str, float]] = MappingProxyType({**Standardize.unfitted, "atom": 0.0})
     is_count: Tensor
+    is_log: Tensor
     order: Tensor
+    atom: Tensor
 
     def __init__(self, kinds: Sequence[ColumnKind], has_mask: bool) -> None:
         super().__init__((len(kinds),))
@@ -211,7 +330,9 @@ class ColumnFeatures(Standardize):
         self.counts = {size: sizes.count(size) for size in sorted({*sizes})}
         order = sorted(range(len(kinds)), key=sizes.__getitem__)
         self.register_buffer("order", torch.tensor(order), persistent=False)
-        self.register_buffer("is_count", torch.tensor([kind.is_count for kind in kinds]), persistent=False)
+        self.atoms = [place for place, kind in enumerate(kinds) if kind.name == "zero-inflated"]
+        for name in ("is_count", "is_log"):
+            self.register_buffer(name, torch.tensor([getattr(kind, name) for kind in kinds]), persistent=False)
 
     @property
     def num_features(self) -> int:
@@ -219,8 +340,9 @@ class ColumnFeatures(Standardize):
         return sum(kind.num_features for kind in self.kinds) + self.has_mask * len(self.kinds)
 
     def fit_to(self, data: Tensor) -> None:
-        """Store mean and standard deviation of log(1 + count) and of real values, and leave others as they are."""
-        super().fit_to(self._logs(data))
+        """Store mean and standard deviation of numbers and their logarithms, and leave others as they are."""
+        self.atom[self.atoms] = data[:, self.atoms].nan_to_num(nan=math.inf).amin(0).to(self.atom.dtype)
+        self._fit_mean(data, self._logs)
         others = [place for place, kind in enumerate(self.kinds) if not kind.is_standardized]
         self.mean[others] = self.mean_rest[others] = 0.0
         self.std[others] = 1.0
@@ -228,12 +350,15 @@ class ColumnFeatures(Standardize):
     def forward(self, x: Tensor) -> Tensor:
         """Return the features."""
         values, parts = super().forward(self._logs(x))[..., self.order], list[Tensor]()
+        are_atoms = is_atom(x.double(), self.atom.double())[..., self.atoms].to(values.dtype)
         for size, part in zip(self.counts, values.split([*self.counts.values()], -1)):
             if size:  # NaN equals no code
                 part = (part[..., None] == torch.arange(size, device=x.device)).to(part.dtype).flatten(-2)
             parts.append(torch.where(part.isnan(), torch.zeros_like(part), part))
-        return torch.cat([*parts, *[(~x.isnan()).to(values.dtype)] * self.has_mask], -1)
+        return torch.cat([*parts, are_atoms, *[(~x.isnan()).to(values.dtype)] * self.has_mask], -1)
 
     def _logs(self, x: Tensor) -> Tensor:
         x = x.double()
-        return torch.where(self.is_count, x.clamp(min=0).log1p(), x)
+        x = torch.where(self.is_count, x.clamp(min=0).log1p(), x)
+        atom = self.atom.double()
+        return torch.where(self.is_log, torch.where(is_atom(x, atom), math.nan, x - atom).log(), x)

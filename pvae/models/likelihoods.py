@@ -23,8 +23,9 @@ from pvae.distributions.columns import Columns, ordered_logits
 from pvae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pvae.distributions.discretized_logistic import DiscretizedLogistic, eight_bit_level
 from pvae.distributions.observed import Observed
+from pvae.distributions.steps import InSteps, WithAtom
 from pvae.distributions.units import InFloat64, InUnits
-from pvae.models.features import CountUnits, Standardize
+from pvae.models.features import CountUnits, LogUnits, RealUnits, Standardize
 
 __all__ = [
     "BernoulliLikelihood",
@@ -41,8 +42,10 @@ __all__ = [
     "OptimalNormalLikelihood",
     "OrdinalLikelihood",
     "PoissonLikelihood",
+    "PositiveLikelihood",
     "PseudoBernoulliLikelihood",
     "StudentTLikelihood",
+    "ZeroInflatedLikelihood",
 ]
 
 
@@ -60,6 +63,7 @@ class Likelihood(nn.Module):
         has_missing: NaN is a value that is missing, as in `Observed`.
 
     Attributes:
+        inside: a value in the domain, in place of one that is missing.
         pseudo: whether it is a pseudo-likelihood: `log_prob` is not the logarithm of a density of the pixels.
         is_density: whether it is a density over pixels and not a probability.
         learns_scale: whether the scale is trained, as the parameter `log_scale`.
@@ -67,6 +71,7 @@ class Likelihood(nn.Module):
         output_shape: the shape of the decoder's output for one latent.
     """
 
+    inside: float | Tensor = 0.0
     pseudo = False
     is_density = False
     learns_scale = False
@@ -87,11 +92,16 @@ class Likelihood(nn.Module):
         self.symmetric = symmetric
         self.has_missing = has_missing
         if self.learns_scale:
-            self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())
+            # On the CPU also while `build.meta_state_dict` builds it, where a logarithm would import torch's compiler.
+            self.log_scale = nn.Parameter(torch.tensor(float(scale), device="cpu").log())
 
     def forward(self, z: Tensor) -> TorchDistribution:
         """Return p(x | z): batch shape z.shape[:-1], event shape (C, H, W)."""
-        pixels, num_dims = self.pixels(self.decoder(z)), len(self.datum_shape)
+        return self.given(self.decoder(z))
+
+    def given(self, output: Tensor) -> TorchDistribution:
+        """Return p(x) given the decoder's output, (..., *output_shape): batch shape (...), event shape (C, H, W)."""
+        pixels, num_dims = self.pixels(output), len(self.datum_shape)
         if pixels.event_shape:  # a joint distribution of the whole datum
             return pixels
         return Observed(pixels, num_dims) if self.has_missing else pixels.to_event(num_dims)
@@ -99,6 +109,25 @@ class Likelihood(nn.Module):
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return the distribution of each pixel, given the decoder's output (..., C, H, W)."""
         raise NotImplementedError
+
+    def outputs_for(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Return the outputs that suit data best, about those of the greatest weighted log-likelihood.
+
+        Args:
+            x: data, (N, *D); NaN is a value that is missing.
+            weights: K weights for each datum, float64 (N, K).
+
+        Returns:
+            (K, *output_shape), float64.
+
+        Raises:
+            NotImplementedError: this likelihood has no such closed form.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no outputs in closed form")
+
+    def normal_values(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return y (N, D), Normal given z, and log |dy/dx| (N, D), of data x (N, *D); None if x has no such y."""
+        return None
 
     @property
     def domain(self) -> str:
@@ -125,7 +154,7 @@ class Likelihood(nn.Module):
         if not x.is_floating_point():
             raise InputError(f"x is {x.dtype}, but pixels must be floating-point: x.float() / 255 for uint8")
         if x.numel():
-            seen = torch.where(x.isnan(), torch.zeros_like(x), x) if self.has_missing else x
+            seen = torch.where(x.isnan(), self.inside, x) if self.has_missing else x
             require(self._in_domain, seen, lambda: InputError(self._refusal(seen)))
         return x
 
@@ -142,6 +171,14 @@ class Likelihood(nn.Module):
     def _in_domain(self, x: Tensor) -> Tensor:
         low, high = x.amin(), x.amax()  # NaN makes both comparisons false
         return (low >= (-1 if self.symmetric else 0)) & (high <= 1)
+
+
+def _means(x: Tensor, weights: Tensor, count: float = 1.0) -> Tensor:
+    """Return weighted means (K, *D) of values (N, *D), with that count of data at the mean of all; NaN is left out."""
+    is_seen, values = (~x.isnan()).double(), x.double().nan_to_num()
+    of_all = values.sum(0) / is_seen.sum(0).clamp(min=1)
+    total, number = (torch.einsum("nk,n...->k...", weights, one) for one in (values, is_seen))
+    return (total + count * of_all) / (number + count)
 
 
 class BernoulliLikelihood(Likelihood):
@@ -161,6 +198,10 @@ class BernoulliLikelihood(Likelihood):
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return Bernoulli(logits=output)."""
         return LogitBernoulli(logits=output)
+
+    def outputs_for(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Return the logits of weighted means."""
+        return _means(x, weights).clamp(1e-6, 1 - 1e-6).logit()
 
     def _in_domain(self, x: Tensor) -> Tensor:
         return ((x == 0) | (x == 1)).all()
@@ -332,20 +373,175 @@ class DiscretizedLogisticLikelihood(Likelihood):
 
 
 _LEAST_SHARE = 1e-3  # the least scale of a value, as a share of the standard deviation of the training data
+_MOST_LOG_SCALE = 4.0  # of such a scale
+_SMOOTHING = 0.01  # data at the mean of all, beside those of a component
 
 
 class DiagonalNormalLikelihood(Likelihood):
-    """A Normal with a trained scale for each value of a datum: real values of any location and scale.
+    """A Normal whose location and scale both depend on z: real values of any location and scale.
 
-        p(x | z) = prod_d Normal(x_d; m_d + s_d output_d, (s_d exp(log_scale_d))^2)
+        p(x | z) = prod_d Normal(x_d; m_d + s_d loc_d, (s_d scale_d)^2)
+        scale_d^2 = exp(2 log_scale_d + 2 o_d) + 1e-6
 
-    m_d and s_d are mean and standard deviation of the training data, as `Standardize` stores them. So the outputs are
-    of order 1 whatever the units of x are, and the density is that of x in its own units, as of `InUnits`.
-    exp(log_scale_d) is at least 0.001: a value that can be predicted exactly would drive it to 0, and the bound to
-    infinity.
+    m_d and s_d are mean and standard deviation of the training data, as `RealUnits` stores them. So the outputs of the
+    decoder, loc and o, are of order 1 whatever the units of x are, and the density is that of x in its own units;
+    log_scale is a parameter. A value that was recorded in steps has the probability of its step, as `InSteps` says.
+    log_scale + o counts as 4 above 4.
+
+    The decoder returns two values for each value of a datum, (2 D_1, D_2, ...): all loc, and then all o.
 
     Reference:
-        Kingma and Welling, arXiv:1312.6114, appendix C.2, with a scale that does not depend on z.
+        Kingma and Welling, arXiv:1312.6114, appendix C.2.
+    """
+
+    domain = "finite in float32"
+    is_density = True
+    outputs_each = 2
+    least_share = _LEAST_SHARE
+    units: RealUnits
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.log_scale = nn.Parameter(torch.full(self.datum_shape, float(self.scale), device="cpu").log())
+        self.units = self._units(self.datum_shape)
+        self.output_shape = (self.outputs_each * self.datum_shape[0], *self.datum_shape[1:])
+
+    def _units(self, datum_shape: Sequence[int]) -> RealUnits:
+        """Return new units of x."""
+        return RealUnits(datum_shape)
+
+    def pixels(self, output: Tensor) -> TorchDistribution:
+        """Return Normal(m + s loc, s scale), in steps."""
+        loc, scale = self._loc_and_scale(*self._split(output))
+        return InSteps(InFloat64(dist.Normal(loc, scale), output.dtype), self.units.step.double())
+
+    def outputs_for(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Return weighted means and standard deviations."""
+        y = (self._of_normal(x) - self.units.loc) / self.units.scale  # NaN is left out
+        mean, square = (_means(one, weights, _SMOOTHING) for one in (y, y.square()))
+        variance = (square - mean.square() - _LEAST_SHARE**2).clamp(min=_LEAST_SHARE**2)
+        is_constant = y.nan_to_num(nan=-math.inf).amax(0) <= y.nan_to_num(nan=math.inf).amin(0)  # it says nothing
+        variance = torch.where(is_constant, 1.0, variance)
+        return torch.cat([mean, variance.log() / 2 - self.log_scale.double()], 1)
+
+    def normal_values(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the values in units of the training data, and log |dy/dx|."""
+        y = (self._of_normal(x) - self.units.loc) / self.units.scale
+        return y.flatten(1), (self._log_slope(x) - self.units.scale.log()).flatten(1)
+
+    def step_of_normal(self, x: Tensor) -> Tensor:
+        """Return the step of `normal_values` at each value of x."""
+        return self.units.step.double() * (self._log_slope(x) - self.units.scale.log()).exp()
+
+    def _of_normal(self, x: Tensor) -> Tensor:
+        """Return the values that are Normal given z, in float64."""
+        return x.double()
+
+    def _log_slope(self, x: Tensor) -> Tensor:
+        """Return the logarithm of the derivative of `_of_normal`."""
+        return torch.zeros_like(x, dtype=torch.float64)
+
+    def _split(self, output: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs of each value of a datum, in float64."""
+        return output.double().chunk(self.outputs_each, -len(self.datum_shape))
+
+    def _loc_and_scale(self, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Return location and scale in the units of x, given those of the decoder."""
+        log_scale = (self.log_scale.double() + log_scale).clamp(max=_MOST_LOG_SCALE)
+        scale = ((2 * log_scale).exp() + _LEAST_SHARE**2).sqrt()
+        return self.units.loc + self.units.scale * loc, self.units.scale * scale
+
+    def _in_domain(self, x: Tensor) -> Tensor:
+        return x.float().isfinite().all()
+
+
+class PositiveLikelihood(DiagonalNormalLikelihood):
+    """A log-Normal whose parameters both depend on z: values above 0.
+
+        p(x | z) = prod_d Normal(log x_d; m_d + s_d loc_d, (s_d scale_d)^2) / x_d
+
+    m_d and s_d are those of log x in the training data, as `LogUnits` stores them; loc, scale and steps are those of
+    `DiagonalNormalLikelihood`.
+    """
+
+    domain = "above 0, and finite in float32"
+    inside = 1.0
+    units: LogUnits
+
+    def _units(self, datum_shape: Sequence[int]) -> LogUnits:
+        return LogUnits(datum_shape)
+
+    def pixels(self, output: Tensor) -> TorchDistribution:
+        """Return LogNormal(m + s loc, s scale), in steps."""
+        loc, scale = self._loc_and_scale(*self._split(output)[:2])
+        return InSteps(InFloat64(dist.LogNormal(loc, scale), output.dtype), self.units.step.double())
+
+    def _of_normal(self, x: Tensor) -> Tensor:
+        return self.units.log_above(x)
+
+    def _log_slope(self, x: Tensor) -> Tensor:
+        return -self._of_normal(x)
+
+    def _in_domain(self, x: Tensor) -> Tensor:
+        return ((x > 0) & x.float().isfinite()).all()
+
+
+class ZeroInflatedLikelihood(PositiveLikelihood):
+    """Values of which many are exactly the least one, a, such as 0; the others are a and a log-Normal value.
+
+        p(x_d = a_d | z) = pi_d,    p(x_d | z) = (1 - pi_d) LogNormal(x_d - a_d; m_d + s_d loc_d, s_d scale_d)
+        log pi_d / (1 - pi_d) = logit_d + log of the same odds in the training data
+
+    `WithAtom` says in which unit the first of these is. The decoder returns loc, the scale's output, and logit.
+    """
+
+    domain = "at least the least value of the training data"
+    outputs_each = 3
+
+    def _units(self, datum_shape: Sequence[int]) -> LogUnits:
+        return LogUnits(datum_shape, has_atom=True)
+
+    @property
+    def inside(self) -> Tensor:  # type: ignore[override]
+        """The least value."""
+        return self.units.atom
+
+    def pixels(self, output: Tensor) -> TorchDistribution:
+        """Return WithAtom(LogNormal(m + s loc, s scale) in steps, a, logit)."""
+        units, logits = self.units, self._split(output)[2]
+        share = units.share.double().clamp(1e-3, 1 - 1e-3)
+        return WithAtom(super().pixels(output), units.atom.double(), logits + share.logit(), units.step.double())
+
+    def normal_values(self, x: Tensor) -> None:
+        """Return None: the least value is not Normal."""
+
+    def outputs_for(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Return means and standard deviations of logarithms above a, and log odds of a beside those of all data."""
+        are_atoms = torch.where(x.isnan(), x, self.units.is_atom(x).to(x.dtype))
+        logits = _means(are_atoms, weights).clamp(1e-6, 1 - 1e-6).logit()
+        share = self.units.share.double().clamp(1e-3, 1 - 1e-3)
+        return torch.cat([super().outputs_for(x, weights), logits - share.logit()], 1)
+
+    def _in_domain(self, x: Tensor) -> Tensor:
+        least = self.units.atom.double()
+        return ((x.double() >= least - 1e-6 * least.abs()) & x.float().isfinite()).all()
+
+
+_MOST_LOG_DF = 15  # beyond which it is a Normal to 1e-6
+
+
+class StudentTLikelihood(Likelihood):
+    """A Student t with trained scale and degrees of freedom for each value of a datum: real values with outliers.
+
+        p(x | z) = prod_d StudentT(x_d; df_d, m_d + s_d output_d, s_d exp(log_scale_d))
+
+    m_d and s_d are mean and standard deviation of the training data, as `Standardize` stores them, and
+    exp(log_scale_d) is at least 0.001. df_d > 1 is 1 + exp(log_df), where log_df counts as 15 above 15, and as -10
+    below -10; for large df it is a Normal. Its tails fall like |x|^-(df + 1), so that one outlier costs a few nats,
+    where under a Normal it costs half of its squared distance.
+
+    Reference:
+        Takahashi et al., "Student-t variational autoencoder for robust density estimation", IJCAI 2018.
     """
 
     domain = "finite in float32"
@@ -353,45 +549,19 @@ class DiagonalNormalLikelihood(Likelihood):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.log_scale = nn.Parameter(torch.full(self.datum_shape, float(self.scale)).log())
+        self.log_scale = nn.Parameter(torch.full(self.datum_shape, float(self.scale), device="cpu").log())
         self.units = Standardize(self.datum_shape)
-
-    def pixels(self, output: Tensor) -> TorchDistribution:
-        """Return Normal(m + s output, s exp(log_scale))."""
-        return self._in_units(dist.Normal, output)
-
-    def _in_units(self, family: Callable[..., TorchDistribution], output: Tensor, *first: Tensor) -> TorchDistribution:
-        """Return the distribution of m + s y, where y is of a family around the output."""
-        scale = self.log_scale.double().exp().clamp(min=_LEAST_SHARE)
-        return InUnits(family(*first, output.double(), scale), self.units.loc, self.units.scale, output.dtype)
-
-    def _in_domain(self, x: Tensor) -> Tensor:
-        return x.float().isfinite().all()
-
-
-_MOST_LOG_DF = 15  # beyond which it is a Normal to 1e-6
-
-
-class StudentTLikelihood(DiagonalNormalLikelihood):
-    """A Student t with trained scale and degrees of freedom for each value of a datum: real values with outliers.
-
-        p(x | z) = prod_d StudentT(x_d; df_d, m_d + s_d output_d, s_d exp(log_scale_d)),    df_d > 1
-
-    df is 1 + exp(log_df), where log_df counts as 15 above 15, and as -10 below -10. For large df it is the
-    `DiagonalNormalLikelihood`. Its tails fall like |x|^-(df + 1), so that one outlier costs a few nats, where under a
-    Normal it costs half of its squared distance.
-
-    Reference:
-        Takahashi et al., "Student-t variational autoencoder for robust density estimation", IJCAI 2018.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
         self.log_df = nn.Parameter(torch.full(self.datum_shape, 2.0))
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return StudentT(1 + exp(log_df), m + s output, s exp(log_scale))."""
-        return self._in_units(dist.StudentT, output, 1 + self.log_df.double().clamp(-10, _MOST_LOG_DF).exp())
+        scale = self.log_scale.double().exp().clamp(min=_LEAST_SHARE)
+        df = 1 + self.log_df.double().clamp(-10, _MOST_LOG_DF).exp()
+        p = dist.StudentT(df, output.double(), scale)
+        return InUnits(p, self.units.loc, self.units.scale, output.dtype)
+
+    def _in_domain(self, x: Tensor) -> Tensor:
+        return x.float().isfinite().all()
 
 
 class PoissonLikelihood(Likelihood):
@@ -413,6 +583,23 @@ class PoissonLikelihood(Likelihood):
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return Poisson(a softplus(c output + b) + 1e-6)."""
         return InFloat64(dist.Poisson(self.units.mean_of(output)), output.dtype)
+
+    def normal_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the counts in units of the training data, of which no Normal describes small ones well."""
+        mean, theta = self.units.mean.double(), self.units.log_theta.double().exp()
+        scale = (mean + mean.square() / theta).sqrt()
+        return ((x.double() - mean) / scale).flatten(1), -scale.log().expand(x.shape).flatten(1)
+
+    def step_of_normal(self, x: Tensor) -> Tensor:
+        """Return 1 in these units."""
+        return self.normal_values(x)[1].exp().view_as(x)
+
+    def outputs_for(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Return the outputs at which the mean is the weighted mean."""
+        unit, shift = self.units.unit_and_shift()
+        mean = (_means(x, weights).clamp(min=1e-4) - 1e-6) / unit
+        inverse = mean + (-(-mean).expm1()).log()  # of softplus
+        return (inverse - shift) / self.units.slope.double()
 
     def _in_domain(self, x: Tensor) -> Tensor:
         return ((x >= 0) & (x == x.round()) & x.float().isfinite()).all()
@@ -467,6 +654,15 @@ class CategoricalLikelihood(Likelihood):
         """Return Categorical(logits=output)."""
         return dist.Categorical(logits=output.unflatten(-1, (-1, self.num_categories)))
 
+    def outputs_for(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Return the logarithms of weighted shares."""
+        return self._shares(x, weights).log().flatten(1)
+
+    def _shares(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Return the weighted share of each category, (K, D, number of categories)."""
+        one_hot = (x[..., None] == torch.arange(self.num_categories, device=x.device)).double()
+        return _means(torch.where(x.isnan()[..., None], math.nan, one_hot), weights).clamp(min=1e-6)
+
     def _in_domain(self, x: Tensor) -> Tensor:
         return ((x >= 0) & (x < self.num_categories) & (x == x.round())).all()
 
@@ -494,18 +690,24 @@ class OrdinalLikelihood(CategoricalLikelihood):
         """Return Categorical(logits=ordered_logits(output, cut points))."""
         return dist.Categorical(logits=ordered_logits(output, self.cutpoints))
 
+    def outputs_for(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Return the outputs at which the cumulative shares are about the weighted ones."""
+        below = self._shares(x, weights).cumsum(-1)[..., :-1].clamp(1e-4, 1 - 1e-4)
+        return (self.cutpoints.double() - below.logit()).mean(-1)
+
 
 class ColumnsLikelihood(Likelihood):
     """Rows of columns of different kinds, independent given z, as `Columns`.
 
         p(x | z) = prod_d p_d(x_d | z)
 
-    real is a `DiagonalNormalLikelihood`, count a `NegativeBinomialLikelihood`, binary a `BernoulliLikelihood`,
-    categorical:K a `CategoricalLikelihood` and ordinal:K an `OrdinalLikelihood`. Columns of one kind are computed
-    together. NaN is a value that is missing, as in `Observed`.
+    real is a `DiagonalNormalLikelihood`, positive a `PositiveLikelihood`, zero-inflated a `ZeroInflatedLikelihood`,
+    count a `NegativeBinomialLikelihood`, binary a `BernoulliLikelihood`, categorical:K a `CategoricalLikelihood` and
+    ordinal:K an `OrdinalLikelihood`. Columns of one kind are computed together. NaN is a value that is
+    missing, as in `Observed`.
 
     Args:
-        decoder: a network from (..., L) to the outputs of all columns: K of each categorical:K, 1 of each other.
+        decoder: a network from (..., L) to the outputs of all columns, `ColumnKind.num_outputs` of each.
         datum_shape: (D,), the number of columns.
         kinds: the kind of each column.
         scale: initial scale of the real columns, as a share of their standard deviations.
@@ -540,6 +742,32 @@ class ColumnsLikelihood(Likelihood):
         parts: Any = zip(self.parts, outputs)
         return Columns([part.pixels(one) for part, one in parts], self.order)
 
+    def outputs_for(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Return the outputs of all parts."""
+        parts: Any = zip(self.parts, x[..., self.order].split(self.sizes, -1))
+        return torch.cat([part.outputs_for(one, weights).flatten(1) for part, one in parts], 1)
+
+    def normal_values(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return those of all parts, in the order of x, or None if one part has none."""
+        parts: Any = zip(self.parts, x[..., self.order].split(self.sizes, -1))
+        found = [part.normal_values(one) for part, one in parts]
+        if any(one is None for one in found):
+            return None
+        y, log_slope = (torch.cat(some, -1)[:, self.order.argsort()] for some in zip(*found))
+        return y, log_slope
+
+    def step_of_normal(self, x: Tensor) -> Tensor:
+        """Return those of all parts, in the order of x."""
+        parts: Any = zip(self.parts, x[..., self.order].split(self.sizes, -1))
+        return torch.cat([part.step_of_normal(one) for part, one in parts], -1)[:, self.order.argsort()]
+
+    @property
+    def inside(self) -> Tensor:  # type: ignore[override]
+        """That of each column."""
+        parts: Any = zip(self.parts, self.sizes)
+        values = torch.cat([self.order.new_ones(size) * part.inside for part, size in parts])
+        return values[self.order.argsort()]
+
     def _violated(self, x: Tensor) -> str:
         parts: Any = zip(self.parts, x[..., self.order].split(self.sizes, -1))
         return next((part.domain for part, one in parts if not part._in_domain(one)), self.domain)  # noqa: SLF001
@@ -554,5 +782,5 @@ def _part(kind: ColumnKind, columns: Sequence[int], scale: float) -> Likelihood:
     arguments = {"num_categories": kind.num_categories} if kind.num_categories else {"scale": scale}
     part: Likelihood = resolve_name(kind.likelihood)(nn.Identity(), (len(columns),), **arguments)
     if isinstance(part, DiagonalNormalLikelihood | PoissonLikelihood):
-        part.units = type(part.units)((len(columns),), columns)
+        part.units.columns = [*columns]
     return part

@@ -12,7 +12,7 @@ from torch.nn import Linear
 
 from pvae.core.errors import InputError
 
-__all__ = ["ChannelsLast", "FlatBatch", "conv_decoder", "conv_encoder", "groupnorm_decoder", "mlp"]
+__all__ = ["ChannelsLast", "FlatBatch", "WithPaths", "conv_decoder", "conv_encoder", "groupnorm_decoder", "mlp"]
 
 _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus, "elu": nn.ELU, "gated": nn.GLU}
 
@@ -162,6 +162,42 @@ class FlatBatch(nn.Module):
         """Return the outputs of the network, with the leading dimensions of z."""
         outputs = self.network(z.reshape(-1, *z.shape[-self.num_dims :]))
         return outputs.reshape(*z.shape[: -self.num_dims], *outputs.shape[1:])
+
+
+class WithPaths(nn.Module):
+    """A network with two simple functions beside it, to which `pvae.models.start` gives their parameters.
+
+        W x + b  +  T softmax(V x + c)  +  network(x)
+
+    All but W and b, which torch draws, starts at zero: T, and the last layer of the network.
+
+    Args:
+        num_inputs: the width of x.
+        num_outputs: the width of the sum.
+        num_components: the width of the softmax; 0 to leave the second function out.
+        network: an MLP; None to leave it out.
+    """
+
+    def __init__(
+        self, num_inputs: int, num_outputs: int, num_components: int = 0, network: nn.Sequential | None = None
+    ) -> None:
+        super().__init__()
+        self.linear = Linear(num_inputs, num_outputs)
+        self.network = network
+        self.gate = Linear(num_inputs, num_components) if num_components else None
+        self.table = Linear(num_components, num_outputs, bias=False) if num_components else None
+        for parameter in (
+            *(network[-1].parameters() if network else ()),
+            *(self.table.parameters() if self.table else ()),
+        ):
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum, (..., num_outputs), of x (..., num_inputs)."""
+        total: Tensor = self.linear(x)
+        if self.gate is not None and self.table is not None:
+            total = total + self.table(self.gate(x).softmax(-1))
+        return total if self.network is None else total + self.network(x)
 
 
 def _activation(norm: str, batch_norm: Callable[[int], nn.Module], width: int) -> list[nn.Module]:

@@ -19,7 +19,7 @@ class Metrics:
     """Means over the images of one split in one epoch, in nats per datum.
 
     Args:
-        epoch: number of the epoch, from 1.
+        epoch: number of the epoch, from 1; 0 is the start of a training with `Config.initialization` "exact".
         split: "train" (averaged during the epoch, while the weights changed), or "valid" or "test" (measured after the
             epoch).
         elbo: the bound, which does not depend on beta. None if there is no bound: for an autoencoder, which has no
@@ -74,7 +74,7 @@ def read_metrics(file: Path, epoch: int) -> list[Metrics]:
             if row.epoch > epoch:
                 break
             rows.append(row)
-    if [row.epoch for row in rows if row.split == "test"] != list(range(1, epoch + 1)):
+    if [row.epoch for row in rows if row.split == "test" and row.epoch] != list(range(1, epoch + 1)):
         raise InputError(
             f"{file} is damaged: it lacks rows of the {epoch} finished epochs; restore a copy of it, or train anew"
         )

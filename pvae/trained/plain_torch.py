@@ -48,6 +48,8 @@ _IN_THE_LOOP: dict[str, tuple[object, ...]] = {  # the values of options that th
     "clip_norm": (0,),
     "precision": ("fp32",),
     "condition": (False,),
+    "initialization": ("torch", "burda"),
+    "passes": (1,),
 }
 _SEEN = {  # by the encoder
     "log1p": "(((1 + x.double()) / (1 + self.mean.double())).log() / self.slope).to(self.mean.dtype)",
@@ -191,7 +193,7 @@ def _templates(config: Config) -> list[PlainTorch]:
     """Return the templates of likelihood, prior and posterior.
 
     Raises:
-        InputError: torch has no distribution for the VAE.
+        InputError: torch has no distribution for the VAE, or its networks have simple functions beside them.
     """
     if config.takes_labels:
         raise InputError("a VAE with labels cannot be written in plain torch yet: use pvae.load")
@@ -202,8 +204,14 @@ def _templates(config: Config) -> list[PlainTorch]:
     plain = list[PlainTorch]()
     for family in (config.likelihood_family, config.prior_family, config.posterior_family):
         if family.plain_torch is None:
-            raise InputError(f"{family.name} cannot be written in plain torch: use pvae.load")
+            other = ", or train with --likelihood student-t" * (family.name == "normal-diagonal")
+            raise InputError(f"{family.name} cannot be written in plain torch: use pvae.load{other}")
         plain.append(family.plain_torch)
+    if config.initialization == "exact":
+        raise InputError(
+            "networks of --initialization exact cannot be written in plain torch: use pvae.load, or train with "
+            "--initialization torch"
+        )
     return plain
 
 

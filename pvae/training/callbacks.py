@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,10 @@ from pvae.core.random_state import seeded
 from pvae.core.terminal import Interruptions, print_line, progress_bar
 from pvae.data.dataset import Column, random_subset
 from pvae.data.preparation import Pixels
+from pvae.evaluation.collapse import COLLAPSED
 from pvae.evaluation.floor import floor
+from pvae.evaluation.forecast import forecast
+from pvae.evaluation.learned import said_of_collapse, what_was_learned
 from pvae.runs import writer
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience
 from pvae.runs.run import Run
@@ -42,6 +46,7 @@ __all__ = [
 
 OnEpoch = Callable[[Run, Metrics], object]
 _LEAST_SECONDS = 0.5  # of training between two lines of metrics
+_FORECAST = 10_000  # training data, evenly spaced, by which a collapse is forecast
 _SHOWN = 20  # letters of a level of a column
 _KEPT, _MOST_KEPT = 9, 1_500_000  # epochs beside the start, and weights
 
@@ -172,6 +177,7 @@ class Console(Callback):
         floor: the bound on the held-out data that a model without a latent reaches; None where it is not known.
         held_out: the split of these data.
         seconds: of training since the last line.
+        is_collapsed: whether a warning of it was printed.
     """
 
     run: Run
@@ -179,6 +185,7 @@ class Console(Callback):
     floor: float | None = None
     held_out: str = "test"
     seconds: float = 0.0
+    is_collapsed: bool = False
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Print what is trained on what data, and the folder it is written to."""
@@ -217,13 +224,22 @@ class Console(Callback):
             what = "pixel" if data.is_images else "column" if data.columns else "value"
             bound = f"{self.held_out} {'pseudo-' * trainer.vae.is_pseudo}ELBO"
             print_line(f"without a latent, by the best distribution of each {what}: {bound} {self.floor:.2f}")
+        if config.likelihood in ("normal", "normal-linear") and not (run.has_own_vae or trainer.epoch):
+            x = Pixels(trainer.data.prepared[:: math.ceil(len(trainer.data) / _FORECAST)], trainer.data.preparation)
+            ahead = forecast(x, config.scale, config.latent_dim, config.beta)
+            if not ahead.used:
+                print_line(f"{self.name}warning: {ahead}")
 
     def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
         """Print the metrics of the epoch, with the loss where it differs from the negated bound.
 
         Of epochs that take less than half a second, those within half a second after a printed one are left out.
         """
-        test, epochs = rows[-1], self.run.config.epochs
+        test, epochs, config = rows[-1], self.run.config.epochs, self.run.config
+        is_full = test.epoch > config.warm_up and trainer.vae.has_density
+        if is_full and not self.is_collapsed and test.rate < COLLAPSED:
+            self.is_collapsed = True
+            print_line(f"{self.name}warning: epoch {test.epoch}: {said_of_collapse(self.run)}")
         self.seconds += sum(row.seconds for row in rows)
         if self.seconds < _LEAST_SECONDS and 1 < test.epoch < epochs:
             return
@@ -240,21 +256,28 @@ class Console(Callback):
     def on_train_end(self, trainer: Trainer) -> None:
         """Print which epoch was the best on the validation data, why the training ended, and what is amiss."""
         best, last = best_epoch(trainer.rows), trainer.epoch
-        held_out = [row for row in trainer.rows if row.split == self.held_out and row.epoch == (best or last)]
+        chosen = last if best is None else best
+        held_out = [row for row in trainer.rows if row.split == self.held_out and row.epoch == chosen]
         for row in held_out:
-            if self.floor is not None and row.elbo is not None and row.elbo < self.floor:
+            if self.floor is not None and row.elbo is not None and row.elbo < self.floor - COLLAPSED:
                 found = f"the {row.split} {row.bound} of epoch {row.epoch}, {row.elbo:.2f}, is below {self.floor:.2f}"
                 advice = "give more --epochs, or another --lr or --likelihood"
                 print_line(f"{self.name}warning: {found}, which a model without a latent reaches: {advice}")
-        if best is None:
-            return
-        if best == 1 < last:
+        if best is not None:
+            self._print_best(best, last)
+        for line in what_was_learned(self.run):
+            print_line(f"{self.name}{line}")
+
+    def _print_best(self, best: int, last: int) -> None:
+        if best == 1 < last and self.run.config.initialization != "exact":
             advice = "give a smaller --lr, or smaller networks"
             print_line(f"{self.name}warning: epoch 1 is the best on the validation data: {advice}")
         is_early = last < self.run.config.epochs
         why = f"stopped after epoch {last}, {last - best} epochs without a better bound; " if is_early else ""
         more = "; it is the last one: more epochs may give a better one" if best == last else ""
         chosen = f"epoch {best} is the best on the validation data: load, evaluate and draw take its weights"
+        if best == 0:
+            chosen = "the start is the best on the validation data: load, evaluate and draw take it"
         print_line(f"{self.name}{why}{chosen}{more}")
 
 

@@ -28,6 +28,7 @@ _REST = 4.0, 64.0
 
 _SAVED_BY_INDUCTOR = 0.2  # of the time of a recorded step: a tenth for wide convolutions, half for small MLPs
 _SECONDS_TO_COMPILE = 0.03  # for each operator
+_LEAST_SAVED = 5.0  # seconds, for which the operators are counted
 
 
 class Threads:
@@ -200,7 +201,7 @@ class Engine:
     def _compile_if_repaid(self, index: Tensor) -> None:
         """Compile recorded steps if their code is kept, or if the steps that are left are expected to repay it."""
         saved = _SAVED_BY_INDUCTOR * self._threads.seconds * self._left
-        if self._is_chosen or self.name != "graph" or saved < 1 or index.device.type != "cpu" or missing():
+        if self._is_chosen or self.name != "graph" or saved < _LEAST_SAVED or index.device.type != "cpu" or missing():
             return
         is_tried = False
 

@@ -125,6 +125,8 @@ def fit(
             trainer = build_trainer(config, data, where, world, vae, **options)
             taken, started_from = _started(trainer, parent, vae) if parent is not None else ("", {})
             check_first_loss(trainer)
+            if config.initialization == "exact":
+                trainer.evaluate_start()
             folder = Path(world.broadcast(lambda: str(writer.new_folder(path, config))))
             run = Run(
                 folder,

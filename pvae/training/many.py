@@ -324,6 +324,8 @@ def _member(run: Run, prepared: Mapping[str, Tensor], how: _How) -> _Member:
         random = rng_state(how.device)
     if not run.sessions:
         check_first_loss(trainer)
+        if run.config.initialization == "exact":
+            trainer.evaluate_start()
     return _Member(run, trainer, trainer.engine.make("graph"), random)
 
 

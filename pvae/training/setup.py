@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -28,14 +27,16 @@ from pvae.data.preparation import Pixels, Preparation
 from pvae.elbos.registry import ELBO_CLASSES, elbo_of
 from pvae.models.build import build_vae, fit_to, meta_state_dict, sizes_of, start_like_burda
 from pvae.models.labels import found_labels
+from pvae.models.start import start_exactly
 from pvae.training.engine import Engine
 from pvae.training.parallel import ALONE, SharedELBO, World
 from pvae.training.schedules import schedule
-from pvae.training.trainer import Trainer, advice_on_memory
+from pvae.training.trainer import Trainer, advice_on_memory, steps_in_epoch
 from pvae.vae import VAE
 
 __all__ = ["build_trainer", "check_first_loss", "check_memory", "prepare"]
 
+_EVALUATED = 1000  # draws of z of all data of a split together
 _PIXELS = 784_000  # of a batch of an evaluation times particles; with one particle, 1,000 images of 28 x 28
 
 
@@ -84,11 +85,16 @@ def build_trainer(
     )
     prepared = dict(prepared or prepare(config, data, device, vae is not None))
     preparation = Preparation.of(config, vae is not None)
+    is_new = vae is None and steps_done == 0
     vae = (_initial_vae(config, data, prepared["train"]) if vae is None else vae).to(device)
     if not data.is_images:
         for split, values in prepared.items():
             check = getattr(vae.p_x, "check", None)
             check_domain(check, values, data.name, data.names.get(split, split), data.columns)
+    if is_new and config.initialization == "exact":
+        note(start_exactly(vae, prepared["train"], prepared.get("valid", prepared["train"])))
+    elif is_new and config.system == "values":
+        note("the weights start at random: no model in closed form is known for these options")
     labels = {split: y.to(device) for split, y in _labels_of(config, data, vae, note).items()}
     train = TrainingData(prepared.pop("train"), preparation, labels.get("train"))
     splits = {split: Batch(Pixels(x, preparation), labels.get(split)) for split, x in prepared.items()}
@@ -117,7 +123,7 @@ def build_trainer(
     has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001 - torch has no public name for it
     if config.precision == "bf16" and device.type == "cpu" and not has_bfloat16:
         note("this CPU has no instructions for bfloat16: --precision fp32 is several times as fast here")
-    num_steps = math.ceil(len(train) / config.batch_size)
+    num_steps = steps_in_epoch(len(train), config.batch_size, config.passes)
     steps_left = config.epochs * num_steps - steps_done
     evaluation_size = max(1, _PIXELS // max(784, prepared["test"][0].numel() * config.particles))
     return Trainer(
@@ -129,6 +135,8 @@ def build_trainer(
         splits=splits,
         batch_size=config.batch_size,
         evaluation_size=evaluation_size,
+        passes=config.passes,
+        repeats=_repeats(config, prepared),
         schedule=schedule(config, num_steps, beta),
         seed=config.seed,
         device=device,
@@ -192,6 +200,15 @@ def _failing_part(vae: VAE, few: Batch) -> str:
     except Exception:  # of any type: it is the user's code
         return part
     return "the VAE"
+
+
+def _repeats(config: Config, prepared: Mapping[str, Tensor]) -> int:
+    """Return how often z is drawn for each datum in an evaluation: of few data often, since the best epoch is chosen.
+
+    Only with the exact start: the figures of published systems are from one draw.
+    """
+    fewest = min(len(x) for split, x in prepared.items() if split != "train")
+    return max(1, round(_EVALUATED / fewest)) if config.initialization == "exact" else 1
 
 
 def _initial_vae(config: Config, data: Dataset, x: Tensor) -> VAE:

@@ -35,7 +35,7 @@ from pvae.training.parallel import ALONE, World
 from pvae.training.schedules import StepValues
 from pvae.vae import VAE
 
-__all__ = ["Callback", "Trainer", "advice_on_memory"]
+__all__ = ["Callback", "Trainer", "advice_on_memory", "steps_in_epoch"]
 
 _SMALLER_STEPS = "train anew with a smaller --lr, or with --clip-norm 100"
 
@@ -78,6 +78,8 @@ class Trainer:
         data: the training data.
         splits: "test", and perhaps "valid", evaluated after each epoch.
         batch_size: of a step.
+        passes: number of passes over the training data in an epoch.
+        repeats: number of times that an evaluation draws z for each datum.
         evaluation_size: number of data that are evaluated at a time.
         schedule: returns learning rate and beta of a step, counted from 0.
         seed: of the noise of each evaluation.
@@ -100,6 +102,8 @@ class Trainer:
     schedule: Callable[[int], StepValues]
     seed: int
     device: torch.device
+    passes: int = 1
+    repeats: int = 1
     accuracy: Callable[[str], float | None] = lambda split: None
     world: World = ALONE
     rows: list[Metrics] = field(default_factory=list)
@@ -109,7 +113,12 @@ class Trainer:
     @property
     def num_steps(self) -> int:
         """The number of steps in an epoch."""
-        return math.ceil(len(self.data) / self.batch_size)
+        return steps_in_epoch(len(self.data), self.batch_size, self.passes)
+
+    @property
+    def num_visits(self) -> int:
+        """The number of data in the batches of an epoch."""
+        return min(self.passes * len(self.data), self.num_steps * self.batch_size)
 
     def train(self, epochs: int, callbacks: Sequence[Callback] = ()) -> None:
         """Train until that number of epochs is finished, or a callback ends the training.
@@ -129,10 +138,10 @@ class Trainer:
         return self.epoch < epochs and not any(callback.ends(self) for callback in callbacks)
 
     def begin_epoch(self) -> tuple[Tensor, list[StepValues]]:
-        """Draw the order of the data in the next epoch, int64 (N,), and return it with the values of its steps."""
+        """Draw the order of the data in the next epoch, int64 (num_visits,), and return it with its steps' values."""
         self.vae.train()
-        order = torch.randperm(len(self.data)).to(self.device)
-        return order, [self.schedule(self.step + number) for number in range(self.num_steps)]
+        order = torch.cat([torch.randperm(len(self.data)) for _ in range(self.passes)])[: self.num_visits]
+        return order.to(self.device), [self.schedule(self.step + number) for number in range(self.num_steps)]
 
     def run_epoch(self, callbacks: Sequence[Callback] = (), done: Iterable[Done] | None = None) -> list[Metrics]:
         """Train for one epoch, and then evaluate.
@@ -166,7 +175,7 @@ class Trainer:
             TrainingError: the loss or a gradient of a step is not finite, or memory does not suffice; parameters and
                 the optimiser's state are as before that step.
         """
-        terms, seconds, total, seen = self._zeros(2, len(self.data)), 0.0, 0.0, 0
+        terms, seconds, total, seen = self._zeros(2, self.num_visits), 0.0, 0.0, 0
         sizes = iter([len(one) for one in terms[0].split(self.batch_size)])
         with advice_on_memory(f"step {self.step + 1} or later"):
             for some in self.engine.run(*self.begin_epoch()) if done is None else done:
@@ -181,7 +190,7 @@ class Trainer:
                     callback.on_steps_end(self, some)
         totals = self._zeros(1) + total
         self.world.sum_([terms, totals])
-        return self._metrics("train", terms, totals.item() / len(self.data), seconds)
+        return self._metrics("train", terms, totals.item() / terms.shape[1], seconds)
 
     def _explained(self, error: Exception) -> Exception:
         """Return the error of the next step as one that names the step."""
@@ -189,6 +198,11 @@ class Trainer:
             return error
         where = f"at step {self.step + 1} (batch {self.step % self.num_steps + 1} of epoch {self.epoch + 1})"
         return TrainingError(f"{error}, {where}: {_SMALLER_STEPS}")
+
+    def evaluate_start(self) -> None:
+        """Add the metrics of the validation and test data before the first step, as those of epoch 0."""
+        splits = [split for split in ("valid", "test") if split in self.splits]
+        self.rows += [dataclasses.replace(self.evaluate(split), epoch=0) for split in splits]
 
     def evaluate(self, split: str = "test", callbacks: Sequence[Callback] = ()) -> Metrics:
         """Return the metrics of the test or validation data, with the same noise after every epoch.
@@ -198,6 +212,8 @@ class Trainer:
         """
         self.vae.eval()
         started, data, beta = time.perf_counter(), self.splits[split], self.schedule(self.step).beta
+        if self.repeats > 1:
+            data = data.rows(torch.arange(len(data), device=self.device).repeat(self.repeats))
         terms, totals, seen = self._zeros(2, len(data)), self._zeros(2), 0
         memory = advice_on_memory(f"step {self.step}")
         with seeded(self.seed, self.device), memory, pyro.validation_enabled(False):
@@ -211,6 +227,7 @@ class Trainer:
             accuracy = self.accuracy(split)
         self.world.sum_([terms, totals])
         loss, at_mean = (totals / len(data)).tolist()
+        terms = terms.view(2, self.repeats, -1).mean(1)
         return self._metrics(split, terms, loss, time.perf_counter() - started, at_mean, accuracy)
 
     def _evaluate_batch(self, batch: Batch, beta: float) -> tuple[LossAndTerms, Tensor]:
@@ -300,6 +317,11 @@ class Trainer:
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=self.device)
+
+
+def steps_in_epoch(num_data: int, batch_size: int, passes: int) -> int:
+    """Return the number of steps in an epoch; of several passes, data that do not fill a batch are left out."""
+    return math.ceil(num_data / batch_size) if passes == 1 else max(1, passes * num_data // batch_size)
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ OF_CONFIG = [
     {"labels": 10, "network": "mlp-batchnorm"},
     {"precision": "bf16", "compile": "none"},
     {"initialization": "burda", "network": "conv"},
+    {"initialization": "exact", "binarize": "threshold", "network": "conv"},
 ]
 OTHERS = [
     ({"labels": 10}, {}),
@@ -46,6 +47,7 @@ OTHERS = [
     ({"elbo": "stl", "free_bits": 0.1}, {}),
     ({"elbo": "score-loo"}, {}),
     ({"elbo": "miwae", "particles": 5, "groups": 2}, {}),
+    ({"initialization": "exact", "binarize": "threshold"}, {"data": IMAGES}),
     (REAL, {"data": IMAGES}),
     ({"pad": 2}, {"data": VALUES}),
     ({}, {"data": TEXTS}),
@@ -69,6 +71,10 @@ AS_WELL = [
     {**REAL, "prior": "vamp"},
     {**REAL, "binarize": "threshold"},
     {"condition": True, "prior": "vamp"},
+    {"initialization": "exact"},
+    {"initialization": "exact", **REAL, "posterior": "iaf"},
+    {"initialization": "exact", **REAL, "network": "conv"},
+    {"initialization": "exact", "likelihood": "student-t"},
 ]
 OTHERS_AS_WELL = [
     ({"elbo": "iwae", "warm_up": 1}, {}),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
+import scipy.stats
 import torch
 
 from pvae.config.columns import column_kinds
@@ -15,8 +17,13 @@ from pvae.core.errors import InputError
 from pvae.distributions.columns import Columns, ordered_logits
 from pvae.models.build import build_vae, fit_to
 
-KINDS = "count,real,categorical:4,ordinal:3,real,binary,categorical:4,categorical:2,ordinal:3,count"
-ROWS = torch.tensor([[3.0, 210.0, 3, 0, -0.1, 1, 0, 1, 2, 0], [0.0, 190.0, 1, 2, 0.4, 0, 2, 0, 1, 17]]).double()
+KINDS = (
+    "count,real,categorical:4,ordinal:3,real,binary,categorical:4,categorical:2,ordinal:3,count,positive,zero-inflated"
+)
+ROWS = torch.tensor(
+    [[3.0, 210.0, 3, 0, -0.1, 1, 0, 1, 2, 0, 1.5, 0.5], [0.0, 190.0, 1, 2, 0.4, 0, 2, 0, 1, 17, 4.0, 3.5]],
+    dtype=torch.float64,
+)
 D = ROWS.shape[1]
 
 
@@ -40,14 +47,51 @@ def outputs(found, *batch):
     return torch.randn(*batch, sum(found.num_outputs), generator=torch.Generator().manual_seed(1)).double()
 
 
+class Steps:
+    """A distribution of scipy whose values were recorded in steps of u: log [F(x + u/2) - F(x - u/2)] - log u."""
+
+    def __init__(self, base, step):
+        self.base, self.step, self.mean = base, step, torch.as_tensor(base.mean())
+
+    def log_prob(self, x):
+        low, high = x.numpy() - self.step / 2, x.numpy() + self.step / 2
+        more, less = np.where(  # in the tail in which F is small
+            high + low < 2 * self.base.median(),
+            [self.base.logcdf(high), self.base.logcdf(low)],
+            [self.base.logsf(low), self.base.logsf(high)],
+        )
+        return torch.from_numpy(more + np.log1p(-np.exp(less - more)) - math.log(self.step))
+
+
+class Atom:
+    """A value a of which a share is known, and others above it."""
+
+    def __init__(self, rest, atom, share, step):
+        self.rest, self.atom, self.share, self.step = rest, atom, share, step
+        self.mean = atom + (1 - share) * rest.mean
+
+    def log_prob(self, x):
+        of_rest = (1 - self.share).log() + self.rest.log_prob(torch.where(x > self.atom, x - self.atom, 1.0))
+        return torch.where(x > self.atom, of_rest, (self.share / self.step).log())
+
+
+def loc_and_scale(part, number, output, other, values):
+    """Those of a Normal by two outputs of the decoder, in units of the mean and deviation of values."""
+    scale = ((2 * part.log_scale[number] + 2 * other).exp() + 1e-6).sqrt()
+    std = values.std(correction=0)
+    std = std if std > 0 else torch.ones_like(std)
+    return (values.mean() + std * output).numpy(), (std * scale).detach().numpy()
+
+
 def by_hand(found, output):
-    """A distribution of pyro.distributions for each column, in the order of the columns of x."""
-    real, count, three = (
-        found.parts[[*dict.fromkeys(map(str, column_kinds(KINDS)))].index(kind)]
-        for kind in ("real", "count", "ordinal:3")
+    """A distribution of pyro.distributions or of scipy for each column, in the order of the columns of x."""
+    kinds = [*dict.fromkeys(map(str, column_kinds(KINDS)))]
+    real, count, three, positive, inflated = (
+        found.parts[kinds.index(kind)] for kind in ("real", "count", "ordinal:3", "positive", "zero-inflated")
     )
     mean, std = ROWS.mean(0), ROWS.std(0, correction=0)
-    # grouped by kind: counts 0:2, reals 2:4, categories of four 4:12, levels 12:14, binary 14, categories of two 15:17
+    # grouped by kind: counts 0:2, locations of reals 2:4, scales 4:6, categories of four 6:14, levels 14:16, binary 16,
+    # categories of two 17:19, location and scale of the positive values 19:21, and those and a logit 21:24
     columns = {}
     for number, place in enumerate((0, 9)):
         unit = mean[place] / math.log(2)  # of counts whose mean is above log 2
@@ -55,14 +99,19 @@ def by_hand(found, output):
         first_theta = mean[place] ** 2 / (std[place] ** 2 - mean[place])
         theta = first_theta * count.log_theta[number].exp()
         columns[place] = dist.GammaPoisson(theta, theta / mu)
-    for number, place in enumerate((1, 4)):
-        loc = mean[place] + std[place] * output[..., 2 + number]
-        columns[place] = dist.Normal(loc, std[place] * real.log_scale[number].exp())
-    columns[2], columns[6] = dist.Categorical(logits=output[..., 4:8]), dist.Categorical(logits=output[..., 8:12])
+    for number, (place, step) in enumerate(((1, 20.0), (4, 0.5))):
+        each = loc_and_scale(real, number, output[..., 2 + number], output[..., 4 + number], ROWS[:, place])
+        columns[place] = Steps(scipy.stats.norm(*each), step)
+    columns[2], columns[6] = dist.Categorical(logits=output[..., 6:10]), dist.Categorical(logits=output[..., 10:14])
     for number, place in enumerate((3, 8)):
         cuts = torch.cat([three.first_cut[number], 1e-3 + three.log_gaps[number].exp()]).cumsum(0)
-        columns[place] = dist.OrderedLogistic(output[..., 12 + number], cuts)
-    columns[5], columns[7] = dist.Bernoulli(logits=output[..., 14]), dist.Categorical(logits=output[..., 15:17])
+        columns[place] = dist.OrderedLogistic(output[..., 14 + number], cuts)
+    columns[5], columns[7] = dist.Bernoulli(logits=output[..., 16]), dist.Categorical(logits=output[..., 17:19])
+    for place, part, first, values in ((10, positive, 19, ROWS[:, 10]), (11, inflated, 21, ROWS[1:, 11] - 0.5)):
+        loc, scale = loc_and_scale(part, 0, output[..., first], output[..., first + 1], values.log())
+        step = 2.5 if place == 10 else 3.0
+        columns[place] = Steps(scipy.stats.lognorm(scale, scale=np.exp(loc)), step)
+    columns[11] = Atom(columns[11], 0.5, output[..., 23].sigmoid(), 3.0)  # as often as not in the data
     return [columns[place] for place in range(D)]
 
 
@@ -163,7 +212,16 @@ def test_the_most_likely_codes_and_the_means_stand_in_their_columns():
 
 @pytest.mark.parametrize(
     ("column", "values"),
-    [(0, [-1, 0.5]), (1, [math.inf]), (2, [4, -1, 0.5]), (3, [3]), (5, [2, 0.5]), (7, [2])],
+    [
+        (0, [-1, 0.5]),
+        (1, [math.inf]),
+        (2, [4, -1, 0.5]),
+        (3, [3]),
+        (5, [2, 0.5]),
+        (7, [2]),
+        (10, [0, -1, math.inf]),
+        (11, [0, math.inf]),
+    ],
 )
 def test_values_outside_the_domain_of_their_column_are_refused(column, values):
     found = likelihood()
@@ -176,11 +234,20 @@ def test_values_outside_the_domain_of_their_column_are_refused(column, values):
 
 
 def test_what_an_encoder_sees():
-    kinds = "real,count,binary,categorical:3,ordinal:3"
-    vae = build_vae(Config(likelihood="columns", columns=kinds, missing=True), (5,))
-    x = torch.tensor([[1.0, 0, 1, 2, 0], [3.0, math.nan, 0, math.nan, 1]])
-    fit_to(vae, torch.tensor([[1.0, 0, 1, 2, 0], [2.0, math.e**2 - 1, 0, 0, 1], [3.0, math.e - 1, 0, 0, 1]]))
-    first, second = vae.q_z.encoder[0](x).tolist()
-    std = 1.5**0.5  # the numbers of the data are 1, 2 and 3, and the logarithms of the counts 0, 1 and 2
-    assert first == pytest.approx([-std, -std, 1, 0, 0, 1, 1, 0, 0, 1, 1, 1, 1, 1], abs=1e-6)
-    assert second == pytest.approx([std, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 1, 0, 1], abs=1e-6)
+    kinds = "real,count,positive,binary,zero-inflated,categorical:3,ordinal:3"
+    vae = build_vae(Config(likelihood="columns", columns=kinds, missing=True), (7,))
+    x = torch.tensor([[1.0, 0, math.e, 1, 2, 2, 0], [3.0, math.nan, math.nan, 0, 2 + math.e, math.nan, 1]])
+    x = torch.cat([x, torch.tensor([[math.nan, 0, math.e, 1, math.nan, 0, 0]])])
+    data = [
+        [1.0, 0, math.e, 1, 2, 2, 0],
+        [2.0, math.e**2 - 1, math.e**2, 0, 2 + math.e, 0, 1],
+        [3.0, math.e - 1, math.e**3, 0, 2 + math.e**3, 0, 1],
+    ]
+    fit_to(vae, torch.tensor(data))
+    first, second, third = vae.q_z.encoder[0](x).tolist()
+    # The numbers of the data are 1, 2 and 3, the logarithms of counts 0, 1 and 2, of positive values 1, 2 and 3, and of
+    # those above the least value 1 and 3. Numbers are first, then one for each category, and 1 for the least value.
+    std = 1.5**0.5
+    assert first == pytest.approx([-std, -std, -std, 1, 0, *(0, 0, 1), *(1, 0, 0), 1, *[1] * 7], abs=1e-6)
+    assert second == pytest.approx([std, 0, 0, 0, -1, *(0, 0, 0), *(0, 1, 0), 0, *(1, 0, 0, 1, 1, 0, 1)], abs=1e-6)
+    assert third == pytest.approx([0, -std, -std, 1, 0, *(1, 0, 0), *(1, 0, 0), 0, *(0, 1, 1, 1, 0, 1, 1)], abs=1e-6)

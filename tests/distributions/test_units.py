@@ -36,12 +36,13 @@ def exactly(parameter, value):
     return mpmath.mpf(parameter.item())
 
 
-def found(likelihood, output, x, parameters):
-    """log p(x) and its gradient by the output and the parameters."""
-    z = torch.tensor([output], dtype=torch.float32, requires_grad=True)
+def found(likelihood, outputs, x, parameters):
+    """log p(x) and its gradient by the outputs of the decoder and the parameters."""
+    z = torch.tensor(outputs, dtype=torch.float32, requires_grad=True)
     log_p = likelihood(z).log_prob(torch.tensor([x], dtype=torch.float64))
     assert log_p.dtype == torch.float32
-    return [log_p.item(), *(grad.item() for grad in torch.autograd.grad(log_p, [z, *parameters]))]
+    by_z, *others = torch.autograd.grad(log_p, [z, *parameters])
+    return [log_p.item(), *by_z.tolist(), *(grad.item() for grad in others)]
 
 
 def expected(log_p, *arguments):
@@ -78,7 +79,7 @@ def test_counts_of_any_size_have_their_probability_in_float32(log_theta, mean):
                 ways = mpmath.loggamma(x + theta) - mpmath.loggamma(theta) - mpmath.loggamma(x + 1)
                 return ways - theta * mpmath.log1p(mu / theta) + x * mpmath.log(mu / (mu + theta))
 
-            ours = found(likelihood, output, x, trained)
+            ours = found(likelihood, [output], x, trained)
             truth = expected(log_p, mpmath.mpf(output), *logs)
             if log_theta in (-10.0, 15.0):  # the ends of the clamp, where the gradient is that of either side
                 ours, truth = ours[:2], truth[:2]
@@ -88,38 +89,51 @@ def test_counts_of_any_size_have_their_probability_in_float32(log_theta, mean):
 @pytest.mark.parametrize("unit", [1e-9, 1.0, 1e12])
 @pytest.mark.parametrize("log_df", [None, -2.0, 2.0, 10.0, 12.0, 14.9])
 def test_real_values_have_their_density_in_float32(log_df, unit):
-    """Normal (None) and Student t with their gradients, where the spread is a millionth of the mean."""
+    """Normal (None) and Student t with their gradients, where the spread is a millionth of the mean.
+
+    In units of 1 the values were recorded in steps of 1.5, of which a Normal has the probability.
+    """
     data = unit * (1e6 + torch.tensor([[-1.0], [0.5], [2.0]], dtype=torch.float64))
     likelihood = of_one_value("normal-diagonal" if log_df is None else "student-t", data)
     trained = [likelihood.log_scale] + ([] if log_df is None else [likelihood.log_df])
+    step = likelihood.units.step.item() if log_df is None else 0.0
+    assert step == (1.5 if unit == 1 and log_df is None else 0)
     with mpmath.workdps(60):
         logs = [exactly(parameter, value) for parameter, value in zip(trained, (-1.2, log_df))]
         m, s = (mpmath.mpf(value.item()) for value in (likelihood.units.loc, likelihood.units.scale))
         for output, distance in itertools.product([-3.0, 0.0], [0.0, 0.3, 40.0]):
             x = (m + s * (output + distance)).__float__()
 
-            def log_p(o, log_scale, *log, x=x):
+            def log_of_normal(o, of_scale, log_scale, x=x):
+                scale = s * mpmath.sqrt(mpmath.exp(2 * log_scale + 2 * of_scale) + mpmath.mpf(1e-6))
+                y = (mpmath.mpf(x) - m - s * o) / scale
+                if not step:
+                    return -y * y / 2 - mpmath.log(scale) - mpmath.log(2 * mpmath.pi) / 2
+                low, high = ((y + sign * step / scale / 2) / mpmath.sqrt(2) for sign in (-1, 1))
+                return mpmath.log((mpmath.erfc(low) - mpmath.erfc(high)) / 2 / step)
+
+            def log_of_student(o, log_scale, log, x=x):
                 scale = s * mpmath.exp(log_scale)
                 y = (mpmath.mpf(x) - m - s * o) / scale
-                if not log:
-                    return -y * y / 2 - mpmath.log(scale) - mpmath.log(2 * mpmath.pi) / 2
-                df = 1 + mpmath.exp(log[0])
+                df = 1 + mpmath.exp(log)
                 constant = mpmath.loggamma((df + 1) / 2) - mpmath.loggamma(df / 2) - mpmath.log(df * mpmath.pi) / 2
                 return constant - mpmath.log(scale) - (df + 1) / 2 * mpmath.log1p(y * y / df)
 
-            truth = expected(log_p, mpmath.mpf(output), *logs)
-            for one, true in zip(found(likelihood, output, x, trained), truth):
+            outputs = [output] if log_df is not None else [output, 0.25]
+            truth = expected(log_of_student if log_df is not None else log_of_normal, *map(mpmath.mpf, outputs), *logs)
+            for one, true in zip(found(likelihood, outputs, x, trained), truth, strict=True):
                 assert one == pytest.approx(true, rel=1e-5, abs=1e-5)  # x is rounded to 1e-10 of its spread
 
 
 def test_a_student_t_of_very_many_degrees_of_freedom_is_a_normal():
     """Above 15, log df counts as 15: there the difference at 3 scales is about 1e-5."""
-    data = torch.tensor([[-1.0], [1.0]])
+    data = torch.tensor([[-1.0], [0.0], [1.0]]) * math.sqrt(1.5)  # of deviation 1, and in no steps
     normal, student = of_one_value("normal-diagonal", data), of_one_value("student-t", data)
     x, z = torch.linspace(-3, 3, 7)[:, None], torch.zeros(7, 1)
     for log_df in (15.0, 40.0, 80.0):
         exactly(student.log_df, log_df)
-        torch.testing.assert_close(student(z).log_prob(x), normal(z).log_prob(x), rtol=0, atol=1.5e-5)
+        of_normal = normal(torch.zeros(7, 2)).log_prob(x)
+        torch.testing.assert_close(student(z).log_prob(x), of_normal, rtol=0, atol=1.5e-5)
 
 
 @pytest.mark.parametrize("name", ["poisson", "negative-binomial", "columns"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import re
 
 import numpy as np
 import pytest
 import torch
 from helpers.browser import close, needs_browser, wait
 from helpers.commands import refuse
-from torch.distributions import Bernoulli, Categorical
+from torch.distributions import Bernoulli, Categorical, LogNormal, Normal
 
 from pvae.cli.explore import main
 from pvae.config.config import Config
@@ -17,8 +18,11 @@ from pvae.core.errors import InputError
 from pvae.data.choices import values_config
 from pvae.data.dataset import Column, Dataset
 from pvae.distributions.columns import Columns
+from pvae.distributions.steps import InSteps, WithAtom
+from pvae.explore.networks import Tensors, operations
 from pvae.explore.page import explorer_page
 from pvae.models.likelihoods import OrdinalLikelihood
+from pvae.models.networks import WithPaths, mlp
 from pvae.runs.data import load_for
 from pvae.trained.codes import run_batch
 from pvae.training.fit import fit
@@ -27,10 +31,11 @@ pytestmark = pytest.mark.workflow
 
 CITIES = ("Aarhus", "<b>Bergen", "Cadiz")
 KINDS = {"columns": "pain=ordinal,city=categorical"}
-MIXED = ("age", "visits", "smoker", "city", "pain", "seen")
+MIXED = ("age", "visits", "smoker", "city", "pain", "seen", "dust", "rain")
 CASES = {
     "mixed": (MIXED, KINDS),
     "mixed, missing": (MIXED, {**KINDS, "missing": True}),
+    "positive": (("dust", "smoke"), {}),
     "counts": (("visits", "calls"), {}),
     "counts, missing": (("visits", "calls"), {"likelihood": "poisson", "missing": True, "latent_dim": 1}),
     "numbers, an autoencoder": (("age", "seen"), {"posterior": "delta"}),
@@ -59,6 +64,9 @@ def train(tmp_path, no_pictures):
             "city": np.array(CITIES)[(draw.gumbel(size=(count, 3)) + np.outer(z, [-3, 0, 3])).argmax(1)],
             "pain": np.digitize(2 * z + draw.logistic(size=count), [-2, 0, 2]),
             "seen": dates,
+            "dust": np.exp(z + 0.4 * draw.normal(size=count)).round(3) + 0.001,
+            "smoke": 1000 * np.exp(-z + 0.4 * draw.normal(size=count)).round(3) + 1,
+            "rain": np.where(draw.logistic(size=count) < -2 * z, 0.5, 0.6 + np.exp(z).round(1)),
         }
         share = 0.1 * options.get("missing", False)
         rows = zip(*(columns[one] for one in names))
@@ -74,19 +82,28 @@ def train(tmp_path, no_pictures):
     return trained
 
 
-def distributions(vae, z):
-    """What table.js has of p(x | z) of each column: mean and standard deviation, or probabilities."""
-    p, found = vae.likelihood(z), {}
+def distributions(p):
+    """What table.js has of p(x | z) of each column: mean and standard deviation, median and ends, or probabilities."""
+    found = {}
     parts = zip(p.parts, p.order.split(p._sizes)) if isinstance(p, Columns) else [(p.base_dist, torch.arange(2))]
     for part, places in parts:
         for i, d in enumerate(places.tolist()):
             if isinstance(part, Categorical | Bernoulli):
                 shares = part.probs[:, i]
                 found[d] = shares if isinstance(part, Categorical) else torch.stack([1 - shares, shares], -1)
+            elif isinstance(part, WithAtom):
+                found[d] = torch.cat([part.atom[i] + _quantiles(part.rest, i), part.logits.sigmoid()[:, i, None]], -1)
+            elif isinstance(part, InSteps) and isinstance(part.base.base, LogNormal):
+                found[d] = _quantiles(part, i)
             else:
                 sd = part.variance[:, i].sqrt()
                 found[d] = torch.stack([part.mean[:, i], torch.where(sd.isfinite(), sd, -1.0)], -1)
     return [found[d] for d in sorted(found)]
+
+
+def _quantiles(part, i):
+    places = Normal(0.0, 1.0).cdf(torch.tensor([0.0, -1.0, 1.0]).double())
+    return part.base.base.icdf(places[:, None, None])[..., i].T
 
 
 @pytest.fixture
@@ -94,7 +111,10 @@ def keys():
     return pytest.importorskip("selenium.webdriver").Keys
 
 
-SHOWN = "(one) => one.map(({mean, sd, shares}) => shares || [mean, sd ?? -1])"
+SHOWN = (
+    "(one) => one.map(({mean, sd, shares, median, ends, share}) =>"
+    "shares || (ends ? [median, ...ends, ...(share === undefined ? [] : [share])] : [mean, sd ?? -1]))"
+)
 
 
 @needs_browser
@@ -110,11 +130,21 @@ def _compare(case, run, page):
     z = torch.randn(20, run.config.latent_dim, generator=torch.Generator().manual_seed(0))
     script = f"const shown = {SHOWN}; return arguments[0].map(z => shown(pvae.decoded(Array.from(pvae.vae.decode(z)))))"
     found = page.execute_script(script, z.tolist())
-    for d, expected in enumerate(distributions(vae, z)):
+    for d, expected in enumerate(distributions(vae.likelihood(z))):
         assert expected.std(0).max() > 1e-3, "or the decoder is hardly tested"
         close([one[d] for one in found], expected)
+    outputs = 3 * torch.randn(20, *vae.p_x.output_shape, generator=torch.Generator().manual_seed(1))
+    outputs[0], outputs[1] = 9, -9  # where a scale is at an end of its range
+    found = page.execute_script(f"return arguments[0].map(one => ({SHOWN})(pvae.decoded(one)))", outputs.tolist())
+    for d, expected in enumerate(distributions(vae.p_x.given(outputs))):
+        close([one[d] for one in found], expected)
+    texts = page.execute_script("return pvae.content.texts")
+    for row in {7, *[i for i, row in enumerate(texts) if "0.5" in row][:2]}:  # with the least value of rain
+        _compare_codes(case, run, page, vae, row)
+    assert (run_batch(run, "test").x.images.isnan().any() and run.config.missing) or not run.config.missing
 
-    row = 7
+
+def _compare_codes(case, run, page, vae, row):
     place = run.dataset().test_names.index(page.execute_script("return pvae.content.rows[arguments[0]]", row))
     (x,) = run.preparation.pixels(run.dataset().test[[place]]).split(1)
     for out in ([], *([d] for d in range(x.shape[1]) if run.config.missing)):
@@ -130,9 +160,73 @@ def _compare(case, run, page):
             is_on_sphere = run.config.prior_family.is_on_sphere
             close(loc, torch.nn.functional.normalize(q.mean, dim=-1)[0] if is_on_sphere else q.mean[0])
             close(state, loc)
-        for one, expected in zip(shown, distributions(vae, torch.tensor([state])), strict=True):
+        for one, expected in zip(shown, distributions(vae.likelihood(torch.tensor([state]))), strict=True):
             close(one, expected[0])
-    assert (run_batch(run, "test").x.images.isnan().any() and run.config.missing) or not run.config.missing
+
+
+@needs_browser
+def test_a_network_with_paths_of_the_page_is_that_of_torch(train, opened):
+    """With weights away from the zeros at which they start; and without the softmax, or the network."""
+    page = opened(train(*CASES["counts"]))
+    x = torch.randn(5, generator=(generator := torch.Generator().manual_seed(0)))
+    for layer in (WithPaths(5, 3, 4, mlp(5, 6, 3)), WithPaths(5, 3, 0, mlp(5, 6, 3)), WithPaths(5, 3, 4)):
+        for parameter in layer.requires_grad_(False).parameters():
+            parameter.normal_(generator=generator)
+        tensors = Tensors()
+        found = page.execute_script(
+            "const bytes = Uint8Array.from(arguments[1]).buffer, read = ({tensor: [, from, to, shape]}) =>"
+            "  ({shape, data: new Float32Array(bytes.slice(from, to))});"
+            "const reviver = (_, value) => (value && value.tensor ? read(value) : value);"
+            "return outputs(JSON.parse(JSON.stringify(arguments[0]), reviver), arguments[2]);",
+            operations(layer, tensors),
+            list(tensors.bytes),
+            x.tolist(),
+        )
+        close(found, layer(x))
+
+
+SKEWED = (
+    "const [columns, d] = [pvae.content.columns, arguments[0]], item = document.querySelectorAll('#columns > li')[d];"
+    "const level = item.querySelector('.level > :first-child'), bar = item.querySelector('.range');"
+    "return [item.querySelector('.number').textContent, level && level.className === 'own',"
+    "  ['value', 'mean'].map(one => Number(bar.style.getPropertyValue(`--${one}`))), pvae.decoded()[d].median,"
+    "  columns[d].low, columns[d].high]"
+)
+
+
+@needs_browser
+def test_skewed_values_have_a_median_and_an_interval(train, opened):
+    """On a logarithmic bar where all are positive; and a least value that many rows have has a probability."""
+    page = opened(train(*CASES["mixed"]))
+    dust, rain = MIXED.index("dust"), MIXED.index("rain")
+    kinds = page.execute_script("return pvae.content.columns.map(one => one.kind)")
+    assert kinds == ["real", "count", "binary", "categorical", "ordinal", "real", "positive", "zero-inflated"]
+    texts = page.execute_script("return pvae.content.texts")
+    for is_least in (True, False):
+        row = next(i for i, one in enumerate(texts) if (one[rain] == "0.5") == is_least)
+        page.execute_script(f"pvae.pick({row})")
+        wait(page, "return !pvae.state.frame")
+        text, is_own, places, median, low, high = page.execute_script(SKEWED, rain)
+        assert is_own == is_least
+        assert re.fullmatch(r"else [\d.]+ \([\d.]+ to [\d.]+\)", text)
+        close(places, np.clip((np.array([float(texts[row][rain]), median]) - low) / (high - low), 0, 1))
+        text, is_own, places, median, low, high = page.execute_script(SKEWED, dust)
+        shown, first, last = map(float, re.fullmatch(r"([\d.]+) \(([\d.]+) to ([\d.]+)\)", text).groups())
+        assert first < shown < last
+        assert is_own is None
+        close(places, np.clip(np.log(np.array([float(texts[row][dust]), median]) / low) / np.log(high / low), 0, 1))
+
+
+@needs_browser
+def test_the_map_holds_the_components_of_a_prior_that_is_a_mixture(train, opened):
+    """Those of a tenth of a mean weight or more, to two standard deviations."""
+    run = train(*CASES["mixed"])
+    page, p_z = opened(run), run.vae().prior()
+    weights, parts = p_z.mixture_distribution.probs, p_z.component_distribution
+    far = (parts.mean.abs().amax(1) + 2 * parts.stddev.amax(1))[weights > 0.1 / len(weights)].max().item()
+    most = page.execute_script("return Math.max(...Array.from(pvae.content.points.data, Math.abs))")
+    assert far > most, "or the codes alone set the view"
+    close(page.execute_script("return pvae.view.range"), 1.06 * far, 0.05)
 
 
 @needs_browser
@@ -193,10 +287,10 @@ POINT = (
 def test_the_pointer_decodes_and_picks(train, opened):
     """Where it leaves the map, z is again what was picked, and only there is a value imputed from the rest of a row."""
     page = opened(train(*CASES["mixed, missing"]))
-    page.execute_script("pvae.pick(0, [0, 1, 2, 3, 4, 5])")
+    page.execute_script("pvae.pick(0, [0, 1, 2, 3, 4, 5, 6, 7])")
     picked, text = page.execute_script("return pvae.state.z"), page.find_element("id", "columns")
     wait(page, "return !pvae.state.frame")
-    assert text.text.count("imputed") == 6
+    assert text.text.count("imputed") == len(MIXED)
     row, z, dot = page.execute_script(POINT, "pointermove", 3, 0.3)
     assert row == 0
     close(z, torch.tensor(dot) + 0.3, 1e-3)
@@ -204,7 +298,7 @@ def test_the_pointer_decodes_and_picks(train, opened):
     assert "imputed" not in text.text
     assert page.execute_script(POINT, "pointerleave", 3, 0)[1] == picked
     wait(page, "return !pvae.state.frame")
-    assert text.text.count("imputed") == 6
+    assert text.text.count("imputed") == len(MIXED)
     row, z, dot = page.execute_script(POINT, "pointerdown", 3, 0)
     close(page.execute_script("return pvae.state.q.loc"), z)
     close(z, dot, 2e-3)

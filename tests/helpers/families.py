@@ -18,7 +18,7 @@ ROWS: dict[str, Family] = {
     for kind, rows in (("posterior", POSTERIORS), ("prior", PRIORS), ("likelihood", LIKELIHOODS))
     for name, row in rows.items()
 }
-COLUMNS = "real,count,binary,categorical:3,ordinal:4"
+COLUMNS = "real,count,binary,categorical:3,ordinal:4,positive,zero-inflated"
 
 
 def config_with(row: Family, **options: Any) -> Config:
@@ -48,7 +48,7 @@ def data_for(config: Config, count: int, shape: tuple[int, ...] | None = None) -
     draws = torch.rand(count, *shape, generator=generator)
     if family.is_of_columns:
         sizes = torch.tensor([kind.num_categories or 2 for kind in config.column_kinds])
-        return (draws * sizes).floor()
+        return (draws * sizes).floor() + torch.tensor([kind.name == "positive" for kind in config.column_kinds])
     if family.is_of_images:
         return (255 * draws).to(torch.uint8)
     return (9 * draws).floor() if family.is_count else 100 * draws if family.is_real else draws

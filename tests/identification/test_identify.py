@@ -162,6 +162,54 @@ def test_ten_thousand_random_combinations_are_named_right():
     assert counts["open"] > 1000
 
 
+def squared(of_x, of_z, spread=lambda x, y: (x - y) ** 2):
+    """Return a loss of a squared error and a KL, each reduced as it says."""
+
+    def loss(recon, x, mu, logvar):
+        return reduced(spread(x, recon), of_x) + reduced(kl(mu, logvar), of_z)
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("of_x", "of_z", "limit", "side"),
+    [
+        ("sum", "sum", "0.707", "above 0.707"),
+        ("elements", "mean", "sqrt(0.5 D)", "below 19.8"),
+        ("elements", "elements", "sqrt(0.5 D / L)", "below 4.43 for L = 20"),
+    ],
+)
+def test_below_which_variation_a_squared_error_uses_no_latent(of_x, of_z, limit, side):
+    found = identify(squared(of_x, of_z))
+    (line,) = [line for line in str(found).splitlines() if line.startswith("  collapse ")]
+    assert f"above {limit} along" in line
+    assert line.endswith(side)
+    for reading in range(len(found.readings)):  # the largest standard deviation that is lost, by either
+        config = found.config(reading, D=784, L=20)
+        assert math.sqrt(config.beta) * config.scale == pytest.approx(float(side.split()[1]), rel=2e-3)
+
+
+def learned_prior(recon, x, mu, logvar, prior_mu, prior_logvar):
+    rate = 0.5 * (prior_logvar - logvar - 1 + (logvar.exp() + (mu - prior_mu) ** 2) / prior_logvar.exp())
+    return F.mse_loss(recon, x, reduction="sum") + rate.sum()
+
+
+WITHOUT_FORECAST = {
+    "absolute error": squared("sum", "sum", lambda x, y: (x - y).abs()),
+    "cross-entropy": squared("sum", "sum", lambda x, y: F.binary_cross_entropy(y, x, reduction="none")),
+    "a scale of each value": squared("sum", "sum", lambda x, y: torch.linspace(1, 2, 6) * (x - y) ** 2),
+    "optimal scale": squared("sum", "sum", lambda x, y: 0.5 * x.numel() * ((x - y) ** 2).mean().log()),
+    "a prior that is given": learned_prior,
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_FORECAST)
+def test_no_variation_is_named_where_the_scale_is_not_one_number(name):
+    found = identify(WITHOUT_FORECAST[name])
+    assert found.is_elbo, str(found)
+    assert "collapse" not in str(found)
+
+
 def test_of_several_ways_of_calling_the_one_that_names_most_is_told():
     """As numbers the targets of a cross-entropy would be probabilities."""
 

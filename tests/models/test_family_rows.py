@@ -67,10 +67,10 @@ def test_each_likelihood_is_normalised(row, output):
         likelihood.decoder = torch.nn.Linear(1, 3, dtype=torch.float64)
         x, weight = torch.arange(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
     else:
-        likelihood.decoder = torch.nn.Unflatten(-1, shape)
-        x, weight = points_of(likelihood.pixels(torch.tensor(output, dtype=torch.float64)).support)
+        likelihood.decoder = torch.nn.Unflatten(-1, likelihood.output_shape)
+        x, weight = points_of(likelihood.given(torch.full(likelihood.output_shape, output).double()).base_dist.support)
     with torch.no_grad():
-        p_x = likelihood(torch.tensor([output], dtype=torch.float64))
+        p_x = likelihood(torch.full((1 if row.is_of_columns else row.outputs_each,), output, dtype=torch.float64))
         total = (weight * p_x.log_prob(x.view(-1, *shape)).exp()).sum().item()
     assert total == pytest.approx(1, rel=1e-9)
 

@@ -13,6 +13,7 @@ import scipy.stats
 import torch
 from torch import nn
 
+from pvae.config.columns import column_kinds
 from pvae.config.config import Config
 from pvae.config.families import LIKELIHOODS, names_where
 from pvae.distributions.bernoulli import PseudoBernoulli
@@ -20,7 +21,17 @@ from pvae.distributions.discretized_logistic import DiscretizedLogistic
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae
 from pvae.models.features import Standardize
-from pvae.models.likelihoods import NegativeBinomialLikelihood
+from pvae.models.likelihoods import (
+    BernoulliLikelihood,
+    CategoricalLikelihood,
+    ColumnsLikelihood,
+    DiagonalNormalLikelihood,
+    NegativeBinomialLikelihood,
+    OrdinalLikelihood,
+    PoissonLikelihood,
+    PositiveLikelihood,
+    ZeroInflatedLikelihood,
+)
 
 OF_IMAGES = names_where(LIKELIHOODS, lambda row: row.is_of_images)
 COUNTS, REALS = (
@@ -226,29 +237,47 @@ def test_the_gradient_at_the_optimal_scale_is_that_of_the_loss(small_images, elb
 def of_values(name, datum_shape=(3,)):
     """A likelihood of values whose decoder gives z itself, in float64, with parameters away from their start."""
     likelihood = build_vae(Config(likelihood=name, scale=0.4), datum_shape).double().p_x
-    likelihood.decoder = torch.nn.Identity()
+    return fitted(likelihood, [[1.0, -200.0, 0.01], [3.0, 500.0, 0.05]] if name in REALS else None)
+
+
+def fitted(likelihood, data=None):
+    """The same likelihood, fitted to data (N, 3), whose decoder gives z itself."""
+    likelihood.decoder = nn.Identity()
     with torch.no_grad():
         for number, parameter in enumerate(likelihood.parameters()):
             parameter.add_(torch.linspace(-0.5, 0.5, 3, dtype=torch.float64) + 0.1 * number)
-    if name in REALS:
-        likelihood.units.fit_to(torch.tensor([[1.0, -200.0, 0.01], [3.0, 500.0, 0.05]], dtype=torch.float64))
+    if data is not None:
+        likelihood.units.fit_to(torch.tensor(data, dtype=torch.float64))
     return likelihood
+
+
+LOC, OF_SCALE, LOGIT = [-1.3, 0.2, 2.5], [0.3, -1.0, 1.7], [0.4, -3.0, 2.0]  # outputs of decoders
+
+
+def in_steps(base, x, step):
+    """The logarithm of the probability of the step of each value, less log u, by scipy's cdf."""
+    right = x > base.median()
+    more = np.where(right, base.logsf(x - step / 2), base.logcdf(x + step / 2))
+    less = np.where(right, base.logsf(x + step / 2), base.logcdf(x - step / 2))
+    return more + np.log1p(-np.exp(less - more)) - np.log(step)
 
 
 @pytest.mark.parametrize("name", [*REALS, *COUNTS])
 def test_likelihoods_of_values_are_those_of_scipy(name):
     """log p of each value by scipy's formulas, and means, to a relative 1e-10."""
-    likelihood, z = of_values(name), torch.tensor([-1.3, 0.2, 2.5], dtype=torch.float64)
+    likelihood, z = of_values(name), torch.tensor(LOC, dtype=torch.float64)
     mean = np.log1p(np.exp(z.numpy())) + 1e-6
     if name in REALS:
         units = likelihood.units
-        loc, std = (units.mean + units.std * z).numpy(), units.std.numpy()
-        scale = std * np.maximum(np.exp(likelihood.log_scale.detach().numpy()), 1e-3)
+        loc, std, log_scale = (units.mean + units.std * z).numpy(), units.std.numpy(), likelihood.log_scale.detach()
+        scale = std * np.maximum(log_scale.exp().numpy(), 1e-3)
         x, mean = loc + scale * np.array([-2.0, 0.3, 30.0]), loc
     else:
         x = np.array([0.0, 1.0, 40.0])
-    if name == "normal-diagonal":
-        expected = scipy.stats.norm(loc, scale).logpdf(x)
+    if name == "normal-diagonal":  # values that were recorded in steps of the difference of the training data
+        z = torch.tensor(LOC + OF_SCALE, dtype=torch.float64)
+        scale = std * np.sqrt(np.exp(2 * log_scale.numpy() + 2 * np.array(OF_SCALE)) + 1e-6)
+        expected = in_steps(scipy.stats.norm(loc, scale), x, np.array([2.0, 700.0, 0.04]))
     elif name == "student-t":
         expected = scipy.stats.t(1 + np.exp(likelihood.log_df.detach().numpy()), loc, scale).logpdf(x)
     elif name == "poisson":
@@ -261,11 +290,180 @@ def test_likelihoods_of_values_are_those_of_scipy(name):
     assert np.allclose(found.mean.detach().numpy(), mean, rtol=1e-10)
 
 
+LOGS = [[0.1, -7.0, 3.0], [1.3, -6.1, 3.04], [2.9, -5.2, 2.9]]  # of values in no steps, and in steps
+WHOLE = [[1.0, 1000.0, 0.5], [3.0, 5000.0, 7.5], [24.0, 2000.0, 1.25]]
+
+
+@pytest.mark.parametrize("has_steps", [False, True])
+@pytest.mark.parametrize("kind", [PositiveLikelihood, ZeroInflatedLikelihood])
+def test_positive_and_zero_inflated_values_are_those_of_scipy(kind, has_steps):
+    """log p of each value, the least one too, and means, by scipy's lognorm, to a relative 1e-10."""
+    data = np.array(WHOLE) if has_steps else np.exp(LOGS)
+    likelihood, is_inflated = kind(nn.Identity(), (3,), 0.4).double(), kind is ZeroInflatedLikelihood
+    if is_inflated:  # above values that float32 holds, of which each column has another share
+        atom = np.array([0.0, -250.0, 0.25])
+        rows = np.concatenate([np.where(np.tri(3), 0.0, data), 0 * data, data]) + atom
+        above, share = np.where(rows > atom, rows - atom, np.nan), np.mean(rows == atom, 0)
+        assert {*share} == {6 / 9, 5 / 9, 4 / 9}
+    else:
+        rows = above = data
+    fitted(likelihood, rows)
+    logs = np.log(above)
+    log_scale = likelihood.log_scale.detach().numpy()
+    with np.errstate(invalid="ignore"):
+        loc = np.nanmean(logs, 0) + np.nanstd(logs, 0) * LOC
+        scale = np.nanstd(logs, 0) * np.sqrt(np.exp(2 * (log_scale + OF_SCALE)) + 1e-6)
+    p = scipy.stats.lognorm(scale, scale=np.exp(loc))
+    step = np.array([1.0, 1000.0, 0.25]) if has_steps else np.zeros(3)
+    outputs = torch.tensor(LOC + OF_SCALE + LOGIT * is_inflated, dtype=torch.float64)
+    found = likelihood(outputs)
+    mean, x = p.mean(), np.array([3.0, 4000.0, 0.75]) if has_steps else data[0]
+    expected = in_steps(p, x, step) if has_steps else p.logpdf(x)
+    if is_inflated:
+        pi = 1 / (1 + np.exp(-np.array(LOGIT)) * (1 - share) / share)
+        mean, x, expected = atom + (1 - pi) * mean, x + atom, expected + np.log1p(-pi)
+        of_atom = (np.log(pi) - np.log(np.where(step > 0, step, 1))).sum()
+        assert found.log_prob(torch.from_numpy(atom)).item() == pytest.approx(of_atom, rel=1e-10)
+        x[0], expected[0] = 0.0, np.log(pi[0]) - np.log(step[0] or 1)
+    assert found.log_prob(torch.from_numpy(x)).item() == pytest.approx(expected.sum(), rel=1e-10)
+    assert np.allclose(found.mean.detach().numpy(), mean, rtol=1e-10)
+    both = torch.stack([outputs, outputs + 1])
+    assert torch.equal(likelihood(both).log_prob(torch.from_numpy(x))[0], found.log_prob(torch.from_numpy(x)))
+
+
+@pytest.mark.parametrize("kind", [PositiveLikelihood, ZeroInflatedLikelihood])
+def test_positive_and_zero_inflated_values_outside_their_domain_are_refused(kind):
+    likelihood = fitted(kind(nn.Identity(), (3,)).double(), [[0.5, 2.0, 1.0], [0.5, 3.0, 1.0], [1.5, 9.0, 8.0]])
+    likelihood.check(torch.tensor([[0.5, 2.0, 1e30]]))
+    is_positive = kind is PositiveLikelihood
+    for value in (0.0, -1.0, math.inf, math.nan) if is_positive else (0.4, 0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="take"):
+            likelihood.check(torch.tensor([[0.5, 2.0, 1.0], [value, 2.0, 1.0]]))
+
+
+PI = math.pi  # in no steps
+SMALL = {  # values of two columns that a likelihood takes, of which one is missing, and how many data count at the mean
+    BernoulliLikelihood: ([[0, 1, 1, 0, 1, 1], [0, 0, math.nan, 0, 1, 0]], 1.0),
+    CategoricalLikelihood: ([[0, 2, 1, 0, 0, 1], [2, 2, math.nan, 0, 2, 1]], 1.0),
+    PoissonLikelihood: ([[3, 0, 9, 2, 1, 1], [40, 90, math.nan, 2, 50, 55]], 1.0),
+    NegativeBinomialLikelihood: ([[3, 0, 9, 2, 1, 1], [40, 90, math.nan, 2, 50, 55]], 1.0),
+    DiagonalNormalLikelihood: ([[0.1, PI, -0.337, 1.9, 0.5, -0.01], [410, 395 * PI, math.nan, 400, 390, 401]], 0.01),
+    PositiveLikelihood: ([[0.1, 0.7, PI, 1.9, 0.5, 0.01], [410, 3 * PI, math.nan, 400, 90, 41]], 0.01),
+    ZeroInflatedLikelihood: (
+        [[0, 0.7, PI, 0, 0.5, 0.01], [-5, -5, math.nan, 4 * PI, 4, 8]],
+        torch.tensor([0.01, 0.01, 1.0], dtype=torch.float64).repeat_interleave(2),
+    ),
+}
+WEIGHTS = torch.tensor([[1, 1, 1, 1, 1, 1], [0.9, 0.1, 0.5, 0.3, 0, 1]], dtype=torch.float64).T
+
+
+def gradients_of_each(likelihood, output, x):
+    """The gradient of log p of each datum by outputs that it shares with the others, (N, outputs)."""
+
+    def log_p(output):
+        found = likelihood.pixels(output.expand(len(x), *output.shape))
+        return torch.where(x.isnan(), 0.0, found.log_prob(torch.where(x.isnan(), x[:1], x))).sum(-1)
+
+    return torch.autograd.functional.jacobian(log_p, output)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_outputs_for_data_are_those_of_the_greatest_log_likelihood(kind):
+    """With one datum, or a hundredth, at the mean of all: the gradient is 0 to 1e-12, and falls through it."""
+    values, smoothing = SMALL[kind]
+    x = torch.tensor(values, dtype=torch.float64).T
+    likelihood = kind(nn.Identity(), (2,), *([3] if kind is CategoricalLikelihood else [])).double()
+    if hasattr(likelihood, "units"):
+        likelihood.units.fit_to(x)
+        assert not getattr(likelihood.units, "step", torch.zeros(2)).any()
+    with torch.no_grad():
+        for number, parameter in enumerate(likelihood.parameters()):
+            parameter.add_(torch.tensor([-0.3, 0.4]) + 0.1 * number)
+
+    def gradient(output, weight):
+        each = gradients_of_each(likelihood, output, x)
+        return weight @ each + smoothing * each.sum(0) / (each != 0).sum(0), each
+
+    outputs = likelihood.outputs_for(x, WEIGHTS)
+    assert (outputs.dtype, len(outputs)) == (torch.float64, 2)
+    for output, weight in zip(outputs.flatten(1), WEIGHTS.T):
+        total, each = gradient(output, weight)
+        assert (total.abs() < 1e-12 * each.abs().sum(0)).all()
+        for place in range(len(output)):
+            for change in (-0.3, 0.3):
+                other = output.index_add(0, torch.tensor([place]), torch.tensor([change]).double())
+                assert gradient(other, weight)[0][place] * change < 0
+
+
+def test_outputs_for_an_ordinal_value_are_those_of_its_probabilities():
+    likelihood = OrdinalLikelihood(nn.Identity(), (2,), 4).double()
+    output = torch.tensor([-1.3, 0.7], dtype=torch.float64)
+    probs = likelihood.pixels(output).probs.detach()
+    x = torch.arange(4.0).double()[:, None].expand(4, 2)
+    found = torch.stack([likelihood.outputs_for(x, 1e9 * one[:, None])[0, place] for place, one in enumerate(probs)])
+    torch.testing.assert_close(found, output, rtol=0, atol=1e-7)
+
+
+def test_outputs_for_columns_are_those_of_the_greatest_log_likelihood():
+    """Of 1e9 times the weights, beside which one datum more is nothing; in the order of the columns."""
+    kinds = column_kinds("positive,binary,real,zero-inflated,categorical:3,count,real")
+    x = [
+        [0.7, 0, math.nan, 0.0, 2, 4, 1.0],
+        [math.nan, 1, PI, 3 * PI, 0, 0, -PI],
+        [PI, 0, 0.1, 0.5, 1, 9, 3.3],
+        [1.9, 0, 7.2, 0.0, 1, math.nan, 2.0],
+        [9.1, 1, -3.0, 12.5, 0, 2, 0.4],
+    ]
+    likelihood = ColumnsLikelihood(nn.Identity(), (7,), kinds, has_missing=True).double()
+    for part, places in zip(likelihood.parts, ([0], [1], [2, 6], [3], [4], [5])):
+        if hasattr(part, "units"):
+            assert part.units.columns == places
+            part.units.fit_to(torch.tensor(x, dtype=torch.float64))
+    weight = torch.tensor([0.2, 1.0, 0.5, 0.9, 0.3], dtype=torch.float64)
+    output = likelihood.outputs_for(torch.tensor(x, dtype=torch.float64), 1e9 * weight[:, None])
+    assert output.shape == (1, *likelihood.output_shape) == (1, 2 + 1 + 4 + 3 + 3 + 1)
+
+    def log_p(output):
+        return likelihood.given(output.expand(5, -1)).log_prob(torch.tensor(x, dtype=torch.float64))
+
+    each = torch.autograd.functional.jacobian(log_p, output[0])
+    assert each.abs().sum(0).min() > 0.1
+    assert (weight @ each).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("has_steps", [False, True])
+def test_normal_values_and_their_steps_are_those_of_the_density(has_steps):
+    """log p(x | z) = log Normal(y; loc, scale) + log |dy/dx|, and dy of a step of x; in the order of the columns."""
+    kinds = column_kinds("positive,real,positive,real")
+    x = torch.tensor([[2.0, -7.5, 40.0, 0.25], [1.0, 3.0, 70.0, 0.75], [5.0, 8.25, 20.0, 1.0]], dtype=torch.float64)
+    x = x if has_steps else x * PI
+    likelihood = ColumnsLikelihood(nn.Identity(), (4,), kinds).double()
+    for part in likelihood.parts:
+        part.units.fit_to(x)
+    y, log_slope = likelihood.normal_values(x)
+    outputs = torch.tensor([0.2, -1.0, 0.1, -0.3, 0.7, 0.6, -0.2, 0.4], dtype=torch.float64)
+    loc, scale = outputs[[0, 4, 1, 5]], (outputs[[2, 6, 3, 7]].mul(2).exp() + 1e-6).sqrt()
+    if has_steps:
+        step = torch.tensor([1.0, 5.25, 10.0, 0.25], dtype=torch.float64)
+        slope = (likelihood.normal_values(x + 1e-6)[0] - likelihood.normal_values(x - 1e-6)[0]) / 2e-6
+        torch.testing.assert_close(likelihood.step_of_normal(x), step * slope, rtol=1e-7, atol=0)
+        torch.testing.assert_close(log_slope.exp(), slope, rtol=1e-7, atol=0)
+    else:
+        of_y = torch.distributions.Normal(loc, scale).log_prob(y) + log_slope
+        torch.testing.assert_close(likelihood(outputs).log_prob(x), of_y.sum(-1), rtol=1e-12, atol=0)
+    with_count = ColumnsLikelihood(nn.Identity(), (2,), column_kinds("real,binary")).double()
+    assert with_count.normal_values(x[:, :2]) is None
+
+
 @pytest.mark.parametrize("output", [-1e4, -100.0, 100.0, 1e4])
-@pytest.mark.parametrize("name", [*REALS, *COUNTS])
+@pytest.mark.parametrize("name", [*REALS, *COUNTS, "positive", "zero-inflated"])
 def test_outputs_of_any_size_give_finite_values_and_gradients(name, output):
-    likelihood = of_values(name).float()
-    z = torch.full((3,), output, requires_grad=True)
+    kinds = {"positive": PositiveLikelihood, "zero-inflated": ZeroInflatedLikelihood}
+    if name in kinds:
+        likelihood = fitted(kinds[name](nn.Identity(), (3,)), [[0.0, 3, 9], [1, 2, 9], [2, 8, 80.0]]).float()
+    else:
+        likelihood = of_values(name).float()
+    z = torch.full(likelihood.output_shape, output, requires_grad=True)
     value = likelihood(z).log_prob(torch.tensor([0.0, 3.0, 1000.0]))
     value.backward()
     assert value.isfinite()

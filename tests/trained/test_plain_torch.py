@@ -24,6 +24,7 @@ from pvae.config.families import LIKELIHOODS, POSTERIORS, PRIORS
 from pvae.config.presets import SYSTEMS
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
+from pvae.data.choices import values_config
 from pvae.data.dataset import Dataset
 from pvae.elbos.registry import elbo_of
 from pvae.models.build import build_vae, fit_to
@@ -40,10 +41,10 @@ CPU = torch.device("cpu")
 TWO = {"upper_latent_dims": (5, 3), "upper_hidden": (8,), "binarize": "threshold"}
 NORMAL, FLOW, VAMP = POSTERIORS["normal"], PRIORS["flow"], PRIORS["vamp"]
 CONFIGS = {
-    **SYSTEMS,
+    **{name: one for name, one in SYSTEMS.items() if one.likelihood_family.plain_torch},
     **{name: config_with(row) for name, row in ROWS.items() if row.plain_torch},
     **{f"{name}, analytic": config_with(row, elbo="analytic") for name, row in POSTERIORS.items() if row.closed_forms},
-    "ladder of real": config_with(LIKELIHOODS["normal-diagonal"], **{**TWO, "binarize": "none"}, inference="ladder"),
+    "ladder of real": config_with(LIKELIHOODS["student-t"], **{**TWO, "binarize": "none"}, inference="ladder"),
     "overdispersed, planar": config_with(LIKELIHOODS["negative-binomial"], posterior="planar", flow_length=3),
     "flow and flow": config_with(FLOW, posterior="iaf"),
     "one latent, flow prior": config_with(FLOW, latent_dim=1),
@@ -220,11 +221,38 @@ def test_the_command_prints_the_script_of_what_is_asked_for(data, capsys):
         {"dataset": "celeba"},
         {"precision": "bf16"},
         {"prior": "vamp", "posterior": "iaf"},
+        {"passes": 2},
     ],
 )
 def test_what_the_loop_does_not_do_is_refused(options):
     with pytest.raises(InputError):
         training_script(Config().replace(**options))
+
+
+@pytest.mark.parametrize(
+    ("options", "instead"),
+    [
+        ({"likelihood": "normal-diagonal", "initialization": "exact"}, {"--likelihood": "student-t"}),
+        ({"likelihood": "negative-binomial", "initialization": "exact"}, {"--initialization": "torch"}),
+    ],
+)
+def test_values_by_default_are_refused_and_the_line_says_what_can_be_written(
+    options, instead, tmp_path, no_pictures, capsys
+):
+    data = Dataset("values", *torch.arange(240.0).remainder(7).view(60, 4).split(40))
+    given = {"elbo": "trace", "hidden": (4,), "latent_dim": 2, "epochs": 1, "batch_size": 20}
+    run = fit(values_config(data, **given, likelihood=options["likelihood"]), data=data, out=tmp_path / "run")
+    assert run.config.initialization == options["initialization"]
+    assert export([str(run.path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert "pvae.load" in line
+    more = {}
+    for flag, value in instead.items():
+        assert f"{flag} {value}" in line
+        more[flag.removeprefix("--")] = value
+    config = values_config(data, **{**given, "likelihood": options["likelihood"], **more})
+    run = fit(config, data=data, out=tmp_path / "other")
+    assert export([str(run.path)]) == 0
 
 
 def test_print_trains_nothing(capsys):

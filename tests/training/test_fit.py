@@ -24,12 +24,14 @@ import pvae
 from pvae.config.config import Config
 from pvae.core.errors import InputError, InterruptedTrainingError
 from pvae.core.random_state import resolve_device, seeded
+from pvae.data.choices import values_config
 from pvae.data.dataset import Dataset
 from pvae.data.sources import load_dataset
 from pvae.plotting import run_figures
 from pvae.runs import writer
+from pvae.runs.metrics import best_epoch
 from pvae.runs.run import Run
-from pvae.training.fit import fit, resume
+from pvae.training.fit import fit, resume, train_in_memory
 from pvae.training.schedules import learning_rate
 from pvae.training.setup import build_trainer
 from pvae.training.trainer import Callback
@@ -112,6 +114,37 @@ def test_interrupted_and_resumed_equals_undisturbed(tmp_path, few_digits, small_
     if "schedule" in options:
         with pytest.raises(InputError, match="--schedule"):
             resume(whole.path, 8, data=few_digits)
+
+
+@pytest.mark.parametrize("moment", [None, 2, 25])
+def test_the_start_of_a_training_of_values_is_its_epoch_0(tmp_path, moment):
+    """It is the best one where training spoils it, and stays so when it is resumed, within the first epoch too."""
+    draws = np.random.default_rng(0).normal(size=(90, 2)) @ [[1.0, 0.5, 2.0], [0.0, 1.0, -1.0]]
+    x = torch.from_numpy(draws + np.random.default_rng(1).normal(size=draws.shape)).float()
+    data = Dataset("rows", x[:70], x[80:], valid=x[70:80])
+    config = values_config(data, hidden=(4,), epochs=3, passes=5, batch_size=20, lr=1.0, patience=0, compile="none")
+    assert config.initialization == "exact"
+    whole = fit(config, data=data, out=tmp_path / "whole", threads=1)
+    rows = [(row.epoch, row.split) for row in whole.metrics()]
+    assert rows == [(0, "valid"), (0, "test"), *((e, s) for e in (1, 2, 3) for s in ("train", "valid", "test"))]
+    assert best_epoch(whole.metrics()) == 0
+    assert Run.open(whole.path).best_checkpoint().epoch == 0
+    assert whole.test_metrics() == whole.metrics()[1]
+    (_, start, _), (_, end, _) = train_in_memory(config, [0, 3], data=data)
+    assert_same(start.state_dict(), pvae.load(whole.path).state_dict())
+    assert_same(end.state_dict(), weights(whole))
+    if moment is None:
+        longer = resume(whole.path, 4, data=data)
+        assert (len(longer.metrics()), best_epoch(longer.metrics())) == (len(rows) + 3, 0)
+        assert longer.metrics()[: len(rows)] == whole.metrics()
+        return
+    with signal_in_step(moment), pytest.raises(InterruptedTrainingError):  # of 17 steps in an epoch
+        fit(config, data=data, out=tmp_path / "parts", threads=1)
+    assert {row.epoch for row in Run.open(tmp_path / "parts").metrics()} == {*range((moment - 1) // 17 + 1)}
+    parts = resume(tmp_path / "parts", data=data, threads=1)
+    assert_same_rows(whole.metrics(), parts.metrics())
+    assert_same(weights(whole), weights(parts))
+    assert_same(whole.best_checkpoint().vae, parts.best_checkpoint().vae)
 
 
 class Counted(Callback):

@@ -1,0 +1,190 @@
+"""`InSteps`, values that were recorded in steps; and `WithAtom`, values of which many are one and the same."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import constraints, transform_to
+from torch.nn.functional import logsigmoid
+from torch.special import log_ndtr
+
+from pvae.distributions.units import InFloat64, InUnits
+
+__all__ = ["InSteps", "WithAtom", "is_atom", "log_tails"]
+
+
+def log_tails(p: Any, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log P(X <= high) and log P(X <= low), or log P(X > low) and log P(X > high) where these are less.
+
+    Their difference of exponentials is P(low < X <= high), without cancellation in either tail. They are exact for a
+    Normal and a log-Normal.
+
+    Args:
+        p: a univariate distribution: one of these two, also as `InUnits` or `InFloat64`, or any with a method `cdf`,
+            which is then as exact as that.
+        low: values, below the support too.
+        high: greater values.
+
+    Raises:
+        NotImplementedError: p has no `cdf`.
+    """
+    if isinstance(p, InFloat64):
+        low, high = low.double(), high.double()
+        if isinstance(p, InUnits):
+            low, high = (low - p.loc) / p.scale, (high - p.loc) / p.scale
+        return log_tails(p.base, low, high)
+    if isinstance(p, dist.LogNormal):
+        low, high = (one.clamp(min=torch.finfo(one.dtype).tiny).log() for one in (low, high))
+        return log_tails(p.base_dist, low, high)
+    if isinstance(p, dist.Normal):
+        low, high = (low - p.loc) / p.scale, (high - p.loc) / p.scale
+        is_right = low + high > 0
+        return log_ndtr(torch.where(is_right, -low, high)), log_ndtr(torch.where(is_right, -high, low))
+    low, high = p.cdf(low), p.cdf(high)
+    is_right, tiny = low + high > 1, torch.finfo(low.dtype).tiny
+    more, less = torch.where(is_right, 1 - low, high), torch.where(is_right, 1 - high, low)
+    return more.clamp(min=tiny).log(), less.clamp(min=tiny).log()  # log 0 has no gradient
+
+
+class InSteps(TorchDistribution):
+    """Values that were recorded in steps of u, each with the probability of its step, as a density.
+
+        log_prob(x) = log [ (F(x + u/2) - F(x - u/2)) / u ],    F the cdf of `base`
+
+    It is at most -log u, so that no scale of `base` makes a value that occurs twice infinitely likely. In units of x it
+    is the logarithm of a density, equal to that of `base` where u is small beside its scale, and a change of units
+    changes both by the same constant; a sum over the steps of exp(log_prob(x)) u is 1. Where u is 0 it is the
+    log-density of `base`. The difference is taken in the tail in which F is small, and where it would cancel, the
+    density of `base` is taken, which it equals there to about eps^(2/3).
+
+    Draws and means are those of `base`, which are not rounded.
+
+    Args:
+        base: a univariate distribution, event shape (), as `log_tails` takes it.
+        step: u, which broadcasts over the batch shape.
+
+    Reference:
+        Heitjan, "Inference from grouped continuous data: a review", Statistical Science 4(2), 1989.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # `base` checks its own
+
+    def __init__(self, base: TorchDistribution, step: Tensor, validate_args: bool | None = None) -> None:
+        self.base, self.step = base, step
+        super().__init__(base.batch_shape, base.event_shape, validate_args=validate_args)
+
+    @property
+    def support(self) -> Any:
+        """All numbers: a step may reach over the end of the support of `base`."""
+        return constraints.real
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> InSteps:
+        """Return the same distribution over a larger batch shape."""
+        return InSteps(self.base.expand(batch_shape), self.step, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-probability of the step of a value, less log u, of the batch shape, in nats."""
+        density = self._log_density(value)
+        half = self.step / 2
+        more, less = log_tails(self.base, value - half, value + half)
+        change = -torch.expm1(less - more)  # of F, as a share
+        is_exact = (change > torch.finfo(change.dtype).eps ** (1 / 3)) & (self.step > 0)
+        # Each branch is given harmless values where the other one is taken, so that no gradient is NaN.
+        mass = torch.where(is_exact, more, 0.0) + torch.where(is_exact, change, 1.0).log()
+        mass = mass - torch.where(self.step > 0, self.step, 1.0).log()
+        return torch.where(is_exact, mass.to(density.dtype), density)
+
+    def _log_density(self, value: Tensor) -> Tensor:
+        """Return log p(value) of `base`, -inf outside its support, where there may be a step but no gradient."""
+        support: Any = self.base.support
+        is_inside = support.check(value)
+        inside = transform_to(support)(torch.zeros_like(value))
+        density = self.base.log_prob(torch.where(is_inside, value, inside))
+        return torch.where(is_inside, density, torch.where(value.isnan(), math.nan, -math.inf))
+
+    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+        """Return draws of `base`, which have no gradient."""
+        return self.base.sample(sample_shape)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of `base`."""
+        return self.base.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of `base`."""
+        return self.base.variance
+
+
+def is_atom(value: Tensor, atom: Tensor, step: Tensor | float = 0.0) -> Tensor:
+    """Return whether values are the least one, a: at most half a step from it, or what float32 loses of a."""
+    lost = atom.abs() * torch.finfo(torch.float32).eps
+    return (value - atom).abs() <= torch.maximum(lost, torch.as_tensor(step / 2, device=atom.device))
+
+
+class WithAtom(TorchDistribution):
+    """Values of which a share is exactly a, the least one, and the others lie above it.
+
+        log_prob(a) = log pi - log u,    log_prob(x) = log (1 - pi) + log p(x - a),    x > a
+
+    With u the step of the values this is a density in units of x, as of `InSteps`; where u is 0, the value a has its
+    probability and not a density.
+
+    Args:
+        rest: p, of x - a, of event shape () and positive values.
+        atom: a, which broadcasts over the batch shape.
+        logits: log pi / (1 - pi), of the batch shape.
+        step: u, which broadcasts over the batch shape.
+
+    Reference:
+        Aitchison, "On the distribution of a positive random variable having a discrete probability mass at the
+        origin", JASA 50, 1955.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # `rest` checks its own
+
+    def __init__(
+        self, rest: TorchDistribution, atom: Tensor, logits: Tensor, step: Tensor, validate_args: bool | None = None
+    ) -> None:
+        self.rest, self.atom, self.logits, self.step = rest, atom, logits, step
+        super().__init__(rest.batch_shape, rest.event_shape, validate_args=validate_args)
+
+    @property
+    def support(self) -> Any:
+        """The values from a on."""
+        return constraints.greater_than_eq(self.atom)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> WithAtom:
+        """Return the same distribution over a larger batch shape."""
+        rest, logits = self.rest.expand(batch_shape), self.logits.expand(batch_shape)
+        return WithAtom(rest, self.atom, logits, self.step, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density, of the batch shape, in nats; -inf below a."""
+        are_atoms, above = is_atom(value, self.atom, self.step), value - self.atom
+        of_rest = self.rest.log_prob(torch.where(are_atoms | (above <= 0), 1.0, above))
+        of_atom = logsigmoid(self.logits) - torch.where(self.step > 0, self.step, 1.0).log()
+        of_others = torch.where(above < 0, -math.inf, logsigmoid(-self.logits) + of_rest)
+        return torch.where(are_atoms, of_atom, of_others).to(of_rest.dtype)
+
+    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+        """Return draws, which have no gradient."""
+        rest = self.rest.sample(sample_shape)
+        return self.atom + torch.where(torch.rand_like(rest) < self.logits.sigmoid(), 0.0, rest)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of x, a + (1 - pi) E[x - a]."""
+        return self.atom + (-self.logits).sigmoid() * self.rest.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of x, (1 - pi) (Var[x - a] + pi E[x - a]^2)."""
+        share = (-self.logits).sigmoid()
+        return share * (self.rest.variance + (1 - share) * self.rest.mean.square())

@@ -1,0 +1,422 @@
+"""`start_exactly`: a VAE of values starts at the best of several models that have a closed form, or nearly so."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pvae.models.features import features_seen
+from pvae.models.likelihoods import ColumnsLikelihood, DiagonalNormalLikelihood, ZeroInflatedLikelihood
+from pvae.models.networks import WithPaths
+from pvae.models.priors import MixturePrior
+from pvae.vae import VAE
+
+__all__ = ["SIZES", "Linear", "Mixture", "fit_mixture", "linear_models", "quietly", "start_exactly"]
+
+_FEW, _FOLDS = 500, 4  # training data below which starts are compared by cross-validation, and its folds
+_ROWS = 10_000  # training data, evenly spaced, to which models are fitted
+_DRAWS = 64  # of z for each validation datum
+_FACTORS, _MANY = (1, 2, 4, 8, 16), 100  # numbers of factors that are tried, and features beyond which one is
+SIZES = (2, 4, 8, 16)  # of mixtures
+_NOISE_OF_COMPONENTS = 0.05  # of principal components, as a share of the variance of a feature
+_LEAST_NOISE = 1e-5  # of a real value, as the same share
+_LEAST_NOISE_OF_CODES = 0.05  # of the features of other kinds
+_DISTANCE = 8.0  # between the codes of two components of a mixture of products, in standard deviations
+_SHARP = 3.0  # so that the code of a datum is that of its likeliest component
+_ITERATIONS = 100
+_TRIED, _BATCH = 300, 128  # steps, and data in each, by which the two kinds of models are compared
+_AT_ONCE = 2**22  # values of data times components
+
+Array = NDArray[np.float64]
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Hide warnings of scikit-learn, as that a fit has not converged, and fit in one thread: matrices are small."""
+    from threadpoolctl import threadpool_limits
+
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore")
+        yield
+
+
+class Linear(NamedTuple):
+    """A linear model of features: f = W z + b + noise, z ~ N(0, I), noise ~ N(0, diag(psi)).
+
+    Args:
+        name: what it is.
+        weight: W, (F, K).
+        bias: b, (F,), the mean of the features.
+        noise: psi, (F,), a variance of each.
+    """
+
+    name: str
+    weight: Array
+    bias: Array
+    noise: Array
+
+    def rotated(self) -> tuple[Linear, Array]:
+        """Return the same model with W' Psi^-1 W diagonal, so that p(z | f) is too, and the variances (K,) of that."""
+        precision, rotation = np.linalg.eigh(self.weight.T @ (self.weight / self.noise[:, None]))
+        return self._replace(weight=self.weight @ rotation), 1 / (1 + precision.clip(min=0))
+
+
+class Mixture(NamedTuple):
+    """A mixture of K products: in each component, the values of a datum are independent.
+
+    Args:
+        outputs: what each component gives the likelihood in place of a decoder's output, (K, O).
+        log_weights: (K,) nats.
+    """
+
+    outputs: Tensor
+    log_weights: Tensor
+
+    def log_terms(self, p_x: Any, x: Tensor) -> Tensor:
+        """Return log weight + log p(x | component) of data (N, *D): (N, K) nats, whose log-sum-exp is log p(x)."""
+        outputs = self.outputs.view(-1, 1, *p_x.output_shape)
+        size = max(1, _AT_ONCE // (len(outputs) * x[0].numel()))
+        return torch.cat([p_x.given(outputs).log_prob(part) for part in x.split(size)], -1).T + self.log_weights
+
+
+@quietly()
+@torch.no_grad()
+def fit_mixture(p_x: Any, x: Tensor, features: Array, num_components: int) -> Mixture:
+    """Fit a mixture of products to data by expectation maximisation, from the clusters of their features.
+
+    Args:
+        p_x: a likelihood with `outputs_for`; the parameters that do not depend on z stay as they are.
+        x: the data, (N, *D), NaN where a value is missing.
+        features: what an encoder sees of them, (N, F).
+        num_components: K; N/2 where there are fewer data.
+
+    Reference:
+        Dempster, Laird and Rubin, "Maximum likelihood from incomplete data via the EM algorithm", JRSS B 39, 1977.
+    """
+    from sklearn.cluster import KMeans
+
+    count = max(1, min(num_components, len(x) // 2, len(np.unique(features, axis=0))))
+    labels = KMeans(count, n_init=2, random_state=0).fit_predict(features / _spread(features))
+    shares, before = torch.eye(count, dtype=torch.float64)[torch.from_numpy(labels).long()], -math.inf
+    for _ in range(_ITERATIONS):
+        log_weights = ((shares.sum(0) + 0.1) / (len(x) + 0.1 * count)).log()
+        found = Mixture(p_x.outputs_for(x, shares).flatten(1), log_weights)
+        terms = found.log_terms(p_x, x)
+        shares, reached = terms.softmax(-1), terms.logsumexp(-1).mean().item()
+        if reached - before < 1e-4:
+            break
+        before = reached
+    return found
+
+
+@quietly()
+def linear_models(features: Array, held_out: Array, latent_dim: int, least_noise: Array) -> list[Linear]:
+    """Return linear models of features.
+
+    They are factor analysis, its number of factors chosen by held-out features, and with as many as it may have; a
+    Normal with a full covariance matrix (Ledoit and Wolf), where there are as many latents as features; and last
+    principal components with a twentieth of the variance of each feature as noise, a start where no two features are
+    correlated, where factor analysis is a saddle.
+
+    Args:
+        features: of the training data, (N, F).
+        held_out: of others, (M, F), by which the number of factors is chosen.
+        latent_dim: the most latents.
+        least_noise: the least variance of the noise, (F,).
+    """
+    from sklearn.covariance import LedoitWolf
+    from sklearn.decomposition import FactorAnalysis
+
+    width, spread = features.shape[1], _spread(features)
+    scaled, mean, most = features / spread, features.mean(0), min(latent_dim, features.shape[1])
+    sizes = sorted({min(most, size) for size in _FACTORS} | {most}) if width <= _MANY else [most]
+    fits = [FactorAnalysis(size, tol=1e-3, max_iter=300, random_state=0).fit(scaled) for size in sizes]
+    best = max(fits, key=lambda one: one.score(held_out / spread))
+    found = [
+        Linear(
+            f"factor analysis with {fit.n_components} factor{'s' * (fit.n_components > 1)}",
+            fit.components_.T * spread[:, None],
+            mean,
+            np.maximum(fit.noise_variance_ * spread**2, least_noise),
+        )
+        for fit in (best, fits[-1])
+    ]
+    covariance = LedoitWolf().fit(scaled).covariance_
+    values, vectors = np.linalg.eigh(covariance)
+    if most == width:
+        noise = np.maximum(0.98 * values[0], (least_noise / spread**2).max())
+        weight = vectors * np.sqrt((values - noise).clip(min=0)) * spread[:, None]
+        found.insert(1, Linear("a Normal with a full covariance matrix", weight, mean, noise * spread**2))
+    values, vectors = values[::-1][:most], vectors[:, ::-1][:, :most]
+    weight = vectors * np.sqrt((values - _NOISE_OF_COMPONENTS).clip(min=1e-3))
+    noise = np.maximum(covariance.diagonal() - (weight**2).sum(1), _NOISE_OF_COMPONENTS)
+    return [*found, Linear("principal components", weight * spread[:, None], mean, noise * spread**2)]
+
+
+def _spread(features: Array) -> Array:
+    """Return the standard deviation of each feature, 1 where it is 0."""
+    std = features.std(0)
+    return np.where(std > 0, std, 1.0)
+
+
+class _Parts:
+    """The parts of a VAE that a start sets, and the features of its data."""
+
+    def __init__(self, vae: VAE, train: Tensor) -> None:
+        self.vae = vae
+        self.p_x: Any = vae.p_x
+        self.q_z: Any = vae.q_z
+        self.p_z: Any = vae.p_z
+        (self.encoder,) = (one for one in vae.q_z.modules() if isinstance(one, WithPaths))
+        (self.decoder,) = (one for one in vae.p_x.modules() if isinstance(one, WithPaths))
+        self.latent_dim = self.decoder.linear.in_features
+        self.train = train
+        self.features = _array(features_seen(self.q_z, self.train))
+        self.places = dict(self._places())
+        is_real = np.isin(np.arange(self.features.shape[1]), [*self.places])
+        self.least_noise = np.where(is_real, _LEAST_NOISE, _LEAST_NOISE_OF_CODES) * _spread(self.features) ** 2
+        self.least_noise[self.features.std(0) == 0] = 1.0  # a constant says nothing of the scale
+
+    def _places(self) -> Iterator[tuple[int, tuple[int, int, Tensor]]]:
+        """Yield each feature that is a real value, with its places in the output of the decoder, and its log scale."""
+        parts, order = [self.p_x], [*range(self.train[0].numel())]
+        if isinstance(self.p_x, ColumnsLikelihood):
+            parts, order = [*self.p_x.parts], self.p_x.order.tolist()
+            features = next(one for one in self.q_z.modules() if hasattr(one, "kinds")).order.tolist()
+        first = done = 0
+        for part in parts:
+            size = math.prod(part.datum_shape)
+            if isinstance(part, DiagonalNormalLikelihood) and not isinstance(part, ZeroInflatedLikelihood):
+                for i in range(size):
+                    d = order[done + i]
+                    feature = features.index(d) if len(parts) > 1 or isinstance(self.p_x, ColumnsLikelihood) else d
+                    yield feature, (first + i, first + size + i, part.log_scale.flatten()[i])
+            first, done = first + math.prod(part.output_shape), done + size
+
+
+@quietly()
+@torch.no_grad()
+def start_exactly(vae: VAE, train: Tensor, valid: Tensor) -> str:
+    """Set the paths of a VAE's networks, and its prior, to the model that describes the validation data best.
+
+    Of less than 500 training data, it is the best one by fourfold cross-validation of both together.
+
+    The models are those of `linear_models`, with p(z) = N(0, I) or a mixture of Normals that is fitted to the codes;
+    and with such a prior a mixture of products by `fit_mixture`. A mixture of products learns slowly: where one is the
+    best, that kind of model is taken whose VAE is the better one after 300 steps, and the training starts before these.
+
+    Of values that are all real, or logarithms of positive ones, the models with p(z) = N(0, I) are exact: q(z | x) is
+    p(z | x), and the ELBO is the log-likelihood of the model. Of other kinds of columns the decoder is a generalised
+    linear model of z. Of a mixture of products the code of a datum is that of its likeliest component.
+
+    Args:
+        vae: of networks `WithPaths`, a Normal posterior, and a prior N(0, I) or a mixture; changed in place.
+        train: x of the training data, (N, *D).
+        valid: x of the validation data.
+
+    Returns:
+        What it starts at, for a note.
+
+    Reference:
+        Lucas et al., arXiv:1911.02469, on linear VAEs and probabilistic principal components.
+    """
+    train, valid = (one[:: math.ceil(len(one) / _ROWS)] for one in (train, valid))
+    found = _tried(vae, train, valid)
+    if len(train) < _FEW:  # whose few validation data say little
+        every, elbos = torch.cat([train, valid]), list[list[float]]()
+        for fold in range(_FOLDS):
+            is_held_out = torch.arange(len(every), device=every.device) % _FOLDS == fold
+            elbos.append([one.elbo for one in _tried(vae, every[~is_held_out], every[is_held_out])])
+        found = [one._replace(elbo=sum(some)) for one, some in zip(found, zip(*elbos))]
+    best = max(found, key=lambda one: one.elbo)
+    if best.is_product:
+        linear = max((one for one in found if not one.is_product), key=lambda one: one.elbo)
+        best = max((linear, best), key=lambda one: _after_training(vae, one.weights, train, valid))
+    vae.load_state_dict(best.weights)
+    return f"the training starts at {best.name}"
+
+
+class _Tried(NamedTuple):
+    """A start: whether it is a mixture of products, its ELBO of held-out data, its name, and the weights of the VAE."""
+
+    is_product: bool
+    elbo: float
+    name: str
+    weights: dict[str, Tensor]
+
+
+def _tried(vae: VAE, train: Tensor, held_out: Tensor) -> list[_Tried]:
+    """Return the VAE at each start; there are as many, and of the same kinds, for all data."""
+    parts, found = _Parts(vae, train), list[_Tried]()
+    first = {key: one.clone() for key, one in vae.state_dict().items()}
+    for model, has_mixture in _models(parts, held_out):
+        vae.load_state_dict(first)
+        for one in (parts.encoder, parts.decoder):
+            for parameter in (*one.linear.parameters(), *(one.table.parameters() if one.table else ())):
+                parameter.zero_()
+        if is_product := isinstance(model, Mixture):
+            name = f"a mixture of {len(model.outputs)} products"
+            _set_mixture(parts, model)
+        else:
+            name = model.name + ", and a mixture of Normals of its codes" * has_mixture
+            _set_linear(parts, model, has_mixture)
+        weights = {key: one.clone() for key, one in vae.state_dict().items()}
+        found.append(_Tried(is_product, _elbo(vae, held_out).item(), name, weights))
+    vae.load_state_dict(first)
+    return found
+
+
+@torch.enable_grad()
+def _after_training(vae: VAE, weights: dict[str, Tensor], train: Tensor, valid: Tensor) -> float:
+    """Return the ELBO of validation data after a few steps from some weights: a mixture of products learns slowly."""
+    vae.load_state_dict(weights)
+    adam = torch.optim.Adam(vae.parameters(), lr=1e-3)
+    for _ in range(_TRIED):
+        loss = -_elbo(vae, train[torch.randint(len(train), (_BATCH,), device=train.device)], 1)
+        adam.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 5.0)
+        adam.step()
+    return _elbo(vae, valid).item()
+
+
+def _models(parts: _Parts, held_out: Tensor) -> Iterator[tuple[Linear | Mixture, bool]]:
+    """Yield models, and whether the prior is to be a mixture of Normals of its codes."""
+    features, has_mixture = parts.features, isinstance(parts.p_z, MixturePrior)
+    linear = linear_models(features, _array(features_seen(parts.q_z, held_out)), parts.latent_dim, parts.least_noise)
+    yield from ((one, False) for one in linear)
+    if has_mixture:
+        yield from ((one, True) for one in linear)
+        most = len(parts.p_z.logits)
+        for size in sorted({min(size, most) for size in SIZES} | {most}):
+            yield fit_mixture(parts.p_x, parts.train, features, size), False
+
+
+def _elbo(vae: VAE, x: Tensor, num_draws: int = _DRAWS) -> Tensor:
+    q, p = vae.posterior(x), vae.prior()
+    z = q.rsample((num_draws,))
+    return (vae.log_likelihood(x, z) + p.log_prob(z) - q.log_prob(z)).mean()
+
+
+def _array(values: Tensor) -> Array:
+    return values.double().numpy(force=True)
+
+
+def _tensor(values: Array, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(like)
+
+
+def _set_linear(parts: _Parts, model: Linear, is_mixture: bool) -> None:
+    """Let the VAE be a linear model: exactly so in the values that are real, with a prior N(0, I)."""
+    _set_encoder(parts, model)
+    (_, weight, bias, noise), _ = model.rotated()
+    size, decoder, p_x = weight.shape[1], parts.decoder.linear, parts.p_x
+    z = parts.vae.posterior(parts.train).sample()
+    if len(parts.places) < parts.features.shape[1]:
+        alone = p_x.outputs_for(parts.train, torch.ones(len(z), 1, dtype=torch.float64)).flatten()
+        _fit_decoder(p_x, decoder, z, parts.train, alone)
+        decoder.bias.add_(alone)
+    for feature, (loc, log_scale, fixed) in parts.places.items():
+        decoder.weight[[loc, log_scale]] = 0.0
+        decoder.weight[loc, :size] = _tensor(weight[feature], decoder.weight)
+        decoder.bias[loc] = float(bias[feature])
+        least = DiagonalNormalLikelihood.least_share**2
+        decoder.bias[log_scale] = 0.5 * math.log(max(noise[feature] - least, least)) - fixed.double()
+    if isinstance(parts.p_z, MixturePrior):
+        codes = _array(z) if is_mixture else None
+        _set_prior(parts.p_z, codes)
+
+
+def _set_encoder(parts: _Parts, model: Linear) -> Array:
+    """Let q(z | x) be p(z | f) of a linear model of the features; return the matrix B of E[z | f] = B (f - b)."""
+    (_, weight, bias, noise), variance = model.rotated()
+    size, encoder = weight.shape[1], parts.encoder.linear
+    inverse: Array = variance[:, None] * weight.T / noise
+    encoder.weight[:size, : weight.shape[0]] = _tensor(inverse, encoder.weight)
+    encoder.bias[:size] = _tensor(-inverse @ bias, encoder.bias)
+    twice = 2 if getattr(parts.q_z, "log_variance", False) else 1
+    scales = slice(parts.latent_dim, parts.latent_dim + size)
+    encoder.bias[scales] = _tensor(twice * np.log(variance) / 2, encoder.bias)
+    return inverse
+
+
+def _set_prior(prior: MixturePrior, codes: Array | None) -> None:
+    """Fit the prior to codes (N, L); or let all its components be N(0, I)."""
+    from sklearn.mixture import GaussianMixture
+
+    if codes is None:
+        for one in (prior.loc, prior.log_scale, prior.logits):
+            one.zero_()
+        return
+    fit = GaussianMixture(len(prior.logits), covariance_type="diag", reg_covar=1e-3, random_state=0).fit(codes)
+    prior.loc.copy_(_tensor(fit.means_, prior.loc))
+    prior.log_scale.copy_(_tensor(np.log(fit.covariances_) / 2, prior.loc))
+    prior.logits.copy_(_tensor(np.log(fit.weights_ + 1e-6), prior.loc))
+
+
+@torch.enable_grad()
+def _fit_decoder(p_x: Any, linear: nn.Linear, z: Tensor, x: Tensor, outputs: Tensor) -> None:
+    """Fit p(x | outputs + W z + b), a generalised linear model, to codes z of data x."""
+    free = [torch.zeros_like(one, dtype=torch.float64).requires_grad_() for one in (linear.weight, linear.bias)]
+    weight, bias = free
+    z = z.double()
+
+    def loss() -> Tensor:
+        weight.grad = bias.grad = None
+        output = (outputs + z @ weight.T + bias).view(len(z), *p_x.output_shape)
+        value = weight.square().sum() / (2 * len(z)) - p_x.given(output).log_prob(x).mean()
+        value.backward()
+        return value
+
+    torch.optim.LBFGS(free, max_iter=50, line_search_fn="strong_wolfe").step(loss)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)
+
+
+def _set_mixture(parts: _Parts, model: Mixture) -> None:
+    """Let the VAE be a mixture of products, each component a place in the space of codes."""
+    from sklearn.linear_model import LogisticRegression
+
+    count, size, features = len(model.outputs), parts.latent_dim, parts.features
+    centres = _spread_out(count, size)
+    labels = model.log_terms(parts.p_x, parts.train).argmax(-1).numpy(force=True)
+    encoder: Any = parts.encoder
+    decoder: Any = parts.decoder
+    prior = parts.p_z
+    for one in (encoder.gate, decoder.gate):
+        one.weight.zero_()
+        one.bias.fill_(-1e4)
+    found, spread = np.unique(labels), _spread(features)
+    if len(found) > 1:
+        fit = LogisticRegression(max_iter=300).fit(features / spread, labels)
+        weight, bias = (np.r_[-one, one] if len(found) == 2 else one for one in (fit.coef_, fit.intercept_))
+        encoder.gate.weight[found, : features.shape[1]] = _tensor(_SHARP * weight / spread, encoder.gate.weight)
+        encoder.gate.bias[found] = _tensor(_SHARP * bias, encoder.gate.bias)
+    else:
+        encoder.gate.bias[found] = 0.0
+    encoder.table.weight[:size, :count] = centres.T.to(encoder.table.weight)
+    decoder.gate.weight[:count] = centres.to(decoder.gate.weight)
+    decoder.gate.bias[:count] = -centres.square().sum(-1).to(decoder.gate.bias) / 2
+    decoder.table.weight[:, :count] = model.outputs.T.to(decoder.table.weight)
+    prior.loc[:count], prior.log_scale[:count] = centres.to(prior.loc), 0.0
+    prior.logits.fill_(-20.0)[:count] = model.log_weights.to(prior.logits)
+
+
+def _spread_out(count: int, size: int) -> Tensor:
+    """Return points (K, L) whose least distance is `_DISTANCE`, and whose greatest is small."""
+    generator, best, least = torch.Generator().manual_seed(0), torch.zeros(count, size), math.inf
+    for _ in range(100 if count > 1 else 0):
+        points = torch.randn(count, size, generator=generator)
+        points = points * _DISTANCE / torch.pdist(points).min()
+        if (radius := points.norm(dim=-1).max().item()) < least:
+            best, least = points, radius
+    return best

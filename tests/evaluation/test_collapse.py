@@ -1,0 +1,234 @@
+"""The rate of each latent, and collapse: ten planted collapses are found, and none in VAEs that use their latents."""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Normal
+
+import pvae
+from pvae.config.config import Config
+from pvae.core.random_state import seeded
+from pvae.data.batch import Batch
+from pvae.evaluation.collapse import COLLAPSED, collapse_text, latents_used
+from pvae.evaluation.forecast import forecast
+from pvae.models.build import build_vae
+from pvae.runs.run import Run, shown_data
+from pvae.trained.elbo_terms import elbo_terms
+from pvae.vae import VAE
+
+D, L, N = 6, 3, 200
+
+
+@pytest.fixture(scope="module")
+def x():
+    """Values in [0, 1] of two factors."""
+    generator = torch.Generator().manual_seed(0)
+    factors, loadings = (torch.randn(*size, generator=generator) for size in ((N, 2), (2, D)))
+    return (2 * factors @ loadings).sigmoid()
+
+
+def built(x=None, beta=1.0, steps=0, dead=False, **options):
+    """A tiny VAE, trained by steps of Adam in plain torch; `dead` sets the decoder's first layer to 0 for good."""
+    options = {"likelihood": "normal", "scale": 0.1, "hidden": (16,), "latent_dim": L, **options}
+    with seeded(0):
+        vae = build_vae(Config(**options), (D,))
+        if dead:
+            vae.p_x.decoder[0].weight.data.zero_()
+            vae.p_x.decoder[0].weight.requires_grad_(False)
+        optimiser = torch.optim.Adam([one for one in vae.parameters() if one.requires_grad], lr=0.01)
+        for _ in range(steps):
+            posterior, prior = vae.posterior(x), vae.prior()
+            z = posterior.rsample()
+            rate = posterior.log_prob(z) - prior.log_prob(z)
+            optimiser.zero_grad()
+            (beta * rate - vae.log_likelihood(x, z)).mean().backward()
+            optimiser.step()
+    return vae.eval()
+
+
+@torch.no_grad()
+def constant(vae, *outputs):
+    """Let the encoder return the same for all data: these outputs, and zeros after them."""
+    last = [one for one in vae.q_z.encoder.modules() if isinstance(one, nn.Linear)][-1]
+    last.weight.zero_()
+    last.bias.zero_()
+    last.bias[: len(outputs)] = torch.tensor(outputs)
+    return vae
+
+
+@torch.no_grad()
+def with_mixture(vae, loc):
+    """Make all components of the prior the same Normal of scale 1."""
+    vae.p_z.loc.copy_(torch.tensor(loc).expand_as(vae.p_z.loc))
+    vae.p_z.log_scale.zero_()
+    return vae
+
+
+def by_hand():
+    """A VAE of three modules, whose encoder ignores x, with a prior that is no N(0, I)."""
+
+    class Constant(nn.Module):
+        def forward(self, *given):
+            shape = (len(given[0]), 2) if given else (2,)
+            return dist.Normal(torch.full(shape, 3.0), torch.tensor([0.5, 2.0])).to_event(1)
+
+    class Likelihood(nn.Module):
+        def forward(self, z):
+            return dist.Normal(z.mean(-1, keepdim=True).expand(*z.shape[:-1], D), 1.0).to_event(1)
+
+    return VAE(Constant(), Constant(), Likelihood())
+
+
+def found(vae, x):
+    with seeded(1):
+        total = elbo_terms(vae, x)["rate"].double().mean().item()
+    state = torch.get_rng_state()
+    used = latents_used(vae, Batch.of(x), total)
+    assert torch.equal(state, torch.get_rng_state()), "it keeps the random state"
+    return used, total
+
+
+MIXTURE = {"prior": "mixture", "components": 4, "elbo": "trace"}
+PLANTED = {
+    "the encoder's weights are 0": lambda x: constant(built()),
+    "the decoder's first layer is 0": lambda x: built(x, steps=600, dead=True),
+    "beta is 400": lambda x: built(x, beta=400.0, steps=600),
+    "the scale is 19.8": lambda x: built(x, steps=600, scale=19.8),
+    "the scale of a linear VAE is 19.8": lambda x: built(
+        x, steps=600, network="linear", likelihood="normal-linear", scale=19.8
+    ),
+    "beta is 400, with a learned prior": lambda x: built(x, beta=400.0, steps=600, **MIXTURE),
+    "q is a mixture prior": lambda x: constant(with_mixture(built(**MIXTURE), [1.0, -2.0, 0.0]), 1.0, -2.0),
+    "the encoder of a VampPrior ignores x": lambda x: constant(
+        built(prior="vamp", components=4, elbo="trace"), 2.0, 0.3, -1.0, -0.5, 0.2
+    ),
+    "beta is 400, for binary data": lambda x: built(x.round(), beta=400.0, steps=600, likelihood="bernoulli"),
+    "q is a prior of its own": lambda x: by_hand(),
+}
+
+
+@pytest.mark.parametrize("way", PLANTED)
+def test_planted_collapse_is_found(x, way):
+    used, total = found(PLANTED[way](x), x.round() if "binary" in way else x)
+    assert used.is_collapsed, total
+    assert used.used == 0
+    assert max(map(abs, used.rates)) < COLLAPSED
+
+
+HEALTHY = {
+    "mlp": {},
+    "linear": {"network": "linear", "likelihood": "normal-linear"},
+    "learned prior": MIXTURE,
+    "vamp": {"prior": "vamp", "components": 4, "elbo": "trace"},
+    "bernoulli": {"likelihood": "bernoulli"},
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_no_collapse_is_found_where_latents_are_used(x, name):
+    x = x.round() if name == "bernoulli" else x
+    used, total = found(built(x, steps=300, **HEALTHY[name]), x)
+    assert total > 0.5
+    assert not used.is_collapsed
+    assert used.num_latents == len(used.rates) == L
+    assert used.used == sum(one > COLLAPSED for one in used.rates) >= 1
+    if "prior" not in HEALTHY[name]:
+        assert sum(used.rates) == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["deep-bayes", "fashion-vae"])
+def test_the_runs_that_come_with_pvae_use_their_latents(name):
+    run = Run.open(name)
+    data = run.preparation.pixels(shown_data(run, offline=True).test[:100])
+    vae = pvae.load(name)
+    used, total = found(vae, data)
+    assert not used.is_collapsed
+    assert used.num_latents == run.config.latent_dim
+    assert 2 <= used.used <= used.num_latents
+    assert sum(used.rates) == pytest.approx(total, rel=1e-5)
+
+
+def test_latents_that_a_linear_vae_uses_are_those_that_are_forecast():
+    stds = torch.tensor([2.0, 1.0, 0.3, 0.2, 0.1, 0.1])
+    values = torch.randn(N, D, generator=torch.Generator().manual_seed(0))
+    x = torch.linalg.qr(values - values.mean(0))[0] * N**0.5 * stds
+    said = forecast(x, 0.5, L)
+    used, _ = found(built(x, steps=1000, network="linear", likelihood="normal-linear", scale=0.5), x)
+    assert used.used == said.used == 2
+    assert sorted(used.rates)[1:] == pytest.approx([math.log(2), math.log(4)], rel=0.1)
+
+
+def test_the_rates_to_a_mixture_are_the_integrals():
+    vae = with_mixture(built(**MIXTURE), [0.0, 0.0, 0.0])
+    with torch.no_grad():
+        vae.p_z.loc[:, :2] = torch.tensor([[-2.0, 0.0], [2.0, 1.0], [0.0, 3.0], [1.0, -1.0]])
+        vae.p_z.log_scale[:, 1] = torch.tensor([-1.0, 0.0, 0.5, 0.0])
+        vae.p_z.logits.copy_(torch.tensor([0.0, 1.0, -1.0, 0.5]))
+    x = torch.rand(5000, D, generator=torch.Generator().manual_seed(0))
+    used, _ = found(constant(vae, -1.0, 0.5, 0.1, -0.7, 0.2, 0.0), x)
+    z = torch.linspace(-12, 12, 100_001, dtype=torch.float64)[:, None]
+    q = Normal(torch.tensor([-1.0, 0.5, 0.1]).double(), torch.tensor([-0.7, 0.2, 0.0]).double().exp())
+    each = Normal(vae.p_z.loc.double(), vae.p_z.log_scale.double().exp()).log_prob(z[:, None])
+    ratio = q.log_prob(z) - (each + vae.p_z.logits.double().log_softmax(0)[:, None]).logsumexp(1)
+    mass = q.log_prob(z).exp() * (z[1] - z[0])
+    mean = (mass * ratio).sum(0)
+    error = ((mass * (ratio - mean).square()).sum(0) / (10 * len(x))).sqrt()  # of ten draws for each datum
+    assert (torch.tensor(used.rates) - mean).abs().le(4.3 * error + 1e-6).all()  # fails in 2e-5
+    assert error.max() < 0.01
+
+
+def test_rates_given_labels_are_those_of_their_own_data():
+    with seeded(0):
+        vae = build_vae(Config(likelihood="normal", hidden=(8,), latent_dim=L, condition=True), (D,), 3).eval()
+    x = torch.rand(9, D, generator=torch.Generator().manual_seed(0))
+    y = torch.eye(3).repeat(3, 1)
+    batch = Batch(x, y)
+    total = elbo_terms(vae, batch)["rate"].mean().item()
+    used = latents_used(vae, batch, total)
+    assert used.num_latents == L
+    assert sum(used.rates) == pytest.approx(total, rel=1e-5)
+    assert sum(latents_used(vae, Batch(x, y.roll(1, 0)), total).rates) != pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"posterior": "normal-full"}, {"posterior": "planar"}, {"prior": "flow"}], ids=str)
+def test_other_pairs_have_a_total_rate_alone(x, options):
+    used, _ = found(built(**options, elbo="trace"), x)
+    assert (used.num_latents, used.used, used.rates, used.is_collapsed) == (L, None, (), False)
+
+
+def test_collapse_is_found_without_rates_of_the_latents(x):
+    used, _ = found(constant(built(posterior="normal-full")), x)
+    assert (used.used, used.is_collapsed) == (None, True)
+
+
+def test_several_layers_have_a_total_rate_alone(x):
+    used, _ = found(built(upper_latent_dims=(2,), upper_hidden=(8,), elbo="trace"), x)
+    assert (used.num_latents, used.used, used.rates) == (L + 2, None, ())
+
+
+def test_a_vae_is_collapsed_below_a_hundredth_of_a_nat(x):
+    assert latents_used(built(), Batch.of(x), 0.0099).is_collapsed
+    assert not latents_used(built(), Batch.of(x), 0.0101).is_collapsed
+    assert not latents_used(built(), Batch.of(x), math.nan).is_collapsed
+
+
+def test_an_autoencoder_has_no_rate_and_does_not_collapse(x):
+    vae = built(posterior="delta")
+    assert not latents_used(vae, Batch.of(x), 0.0).is_collapsed
+
+
+def test_the_text_says_what_to_change():
+    assert "try a smaller --beta" in collapse_text(beta=4.0)
+    assert "--scale" not in collapse_text(beta=4.0)
+    both = collapse_text(beta=4.0, has_fixed_scale=True)
+    assert "--beta" in both
+    assert "--scale" in both
+    assert "--beta" not in collapse_text(has_fixed_scale=True)
+    assert all(flag in collapse_text() for flag in ("--lr", "--warm-up 10", "--hidden", "p(x | z) ignores z"))
+    assert "costs 3.25 nats per datum beside factor analysis" in collapse_text(3.25, "factor analysis")
+    assert "--" not in collapse_text(-0.5, "factor analysis")  # nothing was lost

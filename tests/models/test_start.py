@@ -1,0 +1,75 @@
+"""Tests of the exact start: the ELBO before the first step is the log-likelihood of the model that it starts at."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.covariance import LedoitWolf
+
+from pvae.data.choices import values_config
+from pvae.data.dataset import Column, Dataset
+from pvae.models import start
+from pvae.models.build import build_vae, fit_to
+
+
+def factors(num_columns=6, num_rows=400):
+    """Return rows of three factors, float64."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(3, num_columns)) * np.geomspace(0.1, 50, num_columns)
+    noise = rng.normal(size=(num_rows, num_columns)) * np.geomspace(0.05, 20, num_columns)
+    return torch.from_numpy(rng.normal(size=(num_rows, 3)) @ weight + noise + np.arange(num_columns) * 7)
+
+
+def vae_at(x, latent_dim=6, **options):
+    """Return a VAE in float64 of the configuration that suits rows, and the configuration."""
+    data = Dataset("rows", x, x[:50], valid=x[:50], columns=tuple(Column(f"c{i}") for i in range(x.shape[1])))
+    config = values_config(data, latent_dim=latent_dim, **options)
+    torch.manual_seed(0)
+    vae = build_vae(config, data.datum_shape).double()
+    fit_to(vae, x)
+    return vae, config
+
+
+def elbo(vae, x):
+    """Return the ELBO of each row, with an exact rate, at so many z that their mean is exact for a linear VAE."""
+    q = vae.posterior(x)
+    rate = torch.distributions.kl_divergence(q, vae.prior().expand(q.batch_shape))
+    half = q.stddev.unsqueeze(1) * torch.eye(q.event_shape[0], dtype=x.dtype) * q.event_shape[0] ** 0.5
+    z = torch.cat([q.mean.unsqueeze(1) + half, q.mean.unsqueeze(1) - half], 1).transpose(0, 1)
+    return vae.log_likelihood(x, z).mean(0) - rate
+
+
+@pytest.mark.parametrize("posterior", ["normal", "normal-log-variance", "normal-full"])
+@pytest.mark.parametrize("model", ["factor analysis", "covariance"])
+def test_the_elbo_before_the_first_step_is_the_log_likelihood_of_the_linear_model(posterior, model):
+    x = factors()
+    vae, _ = vae_at(x, prior="standard-normal", posterior=posterior)
+    parts = start._Parts(vae, x)
+    kinds = start.linear_models(parts.features, parts.features, 6, np.full(6, 1e-5))
+    chosen = kinds[0] if model == "factor analysis" else kinds[[one.name[:8] for one in kinds].index("a Normal")]
+    with torch.no_grad():
+        for one in (parts.encoder, parts.decoder):
+            one.linear.weight.zero_(), one.linear.bias.zero_()
+        start._set_linear(parts, chosen, False)
+        reached = elbo(vae, x)
+    f = torch.from_numpy(parts.features)
+    covariance = torch.from_numpy(chosen.weight @ chosen.weight.T + np.diag(chosen.noise))
+    exact = torch.distributions.MultivariateNormal(torch.from_numpy(chosen.bias), covariance).log_prob(f)
+    exact = exact - vae.p_x.units.scale.log().sum()
+    if posterior == "normal-full":
+        q, z = vae.posterior(x), vae.posterior(x).rsample()
+        reached = vae.log_likelihood(x, z) + vae.prior().log_prob(z) - q.log_prob(z)  # the same at every z
+    assert torch.allclose(reached, exact, rtol=0, atol=1e-9)
+    if model == "covariance":
+        wolf = LedoitWolf().fit(parts.features).covariance_
+        assert np.allclose(wolf, covariance, rtol=1e-9)
+
+
+def test_factor_analysis_itself_is_the_first_model():
+    from sklearn.decomposition import FactorAnalysis
+
+    features = ((x := factors()) - x.mean(0)) / x.std(0, correction=0)
+    model = start.linear_models(features.numpy(), features.numpy(), 6, np.full(6, 1e-5))[0]
+    number = model.weight.shape[1]
+    fit = FactorAnalysis(number, tol=1e-3, max_iter=300, random_state=0).fit(features.numpy())
+    assert model.name == f"factor analysis with {number} factor" + "s" * (number > 1)
+    assert np.allclose(model.weight @ model.weight.T + np.diag(model.noise), fit.get_covariance(), atol=1e-9)
