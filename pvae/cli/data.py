@@ -445,9 +445,9 @@ def _write_values(run: Run, file: Path, names: Sequence[str], x: Tensor, labels:
         return
     places: list[tuple[float, str, str | Sequence[str]]]
     places = [(float(place), column.name, "") for place, column in enumerate(run.data.columns)]
-    places += [(one.place - 0.5, one.name, one.text) for one in run.data.constants]
     if labels:
         places.append((run.data.label_place - 0.5, run.config.label_column or "label", labels))
+    places += [(one.place - 0.6, one.name, one.text) for one in run.data.constants]
     beside = {name: values for _, name, values in sorted(places, key=lambda one: one[0])}
     write(file, table_text(run.data.columns, x, beside))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -192,7 +192,8 @@ class Members:
         self.is_held.fill_(1)
         stacked = [one.expand(len(row), *one.shape).clone() for one in noise]
         try:
-            replay = record(step, [*stacked, row, index], engine, "fp32", may_compile)
+            with _without_fallback_warnings():
+                replay = record(step, [*stacked, row, index], engine, "fp32", may_compile)
         except RecordingError as error:
             if engine != "graph":
                 raise
@@ -218,6 +219,18 @@ class Members:
                 update.move([[one] for one in own], row, stays, is_fused)
         else:
             update.move([[one] for one in stacked], rows.T.unsqueeze(2), self.is_held.unsqueeze(1), is_fused)
+
+
+@contextlib.contextmanager
+def _without_fallback_warnings() -> Iterator[None]:
+    """Let torch.vmap not warn of operators that it maps member by member, such as `log_ndtr`."""
+    functorch: Any = torch._C._functorch  # torch has no public name for it
+    set_enabled = functorch._set_vmap_fallback_warning_enabled
+    set_enabled(False)
+    try:
+        yield
+    finally:
+        set_enabled(True)
 
 
 def _keep_freed_memory() -> None:

@@ -30,7 +30,10 @@ _MOST_COUNTS, _FEW_COUNTS = 500, 5
 _LEAST_VARIANCE = 0.85  # of counts, as a share of their mean: that of a sample of a Poisson may be below 1
 _STEPS, _EVALUATED = 8000, 100  # of a training of other data, and between two evaluations
 _COMPONENTS, _ROWS_OF_COMPONENT = 16, 20  # of the prior; and training data for each
-_LEAST_SHARE, _TIMES = 0.05, 4  # of rows that have the least value of a zero-inflated column; and as many as another
+# Of a zero-inflated column, the share of rows that have the least value, as a multiple of those that have another one;
+# and the most that may have this other one, as a share of the rest.
+_LEAST_SHARE, _TIMES, _MOST_OF_REST = 0.05, 4, 0.1
+_WIDEST = 2000  # values of a datum, beyond which `models.start` would take minutes
 _CLOSER = 0.05  # nats by which a log-Normal must describe positive values better than a Normal
 _PIXELS = 5e8  # that a training processes, in five to ten minutes on two cores
 
@@ -81,7 +84,8 @@ def values_config(data: Dataset, **options: Any) -> Config:
     stops after 15 evaluations without a better bound on the validation data.
 
     The columns of a table have kinds, chosen by all rows: texts are a category; 0 and 1 are binary; a column whose
-    least value is that of a twentieth of the rows, and of four times as many as any other, is zero-inflated; whole
+    least value is that of a twentieth of the rows, and of four times as many as any other, of which none is that of a
+    tenth of the rest, is zero-inflated; whole
     numbers from 0 on are counts, if their mean is below 500, or 5 where none is 0, and their variance at least 0.85 of
     it, since a negative binomial has no less than its mean; values above 0 whose logarithms are closer to a Normal are
     positive; all other columns are real. The likelihood is "columns" if the kinds differ, if they are categories,
@@ -94,8 +98,8 @@ def values_config(data: Dataset, **options: Any) -> Config:
     Raises:
         InputError: an option is unknown or cannot be used.
     """
-    given = dict(options)
-    kinds = [_kind(column, _every(data)[:, place]) for place, column in enumerate(data.columns)]
+    given, every = dict(options), torch.cat([*data.splits.values()])
+    kinds = [_kind(column, every[:, place]) for place, column in enumerate(data.columns)]
     if "=" in options.get("columns", ""):  # of single columns, which are now those of all
         options = {name: value for name, value in options.items() if name != "columns"} | {"likelihood": "columns"}
     names, chosen = {kind.name for kind in kinds}, dict[str, Any]()
@@ -105,17 +109,18 @@ def values_config(data: Dataset, **options: Any) -> Config:
         pass
     elif len({*kinds}) > 1 or names & {"categorical", "ordinal", "positive", "zero-inflated"}:
         chosen |= {"likelihood": "columns", "columns": columns_text(kinds)}
-    elif data.is_binary:
+    elif data.is_binary and (names == {"binary"} or _are_bits(every)):
         chosen |= {"likelihood": "bernoulli", "binarize": "threshold"}
-    elif names == {"count"} or (not kinds and _are_whole(_every(data))):
+    elif names == {"count"} or (not kinds and _are_whole(every)):
         chosen["likelihood"] = "negative-binomial"
     system = get_system("values")
     chosen["latent_dim"] = max(1, min(system.latent_dim, data.train[0].numel()))
     num_train = len(data.train) - (round(system.valid * len(data.train)) if data.valid is None else 0)
-    if system.replace(**(chosen | options)).has_exact_start:
+    if data.train[0].numel() <= _WIDEST and system.replace(**(chosen | options)).has_exact_start:
         chosen["initialization"] = "exact"
         elbo = resolve_name(ELBOS[given.get("elbo", "trace")])
-        if "prior" not in given and not elbo.needs_closed_form and not given.get("free_bits"):
+        needs_normal = elbo.needs_closed_form or given.get("free_bits")
+        if given.get("prior", "standard-normal" if needs_normal else "mixture") == "mixture":
             chosen |= {"prior": "mixture", "components": max(1, min(_COMPONENTS, num_train // _ROWS_OF_COMPONENT))}
     config, num_train, common = _common(system.replace(**chosen), data, options)
     batch_size = options.get("batch_size", max(2, min(system.batch_size, num_train // 4)))
@@ -124,11 +129,6 @@ def values_config(data: Dataset, **options: Any) -> Config:
     chosen["passes"] = passes = options.get("passes", max(1, round(_EVALUATED / num_steps)))
     chosen["epochs"] = max(10, round(_STEPS / (passes * num_steps)))
     return config.replace(**(chosen | options))
-
-
-def _every(data: Dataset) -> Tensor:
-    """Return the data of all splits, by which the kind of a column is chosen."""
-    return torch.cat([*data.splits.values()])
 
 
 def _common(system: Config, data: Dataset, options: dict[str, Any]) -> tuple[Config, int, dict[str, Any]]:
@@ -147,18 +147,24 @@ def _kind(column: Column, values: Tensor) -> ColumnKind:
     x = values[~values.isnan()].double()
     if column.kind or column.unit:
         return ColumnKind(column.kind or "real")
-    if bool(((x == 0) | (x == 1)).all()):
+    if _are_bits(x):
         return ColumnKind("binary")
     if not len(x) or bool(x.amin() == x.amax()):
         return ColumnKind("real")
     values, counts = x.unique(return_counts=True)
-    if counts[0] >= max(_LEAST_SHARE * len(x), _TIMES * counts[1:].max()):
+    is_continuous = counts[1:].max() <= _MOST_OF_REST * counts[1:].sum()
+    if is_continuous and counts[0] >= max(_LEAST_SHARE * len(x), _TIMES * counts[1:].max()):
         return ColumnKind("zero-inflated")
     is_count = _are_whole(x) and bool(x.var(correction=0) >= _LEAST_VARIANCE * x.mean())
     if is_count and bool(x.mean() < (_MOST_COUNTS if x.amin() == 0 else _FEW_COUNTS)):
         return ColumnKind("count")
     is_positive = bool(x.amin() > 0) and bool(x.log().mean() + x.log().std().log() + _CLOSER < x.std().log())
     return ColumnKind("positive" if is_positive else "real")
+
+
+def _are_bits(x: Tensor) -> bool:
+    """Return whether all values that are not missing are 0 or 1."""
+    return bool(((x == 0) | (x == 1) | x.isnan()).all())
 
 
 def _are_whole(x: Tensor) -> bool:

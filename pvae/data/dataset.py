@@ -112,12 +112,12 @@ class Constant:
     Args:
         name: its name.
         text: the text of its fields.
-        place: how many columns of x stand before it.
+        place: how many columns of x stand before it, and a half more if the labels stand between those and it.
     """
 
     name: str
     text: str
-    place: int
+    place: float
 
 
 @dataclass(frozen=True, kw_only=True)

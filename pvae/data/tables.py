@@ -124,9 +124,11 @@ def read_table(file: Path, reading: Reading) -> Values:
             raise InputError(f"{file}, --label-column {label}: {error}") from None
     names, constants = [column.name for column in columns], list[Constant]()
     for name in reasons:
-        if len(same := {*given[name].dropna()}) < 2:
-            before = [one for one in frame.loc[:, :name] if one in names]
-            constants.append(Constant(name, "".join(same), len(before)))
+        if given[name].nunique(dropna=False) == 1:
+            before = [*frame.loc[:, :name]]
+            number = len({*names} & {*before})
+            is_after_label = label in before and place == number
+            constants.append(Constant(name, given[name].fillna("").iloc[0], number + 0.5 * is_after_label))
     left_out = (*outside, *reasons)
     return Values(
         {"train": x}, labels, {"train": rows.tolist()}, columns, note, left_out, place, tuple(constants), fields

@@ -15,7 +15,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 from pvae.core.protocol import takes_labels
 from pvae.models.features import features_seen
 from pvae.models.likelihoods import PoissonLikelihood
-from pvae.models.start import SIZES, Array, fit_mixture, linear_models, quietly
+from pvae.models.start import SIZES, WIDEST, Array, fit_mixture, linear_models, quietly
 from pvae.trained.log_likelihood import Estimate
 from pvae.vae import VAE
 
@@ -107,8 +107,8 @@ def simple_models(vae: VAE, train: Tensor, valid: Tensor, held_out: Tensor) -> l
     Where all values are Normal given z, or their logarithms are, or they are counts, the linear model is factor
     analysis or a Normal with a full covariance matrix, and the mixture one of Normals with full or diagonal covariance
     matrices, or of counts one of products. Of columns of other kinds there is no linear model, and the mixture is one
-    of products, of the likelihoods of the VAE. Covariances of Normals have the variance of a step added, so that values
-    which were recorded in steps have no infinite density.
+    of products, of the likelihoods of the VAE. Covariances of Normals have u^2 / (2 pi) added for values that were
+    recorded in steps of u, so that their density is at most that of `InSteps`, 1 / u.
 
     Args:
         vae: whose likelihood says of which kind x is; its networks are not used.
@@ -117,10 +117,11 @@ def simple_models(vae: VAE, train: Tensor, valid: Tensor, held_out: Tensor) -> l
         held_out: x of M other data.
 
     Returns:
-        The models; none of a likelihood of images, of one without a closed form, or given labels.
+        The models; none of a likelihood of images, of one without a closed form, of more than 2,000 values, or given
+        labels.
     """
     p_x: Any = vae.p_x
-    if takes_labels(p_x) or not hasattr(p_x, "outputs_for"):
+    if takes_labels(p_x) or not hasattr(p_x, "outputs_for") or train[0].numel() > WIDEST:
         return []
     train, splits = train[:: math.ceil(len(train) / _ROWS)], (valid, held_out)
     y = p_x.normal_values(train)
@@ -131,7 +132,7 @@ def simple_models(vae: VAE, train: Tensor, valid: Tensor, held_out: Tensor) -> l
     except NotImplementedError:
         return []
     values = [(one.numpy(force=True), slope.sum(-1)) for one, slope in map(p_x.normal_values, splits)]
-    noise = (p_x.step_of_normal(train) ** 2 / 12).mean(0).flatten()
+    noise = (p_x.step_of_normal(train) ** 2 / (2 * math.pi)).mean(0).flatten()  # whose density is 1 / u at most
     features = y[0].numpy(force=True)
     least = np.where(features.std(0) > 0, noise.numpy(force=True).clip(min=_LEAST_NOISE), 1.0)
     linear = linear_models(features, values[0][0], train[0].numel(), least)[:-1]  # without principal components
@@ -159,7 +160,7 @@ def _mixtures(y: Array, noise: Tensor) -> Iterator[tuple[str, Any]]:
 
     shapes = ("full", "diag") if y.shape[1] <= _MOST_FOR_FULL else ("diag",)
     for shape in shapes:
-        for size in (one for one in SIZES if one <= len(y) / 2):
+        for size in [one for one in SIZES if one <= len(y) / 2] or [1]:
             fit = GaussianMixture(size, covariance_type=shape, random_state=0).fit(y)
             parts = [torch.from_numpy(one) for one in (fit.weights_, fit.means_, fit.covariances_)]
             weights, means, covariances = parts

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pvae.data.batch import Batch
 from pvae.data.preparation import Pixels
 from pvae.evaluation.baselines import Baselines, compare_with, simple_models
 from pvae.evaluation.collapse import LatentsUsed, collapse_text, latents_used
@@ -32,11 +33,12 @@ def floor_of(run: Run, x: Pixels) -> Tensor | None:
     return floor(run.vae().p_x, Pixels(train, run.preparation), x)
 
 
-def baselines_of(run: Run, x: Pixels, elbo: Tensor) -> Baselines | None:
-    """Return what simple models reach on N test data, beside their ELBO (N,); None of images or given labels."""
+def baselines_of(run: Run, batch: Batch) -> Baselines | None:
+    """Return what simple models reach on test data, beside their ELBO; None of images or given labels."""
     if run.data.is_images or run.config.takes_labels:
         return None
-    data, (held_out,) = run.dataset(), x.split(len(x))
+    elbo = elbo_terms(run.vae(), batch)["elbo"]
+    data, (held_out,) = run.dataset(), batch.x.split(len(batch))
     train, valid = (run.preparation.prepared(data.splits.get(name, data.train), name) for name in ("train", "valid"))
     return compare_with(simple_models(run.vae(), train, valid, held_out), elbo)
 
@@ -55,7 +57,8 @@ def sample_quality_of(run: Run) -> SampleQuality | None:
         if one.decimals is not None:  # as `Column.text` rounds them
             drawn[:, place] = (drawn[:, place] + one.origin).round(decimals=one.decimals) - one.origin
     kinds = run.config.column_kinds or [None] * len(columns)
-    are_codes = [bool(one.categories) or str(kind) == "binary" for one, kind in zip(columns, kinds)]
+    is_bits = run.config.likelihood_family.is_of_logits
+    are_codes = [is_bits or bool(one.categories) or str(kind) == "binary" for one, kind in zip(columns, kinds)]
     names = [one.name for one in columns]
     return sample_quality(drawn, data.test.double(), data.train.double(), names, are_codes)
 
@@ -86,8 +89,7 @@ def what_was_learned(run: Run) -> Iterator[str]:
     batch = run_batch(run, "test")
     with run.seeded():
         latents = latents_used(vae, examples(run, min(_FEW, len(batch))), test.rate)
-        has_models = not (run.data.is_images or run.config.takes_labels)
-        baselines = baselines_of(run, batch.x, elbo_terms(vae, batch)["elbo"]) if has_models else None
+        baselines = baselines_of(run, batch)
     alone = floor_of(run, batch.x)
     reached = [f"without a latent {alone.sum().item():.2f}"] if alone is not None else []
     if baselines is not None:

@@ -391,7 +391,7 @@ def evaluate(
         gap = _bracket(normalised, batch, log_p, annealing)
         elbo = parts.elbo if is_same else Estimate.of(elbo_terms(normalised, batch)["elbo"])
         reached = floor_of(run, seen.x)
-        baselines = baselines_of(run, seen.x, elbo_terms(vae, seen)["elbo"])
+        baselines = baselines_of(run, seen)
         latents = latents_used(vae, seen, parts.rate.mean)
         columns = _columns(run, vae, seen, reached)
         places = torch.arange(len(data.test)) if rows is None else rows

@@ -32,7 +32,7 @@ __all__ = [
 _ROWS = 10_000  # in a part of the data
 _ROUNDING = 1e-14  # standard deviation of equal values, as a share of their mean, by rounding of float64
 _LEAST_MEAN = 1e-6  # of a count, where all are 0
-_MOST_DIGITS = 8  # behind the point, and 10^9 at most: further digits say nothing beside the spread of a column
+_MOST_DIGITS = 8  # of steps, after the first digit of the range of a column: further ones say nothing beside its spread
 
 
 def encoder_input(config: Config, datum_shape: tuple[int, ...]) -> tuple[list[nn.Module], tuple[int, ...]]:
@@ -157,22 +157,25 @@ def steps_of(data: Tensor) -> Tensor:
         data: (N, *datum_shape); NaN is a value that is missing.
     """
     x = data.double().flatten(1).numpy(force=True)
-    least = np.nanmin(x, 0, initial=np.inf)
-    size = np.nanmax(np.abs(x - least), 0, initial=0.0)
+    with np.errstate(all="ignore"):
+        least = np.nanmin(x, 0, initial=np.inf)
+        size = np.nanmax(np.abs(x - least), 0, initial=0.0)
+        first = -np.floor(np.log10(size))  # as many digits behind the point as make the size a number of one digit
     found = np.zeros(x.shape[1])
+    rounding = (size + np.abs(least)) * (torch.finfo(data.dtype).eps if data.dtype == torch.float32 else 0.0)
     left = np.flatnonzero((size > 0) & np.isfinite(size))
     for digits in range(_MOST_DIGITS + 1):
-        left = left[size[left] * 10.0**digits < 1e9]
+        unit = 10.0 ** (first + digits)
         for rows in (slice(100), slice(None)):  # the first rows rule most columns out
-            scaled = (x[rows, left] - least[left]) * 10.0**digits
-            is_whole = np.abs(scaled - scaled.round()) <= np.minimum(1e-6 * size[left] * 10.0**digits, 1e-4)
-            fits = (is_whole | np.isnan(scaled)).all(0)
+            scaled = (x[rows, left] - least[left]) * unit[left]
+            error = np.minimum(rounding[left] * unit[left] + min(1e-6 * 10.0**digits, 1e-4), 0.05)
+            fits = ((np.abs(scaled - scaled.round()) <= error) | np.isnan(scaled)).all(0)
             kept = left[fits]
             if not len(kept):
                 break
             if rows != slice(100):
                 whole = np.nan_to_num(scaled[:, fits]).round().astype(np.int64)
-                found[kept] = np.gcd.reduce(whole, 0) / 10.0**digits
+                found[kept] = np.gcd.reduce(whole, 0) / unit[kept]
                 left = left[~fits]
     return torch.from_numpy(found).view(data.shape[1:])
 
@@ -225,12 +228,15 @@ class LogUnits(RealUnits):
         self._fit_mean(data, self.log_above)
 
     def is_atom(self, x: Tensor) -> Tensor:
-        """Return whether x is a."""
+        """Return whether x is a; no x of a column without such a value is."""
+        if not self.has_atom:
+            return torch.zeros_like(x, dtype=torch.bool)
         return is_atom(x.double(), self.atom.double(), self.step.double())
 
     def log_above(self, x: Tensor) -> Tensor:
-        """Return log (x - a) in float64, NaN where x is a."""
-        return torch.where(self.is_atom(x), math.nan, x.double() - self.atom.double()).log()
+        """Return log (x - a) in float64, NaN where x is a or below it."""
+        rest = x.double() - self.atom.double()
+        return torch.where(self.is_atom(x) | (rest <= 0), math.nan, rest).log()
 
 
 class WithMask(nn.Module):

@@ -19,18 +19,20 @@ from pvae.models.networks import WithPaths
 from pvae.models.priors import MixturePrior
 from pvae.vae import VAE
 
-__all__ = ["SIZES", "Linear", "Mixture", "fit_mixture", "linear_models", "quietly", "start_exactly"]
+__all__ = ["SIZES", "WIDEST", "Linear", "Mixture", "fit_mixture", "linear_models", "quietly", "start_exactly"]
 
 _FEW, _FOLDS = 500, 4  # training data below which starts are compared by cross-validation, and its folds
 _ROWS = 10_000  # training data, evenly spaced, to which models are fitted
 _DRAWS = 64  # of z for each validation datum
 _FACTORS, _MANY = (1, 2, 4, 8, 16), 100  # numbers of factors that are tried, and features beyond which one is
 SIZES = (2, 4, 8, 16)  # of mixtures
+WIDEST = 2000  # values of a datum, beyond which models would take minutes to fit
 _NOISE_OF_COMPONENTS = 0.05  # of principal components, as a share of the variance of a feature
 _LEAST_NOISE = 1e-5  # of a real value, as the same share
 _LEAST_NOISE_OF_CODES = 0.05  # of the features of other kinds
 _DISTANCE = 8.0  # between the codes of two components of a mixture of products, in standard deviations
 _SHARP = 3.0  # so that the code of a datum is that of its likeliest component
+_NEVER = -20.0  # the log weight of a component that is not used
 _ITERATIONS = 100
 _TRIED, _BATCH = 300, 128  # steps, and data in each, by which the two kinds of models are compared
 _AT_ONCE = 2**22  # values of data times components
@@ -105,7 +107,7 @@ def fit_mixture(p_x: Any, x: Tensor, features: Array, num_components: int) -> Mi
 
     count = max(1, min(num_components, len(x) // 2, len(np.unique(features, axis=0))))
     labels = KMeans(count, n_init=2, random_state=0).fit_predict(features / _spread(features))
-    shares, before = torch.eye(count, dtype=torch.float64)[torch.from_numpy(labels).long()], -math.inf
+    shares, before = torch.eye(count, dtype=torch.float64)[torch.from_numpy(labels).long()].to(x.device), -math.inf
     for _ in range(_ITERATIONS):
         log_weights = ((shares.sum(0) + 0.1) / (len(x) + 0.1 * count)).log()
         found = Mixture(p_x.outputs_for(x, shares).flatten(1), log_weights)
@@ -301,6 +303,7 @@ def _models(parts: _Parts, held_out: Tensor) -> Iterator[tuple[Linear | Mixture,
 
 
 def _elbo(vae: VAE, x: Tensor, num_draws: int = _DRAWS) -> Tensor:
+    num_draws = max(1, min(num_draws, _AT_ONCE // x.numel()))
     q, p = vae.posterior(x), vae.prior()
     z = q.rsample((num_draws,))
     return (vae.log_likelihood(x, z) + p.log_prob(z) - q.log_prob(z)).mean()
@@ -321,7 +324,7 @@ def _set_linear(parts: _Parts, model: Linear, is_mixture: bool) -> None:
     size, decoder, p_x = weight.shape[1], parts.decoder.linear, parts.p_x
     z = parts.vae.posterior(parts.train).sample()
     if len(parts.places) < parts.features.shape[1]:
-        alone = p_x.outputs_for(parts.train, torch.ones(len(z), 1, dtype=torch.float64)).flatten()
+        alone = p_x.outputs_for(parts.train, torch.ones(len(z), 1, dtype=torch.float64, device=z.device)).flatten()
         _fit_decoder(p_x, decoder, z, parts.train, alone)
         decoder.bias.add_(alone)
     for feature, (loc, log_scale, fixed) in parts.places.items():
@@ -356,10 +359,11 @@ def _set_prior(prior: MixturePrior, codes: Array | None) -> None:
         for one in (prior.loc, prior.log_scale, prior.logits):
             one.zero_()
         return
-    fit = GaussianMixture(len(prior.logits), covariance_type="diag", reg_covar=1e-3, random_state=0).fit(codes)
-    prior.loc.copy_(_tensor(fit.means_, prior.loc))
-    prior.log_scale.copy_(_tensor(np.log(fit.covariances_) / 2, prior.loc))
-    prior.logits.copy_(_tensor(np.log(fit.weights_ + 1e-6), prior.loc))
+    count = min(len(prior.logits), len(codes))
+    fit = GaussianMixture(count, covariance_type="diag", reg_covar=1e-3, random_state=0).fit(codes)
+    prior.loc[:count] = _tensor(fit.means_, prior.loc)
+    prior.log_scale[:count] = _tensor(np.log(fit.covariances_) / 2, prior.loc)
+    prior.logits.fill_(_NEVER)[:count] = _tensor(np.log(fit.weights_ + 1e-6), prior.loc)
 
 
 @torch.enable_grad()
@@ -408,7 +412,7 @@ def _set_mixture(parts: _Parts, model: Mixture) -> None:
     decoder.gate.bias[:count] = -centres.square().sum(-1).to(decoder.gate.bias) / 2
     decoder.table.weight[:, :count] = model.outputs.T.to(decoder.table.weight)
     prior.loc[:count], prior.log_scale[:count] = centres.to(prior.loc), 0.0
-    prior.logits.fill_(-20.0)[:count] = model.log_weights.to(prior.logits)
+    prior.logits.fill_(_NEVER)[:count] = model.log_weights.to(prior.logits)
 
 
 def _spread_out(count: int, size: int) -> Tensor:

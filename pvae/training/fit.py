@@ -122,6 +122,7 @@ def fit(
         data = data.with_valid(config.valid) if data is not None else load_for(config, data_dir, offline)
         with seeded(config.seed, where), pyro.get_param_store().scope():
             options: dict[str, Any] = {"threads": threads, "note": note_of(quiet, world), "beta": beta}
+            options["has_weights"] = parent is not None
             trainer = build_trainer(config, data, where, world, vae, **options)
             taken, started_from = _started(trainer, parent, vae) if parent is not None else ("", {})
             check_first_loss(trainer)
@@ -209,6 +210,7 @@ def resume(
             checkpoint, options = run.read_checkpoint(), chosen_before(run, where, world)
             options |= {"threads": threads} if threads else {}
             options |= {"note": note_of(quiet, world), "beta": beta, "steps_done": checkpoint.step}
+            options["has_weights"] = True
             trainer = build_trainer(run.config, data, where, world, vae, **options)
             trainer.restore(checkpoint, run.metrics())
             _train(trainer, run, (data.note,), quiet, on_epoch)

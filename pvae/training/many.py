@@ -318,6 +318,7 @@ def _member(run: Run, prepared: Mapping[str, Tensor], how: _How) -> _Member:
     """
     options: dict[str, Any] = {"threads": torch.get_num_threads(), "note": note_of(how.quiet, ALONE)}
     with seeded(run.config.seed, how.device):
+        options["has_weights"] = bool(run.sessions)
         trainer = build_trainer(run.config, run.dataset(), how.device, prepared=prepared, **options)
         if run.sessions:
             trainer.restore(run.read_checkpoint(), run.metrics())

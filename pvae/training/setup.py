@@ -36,7 +36,7 @@ from pvae.vae import VAE
 
 __all__ = ["build_trainer", "check_first_loss", "check_memory", "prepare"]
 
-_EVALUATED = 1000  # draws of z of all data of a split together
+_EVALUATED = 1000  # draws of z of all data of a split together, at least
 _PIXELS = 784_000  # of a batch of an evaluation times particles; with one particle, 1,000 images of 28 x 28
 
 
@@ -52,6 +52,7 @@ def build_trainer(
     note: Callable[[str], object] = lambda line: None,
     beta: Callable[[int], float] | None = None,
     steps_done: int = 0,
+    has_weights: bool = False,
     prepared: Mapping[str, Tensor] | None = None,
 ) -> Trainer:
     """Return a trainer of the VAE that a configuration describes, at its start.
@@ -67,6 +68,7 @@ def build_trainer(
         note: called with a line on what is chosen.
         beta: the weight of the rate as a function of the number of the step, in place of those options of `config`.
         steps_done: number of steps that earlier sessions took.
+        has_weights: the weights will be read from a checkpoint or another run, so that no start is looked for.
         prepared: of `prepare`, if several trainers share it.
 
     Raises:
@@ -85,7 +87,7 @@ def build_trainer(
     )
     prepared = dict(prepared or prepare(config, data, device, vae is not None))
     preparation = Preparation.of(config, vae is not None)
-    is_new = vae is None and steps_done == 0
+    is_new = vae is None and not has_weights
     vae = (_initial_vae(config, data, prepared["train"]) if vae is None else vae).to(device)
     if not data.is_images:
         for split, values in prepared.items():
@@ -136,7 +138,8 @@ def build_trainer(
         batch_size=config.batch_size,
         evaluation_size=evaluation_size,
         passes=config.passes,
-        repeats=_repeats(config, prepared),
+        # The best epoch is chosen by few data; the figures of published systems are from one draw of z.
+        least_draws=_EVALUATED if config.initialization == "exact" else 0,
         schedule=schedule(config, num_steps, beta),
         seed=config.seed,
         device=device,
@@ -200,15 +203,6 @@ def _failing_part(vae: VAE, few: Batch) -> str:
     except Exception:  # of any type: it is the user's code
         return part
     return "the VAE"
-
-
-def _repeats(config: Config, prepared: Mapping[str, Tensor]) -> int:
-    """Return how often z is drawn for each datum in an evaluation: of few data often, since the best epoch is chosen.
-
-    Only with the exact start: the figures of published systems are from one draw.
-    """
-    fewest = min(len(x) for split, x in prepared.items() if split != "train")
-    return max(1, round(_EVALUATED / fewest)) if config.initialization == "exact" else 1
 
 
 def _initial_vae(config: Config, data: Dataset, x: Tensor) -> VAE:

@@ -79,7 +79,7 @@ class Trainer:
         splits: "test", and perhaps "valid", evaluated after each epoch.
         batch_size: of a step.
         passes: number of passes over the training data in an epoch.
-        repeats: number of times that an evaluation draws z for each datum.
+        least_draws: number of draws of z in an evaluation: of a split of fewer data several for each; 0 for one each.
         evaluation_size: number of data that are evaluated at a time.
         schedule: returns learning rate and beta of a step, counted from 0.
         seed: of the noise of each evaluation.
@@ -103,7 +103,7 @@ class Trainer:
     seed: int
     device: torch.device
     passes: int = 1
-    repeats: int = 1
+    least_draws: int = 0
     accuracy: Callable[[str], float | None] = lambda split: None
     world: World = ALONE
     rows: list[Metrics] = field(default_factory=list)
@@ -212,8 +212,9 @@ class Trainer:
         """
         self.vae.eval()
         started, data, beta = time.perf_counter(), self.splits[split], self.schedule(self.step).beta
-        if self.repeats > 1:
-            data = data.rows(torch.arange(len(data), device=self.device).repeat(self.repeats))
+        repeats = max(1, round(self.least_draws / len(data)))
+        if repeats > 1:
+            data = data.rows(torch.arange(len(data), device=self.device).repeat(repeats))
         terms, totals, seen = self._zeros(2, len(data)), self._zeros(2), 0
         memory = advice_on_memory(f"step {self.step}")
         with seeded(self.seed, self.device), memory, pyro.validation_enabled(False):
@@ -227,7 +228,7 @@ class Trainer:
             accuracy = self.accuracy(split)
         self.world.sum_([terms, totals])
         loss, at_mean = (totals / len(data)).tolist()
-        terms = terms.view(2, self.repeats, -1).mean(1)
+        terms = terms.view(2, repeats, -1).mean(1)
         return self._metrics(split, terms, loss, time.perf_counter() - started, at_mean, accuracy)
 
     def _evaluate_batch(self, batch: Batch, beta: float) -> tuple[LossAndTerms, Tensor]:
@@ -295,11 +296,12 @@ class Trainer:
     ) -> Metrics:
         """Return the means over the data of a split, whose distortions and rates are `terms`, float64 (2, N)."""
         elbo, is_bounding = -terms.sum(0), self.vae.is_bounding
+        num_data = min(len(elbo), len(self.data)) if split == "train" else len(elbo)  # several passes visit them again
         row = Metrics(
             epoch=self.epoch + 1,
             split=split,
             elbo=elbo.mean().item() if is_bounding else None,
-            elbo_stderr=elbo.std().item() / math.sqrt(len(elbo)) if is_bounding else None,
+            elbo_stderr=elbo.std().item() / math.sqrt(num_data) if is_bounding else None,
             distortion=terms[0].mean().item(),
             rate=terms[1].mean().item(),
             loss=loss,

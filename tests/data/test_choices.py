@@ -140,7 +140,6 @@ def test_the_columns_of_iris_are_real():
     assert kinds_of(x.T) == ("normal-diagonal", "")
 
 
-@pytest.mark.xfail(reason="counts that are mostly 0 are called zero-inflated", strict=True)
 @pytest.mark.parametrize("mean", [0.05, 0.2])
 def test_rare_counts_are_counts(mean):
     """What is not 0 is 1 or 2, and not continuous."""
@@ -164,7 +163,6 @@ def test_kinds_are_chosen_by_all_rows():
     assert values_config(data).likelihood == "normal-diagonal"
 
 
-@pytest.mark.xfail(reason="whether all values are 0 or 1 is asked of the training data alone", strict=True)
 @pytest.mark.parametrize("columns", [(), (Column("flag"),)])
 def test_values_are_0_and_1_only_if_those_of_all_rows_are(columns):
     train, test = torch.tensor([[0.0], [1.0], [1.0]]), torch.tensor([[0.0], [0.25]])

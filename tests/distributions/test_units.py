@@ -91,13 +91,13 @@ def test_counts_of_any_size_have_their_probability_in_float32(log_theta, mean):
 def test_real_values_have_their_density_in_float32(log_df, unit):
     """Normal (None) and Student t with their gradients, where the spread is a millionth of the mean.
 
-    In units of 1 the values were recorded in steps of 1.5, of which a Normal has the probability.
+    The values were recorded in steps of 1.5 units, of which a Normal has the probability.
     """
     data = unit * (1e6 + torch.tensor([[-1.0], [0.5], [2.0]], dtype=torch.float64))
     likelihood = of_one_value("normal-diagonal" if log_df is None else "student-t", data)
     trained = [likelihood.log_scale] + ([] if log_df is None else [likelihood.log_df])
     step = likelihood.units.step.item() if log_df is None else 0.0
-    assert step == (1.5 if unit == 1 and log_df is None else 0)
+    assert step == pytest.approx(1.5 * unit if log_df is None else 0.0, rel=1e-6)
     with mpmath.workdps(60):
         logs = [exactly(parameter, value) for parameter, value in zip(trained, (-1.2, log_df))]
         m, s = (mpmath.mpf(value.item()) for value in (likelihood.units.loc, likelihood.units.scale))

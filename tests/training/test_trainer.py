@@ -73,10 +73,10 @@ def test_an_evaluation_that_draws_several_times_is_the_mean_of_that_many(monkeyp
     """As of the same data several times over; the standard error is that of their means."""
     given = data(num_test=30)
     with seeded(0, CPU), pyro.get_param_store().scope():
-        trainer = trainer_of(given=given, repeats=4, evaluation_size=12)
+        trainer = trainer_of(given=given, least_draws=120, evaluation_size=12)
         found = trainer.evaluate()
         several = {"test": Batch(Pixels(given.test.repeat(4, 1), trainer.data.preparation), None)}
-        each = dataclasses.replace(trainer, splits=several, repeats=1, evaluation_size=30).evaluate()
+        each = dataclasses.replace(trainer, splits=several, least_draws=0, evaluation_size=30).evaluate()
         assert found.elbo != each.elbo, "in other batches it is another noise"
         terms, evaluate = [], trainer.elbo.evaluate
 
@@ -105,7 +105,7 @@ def test_the_metrics_of_the_start_are_those_of_epoch_0():
         given = given.with_valid(0.2)
         trainer = build_trainer(config, given, CPU, note=notes.append)
         assert any("starts at" in one for one in notes)
-        assert trainer.repeats == round(1000 / 5)
+        assert trainer.least_draws == 1000
         trainer.evaluate_start()
         again = [trainer.evaluate(split) for split in ("valid", "test")]
         assert [(row.epoch, row.split) for row in trainer.rows] == [(0, "valid"), (0, "test")]
@@ -114,5 +114,5 @@ def test_the_metrics_of_the_start_are_those_of_epoch_0():
         assert [row.epoch for row in trainer.rows] == [0, 0, 1, 1, 1]
         assert trainer.rows[-1].elbo != trainer.rows[1].elbo
         later = []
-        build_trainer(config, given, CPU, note=later.append, steps_done=trainer.step)
+        build_trainer(config, given, CPU, note=later.append, has_weights=Truetrainer.step)
         assert later == [], "weights of a checkpoint are not replaced by a start"
