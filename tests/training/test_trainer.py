@@ -114,5 +114,5 @@ def test_the_metrics_of_the_start_are_those_of_epoch_0():
         assert [row.epoch for row in trainer.rows] == [0, 0, 1, 1, 1]
         assert trainer.rows[-1].elbo != trainer.rows[1].elbo
         later = []
-        build_trainer(config, given, CPU, note=later.append, has_weights=Truetrainer.step)
+        build_trainer(config, given, CPU, note=later.append, has_weights=True)
         assert later == [], "weights of a checkpoint are not replaced by a start"
