@@ -166,7 +166,8 @@ def _mixtures(y: Array, noise: Tensor) -> Iterator[tuple[str, Any]]:
             weights, means, covariances = parts
             covariances = (covariances if shape == "full" else covariances.diag_embed()) + noise.diag()
             p = MixtureSameFamily(Categorical(weights), MultivariateNormal(means, covariances))
-            yield f"a mixture of {size} Normals", lambda rows, p=p: p.log_prob(torch.from_numpy(rows))
+            name = f"a mixture of {size} Normals" if size > 1 else "a Normal"
+            yield name, lambda rows, p=p: p.log_prob(torch.from_numpy(rows))
 
 
 def _products(vae: VAE, train: Tensor, valid: Tensor, held_out: Tensor) -> list[Any]:

@@ -208,7 +208,7 @@ def test_a_training_says_its_floor_and_whether_it_ends_below(tmp_path, capsys, v
 @pytest.mark.usefixtures("no_pictures")
 def test_a_training_whose_first_epoch_is_the_best_says_so(tmp_path, capsys):
     x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
-    config = Config(likelihood="normal-diagonal", hidden=(100,), lr=1.0, epochs=2, batch_size=20, valid=0.5)
+    config = Config(likelihood="normal-diagonal", hidden=(100,), lr=0.02, epochs=2, batch_size=5, valid=0.5)
     run = fit(config, data=Dataset("noise", x[:40], x[40:]), out=tmp_path / "run", quiet=False)
     assert best_epoch(run.metrics()) == 1
     assert "warning: epoch 1 is the best" in capsys.readouterr().out
