@@ -148,7 +148,7 @@ def test_every_command_takes_them(folder, capsys, dataset):
     with np.load("run/samples/samples.npz") as drawn:
         assert drawn["x"].shape == (5, *pvae.Run.open("run").data.datum_shape)
     assert export(["run"]) == 2
-    assert "--initialization torch" in capsys.readouterr().err
+    assert "use pvae.load" in capsys.readouterr().err
     assert draw(["run"]) == 0
     names = {path.stem for path in (folder / "run" / "figures").glob("*.png")}
     drawn = {"reconstructions", "samples"} if dataset != "array:volumes.npy" else set()
