@@ -82,7 +82,9 @@ def said_of_collapse(run: Run, elbo: float | None = None, baselines: Baselines |
 
 
 def what_was_learned(run: Run) -> Iterator[str]:
-    """Yield lines that say, by the test data, what a finished training has learned."""
+    """Yield lines that say, by the test data, what a finished training has learned; none of a VAE of your own."""
+    if run.has_own_vae:
+        return
     test, vae = run.test_metrics(), run.vae()
     if test is None or test.elbo is None or not vae.has_density:
         return
