@@ -222,8 +222,10 @@ def test_the_map_holds_the_components_of_a_prior_that_is_a_mixture(train, opened
     """Those of a tenth of a mean weight or more, to two standard deviations."""
     run = train(*CASES["mixed"])
     page, p_z = opened(run), run.vae().prior()
+    axes = torch.tensor(page.execute_script("return pvae.content.planes[0].axes"), dtype=torch.float64)
     weights, parts = p_z.mixture_distribution.probs, p_z.component_distribution
-    far = (parts.mean.abs().amax(1) + 2 * parts.stddev.amax(1))[weights > 0.1 / len(weights)].max().item()
+    mean, std = parts.mean.double() @ axes.T, (parts.variance.double() @ axes.T.square()).sqrt()
+    far = (mean.abs() + 2 * std).amax(1)[weights > 0.1 / len(weights)].max().item()
     most = page.execute_script("return Math.max(...Array.from(pvae.content.points.data, Math.abs))")
     assert far > most, "or the codes alone set the view"
     close(page.execute_script("return pvae.view.range"), 1.06 * far, 0.05)
