@@ -130,6 +130,7 @@ class Likelihood(Family):
         is_of_images: its data are images or other values of their range; False: data other than images alone.
         sees: what the encoder sees of x: "x", "log1p" of counts, "standardized" values, or features of "columns".
         has_scale: `--scale` is its scale, or its first one.
+        has_fixed_scale: it is a Normal, and `--scale` is not trained.
         can_be_symmetric: it may be of pixels in [-1, 1].
         is_of_logits: outputs of the decoder are logits, so that `--initialization burda` goes with it.
         is_linear: with a linear network its log p(x) is known exactly; it takes no other one.
@@ -146,6 +147,7 @@ class Likelihood(Family):
     is_of_images: bool = True
     sees: str = "x"
     has_scale: bool = True
+    has_fixed_scale: bool = False
     can_be_symmetric: bool = False
     is_of_logits: bool = False
     is_linear: bool = False
@@ -381,7 +383,7 @@ return Independent(Bernoulli(logits=self.decoder(z)), {{ num_dims }})
     ),
     Likelihood(
         name="normal", module="pvae.models.likelihoods:NormalLikelihood", help="of a fixed scale: a squared error",
-        can_be_symmetric=True,
+        can_be_symmetric=True, has_fixed_scale=True,
         plain_torch=PlainTorch(
             "return Independent(Normal(self.decoder(z).{{ squash }}(), {{ c.scale }}), {{ num_dims }})"),
         page="normal",
@@ -407,7 +409,7 @@ return Independent(Bernoulli(logits=self.decoder(z)), {{ num_dims }})
         name="normal-linear", module="pvae.models.likelihoods:LinearNormalLikelihood",
         help="around the decoder's output itself, with --network linear", can_be_symmetric=True, is_linear=True,
         plain_torch=PlainTorch("return Independent(Normal(self.decoder(z), {{ c.scale }}), {{ num_dims }})"),
-        page="normal", page_mean="identity",
+        page="normal", page_mean="identity", has_fixed_scale=True,
     ),
     Likelihood(
         name="discretized-logistic", module="pvae.models.likelihoods:DiscretizedLogisticLikelihood",

@@ -69,6 +69,22 @@ class Column:
     suffix: str = ""
     point: str = "."
 
+    def rounded(self, value: float) -> float:
+        """Return a value that was drawn or computed as one of the file: in its decimals and, if whole, in its range.
+
+        A value above 0 of a column that is all above 0 does not become 0.
+        """
+        if self.decimals is None or self.decimals > _MOST_DECIMALS or math.isnan(value):
+            return value
+        number = round(self.origin + value, self.decimals)
+        if self.least is not None and self.least > 0 and number == 0 and self.origin + value > 0:
+            number = 10.0**-self.decimals
+        value = number - self.origin
+        if self.decimals == 0:
+            value = max(value, self.least if self.least is not None else -math.inf)
+            value = min(value, self.greatest if self.greatest is not None else math.inf)
+        return value
+
     def text(self, value: float, is_given: bool = False) -> str:
         """Return a value as the file has it: the text of a category, a date, or a number with the file's decimals.
 
@@ -83,11 +99,7 @@ class Column:
             return ""
         if self.categories:
             return self.categories[min(max(round(value), 0), len(self.categories) - 1)]
-        if not is_given and self.least is not None and self.decimals is not None and self.least > 0:
-            value = max(value, 10.0**-self.decimals - self.origin)  # of positive values none is rounded to 0
-        if not is_given and self.decimals == 0:
-            value = max(value, self.least if self.least is not None else -math.inf)
-            value = min(value, self.greatest if self.greatest is not None else math.inf)
+        value = value if is_given else self.rounded(value)
         number = self.origin + value
         if self.date_format:
             parts = ("days", "%d"), ("hours", "%H"), ("minutes", "%M"), ("seconds", "%S"), ("microseconds", "%f")

@@ -13,7 +13,7 @@ from torch.distributions import constraints, transform_to
 from torch.nn.functional import logsigmoid
 from torch.special import log_ndtr
 
-from pvae.distributions.units import InFloat64, InUnits
+from pvae.distributions.units import InFloat64
 
 __all__ = ["InSteps", "WithAtom", "is_atom", "log_tails"]
 
@@ -25,7 +25,7 @@ def log_tails(p: Any, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     Normal and a log-Normal.
 
     Args:
-        p: a univariate distribution: one of these two, also as `InUnits` or `InFloat64`, or any with a method `cdf`,
+        p: a univariate distribution: one of these two, also as `InFloat64`, or any with a method `cdf`,
             which is then as exact as that.
         low: values, below the support too.
         high: greater values.
@@ -34,10 +34,7 @@ def log_tails(p: Any, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         NotImplementedError: p has no `cdf`.
     """
     if isinstance(p, InFloat64):
-        low, high = low.double(), high.double()
-        if isinstance(p, InUnits):
-            low, high = (low - p.loc) / p.scale, (high - p.loc) / p.scale
-        return log_tails(p.base, low, high)
+        return log_tails(p.base, low.double(), high.double())
     if isinstance(p, dist.LogNormal):
         low, high = (one.clamp(min=torch.finfo(one.dtype).tiny).log() for one in (low, high))
         return log_tails(p.base_dist, low, high)

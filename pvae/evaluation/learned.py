@@ -54,8 +54,7 @@ def sample_quality_of(run: Run) -> SampleQuality | None:
     with run.seeded():
         drawn = sample(run.vae(), min(len(data.train), _MOST_DRAWN), draws=True).double()
     for place, one in enumerate(columns):
-        if one.decimals is not None:  # as `Column.text` rounds them
-            drawn[:, place] = (drawn[:, place] + one.origin).round(decimals=one.decimals) - one.origin
+        drawn[:, place] = drawn[:, place].cpu().apply_(one.rounded)
     kinds = run.config.column_kinds or [None] * len(columns)
     is_bits = run.config.likelihood_family.is_of_logits
     are_codes = [is_bits or bool(one.categories) or str(kind) == "binary" for one, kind in zip(columns, kinds)]
@@ -72,12 +71,12 @@ def said_of_latents(latents: LatentsUsed) -> str:
     return f"latents used: {latents.used} of {latents.num_latents}, with rates of {rates}{more} nats"
 
 
-def said_of_collapse(run: Run, elbo: float | None = None, baselines: Baselines | None = None) -> str:
+def said_of_collapse(run: Run, baselines: Baselines | None = None) -> str:
     """Return what posterior collapse is, what it costs beside a simple model, and what to try."""
     cost: dict[str, Any] = {}
-    if elbo is not None and baselines is not None:
-        cost = {"cost": baselines.best.mean - elbo, "baseline": baselines.name}
-    has_fixed_scale = run.config.likelihood in ("normal", "normal-linear") and not run.has_own_vae
+    if baselines is not None:
+        cost = {"cost": -baselines.gain.mean, "baseline": baselines.better}
+    has_fixed_scale = run.config.likelihood_family.has_fixed_scale and not run.has_own_vae
     return collapse_text(beta=run.config.beta, has_fixed_scale=has_fixed_scale, **cost)
 
 
@@ -99,7 +98,7 @@ def what_was_learned(run: Run) -> Iterator[str]:
     if reached:
         yield f"{test}; {'; '.join(reached)}"
     if latents.is_collapsed:
-        yield f"warning: {said_of_collapse(run, test.elbo, baselines)}"
+        yield f"warning: {said_of_collapse(run, baselines)}"
         return
     if baselines is not None:
         yield f"learned: {baselines.verdict}"

@@ -410,7 +410,7 @@ def evaluate(
         floor=None if reached is None else reached.sum().item(),
         baselines=baselines,
         latents=latents,
-        collapse=said_of_collapse(run, parts.elbo.mean, baselines) if latents.is_collapsed else "",
+        collapse=said_of_collapse(run, baselines) if latents.is_collapsed else "",
         samples=sample_quality_of(run),
         columns=columns,
         **further,

@@ -103,9 +103,7 @@ def operations(network: nn.Module, tensors: Tensors) -> list[dict[str, Any]]:
         case nn.Sequential() | FlatBatch():
             return [operation for child in layer.children() for operation in operations(child, tensors)]
         case WithPaths():
-            gate = [nn.Sequential(layer.gate, nn.Softmax(-1), layer.table)] if layer.gate is not None else []
-            branches = [layer.linear, *gate, *[layer.network] * (layer.network is not None)]
-            return [{"op": "sum", "branches": [operations(one, tensors) for one in branches]}]
+            return [{"op": "sum", "branches": [operations(one, tensors) for one in layer.children()]}]
         case nn.Linear():
             weight = layer.weight * layer.mask if hasattr(layer, "mask") else layer.weight  # zuko's are masked
             return [{"op": "linear", "weight": tensors.add(weight), "bias": _bias(layer, tensors)}]

@@ -6,7 +6,7 @@ To add a likelihood, write a subclass of `Likelihood` here and its row in `pvae.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pkgutil import resolve_name
 from typing import Any
 
@@ -429,10 +429,6 @@ class DiagonalNormalLikelihood(Likelihood):
         y = (self._of_normal(x) - self.units.loc) / self.units.scale
         return y.flatten(1), (self._log_slope(x) - self.units.scale.log()).flatten(1)
 
-    def step_of_normal(self, x: Tensor) -> Tensor:
-        """Return the step of `normal_values` at each value of x."""
-        return self.units.step.double() * (self._log_slope(x) - self.units.scale.log()).exp()
-
     def _of_normal(self, x: Tensor) -> Tensor:
         """Return the values that are Normal given z, in float64."""
         return x.double()
@@ -508,9 +504,8 @@ class ZeroInflatedLikelihood(PositiveLikelihood):
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return WithAtom(LogNormal(m + s loc, s scale) in steps, a, logit)."""
-        units, logits = self.units, self._split(output)[2]
-        share = units.share.double().clamp(1e-3, 1 - 1e-3)
-        return WithAtom(super().pixels(output), units.atom.double(), logits + share.logit(), units.step.double())
+        units, logits = self.units, self._split(output)[2] + self._log_odds
+        return WithAtom(super().pixels(output), units.atom.double(), logits, units.step.double())
 
     def normal_values(self, x: Tensor) -> None:
         """Return None: the least value is not Normal."""
@@ -519,8 +514,12 @@ class ZeroInflatedLikelihood(PositiveLikelihood):
         """Return means and standard deviations of logarithms above a, and log odds of a beside those of all data."""
         are_atoms = torch.where(x.isnan(), x, self.units.is_atom(x).to(x.dtype))
         logits = _means(are_atoms, weights).clamp(1e-6, 1 - 1e-6).logit()
-        share = self.units.share.double().clamp(1e-3, 1 - 1e-3)
-        return torch.cat([super().outputs_for(x, weights), logits - share.logit()], 1)
+        return torch.cat([super().outputs_for(x, weights), logits - self._log_odds], 1)
+
+    @property
+    def _log_odds(self) -> Tensor:
+        """Return the log odds of the least value in the training data."""
+        return self.units.share.double().clamp(1e-3, 1 - 1e-3).logit()
 
     def _in_domain(self, x: Tensor) -> Tensor:
         least = self.units.atom.double()
@@ -589,10 +588,6 @@ class PoissonLikelihood(Likelihood):
         mean, theta = self.units.mean.double(), self.units.log_theta.double().exp()
         scale = (mean + mean.square() / theta).sqrt()
         return ((x.double() - mean) / scale).flatten(1), -scale.log().expand(x.shape).flatten(1)
-
-    def step_of_normal(self, x: Tensor) -> Tensor:
-        """Return 1 in these units."""
-        return self.normal_values(x)[1].exp().view_as(x)
 
     def outputs_for(self, x: Tensor, weights: Tensor) -> Tensor:
         """Return the outputs at which the mean is the weighted mean."""
@@ -744,22 +739,15 @@ class ColumnsLikelihood(Likelihood):
 
     def outputs_for(self, x: Tensor, weights: Tensor) -> Tensor:
         """Return the outputs of all parts."""
-        parts: Any = zip(self.parts, x[..., self.order].split(self.sizes, -1))
-        return torch.cat([part.outputs_for(one, weights).flatten(1) for part, one in parts], 1)
+        return torch.cat([part.outputs_for(one, weights).flatten(1) for part, one in self._split(x)], 1)
 
     def normal_values(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return those of all parts, in the order of x, or None if one part has none."""
-        parts: Any = zip(self.parts, x[..., self.order].split(self.sizes, -1))
-        found = [part.normal_values(one) for part, one in parts]
+        found = [part.normal_values(one) for part, one in self._split(x)]
         if any(one is None for one in found):
             return None
         y, log_slope = (torch.cat(some, -1)[:, self.order.argsort()] for some in zip(*found))
         return y, log_slope
-
-    def step_of_normal(self, x: Tensor) -> Tensor:
-        """Return those of all parts, in the order of x."""
-        parts: Any = zip(self.parts, x[..., self.order].split(self.sizes, -1))
-        return torch.cat([part.step_of_normal(one) for part, one in parts], -1)[:, self.order.argsort()]
 
     @property
     def inside(self) -> Tensor:  # type: ignore[override]
@@ -769,12 +757,14 @@ class ColumnsLikelihood(Likelihood):
         return values[self.order.argsort()]
 
     def _violated(self, x: Tensor) -> str:
-        parts: Any = zip(self.parts, x[..., self.order].split(self.sizes, -1))
-        return next((part.domain for part, one in parts if not part._in_domain(one)), self.domain)  # noqa: SLF001
+        return next((part.domain for part, one in self._split(x) if not part._in_domain(one)), self.domain)  # noqa: SLF001
 
     def _in_domain(self, x: Tensor) -> Tensor:
-        parts: Any = zip(self.parts, x[..., self.order].split(self.sizes, -1))
-        return torch.stack([part._in_domain(one) for part, one in parts]).all()  # noqa: SLF001
+        return torch.stack([part._in_domain(one) for part, one in self._split(x)]).all()  # noqa: SLF001
+
+    def _split(self, x: Tensor) -> Iterator[tuple[Any, Tensor]]:
+        """Yield the likelihood of each kind, with its columns of x."""
+        yield from zip(self.parts, x[..., self.order].split(self.sizes, -1))
 
 
 def _part(kind: ColumnKind, columns: Sequence[int], scale: float) -> Likelihood:

@@ -184,20 +184,20 @@ class WithPaths(nn.Module):
         super().__init__()
         self.linear = Linear(num_inputs, num_outputs)
         self.network = network
-        self.gate = Linear(num_inputs, num_components) if num_components else None
-        self.table = Linear(num_components, num_outputs, bias=False) if num_components else None
-        for parameter in (
-            *(network[-1].parameters() if network else ()),
-            *(self.table.parameters() if self.table else ()),
-        ):
-            nn.init.zeros_(parameter)
+        self.table = None
+        if num_components:
+            layers = Linear(num_inputs, num_components), nn.Softmax(-1), Linear(num_components, num_outputs, bias=False)
+            self.table = nn.Sequential(*layers)
+        for last in [one[-1] for one in (self.table, network) if one is not None]:
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum, (..., num_outputs), of x (..., num_inputs)."""
         total: Tensor = self.linear(x)
-        if self.gate is not None and self.table is not None:
-            total = total + self.table(self.gate(x).softmax(-1))
-        return total if self.network is None else total + self.network(x)
+        for one in (self.table, self.network):
+            total = total if one is None else total + one(x)
+        return total
 
 
 def _activation(norm: str, batch_norm: Callable[[int], nn.Module], width: int) -> list[nn.Module]:

@@ -123,10 +123,10 @@ def fit_mixture(p_x: Any, x: Tensor, features: Array, num_components: int) -> Mi
 def linear_models(features: Array, held_out: Array, latent_dim: int, least_noise: Array) -> list[Linear]:
     """Return linear models of features.
 
-    They are factor analysis, its number of factors chosen by held-out features, and with as many as it may have; a
-    Normal with a full covariance matrix (Ledoit and Wolf), where there are as many latents as features; and last
-    principal components with a twentieth of the variance of each feature as noise, a start where no two features are
-    correlated, where factor analysis is a saddle.
+    They are factor analysis, its number of factors chosen by held-out features; a Normal with a full covariance matrix
+    (Ledoit and Wolf), where there are as many latents as features; and last principal components with a twentieth of
+    the variance of each feature as noise, whose codes are a start where no two features are correlated, where factor
+    analysis is a saddle.
 
     Args:
         features: of the training data, (N, F).
@@ -142,21 +142,15 @@ def linear_models(features: Array, held_out: Array, latent_dim: int, least_noise
     sizes = sorted({min(most, size) for size in _FACTORS} | {most}) if width <= _MANY else [most]
     fits = [FactorAnalysis(size, tol=1e-3, max_iter=300, random_state=0).fit(scaled) for size in sizes]
     best = max(fits, key=lambda one: one.score(held_out / spread))
-    found = [
-        Linear(
-            f"factor analysis with {fit.n_components} factor{'s' * (fit.n_components > 1)}",
-            fit.components_.T * spread[:, None],
-            mean,
-            np.maximum(fit.noise_variance_ * spread**2, least_noise),
-        )
-        for fit in (best, fits[-1])
-    ]
+    name = f"factor analysis with {best.n_components} factor{'s' * (best.n_components > 1)}"
+    noise = np.maximum(best.noise_variance_ * spread**2, least_noise)
+    found = [Linear(name, best.components_.T * spread[:, None], mean, noise)]
     covariance = LedoitWolf().fit(scaled).covariance_
     values, vectors = np.linalg.eigh(covariance)
     if most == width:
         noise = np.maximum(0.98 * values[0], (least_noise / spread**2).max())
         weight = vectors * np.sqrt((values - noise).clip(min=0)) * spread[:, None]
-        found.insert(1, Linear("a Normal with a full covariance matrix", weight, mean, noise * spread**2))
+        found.append(Linear("a Normal with a full covariance matrix", weight, mean, noise * spread**2))
     values, vectors = values[::-1][:most], vectors[:, ::-1][:, :most]
     weight = vectors * np.sqrt((values - _NOISE_OF_COMPONENTS).clip(min=1e-3))
     noise = np.maximum(covariance.diagonal() - (weight**2).sum(1), _NOISE_OF_COMPONENTS)
@@ -262,7 +256,7 @@ def _tried(vae: VAE, train: Tensor, held_out: Tensor) -> list[_Tried]:
     for model, has_mixture in _models(parts, held_out):
         vae.load_state_dict(first)
         for one in (parts.encoder, parts.decoder):
-            for parameter in (*one.linear.parameters(), *(one.table.parameters() if one.table else ())):
+            for parameter in (*one.linear.parameters(), *(one.table[-1].parameters() if one.table else ())):
                 parameter.zero_()
         if is_product := isinstance(model, Mixture):
             name = f"a mixture of {len(model.outputs)} products"
@@ -294,7 +288,7 @@ def _models(parts: _Parts, held_out: Tensor) -> Iterator[tuple[Linear | Mixture,
     """Yield models, and whether the prior is to be a mixture of Normals of its codes."""
     features, has_mixture = parts.features, isinstance(parts.p_z, MixturePrior)
     linear = linear_models(features, _array(features_seen(parts.q_z, held_out)), parts.latent_dim, parts.least_noise)
-    yield from ((one, False) for one in linear)
+    yield from ((one, False) for one in linear[:-1])  # principal components are worse than these
     if has_mixture:
         yield from ((one, True) for one in linear)
         most = len(parts.p_z.logits)
@@ -393,24 +387,24 @@ def _set_mixture(parts: _Parts, model: Mixture) -> None:
     count, size, features = len(model.outputs), parts.latent_dim, parts.features
     centres = _spread_out(count, size)
     labels = model.log_terms(parts.p_x, parts.train).argmax(-1).numpy(force=True)
-    encoder: Any = parts.encoder
-    decoder: Any = parts.decoder
+    both: Any = (parts.encoder.table, parts.decoder.table)
+    (gate, _, table), (gate_back, _, table_back) = both
     prior = parts.p_z
-    for one in (encoder.gate, decoder.gate):
+    for one in (gate, gate_back):
         one.weight.zero_()
         one.bias.fill_(-1e4)
     found, spread = np.unique(labels), _spread(features)
     if len(found) > 1:
         fit = LogisticRegression(max_iter=300).fit(features / spread, labels)
         weight, bias = (np.r_[-one, one] if len(found) == 2 else one for one in (fit.coef_, fit.intercept_))
-        encoder.gate.weight[found, : features.shape[1]] = _tensor(_SHARP * weight / spread, encoder.gate.weight)
-        encoder.gate.bias[found] = _tensor(_SHARP * bias, encoder.gate.bias)
+        gate.weight[found, : features.shape[1]] = _tensor(_SHARP * weight / spread, gate.weight)
+        gate.bias[found] = _tensor(_SHARP * bias, gate.bias)
     else:
-        encoder.gate.bias[found] = 0.0
-    encoder.table.weight[:size, :count] = centres.T.to(encoder.table.weight)
-    decoder.gate.weight[:count] = centres.to(decoder.gate.weight)
-    decoder.gate.bias[:count] = -centres.square().sum(-1).to(decoder.gate.bias) / 2
-    decoder.table.weight[:, :count] = model.outputs.T.to(decoder.table.weight)
+        gate.bias[found] = 0.0
+    table.weight[:size, :count] = centres.T.to(table.weight)
+    gate_back.weight[:count] = centres.to(gate.weight)
+    gate_back.bias[:count] = -centres.square().sum(-1).to(gate.bias) / 2
+    table_back.weight[:, :count] = model.outputs.T.to(table.weight)
     prior.loc[:count], prior.log_scale[:count] = centres.to(prior.loc), 0.0
     prior.logits.fill_(_NEVER)[:count] = model.log_weights.to(prior.logits)
 

@@ -224,7 +224,7 @@ class Console(Callback):
             what = "pixel" if data.is_images else "column" if data.columns else "value"
             bound = f"{self.held_out} {'pseudo-' * trainer.vae.is_pseudo}ELBO"
             print_line(f"without a latent, by the best distribution of each {what}: {bound} {self.floor:.2f}")
-        has_fixed_scale = config.likelihood in ("normal", "normal-linear") and not run.has_own_vae
+        has_fixed_scale = config.likelihood_family.has_fixed_scale and not run.has_own_vae
         if has_fixed_scale and trainer.vae.has_density and not (trainer.epoch or loaded.has_missing):
             x = Pixels(trainer.data.prepared[:: math.ceil(len(trainer.data) / _FORECAST)], trainer.data.preparation)
             ahead = forecast(x, config.scale, config.latent_dim, config.beta)

@@ -472,6 +472,7 @@ def test_large_whole_numbers_are_real_and_written_whole(tmp_path):
         (Column("a", decimals=2), -0.001, "0.00", "-0.001"),
         (Column("a", decimals=2), 37.5, "37.50", "37.50"),
         (Column("a", decimals=2, least=0.5, greatest=9), 0.001, "0.01", "0.001"),
+        (Column("a", decimals=2, least=0.5, greatest=9), -3.2, "-3.20", "-3.20"),
         (Column("a", decimals=2, least=0.0, greatest=9), 0.001, "0.00", "0.001"),
         (Column("a", decimals=16), float(np.float32(0.1)), "0.1", "0.1"),
         (Column("a", decimals=17), 0.1 + 0.2, "0.30000000000000004", "0.30000000000000004"),
