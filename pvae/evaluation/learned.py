@@ -75,7 +75,8 @@ def said_of_collapse(run: Run, baselines: Baselines | None = None) -> str:
     """Return what posterior collapse is, what it costs beside a simple model, and what to try."""
     cost: dict[str, Any] = {}
     if baselines is not None:
-        cost = {"cost": -baselines.gain.mean, "baseline": baselines.better}
+        name, _, gain = min(baselines.models, key=lambda one: one[2].mean)
+        cost = {"cost": -gain.mean, "baseline": name}
     has_fixed_scale = run.config.likelihood_family.has_fixed_scale and not run.has_own_vae
     return collapse_text(beta=run.config.beta, has_fixed_scale=has_fixed_scale, **cost)
 
@@ -94,7 +95,7 @@ def what_was_learned(run: Run) -> Iterator[str]:
     alone = floor_of(run, batch.x)
     reached = [f"without a latent {alone.sum().item():.2f}"] if alone is not None else []
     if baselines is not None:
-        reached += [f"{name} {one.mean:.2f}" for name, one in baselines.models]
+        reached += [f"{name} {log_p.mean:.2f}" for name, log_p, _ in baselines.models]
     if reached:
         yield f"{test}; {'; '.join(reached)}"
     if latents.is_collapsed:
