@@ -90,7 +90,7 @@ def _verdict(name: str, gain: Estimate) -> str:
         return f"{amount} better than {name}"
     if gain.mean < -2 * gain.stderr:
         return f"{name} describes these data better, by {amount}"
-    return f"as good as {name} ({gain.mean:.2f} +- {gain.stderr:.2f} nats)"
+    return f"as good as {name} ({gain} nats)"
 
 
 @quietly()

@@ -102,7 +102,7 @@ class Engine:
         make: returns a `CompiledSVI` or `Members`, whose steps take the index of a batch, with the engine "none",
             "graph" or "inductor".
         config: options of the training.
-        steps_left: number of steps that the training will take.
+        steps_left: number of steps that the training is expected to take.
         name: the engine that an earlier session chose.
         threads: number of threads; by default torch's own, or fewer if steps on a CPU are faster.
         device: where steps are computed.

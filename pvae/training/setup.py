@@ -127,6 +127,8 @@ def build_trainer(
         note("this CPU has no instructions for bfloat16: --precision fp32 is several times as fast here")
     num_steps = steps_in_epoch(len(train), config.batch_size, config.passes)
     steps_left = config.epochs * num_steps - steps_done
+    if config.patience:  # after fewer epochs than all, as a rule
+        steps_left = min(steps_left, 2 * config.patience * num_steps)
     evaluation_size = max(1, _PIXELS // max(784, prepared["test"][0].numel() * config.particles))
     return Trainer(
         vae=vae,
