@@ -18,13 +18,12 @@ import torch
 
 from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
+from pvae.config.build import build_elbo, build_vae
 from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.data.sources import load_dataset
 from pvae.distributions.continuous_bernoulli import ContinuousBernoulli
-from pvae.elbos.registry import build_elbo
 from pvae.evaluation.report import evaluate
-from pvae.models.build import build_vae
 from pvae.runs.run import Run
 from pvae.trained.codes import latent_report
 from pvae.training.fit import fit

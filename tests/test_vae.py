@@ -15,8 +15,8 @@ from torch import nn
 import pvae
 from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
+from pvae.config.build import build_elbo
 from pvae.core.errors import InputError, NotFiniteError
-from pvae.elbos.registry import build_elbo
 from pvae.reference import elbo as reference_elbo
 from pvae.trained.importance import importance_sample
 

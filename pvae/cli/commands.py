@@ -25,7 +25,7 @@ COMMANDS = {
     "score": ("write the likelihood of each datum, and show the oddest", "data:score"),
     "sample": ("draw new data, or fill in missing values", "data:sample"),
     "reconstruct": ("encode data and decode the codes", "data:reconstruct"),
-    "export": ("write a VAE as one file of plain torch", "export:main"),
+    "export": ("write a VAE as programs that torch opens by itself", "export:main"),
     "identify": ("name the loss in a file of Python: which ELBO it is, or why it is none", "identify:main"),
 }
 

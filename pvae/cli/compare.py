@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from pvae.cli.command import Command, Parser, integer, integers, run_parser
 from pvae.cli.own_code import open_run
 from pvae.cli.results import output_path, write
-from pvae.config.options import ELBOS
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError, check_name
 from pvae.core.terminal import print_line, progress_bar
+from pvae.elbos.registry import ELBOS
 
 if TYPE_CHECKING:
     from pvae.config.config import Config

@@ -1,4 +1,4 @@
-"""The command `pvae export`: a VAE as one file of plain torch."""
+"""The command `pvae export`: the parts of a VAE as programs of `torch.export`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from pvae.core.terminal import print_line
 __all__ = ["main"]
 
 _DESCRIPTION = """\
-Write the VAE of a trained run as model.py, one class of plain torch that needs neither pvae nor Pyro (an autoregressive
-flow needs zuko), and its weights as model.safetensors. Not for VAEs with labels or missing values, tables by default
-(train with --likelihood student-t --initialization torch), and VAEs of your own."""
+Write the VAE of a trained run as programs of torch.export, which torch opens without pvae and Pyro: encode.pt2, from x
+to the mean of q(z | x); decode.pt2, from z to the mean of p(x | z); and log_probs.pt2, from x to log p(x | z), log p(z)
+and log q(z | x) at a draw of z from q(z | x). Batches may have any size. A part that torch cannot export is named."""
 
 _EPILOG = """\
 examples:
   pvae export deep-bayes --out vae
   pvae export runs/my-run
       into RUN/torch
-In Python, after import pvae.trained.plain_torch:
-  pvae.trained.plain_torch.export_torch(pvae.Run.open("runs/my-run"), folder)
-notebooks/plain-torch.md shows the file, and exports encoder and decoder as ONNX from it."""
+  python -c 'import torch; print(torch.export.load("vae/decode.pt2").module()(torch.randn(16, 32)).shape)'
+In Python: pvae.trained.export.export(pvae.Run.open("runs/my-run"), folder). notebooks/plain-torch.md says more."""
 
 
 def _parser() -> Parser:
@@ -31,12 +30,15 @@ def _parser() -> Parser:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from pvae.trained.plain_torch import export_torch
+    from pvae.trained.export import export
 
     run = open_run(arguments.run, arguments.vae)
-    code, weights = export_torch(run, output_path(arguments.out, run.place / "torch"))
-    methods = "elbo(x)" if run.config.is_autoencoder else "elbo(x) and sample(n)"
-    print_line(f"{code}: VAE, with {methods}, and load(), which reads {weights.name}")
+    written, notes = export(run, output_path(arguments.out, run.place / "torch"))
+    for line in notes:
+        print_line(f"note: {line}")
+    print_line(
+        f"{written[0].parent}: {', '.join(path.name for path in written)}, of x with values {run.vae().p_x.domain}"
+    )
 
 
 main = Command(_parser, _export)

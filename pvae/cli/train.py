@@ -48,12 +48,8 @@ notebooks/run-folder.md describes the run folder, processes.md several seeds and
 
 
 def _work(arguments: argparse.Namespace) -> None:
-    from pvae.trained.plain_torch import training_script
-
     options = vars(arguments)
-    if options["print"]:
-        print_line(training_script(_configured(options)[0]).rstrip("\n"))
-    elif options["seeds"] is not None or not isinstance(options.get("beta", 0.0), float):
+    if options["seeds"] is not None or not isinstance(options.get("beta", 0.0), float):
         _train_many(options)
     else:
         path = options["resume"]
@@ -76,8 +72,6 @@ def train_parser() -> Parser:
     parser = Parser("pvae train", description, _EXAMPLES)
     parser.prog = "python -m pvae.train"
     parser.add_argument("--list-systems", nargs=0, action=_ListSystems, help="list the published systems and exit")
-    printed = "print the system and a loop that trains it as one file of plain torch, and do nothing else"
-    parser.add_argument("--print", action="store_true", help=printed)
     _add_config_options(parser)
     group = parser.add_argument_group("device, folders and output")
     add_places(group, "run folder, new or empty (default: runs/<time>-<system>-<elbo>)")
@@ -226,7 +220,7 @@ def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
 
     The systems "images" and "values" get the options that suit their data; these are returned too.
     """
-    from pvae.elbos.registry import elbo_of
+    from pvae.config.build import elbo_of
 
     if "system" in options:
         get_system(options["system"])
@@ -252,7 +246,6 @@ def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
 
 
 _EXCLUSIVE = {
-    "print": ("out", "seeds", "resume", "device", "threads", "vae", "from"),
     "resume": ("out", "from", "seeds"),
     "seeds": ("seed",),
 }

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from pvae.config.columns import COLUMNS, MISSING_VALUES, ColumnKind, column_kinds
+from pvae.config.columns import COLUMNS, MISSING_VALUES, column_kinds
 from pvae.config.families import (
     FLAT,
     LIKELIHOODS,
@@ -21,9 +21,11 @@ from pvae.config.families import (
     names_where,
     text_where,
 )
-from pvae.config.options import DATASETS, ELBOS, Option, flag, option
+from pvae.config.options import DATASETS, Option, flag, option
 from pvae.config.refusals import Case, refuse
 from pvae.core.errors import InputError, check_name
+from pvae.elbos.registry import ELBOS
+from pvae.models.columns import ColumnKind
 
 __all__ = ["OPTIONS", "Config"]
 

@@ -1,7 +1,7 @@
 """The families: one row for each posterior, prior and likelihood.
 
 To add a family, write its class in `pvae.models`, a row here, and a test of its density. The choices and the help of
-`Config`, the refusals, `build_vae`, `pvae export`, the explorer page and the tests over all families read the
+`Config`, the refusals, `build_vae`, the explorer page and the tests over all families read the
 rows. `config.posterior_family`, `config.prior_family` and `config.likelihood_family` are the rows of a configuration.
 
 In a row, `c` is a `Config`.
@@ -20,7 +20,6 @@ __all__ = [
     "PRIORS",
     "Family",
     "Likelihood",
-    "PlainTorch",
     "Posterior",
     "Prior",
     "help_of",
@@ -29,28 +28,6 @@ __all__ = [
 ]
 
 _BINS = 8  # of a spline, as in zuko's neural spline flow
-
-
-@dataclass(frozen=True)
-class PlainTorch:
-    """How a family is written in plain torch: templates that `pvae/trained/plain_torch.py.jinja` includes.
-
-    In a template, `shape` is the shape of x, `num_dims` its length, `size` the number of latent dimensions (of the top
-    layer), `seen` is x as the encoder sees it, and `squash` the function to the range of the pixels.
-
-    Args:
-        body: the body of the method `prior`, `posterior` or `likelihood`.
-        rate: of a posterior, how the KL divergence of q from p is computed in closed form.
-        setup: lines of `__init__` beside those of the networks: parameters and buffers.
-        tensors: for each name that `setup` sets, where the module of pvae has that tensor.
-        copied: a module of `pvae.distributions` that is copied into the file.
-    """
-
-    body: str
-    rate: str = "rate = kl_divergence(q, p)"
-    setup: str = ""
-    tensors: Mapping[str, str] = field(default_factory=dict)
-    copied: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +39,6 @@ class Family:
         module: where its class is, as "pvae.models.priors:FlowPrior", for `pkgutil.resolve_name`.
         help: one sentence, after the name, in the help of the option; "" for none.
         arguments: the arguments of its class beside those that all of its kind take.
-        plain_torch: how it is written in plain torch; None if it cannot be.
         has_exact_start: `pvae.models.start` knows it, so that a training may start at a model in closed form.
     """
 
@@ -70,7 +46,6 @@ class Family:
     module: str
     help: str = ""
     arguments: Callable[[Any], dict[str, Any]] = lambda c: {}
-    plain_torch: PlainTorch | None = None
     has_exact_start: bool = False
 
 
@@ -202,10 +177,6 @@ def _of_flow(c: Any) -> dict[str, Any]:
     return {**sizes, "hidden": c.flow_hidden}
 
 
-_NETWORK_FLOW = PlainTorch("""\
-parameters, context = self.encoder({{ seen }}).tensor_split([{{ 2 * size }}], dim=-1)
-return Flow(normal(parameters), ComposedTransform(*(transform(context) for transform in self.flow)))""")
-
 # fmt: off
 POSTERIORS = _table(
     Posterior(
@@ -213,16 +184,13 @@ POSTERIORS = _table(
         has_exact_start=True, help="the encoder's output is (loc, log scale)",
         num_outputs=lambda c: 2 * c.latent_dim, closed_forms=("standard-normal",), is_normal=True,
         inference=("bottom-up", "ladder", "top-down"),
-        plain_torch=PlainTorch("return normal(self.encoder({{ seen }}))"), page={"kind": "normal"},
+        page={"kind": "normal"},
     ),
     Posterior(
         name="normal-log-variance", module="pvae.models.posteriors:NormalPosterior",
         has_exact_start=True, help="(loc, log variance)",
         arguments=lambda c: {"log_variance": True}, num_outputs=lambda c: 2 * c.latent_dim,
         closed_forms=("standard-normal",), is_normal=True, inference=("bottom-up",),
-        plain_torch=PlainTorch("""\
-loc, log_variance = self.encoder({{ seen }}).chunk(2, dim=-1)
-return Independent(Normal(loc, (0.5 * log_variance).clamp(-7, 7).exp()), 1)"""),
         page={"kind": "normal", "log_variance": True},
     ),
     Posterior(
@@ -231,53 +199,34 @@ return Independent(Normal(loc, (0.5 * log_variance).clamp(-7, 7).exp()), 1)"""),
         arguments=lambda c: {"latent_dim": c.latent_dim},
         num_outputs=lambda c: 2 * c.latent_dim + c.latent_dim * (c.latent_dim - 1) // 2,
         closed_forms=("standard-normal",),
-        plain_torch=PlainTorch("""\
-loc, log_diagonal, below = self.encoder({{ seen }}).tensor_split([{{ size }}, {{ 2 * size }}], dim=-1)
-scale_tril = torch.diag_embed(log_diagonal.clamp(-7, 7).exp())
-rows, columns = torch.tril_indices({{ size }}, {{ size }}, -1)
-scale_tril[..., rows, columns] = below / {{ size }}
-return MultivariateNormal(loc, scale_tril=scale_tril)""", rate="""\
-square = q.scale_tril.square().sum((-2, -1)) + q.loc.square().sum(-1)
-rate = (square - {{ size }}) / 2 - q.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # KL(q, p)"""),
         page={"kind": "normal-full"},
     ),
     Posterior(
         name="planar", module="pvae.models.posteriors:PlanarPosterior", help="planar flow",
         arguments=lambda c: {"latent_dim": c.latent_dim},
         num_outputs=lambda c: 2 * c.latent_dim + c.flow_length * (2 * c.latent_dim + 1), is_flow=True,
-        plain_torch=PlainTorch("""\
-parameters, transforms = self.encoder({{ seen }}).tensor_split([{{ 2 * size }}], dim=-1)
-{% set parts = "[%d, %d]" % (size, 2 * size) %}
-u, w, b = transforms.unflatten(-1, ({{ c.flow_length }}, {{ 2 * size + 1 }})).tensor_split({{ parts }}, dim=-1)
-return Flow(normal(parameters), Planar(u / {{ size }}, w, b.squeeze(-1)))""", copied="planar"),
         page={"kind": "planar"},
     ),
     Posterior(
         name="iaf", module="pvae.models.posteriors:IAFPosterior", help="inverse autoregressive flow, which needs zuko",
         arguments=_of_flow, num_outputs=lambda c: 2 * c.latent_dim + c.hidden[-1], is_flow=True, has_flow_networks=True,
-        plain_torch=_NETWORK_FLOW, page={"kind": "flow"},
+        page={"kind": "flow"},
     ),
     Posterior(
         name="spline", module="pvae.models.posteriors:IAFPosterior", help="the same with splines",
         arguments=lambda c: {**_of_flow(c), "num_bins": _BINS}, num_outputs=lambda c: 2 * c.latent_dim + c.hidden[-1],
-        is_flow=True, has_flow_networks=True, plain_torch=_NETWORK_FLOW, page={"kind": "flow"},
+        is_flow=True, has_flow_networks=True, page={"kind": "flow"},
     ),
     Posterior(
         name="power-spherical", module="pvae.models.posteriors:PowerSphericalPosterior",
         help="on the unit sphere, with --prior sphere", num_outputs=lambda c: c.latent_dim + 1,
         closed_forms=("sphere",), is_on_sphere=True,
-        plain_torch=PlainTorch("""\
-loc, log_concentration = self.encoder({{ seen }}).tensor_split([-1], dim=-1)
-loc = nn.functional.normalize(loc + 1e-6, dim=-1)
-return PowerSpherical(loc, log_concentration.squeeze(-1).clamp(-7, 11).exp())""",
-            rate="rate = p.entropy() - q.entropy()  # KL(q, p)"),
         page={"kind": "power-spherical"},
     ),
     Posterior(
         name="delta", module="pvae.models.posteriors:DeltaPosterior",
         help="a point, without a prior, which makes an autoencoder", num_outputs=lambda c: c.latent_dim,
         closed_forms=("flat",), has_density=False,
-        plain_torch=PlainTorch("return self.encoder({{ seen }})  # a point: this is an autoencoder"),
         page={"kind": "delta"},
     ),
 )
@@ -285,79 +234,34 @@ return PowerSpherical(loc, log_concentration.squeeze(-1).clamp(-7, 11).exp())"""
 PRIORS = _table(
     Prior(
         name="standard-normal", module="pvae.models.priors:StandardNormalPrior", has_exact_start=True, help="N(0, I)",
-        plain_torch=PlainTorch("""\
-zero = next(self.parameters()).new_zeros({{ size }})
-return Independent(Normal(zero, zero + 1), 1)"""),
         page="normal",
     ),
     Prior(
         name="mixture", module="pvae.models.priors:MixturePrior",
         has_exact_start=True, help="a learned mixture of Normals",
         arguments=lambda c: {"num_components": c.components}, is_mixture=True,
-        plain_torch=PlainTorch("""\
-components = normal(torch.cat([self.loc, self.log_scale_of_prior], dim=-1))
-return MixtureSameFamily(Categorical(logits=self.logits), components)""", setup="""\
-self.loc = nn.Parameter(torch.randn({{ c.components }}, {{ size }}))
-self.log_scale_of_prior = nn.Parameter(torch.zeros({{ c.components }}, {{ size }}))
-self.logits = nn.Parameter(torch.zeros({{ c.components }}))""",
-            tensors={"loc": "loc", "log_scale_of_prior": "log_scale", "logits": "logits"}),
         page="mixture",
     ),
     Prior(
         name="vamp", module="pvae.models.priors:VampPrior", help="a mixture of the posteriors at learned pseudo-inputs",
         arguments=lambda c: {"num_components": c.components, "symmetric": c.is_symmetric}, is_of_posterior=True,
         is_mixture=True,
-        plain_torch=PlainTorch("""\
-inputs = self.pseudo_inputs.clamp({{ -1 if c.is_symmetric else 0 }}, 1)
-{% if layers == 1 %}
-components = self.posterior(inputs)
-{% elif c.inference == "ladder" %}
-components = self.from_below(inputs)[0]
-{% else %}
-components = normal(self.encoder(inputs)[:, :{{ 2 * size }}])
-{% endif %}
-return MixtureSameFamily(Categorical(logits=components.mean.new_zeros({{ c.components }})), components)""", setup="""\
-self.pseudo_inputs = nn.Parameter({{ "-1 + " if c.is_symmetric }}0.1 * torch.rand{{ (c.components,) + shape }})""",
-            tensors={"pseudo_inputs": "unclipped"}),
         page="mixture",
     ),
     Prior(
         name="flow", module="pvae.models.priors:FlowPrior",
         help="learned, by masked autoregressive flow, which needs zuko",
         arguments=lambda c: {"num_transforms": c.flow_length, "hidden": c.flow_hidden}, is_flow=True,
-        plain_torch=PlainTorch("""\
-zero = next(self.parameters()).new_zeros({{ size }})
-f = ComposedTransform(*(transform() for transform in self.prior_flow))
-return Flow(Independent(Normal(zero, zero + 1), 1), f.inv)"""),
         page="flow",
     ),
     Prior(
         name="sphere", module="pvae.models.priors:SpherePrior",
         help="uniform on the unit sphere, with --posterior power-spherical", is_on_sphere=True,
-        plain_torch=PlainTorch("""\
-first = next(self.parameters()).new_zeros({{ size }})
-first[0] = 1
-return SphereUniform(first)""", copied="power_spherical"),
         page="sphere",
     ),
 )
 # fmt: on
-FLAT = Prior(  # of an autoencoder, without --prior
-    name="flat", module="pvae.models.priors:FlatPrior", plain_torch=PlainTorch(""), page="flat"
-)
-
-_COUNTS = """\
-mean = self.mean.double()  # of the training data
-unit = (mean / math.log(2)).clamp(min=1)
-shift = torch.where(mean > 0, mean.div(unit).expm1().log(), 0.0)
-mean = unit * nn.functional.softplus(self.slope * self.decoder(z).double() + shift) + 1e-6
-"""
-_SETUP_COUNTS = """\
-self.register_buffer("mean", torch.zeros{{ shape }})
-self.register_buffer("slope", torch.ones{{ shape }})
-"""
-_TENSORS_OF_COUNTS = {"mean": "units.mean", "slope": "units.slope"}
-_ONE_SCALE = "self.log_scale = nn.Parameter(torch.tensor({{ c.scale }}).log())"
+FLAT = Prior(name="flat", module="pvae.models.priors:FlatPrior", page="flat")  # of an autoencoder, without --prior
 
 # fmt: off
 LIKELIHOODS = _table(
@@ -365,59 +269,36 @@ LIKELIHOODS = _table(
         name="bernoulli", module="pvae.models.likelihoods:BernoulliLikelihood",
         help="of binary pixels, or the cross-entropy of grey ones",
         grey="pvae.models.likelihoods:PseudoBernoulliLikelihood", has_scale=False, is_of_logits=True,
-        plain_torch=PlainTorch("""\
-{% if not c.is_binarized %}
-return Independent(Bernoulli(logits=self.decoder(z), validate_args=False), {{ num_dims }})  # also of grey pixels
-{% else %}
-return Independent(Bernoulli(logits=self.decoder(z)), {{ num_dims }})
-{% endif %}"""),
         page="bernoulli", is_on_table_page=True, has_exact_start=True,
     ),
     Likelihood(
         name="continuous-bernoulli", module="pvae.models.likelihoods:ContinuousBernoulliLikelihood",
         help="a density of grey pixels of the same shape", has_scale=False, is_of_logits=True,
-        plain_torch=PlainTorch(
-            "return Independent(ContinuousBernoulli(logits=self.decoder(z)), {{ num_dims }})",
-            copied="continuous_bernoulli"),
         page="continuous-bernoulli",
     ),
     Likelihood(
         name="normal", module="pvae.models.likelihoods:NormalLikelihood", help="of a fixed scale: a squared error",
         can_be_symmetric=True, has_fixed_scale=True,
-        plain_torch=PlainTorch(
-            "return Independent(Normal(self.decoder(z).{{ squash }}(), {{ c.scale }}), {{ num_dims }})"),
         page="normal",
     ),
     Likelihood(
         name="normal-learned", module="pvae.models.likelihoods:LearnedNormalLikelihood", help="with one trained scale",
         can_be_symmetric=True,
-        plain_torch=PlainTorch(
-            "return Independent(Normal(self.decoder(z).{{ squash }}(), self.log_scale.exp()), {{ num_dims }})",
-            setup=_ONE_SCALE, tensors={"log_scale": "log_scale"}),
         page="normal",
     ),
     Likelihood(
         name="normal-optimal", module="pvae.models.likelihoods:OptimalNormalLikelihood",
         help="with the scale that is best for each batch (sigma-VAE)", can_be_symmetric=True, needs_batch=True,
-        plain_torch=PlainTorch(
-            "return Independent(Normal(self.decoder(z).{{ squash }}(), self.running_scale), {{ num_dims }})",
-            setup='self.register_buffer("running_scale", torch.tensor({{ c.scale }}))',
-            tensors={"running_scale": "running_scale"}),
         page="normal",
     ),
     Likelihood(
         name="normal-linear", module="pvae.models.likelihoods:LinearNormalLikelihood",
         help="around the decoder's output itself, with --network linear", can_be_symmetric=True, is_linear=True,
-        plain_torch=PlainTorch("return Independent(Normal(self.decoder(z), {{ c.scale }}), {{ num_dims }})"),
         page="normal", page_mean="identity", has_fixed_scale=True,
     ),
     Likelihood(
         name="discretized-logistic", module="pvae.models.likelihoods:DiscretizedLogisticLikelihood",
         help="a probability of the 256 levels of each pixel", has_levels=True,
-        plain_torch=PlainTorch(
-            "return Independent("
-            "DiscretizedLogistic(self.decoder(z).sigmoid(), self.log_scale.exp()), {{ num_dims }})",
-            copied="discretized_logistic", setup=_ONE_SCALE, tensors={"log_scale": "log_scale"}),
         page="discretized-logistic",
     ),
     Likelihood(
@@ -428,42 +309,15 @@ return Independent(Bernoulli(logits=self.decoder(z)), {{ num_dims }})
     Likelihood(
         name="student-t", module="pvae.models.likelihoods:StudentTLikelihood", help="of real values with outliers",
         is_of_images=False, sees="standardized", is_on_table_page=True,
-        plain_torch=PlainTorch("""\
-scale = self.log_scale.double().exp().clamp(min=0.001)
-p = StudentT(1 + self.log_df.double().clamp(-10, 15).exp(), self.decoder(z).double(), scale)
-loc, std = self.mean.double() + self.mean_rest.double(), self.std.double()  # of the training data
-return Independent(InUnits(p, loc, std, self.std.dtype), {{ num_dims }})""", setup="""\
-self.log_scale = nn.Parameter(torch.full({{ shape }}, {{ c.scale }}).log())
-self.log_df = nn.Parameter(torch.full({{ shape }}, 2.0))
-self.register_buffer("mean", torch.zeros{{ shape }})
-self.register_buffer("mean_rest", torch.zeros{{ shape }})
-self.register_buffer("std", torch.ones{{ shape }})""",
-            tensors={
-                "log_scale": "log_scale", "log_df": "log_df", "mean": "units.mean", "mean_rest": "units.mean_rest",
-                "std": "units.std",
-            },
-            copied="units"),
     ),
     Likelihood(
         name="poisson", module="pvae.models.likelihoods:PoissonLikelihood", help="of counts", is_of_images=False,
         sees="log1p", has_scale=False, is_on_table_page=True, has_exact_start=True,
-        plain_torch=PlainTorch(
-            _COUNTS + "return Independent(InFloat64(Poisson(mean), self.mean.dtype), {{ num_dims }})",
-            setup=_SETUP_COUNTS, tensors=_TENSORS_OF_COUNTS, copied="units"),
     ),
     Likelihood(
         name="negative-binomial", module="pvae.models.likelihoods:NegativeBinomialLikelihood",
         help="of counts that vary more than a Poisson's", is_of_images=False, sees="log1p", has_scale=False,
         is_on_table_page=True, has_exact_start=True,
-        plain_torch=PlainTorch(_COUNTS + """\
-log_theta = (self.first_log_theta.double() + self.log_theta).clamp(-10, 15)
-p = NegativeBinomial(log_theta.exp(), logits=mean.log() - log_theta)
-return Independent(InFloat64(p, self.mean.dtype), {{ num_dims }})""",
-            setup=_SETUP_COUNTS + """\
-self.register_buffer("first_log_theta", torch.zeros{{ shape }})
-self.log_theta = nn.Parameter(torch.zeros{{ shape }})""",
-            tensors={**_TENSORS_OF_COUNTS, "first_log_theta": "units.log_theta", "log_theta": "log_theta"},
-            copied="units"),
     ),
     Likelihood(
         name="columns", module="pvae.models.likelihoods:ColumnsLikelihood",

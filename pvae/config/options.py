@@ -1,4 +1,4 @@
-"""`Option`, one field of `Config`: its type, range and help text; and the names of data sets and ELBOs."""
+"""`Option`, one field of `Config`: its type, range and help text; and the names of data sets."""
 
 from __future__ import annotations
 
@@ -14,24 +14,8 @@ from typing import Any
 
 from pvae.core.errors import InputError, check_name, shown
 
-__all__ = ["DATASETS", "ELBOS", "Option", "flag", "option", "own_path", "without_removed"]
+__all__ = ["DATASETS", "Option", "flag", "option", "own_path", "without_removed"]
 
-
-ELBOS = {  # and their classes, which say what each takes
-    "trace": "pvae.elbos.trace:TraceELBO",
-    "analytic": "pvae.elbos.trace:AnalyticELBO",
-    "handwritten": "pvae.elbos.handwritten:HandwrittenELBO",
-    "stl": "pvae.elbos.gradients:StickingTheLanding",
-    "score": "pvae.elbos.gradients:ScoreELBO",
-    "score-loo": "pvae.elbos.gradients:LeaveOneOutScoreELBO",
-    "iwae": "pvae.elbos.importance:IWAE",
-    "dreg": "pvae.elbos.gradients:DReG",
-    "renyi": "pvae.elbos.importance:RenyiELBO",
-    "ciwae": "pvae.elbos.importance:CIWAE",
-    "miwae": "pvae.elbos.importance:MIWAE",
-    "piwae": "pvae.elbos.gradients:PIWAE",
-    "enumerate": "pvae.elbos.enumerated:EnumeratedELBO",
-}
 DATASETS = (
     "auto",
     "mnist",

@@ -46,7 +46,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def is_temporary(path: Path) -> bool:
     """Return whether this is a temporary name of `write_whole`, left by a process that was killed."""
-    return re.fullmatch(r"\.[\w-]+\.(json|jsonl|safetensors|png|csv|md|npz|py|html)\.\d+", path.name) is not None
+    return re.fullmatch(r"\.[\w-]+\.(json|jsonl|safetensors|png|csv|md|npz|pt2|html)\.\d+", path.name) is not None
 
 
 def expanded(path: str | Path, option: str) -> Path:

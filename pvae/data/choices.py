@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvae.config.columns import ColumnKind, columns_text
+from pvae.config.columns import columns_text
 from pvae.config.config import Config
-from pvae.config.options import ELBOS
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
 from pvae.data.dataset import Column, Dataset
+from pvae.elbos.registry import ELBOS
+from pvae.models.columns import ColumnKind
 
 __all__ = ["images_config", "values_config"]
 

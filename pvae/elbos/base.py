@@ -35,7 +35,7 @@ class PerDatumELBO(Trace_ELBO):
     The loss and its terms are computed from the draws in Pyro's traces of guide and model. The particles are an
     additional batch dimension, not a loop. With free bits, the rate of each latent dimension, averaged over the batch,
     counts at least `free_bits` nats in the loss. `pyro.infer.SVI` accepts these ELBOs like its own. The class
-    attributes say what a subclass takes; `pvae.elbos.registry` reads them.
+    attributes say what a subclass takes; `pvae.config.build` reads them.
 
     Args:
         num_particles: K, samples z ~ q(z | x) per datum.

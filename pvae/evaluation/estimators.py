@@ -13,12 +13,12 @@ import pyro
 import torch
 from torch import Tensor
 
+from pvae.config.build import ELBO_CLASSES, build_elbo
 from pvae.core.errors import InputError, check_finite
 from pvae.core.random_state import seeded
 from pvae.core.records import markdown_of
 from pvae.data.batch import Batch, Data
 from pvae.distributions.joint import Joint
-from pvae.elbos.registry import ELBO_CLASSES, build_elbo
 from pvae.reference import linear_gaussian
 from pvae.trained.chunks import data_at_once
 from pvae.trained.log_likelihood import Estimate, log_likelihood
@@ -140,7 +140,7 @@ class Measurement:
 
     Args:
         stage: the stage of training at which the weights were taken.
-        estimator: name of the estimator, one of `pvae.elbos.registry.ELBO_CLASSES`.
+        estimator: name of the estimator, one of `pvae.config.build.ELBO_CLASSES`.
         particles: K, the number of draws of z for each datum.
         value: the bound, mean over repetitions, in nats per datum.
         bias: the bound minus log p(x).
@@ -215,7 +215,7 @@ def measure_estimator(
     Args:
         vae: in eval mode.
         data: x (B, *D), or a `Batch` of them with their labels.
-        name: one of `pvae.elbos.registry.ELBO_CLASSES`.
+        name: one of `pvae.config.build.ELBO_CLASSES`.
         num_particles: K, the number of draws of z for each datum.
         log_p: log p(x) of the batch, as `reference` returns it.
         stage: the stage of training at which the weights were taken.

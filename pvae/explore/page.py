@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from pvae.config.build import loss_text
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.data.batch import Batch
 from pvae.data.dataset import Dataset
-from pvae.elbos.registry import loss_text
 from pvae.explore.networks import Tensors, map_of, networks_of, notes_of
 from pvae.explore.table_page import check_table, table_content
 from pvae.models.labels import label_values

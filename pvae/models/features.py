@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pvae.config.columns import ColumnKind
-from pvae.config.config import Config
 from pvae.distributions.steps import is_atom
+from pvae.models.columns import ColumnKind
 
 __all__ = [
     "ColumnFeatures",
@@ -24,8 +23,8 @@ __all__ = [
     "Standardize",
     "Units",
     "WithMask",
-    "encoder_input",
     "features_seen",
+    "fit_to",
     "steps_of",
 ]
 
@@ -33,27 +32,6 @@ _ROWS = 10_000  # in a part of the data
 _ROUNDING = 1e-14  # standard deviation of equal values, as a share of their mean, by rounding of float64
 _LEAST_MEAN = 1e-6  # of a count, where all are 0
 _MOST_DIGITS = 8  # of steps, after the first digit of the range of a column: further ones say nothing beside its spread
-
-
-def encoder_input(config: Config, datum_shape: tuple[int, ...]) -> tuple[list[nn.Module], tuple[int, ...]]:
-    """Return the transforms of x before the encoder, and the shape of their result.
-
-    Args:
-        config: its likelihood says what the encoder sees; with `missing` it also sees which values are NaN.
-        datum_shape: of x.
-    """
-    family = config.likelihood_family
-    if family.is_of_columns:
-        features = ColumnFeatures(config.column_kinds, config.missing)
-        return [features], (features.num_features,)
-    seen: list[nn.Module] = []
-    if family.is_count:
-        seen.append(CountUnits(datum_shape))
-    elif family.is_real:
-        seen.append(Standardize(datum_shape))
-    if not config.missing:
-        return seen, datum_shape
-    return [*seen, WithMask(datum_shape)], (2 * datum_shape[0], *datum_shape[1:])  # the values and their mask
 
 
 def features_seen(q_z: nn.Module, x: Tensor) -> Tensor:
@@ -66,7 +44,7 @@ def features_seen(q_z: nn.Module, x: Tensor) -> Tensor:
 
 
 class Units(nn.Module):
-    """The location and the scale of each value of the training data, which `build.fit_to` stores as buffers.
+    """The location and the scale of each value of the training data, which `fit_to` stores as buffers.
 
     A checkpoint of an earlier version, which had no such buffers, loads as a module that was not fitted to data.
 
@@ -105,6 +83,19 @@ class Units(nn.Module):
         for name, value in self.unfitted.items():
             state_dict.setdefault(prefix + name, torch.full_like(getattr(self, name), value))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@torch.no_grad()
+def fit_to(vae: nn.Module, data: Tensor) -> None:
+    """Store what modules of a new VAE need to know of the training data, such as mean and standard deviation.
+
+    Args:
+        vae: changed in place.
+        data: x of the training data, (N, *datum_shape).
+    """
+    for module in vae.modules():
+        if isinstance(module, Units):
+            module.fit_to(data)
 
 
 class Standardize(Units):

@@ -15,7 +15,6 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-from pvae.config.columns import ColumnKind
 from pvae.core.errors import InputError
 from pvae.core.tracing import require
 from pvae.distributions.bernoulli import LogitBernoulli, PseudoBernoulli
@@ -25,6 +24,7 @@ from pvae.distributions.discretized_logistic import DiscretizedLogistic, eight_b
 from pvae.distributions.observed import Observed
 from pvae.distributions.steps import InSteps, WithAtom
 from pvae.distributions.units import InFloat64, InUnits
+from pvae.models.columns import ColumnKind
 from pvae.models.features import CountUnits, LogUnits, RealUnits, Standardize
 
 __all__ = [

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pvae.config.build import build_vae
 from pvae.config.presets import system_title
 from pvae.core.errors import InputError, LacksOptionError
 from pvae.core.random_state import seeded
@@ -27,7 +28,6 @@ from pvae.data.dataset import Dataset
 from pvae.data.folders import NotFoundError
 from pvae.data.preparation import Preparation
 from pvae.data.sources import SETS
-from pvae.models.build import build_vae
 from pvae.runs.checkpoint import Checkpoint, read_checkpoint
 from pvae.runs.data import data_of
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience, read_metrics

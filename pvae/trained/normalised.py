@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.data.batch import Batch
 from pvae.data.preparation import Pixels, Preparation
-from pvae.models.build import build_vae
 from pvae.runs.run import Run
 from pvae.vae import VAE
 

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from pvae.compile.inductor import missing
+from pvae.config.build import ELBO_CLASSES, elbo_of, start_from
 from pvae.config.config import Config
 from pvae.config.presets import SYSTEMS
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
@@ -24,8 +25,6 @@ from pvae.core.random_state import resolve_device, seeded
 from pvae.core.terminal import Interruptions, print_line
 from pvae.data.choices import images_config, values_config
 from pvae.data.dataset import Dataset
-from pvae.elbos.registry import ELBO_CLASSES, elbo_of
-from pvae.models.build import start_from
 from pvae.runs import writer
 from pvae.runs.data import load_for
 from pvae.runs.metrics import is_out_of_patience

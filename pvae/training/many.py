@@ -21,6 +21,7 @@ from torch import Tensor
 from pvae.compile.compiled_svi import CompiledSVI, Done
 from pvae.compile.graph import RecordingError
 from pvae.compile.members import Members
+from pvae.config.build import elbo_of
 from pvae.config.config import Config
 from pvae.config.options import flag
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError, listed
@@ -28,7 +29,6 @@ from pvae.core.files import expanded
 from pvae.core.random_state import resolve_device, restore_rng_state, rng_state, seeded
 from pvae.core.terminal import Interruptions, is_torchrun, print_line, progress_bar
 from pvae.data.dataset import Dataset
-from pvae.elbos.registry import elbo_of
 from pvae.runs import writer
 from pvae.runs.data import load_for
 from pvae.runs.metrics import Metrics

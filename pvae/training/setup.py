@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
+from pvae.config.build import ELBO_CLASSES, build_vae, elbo_of, meta_state_dict, sizes_of, start_like_burda
 from pvae.config.config import Config
 from pvae.config.refusals import Case, refuse
 from pvae.core.errors import (
@@ -24,8 +25,7 @@ from pvae.data.batch import Batch, TrainingData
 from pvae.data.dataset import Dataset, check_domain
 from pvae.data.labels import few_labels
 from pvae.data.preparation import Pixels, Preparation
-from pvae.elbos.registry import ELBO_CLASSES, elbo_of
-from pvae.models.build import build_vae, fit_to, meta_state_dict, sizes_of, start_like_burda
+from pvae.models.features import fit_to
 from pvae.models.labels import found_labels
 from pvae.models.start import start_exactly
 from pvae.training.engine import Engine

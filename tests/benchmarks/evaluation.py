@@ -15,9 +15,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from pvae.config.build import build_vae
 from pvae.config.presets import get_system
 from pvae.core.random_state import seeded
-from pvae.models.build import build_vae
 from pvae.trained.annealing import NUM_LEAPFROG, annealed
 from pvae.trained.log_likelihood import ANNEALING
 

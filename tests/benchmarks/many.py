@@ -17,11 +17,10 @@ from torch.optim import Adam
 from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.members import Members
+from pvae.config.build import build_vae, elbo_of
 from pvae.config.config import Config
 from pvae.data.batch import TrainingData
 from pvae.data.preparation import Preparation
-from pvae.elbos.registry import elbo_of
-from pvae.models.build import build_vae
 
 SYSTEMS = {"49-64-2": (49, 64, 2, 32), "784-64-2": (784, 64, 2, 128), "784-400-20": (784, 400, 20, 128)}
 STEPS, NUM = 20, 2000

@@ -300,8 +300,7 @@ def _check(name: str) -> tuple[float, float]:
     """
     import pyro
 
-    from pvae.elbos.registry import build_elbo
-    from pvae.models.build import build_vae
+    from pvae.config.build import build_elbo, build_vae
 
     torch.manual_seed(0)
     build, config = _SYSTEMS[name]

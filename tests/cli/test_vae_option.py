@@ -16,9 +16,9 @@ from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
 from pvae.cli.own_code import own_vae
 from pvae.cli.train import main as train
+from pvae.config.build import build_vae
 from pvae.config.config import OPTIONS
 from pvae.core.errors import InputError
-from pvae.models.build import build_vae
 
 pytestmark = pytest.mark.workflow
 

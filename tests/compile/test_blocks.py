@@ -14,10 +14,10 @@ from pvae.compile import cuda_graph
 from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.graph import RecordingError
+from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.core.errors import GradientError, InputError, NotFiniteError
 from pvae.core.random_state import rng_state
-from pvae.models.build import build_vae
 
 ENGINES = [
     "none",

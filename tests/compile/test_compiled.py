@@ -20,10 +20,9 @@ from pvae.compile import graph
 from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.graph import RecordingError
+from pvae.config.build import build_elbo, build_vae
 from pvae.config.config import Config
 from pvae.core.errors import InputError, NotFiniteError
-from pvae.elbos.registry import build_elbo
-from pvae.models.build import build_vae
 
 WEIGHS_RATE = ("trace", "analytic", "handwritten", "stl", "score", "score-loo")
 CASES = [(name, 4) for name in ELBOS]

@@ -14,11 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
+from pvae.config.build import build_vae, elbo_of
 from pvae.config.config import Config
 from pvae.config.presets import SYSTEMS
 from pvae.core.random_state import restore_rng_state, rng_state
-from pvae.elbos.registry import elbo_of
-from pvae.models.build import build_vae
 from pvae.training.fit import fit, resume
 
 pytestmark = pytest.mark.workflow

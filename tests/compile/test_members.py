@@ -13,13 +13,12 @@ from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.graph import RecordingError
 from pvae.compile.members import Members
+from pvae.config.build import build_vae, elbo_of
 from pvae.config.config import Config
 from pvae.core.errors import NotFiniteError
 from pvae.core.random_state import rng_state
 from pvae.data.batch import TrainingData
 from pvae.data.preparation import Preparation
-from pvae.elbos.registry import elbo_of
-from pvae.models.build import build_vae
 
 CPU = torch.device("cpu")
 SYSTEMS = {

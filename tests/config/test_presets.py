@@ -17,12 +17,11 @@ from torch.nn.functional import binary_cross_entropy, mse_loss
 
 import pvae
 from pvae.cli.train import main, train_parser
+from pvae.config.build import build_elbo, build_vae
 from pvae.config.config import OPTIONS, Config
 from pvae.config.options import without_removed
 from pvae.config.presets import SYSTEMS, get_system, system_title
 from pvae.core.errors import InputError
-from pvae.elbos.registry import build_elbo
-from pvae.models.build import build_vae
 from pvae.reference import elbo as reference_elbo
 from pvae.trained.elbo_terms import posterior_mean_loss
 from pvae.training.setup import build_trainer

@@ -19,13 +19,13 @@ from helpers.svi import ELBOS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pvae.config.build import build_vae, elbo_of
 from pvae.config.config import OPTIONS, Config
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.core.records import from_record
 from pvae.data.dataset import Dataset
-from pvae.elbos.registry import elbo_of
-from pvae.models.build import build_vae, fit_to
+from pvae.models.features import fit_to
 from pvae.training.fit import fit
 
 SAME_EVERY_TIME = settings(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pvae.config.build import ELBO_CLASSES
 from pvae.config.config import Config
 from pvae.config.refusals import REFUSALS, Case, refuse
 from pvae.core.errors import InputError
 from pvae.data.dataset import Column, Dataset
-from pvae.elbos.registry import ELBO_CLASSES
 
 IMAGES = Dataset("images", torch.zeros(31, 1, 8, 8, dtype=torch.uint8), torch.zeros(9, 1, 8, 8, dtype=torch.uint8))
 VALUES = Dataset("values", torch.rand(31, 3), torch.rand(9, 3))

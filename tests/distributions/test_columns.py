@@ -11,11 +11,12 @@ import pytest
 import scipy.stats
 import torch
 
+from pvae.config.build import build_vae
 from pvae.config.columns import column_kinds
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.distributions.columns import Columns, ordered_logits
-from pvae.models.build import build_vae, fit_to
+from pvae.models.features import fit_to
 
 KINDS = (
     "count,real,categorical:4,ordinal:3,real,binary,categorical:4,categorical:2,ordinal:3,count,positive,zero-inflated"

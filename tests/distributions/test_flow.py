@@ -9,9 +9,9 @@ import pytest
 import torch
 from scipy import stats
 
+from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.distributions.planar import Planar
-from pvae.models.build import build_vae
 
 SHAPE = (1, 3, 2)
 KINDS = {

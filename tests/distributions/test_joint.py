@@ -11,10 +11,9 @@ import torch
 from helpers.svi import ELBOS
 from torch.distributions import MultivariateNormal, kl_divergence
 
+from pvae.config.build import build_elbo, build_vae
 from pvae.config.config import Config
 from pvae.distributions.joint import Joint
-from pvae.elbos.registry import build_elbo
-from pvae.models.build import build_vae
 from pvae.reference import elbo as reference_elbo
 
 

@@ -10,9 +10,9 @@ from scipy import stats
 from torch.distributions import kl_divergence
 from torch.nn.functional import normalize
 
+from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.distributions.power_spherical import PowerSpherical, SphereUniform
-from pvae.models.build import build_vae
 
 CONCENTRATIONS = [0.0, 0.7, 3.0, 60.0]
 LIMIT = 2.5  # sqrt(n) times a Kolmogorov-Smirnov distance exceeds it with a probability of 8e-6

@@ -10,11 +10,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from pvae.config.build import build_elbo, build_vae
 from pvae.config.config import Config
 from pvae.core.random_state import seeded
 from pvae.distributions.units import InUnits
-from pvae.elbos.registry import build_elbo
-from pvae.models.build import build_vae, fit_to
+from pvae.models.features import fit_to
 
 mpmath = pytest.importorskip("mpmath")
 

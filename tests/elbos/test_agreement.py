@@ -15,10 +15,10 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormalMessenger
 from torch.distributions import kl_divergence
 
+from pvae.config.build import build_elbo
 from pvae.core.errors import InputError
 from pvae.core.tracing import register
 from pvae.elbos.handwritten import HandwrittenELBO
-from pvae.elbos.registry import build_elbo
 from pvae.elbos.trace import AnalyticELBO, TraceELBO
 from pvae.reference import elbo as reference_elbo
 

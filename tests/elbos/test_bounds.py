@@ -12,11 +12,10 @@ from helpers.gradients import assert_same_gradients, value_and_gradients
 from pyro.distributions.testing.fakes import NonreparameterizedNormal
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 
+from pvae.config.build import build_elbo, build_vae
 from pvae.config.config import Config
 from pvae.core.tracing import register
 from pvae.elbos.importance import RenyiELBO as RenyiBound
-from pvae.elbos.registry import build_elbo
-from pvae.models.build import build_vae
 from pvae.models.posteriors import bounded_normal
 from pvae.reference import bounds as reference_bounds
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from pvae.config.build import build_elbo
 from pvae.core.errors import InputError
-from pvae.elbos.registry import build_elbo
 
 # For each latent of the guide, those that its mean depends on; the names are not in the model's order.
 GUIDES = {

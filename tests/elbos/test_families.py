@@ -12,11 +12,10 @@ from pyro.distributions import Laplace
 from torch import nn
 from torch.distributions import kl_divergence
 
+from pvae.config.build import ELBO_CLASSES, build_elbo, build_vae, elbo_of, meta_state_dict
 from pvae.config.config import OPTIONS, Config
 from pvae.core.errors import InputError
 from pvae.core.terms import Terms
-from pvae.elbos.registry import ELBO_CLASSES, build_elbo, elbo_of
-from pvae.models.build import build_vae, meta_state_dict
 from pvae.reference import bounds
 from pvae.reference import elbo as reference_elbo
 

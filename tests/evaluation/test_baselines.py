@@ -8,13 +8,14 @@ import torch
 from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
+from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.data.choices import values_config
 from pvae.data.dataset import Column, Dataset
 from pvae.evaluation.baselines import compare_with, simple_models
 from pvae.evaluation.learned import said_of_latents, sample_quality_of, what_was_learned
 from pvae.evaluation.report import evaluate, to_text
-from pvae.models.build import build_vae, fit_to
+from pvae.models.features import fit_to
 from pvae.training.fit import fit
 
 

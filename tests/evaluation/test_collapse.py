@@ -11,12 +11,12 @@ from torch import nn
 from torch.distributions import Normal
 
 import pvae
+from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.core.random_state import seeded
 from pvae.data.batch import Batch
 from pvae.evaluation.collapse import COLLAPSED, collapse_text, latents_used
 from pvae.evaluation.forecast import forecast
-from pvae.models.build import build_vae
 from pvae.runs.run import Run, shown_data
 from pvae.trained.elbo_terms import elbo_terms
 from pvae.vae import VAE

@@ -14,6 +14,7 @@ from torch.distributions import Normal, kl_divergence
 
 from pvae.cli.evaluate import main
 from pvae.compile import graph
+from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
@@ -24,7 +25,6 @@ from pvae.data.sources import load_dataset
 from pvae.evaluation import rate_decomposition
 from pvae.evaluation.rate_decomposition import active_units, split_rate
 from pvae.evaluation.report import evaluate, to_text
-from pvae.models.build import build_vae
 from pvae.plotting import report_figures
 from pvae.reference import linear_gaussian
 from pvae.runs import data as data_module

@@ -11,13 +11,14 @@ import scipy.special
 import scipy.stats
 import torch
 
+from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Column, Dataset
 from pvae.data.preparation import Pixels, Preparation
 from pvae.evaluation.floor import floor
 from pvae.evaluation.report import evaluate, to_text
-from pvae.models.build import build_vae, fit_to
+from pvae.models.features import fit_to
 from pvae.runs.metrics import best_epoch
 from pvae.training.fit import fit
 from pvae.vae import VAE

@@ -11,12 +11,12 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from torch import nn
 from torch.distributions import kl_divergence
 
+from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.data.preparation import Pixels
 from pvae.evaluation.forecast import forecast
-from pvae.models.build import build_vae
 from pvae.reference import linear_gaussian
 
 LATENTS = 3

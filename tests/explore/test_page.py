@@ -14,13 +14,13 @@ import torch
 from helpers.commands import refuse
 
 from pvae.cli.explore import main
+from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
 from pvae.data.dataset import DataRecord, Dataset
 from pvae.data.sources import load_dataset
 from pvae.explore import page
-from pvae.models.build import build_vae
 from pvae.runs.run import READY_MADE, Run
 from pvae.trained.latent_space import encode
 from pvae.training.fit import fit

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 
+from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.core.random_state import seeded
 from pvae.data.batch import Batch
@@ -27,7 +28,6 @@ from pvae.distributions.full_normal import FullNormal
 from pvae.distributions.power_spherical import PowerSpherical, SphereUniform
 from pvae.explore.networks import Tensors, operations
 from pvae.explore.page import explorer_page
-from pvae.models.build import build_vae
 from pvae.trained.codes import run_batch
 from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.latent_space import attribute_vector, encode

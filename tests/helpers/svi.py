@@ -13,8 +13,8 @@ from torch.optim import Adam
 
 from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
+from pvae.config.build import ELBO_CLASSES, build_elbo
 from pvae.core.terms import LossAndTerms
-from pvae.elbos.registry import ELBO_CLASSES, build_elbo
 
 ELBOS = tuple(name for name, one in ELBO_CLASSES.items() if not one.sums_over_labels)  # of VAEs without labels
 

@@ -15,12 +15,11 @@ import torch
 from helpers.svi import ELBOS
 from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
+from pvae.config.build import build_elbo, build_vae
 from pvae.config.config import Config
 from pvae.core.errors import TrainingError
 from pvae.core.random_state import seeded
 from pvae.data.sources import load_dataset
-from pvae.elbos.registry import build_elbo
-from pvae.models.build import build_vae
 from pvae.training.parallel import SharedELBO, World, joined
 from pvae.training.setup import build_trainer
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from helpers.families import ROWS, config_with, data_for, points_of, shape_for, x_for
 
+from pvae.config.build import build_elbo, build_vae
 from pvae.config.families import LIKELIHOODS
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
-from pvae.elbos.registry import build_elbo
-from pvae.models.build import build_vae, fit_to
+from pvae.models.features import fit_to
 from pvae.training.fit import fit
 
 CPU = torch.device("cpu")

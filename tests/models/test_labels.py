@@ -22,9 +22,9 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import nn
 
 from pvae.cli.data import encode, reconstruct, sample, score
-from pvae.cli.export import main as export
 from pvae.cli.train import main as train
 from pvae.compile.compiled_svi import CompiledSVI
+from pvae.config.build import ELBO_CLASSES, build_elbo, build_vae
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
@@ -35,10 +35,8 @@ from pvae.data.preparation import Pixels
 from pvae.data.sources import load_dataset
 from pvae.distributions.joint import Joint
 from pvae.elbos.enumerated import EnumeratedELBO
-from pvae.elbos.registry import ELBO_CLASSES, build_elbo
 from pvae.evaluation.report import evaluate
 from pvae.evaluation.runs_table import compare_runs
-from pvae.models.build import build_vae
 from pvae.reference import elbo as reference
 from pvae.runs.run import Run
 from pvae.trained import codes as codes_of
@@ -368,7 +366,6 @@ def test_commands_given_labels(conditional, tmp_path, capsys):
     with (tmp_path / "out" / "names.csv").open() as lines:
         assert len(list(csv.DictReader(lines))) == len(list((folder / "left").iterdir()))
     for command, arguments, wanted in [
-        (export, [], "labels"),
         (sample, ["--label", "up"], "middle"),
         (sample, codes[:2], "--label"),
         (score, [folder / "left"], "--label"),

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.distributions import Independent, Laplace, MultivariateNormal, Normal, kl_divergence
 
+from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.config.families import POSTERIORS, PRIORS, names_where
 from pvae.distributions.full_normal import FullNormal
-from pvae.models.build import build_vae
 from pvae.models.posteriors import FullNormalPosterior
 from pvae.models.priors import MixturePrior
 

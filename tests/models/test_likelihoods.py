@@ -13,13 +13,12 @@ import scipy.stats
 import torch
 from torch import nn
 
+from pvae.config.build import build_elbo, build_vae
 from pvae.config.columns import column_kinds
 from pvae.config.config import Config
 from pvae.config.families import LIKELIHOODS, names_where
 from pvae.distributions.bernoulli import PseudoBernoulli
 from pvae.distributions.discretized_logistic import DiscretizedLogistic
-from pvae.elbos.registry import build_elbo
-from pvae.models.build import build_vae
 from pvae.models.features import Standardize
 from pvae.models.likelihoods import (
     BernoulliLikelihood,

@@ -17,14 +17,13 @@ import pvae
 from pvae.cli.data import sample
 from pvae.cli.train import main as train
 from pvae.compile.compiled_svi import CompiledSVI
+from pvae.config.build import build_elbo, build_vae, elbo_of
 from pvae.config.config import Config
 from pvae.config.families import LIKELIHOODS
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Pixels
-from pvae.elbos.registry import build_elbo, elbo_of
-from pvae.models.build import build_vae
 from pvae.trained.imputation import impute
 from pvae.training.fit import fit
 

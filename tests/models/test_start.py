@@ -5,10 +5,11 @@ import pytest
 import torch
 from sklearn.covariance import LedoitWolf
 
+from pvae.config.build import build_vae
 from pvae.data.choices import values_config
 from pvae.data.dataset import Column, Dataset
 from pvae.models import start
-from pvae.models.build import build_vae, fit_to
+from pvae.models.features import fit_to
 
 
 def factors(num_columns=6, num_rows=400):

@@ -15,8 +15,8 @@ from conftest import LINEAR_SHAPE
 from helpers.svi import ELBOS
 from torch.distributions import MultivariateNormal, kl_divergence
 
+from pvae.config.build import build_elbo
 from pvae.core.errors import InputError
-from pvae.elbos.registry import build_elbo
 from pvae.reference import bounds as reference_bounds
 from pvae.reference import linear_gaussian
 

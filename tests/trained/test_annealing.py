@@ -13,11 +13,11 @@ import torch
 from conftest import needs_inductor
 from helpers.linear_gaussian import LinearGaussian
 
+from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.data.batch import Batch
-from pvae.models.build import build_vae
 from pvae.reference import linear_gaussian
 from pvae.trained import annealing
 from pvae.trained.annealing import (

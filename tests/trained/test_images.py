@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
+from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.data.batch import Batch
 from pvae.data.preparation import Pixels, Preparation
-from pvae.models.build import build_vae
 from pvae.trained import latent_space
 from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.importance import importance_sample

@@ -10,11 +10,11 @@ import torch
 from helpers.linear_gaussian import SCALE, LinearGaussian
 from torch import nn
 
+from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.core.random_state import seeded
 from pvae.data.batch import Batch
 from pvae.distributions.observed import Observed
-from pvae.models.build import build_vae
 from pvae.trained.imputation import ENOUGH, impute
 from pvae.vae import VAE
 

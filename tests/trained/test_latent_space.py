@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.distributions import Normal
 
+from pvae.config.build import build_vae
 from pvae.config.config import Config
-from pvae.models.build import build_vae
 from pvae.trained import latent_space
 from pvae.trained.codes import latent_statistics, nearest_neighbour_accuracy
 

@@ -10,11 +10,11 @@ import torch
 from helpers.linear_gaussian import LinearGaussian
 from helpers.squares import squares
 
+from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.data.batch import Batch
-from pvae.models.build import build_vae
 from pvae.reference import linear_gaussian
 from pvae.trained import log_likelihood as module
 from pvae.trained.importance import importance_sample

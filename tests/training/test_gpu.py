@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from pvae.config.build import ELBO_CLASSES
 from pvae.config.config import Config
 from pvae.config.presets import SYSTEMS
 from pvae.data.dataset import Dataset
-from pvae.elbos.registry import ELBO_CLASSES
 from pvae.training.fit import fit, resume
 
 pytestmark = [pytest.mark.workflow, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]

@@ -20,11 +20,11 @@ from helpers.runs import assert_same
 import pvae
 from pvae.compile.graph import RecordingError
 from pvae.compile.members import Members
+from pvae.config.build import build_vae
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Preparation
 from pvae.data.sources import load_dataset
-from pvae.models.build import build_vae
 from pvae.runs.run import Run
 from pvae.training import engine, fit, many
 from pvae.training.many import fit_many

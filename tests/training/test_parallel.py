@@ -14,8 +14,8 @@ from helpers.processes import Group, run_group
 from helpers.svi import ELBOS
 
 from pvae.cli.train import main
+from pvae.config.build import build_elbo
 from pvae.core.errors import InputError
-from pvae.elbos.registry import build_elbo
 from pvae.runs.run import Run
 from pvae.training.parallel import Share, SharedELBO, WholeBatchNoise, World
 

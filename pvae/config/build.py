@@ -1,4 +1,4 @@
-"""`build_vae`: the VAE that a configuration describes."""
+"""From a configuration to a VAE, and to an ELBO for `pyro.infer.SVI`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,28 @@ from torch import Tensor, nn
 from pvae.config.config import OPTIONS, Config
 from pvae.config.presets import as_option
 from pvae.config.refusals import Case, refuse
-from pvae.core.errors import InputError, listed
-from pvae.models.features import Units, encoder_input
+from pvae.core.errors import InputError, check_name, listed
+from pvae.elbos.base import PerDatumELBO
+from pvae.elbos.registry import ELBOS
+from pvae.models.features import ColumnFeatures, CountUnits, Standardize, WithMask
 from pvae.models.hierarchy import BottomUpPosterior, FirstLayer, HierarchyPrior, LadderPosterior, TopDownPosterior
 from pvae.models.labels import EncoderJoin, LabelPosterior, LabelPrior, LikelihoodGivenLabels, PosteriorGivenLabels
 from pvae.models.networks import FlatBatch, WithPaths, conv_decoder, conv_encoder, groupnorm_decoder, mlp
 from pvae.vae import VAE
 
-__all__ = ["build_vae", "fit_to", "meta_state_dict", "sizes_of", "start_from", "start_like_burda"]
+__all__ = [
+    "ELBO_CLASSES",
+    "build_elbo",
+    "build_vae",
+    "elbo_of",
+    "loss_text",
+    "meta_state_dict",
+    "sizes_of",
+    "start_from",
+    "start_like_burda",
+]
+
+ELBO_CLASSES: dict[str, type[PerDatumELBO]] = {name: resolve_name(where) for name, where in ELBOS.items()}
 
 
 def build_vae(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -> VAE:
@@ -42,7 +56,7 @@ def build_vae(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -
     refuse(Case(config=config, datum_shape=tuple(datum_shape), num_labels=num_labels))
     datum_shape = config.padded(tuple(datum_shape))
     num_labels *= config.takes_labels
-    seen, shape = encoder_input(config, datum_shape)
+    seen, shape = _encoder_input(config, datum_shape)
     encoder, decoder = _networks(config, shape, datum_shape, _num_outputs(config), num_labels)
     if not num_labels:
         for module in reversed(seen):
@@ -68,6 +82,27 @@ def build_vae(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -
         posterior = LabelPosterior(classifier, posterior, config.latent_dim)
         prior = LabelPrior(num_labels, prior, config.latent_dim)
     return VAE(p_z=prior, q_z=posterior, p_x=likelihood).float()
+
+
+def _encoder_input(config: Config, datum_shape: tuple[int, ...]) -> tuple[list[nn.Module], tuple[int, ...]]:
+    """Return the transforms of x before the encoder, and the shape of their result.
+
+    Args:
+        config: its likelihood says what the encoder sees; with `missing` it also sees which values are NaN.
+        datum_shape: of x.
+    """
+    family = config.likelihood_family
+    if family.is_of_columns:
+        features = ColumnFeatures(config.column_kinds, config.missing)
+        return [features], (features.num_features,)
+    seen: list[nn.Module] = []
+    if family.is_count:
+        seen.append(CountUnits(datum_shape))
+    elif family.is_real:
+        seen.append(Standardize(datum_shape))
+    if not config.missing:
+        return seen, datum_shape
+    return [*seen, WithMask(datum_shape)], (2 * datum_shape[0], *datum_shape[1:])  # the values and their mask
 
 
 def _num_outputs(config: Config) -> int:
@@ -171,19 +206,6 @@ def meta_state_dict(config: Config, datum_shape: Sequence[int], num_labels: int 
         return build_vae(config, datum_shape, num_labels).state_dict()
 
 
-@torch.no_grad()
-def fit_to(vae: VAE, data: Tensor) -> None:
-    """Store what modules of a new VAE need to know of the training data, such as mean and standard deviation.
-
-    Args:
-        vae: changed in place.
-        data: x of the training data, (N, *datum_shape).
-    """
-    for module in vae.modules():
-        if isinstance(module, Units):
-            module.fit_to(data)
-
-
 def start_from(vae: VAE, weights: Mapping[str, Tensor], source: object) -> str:
     """Load those of the given weights and buffers whose name and shape occur in this VAE.
 
@@ -237,3 +259,67 @@ def sizes_of(config: Config) -> str:
     sizes = ("hidden", "latent_dim", "upper_latent_dims", "upper_hidden", "flow_length", "flow_hidden", "components")
     given = {name: getattr(config, name) for name in ("posterior", *sizes) if OPTIONS[name].only_with[1](config)}
     return " ".join(as_option(name, value) for name, value in given.items() if value)
+
+
+def build_elbo(name: str, num_particles: int = 1, **options: float) -> PerDatumELBO:
+    """Return the ELBO of that name, whose loss is a mean over the batch, where that of Pyro's own ELBOs is a sum.
+
+    Args:
+        name: one of `ELBO_CLASSES`.
+        num_particles: K, the number of draws of z for each datum.
+        options: those that its class takes.
+            beta: weight of the rate in the loss.
+            free_bits: nats per latent dimension that cost nothing.
+            alpha: order of "renyi"; below 0 the objective is not a lower bound on log p(x), -inf is VR-max.
+            mix: share of the ELBO in "ciwae".
+            num_groups: number of groups M of "miwae" and "piwae".
+            label_weight: weight of the classifier's loss at known labels in "enumerate".
+
+    Raises:
+        InputError: the name is unknown, or an option is out of range or is none of this ELBO.
+    """
+    kind = ELBO_CLASSES[check_name("ELBO", name, ELBO_CLASSES)]
+    elbo = kind(num_particles, **options)
+    fields: dict[str, Any] = {
+        "groups" if option == "num_groups" else option: value for option, value in options.items()
+    }
+    config = Config(elbo=name, particles=num_particles, labels=int(kind.sums_over_labels), **fields)
+    refuse(Case(config=config, elbo=kind))
+    return elbo
+
+
+def elbo_of(config: Config, labelled: float = 1.0) -> PerDatumELBO:
+    """Return the ELBO of a configuration.
+
+    Args:
+        config: the configuration.
+        labelled: the share of the training data whose labels are known, with `config.labels`.
+
+    Raises:
+        InputError: an option, or the VAE that the configuration describes, does not go with the ELBO.
+    """
+    kind = ELBO_CLASSES[config.elbo]
+    refuse(Case(config=config, elbo=kind))
+    given: dict[str, float] = {
+        "beta": 0.0 if config.warm_up else config.beta,  # of the first step
+        "free_bits": config.free_bits,
+        "alpha": config.alpha,
+        "mix": config.mix,
+        "num_groups": config.groups,
+        "label_weight": config.label_weight / labelled,
+    }
+    return kind(config.particles, **{option: given[option] for option in kind.options})
+
+
+def loss_text(config: Config) -> str:
+    """Return a phrase for the loss that a training of the configuration minimises."""
+    if config.is_autoencoder:
+        return "the distortion"
+    if "beta" not in ELBO_CLASSES[config.elbo].options:
+        return f"the loss of --elbo {config.elbo} with {config.particles} draws of z for each image"
+    text = f"distortion + {config.beta:g} x rate (--elbo {config.elbo})"
+    if config.warm_up:
+        text += f", with a warm-up of the weight of the rate from 0 over {config.warm_up} epochs"
+    if config.free_bits:
+        text += f", where the rate of each latent counts as at least {config.free_bits:g} nats"
+    return text

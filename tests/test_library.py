@@ -1,0 +1,73 @@
+"""The library alone, with all of the program blocked: VAEs of its parts by hand, trained by Pyro's SVI."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+PROGRAM = "cli compile config data evaluation explore identification plotting runs trained training"
+BY_HAND = """
+import sys
+blocked = {f"pvae.{name}" for name in sys.argv[1].split()}
+class Refuse:
+    def find_spec(self, name, *_):
+        if ".".join(name.split(".")[:2]) in blocked:
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+
+import pyro
+import torch
+from pyro.infer import SVI
+from torch import nn
+from pvae.elbos.enumerated import EnumeratedELBO
+from pvae.elbos.trace import AnalyticELBO, TraceELBO
+from pvae.models.columns import ColumnKind
+from pvae.models.features import ColumnFeatures, fit_to
+from pvae.models.hierarchy import FirstLayer, HierarchyPrior, LadderPosterior
+from pvae.models.labels import EncoderJoin, LabelPosterior, LabelPrior, PosteriorGivenLabels
+from pvae.models.likelihoods import ColumnsLikelihood, LinearNormalLikelihood
+from pvae.models.networks import mlp
+from pvae.models.posteriors import NormalPosterior, PlanarPosterior
+from pvae.models.priors import MixturePrior, StandardNormalPrior
+from pvae.vae import VAE
+
+torch.manual_seed(0)
+z = torch.randn(600, 1)
+x = torch.cat([z, z.square() - 1, 2 * z], 1) + 0.1 * torch.randn(600, 3)
+rows = torch.stack([z[:, 0] * 50 + 7e3, (z[:, 0] > 0).float(), (3 * z[:, 0].exp()).round()], 1).double()
+y = (z[:, 0] > 0).long()
+normal = lambda inputs, *first: LinearNormalLikelihood(nn.Sequential(*first, mlp(inputs, 32, 3)), (3,), 0.2)
+sizes = (2, 1)
+kinds = [ColumnKind("real"), ColumnKind("binary"), ColumnKind("count")]
+up, down = [mlp(8, 2)], [mlp(1, 4)]
+given_y = PosteriorGivenLabels(nn.Identity(), EncoderJoin((3,), 2, False), NormalPosterior(mlp(5, 32, 4)))
+vaes = {
+    "a hierarchy": (
+        VAE(HierarchyPrior(StandardNormalPrior(1), down, sizes), LadderPosterior(mlp(3, 4 + 8), up, down, sizes),
+            normal(2, FirstLayer(2))), TraceELBO(), (x,)),
+    "a flow": (VAE(StandardNormalPrior(2), PlanarPosterior(mlp(3, 32, 4 + 3 * 5), 2), normal(2)), TraceELBO(), (x,)),
+    "M2": (
+        VAE(LabelPrior(2, StandardNormalPrior(2), 2), LabelPosterior(mlp(3, 32, 2), given_y, 2),
+            normal(4)), EnumeratedELBO(label_weight=1.0), (x, y)),
+    "columns": (
+        VAE(MixturePrior(2, 3), NormalPosterior(nn.Sequential(ColumnFeatures(kinds, False), mlp(3, 32, 4))),
+            ColumnsLikelihood(mlp(2, 32, sum(one.num_outputs for one in kinds)), (3,), kinds)), TraceELBO(), (rows,)),
+    "a Normal": (VAE(StandardNormalPrior(2), NormalPosterior(mlp(3, 32, 4)), normal(2)), AnalyticELBO(), (x,)),
+}
+for name, (vae, elbo, batch) in vaes.items():
+    fit_to(vae, batch[0])
+    with pyro.get_param_store().scope():
+        svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 5e-3}), elbo)
+        losses = [svi.step(*batch) for _ in range(100)]
+    print(name, losses[0] - losses[-1])
+used = {".".join(name.split(".")[:2]) for name in sys.modules if name.startswith("pvae.")}
+assert used <= {f"pvae.{name}" for name in ("vae", "core", "distributions", "elbos", "models", "reference")}, used
+"""
+
+
+def test_the_library_builds_and_trains_without_the_program():
+    done = subprocess.run([sys.executable, "-c", BY_HAND, PROGRAM], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    gains = [float(line.rsplit(" ", 1)[1]) for line in done.stdout.splitlines()]
+    assert len(gains) == 5
+    assert min(gains) > 0.5
