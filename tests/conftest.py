@@ -139,7 +139,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("reconstructions.png", "samples.png", "losses.png"):
             (run.figures() / name).touch()
 
-    monkeypatch.setattr("pvae.plotting.run_figures.save_figures", save)
+    monkeypatch.setattr("pvae.plotting.pictures.save_figures", save)
 
 
 @pytest.fixture

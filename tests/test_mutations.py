@@ -100,7 +100,7 @@ models/test_latents.py
     distributions.kl | - scale_tril.diagonal(dim1=-2, dim2=-1).log() |
 evaluation/test_evaluation.py
     trained.importance | (log_likelihood + log_prior - log_r) | (log_likelihood - log_r)
-    evaluation.rate_decomposition | (log_q.logsumexp(1) - math.log | (log_q.logsumexp(2) - math.log
+    evaluation.measures.rate | (log_q.logsumexp(1) - math.log | (log_q.logsumexp(2) - math.log
     trained.latent_space | return posterior.mean | return posterior.sample()
     trained.latent_space | posterior.estimate_mean(100) | posterior.sample((100,)).mean(0)
 """

@@ -221,7 +221,7 @@ def _surprise(vae: VAE, batch: Batch) -> Tensor:
     """
     import torch
 
-    from pvae.evaluation.floor import log_prob_of_each
+    from pvae.evaluation.measures.floor import log_prob_of_each
     from pvae.trained.chunks import data_at_once
 
     parts = []

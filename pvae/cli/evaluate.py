@@ -6,7 +6,6 @@ import argparse
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from pvae.core.records import to_json
 from pvae.core.terminal import print_line, progress_bar
 
 if TYPE_CHECKING:
+    from pvae.evaluation.measures.measure import Request
     from pvae.evaluation.report import Report
     from pvae.runs.run import Run
 
@@ -46,20 +46,19 @@ examples:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from pvae.evaluation.report import check_density, evaluate, to_text
-    from pvae.trained.given import given_values
 
     runs, folders = _opened(arguments)
     first, is_table, is_quiet = runs[0], len(runs) > 1 or arguments.latex, arguments.quiet
     count = arguments.images or first.data.num_test
     if count > first.data.num_test:
         raise InputError(f"--images {count}: {first.data.name} has {first.data.num_test:,} test data")
-    if arguments.gaps > count:
-        raise InputError(f"--gaps {arguments.gaps}: there are {count:,} test data to choose from")
-    if arguments.seconds and (arguments.gaps or arguments.given is not None):
+    requests = {one.name: getattr(arguments, one.name) for one in _requests()}
+    requests = {name: value for name, value in requests.items() if value not in (None, False)}
+    if arguments.seconds and requests.keys() - {"calibration"}:
         raise InputError("--seconds bounds the estimate of log p(x) alone: leave it out, or --gaps and --given")
-    of_one = (arguments.gaps, arguments.calibration, arguments.given is not None, arguments.seconds)
-    if is_table and any(of_one):
-        raise InputError("--gaps, --calibration, --given and --seconds are of one run, without --latex: give one")
+    if is_table and (requests or arguments.seconds):
+        of_one = ", ".join(f"--{one.name}" for one in _requests())
+        raise InputError(f"{of_one} and --seconds are of one run, without --latex: give one")
     is_large = math.prod(first.data.datum_shape) > _LARGE
     num_draws = arguments.importance_samples or (_FEW_DRAWS if is_large else _DRAWS)
     method = arguments.method or ("importance" if arguments.importance_samples else "auto")
@@ -70,7 +69,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     for run in runs:
         run.dataset(None, arguments.data_dir, arguments.offline)
         check_density(run)
-    is_given = None if arguments.given is None else given_values(first, arguments.given)
     progress = functools.partial(progress_bar, unit="datum", quiet=is_quiet, in_logs=True)
     settings = (num_draws, arguments.images, arguments.seed, method, annealing, arguments.compile, progress)
     if is_table:
@@ -82,26 +80,22 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         as_text = runs_table.comparison_to_latex if arguments.latex else runs_table.comparison_to_markdown
         text = content = as_text(compared)
     else:
-        report = evaluate(first, *settings, *of_one[:2], is_given, arguments.seconds)
-        content, text = to_json(asdict(report), indent=2), f"{to_text(report)}\n\n{out}"
+        report = evaluate(first, *settings, arguments.seconds, **requests)
+        content, text = to_json(report.record(), indent=2), f"{to_text(report)}\n\n{out}"
     if out:
         write(out, f"{content}\n")
     print_line(out if is_quiet and out else text)
-    if arguments.gaps or arguments.calibration:
+    if requests:
         name = "figures" if arguments.out is None else f"{out.stem}-figures"
         _draw(first, report, out.parent / name, is_quiet)
 
 
 def _draw(run: Run, report: Report, folder: Path, is_quiet: bool) -> None:
-    """Draw where nats are lost, and how well q is calibrated, each if it was computed."""
-    from pvae.plotting import report_figures
+    """Draw the pictures of what was asked for."""
+    from pvae.plotting.pictures import OF_REPORTS
 
-    figures = {
-        "gaps": report_figures.gaps(run, report) if report.gaps and report.gaps.rest else None,
-        "calibration": report_figures.calibration(run, report.coverage) if report.coverage else None,
-    }
-    for name, figure in figures.items():
-        if figure is not None:
+    for name, picture in OF_REPORTS.items():
+        if (figure := picture(run, report)) is not None:
             write(folder / f"{name}.png", figure)
             if not is_quiet:
                 print_line(folder / f"{name}.png")
@@ -148,6 +142,14 @@ def _check_seeds(folder: Path, runs: Sequence[Run]) -> None:
         raise InputError(f"the runs in {folder} do not differ in the seed alone: give the runs themselves")
 
 
+def _requests() -> list[Request]:
+    """Return the options of measures that are computed on request."""
+    from pvae.evaluation.measures import MEASURES
+
+    every = [kind.request for kind in MEASURES.values() if kind.request]
+    return list(dict.fromkeys(every))
+
+
 def _parser() -> Parser:
     description, out = "Evaluate a trained run on its test data.", "a new file (default: RUN/evaluation.json)"
     run = "a run folder; several give one table, as do folders of runs that differ in the seed"
@@ -166,19 +168,11 @@ def _parser() -> Parser:
     add("--chains", metavar="C", type=integer(2), help="of annealing, for each datum (default: 8)")
     start = "where the chains start: at draws from q(z | x) or p(z) (default: posterior)"
     add("--start", metavar="FROM", choices=["posterior", "prior"], help=start)
-    gaps = (
-        "of N test data and N training data, how much of log p(x) - ELBO is due to the family of q, and how much to "
-        "the encoder, in figures/gaps.png too (with --out NAME.json in NAME-figures); evaluation.json names those that "
-        "lose most; some seconds for each"
-    )
-    add("--gaps", metavar="N", type=integer(2), default=0, help=gaps)
-    coverage = "whether q(z | x) is calibrated, on 1,000 data drawn from the VAE; in figures/calibration.png too"
-    add("--calibration", action="store_true", help=coverage)
-    given = (
-        "the log-likelihood of all other values of x given these: names of columns, with commas in between, or an .npy "
-        "file of booleans in the shape of a datum, true where given; of a run with --missing"
-    )
-    add("--given", metavar="COLUMNS|MASK", help=given)
+    for one in _requests():
+        how: dict[str, Any] = {"action": "store_true"}
+        if one.metavar:
+            how = {"metavar": one.metavar, "type": str if one.least is None else integer(one.least)}
+        add(f"--{one.name}", help=one.help, **how)
     add("--images", metavar="N", type=integer(2), help="a random subset of N test data (default: all)")
     seconds = "estimate log p(x) of test data in random order until S seconds have passed (default: of all)"
     add("--seconds", metavar="S", type=integer(1), help=seconds)

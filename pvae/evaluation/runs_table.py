@@ -23,7 +23,8 @@ from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.core.records import markdown_of
 from pvae.data.dataset import random_subset
-from pvae.evaluation.report import check_density, pixels_of
+from pvae.evaluation.measures.log_likelihood import pixels_of
+from pvae.evaluation.report import check_density
 from pvae.runs.metrics import is_out_of_patience
 from pvae.runs.run import Run
 from pvae.trained.codes import LatentReport, given_y

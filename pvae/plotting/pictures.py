@@ -1,20 +1,23 @@
-"""The pictures of a run. Each function takes a run and returns a figure.
+"""The pictures of a run. Each function takes a run and returns a figure; those of `OF_REPORTS` take its report too.
 
 Each raises an `InputError` if the run lacks what the picture needs.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import Normal
 
-from pvae.core.errors import InputError, check_name
+from pvae.core.errors import InputError, brief, check_name
+from pvae.core.files import is_temporary
 from pvae.data.dataset import random_subset
+from pvae.evaluation.report import Report
 from pvae.plotting import figures, value_figures
 from pvae.plotting.figures import ScatterData
 from pvae.runs.run import Run
@@ -22,14 +25,18 @@ from pvae.trained import codes, latent_space
 from pvae.trained.given import label_texts
 
 __all__ = [
+    "OF_REPORTS",
     "attributes",
+    "calibration",
     "cdf",
+    "gaps",
     "histograms",
     "interpolation",
     "losses",
     "manifold",
     "reconstructions",
     "samples",
+    "save_figures",
     "scatter",
     "traversal",
 ]
@@ -243,3 +250,67 @@ def attributes(run: Run, names: Sequence[str] = ()) -> Figure:
     title = f"{run.title}\na test image, then the mean of p(x | z + alpha v), alpha from -3 to 3"
     images = run.preparation.shown(torch.cat(rows))
     return figures.image_figure(images, len(_ALPHAS) + 1, title, names)
+
+
+def gaps(run: Run, report: Report) -> Figure | None:
+    """Return how log p(x) - ELBO falls into parts, of test and training data, above the test images that lose most.
+
+    None where it was not computed, or too few data are trusted.
+    """
+    if not (report.gaps and report.gaps.rest):
+        return None
+    both = {"test data": report.gaps, "training data": report.train_gaps}
+    found = {f"{part.num_images:,} {name}": part for name, part in both.items() if part and part.rest}
+    parts = {
+        "amortisation": "by the encoder: L[q*] - L[q]",
+        "correlations": "by independence: L of full covariance - L[q*]",
+        "shape": "by the shape: L of a flow - L of full covariance",
+        "rest": "by the rest: log p(x) - L of a flow",
+    }
+    bars = {name: {label: getattr(one, part) for part, label in parts.items()} for name, one in found.items()}
+    images, lost = torch.empty(0), list[str]()
+    if run.data.is_images:
+        places, nats = zip(*report.gaps.largest)
+        (x,) = codes.run_batch(run, "test").rows(torch.tensor(places)).x.split(len(places))
+        images = run.preparation.shown(x)
+        lost = [f"{one:.1f}" for one in nats]
+    title = f"{run.title.splitlines()[0]}\nfrom the ELBO L[q] to log p(x); q* is the best Normal for each datum alone"
+    return figures.gaps_figure(bars, images, lost, title)
+
+
+def calibration(run: Run, report: Report) -> Figure | None:
+    """Return how often z is below quantiles of q(z | x), for each latent, and in regions of its highest density.
+
+    None where it was not computed.
+    """
+    coverage = report.coverage
+    if coverage is None:
+        return None
+    title = (
+        f"{run.title.splitlines()[0]}\n{coverage.num_images:,} data drawn from the VAE; grey: the band that holds "
+        "all points at 95 % if q(z | x) is p(z | x)"
+    )
+    return figures.calibration_figure(coverage.latents, coverage.regions, coverage.band, title)
+
+
+OF_REPORTS = {"gaps": gaps, "calibration": calibration}  # of a run and its report; None where it lacks what is drawn
+
+
+def save_figures(run: Run, before_each: Callable[[], None] = lambda: None) -> None:
+    """Draw reconstructions, samples and losses of a run into its folder, without those that it cannot have.
+
+    Args:
+        run: the run, with its metrics.
+        before_each: called before each picture; it may raise.
+    """
+    folder = run.figures()
+    for leftover in filter(is_temporary, folder.iterdir()):  # of a process that was killed
+        leftover.unlink(missing_ok=True)
+    for picture in (reconstructions, samples, losses):
+        before_each()
+        try:
+            figures.write_figure(folder / f"{picture.__name__}.png", picture(run))
+        except InputError:  # an autoencoder has no samples, and not all data can be drawn
+            pass
+        except (ArithmeticError, ValueError) as error:  # of matplotlib, at extreme values; the training is finished
+            print(f"{picture.__name__}.png cannot be drawn: {brief(error)}", file=sys.stderr)

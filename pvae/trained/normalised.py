@@ -14,9 +14,10 @@ from pvae.core.errors import InputError
 from pvae.data.batch import Batch
 from pvae.data.preparation import Pixels, Preparation
 from pvae.runs.run import Run
+from pvae.trained.log_likelihood import Estimate
 from pvae.vae import VAE
 
-__all__ = ["bits_per_dimension", "with_likelihood", "with_normalised_likelihood"]
+__all__ = ["bits_of", "bits_per_dimension", "with_likelihood", "with_normalised_likelihood"]
 
 
 def with_likelihood(
@@ -100,3 +101,9 @@ def bits_per_dimension(vae: VAE, log_p: Tensor, x: Pixels) -> Tensor | None:
     levels: float = getattr(vae.p_x, "levels_per_unit", 1.0) if x.is_bytes else 1.0
     num_values = (~x.images.isnan()).flatten(1).sum(1).clamp(min=1)
     return (-log_p.double() / num_values + math.log(levels)) / math.log(2)
+
+
+def bits_of(vae: VAE, log_p: Tensor, x: Pixels) -> Estimate | None:
+    """Return the mean of `bits_per_dimension` over data, with its error."""
+    bits = bits_per_dimension(vae, log_p, x)
+    return None if bits is None else Estimate.of(bits)

@@ -20,10 +20,10 @@ from pvae.core.random_state import seeded
 from pvae.core.terminal import Interruptions, print_line, progress_bar
 from pvae.data.dataset import Column, random_subset
 from pvae.data.preparation import Pixels
-from pvae.evaluation.collapse import COLLAPSED
-from pvae.evaluation.floor import floor
 from pvae.evaluation.forecast import forecast
-from pvae.evaluation.learned import said_of_collapse, what_was_learned
+from pvae.evaluation.learned import what_was_learned
+from pvae.evaluation.measures.floor import floor
+from pvae.evaluation.measures.latents import COLLAPSED, said_of_collapse
 from pvae.runs import writer
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience
 from pvae.runs.run import Run
@@ -379,7 +379,7 @@ class Figures(Callback):
     def on_train_end(self, trainer: Trainer) -> None:
         """Draw the figures, unless a signal came."""
         self.interruptions.raise_if_received()
-        from pvae.plotting.run_figures import save_figures  # imports matplotlib, which is slow
+        from pvae.plotting.pictures import save_figures  # imports matplotlib, which is slow
 
         if self.run.config.valid:  # the VAE that the caller gave ends with the best weights too
             trainer.vae.load_state_dict(self.run.best_checkpoint().vae)

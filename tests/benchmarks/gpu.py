@@ -146,9 +146,9 @@ def _compiled_lean(task: Task) -> Events:
 def _eight_seeds(task: Task) -> Events:
     """Eight trainings by `fit_many`: an epoch takes the steps of all."""
     import pvae
-    from pvae.plotting import run_figures
+    from pvae.plotting import pictures
 
-    run_figures.save_figures = lambda *_: None  # it is the steps that are timed
+    pictures.save_figures = lambda *_: None  # it is the steps that are timed
     config = config_of(task, "trace", "cuda-graph").replace(epochs=min(3, task.epochs))
     configs = [config.replace(seed=seed) for seed in range(8)]
     data = pvae.Dataset("benchmark", task.train, task.test)

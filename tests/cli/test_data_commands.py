@@ -54,7 +54,7 @@ def base(made_once):
         draw_tree(base / "tree", 40)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("XDG_CACHE_HOME", str(base / "cache"))
-            patch.setattr("pvae.plotting.run_figures.save_figures", lambda run, *_: run.figures())
+            patch.setattr("pvae.plotting.pictures.save_figures", lambda run, *_: run.figures())
             options = ["--epochs", "1", "--hidden", "8", "--latent-dim", "2", "--quiet"]
             assert train(["--dataset", f"folder:{base / 'tree'}", *options, "--out", str(base / "run")]) == 0
 

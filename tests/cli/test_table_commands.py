@@ -60,7 +60,7 @@ def base(made_once):
         given = ["--label-column", "batch", "--condition"]
         options += ["--name-column", "patient"]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pvae.plotting.run_figures.save_figures", lambda run, *_: run.figures())
+            patch.setattr("pvae.plotting.pictures.save_figures", lambda run, *_: run.figures())
             for name, more in (("table", given), ("unlabelled", [])):
                 assert train(["--dataset", f"table:{base / name}.csv", *more, *options, "--out", str(base / name)]) == 0
 

@@ -12,8 +12,10 @@ from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.data.choices import values_config
 from pvae.data.dataset import Column, Dataset
-from pvae.evaluation.baselines import compare_with, simple_models
-from pvae.evaluation.learned import said_of_latents, sample_quality_of, what_was_learned
+from pvae.evaluation.context import Context
+from pvae.evaluation.learned import what_was_learned
+from pvae.evaluation.measures.baselines import compare_with, simple_models
+from pvae.evaluation.measures.samples import SampleQuality
 from pvae.evaluation.report import evaluate, to_text
 from pvae.models.features import fit_to
 from pvae.training.fit import fit
@@ -123,12 +125,12 @@ def test_a_training_says_what_it_learned_and_so_does_its_report(tmp_path):
     lines = [*what_was_learned(run)]
     report = evaluate(run, num_particles=20, method="importance")
     assert any(line.startswith("test ELBO") and "without a latent" in line and "mixture" in line for line in lines)
-    assert said_of_latents(report.latents) in lines
+    assert any(line.startswith(f"latents used: {report.latents.used} of 2, with rates of ") for line in lines)
     assert report.baselines.verdict in to_text(report)
     assert run.metrics()[0].epoch == 0
     best = max(row.elbo for row in run.metrics() if row.split == "valid")
     assert best >= run.metrics()[0].elbo
-    quality = sample_quality_of(run)
+    quality = Context(run).measure(SampleQuality)
     assert report.samples == quality
     assert quality.num_draws == len(data.train)
     assert quality.column_shapes > 0.85

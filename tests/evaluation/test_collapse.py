@@ -15,8 +15,8 @@ from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.core.random_state import seeded
 from pvae.data.batch import Batch
-from pvae.evaluation.collapse import COLLAPSED, collapse_text, latents_used
 from pvae.evaluation.forecast import forecast
+from pvae.evaluation.measures.latents import COLLAPSED, collapse_text, latents_used
 from pvae.runs.run import Run, shown_data
 from pvae.trained.elbo_terms import elbo_terms
 from pvae.vae import VAE

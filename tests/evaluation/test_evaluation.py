@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -22,10 +21,11 @@ from pvae.core.records import to_json
 from pvae.core.terminal import progress_bar
 from pvae.data.dataset import Dataset, random_subset
 from pvae.data.sources import load_dataset
-from pvae.evaluation import rate_decomposition
-from pvae.evaluation.rate_decomposition import active_units, split_rate
+from pvae.evaluation.measures import rate
+from pvae.evaluation.measures.elbo import active_units
+from pvae.evaluation.measures.rate import split_rate
 from pvae.evaluation.report import evaluate, to_text
-from pvae.plotting import report_figures
+from pvae.plotting import pictures
 from pvae.reference import linear_gaussian
 from pvae.runs import data as data_module
 from pvae.runs.run import Run
@@ -212,7 +212,7 @@ def test_the_rate_is_split_by_its_definition(small_vae, small_images, monkeypatc
         torch.manual_seed(4)
         z = Normal(vae.posterior(x).mean, vae.posterior(x).stddev).sample()
         for numbers in (2**24, 1):
-            monkeypatch.setattr(rate_decomposition, "CHUNK_VALUES", numbers)
+            monkeypatch.setattr(rate, "CHUNK_VALUES", numbers)
             torch.manual_seed(4)
             split = split_of(vae, x, num_images, seed=1)
             parts = torch.cat([parts_of(split), split.leave_one_out[None]])
@@ -247,7 +247,7 @@ def test_log_p_and_elbo_of_a_subset_are_of_the_same_pixels(runs, monkeypatch):
         given.append(batch.x.images)
         return log_likelihood(vae, batch, *arguments, **options)
 
-    monkeypatch.setattr("pvae.evaluation.report.log_likelihood", spy)
+    monkeypatch.setattr("pvae.evaluation.context.log_likelihood", spy)
     report = evaluate(run, 2, num_images=9, seed=3, method="importance")
     test = codes.run_batch(run, "test").x.images
     assert torch.equal(given[0], test[random_subset(len(test), 9, 3)])
@@ -256,14 +256,14 @@ def test_log_p_and_elbo_of_a_subset_are_of_the_same_pixels(runs, monkeypatch):
 
 @pytest.mark.workflow
 def test_log_p_is_of_as_many_data_as_the_seconds_allow(runs, monkeypatch):
-    monkeypatch.setattr("pvae.evaluation.report._FIRST", 7)
+    monkeypatch.setattr("pvae.evaluation.context._FIRST", 7)
     run, given = runs("binary"), []
 
     def spy(vae, batch, *arguments, **options):
         given.append(batch.x.images)
         return log_likelihood(vae, batch, *arguments, **options)
 
-    monkeypatch.setattr("pvae.evaluation.report.log_likelihood", spy)
+    monkeypatch.setattr("pvae.evaluation.context.log_likelihood", spy)
     some, every = (evaluate(run, 2, seed=3, method="importance", seconds=seconds) for seconds in (1e-9, 1e9))
     count = run.data.num_test
     assert [one.num_images for one in (some, every)] == [count, count]
@@ -285,11 +285,11 @@ def test_the_rate_is_split_of_a_random_subset(tmp_path, digits):
     config = Config(epochs=2, hidden=(50,), latent_dim=4, batch_size=50, binarize="static")
     run = fit(config, data=data, out=tmp_path / "run")
     report = evaluate(run, 2, seed=3, method="importance")
-    whole, found = report.elbo_parts.rate, report.elbo_parts.rate_decomposition
+    whole, found = report.elbo_parts.rate, report.rate_decomposition
     assert found.num_images == 2000
     assert abs(found.rate.mean - found.rate_closed_form.mean) < 4.3 * found.sampling_stderr
-    for rate in (found.rate, found.rate_closed_form):
-        assert abs(rate.mean - whole.mean) < 4.3 * rate.stderr < 0.25 * whole.mean
+    for one in (found.rate, found.rate_closed_form):
+        assert abs(one.mean - whole.mean) < 4.3 * one.stderr < 0.25 * whole.mean
     assert found.mutual_information.mean < found.mutual_information_upper.mean <= found.rate.mean
     part = evaluate(run, 2, num_images=500, seed=3, method="importance")
     assert abs(part.elbo_parts.rate.mean - whole.mean) < 4.3 * part.elbo_parts.rate.stderr < 0.5 * whole.mean
@@ -361,11 +361,11 @@ def test_a_run_is_evaluated(runs, tmp_path, capsys, kind):
     assert parts["elbo"]["mean"] == pytest.approx(last.elbo, abs=5 * last.elbo_stderr)
     assert parts["elbo"]["mean"] == pytest.approx(-parts["distortion"]["mean"] - parts["rate"]["mean"], rel=1e-6)
     assert likelihood["estimate"]["mean"] > likelihood["elbo"]["mean"]
-    assert report["pseudo"] == ("binarized" in report["pixels"]) == ("pseudo-ELBO" in said) == (kind == "grey")
+    assert parts["is_pseudo"] == ("binarized" in likelihood["pixels"]) == ("pseudo-ELBO" in said) == (kind == "grey")
     assert ("test pseudo-ELBO, by" in said) == (kind == "grey"), "of the test data, without a latent"
     assert parts["latent_dims"] == ([100, 50] if kind == "two layers" else [run.config.latent_dim])
     assert all(0 <= n <= of for n, of in zip(parts["active_units"], parts["latent_dims"], strict=True))
-    found = parts["rate_decomposition"]
+    found = report["rate_decomposition"]
     assert (found is None) == ("mutual information" not in said) == (kind == "two layers")
     if found:
         split = [found[name]["mean"] for name in ("mutual_information", "total_correlation", "dimension_wise_kl")]
@@ -413,7 +413,7 @@ def test_quadrature_that_is_cut_off_is_reported(untrusted_run, monkeypatch):
     report = evaluate(untrusted_run, method="quadrature")
     assert report.log_likelihood.untrusted == 1
     assert report.log_likelihood.sampling_stderr is None
-    assert to_json(asdict(report))
+    assert to_json(report.record())
     assert "\nwarning" in to_text(report)
 
 
@@ -421,7 +421,7 @@ def test_quadrature_that_is_cut_off_is_reported(untrusted_run, monkeypatch):
 def test_the_gaps_are_of_the_sizes_that_they_must_have(untrusted_run, monkeypatch):
     """A family that holds the other one loses less, and none has a bound above log p(x), at a hundredth of a nat."""
     monkeypatch.setattr(gaps_module, "_CHECKS", 3)
-    report = evaluate(untrusted_run, num_gaps=5, has_coverage=True)
+    report = evaluate(untrusted_run, gaps=5, calibration=True)
     for found in (report.gaps, report.train_gaps):
         assert found.num_images == 5
         assert found.method == "quadrature 5"
@@ -438,10 +438,10 @@ def test_the_gaps_are_of_the_sizes_that_they_must_have(untrusted_run, monkeypatc
     assert all(nats >= other for _, other in others)
     assert "amortisation gap" in to_text(report)
     assert len(report.coverage.latents) == 2
-    figure = report_figures.gaps(untrusted_run, report)
+    figure = pictures.gaps(untrusted_run, report)
     assert [axes.get_title() for axes in figure.axes] == ["5 test data", "5 training data", ""]
-    assert len(report_figures.calibration(untrusted_run, report.coverage).axes) == 2
-    untrusted = evaluate(untrusted_run, 4, method="importance", num_gaps=5).gaps
+    assert len(pictures.calibration(untrusted_run, report).axes) == 2
+    untrusted = evaluate(untrusted_run, 4, method="importance", gaps=5).gaps
     assert untrusted.num_images < 2
     assert untrusted.approximation is None
 
@@ -463,7 +463,7 @@ def test_a_part_of_a_table_given_another(made_once, tmp_path, capsys):
         np.save(tmp_path / f"{name}.npy", np.array(values))
     is_given = given_values(run, "height")
     assert is_given.tolist() == [True, False] == given_values(run, str(tmp_path / "mask.npy")).tolist()
-    found = evaluate(run, is_given=is_given).conditional
+    found = evaluate(run, given=is_given).conditional
     values, *_ = conditional_log_likelihood(run.vae(), codes.run_batch(run, "test"), is_given)
     assert found.estimate.mean == pytest.approx(values.mean().item(), abs=1e-3)
     assert found.given == "height"
@@ -483,7 +483,9 @@ def test_what_is_annealed_has_a_bracket(runs, capsys, monkeypatch):
     assert found["bracket_largest"] >= found["bracket_median"]
     assert found["annealing"] == {"num_temperatures": 8, "num_chains": 2, "start": "posterior"}
     assert "upper - lower bound" in capsys.readouterr().out
-    monkeypatch.setattr("pvae.evaluation.report.elbo_terms", None)  # what is refused is refused before the first result
+    monkeypatch.setattr(
+        "pvae.evaluation.context.elbo_terms", None
+    )  # what is refused is refused before the first result
     for arguments in (
         ["--temperatures", "0"],
         ["--chains", "1"],

@@ -16,7 +16,7 @@ from pvae.config.config import Config
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Column, Dataset
 from pvae.data.preparation import Pixels, Preparation
-from pvae.evaluation.floor import floor
+from pvae.evaluation.measures.floor import floor
 from pvae.evaluation.report import evaluate, to_text
 from pvae.models.features import fit_to
 from pvae.runs.metrics import best_epoch
@@ -224,10 +224,10 @@ def test_a_report_splits_the_distortion_of_a_table_by_column(tmp_path):
     config = Config(likelihood="columns", columns="real*2,count", latent_dim=1, hidden=(20,), lr=1e-2, epochs=60)
     data = Dataset("made", x[:250], x[250:], columns=columns)
     report = evaluate(fit(config.replace(batch_size=25), data=data, out=tmp_path / "run"), num_particles=2)
-    total = sum(column.distortion.mean for column in report.columns)
+    total = sum(column.distortion.mean for column in report.columns.columns)
     assert total == pytest.approx(report.elbo_parts.distortion.mean, abs=0.5)
-    assert report.floor == pytest.approx(-sum(column.without_latent for column in report.columns))
-    first, second, count = report.columns
+    assert report.floor.elbo == pytest.approx(-sum(column.without_latent for column in report.columns.columns))
+    first, second, count = report.columns.columns
     assert first.distortion.mean < first.without_latent - 1
     assert second.distortion.mean < second.without_latent - 1
     assert count.distortion.mean == pytest.approx(count.without_latent, abs=0.3)

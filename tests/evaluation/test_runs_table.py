@@ -50,7 +50,7 @@ def runs(made_once, digits):
 
     def train(out):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pvae.plotting.run_figures.save_figures", lambda run, *_: run.figures())
+            patch.setattr("pvae.plotting.pictures.save_figures", lambda run, *_: run.figures())
             for name, (config, given) in configs.items():
                 fit(config, data=given, out=out / name)
 
@@ -322,7 +322,7 @@ def seeds(made_once, digits, monkeypatch):
 
     def train(out):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pvae.plotting.run_figures.save_figures", lambda run, *_: run.figures())
+            patch.setattr("pvae.plotting.pictures.save_figures", lambda run, *_: run.figures())
             for name, options in runs.items():
                 fit(CONFIG.replace(**options), data=data, out=out / name)
 

@@ -13,8 +13,8 @@ import scipy.stats
 import torch
 
 from pvae.core.errors import InputError
-from pvae.evaluation.report import _lines
-from pvae.evaluation.samples import NamedDistance, _pairs, sample_quality
+from pvae.evaluation.measures.measure import lines_of
+from pvae.evaluation.measures.samples import NamedDistance, _pairs, sample_quality
 
 NAN = np.nan
 NAMES = ["age", "claim", "premium", "region", "smoker"]
@@ -331,7 +331,7 @@ def test_what_does_not_fit_together_is_refused():
 
 def test_a_report_prints_the_scores_and_the_names_are_in_one_line():
     found = sample_quality(*(table(seed, 100) for seed in range(3)), NAMES, IS_CATEGORY)
-    lines = [*_lines(found)]
+    lines = [*lines_of(found)]
     assert len(lines) == 5
     assert lines[0].split()[:6] == ["draws", "from", "the", "VAE", "100", "compared"]
     assert f"{found.pair_trends:.4g}" in lines[3]

@@ -27,7 +27,7 @@ from pvae.core.random_state import resolve_device, seeded
 from pvae.data.choices import values_config
 from pvae.data.dataset import Dataset
 from pvae.data.sources import load_dataset
-from pvae.plotting import run_figures
+from pvae.plotting import pictures
 from pvae.runs import writer
 from pvae.runs.metrics import best_epoch
 from pvae.runs.run import Run
@@ -38,12 +38,12 @@ from pvae.training.trainer import Callback
 
 pytestmark = [pytest.mark.workflow, pytest.mark.usefixtures("no_pictures")]
 
-SAVE_FIGURES = run_figures.save_figures
+SAVE_FIGURES = pictures.save_figures
 
 
 def few_digits_trained(config, out):
     """Train in a process of its own, and draw nothing."""
-    run_figures.save_figures = lambda *_: None
+    pictures.save_figures = lambda *_: None
     digits = load_dataset("mnist-5k")
     fit(config, data=Dataset("few digits", digits.train[:130], digits.test[:40]), out=out)
 
@@ -196,7 +196,7 @@ def test_figures_that_are_missing_are_drawn(tmp_path, few_digits, small_config, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_figures, "save_figures", interrupted)
+        patch.setattr(pictures, "save_figures", interrupted)
         with pytest.raises(InterruptedTrainingError, match="epoch 2"):
             fit(small_config, data=few_digits, out=tmp_path / "run")
     before = Run.open(tmp_path / "run")
@@ -229,7 +229,7 @@ def test_a_second_training_in_another_thread_is_refused(tmp_path, few_digits, sm
 def trained(made_once, few_digits, small_config, monkeypatch):
     """A finished run of `small_config`, with figures."""
     with monkeypatch.context() as patch:
-        patch.setattr(run_figures, "save_figures", SAVE_FIGURES)
+        patch.setattr(pictures, "save_figures", SAVE_FIGURES)
         return made_once("fit", lambda out: fit(small_config, data=few_digits, out=out))
 
 

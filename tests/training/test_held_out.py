@@ -16,7 +16,7 @@ from pvae.config.config import Config
 from pvae.core.errors import InputError, InterruptedTrainingError
 from pvae.data.dataset import Dataset
 from pvae.evaluation.runs_table import progress_of, row_of
-from pvae.plotting import pictures, run_figures
+from pvae.plotting import pictures
 from pvae.plotting.figures import write_figure
 from pvae.runs import writer
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience
@@ -27,7 +27,7 @@ from pvae.training.fit import fit, resume, train_in_memory
 pytestmark = [pytest.mark.workflow, pytest.mark.usefixtures("no_pictures")]
 
 PATIENCE = 3
-SAVE_FIGURES = run_figures.save_figures
+SAVE_FIGURES = pictures.save_figures
 
 
 # A training whose bound on held-out images falls again after a few epochs: 104 images, and large steps.
@@ -38,7 +38,7 @@ CONFIG = Config(hidden=(32,), latent_dim=3, batch_size=26, epochs=60, lr=0.02, v
 def run(made_once, few_digits, tmp_path, monkeypatch):
     """A run that patience has ended, with figures."""
     with monkeypatch.context() as patch:
-        patch.setattr(run_figures, "save_figures", SAVE_FIGURES)
+        patch.setattr(pictures, "save_figures", SAVE_FIGURES)
         path = made_once("held out", lambda out: fit(CONFIG, data=few_digits, out=out))
     run = Run.open(shutil.copytree(path, tmp_path / "run"))
     run.dataset(few_digits)

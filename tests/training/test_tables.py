@@ -27,7 +27,7 @@ from pvae.data.dataset import Column
 from pvae.data.preparation import Pixels
 from pvae.distributions.columns import Columns
 from pvae.plotting import pictures
-from pvae.plotting.run_figures import save_figures
+from pvae.plotting.pictures import save_figures
 from pvae.plotting.value_figures import reconstructed_values_figure, sampled_values_figure
 from pvae.runs.run import Run
 from pvae.trained.given import given_data

@@ -1,10 +1,11 @@
-"""`latents_used`: the rate of each latent, how many are used, and whether none is: posterior collapse."""
+"""`LatentsUsed`: the rate of each latent, how many are used, and whether none is: posterior collapse."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,30 +15,60 @@ from pvae.core.errors import listed
 from pvae.core.random_state import seeded
 from pvae.data.batch import Batch
 from pvae.distributions.normal_mixture import NormalMixture
+from pvae.evaluation.measures.baselines import Baselines
+from pvae.evaluation.measures.measure import Measure
+from pvae.runs.run import Run
 from pvae.trained.chunks import CHUNK_VALUES, data_at_once
 from pvae.vae import VAE
 
-__all__ = ["COLLAPSED", "LatentsUsed", "collapse_text", "latents_used"]
+if TYPE_CHECKING:
+    from pvae.evaluation.context import Context
+
+__all__ = ["COLLAPSED", "LatentsUsed", "collapse_text", "latents_used", "said_of_collapse"]
 
 COLLAPSED = 0.01  # nats per datum, below which a rate is that of a latent, or of a VAE, that says nothing about x
+_NAMED = 8  # latents whose rate is printed
 _DRAWS = 10  # of z for each datum, where a rate has no closed form
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentsUsed:
-    """How many latents say something about x; the metadata are labels and notes as in `pvae.evaluation.report`.
+class LatentsUsed(Measure):
+    """How many latents say something about x.
 
     Args:
         num_latents: L, the number of latent dimensions.
         used: the number of latents whose own rate is above 0.01 nats per datum; None where these are not known.
         rates: the rate of each latent, in nats per datum; () where these are not known.
         is_collapsed: whether the total rate is below 0.01 nats per datum.
+        collapse: what that means, costs and asks for; "" where it is not.
     """
 
     num_latents: int = field(metadata={"latents": ""})
     used: int | None = field(metadata={"  used": "those with a rate of their own above 0.01 nats"})
     rates: tuple[float, ...] = field(metadata={"  rate of each": ""})
     is_collapsed: bool = field(metadata={"  posterior collapse": "the rate is below 0.01 nats: p(x | z) ignores z"})
+    collapse: str = ""
+
+    @classmethod
+    def of(cls, context: Context) -> LatentsUsed:
+        """Return those of the test data."""
+        found = latents_used(context.vae, context.seen, context.terms["rate"].mean().item())
+        said = said_of_collapse(context.run, context.measure(Baselines)) if found.is_collapsed else ""
+        return replace(found, collapse=said)
+
+    def warnings(self) -> Iterator[str]:
+        """Yield what a collapse is."""
+        if self.collapse:
+            yield f"warning: {self.collapse}"
+
+    @property
+    def summary(self) -> str:
+        """How many are used, and the largest rates, in one line."""
+        if self.used is None:
+            return f"latents: {self.num_latents}"
+        rates = ", ".join(f"{one:.2f}" for one in sorted(self.rates, reverse=True)[:_NAMED])
+        more = ", ..." * (self.num_latents > _NAMED)
+        return f"latents used: {self.used} of {self.num_latents}, with rates of {rates}{more} nats"
 
 
 @torch.no_grad()
@@ -110,3 +141,13 @@ def collapse_text(
     flags = ["a smaller --beta"] * (beta > 1) + ["a smaller --scale"] * has_fixed_scale
     flags = flags or ["a smaller --lr", "--warm-up 10", "a larger decoder (--hidden)"]
     return f"{said}{costs}; try {listed(flags)}"
+
+
+def said_of_collapse(run: Run, baselines: Baselines | None = None) -> str:
+    """Return what posterior collapse is, what it costs beside a simple model, and what to try."""
+    cost: dict[str, Any] = {}
+    if baselines is not None:
+        name, _, gain = min(baselines.models, key=lambda one: one[2].mean)
+        cost = {"cost": -gain.mean, "baseline": name}
+    has_fixed_scale = run.config.likelihood_family.has_fixed_scale and not run.has_own_vae
+    return collapse_text(beta=run.config.beta, has_fixed_scale=has_fixed_scale, **cost)

@@ -1,11 +1,11 @@
-"""What simple models reach on the data of a VAE, in its unit and on the same held-out data."""
+"""`Baselines`: what simple models reach on the data of a VAE, in its unit and on the same held-out data."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,10 +13,14 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from pvae.core.protocol import takes_labels
+from pvae.evaluation.measures.measure import Measure
 from pvae.models.features import features_seen, steps_of
 from pvae.models.start import SIZES, WIDEST, Array, fit_mixture, linear_models, quietly
 from pvae.trained.log_likelihood import Estimate
 from pvae.vae import VAE
+
+if TYPE_CHECKING:
+    from pvae.evaluation.context import Context
 
 __all__ = ["Baselines", "SimpleModel", "compare_with", "simple_models"]
 
@@ -40,7 +44,7 @@ class SimpleModel(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baselines:
+class Baselines(Measure):
     """What simple models reach on the test data, beside the ELBO; in nats per datum.
 
     Each is fitted to the training data, its size chosen by the validation data. A Normal y and its density are those of
@@ -63,6 +67,17 @@ class Baselines:
     mixture: Estimate | None = field(default=None, metadata={"  its log p(x)": "exact"})
     mixture_gain: Estimate | None = field(default=None, metadata={"  ELBO - it": "datum by datum"})
     verdict: str = field(metadata={"verdict": ""})
+
+    @classmethod
+    def of(cls, context: Context) -> Baselines | None:
+        """Return what they reach beside the ELBO of the test data; None of images, or given labels."""
+        run, batch = context.run, context.seen
+        if run.data.is_images or run.config.takes_labels:
+            return None
+        (held_out,) = batch.x.split(len(batch))
+        splits = [context.data.splits.get(name, context.data.train) for name in ("train", "valid")]
+        train, valid = (run.preparation.prepared(x, name) for x, name in zip(splits, ("train", "valid")))
+        return compare_with(simple_models(context.vae, train, valid, held_out), context.terms["elbo"])
 
     @property
     def models(self) -> list[tuple[str, Estimate, Estimate]]:

@@ -1,11 +1,11 @@
-"""Split the rate of a VAE into mutual information, total correlation and dimension-wise KL; find active units."""
+"""`RateDecomposition`: the rate of a VAE, split into mutual information, total correlation and dimension-wise KL."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -14,9 +14,71 @@ from torch.distributions import Independent, Normal
 
 from pvae.core.errors import InputError
 from pvae.data.dataset import random_subset
+from pvae.evaluation.measures.measure import Measure
 from pvae.trained.chunks import CHUNK_VALUES
+from pvae.trained.latent_space import posteriors
+from pvae.trained.log_likelihood import Estimate
 
-__all__ = ["RateSplit", "active_units", "split_rate"]
+if TYPE_CHECKING:
+    from pvae.evaluation.context import Context
+
+__all__ = ["RateDecomposition", "RateSplit", "split_rate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateDecomposition(Measure):
+    """The parts of the rate at one draw of z for each of M test images, in nats per datum; see `RateSplit`.
+
+    Args:
+        num_images: M: all test images, or a random subset that the report's seed selects.
+        rate: log q(z | x) - log p(z), the sum of the three parts at the same draws.
+        rate_closed_form: KL(q(z | x) || p(z)) of the same images; without a closed form, its mean over ten draws of z.
+        sampling_stderr: the part of the error of `rate` that comes from the draws of z, if there is a closed form.
+        mutual_information: between the index of an image and its code, at most `log_images`; in the mean a lower
+            bound on I(x; z) over the whole distribution of images.
+        mutual_information_upper: the smaller of two estimates, each in the mean an upper bound on I(x; z): the one
+            with q(z) over the other images, and the rate. The difference from `mutual_information` bounds the bias.
+        total_correlation: KL(q(z) || prod_l q(z_l)).
+        dimension_wise_kl: sum_l KL(q(z_l) || p(z_l)).
+        log_images: log N, where N is the number of images in q(z): all test images that are evaluated.
+    """
+
+    title = "parts of the rate"
+    absent = "not computed: they need a Normal q(z | x) and p(z) whose dimensions are independent"
+
+    num_images: int = field(metadata={"test data": "a random subset, if there are more; one draw of z each"})
+    rate: Estimate = field(metadata={"rate": "log q(z | x) - log p(z), the sum of the three parts"})
+    rate_closed_form: Estimate = field(metadata={"  KL(q(z | x) || p(z))": "of the same data, computed as above"})
+    sampling_stderr: float = field(metadata={"  error from the draws": "of z, a part of the error of the rate"})
+    mutual_information: Estimate = field(metadata={"mutual information": "I(x; z) over all data is at least this"})
+    mutual_information_upper: Estimate = field(
+        metadata={"  I(x; z) at most": "over all data; less than the line above only by noise"}
+    )
+    total_correlation: Estimate = field(metadata={"total correlation": "KL(q(z) || prod_l q(z_l))"})
+    dimension_wise_kl: Estimate = field(metadata={"dimension-wise KL": "sum_l KL(q(z_l) || p(z_l))"})
+    log_images: float = field(metadata={"log N": "the most that the mutual information of N data can be"})
+
+    @classmethod
+    def of(cls, context: Context) -> RateDecomposition | None:
+        """Return the means of the parts of the rate, beside those of the rates of all data that were evaluated."""
+        vae, batch = context.vae, context.seen
+        try:
+            split = split_rate(posteriors(vae, batch), vae.given(batch.y).prior(), seed=context.settings.seed)
+        except InputError:
+            return None
+        names = ("rate", "mutual_information", "total_correlation", "dimension_wise_kl")
+        estimates = {name: Estimate.of(getattr(split, name)) for name in names}
+        rates = context.terms["rate"].double()
+        closed_form = rates[split.rows]
+        least = min(Estimate.of(split.leave_one_out), estimates["rate"], key=lambda bound: bound.mean)
+        return cls(
+            num_images=len(split.rows),
+            **estimates,
+            rate_closed_form=Estimate.of(closed_form),
+            sampling_stderr=Estimate.of(split.rate - closed_form).stderr,
+            mutual_information_upper=least,
+            log_images=math.log(len(rates)),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,23 +166,3 @@ def split_rate(
         total_correlation=log_q_z - log_product,
         dimension_wise_kl=log_product - prior.log_prob(z.to(parts[0].loc.dtype)).double(),
     )
-
-
-def active_units(means: Tensor, threshold: float = 0.01) -> Tensor:
-    """Return which latent dimensions are active, that is, whose mean E_{q(z | x)}[z_l] varies over data.
-
-        Var_x ( E_{q(z | x)} [z_l] )  >  threshold
-
-    It is the variance of the means, because draws of z vary in unused dimensions too, with the variance of the prior.
-
-    Args:
-        means: of q(z | x) of N data, (N, L), as `latent_space.encode` returns them.
-        threshold: 0.01, as published.
-
-    Returns:
-        bool (L,).
-
-    Reference:
-        Burda, Grosse and Salakhutdinov, arXiv:1509.00519, on the representation of the latent space.
-    """
-    return means.var(0) > threshold

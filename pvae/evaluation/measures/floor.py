@@ -1,11 +1,12 @@
-"""`floor`: what a model without a latent reaches on held-out data, which a VAE must exceed to have learned anything."""
+"""`Floor`: what a model without a latent reaches on held-out data, which a VAE must exceed to have learned anything."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.distributions import Independent
@@ -15,8 +16,12 @@ from torch import Tensor, nn
 from pvae.core.protocol import takes_labels
 from pvae.data.preparation import Pixels
 from pvae.distributions.columns import Columns
+from pvae.evaluation.measures.measure import Measure
 
-__all__ = ["floor", "log_prob_of_each"]
+if TYPE_CHECKING:
+    from pvae.evaluation.context import Context
+
+__all__ = ["Floor", "floor", "log_prob_of_each"]
 
 _FITTED = 2**18  # values of data by which log p is fitted
 _COUNTED = 2**23  # values of images whose levels are counted
@@ -24,6 +29,30 @@ _STEP = 5  # between the levels of a pixel by which log p is fitted
 _ITERATIONS = 60
 _MOST_LEVELED = 2**14  # values of an image whose levels are counted
 _PRIOR_SCALE = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Floor(Measure):
+    """The ELBO of a model without a latent, in nats per datum; None where it is not known, see `floor`.
+
+    Args:
+        elbo: by the best distribution of each value alone.
+        is_pseudo: whether it is a pseudo-ELBO.
+    """
+
+    elbo: float
+    is_pseudo: bool
+
+    @classmethod
+    def of(cls, context: Context) -> Floor | None:
+        """Return that of the test data as the VAE was trained on them."""
+        reached = context.floor
+        return None if reached is None else cls(elbo=reached.sum().item(), is_pseudo=context.vae.is_pseudo)
+
+    def lines(self) -> Iterator[str]:
+        """Yield one line."""
+        note = f"test {'pseudo-' * self.is_pseudo}ELBO, by the best distribution of each value alone"
+        yield f"{'without a latent':26}{self.elbo:<22.2f}  {note}"
 
 
 def floor(p_x: nn.Module, train: Pixels, held_out: Pixels) -> Tensor | None:

@@ -13,21 +13,27 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pvae.core.errors import InputError, one_line
+from pvae.evaluation.measures.measure import Measure, lines_of
+from pvae.trained.latent_space import sample
+
+if TYPE_CHECKING:
+    from pvae.evaluation.context import Context
 
 __all__ = ["NamedDistance", "SampleQuality", "sample_quality"]
 
 _Table: TypeAlias = Tensor | NDArray[Any]
 
+_MOST_DRAWN = 10_000  # rows that are drawn from the VAE
 _MOST_PAIRS = 1770  # of 60 columns
 
 
@@ -55,7 +61,7 @@ class NamedDistance:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleQuality:
+class SampleQuality(Measure):
     """How close draws from a VAE are to the test rows, and how close the training rows are; see `sample_quality`.
 
     Args:
@@ -70,6 +76,8 @@ class SampleQuality:
         worst_pairs: the same of pairs of columns.
     """
 
+    title = "draws from the VAE beside the test rows"
+
     num_draws: int = field(metadata={"draws from the VAE": "compared with the test rows"})
     column_shapes: float = field(metadata={"column shapes": "1 - distance of a column from test rows; 1 at best"})
     column_shapes_of_train: float = field(metadata={"  of the training rows": "what other rows of the data reach"})
@@ -78,6 +86,28 @@ class SampleQuality:
     left_out: str | None = field(metadata={"  left out": "columns without a value"}, default=None)
     worst_columns: tuple[NamedDistance, ...]
     worst_pairs: tuple[NamedDistance, ...]
+
+    @classmethod
+    def of(cls, context: Context) -> SampleQuality | None:
+        """Return that of as many draws as there are training rows; None of other data than tables, or given labels."""
+        run, data, columns = context.run, context.data, context.run.data.columns
+        if not columns or run.config.takes_labels:
+            return None
+        with run.seeded():
+            drawn = sample(context.vae, min(len(data.train), _MOST_DRAWN), draws=True).double()
+        for place, one in enumerate(columns):
+            drawn[:, place] = drawn[:, place].cpu().apply_(one.rounded)
+        kinds = run.config.column_kinds or [None] * len(columns)
+        is_bits = run.config.likelihood_family.is_of_logits
+        are_codes = [is_bits or bool(one.categories) or str(kind) == "binary" for one, kind in zip(columns, kinds)]
+        names = [one.name for one in columns]
+        return sample_quality(drawn, data.test.double(), data.train.double(), names, are_codes)
+
+    def lines(self) -> Iterator[str]:
+        """Yield its lines, and the columns and pairs that are most distant."""
+        yield from lines_of(self)
+        for what, worst in (("columns", self.worst_columns), ("pairs", self.worst_pairs)):
+            yield from [f"  most distant {what}"] * bool(worst) + [f"    {one}" for one in worst]
 
 
 def sample_quality(

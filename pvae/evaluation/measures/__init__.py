@@ -1,0 +1,33 @@
+"""The measures of `pvae evaluate`, by their keys in `evaluation.json`, in the order of its text."""
+
+from __future__ import annotations
+
+from pvae.evaluation.measures.baselines import Baselines
+from pvae.evaluation.measures.columns import ColumnDistortions
+from pvae.evaluation.measures.conditional import Conditional
+from pvae.evaluation.measures.coverage import Coverage
+from pvae.evaluation.measures.elbo import ElboParts
+from pvae.evaluation.measures.floor import Floor
+from pvae.evaluation.measures.gaps import Gaps, TrainGaps
+from pvae.evaluation.measures.latents import LatentsUsed
+from pvae.evaluation.measures.log_likelihood import LogLikelihood
+from pvae.evaluation.measures.measure import Measure
+from pvae.evaluation.measures.rate import RateDecomposition
+from pvae.evaluation.measures.samples import SampleQuality
+
+__all__ = ["MEASURES"]
+
+MEASURES: dict[str, type[Measure]] = {
+    "elbo_parts": ElboParts,
+    "floor": Floor,
+    "baselines": Baselines,
+    "latents": LatentsUsed,
+    "columns": ColumnDistortions,
+    "samples": SampleQuality,
+    "rate_decomposition": RateDecomposition,
+    "log_likelihood": LogLikelihood,
+    "gaps": Gaps,
+    "train_gaps": TrainGaps,
+    "coverage": Coverage,
+    "conditional": Conditional,
+}
