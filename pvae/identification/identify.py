@@ -442,13 +442,17 @@ class _Identification:
         return f"the terms of the rate have weights in the ratio {shown}, which no prior gives: {hint}", False
 
     def _kink(self) -> float:
-        """Return where a Huber loss has its kink: its slope far out, relative to its curvature at 0; else 0."""
-        half = torch.full_like(self.base["x"], 0.5)
-        with contextlib.suppress(LossError):  # it may take probabilities only
-            points = [{**self.base, "x": half, "y": half + 2.0**power} for power in (-10, 10, 11)]
-            near, far, farther = (self._at(a, "y")[1]["y"].sum().item() for a in points)
-            if near and math.isclose(far, farther, rel_tol=1e-6) and 1e-2 < far / near / 2**10 < 1e2:
-                return _nearest(far / near / 2**10)
+        """Return where a loss turns from a squared to an absolute error: slope far out by curvature at 0; else 0."""
+        zero = torch.zeros_like(self.base["x"])
+
+        def slope(error: float) -> float:
+            return self._at({**self.base, "x": zero, "y": zero + error}, "y")[1]["y"].sum().item()
+
+        for power in (10, 4, 1):  # some losses overflow far out
+            with contextlib.suppress(LossError):  # it may take probabilities only
+                near, far, farther = slope(2.0**-30), slope(2.0**power), slope(2.0 ** (power + 1))
+                if near and math.isclose(far, farther, rel_tol=1e-6) and 1e-5 < far / near / 2**30 < 1e2:
+                    return _nearest(far / near / 2**30)
         return 0.0
 
     def _at_sizes(self, fit: _Fit) -> dict[Size, _Fit]:

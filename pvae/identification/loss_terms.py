@@ -125,7 +125,7 @@ def likelihoods(kink: float = 0.0) -> Iterator[Term]:
     """Yield likelihoods, and then what is written in place of one.
 
     Args:
-        kink: where a Huber loss has its kink; 0 is none.
+        kink: where a loss turns from a squared to an absolute error; 0 if it does not.
     """
     plain = [*_of_values(kink), *(term for reading in _readings("t") for term in _of_spread(*reading))]
     with_epsilons = [term for e in _EPSILONS for term in _of_logarithms(e)]
@@ -146,6 +146,13 @@ def _of_values(kink: float) -> Iterator[Term]:
     if kink:  # before the Normal, which it is within the kink
         name = f"Huber({{y}}, kink at |{{x}} - {{y}}| = {kink:.6g}, v = {{v}})"
         yield Term(name, lambda x, y: huber_loss(y, x, "none", kink), "log Z", lambda v: _huber_log_z(kink, v))
+        shown = f"of ({{x}} - {{y}}) / {kink:.6g}, v = {{v}})"
+        smooth = lambda x, y: kink**2 * ((1 + ((x - y) / kink) ** 2).sqrt() - 1)  # noqa: E731
+        yield Term(f"PseudoHuber({{y}}, {shown}", smooth, "log Z", lambda v: _pseudo_huber_log_z(kink, v))
+    if kink and kink != 1:
+        log_z_of_cosh = lambda v: math.log(kink) + _log_cosh_log_z(v / kink)  # noqa: E731
+        name = f"LogCosh({{y}}, {shown}"
+        yield Term(name, lambda x, y: kink * _log_cosh((x - y) / kink), "log Z", log_z_of_cosh)
     yield from _of_logarithms(0.0)
     yield Term("Bernoulli(logits = {y})", lambda x, y: softplus(y) - x * y, option="bernoulli")
     log_z: _Function = lambda v: 0.5 * (_LOG_2_PI + math.log(v))  # noqa: E731
@@ -279,6 +286,13 @@ def _huber_log_z(kink: float, v: float) -> float:
     """Return the logarithm of the integral of exp(-huber(r) / v): within the kink a Normal's, beyond it two tails'."""
     within = math.sqrt(2 * math.pi * v) * math.erf(kink / math.sqrt(2 * v))
     return math.log(within + 2 * v / kink * math.exp(-(kink**2) / (2 * v)))
+
+
+def _pseudo_huber_log_z(kink: float, v: float) -> float:
+    """Return the logarithm of the integral of exp(-a (sqrt(1 + (r / kink)^2) - 1)), a = kink^2 / v: by K_1(a)."""
+    from scipy.special import k1e
+
+    return math.log(2 * kink) + math.log(k1e(kink**2 / v))
 
 
 def _log_x(x: Tensor) -> Tensor:

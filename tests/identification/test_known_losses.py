@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from helpers.losses import kl
+from scipy.special import k1e
 from torch.distributions import NegativeBinomial, Normal, Poisson, kl_divergence
 from torch.nn import functional as F
 
@@ -129,6 +130,19 @@ part(lambda y, x: x / y.exp() + y, "Exponential(mean = exp(recon))")
 part(lambda y, x: (torch.sigmoid(y) - x) ** 2, "Normal(sigmoid(recon), scale^2 = 0.5)", constant="left out")
 part(lambda y, x: torch.log(torch.cosh(y - x)), "LogCosh(recon, v = 1)", constant="log Z is left out")
 part(lambda y, x: torch.log(math.pi * torch.cosh(y - x)), "LogCosh(recon, v = 1", constant="that of the density")
+part(  # it overflows far out
+    lambda y, x: torch.log(torch.cosh(100 * (y - x))) / 100, "LogCosh(recon, of (x - recon) / 0.01, v = 1)",
+    constant="log Z is left out",
+)  # fmt: skip
+part(
+    lambda y, x: torch.log(math.pi / 3 * torch.cosh(3 * (y - x))), "LogCosh(recon, of (x - recon) / 0.333333, v = 1 /",
+    constant="that of the density",
+)  # fmt: skip
+part(lambda y, x: ((y - x) ** 2 + 1e-6).sqrt(), "PseudoHuber(recon, of (x - recon) / 0.001, v = 0.001)")
+part(
+    lambda y, x: 0.09 * ((1 + ((y - x) / 0.3) ** 2).sqrt() - 1) + math.log(0.6 * k1e(0.09)),
+    "PseudoHuber(recon, of (x - recon) / 0.3, v = 1)", constant="that of the density",
+)  # fmt: skip
 part(
     lambda y, x: F.smooth_l1_loss(y, x, reduction="none"), "Huber(recon, kink at |x - recon| = 1, v = 1)",
     constant="log Z is left out",
