@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,6 +29,8 @@ _TRUSTED = 2e-3  # nats
 _MOST_CELLS = 40_000  # of a datum
 _DRAWS = 500  # of importance sampling, which check the result
 _AROUND, _SHARED = 8.0, 6.0  # standard deviations that the second grid covers, and within which it is taken
+_PEAKS = 4  # cells of the first grid from which modes are looked for, beside q
+_MISSED = 0.05  # nats by which their sum may exceed that of the grids
 _ROUNDS, _ALONG = 12, 16  # of smaller grids that place it, with 16 cells from -4 to 4 standard deviations
 
 
@@ -61,13 +63,14 @@ def quadrature(
 
     p(x, z) is the sum of p(x, z) v(z) and p(x, z) (1 - v(z)), where v(z) is about 1 within six standard deviations of a
     mode of p(z | x), and 0 beyond. Twelve small grids, the first one around q(z | x) and each next one around the mean
-    of the last, along the axes of its covariance, lead to this mode. The first part has a grid along these axes, the
+    of the last, along the axes of its covariance, lead to a mode, as others do from the four best peaks of p(x, z) on
+    a grid over p(z); the heaviest of these modes is taken. The first part has a grid along these axes, the
     second one a grid over what p(z) draws, and a third more on each side. Cells within 18 nats of the largest, or
     within 50 while the posterior covers few cells, are divided in two along each dimension, until two grids differ by
     less than the tolerance, or have 40,000 cells for a datum. If 500 draws of importance sampling are trusted, and find
-    more than the grids by more than 4 of their errors + 0.01, the difference is part of the stated error. A mode far
-    from q that no draw finds is not seen if it is so much narrower than a cell over p(z) that p(x, z) at the centre of
-    this cell is 50 nats below that of others.
+    more than the grids by more than 4 of their errors + 0.01, or the modes together hold more by 0.05, the difference
+    is part of the stated error. A mode is not seen that is much narrower than a cell over p(z), of which a cell in its
+    place is none of the four best peaks, and to which neither q nor a draw leads.
 
     Args:
         vae: in eval mode; its latent is any vector of one or two real numbers.
@@ -103,10 +106,16 @@ def _of_part(vae: VAE, batch: Batch, tolerance: float, width: int) -> tuple[Tens
     given, size, count = vae.given(batch.y), max(1, chunks.CHUNK_VALUES // width), len(batch)
     prior = given.prior()
     sample, from_q = _drawn(given, batch, size)
-    loc, scale = _placed(vae, batch, from_q, size)
     lowest, highest = prior.sample((4096,)).flatten(0, -2).double().aminmax(dim=0)
     lowest, highest = lowest - (highest - lowest) / 3, highest + (highest - lowest) / 3
     num_latents = len(lowest)
+    along = _CELLS[num_latents][0]
+    first = torch.cartesian_prod(*[torch.arange(along, device=lowest.device)] * num_latents).view(-1, num_latents)
+    shared = (lowest + (highest - lowest) * (first.double() + 0.5) / along).to(from_q)  # of all data the same latents
+    log_first = torch.cat([_log_joint(given, prior, batch, some) for some in shared.split(max(1, size // count))])
+    starts = [from_q, *_near(shared, log_first, along)]
+    placed = [_placed(vae, batch, one, size) for one in starts]
+    loc, scale, of_modes = _best(placed)
     # A latent is centre + axes u of the grid that its cell belongs to, where u is between -1 and 1.
     centre = torch.stack([((lowest + highest) / 2).expand(count, -1), loc])
     axes = torch.stack([((highest - lowest) / 2).diag().expand(count, -1, -1), _AROUND * scale])
@@ -129,11 +138,7 @@ def _of_part(vae: VAE, batch: Batch, tolerance: float, width: int) -> tuple[Tens
         index, datum = one.repeat_interleave(count, 0), torch.arange(count, device=loc.device).repeat(len(one))
         grid = torch.full_like(datum, number)
         z = at(grid, datum, index)
-        if number == 0:  # of which all data share the latents
-            shared = z[::count].split(max(1, size // count))
-            log_joint = torch.cat([_log_joint(given, prior, batch, some) for some in shared]).flatten()
-        else:
-            log_joint = _log_joint_of_pairs(vae, batch, z, datum, size)
+        log_joint = _log_joint_of_pairs(vae, batch, z, datum, size) if number else log_first.flatten()
         parts.append((grid, datum, index, with_volume(log_joint, z, grid, datum)))
     grid, datum, index, values = (torch.cat(one) for one in zip(*parts))
     children = torch.cartesian_prod(*[torch.arange(2, device=loc.device)] * num_latents).view(-1, num_latents)
@@ -156,7 +161,8 @@ def _of_part(vae: VAE, batch: Batch, tolerance: float, width: int) -> tuple[Tens
             border = border.where(is_within, math.inf)
             more = sample.log_p - log_p
             is_low = sample.is_trusted & (more > 4 * sample.stderr + 0.01)
-            return log_p, error + border + more.where(is_low, 0.0)
+            missed = (of_modes - log_p).where(of_modes - log_p > _MISSED, 0.0)
+            return log_p, error + border + more.where(is_low, 0.0) + missed
         index = (2 * index[is_kept][:, None] + children).flatten(0, 1)
         grid, datum = (one[is_kept].repeat_interleave(len(children), 0) for one in (grid, datum))
         cells = 2 * cells
@@ -176,10 +182,47 @@ def _drawn(given: VAE, batch: Batch, size: int) -> tuple[ImportanceSample, Tenso
     return ImportanceSample(log_w.logsumexp(0), (2 * log_w).logsumexp(0), _DRAWS, k), z[: mixture.num_q]
 
 
-def _placed(vae: VAE, batch: Batch, from_q: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return mean (B, L) and a triangular root (B, L, L) of the covariance of a mode of p(z | x), from draws of q."""
-    count, num_latents = from_q.shape[1:]
-    z, share = from_q.double(), from_q.new_full(from_q.shape[:2], 1 / len(from_q)).double()
+def _near(shared: Tensor, log_joint: Tensor, along: int) -> Iterator[Tensor]:
+    """Yield points (K, B, L) around the best cells of a grid (G, L) of p(x, z), (G, B), that have no better neighbour.
+
+    For a datum with fewer of them, cells are taken again.
+    """
+    num_latents, count = shared.shape[1], log_joint.shape[1]
+    as_grid = log_joint.T.reshape(count, 1, *[along] * num_latents)
+    pool = torch.nn.functional.max_pool1d if num_latents == 1 else torch.nn.functional.max_pool2d
+    is_peak = (as_grid == pool(as_grid, 3, 1, 1)).view(count, -1)
+    best = log_joint.T.where(is_peak, -math.inf).topk(_PEAKS, 1)
+    width = shared.amax(0).sub(shared.amin(0)) / (along - 1)
+    u = torch.cartesian_prod(*[torch.linspace(-1, 1, _ALONG)] * num_latents).view(-1, num_latents).to(shared)
+    for value, cell in zip(best.values.T, best.indices.T):
+        yield shared[cell.where(value > -math.inf, best.indices[:, 0])] + (u * width)[:, None]
+
+
+def _best(placed: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean and root of the covariance of the heaviest mode of each datum, and the log of the sum of all modes.
+
+    Args:
+        placed: modes as of `_placed`, of which several may be the same.
+    """
+    locs, scales, masses = (torch.stack(one) for one in zip(*placed))
+    apart = torch.linalg.solve_triangular(scales[:, None], (locs - locs[:, None])[..., None], upper=False)
+    is_near = apart[..., 0].norm(dim=-1) < _AROUND  # (modes, modes, B)
+    earlier = torch.ones(len(locs), len(locs), dtype=torch.bool, device=locs.device).triu(1).T[..., None]
+    is_again = ((is_near | is_near.transpose(0, 1)) & earlier).any(1)
+    chosen = masses.argmax(0)
+    rows = torch.arange(len(chosen), device=chosen.device)
+    return locs[chosen, rows], scales[chosen, rows], masses.where(~is_again, -math.inf).logsumexp(0)
+
+
+def _placed(vae: VAE, batch: Batch, start: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a mode of p(z | x) that small grids find from points (K, B, L).
+
+    Returns:
+        Its mean (B, L), a triangular root (B, L, L) of its covariance, and log of the integral of p(x, z) around it,
+        (B,).
+    """
+    count, num_latents = start.shape[1:]
+    z, share = start.double(), start.new_full(start.shape[:2], 1 / len(start)).double()
     least = torch.eye(num_latents).to(z) * 1e-12
     u = torch.cartesian_prod(*[(torch.arange(_ALONG).to(z) + 0.5) * 8 / _ALONG - 4] * num_latents).view(-1, num_latents)
     datum = torch.arange(count, device=z.device).repeat(len(u))
@@ -190,10 +233,11 @@ def _placed(vae: VAE, batch: Batch, from_q: Tensor, size: int) -> tuple[Tensor, 
         share = torch.cat([share, torch.ones_like(share[:1])])
         scale = torch.linalg.cholesky(torch.einsum("kb,kbi,kbj->bij", share, around, around) + least)
         z = loc + torch.einsum("bij,kj->kbi", scale, u)
-        values = _log_joint_of_pairs(vae, batch, z.flatten(0, 1).to(from_q), datum, size).view(-1, count)
+        values = _log_joint_of_pairs(vae, batch, z.flatten(0, 1).to(start), datum, size).view(-1, count)
         share = values.softmax(0).nan_to_num(1 / len(u))
         least = scale @ scale.mT * (8 / _ALONG) ** 2 / 12  # the covariance of a cell
-    return loc, scale
+    volume = scale.diagonal(dim1=-2, dim2=-1).log().sum(-1) + num_latents * math.log(8 / _ALONG)
+    return loc, scale, values.logsumexp(0) + volume
 
 
 def _is_at_border(grid: Tensor, datum: Tensor, index: Tensor, cells: Tensor, rows: Tensor) -> Tensor:
