@@ -334,8 +334,8 @@ def _write_imputed(run: Run, arguments: argparse.Namespace) -> str:
     what = f"{int(given.x.isnan().sum()):,} missing values of {len(given.names):,} rows"
     how = f"{number} draws of each" if number else "filled by their means; std says how far each may lie from its mean"
     low = ""
-    if untrusted := int((~(found.effective >= ENOUGH)).sum()):
-        low = f"\nthe effective sample size of {untrusted:,} rows is below {ENOUGH:.0f}"
+    if untrusted := int((~found.is_trusted).sum()):
+        low = f"\nthe weights of {untrusted:,} rows have an effective sample size below {ENOUGH:.0f}, or a heavy tail"
         low += f": their {'draws are too alike' if number else 'standard deviations are too small'}"
     if run.data.columns:
         files, how = (

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from pvae.evaluation.context import Context
 from pvae.evaluation.measures.baselines import Baselines
-from pvae.evaluation.measures.latents import latents_used, said_of_collapse
+from pvae.evaluation.measures.latents import COLLAPSED, latents_used, said_of_collapse
 from pvae.runs.run import Run
 from pvae.trained.codes import examples
+from pvae.trained.log_likelihood import Estimate
 
 __all__ = ["what_was_learned"]
 
@@ -28,13 +29,21 @@ def what_was_learned(run: Run) -> Iterator[str]:
     reached = [f"without a latent {alone.sum().item():.2f}"] if alone is not None else []
     if baselines is not None:
         reached += [f"{name} {log_p.mean:.2f}" for name, log_p, _ in baselines.models]
-    if reached:
+    elbo = test.elbo
+    if baselines is not None:  # beside which it is of the same ten draws of z
+        mean = Estimate.of(context.terms["elbo"])
+        elbo = mean.mean
+        yield f"test ELBO {mean}; {'; '.join(reached)}"
+    elif reached:
         yield f"{test}; {'; '.join(reached)}"
     if latents.is_collapsed:
         yield f"warning: {said_of_collapse(run, baselines)}"
         return
-    if baselines is not None:
+    if alone is not None and elbo - alone.sum().item() < COLLAPSED:
+        more = f", which describes these data better by {alone.sum().item() - elbo:.2f} nats"
+        yield f"learned: no more than a model without a latent{more}: they may need none, or more rows"
+    elif baselines is not None:
         yield f"learned: {baselines.verdict}"
     elif alone is not None:
-        yield f"learned: {test.elbo - alone.sum().item():.2f} nats more than without a latent"
+        yield f"learned: {elbo - alone.sum().item():.2f} nats more than without a latent"
     yield latents.summary

@@ -139,6 +139,7 @@ class Standardize(Units):
         return ((x.double() - self.loc) / self.scale).to(self.std.dtype)
 
 
+@np.errstate(all="ignore")
 def steps_of(data: Tensor) -> Tensor:
     """Return in which steps each value of the data was recorded, such as 0.1 or 5; 0 where in none.
 
@@ -148,10 +149,9 @@ def steps_of(data: Tensor) -> Tensor:
         data: (N, *datum_shape); NaN is a value that is missing.
     """
     x = data.double().flatten(1).numpy(force=True)
-    with np.errstate(all="ignore"):
-        least = np.nanmin(x, 0, initial=np.inf)
-        size = np.nanmax(np.abs(x - least), 0, initial=0.0)
-        first = -np.floor(np.log10(size))  # as many digits behind the point as make the size a number of one digit
+    least = np.nanmin(x, 0, initial=np.inf)
+    size = np.nanmax(np.abs(x - least), 0, initial=0.0)
+    first = -np.floor(np.log10(size))  # as many digits behind the point as make the size a number of one digit
     found = np.zeros(x.shape[1])
     rounding = (size + np.abs(least)) * (torch.finfo(data.dtype).eps if data.dtype == torch.float32 else 0.0)
     left = np.flatnonzero((size > 0) & np.isfinite(size))

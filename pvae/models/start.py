@@ -82,6 +82,11 @@ class Mixture(NamedTuple):
     outputs: Tensor
     log_weights: Tensor
 
+    @property
+    def name(self) -> str:
+        """What it is."""
+        return f"a mixture of {len(self.outputs)} products" if len(self.outputs) > 1 else "independent values"
+
     def log_terms(self, p_x: Any, x: Tensor) -> Tensor:
         """Return log weight + log p(x | component) of data (N, *D): (N, K) nats, whose log-sum-exp is log p(x)."""
         outputs = self.outputs.view(-1, 1, *p_x.output_shape)
@@ -259,7 +264,7 @@ def _tried(vae: VAE, train: Tensor, held_out: Tensor) -> list[_Tried]:
             for parameter in (*one.linear.parameters(), *(one.table[-1].parameters() if one.table else ())):
                 parameter.zero_()
         if is_product := isinstance(model, Mixture):
-            name = f"a mixture of {len(model.outputs)} products"
+            name = model.name
             _set_mixture(parts, model)
         else:
             name = model.name + ", and a mixture of Normals of its codes" * has_mixture

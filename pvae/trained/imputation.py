@@ -13,11 +13,13 @@ from pvae.data.batch import Batch, Data
 from pvae.distributions.columns import Columns
 from pvae.trained.chunks import data_at_once, widest
 from pvae.trained.importance import Mixture
+from pvae.trained.pareto import num_in_tail, pareto_k
 from pvae.vae import VAE
 
 __all__ = ["ENOUGH", "Imputed", "impute"]
 
 ENOUGH = 100.0  # the effective sample size below which a datum gets more draws, and its errors cannot be trusted
+_LIGHT = 0.5  # Pareto k, from which the variance of the weights is infinite
 _MORE, _MOST = 4, 12_800  # times as many draws at each further try, and the most of them
 _MOST_VALUES = 2**26  # in the output of a layer
 
@@ -30,7 +32,10 @@ class Imputed(NamedTuple):
         std: how far the missing value may lie from its mean, the standard deviation of p(x missing | x observed); 0
             where nothing is missing, NaN of such a code.
         stderr: the error of `filled` itself, from the draws of z, which more particles make smaller; likewise.
-        effective: effective sample sizes of the weights, (N,). Where it is below `ENOUGH`, both are too small.
+        effective: effective sample sizes of the weights, (N,); inf where nothing is missing. Below `ENOUGH` both are
+            too small.
+        pareto_k: the shape of the tail of the weights, (N,). Above 0.5 their variance may be infinite, and `stderr` is
+            too small.
         draws: draws from p(x missing | x observed), (N, M, *shape), each beside what is observed.
     """
 
@@ -38,7 +43,13 @@ class Imputed(NamedTuple):
     std: Tensor
     stderr: Tensor
     effective: Tensor
+    pareto_k: Tensor
     draws: Tensor
+
+    @property
+    def is_trusted(self) -> Tensor:
+        """Whether there are enough draws for the errors: the effective sample size, and a tail of the weights, (N,)."""
+        return (self.effective >= ENOUGH) & ((self.pareto_k < _LIGHT) | self.effective.isinf())
 
 
 @torch.no_grad()
@@ -68,7 +79,7 @@ def impute(vae: VAE, data: Data, num_particles: int = 200, num_draws: int = 0) -
     batch = Batch.of(data)
     most = min(_MOST, _MOST_VALUES // widest(vae, batch))
     found = _imputed(vae, batch, num_particles, num_draws)
-    while num_particles < most and len(rows := (~(found.effective >= ENOUGH)).nonzero()[:, 0]):
+    while num_particles < most and len(rows := (~found.is_trusted).nonzero()[:, 0]):
         num_particles = min(_MORE * num_particles, most)
         again = _imputed(vae, batch.rows(rows), num_particles, num_draws)
         found = Imputed(*(one.index_copy(0, rows, other) for one, other in zip(found, again)))
@@ -100,8 +111,9 @@ def _imputed(vae: VAE, batch: Batch, num_particles: int, num_draws: int) -> Impu
         if isinstance(p_x, Columns):
             mean, error = p_x.from_features(mean), p_x.from_features(error).where(p_x.has_mean, math.nan)
         std = (shares * (p_x.sample() - mean).square()).sum(0).sqrt().where(~error.isnan(), math.nan)
+        k = pareto_k(log_w.topk(num_in_tail(num_particles) + 1, 0).values)
         effective = (1 / weight.square().sum(0)).where(is_missing.flatten(1).any(1), math.inf)
         filled = x.where(~is_missing, mean)
         spread = std.where(is_missing, 0), error.where(is_missing, 0)
-        parts.append((filled, *spread, effective, x.where(~is_missing, draws).transpose(0, 1)))
+        parts.append((filled, *spread, effective, k, x.where(~is_missing, draws).transpose(0, 1)))
     return Imputed(*map(torch.cat, zip(*parts)))

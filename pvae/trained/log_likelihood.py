@@ -150,7 +150,10 @@ def log_likelihood(
     draws sees a mode of p(z | x) that no draw finds; quadrature finds modes from the peaks of p(x, z) on a grid.
 
     The logarithm of a mean of draws is too low in the mean. A datum is trusted by its own draws, which favours lucky
-    ones: those that miss large weights. So the mean over data is too low by more than its error, see `LogP.bias`.
+    ones: those that miss large weights. So the mean over data is too low by more than its error, see `LogP.bias`. Where
+    few data are trusted, most of them are such: of a linear-Gaussian model with five latents and a q of half the width,
+    10 % at K = 300 and 2 % at K = 5,000, of which 3 % and 12 % are within 2 stated errors of log p(x); with two latents
+    95 % at K = 5,000, of which 95 % are.
 
     Args:
         vae: in eval mode.

@@ -95,7 +95,7 @@ def build_trainer(
             check_domain(check, values, data.name, data.names.get(split, split), data.columns)
     if is_new and config.initialization == "exact":
         note(start_exactly(vae, prepared["train"], prepared.get("valid", prepared["train"])))
-    elif is_new and config.system == "values":
+    elif is_new and config.system == "values" and not config.has_exact_start:
         note("the weights start at random: no model in closed form is known for these options")
     labels = {split: y.to(device) for split, y in _labels_of(config, data, vae, note).items()}
     train = TrainingData(prepared.pop("train"), preparation, labels.get("train"))

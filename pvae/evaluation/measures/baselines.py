@@ -185,4 +185,4 @@ def _products(vae: VAE, train: Tensor, valid: Tensor, held_out: Tensor) -> list[
     features = features_seen(vae.q_z, train).double().numpy(force=True)
     fits = [fit_mixture(vae.p_x, train, features, size) for size in SIZES]
     found = [[one.log_terms(vae.p_x, x).logsumexp(-1) for x in (valid, held_out)] for one in fits]
-    return _best([[f"a mixture of {len(one.outputs)} products", *both] for one, both in zip(fits, found)])
+    return _best([[one.name, *both] for one, both in zip(fits, found)])

@@ -70,4 +70,4 @@ class ColumnDistortions(Measure):
     def lines(self) -> Iterator[str]:
         """Yield a line for each column."""
         for one in self.columns:
-            yield f"  {one_line(one.name):24}{one.distortion!s:22}  {one.without_latent:.4g}"
+            yield f"  {one_line(one.name):23} {one.distortion!s:22}  {one.without_latent:.4g}"

@@ -38,14 +38,17 @@ class LatentsUsed(Measure):
     Args:
         num_latents: L, the number of latent dimensions.
         used: the number of latents whose own rate is above 0.01 nats per datum; None where these are not known.
-        rates: the rate of each latent, in nats per datum; () where these are not known.
+        rate: of all latents together, in nats per datum.
+        rates: the rate of each latent alone, in nats per datum; () where these are not known. Where p(z) is a mixture,
+            whose latents depend on each other, their sum may be more than `rate`.
         is_collapsed: whether the total rate is below 0.01 nats per datum.
         collapse: what that means, costs and asks for; "" where it is not.
     """
 
     num_latents: int = field(metadata={"latents": ""})
-    used: int | None = field(metadata={"  used": "those with a rate of their own above 0.01 nats"})
-    rates: tuple[float, ...] = field(metadata={"  rate of each": ""})
+    used: int | None = field(metadata={"  used": "those whose own rate is above 0.01 nats"})
+    rate: float
+    rates: tuple[float, ...] = field(metadata={"  rate of each alone": "whose sum is more, if p(z) is a mixture"})
     is_collapsed: bool = field(metadata={"  posterior collapse": "the rate is below 0.01 nats: p(x | z) ignores z"})
     collapse: str = ""
 
@@ -68,7 +71,7 @@ class LatentsUsed(Measure):
             return f"latents: {self.num_latents}"
         rates = ", ".join(f"{one:.2f}" for one in sorted(self.rates, reverse=True)[:_NAMED])
         more = ", ..." * (self.num_latents > _NAMED)
-        return f"latents used: {self.used} of {self.num_latents}, with rates of {rates}{more} nats"
+        return f"latents used: {self.used} of {self.num_latents}, alone {rates}{more} nats, together {self.rate:.2f}"
 
 
 @torch.no_grad()
@@ -99,7 +102,8 @@ def latents_used(vae: VAE, batch: Batch, total_rate: float) -> LatentsUsed:
     return LatentsUsed(
         num_latents=math.prod(vae.given(next(batch.split(1)).y).prior().event_shape),
         used=sum(one > COLLAPSED for one in rates) if rates else None,
-        rates=tuple(rates),
+        rate=total_rate,
+        rates=tuple(max(0.0, one) for one in rates),  # draws may give less than 0
         is_collapsed=vae.has_density and total_rate < COLLAPSED,
     )
 
