@@ -336,7 +336,7 @@ def _write_imputed(run: Run, arguments: argparse.Namespace) -> str:
     low = ""
     if untrusted := int((~found.is_trusted).sum()):
         low = f"\nthe weights of {untrusted:,} rows have an effective sample size below {ENOUGH:.0f}, or a heavy tail"
-        low += f": their {'draws are too alike' if number else 'standard deviations are too small'}"
+        low += f": their {'draws are too alike' if number else 'standard deviations may be too small'}"
     if run.data.columns:
         files, how = (
             _write_imputed_table(run, out, given, found, number),

@@ -306,11 +306,11 @@ def save_figures(run: Run, before_each: Callable[[], None] = lambda: None) -> No
     folder = run.figures()
     for leftover in filter(is_temporary, folder.iterdir()):  # of a process that was killed
         leftover.unlink(missing_ok=True)
-    for picture in (reconstructions, samples, losses):
+    for name, picture in {"reconstructions": reconstructions, "samples": samples, "losses": losses}.items():
         before_each()
         try:
-            figures.write_figure(folder / f"{picture.__name__}.png", picture(run))
+            figures.write_figure(folder / f"{name}.png", picture(run))
         except InputError:  # an autoencoder has no samples, and not all data can be drawn
             pass
         except (ArithmeticError, ValueError) as error:  # of matplotlib, at extreme values; the training is finished
-            print(f"{picture.__name__}.png cannot be drawn: {brief(error)}", file=sys.stderr)
+            print(f"{name}.png cannot be drawn: {brief(error)}", file=sys.stderr)

@@ -19,7 +19,7 @@ from pvae.vae import VAE
 __all__ = ["ENOUGH", "Imputed", "impute"]
 
 ENOUGH = 100.0  # the effective sample size below which a datum gets more draws, and its errors cannot be trusted
-_LIGHT = 0.5  # Pareto k, from which the variance of the weights is infinite
+_LIGHT = 0.7  # Pareto k, from which no error of a mean can be trusted
 _MORE, _MOST = 4, 12_800  # times as many draws at each further try, and the most of them
 _MOST_VALUES = 2**26  # in the output of a layer
 
@@ -34,8 +34,7 @@ class Imputed(NamedTuple):
         stderr: the error of `filled` itself, from the draws of z, which more particles make smaller; likewise.
         effective: effective sample sizes of the weights, (N,); inf where nothing is missing. Below `ENOUGH` both are
             too small.
-        pareto_k: the shape of the tail of the weights, (N,). Above 0.5 their variance may be infinite, and `stderr` is
-            too small.
+        pareto_k: the shape of the tail of the weights, (N,). Above 0.7 `stderr` is too small.
         draws: draws from p(x missing | x observed), (N, M, *shape), each beside what is observed.
     """
 

@@ -90,7 +90,20 @@ def test_a_table_with_empty_fields(tmp_path, monkeypatch, capsys):
     rows = LinearGaussian().x.repeat(4, 1).numpy()
     text = "\n".join(",".join("" if math.isnan(one) else repr(one) for one in row) for row in rows.tolist())
     (tmp_path / "t.csv").write_text(",".join("abcdefg") + "\n" + text + "\n")
-    options = ["--dataset", "table:t.csv", "--epochs", "30", "--lr", "0.01", "--hidden", "16", "--out", "run"]
+    options = [
+        "--dataset",
+        "table:t.csv",
+        "--epochs",
+        "30",
+        "--passes",
+        "3",
+        "--lr",
+        "0.01",
+        "--hidden",
+        "16",
+        "--out",
+        "run",
+    ]
     assert train(options) == 0
     assert "--missing" in capsys.readouterr().out, "it is chosen, and said"
     assert sample(["run", "--impute", "t.csv"]) == 0

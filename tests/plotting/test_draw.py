@@ -86,7 +86,8 @@ def said(figure):
 
 
 def test_every_picture_has_a_function():
-    assert sorted(PICTURES) == sorted(pictures.__all__)
+    others = {"OF_REPORTS", "save_figures", *pictures.OF_REPORTS}
+    assert {*PICTURES} == {*pictures.__all__} - others
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,20 @@ def folder(tmp_path, monkeypatch):
 
 def test_every_command_takes_a_table_of_numbers_and_texts(folder, capsys):
     kinds = ["--likelihood", "columns", "--columns", "real,count,binary,categorical:3,ordinal:3"]
-    options = ["--hidden", "32", "--latent-dim", "2", "--epochs", "40", "--lr", "0.01", "--batch-size", "32"]
+    options = [
+        "--hidden",
+        "32",
+        "--latent-dim",
+        "2",
+        "--epochs",
+        "40",
+        "--passes",
+        "1",
+        "--lr",
+        "0.01",
+        "--batch-size",
+        "32",
+    ]
     assert train(["--dataset", "table:t.csv", *kinds, *options, "--patience", "0", "--out", "run"]) == 0
     capsys.readouterr()
     run = pvae.Run.open("run")
@@ -281,7 +294,7 @@ def test_a_column_of_labels_is_no_part_of_x(tmp_path, capsys, labels):
     rows = [f"{draw.randn() + 4 * second:.3f},{kind},{draw.randn():.3f}" for kind, second in zip(kinds, is_second)]
     file, run = tmp_path / "labelled.csv", tmp_path / "run"
     file.write_text("\n".join(["u,kind,v", *rows]) + "\n")
-    given = ["--dataset", f"table:{file}", "--label-column", "kind", "--epochs", "30"]
+    given = ["--dataset", f"table:{file}", "--label-column", "kind", "--epochs", "30", "--passes", "2"]
     assert train([*given, "--labels", "60", "--out", str(run)]) == 0
     opened = Run.open(run)
     assert opened.data.label_names == tuple(labels[:2])
