@@ -41,7 +41,7 @@ def what_was_learned(run: Run) -> Iterator[str]:
         return
     if alone is not None and elbo - alone.sum().item() < COLLAPSED:
         more = f", which describes these data better by {alone.sum().item() - elbo:.2f} nats"
-        yield f"learned: no more than a model without a latent{more}: they may need none, or more rows"
+        yield f"learned: no more than a model without a latent{more}: train longer, or these data may need none"
     elif baselines is not None:
         yield f"learned: {baselines.verdict}"
     elif alone is not None:
