@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pvae.data.batch import Batch
@@ -19,6 +20,7 @@ from pvae.evaluation.measures.measure import Measure
 from pvae.runs.run import Run
 from pvae.trained.codes import given_y
 from pvae.trained.elbo_terms import elbo_terms
+from pvae.trained.latent_space import posteriors
 from pvae.trained.log_likelihood import ANNEALING, LogP, Progress, hidden, log_likelihood
 from pvae.trained.normalised import with_likelihood
 from pvae.vae import VAE
@@ -53,10 +55,10 @@ class Context:
         settings: how it is evaluated.
     """
 
-    def __init__(self, run: Run, settings: Settings = Settings()) -> None:  # frozen
+    def __init__(self, run: Run, settings: Settings = Settings()) -> None:
         self.run, self.settings = run, settings
         self.vae: VAE = run.vae()
-        self._measures = dict[type[Measure], Any]()
+        self._measures, self._asked = dict[type[Measure], Any](), dict[type[Measure], Any]()
 
     def measure(self, kind: type[M]) -> M | None:
         """Return a measure of the run, computed once; None where it does not apply."""
@@ -67,7 +69,10 @@ class Context:
 
     def asked(self, kind: type[Measure]) -> Any:
         """Return the value of the option that asks for a measure; None if it was not given."""
-        return self.settings.requests.get(kind.request.name) if kind.request else None
+        if kind not in self._asked:
+            value = self.settings.requests.get(kind.request.name) if kind.request else None
+            self._asked[kind] = None if value is None else kind.asked_for(self.run, value)
+        return self._asked[kind]
 
     @cached_property
     def data(self) -> Dataset:
@@ -123,6 +128,11 @@ class Context:
     def terms(self) -> dict[str, Tensor]:
         """The ELBO of each datum of `seen` and its parts, (N,) nats."""
         return elbo_terms(self.vae, self.seen)
+
+    @cached_property
+    def posteriors(self) -> list[TorchDistribution]:
+        """q(z | x) of the data of `seen`, in parts."""
+        return posteriors(self.vae, self.seen)
 
     @cached_property
     def log_p(self) -> LogP:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from pvae.evaluation.context import Context
 from pvae.evaluation.measures.baselines import Baselines
-from pvae.evaluation.measures.latents import COLLAPSED, latents_used, said_of_collapse
+from pvae.evaluation.measures.floor import beside_no_latent
+from pvae.evaluation.measures.latents import latents_used, said_of_collapse
 from pvae.runs.run import Run
 from pvae.trained.codes import examples
 from pvae.trained.log_likelihood import Estimate
@@ -39,9 +40,8 @@ def what_was_learned(run: Run) -> Iterator[str]:
     if latents.is_collapsed:
         yield f"warning: {said_of_collapse(run, baselines)}"
         return
-    if alone is not None and elbo - alone.sum().item() < COLLAPSED:
-        more = f", which describes these data better by {alone.sum().item() - elbo:.2f} nats"
-        yield f"learned: no more than a model without a latent{more}: train longer, or these data may need none"
+    if alone is not None and (verdict := beside_no_latent(elbo, alone.sum().item())):
+        yield f"learned: {verdict}"
     elif baselines is not None:
         yield f"learned: {baselines.verdict}"
     elif alone is not None:

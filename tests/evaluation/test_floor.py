@@ -16,7 +16,7 @@ from pvae.config.config import Config
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Column, Dataset
 from pvae.data.preparation import Pixels, Preparation
-from pvae.evaluation.measures.floor import floor
+from pvae.evaluation.measures.floor import beside_no_latent, floor
 from pvae.evaluation.report import evaluate, to_text
 from pvae.models.features import fit_to
 from pvae.runs.metrics import best_epoch
@@ -232,3 +232,14 @@ def test_a_report_splits_the_distortion_of_a_table_by_column(tmp_path):
     assert second.distortion.mean < second.without_latent - 1
     assert count.distortion.mean == pytest.approx(count.without_latent, abs=0.3)
     assert all(f"  {name}  " in to_text(report) for name in ("first", "second", "count"))
+
+
+@pytest.mark.parametrize(
+    ("elbo", "says"), [(-5.0, ""), (-7.0, "no more than a model without a latent: "), (-9.0, "better by 2.00")]
+)
+def test_an_elbo_that_is_no_greater_than_without_a_latent_is_named(elbo, says):
+    """Without a difference below 0 nats in its words."""
+    found = beside_no_latent(elbo, -7.0)
+    assert says in found
+    assert bool(found) == bool(says)
+    assert "-" not in beside_no_latent(-6.995, -7.0)

@@ -115,9 +115,9 @@ def simple_models(vae: VAE, train: Tensor, valid: Tensor, held_out: Tensor) -> l
 
     Where all values are Normal given z, or their logarithms are, or they are counts, the linear model is factor
     analysis or a Normal with a full covariance matrix, and the mixture one of Normals with full or diagonal covariance
-    matrices, or of counts one of products. Of columns of other kinds there is no linear model, and the mixture is one
-    of products, of the likelihoods of the VAE. Covariances of Normals have u^2 / (2 pi) added for values that were
-    recorded in steps of u, so that their density is at most that of `InSteps`, 1 / u.
+    matrices, or where there are counts one of products. Of columns of other kinds there is no linear model, and the
+    mixture is one of products, of the likelihoods of the VAE. Covariances of Normals have u^2 / (2 pi) added for values
+    that were recorded in steps of u, so that their density is at most that of `InSteps`, 1 / u.
 
     Args:
         vae: whose likelihood says of which kind x is; its networks are not used.
@@ -148,7 +148,7 @@ def simple_models(vae: VAE, train: Tensor, valid: Tensor, held_out: Tensor) -> l
     linear = linear_models(features, values[0][0], train[0].numel(), least)[:-1]  # without principal components
     found = [[one.name, *(_linear(one, y) + slope for y, slope in values)] for one in linear]
     mixtures = [[name, *(of(y) + slope for y, slope in values)] for name, of in _mixtures(features, noise)]
-    if not p_x.is_density:
+    if not all(part.is_density for part in getattr(p_x, "parts", [p_x])):  # as of counts
         mixtures.append(_products(vae, train, *splits))
     best = [("linear", _best(found)), ("mixture", _best(mixtures))]
     return [SimpleModel(kind, str(name), log_p) for kind, (name, _, log_p) in best]

@@ -13,7 +13,10 @@ from pvae.trained.given import given_values
 from pvae.trained.log_likelihood import Estimate
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pvae.evaluation.context import Context
+    from pvae.runs.run import Run
 
 __all__ = ["Conditional"]
 
@@ -47,16 +50,19 @@ class Conditional(Measure):
     @classmethod
     def check(cls, context: Context) -> None:
         """Raise an `InputError` if the text does not name some values of x."""
-        if isinstance(asked := context.asked(cls), str):
-            given_values(context.run, asked)
+        context.asked(cls)
+
+    @classmethod
+    def asked_for(cls, run: Run, value: str | Tensor) -> Tensor:
+        """Return which values are given, bool (*D)."""
+        return given_values(run, value) if isinstance(value, str) else value
 
     @classmethod
     def of(cls, context: Context) -> Conditional | None:
         """Return log p of the values that are not given."""
-        asked = context.asked(cls)
-        if asked is None:
+        is_given = context.asked(cls)
+        if is_given is None:
             return None
-        is_given = given_values(context.run, asked) if isinstance(asked, str) else asked
         run, joint = context.run, context.log_p
         values, _, given = conditional_log_likelihood(context.normalised, context.batch, is_given, joint, **context.how)
         error = math.hypot(joint.mean_stderr, given.mean_stderr)

@@ -14,7 +14,7 @@ from pvae.evaluation.measures.measure import Measure, lines_of
 from pvae.models.labels import found_labels
 from pvae.trained.chunks import data_at_once
 from pvae.trained.elbo_terms import LAYER_RATE
-from pvae.trained.latent_space import mean_of, posteriors
+from pvae.trained.latent_space import mean_of
 from pvae.trained.log_likelihood import Estimate
 from pvae.trained.normalised import bits_of
 
@@ -61,7 +61,7 @@ class ElboParts(Measure):
         """Return the ELBO of the test data as the VAE was trained on them."""
         vae, batch, terms = context.vae, context.seen, dict(context.terms)
         layer_rates = tuple(Estimate.of(terms.pop(name)) for name in [*terms] if name.startswith(LAYER_RATE))
-        parts = posteriors(vae, batch)
+        parts = context.posteriors
         active, first = active_units(torch.cat([mean_of(part) for part in parts])), parts[0]
         layers = active.split(first.sizes if isinstance(first, Joint) else [len(active)])
         return cls(

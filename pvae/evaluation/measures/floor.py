@@ -21,8 +21,9 @@ from pvae.evaluation.measures.measure import Measure
 if TYPE_CHECKING:
     from pvae.evaluation.context import Context
 
-__all__ = ["Floor", "floor", "log_prob_of_each"]
+__all__ = ["Floor", "beside_no_latent", "floor", "log_prob_of_each"]
 
+_LEAST = 0.01  # nats per datum that count as more than none
 _FITTED = 2**18  # values of data by which log p is fitted
 _COUNTED = 2**23  # values of images whose levels are counted
 _STEP = 5  # between the levels of a pixel by which log p is fitted
@@ -37,22 +38,40 @@ class Floor(Measure):
 
     Args:
         elbo: by the best distribution of each value alone.
+        verdict: what it means if the VAE's ELBO is no greater; "" if it is.
         is_pseudo: whether it is a pseudo-ELBO.
     """
 
     elbo: float
     is_pseudo: bool
+    verdict: str
 
     @classmethod
     def of(cls, context: Context) -> Floor | None:
         """Return that of the test data as the VAE was trained on them."""
         reached = context.floor
-        return None if reached is None else cls(elbo=reached.sum().item(), is_pseudo=context.vae.is_pseudo)
+        if reached is None:
+            return None
+        verdict = beside_no_latent(context.terms["elbo"].mean().item(), reached.sum().item())
+        return cls(elbo=reached.sum().item(), is_pseudo=context.vae.is_pseudo, verdict=verdict)
 
     def lines(self) -> Iterator[str]:
         """Yield one line."""
         note = f"test {'pseudo-' * self.is_pseudo}ELBO, by the best distribution of each value alone"
         yield f"{'without a latent':26}{self.elbo:<22.2f}  {note}"
+
+    def warnings(self) -> Iterator[str]:
+        """Yield that nothing was learned."""
+        if self.verdict:
+            yield f"warning: {self.verdict}"
+
+
+def beside_no_latent(elbo: float, reached: float) -> str:
+    """Return what it means if an ELBO is no greater than what a model without a latent reaches, "" if it is greater."""
+    if elbo - reached >= _LEAST:
+        return ""
+    more = f", which describes these data better by {reached - elbo:.2f} nats" if reached - elbo > _LEAST else ""
+    return f"no more than a model without a latent{more}: train longer, or these data may need none"
 
 
 def floor(p_x: nn.Module, train: Pixels, held_out: Pixels) -> Tensor | None:

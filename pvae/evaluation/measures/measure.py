@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from pvae.evaluation.context import Context
+    from pvae.runs.run import Run
 
 __all__ = ["Measure", "Request"]
 
@@ -48,6 +49,11 @@ class Measure:
     @classmethod
     def check(cls, context: Context) -> None:
         """Raise an `InputError` if it was asked for and cannot be computed; called before anything is computed."""
+
+    @classmethod
+    def asked_for(cls, run: Run, value: Any) -> Any:
+        """Return what the value of its option means for a run; called once."""
+        return value
 
     @classmethod
     def of(cls, context: Context) -> Measure | None:

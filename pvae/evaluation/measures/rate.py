@@ -16,7 +16,6 @@ from pvae.core.errors import InputError
 from pvae.data.dataset import random_subset
 from pvae.evaluation.measures.measure import Measure
 from pvae.trained.chunks import CHUNK_VALUES
-from pvae.trained.latent_space import posteriors
 from pvae.trained.log_likelihood import Estimate
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ class RateDecomposition(Measure):
         """Return the means of the parts of the rate, beside those of the rates of all data that were evaluated."""
         vae, batch = context.vae, context.seen
         try:
-            split = split_rate(posteriors(vae, batch), vae.given(batch.y).prior(), seed=context.settings.seed)
+            split = split_rate(context.posteriors, vae.given(batch.y).prior(), seed=context.settings.seed)
         except InputError:
             return None
         names = ("rate", "mutual_information", "total_correlation", "dimension_wise_kl")
