@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any
 
 from pvae.config.families import LIKELIHOODS, POSTERIORS, PRIORS, text_where
@@ -56,6 +57,17 @@ def refuse(case: Case) -> None:
 def _texts(data: Any) -> list[str]:
     """Return the names of the columns that hold texts."""
     return [column.name for column in data.columns if column.categories]
+
+
+def _constant(c: Any, data: Any) -> str:
+    """Return the name of a column of real values that has one value in the training data, and others in the rest."""
+    kinds = [kind.name for kind in c.column_kinds] or ["real"] * (c.likelihood == "normal-diagonal") * len(data.columns)
+    for place, (column, kind) in enumerate(zip(data.columns, kinds)):
+        if kind in ("real", "positive"):
+            of_train, *others = (x[:, place][~x[:, place].isnan()] for x in data.splits.values())
+            if (of_train == of_train[0]).all() and any((x != of_train[0]).any() for x in others):
+                return str(column.name)
+    return ""
 
 
 _NAMES = {  # of families, in messages
@@ -155,6 +167,12 @@ REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...
      lambda c, data, is_own: _texts(data) and not c.likelihood_family.is_of_columns and not is_own,
      lambda c, data, _: (
          f"column {_texts(data)[0]} of {data.name} holds texts: give --likelihood columns, or leave it out"
+     )),
+    ("config data has_own_vae",
+     lambda c, data, is_own: not is_own and _constant(c, data),
+     lambda c, data, _: (
+         f"column {(name := _constant(c, data))} of {data.name} has one value in the training data, and others in the "
+         f"rest, so that no scale can be learned: leave it out (--ignore {quote(name)})"
      )),
     ("config data", lambda c, data: c.batch_size > len(data.train),
      "--batch-size {c.batch_size} is larger than the {k.data.train.shape[0]:,} training data of {k.data.name}: give at "

@@ -467,7 +467,8 @@ def _faults(data: Dataset) -> Iterator[str]:
         if not isinstance(x, Tensor):
             yield f"{wanted}, not a {type(x).__name__}" + ": give torch.from_numpy(data)" * isinstance(x, np.ndarray)
         if x.dim() > 1 and len(x) < 2:
-            yield f"there are {len(x)} {split} data: give at least 2 in each split"
+            sizes = " + ".join(f"{len(one)} {name}" for name, one in data.splits.items())
+            yield f"there are too few data ({sizes}): give at least 2 in each split"
         if x.is_complex() or x.dim() < 2 or x.numel() == 0:
             yield f"{wanted}, not {x.dtype} of shape {tuple(x.shape)}"
         if (x.shape[1:], x.dtype) != (data.train.shape[1:], data.train.dtype):
@@ -489,7 +490,8 @@ def _faults(data: Dataset) -> Iterator[str]:
             for row, place in part.flatten(1).isinf().nonzero()[:1].tolist():
                 datum = data.names[split][start + row] if split in data.names else f"{split}[{start + row}]"
                 value = part[row].flatten()[place].item()
-                yield f"{value_name(place, data.datum_shape, data.columns)} of {datum} is {value}"
+                name = value_name(place, data.datum_shape, data.columns)
+                yield f"{name} of {datum} is {value}: give a finite value, or none"
     if data.has_missing and (is_absent := data.train.isnan().all(0).flatten()).any():
         where = value_name(int(is_absent.nonzero()[0]), data.datum_shape, data.columns)
         yield f"{where} is missing in all training data: leave it out"

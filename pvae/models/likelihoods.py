@@ -161,12 +161,7 @@ class Likelihood(nn.Module):
     def _refusal(self, x: Tensor) -> str:
         if x.isnan().any():
             return "x has NaN, which a VAE trained with --missing (missing=True) takes"
-        refused = f"x has values that {type(self).__name__} does not take: they must be {self._violated(x)}"
-        return f"{refused}, or the likelihood another one"
-
-    def _violated(self, x: Tensor) -> str:
-        """Return the domain that x violates, for a message; of mixed columns that of the first such kind."""
-        return self.domain
+        return f"values must be {self.domain}: otherwise, give another likelihood"
 
     def _in_domain(self, x: Tensor) -> Tensor:
         low, high = x.amin(), x.amax()  # NaN makes both comparisons false
@@ -756,8 +751,10 @@ class ColumnsLikelihood(Likelihood):
         values = torch.cat([self.order.new_ones(size) * part.inside for part, size in parts])
         return values[self.order.argsort()]
 
-    def _violated(self, x: Tensor) -> str:
-        return next((part.domain for part, one in self._split(x) if not part._in_domain(one)), self.domain)  # noqa: SLF001
+    def _refusal(self, x: Tensor) -> str:
+        domains = (part.domain for part, one in self._split(x) if not part._in_domain(one))  # noqa: SLF001
+        domain = "" if x.isnan().any() else next(domains, "")
+        return f"values must be {domain}: otherwise, give another kind of column" if domain else super()._refusal(x)
 
     def _in_domain(self, x: Tensor) -> Tensor:
         return torch.stack([part._in_domain(one) for part, one in self._split(x)]).all()  # noqa: SLF001

@@ -34,7 +34,8 @@ _DISTANCE = 8.0  # between the codes of two components of a mixture of products,
 _SHARP = 3.0  # so that the code of a datum is that of its likeliest component
 _NEVER = -20.0  # the log weight of a component that is not used
 _ITERATIONS = 100
-_TRIED, _BATCH = 300, 128  # steps, and data in each, by which the two kinds of models are compared
+_TRIED, _BATCH = 600, 128  # steps, and data in each, by which the kinds of models are compared
+_SMALL = 0.1  # of what is drawn at random, so that a VAE starts near a model without a latent
 _AT_ONCE = 2**22  # values of data times components
 
 Array = NDArray[np.float64]
@@ -212,7 +213,8 @@ def start_exactly(vae: VAE, train: Tensor, valid: Tensor) -> str:
 
     The models are those of `linear_models`, with p(z) = N(0, I) or a mixture of Normals that is fitted to the codes;
     and with such a prior a mixture of products by `fit_mixture`. A mixture of products learns slowly: where one is the
-    best, that kind of model is taken whose VAE is the better one after 300 steps, and the training starts before these.
+    best, the best linear model, the best mixture and, unless all values are real, independent values with networks
+    drawn at random are trained for 600 steps, and the one is taken that is the best then, as it was before these.
 
     Of values that are all real, or logarithms of positive ones, the models with p(z) = N(0, I) are exact: q(z | x) is
     p(z | x), and the ELBO is the log-likelihood of the model. Of other kinds of columns the decoder is a generalised
@@ -238,17 +240,17 @@ def start_exactly(vae: VAE, train: Tensor, valid: Tensor) -> str:
             elbos.append([one.elbo for one in _tried(vae, every[~is_held_out], every[is_held_out])])
         found = [one._replace(elbo=sum(some)) for one, some in zip(found, zip(*elbos))]
     best = max(found, key=lambda one: one.elbo)
-    if best.is_product:
-        linear = max((one for one in found if not one.is_product), key=lambda one: one.elbo)
-        best = max((linear, best), key=lambda one: _after_training(vae, one.weights, train, valid))
+    if best.kind == "mixture":
+        kinds = {one.kind: one for one in sorted(found, key=lambda one: one.elbo)}  # the best of each
+        best = max(kinds.values(), key=lambda one: _after_training(vae, one.weights, train, valid))
     vae.load_state_dict(best.weights)
     return f"the training starts at {best.name}"
 
 
 class _Tried(NamedTuple):
-    """A start: whether it is a mixture of products, its ELBO of held-out data, its name, and the weights of the VAE."""
+    """A start: its kind of model, its ELBO of held-out data, its name, and the weights of the VAE."""
 
-    is_product: bool
+    kind: str
     elbo: float
     name: str
     weights: dict[str, Tensor]
@@ -258,19 +260,21 @@ def _tried(vae: VAE, train: Tensor, held_out: Tensor) -> list[_Tried]:
     """Return the VAE at each start; there are as many, and of the same kinds, for all data."""
     parts, found = _Parts(vae, train), list[_Tried]()
     first = {key: one.clone() for key, one in vae.state_dict().items()}
-    for model, has_mixture in _models(parts, held_out):
+    for kind, model, has_codes in _models(parts, held_out):
         vae.load_state_dict(first)
         for one in (parts.encoder, parts.decoder):
             for parameter in (*one.linear.parameters(), *(one.table[-1].parameters() if one.table else ())):
                 parameter.zero_()
-        if is_product := isinstance(model, Mixture):
-            name = model.name
+        if isinstance(model, Linear):
+            _set_linear(parts, model, has_codes)
+        elif kind == "mixture":
             _set_mixture(parts, model)
         else:
-            name = model.name + ", and a mixture of Normals of its codes" * has_mixture
-            _set_linear(parts, model, has_mixture)
+            _set_alone(parts, model)
+        name = model.name + ", and a mixture of Normals of its codes" * has_codes
+        name += ", and networks drawn at random" * (kind == "random")
         weights = {key: one.clone() for key, one in vae.state_dict().items()}
-        found.append(_Tried(is_product, _elbo(vae, held_out).item(), name, weights))
+        found.append(_Tried(kind, _elbo(vae, held_out).item(), name, weights))
     vae.load_state_dict(first)
     return found
 
@@ -289,16 +293,18 @@ def _after_training(vae: VAE, weights: dict[str, Tensor], train: Tensor, valid: 
     return _elbo(vae, valid).item()
 
 
-def _models(parts: _Parts, held_out: Tensor) -> Iterator[tuple[Linear | Mixture, bool]]:
-    """Yield models, and whether the prior is to be a mixture of Normals of its codes."""
+def _models(parts: _Parts, held_out: Tensor) -> Iterator[tuple[str, Linear | Mixture, bool]]:
+    """Yield models, each with its kind, and whether the prior is to be a mixture of Normals of its codes."""
     features, has_mixture = parts.features, isinstance(parts.p_z, MixturePrior)
     linear = linear_models(features, _array(features_seen(parts.q_z, held_out)), parts.latent_dim, parts.least_noise)
-    yield from ((one, False) for one in linear[:-1])  # principal components are worse than these
+    yield from (("linear", one, False) for one in linear[:-1])  # principal components are worse than these
     if has_mixture:
-        yield from ((one, True) for one in linear)
+        yield from (("linear", one, True) for one in linear)
         most = len(parts.p_z.logits)
         for size in sorted({min(size, most) for size in SIZES} | {most}):
-            yield fit_mixture(parts.p_x, parts.train, features, size), False
+            yield "mixture", fit_mixture(parts.p_x, parts.train, features, size), False
+        if parts.decoder.network is not None and len(parts.places) < features.shape[1]:
+            yield "random", fit_mixture(parts.p_x, parts.train, features, 1), False
 
 
 def _elbo(vae: VAE, x: Tensor, num_draws: int = _DRAWS) -> Tensor:
@@ -412,6 +418,19 @@ def _set_mixture(parts: _Parts, model: Mixture) -> None:
     table_back.weight[:, :count] = model.outputs.T.to(table.weight)
     prior.loc[:count], prior.log_scale[:count] = centres.to(prior.loc), 0.0
     prior.logits.fill_(_NEVER)[:count] = model.log_weights.to(prior.logits)
+
+
+def _set_alone(parts: _Parts, model: Mixture) -> None:
+    """Let the VAE be independent values, near which networks drawn at random can learn to use the latents."""
+    parts.decoder.linear.bias.copy_(model.outputs[0])
+    networks: Any = (parts.encoder.network, parts.decoder.network)
+    for network, size in zip(networks, (_SMALL, 1.0)):
+        network[-1].reset_parameters()
+        network[-1].weight.mul_(size)
+        network[-1].bias.zero_()
+    parts.p_z.loc.mul_(_SMALL)
+    for parameter in (parts.p_z.log_scale, parts.p_z.logits):
+        parameter.zero_()
 
 
 def _spread_out(count: int, size: int) -> Tensor:

@@ -22,6 +22,7 @@ __all__ = ["reconstructed_values_figure", "sampled_values_figure"]
 
 _DATA, _MODEL = PALETTE[0], PALETTE[1]
 _MOST = 8  # columns of a table, or values of a series at one time, that are drawn
+_SHOWN, _TAIL = 0.98, 0.4  # the share of values that is drawn where these take less than such a share of the range
 _MISSING: Any = {"facecolor": "#e4e4e4", "edgecolor": "#8a8a8a", "hatch": "////", "linewidth": 0, "label": "missing"}
 
 
@@ -122,6 +123,8 @@ def sampled_values_figure(
     column of categories, bars are the shares of the most frequent ones; its title says how many there are. It also says
     which share of the data is missing.
 
+    A column whose greatest values are far from the others is drawn without them.
+
     Args:
         data: of all splits: vectors (N, D), or series (N, T, D), of which the first values at each time are drawn.
         samples: (S, D) or (S, T, D).
@@ -145,7 +148,7 @@ def sampled_values_figure(
     for number, axes in enumerate(panels):
         name = _label(columns[number].name) if columns else f"x_{number + 1}"
         if missing := data[:, number].isnan().double().mean().item():
-            name += f", {missing:.0%} of the data missing"
+            name += f", {missing:.0%} missing"
         both = [one[:, number][one[:, number].isfinite()].double() for one in (data, samples)]
         if categories := columns[number].categories if columns else ():
             counts = both[0].long().bincount(minlength=len(categories))
@@ -160,6 +163,9 @@ def sampled_values_figure(
             values = torch.cat(both)
             low, high = (values.min().item(), values.max().item()) if len(values) else (0.0, 1.0)
             bins: Any = 20
+            cut = np.quantile(values, _SHOWN).item() if len(values) else high
+            if cut - low < _TAIL * (high - low):  # otherwise, nearly all would be in one bar
+                both, high, name = [one[one <= cut] for one in both], cut, f"{name}, the least {_SHOWN:.0%}"
             # Between large values whose differences are small there are too few floats for bins and bars.
             if is_narrow := (high - low or 1.0) < 1000 * np.spacing(max(abs(low), abs(high))):
                 both, name = [one - low for one in both], f"{name}, less {low:.17g}"

@@ -14,6 +14,7 @@ from pvae.data.dataset import Column, Dataset
 IMAGES = Dataset("images", torch.zeros(31, 1, 8, 8, dtype=torch.uint8), torch.zeros(9, 1, 8, 8, dtype=torch.uint8))
 VALUES = Dataset("values", torch.rand(31, 3), torch.rand(9, 3))
 TEXTS = Dataset("texts", torch.zeros(31, 1), torch.zeros(9, 1), columns=(Column("colour", ("red", "blue")),))
+RARE = Dataset("rare", torch.zeros(31, 1), torch.eye(9)[:, :1], columns=(Column("claim", ()),))
 TWO = {"upper_latent_dims": (2,)}
 REAL = {"likelihood": "normal-diagonal"}
 
@@ -51,6 +52,7 @@ OTHERS = [
     (REAL, {"data": IMAGES}),
     ({"pad": 2}, {"data": VALUES}),
     ({}, {"data": TEXTS}),
+    (REAL, {"data": RARE}),
     ({"batch_size": 32}, {"data": IMAGES}),
     ({"network": "mlp-batchnorm", "batch_size": 10}, {"data": IMAGES}),
     ({"free_bits": 0.1}, {"num_processes": 2}),
@@ -77,6 +79,7 @@ AS_WELL = [
     {"initialization": "exact", "likelihood": "student-t"},
 ]
 OTHERS_AS_WELL = [
+    ({"likelihood": "columns", "columns": "positive"}, {"data": RARE}),
     ({"elbo": "iwae", "warm_up": 1}, {}),
     ({"labels": 10, "posterior": "delta", "elbo": "enumerate"}, {}),
     ({"pixels": "symmetric", "likelihood": "normal"}, {"data": VALUES}),
@@ -112,3 +115,10 @@ def test_each_row_of_the_table_refuses_one_of_these_cases():
 def test_a_vae_of_ones_own_is_refused_nothing_that_the_configuration_says_of_networks():
     config = Config(network="mlp-batchnorm", batch_size=10)
     refuse(Case(config=config, data=TEXTS, has_own_vae=True, num_processes=2))
+    refuse(Case(config=Config(**REAL, batch_size=10), data=RARE, has_own_vae=True))
+
+
+def test_a_binary_column_may_have_one_value_in_the_training_data():
+    refuse(Case(config=Config(likelihood="columns", columns="binary", batch_size=10), data=RARE))
+    alike = Dataset("alike", torch.ones(31, 1), torch.ones(9, 1), columns=RARE.columns)
+    refuse(Case(config=Config(**REAL, batch_size=10), data=alike))

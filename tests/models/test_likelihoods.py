@@ -128,7 +128,7 @@ def test_each_likelihood_refuses_what_is_outside_its_domain(name, options, good,
     for value in good:
         likelihood.check(torch.full((2, *shape), value))
     for value in (*bad, math.nan):
-        with pytest.raises(ValueError, match="take"):
+        with pytest.raises(ValueError, match=r"must be|NaN"):
             likelihood.check(torch.stack([torch.full(shape, good[0]), torch.full(shape, value)]))
 
 
@@ -336,7 +336,7 @@ def test_positive_and_zero_inflated_values_outside_their_domain_are_refused(kind
     likelihood.check(torch.tensor([[0.5, 2.0, 1e30]]))
     is_positive = kind is PositiveLikelihood
     for value in (0.0, -1.0, math.inf, math.nan) if is_positive else (0.4, 0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(ValueError, match="take"):
+        with pytest.raises(ValueError, match=r"must be|NaN"):
             likelihood.check(torch.tensor([[0.5, 2.0, 1.0], [value, 2.0, 1.0]]))
 
 

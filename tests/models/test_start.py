@@ -74,3 +74,22 @@ def test_factor_analysis_itself_is_the_first_model():
     fit = FactorAnalysis(number, tol=1e-3, max_iter=300, random_state=0).fit(features.numpy())
     assert model.name == f"factor analysis with {number} factor" + "s" * (number > 1)
     assert np.allclose(model.weight @ model.weight.T + np.diag(model.noise), fit.get_covariance(), atol=1e-9)
+
+
+def test_of_columns_of_several_kinds_one_start_is_independent_values_near_which_latents_can_be_used():
+    x = factors()
+    x[:, 0] = (x[:, 0] > 0).double()
+    vae, config = vae_at(x)
+    with torch.no_grad():
+        found = start._tried(vae, x[:300], x[300:])
+        assert [one.kind for one in start._tried(*vae_at(factors())[:1], x, x)].count("random") == 0, "all are real"
+        (one,) = (one for one in found if one.kind == "random")
+        vae.load_state_dict(one.weights)
+        alone = start.fit_mixture(vae.p_x, x[:300], start._Parts(vae, x[:300]).features, 1)
+        independent = alone.log_terms(vae.p_x, x[300:]).mean().item()
+        assert independent - 2 < one.elbo < independent
+        z = torch.randn(100, config.latent_dim, dtype=x.dtype)
+        outputs = vae.p_x.decoder(z)
+        assert outputs.std(0).min() > 0, "z changes each output"
+        start._Parts(vae, x).decoder.network[-1].weight.zero_()
+        assert torch.allclose(vae.p_x.decoder(z), alone.outputs, atol=1e-12)

@@ -208,7 +208,7 @@ def test_pictures_name_columns_and_show_the_shares_of_categories():
     data = torch.tensor([[1.0, 0], [2, 0], [3, 1], [4, math.nan], [math.nan, 2]])
     figure = sampled_values_figure(data, torch.tensor([[2.0, 2], [3, 2]]), "title", columns)
     ages, cities = figure.axes[:2]
-    assert [ages.get_title(), cities.get_title()] == ["age, 20% of the data missing", "city, 20% of the data missing"]
+    assert [ages.get_title(), cities.get_title()] == ["age, 20% missing", "city, 20% missing"]
     assert [text.get_text() for text in cities.get_xticklabels()] == ["Rome", "Oslo", "$" + 16 * "x" + "..."]
     assert [bar.get_height() for bar in cities.patches] == [0.5, 0.25, 0.25, 0, 0, 1]
     heights = [bar.get_height() for bar in ages.patches]
