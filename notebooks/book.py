@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 import pvae
 from pvae.cli.commands import COMMANDS, command_of
 from pvae.core.errors import InputError
+from pvae.evaluation.measures import MEASURES
 from pvae.explore.page import explorer_page
 from pvae.plotting.figures import PALETTE
 from pvae.runs.run import Run
@@ -208,6 +209,15 @@ def api() -> Iterator[str]:
     yield from (described("pvae", name) for name in sorted(pvae.__all__, key=str.lower))
 
 
+def measures() -> Iterator[str]:
+    """Yield a section for each measure of `pvae evaluate`, by its key in `evaluation.json`."""
+    for key, measure in MEASURES.items():
+        yield f"## {key}"
+        if measure.request:
+            yield f"`--{measure.request.name} {measure.request.metavar}`: {_literal(measure.request.help)}"
+        yield described(measure.__module__, measure.__name__)
+
+
 def room(name: str) -> Iterator[str]:
     """Yield a page of the public names of a room's modules that are not among those of `pvae`."""
     package = importlib.import_module(f"pvae.{name}")
@@ -272,7 +282,7 @@ def described(module: str, name: str) -> str:
 def fill(_: Any, page: str, source: list[str]) -> None:
     """Write into a page what is made for it."""
     if MADE in source[0]:
-        made = {"api": api, "commands": commands}.get(page, lambda: choices(page))
+        made = {"api": api, "commands": commands, "measures": measures}.get(page, lambda: choices(page))
         source[0] = source[0].replace(MADE, "\n\n".join(made()))
 
 

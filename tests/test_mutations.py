@@ -37,17 +37,17 @@ elbos/test_agreement.py
     elbos.base | q.log_prob(latent.z) - p.log_prob(latent.z) | q.log_prob(latent.z)
     elbos.trace | _divergence(latent, q, p) | _divergence(latent, p.expand(q.batch_shape), q)
 trained/test_annealing.py
-    trained.annealing | torch.rand_like(log_ratio).log() < log_ratio | torch.rand_like(log_ratio) < 2
-    trained.annealing | zip(betas[1:-1].tolist(), steps | zip(betas[2:].tolist(), steps
-    trained.annealing | given.log_likelihood(x, z) + prior | given.log_likelihood(x, z) + 2 * prior
-    trained.annealing | return Annealed(log_w.logsumexp(0), | return Annealed(log_w.mean(0) + math.log(num_chains),
-    trained.annealing | - point.log_density(beta) - kinetic | - point.log_density(beta)
-    trained.annealing | upper + math.log(num_chains) | upper - math.log(num_chains)
-    trained.annealing | in zip(betas[1:-1].tolist(), steps, | in zip(betas[1:-1].tolist(), _adapted(points, z, betas),
+    marginal.annealing | torch.rand_like(log_ratio).log() < log_ratio | torch.rand_like(log_ratio) < 2
+    marginal.annealing | zip(betas[1:-1].tolist(), steps | zip(betas[2:].tolist(), steps
+    marginal.annealing | given.log_likelihood(x, z) + prior | given.log_likelihood(x, z) + 2 * prior
+    marginal.annealing | "annealed", log_w.logsumexp(0), | "annealed", log_w.mean(0) + math.log(num_chains),
+    marginal.annealing | - point.log_density(beta) - kinetic | - point.log_density(beta)
+    marginal.annealing | upper + math.log(num_chains) | upper - math.log(num_chains)
+    marginal.annealing | in zip(betas[1:-1].tolist(), steps, | in zip(betas[1:-1].tolist(), _adapted(points, z, betas),
 trained/test_log_likelihood.py
-    trained.importance | log_q + math.log1p(-self.share), log_wide + | log_q, log_wide +
-    trained.quadrature | cells = 2 * cells | cells = 1 * cells
-    trained.log_likelihood | index_copy(0, taken, | index_copy(0, torch.arange(len(taken)),
+    marginal.importance | log_q + math.log1p(-self.share), log_wide + | log_q, log_wide +
+    marginal.quadrature | cells = 2 * cells | cells = 1 * cells
+    marginal.log_likelihood | index_copy(0, taken, | index_copy(0, torch.arange(len(taken)),
 trained/test_calibration.py
     trained.calibration | > q.log_prob(z) | < q.log_prob(z)
     trained.calibration | (draws < z) | (draws < draws[:1])
@@ -99,7 +99,7 @@ models/test_latents.py
     models.priors | .clamp(self.lowest, 1.0) |
     distributions.kl | - scale_tril.diagonal(dim1=-2, dim2=-1).log() |
 evaluation/test_evaluation.py
-    trained.importance | (log_likelihood + log_prior - log_r) | (log_likelihood - log_r)
+    marginal.importance | (log_likelihood + log_prior - log_r) | (log_likelihood - log_r)
     evaluation.measures.rate | (log_q.logsumexp(1) - math.log | (log_q.logsumexp(2) - math.log
     trained.latent_space | return posterior.mean | return posterior.sample()
     trained.latent_space | posterior.estimate_mean(100) | posterior.sample((100,)).mean(0)

@@ -17,8 +17,8 @@ from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.config.build import build_elbo
 from pvae.core.errors import InputError, NotFiniteError
+from pvae.marginal.importance import importance_sample
 from pvae.reference import elbo as reference_elbo
-from pvae.trained.importance import importance_sample
 
 SHAPE = (1, 4, 4)
 

@@ -19,7 +19,7 @@ from pvae.elbos.registry import ELBOS
 
 if TYPE_CHECKING:
     from pvae.config.config import Config
-    from pvae.data.batch import Batch
+    from pvae.core.batch import Batch
     from pvae.evaluation.estimators import Measurement
     from pvae.runs.run import Run
     from pvae.vae import VAE
@@ -45,8 +45,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     from pandas import json_normalize
 
     from pvae.evaluation import estimators
+    from pvae.marginal.log_likelihood import MOST_UNTRUSTED
     from pvae.plotting import figures
-    from pvae.trained.log_likelihood import MOST_UNTRUSTED
 
     names = [check_name("--elbo", name, ELBOS) for name in arguments.elbo.split(",")]
     run = open_run(arguments.run, arguments.vae) if arguments.run else None

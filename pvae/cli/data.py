@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from torch import Tensor
 
-    from pvae.data.batch import Batch
+    from pvae.core.batch import Batch
     from pvae.runs.run import Run
     from pvae.trained.given import GivenData
     from pvae.trained.imputation import Imputed
@@ -167,8 +167,8 @@ def _score(arguments: argparse.Namespace) -> None:
 
     from pvae.core.random_state import seeded
     from pvae.data.preparation import Preparation
+    from pvae.marginal.importance import TRUSTED
     from pvae.plotting.figures import named_images_figure
-    from pvae.trained.importance import TRUSTED
     from pvae.trained.normalised import with_likelihood
     from pvae.trained.scores import score_images, to_text
 
@@ -222,7 +222,7 @@ def _surprise(vae: VAE, batch: Batch) -> Tensor:
     import torch
 
     from pvae.evaluation.measures.floor import log_prob_of_each
-    from pvae.trained.chunks import data_at_once
+    from pvae.marginal.chunks import data_at_once
 
     parts = []
     with torch.no_grad():

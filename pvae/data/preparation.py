@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pvae.config.config import Config
+from pvae.core.batch import Batch
 
-__all__ = ["Pixels", "Preparation"]
+__all__ = ["Pixels", "Preparation", "TrainingData"]
 
 # The binary images do not depend on the seed of a run.
 _BINARIZATION_SEED = {"train": 20070501, "test": 20070502, "valid": 20070503}
@@ -154,3 +155,20 @@ class Pixels:
     def split(self, size: int) -> Iterator[Tensor]:
         """Yield the pixels of `size` images at a time, as `Tensor.split` does."""
         yield from map(self.preparation.x, self.images.split(size))
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """Training data in memory, prepared once; the pixels of "dynamic" are drawn anew for each batch."""
+
+    prepared: Tensor
+    preparation: Preparation
+    y: Tensor | None
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.prepared)
+
+    def batch(self, index: Tensor) -> Batch:
+        """Return the data of an index, int64 (B,), on the device of the data."""
+        return Batch(self.preparation.batch(self.prepared, index), None if self.y is None else self.y[index])

@@ -12,16 +12,17 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pvae.data.batch import Batch
+from pvae.core.batch import Batch
 from pvae.data.dataset import Dataset, random_subset
 from pvae.data.preparation import Pixels
 from pvae.evaluation.measures.floor import floor
 from pvae.evaluation.measures.measure import Measure
+from pvae.marginal.log_likelihood import ANNEALING, Progress, hidden, log_likelihood
+from pvae.marginal.log_p import LogP
 from pvae.runs.run import Run
 from pvae.trained.codes import given_y
 from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.latent_space import posteriors
-from pvae.trained.log_likelihood import ANNEALING, LogP, Progress, hidden, log_likelihood
 from pvae.trained.normalised import with_likelihood
 from pvae.vae import VAE
 

@@ -13,8 +13,8 @@ from pvae.core.random_state import seeded
 from pvae.evaluation.context import Context, Settings
 from pvae.evaluation.measures import MEASURES
 from pvae.evaluation.measures.measure import Measure
+from pvae.marginal.log_likelihood import ANNEALING, Progress, hidden
 from pvae.runs.run import Run
-from pvae.trained.log_likelihood import ANNEALING, Progress, hidden
 
 __all__ = ["Report", "check_density", "evaluate", "to_text"]
 

@@ -22,8 +22,8 @@ from torch.nn.functional import normalize
 
 from pvae.config.build import loss_text
 from pvae.config.config import Config
+from pvae.core.batch import Batch
 from pvae.core.errors import InputError
-from pvae.data.batch import Batch
 from pvae.data.dataset import Dataset
 from pvae.explore.networks import Tensors, map_of, networks_of, notes_of
 from pvae.explore.table_page import check_table, table_content

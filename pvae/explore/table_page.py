@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pvae.config.families import LIKELIHOODS
+from pvae.core.batch import Batch
 from pvae.core.errors import InputError
-from pvae.data.batch import Batch
 from pvae.data.dataset import Column, Dataset
 from pvae.explore.networks import Tensors, map_of, networks_of, notes_of
 from pvae.models.features import ColumnFeatures, Units, WithMask

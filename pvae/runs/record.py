@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pvae.config.config import Config
 from pvae.config.options import without_removed
 from pvae.config.presets import as_option
+from pvae.core import __version__
 from pvae.core.errors import InputError
 from pvae.core.files import expanded, write_whole
 from pvae.core.records import from_record, to_json
@@ -67,7 +68,8 @@ class RunRecord:
                 run folder of that name.
 
         Raises:
-            InputError: the path is empty, the folder is not a run folder, or its `config.json` is damaged.
+            InputError: the path is empty, the folder is not a run folder, or its `config.json` is damaged, or of a
+                version that this one does not read.
         """
         path = expanded(path, "the run folder")
         if str(path) in READY_MADE and not (path / CONFIG).exists():
@@ -107,10 +109,12 @@ class RunRecord:
                 vae_place=record.get("vae_place", ""),
             )
         except (InputError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise InputError(
-                f"{file} is damaged or of another version of pvae ({error}): restore a copy of it, or use the version "
-                "that wrote it"
-            ) from None
+            own, here = _version(content), __version__
+            what, how = f"damaged or of another version of pvae ({error})", "restore a copy of it, or use that version"
+            if own not in ("", here):
+                what = f"of pvae {own}, and this is {here}, which does not read it ({error})"
+                how = f"use pvae {own}, or train anew"
+            raise InputError(f"{file} is {what}: {how}") from None
 
     def write(self) -> None:
         """Write `config.json`.
@@ -163,3 +167,11 @@ class RunRecord:
         return (
             f"pvae.resume({path!r}{given})" if given else f"python -m pvae.train --resume {shlex.quote(path)}{options}"
         )
+
+
+def _version(content: bytes) -> str:
+    """Return the version of pvae that wrote the content of a `config.json`, or "" if it does not say so."""
+    try:
+        return str(json.loads(content)["sessions"][0]["versions"]["pvae"])
+    except (KeyError, TypeError, ValueError, IndexError, RecursionError):
+        return ""

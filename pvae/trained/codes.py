@@ -9,12 +9,12 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from pvae.data.batch import Batch
+from pvae.core.batch import Batch
 from pvae.data.dataset import Dataset, random_subset
 from pvae.distributions.joint import Joint
+from pvae.marginal.chunks import data_at_once
 from pvae.models.priors import StandardNormalPrior
 from pvae.runs.run import Run, cached
-from pvae.trained.chunks import data_at_once
 from pvae.trained.latent_space import encode
 
 __all__ = [

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pvae.data.batch import Batch, Data
+from pvae.core.batch import Batch, Data
 from pvae.distributions.joint import Joint
 from pvae.distributions.power_spherical import PowerSpherical
-from pvae.trained.chunks import data_at_once
+from pvae.marginal.chunks import data_at_once
 from pvae.vae import VAE
 
 __all__ = ["LAYER_RATE", "elbo_terms", "posterior_mean_loss"]

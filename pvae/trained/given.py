@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pvae.core.batch import Batch
 from pvae.core.errors import InputError, brief, check_name
-from pvae.data.batch import Batch
 from pvae.data.dataset import check_domain, is_classes
 from pvae.data.folders import is_folder
 from pvae.data.images import SUFFIXES

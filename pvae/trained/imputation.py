@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
-from pvae.data.batch import Batch, Data
 from pvae.distributions.columns import Columns
-from pvae.trained.chunks import data_at_once, widest
-from pvae.trained.importance import Mixture
-from pvae.trained.pareto import num_in_tail, pareto_k
+from pvae.marginal.chunks import data_at_once, widest
+from pvae.marginal.importance import Mixture
+from pvae.marginal.pareto import num_in_tail, pareto_k
 from pvae.vae import VAE
 
 __all__ = ["ENOUGH", "Imputed", "impute"]

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.distributions import Normal
 from torch.nn.functional import normalize
 
+from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
-from pvae.data.batch import Batch, Data
 from pvae.distributions.joint import Joint
 from pvae.distributions.labels import one_hot
 from pvae.distributions.power_spherical import PowerSpherical
-from pvae.trained.chunks import data_at_once, latents_at_once
+from pvae.marginal.chunks import data_at_once, latents_at_once
 from pvae.vae import VAE
 
 __all__ = [

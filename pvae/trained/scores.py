@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.core.records import markdown_of
-from pvae.data.batch import Batch
+from pvae.marginal.importance import importance_sample
 from pvae.trained.elbo_terms import elbo_terms
-from pvae.trained.importance import importance_sample
 from pvae.trained.normalised import bits_per_dimension
 from pvae.vae import VAE
 

@@ -48,7 +48,14 @@ from pvae.training.fit import (
 from pvae.training.parallel import ALONE
 from pvae.training.schedules import StepValues
 from pvae.training.setup import build_trainer, check_first_loss, check_memory, prepare
-from pvae.training.side_by_side import Ended, num_processes, one_after_the_other, side_by_side, train_run
+from pvae.training.side_by_side import (
+    Ended,
+    num_processes,
+    one_after_the_other,
+    print_epoch,
+    side_by_side,
+    train_run,
+)
 from pvae.training.trainer import Callback, Trainer, advice_on_memory
 from pvae.vae import VAE
 
@@ -139,8 +146,10 @@ def fit_many(
                 way = "one after the other" if processes == 1 else f"in {processes} processes"
                 print(f"note: the runs are trained {way}: {error}", file=sys.stderr)
         if processes > 1 and left:
-            options = {"threads": threads or 1, "start": start, "code": code}
-            errors |= side_by_side(left, options, quiet, processes, interruptions)
+            number = threads or 1
+            apart = {"device": "cpu", "threads": number, "on_epoch": _nothing if quiet else print_epoch}
+            each = functools.partial(train_run, given=apart, new={"start": start, "code": code})
+            errors |= side_by_side(left, each, processes, number, interruptions)
         else:
             errors |= one_after_the_other(left, train, interruptions)
     last = errors.pop(runs[0].path) if len(errors) == len(runs) else None  # is raised

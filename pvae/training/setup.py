@@ -12,6 +12,7 @@ from pvae.compile.compiled_svi import CompiledSVI
 from pvae.config.build import ELBO_CLASSES, build_vae, elbo_of, meta_state_dict, sizes_of, start_like_burda
 from pvae.config.config import Config
 from pvae.config.refusals import Case, refuse
+from pvae.core.batch import Batch
 from pvae.core.errors import (
     InputError,
     NotFiniteError,
@@ -21,10 +22,9 @@ from pvae.core.errors import (
     total_memory,
 )
 from pvae.core.random_state import seeded
-from pvae.data.batch import Batch, TrainingData
 from pvae.data.dataset import Dataset, check_domain
 from pvae.data.labels import few_labels
-from pvae.data.preparation import Pixels, Preparation
+from pvae.data.preparation import Pixels, Preparation, TrainingData
 from pvae.models.features import fit_to
 from pvae.models.labels import found_labels
 from pvae.models.start import start_exactly

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import signal
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.connection import Connection, wait
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +21,12 @@ from pvae.runs.record import CONFIG
 from pvae.runs.run import Run
 from pvae.training.fit import fit, resume
 
-__all__ = ["Ended", "num_processes", "one_after_the_other", "side_by_side", "train_run"]
+__all__ = ["Ended", "num_processes", "one_after_the_other", "print_epoch", "side_by_side", "train_run"]
 
 Ended = TrainingError | InputError  # why a run ended
 _LEAST_STEPS = 2000  # of all runs: fewer do not repay the seconds in which a process imports torch
-_SECONDS = 0.5  # until signals are looked for
-_WORK = "import sys; sys.path[:] = sys.argv[2:]; from pvae.training.side_by_side import work; work(int(sys.argv[1]))"
+_SECONDS = 0.2  # between two looks at what ends the processes
+_IDLE = 5  # seconds, after which a process without a run ends
 
 
 def num_processes(runs: Sequence[Run], device: torch.device, threads: int | None) -> int:
@@ -61,6 +59,12 @@ def train_run(run: Run, given: Mapping[str, Any], new: Mapping[str, Any]) -> Non
         fit(run.config, out=run.path, data=run.dataset(), **given, **new)
 
 
+def print_epoch(run: Run, row: Metrics) -> None:
+    """Print the metrics of an epoch of one of several runs."""
+    if row.split != "train":
+        print_line(f"{run.path.name}  epoch {row.epoch}/{run.config.epochs}  {row}")
+
+
 def one_after_the_other(
     runs: Sequence[Run], train: Callable[[Run], object], interruptions: Interruptions
 ) -> dict[Path, Ended]:
@@ -80,83 +84,85 @@ def one_after_the_other(
 
 
 def side_by_side(
-    runs: Sequence[Run], options: Mapping[str, Any], quiet: bool, processes: int, interruptions: Interruptions
+    runs: Sequence[Run], train: Callable[[Run], object], processes: int, threads: int, interruptions: Interruptions
 ) -> dict[Path, Ended]:
-    """Train runs in processes, each of which gets its share of them, and return why some of them ended early.
+    """Train runs in processes, which joblib starts, and return why some of them ended early.
 
     Wide networks are trained faster in this way: the threads of one training wait for each other many times in a step.
 
     Args:
         runs: the runs.
-        options: `threads` and what else `train_run` gives to `fit` alone.
-        quiet: do not print the metrics of each epoch.
+        train: trains one of them; it is sent to the processes.
         processes: number of processes.
+        threads: number of threads of each.
         interruptions: signals, which are passed on.
 
     Raises:
         LostError: a folder can no longer be written.
         InterruptedTrainingError: a signal was received; the epochs before are saved.
     """
-    workers = dict[Connection, tuple[subprocess.Popen[bytes], Sequence[Run]]]()
-    errors, lost, is_told = dict[Path, Ended](), list[OSError](), False
-    try:
-        for place in range(processes):
-            read, write = os.pipe()
-            command, share = [sys.executable, "-c", _WORK, str(write), *sys.path], runs[place::processes]
-            with tempfile.TemporaryFile() as file:
-                pickle.dump((share, options, quiet), file)
-                file.seek(0)
-                # In a session of its own, so that Ctrl-C comes from this process alone.
-                worker = subprocess.Popen(command, stdin=file, pass_fds=[write], start_new_session=True)
-            workers[Connection(read)] = worker, share
-            os.close(write)  # so that the end of the process ends the pipe
-        while workers:
-            ended = wait(list(workers), _SECONDS)
-            for connection in [one for one in workers if one in ended]:
-                worker, share = workers.pop(connection)
-                with contextlib.suppress(EOFError):
-                    found, cause = connection.recv()
-                    errors |= found
-                    lost += [cause] * (cause is not None)
-                why = TrainingError(f"its process has ended early, with status {worker.wait()}")
-                errors |= {run.path: why for run in share if run.path not in errors and not _is_finished(run)}
-            if interruptions.received and not is_told:
-                is_told = True
-                for worker, _ in workers.values():
-                    worker.terminate()  # which it takes for an interruption
-    finally:
-        for worker, _ in workers.values():
-            worker.terminate()
-            worker.wait()
+    from joblib import Parallel, delayed, parallel_config
+
+    errors, lost = dict[Path, Ended](), list[OSError | None]()
+    with tempfile.TemporaryDirectory() as folder:
+        stop = Path(folder) / "stop"  # exists from when the processes are to end
+        with _watching(lambda: interruptions.received, stop.touch), contextlib.suppress(BrokenProcessPool):
+            tasks = [delayed(_train_apart)(run, train, threads, stop, os.getpid()) for run in runs]
+            options = {"n_jobs": processes, "inner_max_num_threads": threads, "idle_worker_timeout": _IDLE}
+            with parallel_config("loky", **options):
+                for path, error, cause in Parallel(return_as="generator_unordered")(tasks):
+                    if isinstance(error, LostError):
+                        stop.touch()
+                        lost.append(cause)
+                    elif error is not None:
+                        errors[path] = error
     interruptions.raise_if_received()
     if lost:
         raise LostError("") from lost[0]
-    return errors
+    early = TrainingError("a process has ended early: the same command again goes on from the epochs that are saved")
+    return errors | {run.path: early for run in runs if run.path not in errors and not _is_finished(run)}
 
 
-def work(descriptor: int) -> None:
-    """Train the runs that another process sends to standard input, and send it why some of them ended early."""
-    parent = os.getppid()
-    runs, options, quiet = pickle.load(sys.stdin.buffer)
-    torch.set_num_threads(options["threads"])
-
-    def end_epoch(run: Run, row: Metrics) -> None:
-        if os.getppid() != parent:  # which was killed
-            signal.raise_signal(signal.SIGTERM)
-        if row.split != "train" and not quiet:
-            print_line(f"{run.path.name}  epoch {row.epoch}/{run.config.epochs}  {row}")
-
-    given = {"device": "cpu", "threads": options["threads"], "on_epoch": end_epoch}
-    new = {key: value for key, value in options.items() if key != "threads"}
-    errors, cause = dict[Path, Ended](), None
-    with Interruptions() as interruptions, contextlib.suppress(InterruptedTrainingError):
+def _train_apart(
+    run: Run, train: Callable[[Run], object], threads: int, stop: Path, parent: int
+) -> tuple[Path, Exception | None, OSError | None]:
+    """Train a run in this process, to its end or until another one says stop or is gone; return what ended it early."""
+    torch.set_num_threads(threads)
+    with (
+        Interruptions(at_once=True) as interruptions,  # `fit` ends after a step, and has its own
+        contextlib.suppress(InterruptedTrainingError),
+        _watching(lambda: stop.exists() or os.getppid() != parent, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+    ):
         try:
-            errors = one_after_the_other(runs, lambda run: train_run(run, given, new), interruptions)
+            for error in one_after_the_other([run], train, interruptions).values():
+                plain = InputError if isinstance(error, InputError) else TrainingError
+                return run.path, plain(str(error)), None  # of an error with more arguments, pickle loses these
         except LostError as error:
             cause = error.__cause__
-    plain = {True: InputError, False: TrainingError}  # of an error with more arguments, pickle loses these
-    sent = {path: plain[isinstance(error, InputError)](str(error)) for path, error in errors.items()}
-    Connection(descriptor).send((sent, cause))
+            return run.path, LostError(str(error)), cause if isinstance(cause, OSError) else None
+    if os.getppid() != parent:  # which was killed, so that nobody reads what this process returns
+        os._exit(128 + signal.SIGTERM)
+    return run.path, None, None
+
+
+@contextlib.contextmanager
+def _watching(is_so: Callable[[], object], then: Callable[[], object]) -> Iterator[None]:
+    """Call a function once, as soon as something is so inside a `with` block."""
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_so():
+            if is_over.wait(_SECONDS):
+                return
+        then()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def _is_finished(run: Run) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pvae.compile.compiled_svi import Done
+from pvae.core.batch import Batch
 from pvae.core.errors import (
     InputError,
     NotFiniteError,
@@ -25,7 +26,7 @@ from pvae.core.errors import (
 )
 from pvae.core.random_state import restore_rng_state, rng_state, seeded
 from pvae.core.terms import LossAndTerms
-from pvae.data.batch import Batch, TrainingData
+from pvae.data.preparation import TrainingData
 from pvae.elbos.base import PerDatumELBO
 from pvae.runs.checkpoint import Checkpoint
 from pvae.runs.metrics import Metrics

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from pvae.config.build import build_vae
 from pvae.config.presets import get_system
 from pvae.core.random_state import seeded
-from pvae.trained.annealing import NUM_LEAPFROG, annealed
-from pvae.trained.log_likelihood import ANNEALING
+from pvae.marginal.annealing import NUM_LEAPFROG, annealed
+from pvae.marginal.log_likelihood import ANNEALING
 
 _LATENTS, _CHAINS = 2000, 16
 _TEMPERATURES = (6, 26)  # of both, the pilot makes 100 transitions

@@ -19,8 +19,7 @@ from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.members import Members
 from pvae.config.build import build_vae, elbo_of
 from pvae.config.config import Config
-from pvae.data.batch import TrainingData
-from pvae.data.preparation import Preparation
+from pvae.data.preparation import Preparation, TrainingData
 
 SYSTEMS = {"49-64-2": (49, 64, 2, 32), "784-64-2": (784, 64, 2, 128), "784-400-20": (784, 400, 20, 128)}
 STEPS, NUM = 20, 2000

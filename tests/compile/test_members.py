@@ -17,8 +17,7 @@ from pvae.config.build import build_vae, elbo_of
 from pvae.config.config import Config
 from pvae.core.errors import NotFiniteError
 from pvae.core.random_state import rng_state
-from pvae.data.batch import TrainingData
-from pvae.data.preparation import Preparation
+from pvae.data.preparation import Preparation, TrainingData
 
 CPU = torch.device("cpu")
 SYSTEMS = {

@@ -13,8 +13,8 @@ from torch.distributions import Normal
 import pvae
 from pvae.config.build import build_vae
 from pvae.config.config import Config
+from pvae.core.batch import Batch
 from pvae.core.random_state import seeded
-from pvae.data.batch import Batch
 from pvae.evaluation.forecast import forecast
 from pvae.evaluation.measures.latents import COLLAPSED, collapse_text, latents_used
 from pvae.runs.run import Run, shown_data

@@ -17,6 +17,7 @@ from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
+from pvae.core.estimate import Estimate
 from pvae.core.records import to_json
 from pvae.core.terminal import progress_bar
 from pvae.data.dataset import Dataset, random_subset
@@ -25,20 +26,21 @@ from pvae.evaluation.measures import rate
 from pvae.evaluation.measures.elbo import active_units
 from pvae.evaluation.measures.rate import split_rate
 from pvae.evaluation.report import evaluate, to_text
+from pvae.marginal import chunks, importance
+from pvae.marginal import gaps as gaps_module
+from pvae.marginal.conditional import conditional_log_likelihood
+from pvae.marginal.importance import importance_sample
+from pvae.marginal.log_likelihood import log_likelihood
+from pvae.marginal.pareto import num_in_tail, pareto_k
+from pvae.marginal.quadrature import quadrature
 from pvae.plotting import pictures
 from pvae.reference import linear_gaussian
 from pvae.runs import data as data_module
 from pvae.runs.run import Run
-from pvae.trained import chunks, codes, importance
-from pvae.trained import gaps as gaps_module
-from pvae.trained.conditional import conditional_log_likelihood
+from pvae.trained import codes
 from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.given import given_values
-from pvae.trained.importance import importance_sample
 from pvae.trained.latent_space import decode, encode
-from pvae.trained.log_likelihood import Estimate, log_likelihood
-from pvae.trained.pareto import num_in_tail, pareto_k
-from pvae.trained.quadrature import quadrature
 from pvae.training.fit import fit
 
 
@@ -409,7 +411,7 @@ def test_what_cannot_be_trusted_is_warned_of_and_quadrature_can(untrusted_run):
 
 @pytest.mark.workflow
 def test_quadrature_that_is_cut_off_is_reported(untrusted_run, monkeypatch):
-    monkeypatch.setattr("pvae.trained.quadrature._MOST_CELLS", 10)
+    monkeypatch.setattr("pvae.marginal.quadrature._MOST_CELLS", 10)
     report = evaluate(untrusted_run, method="quadrature")
     assert report.log_likelihood.untrusted == 1
     assert report.log_likelihood.sampling_stderr is None

@@ -23,10 +23,10 @@ from pvae.evaluation.runs_table import (
     short_names,
     to_markdown,
 )
+from pvae.marginal.importance import importance_sample
 from pvae.runs import data as data_module
 from pvae.runs.run import Run
 from pvae.trained.elbo_terms import elbo_terms
-from pvae.trained.importance import importance_sample
 from pvae.trained.normalised import with_likelihood
 from pvae.training.fit import fit
 

@@ -19,8 +19,8 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from pvae.config.build import build_vae
 from pvae.config.config import Config
+from pvae.core.batch import Batch
 from pvae.core.random_state import seeded
-from pvae.data.batch import Batch
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Pixels
 from pvae.distributions.flow import Flow

@@ -26,9 +26,9 @@ from pvae.cli.train import main as train
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.config.build import ELBO_CLASSES, build_elbo, build_vae
 from pvae.config.config import Config
+from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
-from pvae.data.batch import Batch
 from pvae.data.dataset import Dataset, random_subset
 from pvae.data.labels import few_labels
 from pvae.data.preparation import Pixels
@@ -37,6 +37,7 @@ from pvae.distributions.joint import Joint
 from pvae.elbos.enumerated import EnumeratedELBO
 from pvae.evaluation.report import evaluate
 from pvae.evaluation.runs_table import compare_runs
+from pvae.marginal.importance import importance_sample
 from pvae.reference import elbo as reference
 from pvae.runs.run import Run
 from pvae.trained import codes as codes_of
@@ -44,7 +45,6 @@ from pvae.trained import latent_space
 from pvae.trained.codes import examples, latent_report
 from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.given import given_data, read_codes
-from pvae.trained.importance import importance_sample
 from pvae.trained.latent_space import encode_images, sample_given
 from pvae.training.fit import fit, resume
 from pvae.training.setup import build_trainer

@@ -82,6 +82,14 @@ def header(change):
     return damage
 
 
+def of_pvae_0_1(content):
+    """Return a `config.json` that version 0.1 wrote, with an option that this one does not know."""
+    record = json.loads(content)
+    record["config"]["smoothing"] = 0.1
+    record["sessions"][0]["versions"]["pvae"] = "0.1"
+    return json.dumps(record).encode()
+
+
 # The file that is damaged, how, and what the line of each command names.
 DAMAGES = [
     (CONFIG_FILE, cut, CONFIG_FILE),
@@ -90,6 +98,7 @@ DAMAGES = [
     (CONFIG_FILE, option("config", "lr", "fast"), "lr"),
     (CONFIG_FILE, option("data", "sha256", "0" * 64), "other data"),
     (CONFIG_FILE, option("", "format", 99), "format"),
+    (CONFIG_FILE, of_pvae_0_1, "is of pvae 0.1, "),
     (CONFIG_FILE, option("", "run", "another"), "two runs"),
     (ROWS, cut, ROWS),
     (ROWS, None, ROWS),

@@ -9,13 +9,13 @@ import torch
 
 from pvae.config.build import build_vae
 from pvae.config.config import Config
+from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
-from pvae.data.batch import Batch
 from pvae.data.preparation import Pixels, Preparation
+from pvae.marginal.importance import importance_sample
 from pvae.trained import latent_space
 from pvae.trained.elbo_terms import elbo_terms
-from pvae.trained.importance import importance_sample
 from pvae.trained.latent_space import draw_codes, encode_images, sample
 from pvae.trained.scores import score_images, to_text
 
@@ -85,7 +85,7 @@ def test_scores_are_the_importance_sample_and_the_elbo(given, kind):
         sample, terms = importance_sample(vae, x, 20), elbo_terms(vae, x)
     assert sum(done) == 7
     assert [*scores.index] == names, "in the order of the data"
-    for name, values in {**vars(sample), "stderr": sample.stderr, **terms}.items():
+    for name, values in {**sample._asdict(), **terms}.items():
         assert name not in scores or scores[name].tolist() == values.tolist()
     torch.testing.assert_close(terms["elbo"], -terms["distortion"] - terms["rate"])
     scale = {"density": 127.5}.get(kind, 1)

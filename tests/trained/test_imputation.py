@@ -12,8 +12,8 @@ from torch import nn
 
 from pvae.config.build import build_vae
 from pvae.config.config import Config
+from pvae.core.batch import Batch
 from pvae.core.random_state import seeded
-from pvae.data.batch import Batch
 from pvae.distributions.observed import Observed
 from pvae.trained.imputation import ENOUGH, impute
 from pvae.vae import VAE

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+import time
 
 import pytest
 import torch
 from helpers.runs import assert_same
 
 import pvae
-from pvae.core.errors import InterruptedTrainingError, LostError, TrainingError
+from pvae.core.errors import InterruptedTrainingError, LostError
 from pvae.core.terminal import Interruptions
 from pvae.data.dataset import Dataset
 from pvae.data.sources import load_dataset
@@ -52,25 +55,37 @@ def test_a_run_in_a_process_of_its_own_is_the_run_that_is_trained_alone(two_proc
     ] * 3
 
 
-@pytest.mark.workflow
-def test_a_process_that_is_interrupted_alone_has_not_trained_its_runs(two_processes, monkeypatch, tmp_path):
-    work = "signal.setitimer(signal.ITIMER_REAL, 0.01)"  # SIGALRM comes in the first steps, after the import
-    handler = "signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))"
-    monkeypatch.setattr(
-        side_by_side, "_WORK", side_by_side._WORK.replace("work(", f"import os, signal; {handler}; {work}; work(")
-    )
-    with pytest.raises(TrainingError, match="ended early"):
-        fit_many([one.replace(epochs=500) for one in SEEDS], data=few(), out=tmp_path, device="cpu")
+def new_runs(folder):
+    data = few()
+    return [Run(folder / str(config.seed), config, data.record(), loaded=data) for config in SEEDS]
 
 
 @pytest.mark.workflow
-def test_a_folder_that_is_lost_ends_all_runs(two_processes, monkeypatch, tmp_path):
-    lose = """import pvae.training.side_by_side as module, pvae.core.errors as errors
-def lose(*_): raise errors.LostError("another run") from OSError(28, "no space")
-module.train_run = lose"""
-    monkeypatch.setattr(side_by_side, "_WORK", f"{side_by_side._WORK.replace('; work(', f'; exec({lose!r}); work(')}")
-    with pytest.raises(LostError, match="no space"):
-        fit_many(SEEDS, data=few(), out=tmp_path, device="cpu")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_process_that_ends_alone_has_not_trained_its_runs(number, tmp_path):
+    def train(run):
+        def end(*_):
+            os.kill(os.getpid(), number)
+
+        pvae.fit(run.config, out=run.path, data=run.dataset(), device="cpu", on_epoch=end)
+
+    runs = new_runs(tmp_path)
+    with Interruptions() as interruptions:
+        errors = side_by_side.side_by_side(runs, train, 2, 1, interruptions)
+    assert {*errors} == {run.path for run in runs}
+    assert all("ended early" in str(error) for error in errors.values())
+
+
+@pytest.mark.workflow
+def test_a_folder_that_is_lost_ends_all_runs(tmp_path):
+    def lose(run):
+        if run.config.seed == 1:
+            raise LostError("another run") from OSError(28, "no space")
+        pvae.fit(run.config.replace(epochs=5000), out=run.path, data=run.dataset(), device="cpu")
+
+    with pytest.raises(LostError) as caught, Interruptions() as interruptions:
+        side_by_side.side_by_side(new_runs(tmp_path), lose, 2, 1, interruptions)
+    assert caught.value.__cause__.strerror == "no space"
 
 
 @pytest.mark.workflow
@@ -81,17 +96,24 @@ def test_a_run_that_diverges_in_its_process_leaves_the_others(two_processes, cap
     assert "seed-1: " in capfd.readouterr().err
 
 
-def test_the_end_of_a_process_is_told(two_processes, monkeypatch, tmp_path):
-    monkeypatch.setattr(side_by_side, "_WORK", "import os; os.kill(os.getpid(), 9)")
-    with pytest.raises(TrainingError, match="-9"):
-        fit_many(SEEDS, data=few(), out=tmp_path, device="cpu")
+@pytest.mark.workflow
+def test_a_signal_ends_all_processes_and_leaves_their_runs_whole(tmp_path):
+    def train(run):
+        pvae.fit(run.config.replace(epochs=5000), out=run.path, data=run.dataset(), device="cpu")
 
-
-def test_a_signal_is_passed_on(two_processes, tmp_path):
-    data = few()
-    runs = [Run(tmp_path / str(config.seed), config, data.record(), loaded=data) for config in SEEDS]
+    runs = new_runs(tmp_path)
     with Interruptions() as interruptions:
-        signal.raise_signal(signal.SIGTERM)
+        send = threading.Thread(target=_send_when_begun, args=(runs[1].path,))
+        send.start()
         with pytest.raises(InterruptedTrainingError):
-            side_by_side.side_by_side(runs, {"threads": 1}, True, 2, interruptions)
-    assert not any(run.path.exists() for run in runs)
+            side_by_side.side_by_side(runs, train, 2, 1, interruptions)
+        send.join()
+    opened = [Run.open(run.path) for run in runs[:2]]
+    assert all(run.read_checkpoint().epoch == run.metrics()[-1].epoch > 0 for run in opened)
+    assert not runs[2].path.exists()
+
+
+def _send_when_begun(path):
+    while not (path / "checkpoint.safetensors").exists():
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pvae.config.config import Config
+from pvae.core.batch import Batch
 from pvae.core.random_state import seeded
-from pvae.data.batch import Batch
 from pvae.data.choices import values_config
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Pixels

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pvae.core.estimate import Estimate
 from pvae.evaluation.measures.log_likelihood import methods_of
 from pvae.evaluation.measures.measure import Measure, Request
-from pvae.trained.conditional import conditional_log_likelihood
+from pvae.marginal.conditional import conditional_log_likelihood
 from pvae.trained.given import given_values
-from pvae.trained.log_likelihood import Estimate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ __all__ = ["Conditional"]
 
 @dataclass(frozen=True, kw_only=True)
 class Conditional(Measure):
-    """The log-likelihood of a part of x given the other part; see `pvae.trained.conditional`.
+    """The log-likelihood of a part of x given the other part; see `pvae.marginal.conditional`.
 
     Args:
         given: the names of the columns that are given, or how many values of a datum are.

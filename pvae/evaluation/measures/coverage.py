@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pvae.evaluation.measures.measure import Measure, Request
-from pvae.trained.annealing import check_continuous
-from pvae.trained.calibration import calibration
+from pvae.marginal.calibration import calibration
+from pvae.marginal.log_p import check_continuous
 
 if TYPE_CHECKING:
     from pvae.evaluation.context import Context
@@ -19,7 +19,7 @@ _CALIBRATED = 1000  # data that are drawn from the VAE
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage(Measure):
-    """Whether q(z | x) is calibrated on data drawn from the VAE; see `pvae.trained.calibration`.
+    """Whether q(z | x) is calibrated on data drawn from the VAE; see `pvae.marginal.calibration`.
 
     Args:
         num_images: number of data that were drawn.

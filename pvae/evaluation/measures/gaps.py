@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pvae.core.batch import Batch
 from pvae.core.errors import InputError
-from pvae.data.batch import Batch
+from pvae.core.estimate import Estimate
 from pvae.data.dataset import random_subset
 from pvae.evaluation.measures.log_likelihood import methods_of
 from pvae.evaluation.measures.measure import Measure, Request
-from pvae.trained.annealing import check_continuous
+from pvae.marginal.gaps import best_elbo
+from pvae.marginal.log_p import LogP, check_continuous
 from pvae.trained.codes import given_y
-from pvae.trained.gaps import best_elbo
-from pvae.trained.log_likelihood import Estimate, LogP
 from pvae.trained.normalised import with_likelihood
 from pvae.vae import VAE
 
@@ -30,7 +30,7 @@ _MOST_LOST = 10  # data that are named
 
 @dataclass(frozen=True, kw_only=True)
 class Gaps(Measure):
-    """Where log p(x) - L[q] is lost, in nats per datum; see `pvae.trained.gaps.best_elbo`.
+    """Where log p(x) - L[q] is lost, in nats per datum; see `pvae.marginal.gaps.best_elbo`.
 
     The sum of `amortisation`, `correlations`, `shape` and `rest` is log p(x) - L[q]. Errors are over images; what the
     search for q* misses is not counted in them.

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
+from pvae.core.batch import Batch
 from pvae.core.errors import listed
 from pvae.core.random_state import seeded
-from pvae.data.batch import Batch
 from pvae.distributions.normal_mixture import NormalMixture
 from pvae.evaluation.measures.baselines import Baselines
 from pvae.evaluation.measures.measure import Measure
+from pvae.marginal.chunks import CHUNK_VALUES, data_at_once
 from pvae.runs.run import Run
-from pvae.trained.chunks import CHUNK_VALUES, data_at_once
 from pvae.vae import VAE
 
 if TYPE_CHECKING:

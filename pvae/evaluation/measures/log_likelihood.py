@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from pvae.data.batch import Batch
+from pvae.core.batch import Batch
+from pvae.core.estimate import Estimate
 from pvae.evaluation.measures.measure import Measure, lines_of
-from pvae.trained.annealing import bracket
+from pvae.marginal.annealing import bracket
+from pvae.marginal.log_likelihood import MOST_UNTRUSTED, check_method
+from pvae.marginal.log_p import LogP
 from pvae.trained.elbo_terms import elbo_terms
-from pvae.trained.log_likelihood import MOST_UNTRUSTED, Estimate, LogP, check_method
 from pvae.trained.normalised import bits_of
 from pvae.vae import VAE
 
@@ -40,11 +42,11 @@ class LogLikelihood(Measure):
         seconds: what the time was bounded by; None if it was not.
         elbo: the ELBO of the same pixels.
         estimate: the mean of log p(x) over images; by importance sampling and annealing in the mean a lower bound.
-        method: the methods of `estimate`, each with its number of images, as in `pvae.trained.log_likelihood.METHODS`.
+        method: the methods of `estimate`, each with its number of images, as in `pvae.marginal.log_likelihood.METHODS`.
         sampling_stderr: the part of its error that comes from the draws of z, or from quadrature; None where quadrature
             does not know the error of a datum.
         bias: what the estimate is too low by, to first order, since each log p(x) is the logarithm of a mean of draws;
-            as in `pvae.trained.log_likelihood.LogP.bias`. None by quadrature.
+            as in `pvae.marginal.log_likelihood.LogP.bias`. None by quadrature.
         num_particles: K, the number of importance weights for each image.
         effective_median: the median over images of the effective sample size of their weights; None by quadrature.
         effective_least: the least effective sample size of an image; None by quadrature.

@@ -10,12 +10,12 @@ from pyro.distributions import Normal
 from torch import Tensor
 
 from pvae.compile.graph import Function, record
+from pvae.core.batch import Batch, Data
 from pvae.core.random_state import seeded
 from pvae.core.tracing import deferred
-from pvae.data.batch import Batch, Data
 from pvae.distributions.planar import Planar
-from pvae.trained.annealing import check_continuous
-from pvae.trained.chunks import data_at_once
+from pvae.marginal.chunks import data_at_once
+from pvae.marginal.log_p import check_continuous
 from pvae.vae import VAE
 
 __all__ = ["BestElbo", "best_elbo"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyro
@@ -14,27 +13,23 @@ from torch import Tensor
 
 from pvae.compile.graph import Function, RecordingError, record
 from pvae.compile.inductor import missing
+from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError, check_name
 from pvae.core.random_state import seeded
 from pvae.core.tracing import deferred
-from pvae.data.batch import Batch, Data
 from pvae.distributions.flow import Flow
-from pvae.distributions.joint import sites_of
-from pvae.trained.chunks import data_at_once
-from pvae.trained.importance import DECODED_TO_COMPILE, Weights
+from pvae.marginal.chunks import data_at_once
+from pvae.marginal.importance import DECODED_TO_COMPILE
+from pvae.marginal.log_p import LogP, check_continuous
 from pvae.vae import VAE
 
 __all__ = [
     "NUM_LEAPFROG",
     "STARTS",
-    "Annealed",
     "Bracket",
     "Point",
     "annealed",
     "bracket",
-    "check_bounding",
-    "check_continuous",
-    "is_continuous",
     "leapfrog",
     "log_weights",
     "simulated",
@@ -84,34 +79,6 @@ class Point(NamedTuple):
 Points = Callable[[Tensor], Point]
 
 
-@dataclass(frozen=True, eq=False)
-class Annealed(Weights):
-    """`Weights` of C annealed chains for each datum.
-
-    Args:
-        variance: the variance of log w_c over the chains of each datum, (N,).
-        acceptance: the mean acceptance of the transitions of each datum, (N,); NaN without transitions.
-
-    Reference:
-        Neal, Statistics and Computing 11, 2001, and the documentation of his program mc-ais (a variance of about 1).
-    """
-
-    variance: Tensor
-    acceptance: Tensor
-
-    @property
-    def is_trusted(self) -> Tensor:
-        """Whether log w varies little, 4 chains are effective, and a fifth of their moves are accepted, (N,).
-
-        log w varies little where its variance over the chains of the datum and the median of these variances over all
-        data have a mean below 1. The median is there because few chains that miss large weights look equal by chance,
-        which then happens to some data, and not to half of them. Without transitions, the last condition is met.
-        """
-        spread = (self.variance + self.variance.nanmedian()) / 2
-        is_even = (spread < _MOST_VARIANCE) & (self.effective >= _LEAST_EFFECTIVE)
-        return is_even & ~(self.acceptance < _LEAST_ACCEPTED)
-
-
 class Bracket(NamedTuple):
     """Stochastic bounds on log p(x) of N data that were drawn from the model, (N,) nats each.
 
@@ -133,7 +100,7 @@ def annealed(
     start: str = "prior",
     on_images: Callable[[int], object] = lambda count: None,
     engine: str = "auto",
-) -> Annealed:
+) -> LogP:
     """Estimate log p(x) by annealed importance sampling with Hamiltonian transitions.
 
         log p(x)  ~  log (1/C) sum_c w_c,     w = prod_t (p(x, z_t-1) / r(z_t-1))^(b_t - b_t-1),    t = 1 to T
@@ -157,10 +124,10 @@ def annealed(
             "none". "auto" is "inductor" for parts of full size, if it is available and the work is large, else "graph";
             it falls back to "none" if the densities cannot be recorded or compiled.
 
-    Returns:
-        Estimates `log_p` (N,) in nats, their standard errors `stderr` over the chains, the effective sample sizes of
-        the chains, and the mean acceptance. The errors are too small where a few chains dominate, and see no mode that
-        no chain found.
+    An estimate is trusted where log w varies little, 4 chains are effective, and a fifth of their moves are accepted.
+    log w varies little where its variance over the chains of the datum and the median of these variances over all data
+    have a mean below 1. The median is there because few chains that miss large weights look equal by chance, which then
+    happens to some data, and not to half of them. The errors see no mode that no chain found.
 
     Raises:
         InputError: the VAE has no log p(x), or its latent is discrete or on a sphere; T, C or start is none of these;
@@ -168,7 +135,8 @@ def annealed(
 
     Reference:
         Neal, Statistics and Computing 11, 2001, section 2; Wu et al., arXiv:1611.04273, section 3 (for VAEs, and the
-        schedule); Neal, arXiv:1206.1901, section 3 (the transitions).
+        schedule); Neal, arXiv:1206.1901, section 3 (the transitions), and the documentation of his program mc-ais (a
+        variance of about 1).
     """
     batch, runs = Batch.of(data), list[tuple[Tensor, Tensor]]()
     schedule = _Schedule.of(vae, batch, num_temperatures, num_chains, start, engine)
@@ -176,7 +144,11 @@ def annealed(
         runs.append(log_weights(*_started(vae, part, schedule), schedule.betas, schedule.steps))
         on_images(len(part))
     log_w, acceptance = (torch.cat(parts, dim=-1) for parts in zip(*runs))
-    return Annealed(log_w.logsumexp(0), (2 * log_w).logsumexp(0), num_chains, log_w.var(0), acceptance)
+    found = LogP.of_weights("annealed", log_w.logsumexp(0), (2 * log_w).logsumexp(0), num_chains)
+    variance = log_w.var(0)
+    is_even = (variance + variance.nanmedian()) / 2 < _MOST_VARIANCE
+    is_moving = ~(acceptance < _LEAST_ACCEPTED)  # NaN without transitions
+    return found._replace(is_trusted=is_even & (found.effective >= _LEAST_EFFECTIVE) & is_moving)
 
 
 @torch.no_grad()
@@ -362,37 +334,3 @@ def simulated(vae: VAE, batch: Batch) -> tuple[Tensor, Tensor]:
     z = prior.sample(() if prior.batch_shape else (len(batch),))
     x = given.likelihood(z).sample().to(batch.x.dtype)
     return x.where(~batch.x.isnan(), math.nan), z
-
-
-@torch.no_grad()
-def is_continuous(vae: VAE, data: Data) -> bool:
-    """Whether every vector of real numbers is a value of the latent: it is neither discrete nor on a sphere."""
-    prior = vae.given(Batch.of(data).y).prior()
-    with seeded(0, next(vae.parameters(), torch.empty(0)).device):
-        z = prior.sample()
-    far = (-1e6 + 0.25, 1e6 + 0.25)  # both are in the support of neither integers nor one half of the line
-    return all(
-        bool(one.support.check(torch.full_like(part, at)).all()) for part, one in sites_of(prior, z) for at in far
-    )
-
-
-def check_bounding(vae: VAE) -> None:
-    """Check that log p(x) is defined.
-
-    Raises:
-        InputError: it is not.
-    """
-    if vae.is_pseudo or not vae.is_bounding:
-        what = "p(x | z) is no likelihood" if vae.has_density else "this is an autoencoder"
-        raise InputError(f"{what}, so that there is no log p(x): train a VAE with a likelihood")
-
-
-def check_continuous(vae: VAE, data: Data) -> None:
-    """Check that log p(x) is defined, and is an integral over vectors of real numbers.
-
-    Raises:
-        InputError: it is not.
-    """
-    check_bounding(vae)
-    if not is_continuous(vae, data):
-        raise InputError("annealing, quadrature, gaps and calibration need a latent of real numbers: leave them out")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,74 +13,22 @@ from torch.distributions import Independent
 
 from pvae.compile.graph import Function, check_engine, record
 from pvae.compile.inductor import missing
+from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
 from pvae.core.tracing import deferred
-from pvae.data.batch import Batch, Data
 from pvae.distributions.joint import Joint
-from pvae.trained import chunks
-from pvae.trained.chunks import data_at_once, widest
-from pvae.trained.pareto import num_in_tail, pareto_k, trusted_below
+from pvae.marginal import chunks
+from pvae.marginal.chunks import data_at_once, widest
+from pvae.marginal.log_p import LogP
+from pvae.marginal.pareto import num_in_tail, pareto_k, trusted_below
 from pvae.vae import VAE
 
-__all__ = ["DECODED_TO_COMPILE", "TRUSTED", "ImportanceSample", "Mixture", "Weights", "importance_sample"]
+__all__ = ["DECODED_TO_COMPILE", "TRUSTED", "Mixture", "from_weights", "importance_sample"]
 
 TRUSTED = 10.0  # the effective sample size below which the importance weights of a datum cannot be trusted
 _ONE_IN = 10  # draws of z is from p(z)
 _VISITS_TO_RECORD = 3
 DECODED_TO_COMPILE = 10_000_000  # decoded data from which compiling saves more time than it takes
-
-
-@dataclass(frozen=True, eq=False)
-class Weights:
-    """K weights w_k for each datum, the mean of which estimates p(x).
-
-    Args:
-        log_sum: log sum_k w_k, (N,).
-        log_sum_squares: log sum_k w_k^2, (N,).
-        num_particles: K, the number of draws of z for each datum.
-    """
-
-    log_sum: Tensor
-    log_sum_squares: Tensor
-    num_particles: int
-
-    @property
-    def log_p(self) -> Tensor:
-        """The estimates log (1/K) sum_k w_k, (N,) nats; in the mean a lower bound on log p(x)."""
-        return self.log_sum - math.log(self.num_particles)
-
-    @property
-    def effective(self) -> Tensor:
-        """Effective sample sizes (sum_k w_k)^2 / sum_k w_k^2, (N,), between 1 and K."""
-        return (2 * self.log_sum - self.log_sum_squares).exp()
-
-    @property
-    def stderr(self) -> Tensor:
-        """Standard errors of `log_p` over the draws alone, (N,), to first order: sqrt((K / effective - 1) / (K - 1)).
-
-        They are estimates themselves, and too small where a few weights dominate the sum.
-        """
-        return ((self.num_particles / self.effective - 1) / max(1, self.num_particles - 1)).clamp(min=0).sqrt()
-
-
-@dataclass(frozen=True, eq=False)
-class ImportanceSample(Weights):
-    """`Weights` of independent draws.
-
-    Args:
-        pareto_k: the shape of the tail of the weights, (N,), as in `pvae.trained.pareto.pareto_k`.
-    """
-
-    pareto_k: Tensor
-
-    @property
-    def is_trusted(self) -> Tensor:
-        """Whether the effective sample size is at least 10, and k below min(1 - 1 / log10 K, 0.7), (N,).
-
-        So are weights of which more than half are effective, whatever k is: among them, a tail has little weight.
-        """
-        is_even = self.effective > max(TRUSTED, self.num_particles / 2)
-        return is_even | ((self.effective >= TRUSTED) & (self.pareto_k < trusted_below(self.num_particles)))
 
 
 class Mixture:
@@ -140,10 +87,10 @@ class Mixture:
 def importance_sample(
     vae: VAE,
     data: Data,
-    num_particles: int,
+    num_particles: int = 5000,
     on_images: Callable[[int], object] = lambda count: None,
     engine: str = "auto",
-) -> ImportanceSample:
+) -> LogP:
     """Estimate log p(x) from importance weights, with q(z | x) and, a tenth of the draws, p(z) as the proposal.
 
         log p(x)  ~  log (1/K) sum_k p(x | z_k) p(z_k) / r(z_k),     z_k ~ r(z) = 0.9 q(z | x) + 0.1 p(z)
@@ -162,9 +109,6 @@ def importance_sample(
             ordinary calls. "auto" is "inductor" if it is available and the work is large, else "graph"; it falls back
             to "none" if the decoder cannot be recorded or compiled.
 
-    Returns:
-        The estimates `log_p`, (N,), their standard errors `stderr` from the draws, and `is_trusted`.
-
     Raises:
         InputError: log p(x | z) cannot be recorded with the given engine.
 
@@ -178,7 +122,25 @@ def importance_sample(
         parts.append(_log_sums(vae, part, num_particles, log_likelihood, width))
         on_images(len(part))
     log_sum, log_sum_squares, k = torch.cat(parts, dim=1)
-    return ImportanceSample(log_sum, log_sum_squares, num_particles, k)
+    return from_weights(log_sum, log_sum_squares, num_particles, k)
+
+
+def from_weights(log_sum: Tensor, log_sum_squares: Tensor, num_particles: int, k: Tensor) -> LogP:
+    """Return log p(x) from the weights of independent draws, as `LogP.of_weights`, and whether it is trusted.
+
+    It is where the effective sample size is at least 10, and k below min(1 - 1 / log10 K, 0.7). So are weights of which
+    more than half are effective, whatever k is: among them, a tail has little weight.
+
+    Args:
+        log_sum: log sum_k w_k, (N,).
+        log_sum_squares: log sum_k w_k^2, (N,).
+        num_particles: K, the number of draws of z for each datum.
+        k: the shape of the tail of the weights, (N,), as in `pvae.marginal.pareto.pareto_k`.
+    """
+    found = LogP.of_weights("importance", log_sum, log_sum_squares, num_particles)
+    is_even = found.effective > max(TRUSTED, num_particles / 2)
+    is_light = (found.effective >= TRUSTED) & (k < trusted_below(num_particles))
+    return found._replace(pareto_k=k, is_trusted=is_even | is_light)
 
 
 def _recorded_log_likelihood(vae: VAE, engine: str, decoded: int) -> Callable[..., Tensor]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pvae.core.random_state import seeded
-from pvae.trained.importance import ImportanceSample
-from pvae.trained.pareto import num_in_tail, pareto_k, trusted_below
+from pvae.marginal.importance import from_weights
+from pvae.marginal.pareto import num_in_tail, pareto_k, trusted_below
 
 
 def k_of(log_w):
@@ -71,7 +71,7 @@ def test_equal_weights_are_trusted_whatever_their_rounding():
         log_w = -500 + 1e-6 * torch.randn(5000, 2).double()
     assert (k_of(log_w) == -math.inf).all()
     k = k_of(log_w)
-    sample = ImportanceSample(log_w.logsumexp(0), (2 * log_w).logsumexp(0), 5000, math.inf * k.abs())
+    sample = from_weights(log_w.logsumexp(0), (2 * log_w).logsumexp(0), 5000, math.inf * k.abs())
     assert sample.is_trusted.all(), "since more than half of them are effective"
 
 

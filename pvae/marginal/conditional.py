@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
-from pvae.data.batch import Batch, Data
-from pvae.trained.log_likelihood import LogP, log_likelihood
+from pvae.marginal.log_likelihood import log_likelihood
+from pvae.marginal.log_p import LogP
 from pvae.vae import VAE
 
 __all__ = ["conditional_log_likelihood"]

@@ -10,11 +10,11 @@ import torch
 from helpers.linear_gaussian import LinearGaussian
 from helpers.squares import squares
 
+from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
-from pvae.data.batch import Batch
-from pvae.trained import quadrature as module
-from pvae.trained.quadrature import quadrature
+from pvae.marginal import quadrature as module
+from pvae.marginal.quadrature import quadrature
 from pvae.vae import VAE
 
 

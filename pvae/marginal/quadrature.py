@@ -9,16 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
-from pvae.data.batch import Batch, Data
-from pvae.trained import chunks
-from pvae.trained.annealing import check_continuous
-from pvae.trained.chunks import data_at_once, widest
-from pvae.trained.importance import ImportanceSample, Mixture
-from pvae.trained.pareto import num_in_tail, pareto_k
+from pvae.marginal import chunks
+from pvae.marginal.chunks import data_at_once, widest
+from pvae.marginal.importance import Mixture, from_weights
+from pvae.marginal.log_p import LogP, check_continuous
+from pvae.marginal.pareto import num_in_tail, pareto_k
 from pvae.vae import VAE
 
-__all__ = ["MOST_LATENTS", "Quadrature", "check_few", "quadrature"]
+__all__ = ["MOST_LATENTS", "check_few", "quadrature"]
 
 MOST_LATENTS = 2
 _CELLS = {1: (1024, 256), 2: (48, 32)}  # along each dimension, of the first two grids: over p(z), and near q(z | x)
@@ -34,43 +34,27 @@ _MISSED = 0.05  # nats by which their sum may exceed that of the grids
 _ROUNDS, _ALONG = 12, 16  # of smaller grids that place it, with 16 cells from -4 to 4 standard deviations
 
 
-class Quadrature(NamedTuple):
-    """log p(x) by quadrature.
-
-    Args:
-        log_p: (N,) nats, float64.
-        stderr: the error of each, (N,): the difference of the last two grids, the share of the cells at the border of
-            what was refined, and what importance sampling finds beyond them. It is inf where a grid had too many cells,
-            where more than 0.002 of the cells are at the border, or where the mode is beyond the grid over p(z).
-    """
-
-    log_p: Tensor
-    stderr: Tensor
-
-    @property
-    def is_trusted(self) -> Tensor:
-        """Whether the errors are at most 0.002 nats, (N,)."""
-        return self.stderr <= _TRUSTED
-
-
 @torch.no_grad()
 def quadrature(
     vae: VAE, data: Data, tolerance: float = 1e-3, on_images: Callable[[int], object] = lambda count: None
-) -> Quadrature:
+) -> LogP:
     """Integrate log p(x) over one or two latents, on grids that are refined where p(x, z) is large.
 
         log p(x) = log integral p(x | z) p(z) dz  ~  log sum_cells p(x, z_cell) volume
 
-    p(x, z) is the sum of p(x, z) v(z) and p(x, z) (1 - v(z)), where v(z) is about 1 within six standard deviations of a
-    mode of p(z | x), and 0 beyond. Twelve small grids, the first one around q(z | x) and each next one around the mean
-    of the last, along the axes of its covariance, lead to a mode, as others do from the four best peaks of p(x, z) on
-    a grid over p(z); the heaviest of these modes is taken. The first part has a grid along these axes, the
-    second one a grid over what p(z) draws, and a third more on each side. Cells within 18 nats of the largest, or
-    within 50 while the posterior covers few cells, are divided in two along each dimension, until two grids differ by
-    less than the tolerance, or have 40,000 cells for a datum. If 500 draws of importance sampling are trusted, and find
-    more than the grids by more than 4 of their errors + 0.01, or the modes together hold more by 0.05, the difference
-    is part of the stated error. A mode is not seen that is much narrower than a cell over p(z), of which a cell in its
-    place is none of the four best peaks, and to which neither q nor a draw leads.
+    p(x, z) is the sum of p(x, z) v(z) and p(x, z) (1 - v(z)), where v(z) is about 1 within six standard deviations
+    of a mode of p(z | x), and 0 beyond. Twelve small grids, the first one around q(z | x) and each next one around
+    the mean of the last, along the axes of its covariance, lead to a mode, as others do from the four best peaks of
+    p(x, z) on a grid over p(z); the heaviest of these modes is taken. The first part has a grid along these axes,
+    the second one a grid over what p(z) draws, and a third more on each side. Cells within 18 nats of the largest,
+    or within 50 while the posterior covers few cells, are divided in two along each dimension, until two grids
+    differ by less than the tolerance, or have 40,000 cells for a datum. If 500 draws of importance sampling are
+    trusted, and find more than the grids by more than 4 of their errors + 0.01, or the modes together hold more by
+    0.05, the difference is part of the stated error, beside the difference of the last two grids, and the share of
+    the cells at the border of what was refined. The error is inf where a grid had too many cells, where more than
+    0.002 of the cells are at the border, or where the mode is beyond the grid over p(z); it is trusted where it is
+    at most 0.002. A mode is not seen that is much narrower than a cell over p(z), of which a cell in its place is
+    none of the four best peaks, and to which neither q nor a draw leads.
 
     Args:
         vae: in eval mode; its latent is any vector of one or two real numbers.
@@ -88,7 +72,8 @@ def quadrature(
     for part in batch.split(min(100, data_at_once(vae, batch))):
         parts.append(_of_part(vae, part, tolerance, width))
         on_images(len(part))
-    return Quadrature(*map(torch.cat, zip(*parts)))
+    log_p, error = map(torch.cat, zip(*parts))
+    return LogP.of("quadrature", log_p, error, error <= _TRUSTED)
 
 
 def check_few(vae: VAE, data: Data) -> None:
@@ -102,7 +87,41 @@ def check_few(vae: VAE, data: Data) -> None:
         raise InputError(f"quadrature of {num_latents} latents takes too long: take the method annealed, or auto")
 
 
+class _Grids(NamedTuple):
+    """Two grids of latents z = centre + axes u of each datum, u between -1 and 1: over p(z), and around a mode.
+
+    A cell is (grid, datum, index), int64: 0 or 1 (M,), (M,), and its place along each dimension, (M, L).
+    """
+
+    centre: Tensor  # (2, B, L)
+    axes: Tensor  # (2, B, L, L)
+    inverse: Tensor  # of the root of the covariance of the mode, (B, L, L)
+    dtype: torch.dtype  # of z
+
+    @classmethod
+    def over(cls, lowest: Tensor, highest: Tensor, loc: Tensor, scale: Tensor, dtype: torch.dtype) -> _Grids:
+        """Return the grids from lowest to highest, (L,), and around means (B, L) with roots of covariances."""
+        count = len(loc)
+        centre = torch.stack([((lowest + highest) / 2).expand(count, -1), loc])
+        axes = torch.stack([((highest - lowest) / 2).diag().expand(count, -1, -1), _AROUND * scale])
+        return cls(centre, axes, torch.linalg.inv(scale), dtype)
+
+    def z(self, cells: Tensor, grid: Tensor, datum: Tensor, index: Tensor) -> Tensor:
+        """Return the middles of cells, of grids that have `cells` (2,) along each dimension."""
+        u = (2 * index.double() + 1) / cells[grid, None] - 1
+        return (self.centre[grid, datum] + (self.axes[grid, datum] @ u[:, :, None])[:, :, 0]).to(self.dtype)
+
+    def log_volume(self, cells: Tensor, z: Tensor, grid: Tensor, datum: Tensor) -> Tensor:
+        """Return the logarithm of the volume of cells, times v(z) around the mode, and 1 - v(z) in the other grid."""
+        off = (self.inverse[datum] @ (z - self.centre[1, datum])[:, :, None])[:, :, 0].norm(dim=1)
+        far = (off / _SHARED) ** 16  # v = exp(-far)
+        share = torch.where(grid == 1, -far, (-(-far).expm1()).log())
+        log_axes = self.axes.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return share + log_axes[grid, datum] + z.shape[1] * (2 / cells.double()).log()[grid]
+
+
 def _of_part(vae: VAE, batch: Batch, tolerance: float, width: int) -> tuple[Tensor, Tensor]:
+    """Return log p(x) of a few data, and its error."""
     given, size, count = vae.given(batch.y), max(1, chunks.CHUNK_VALUES // width), len(batch)
     prior = given.prior()
     sample, from_q = _drawn(given, batch, size)
@@ -110,38 +129,46 @@ def _of_part(vae: VAE, batch: Batch, tolerance: float, width: int) -> tuple[Tens
     lowest, highest = lowest - (highest - lowest) / 3, highest + (highest - lowest) / 3
     num_latents = len(lowest)
     along = _CELLS[num_latents][0]
-    first = torch.cartesian_prod(*[torch.arange(along, device=lowest.device)] * num_latents).view(-1, num_latents)
+    first = _every([along] * num_latents, lowest.device)
     shared = (lowest + (highest - lowest) * (first.double() + 0.5) / along).to(from_q)  # of all data the same latents
     log_first = torch.cat([_log_joint(given, prior, batch, some) for some in shared.split(max(1, size // count))])
     starts = [from_q, *_near(shared, log_first, along)]
-    placed = [_placed(vae, batch, one, size) for one in starts]
-    loc, scale, of_modes = _best(placed)
-    # A latent is centre + axes u of the grid that its cell belongs to, where u is between -1 and 1.
-    centre = torch.stack([((lowest + highest) / 2).expand(count, -1), loc])
-    axes = torch.stack([((highest - lowest) / 2).diag().expand(count, -1, -1), _AROUND * scale])
-    inverse, cells = torch.linalg.inv(scale), torch.tensor(_CELLS[num_latents], device=loc.device)
-    log_axes = axes.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    loc, scale, of_modes = _best([_placed(vae, batch, one, size) for one in starts])
+    grids = _Grids.over(lowest, highest, loc, scale, from_q.dtype)
+    log_p, error = _integral(vae, batch, grids, log_first, tolerance, size)
+    error = error.where(((lowest < loc) & (loc < highest)).all(1), math.inf)
+    more = sample.log_p - log_p
+    is_low = sample.is_trusted & (more > 4 * sample.stderr + 0.01)
+    missed = (of_modes - log_p).where(of_modes - log_p > _MISSED, 0.0)
+    return log_p, error + more.where(is_low, 0.0) + missed
 
-    def at(grid: Tensor, datum: Tensor, index: Tensor) -> Tensor:
-        u = (2 * index.double() + 1) / cells[grid, None] - 1
-        return (centre[grid, datum] + (axes[grid, datum] @ u[:, :, None])[:, :, 0]).to(from_q)
 
-    def with_volume(log_joint: Tensor, z: Tensor, grid: Tensor, datum: Tensor) -> Tensor:
-        off = (inverse[datum] @ (z - loc[datum])[:, :, None])[:, :, 0].norm(dim=1)
-        far = (off / _SHARED) ** 16  # v = exp(-far)
-        share = torch.where(grid == 1, -far, (-(-far).expm1()).log())
-        return log_joint + share + log_axes[grid, datum] + num_latents * (2 / cells.double()).log()[grid]
+def _integral(
+    vae: VAE, batch: Batch, grids: _Grids, log_first: Tensor, tolerance: float, size: int
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of p(x, z) over the cells of both grids, refined until it is known, and its error, (B,).
 
+    Args:
+        vae: in eval mode.
+        batch: the data.
+        grids: of each datum.
+        log_first: log p(x, z) of the first cells of the grid over p(z), (G, B).
+        tolerance: nats, between the last two grids.
+        size: the cells that are decoded at once.
+    """
+    count, num_latents, device = len(batch), grids.centre.shape[-1], log_first.device
+    cells = torch.tensor(_CELLS[num_latents], device=device)
     parts = []
     for number, along in enumerate(cells.tolist()):
-        one = torch.cartesian_prod(*[torch.arange(along, device=loc.device)] * num_latents).view(-1, num_latents)
-        index, datum = one.repeat_interleave(count, 0), torch.arange(count, device=loc.device).repeat(len(one))
-        grid = torch.full_like(datum, number)
-        z = at(grid, datum, index)
-        log_joint = _log_joint_of_pairs(vae, batch, z, datum, size) if number else log_first.flatten()
-        parts.append((grid, datum, index, with_volume(log_joint, z, grid, datum)))
-    grid, datum, index, values = (torch.cat(one) for one in zip(*parts))
-    children = torch.cartesian_prod(*[torch.arange(2, device=loc.device)] * num_latents).view(-1, num_latents)
+        one = _every([along] * num_latents, device)
+        index, datum = one.repeat_interleave(count, 0), torch.arange(count, device=device).repeat(len(one))
+        parts.append((torch.full_like(datum, number), datum, index))
+    grid, datum, index = (torch.cat(one) for one in zip(*parts))
+    z = grids.z(cells, grid, datum, index)
+    later = grid == 1
+    near = _log_joint_of_pairs(vae, batch, z[later], datum[later], size)
+    values = torch.cat([log_first.flatten(), near]) + grids.log_volume(cells, z, grid, datum)
+    children = _every([2] * num_latents, device)
     log_p, error, border = values.new_full((3, count), math.inf)  # the border stays inf where a grid has too many cells
     while True:
         largest, finer, num_cells = _sums(values, datum, count)
@@ -157,20 +184,20 @@ def _of_part(vae: VAE, batch: Batch, tolerance: float, width: int) -> tuple[Tens
         is_kept = values > (largest - depth)[datum]
         is_kept &= (datum[is_kept].bincount(minlength=count) * len(children) <= _MOST_CELLS)[datum]
         if not is_kept.any():  # inf, since what lies beyond a border may be much more than what lies at it
-            is_within = (border < _TRUSTED) & ((lowest < loc) & (loc < highest)).all(1)
-            border = border.where(is_within, math.inf)
-            more = sample.log_p - log_p
-            is_low = sample.is_trusted & (more > 4 * sample.stderr + 0.01)
-            missed = (of_modes - log_p).where(of_modes - log_p > _MISSED, 0.0)
-            return log_p, error + border + more.where(is_low, 0.0) + missed
+            return log_p, error + border.where(border < _TRUSTED, math.inf)
         index = (2 * index[is_kept][:, None] + children).flatten(0, 1)
         grid, datum = (one[is_kept].repeat_interleave(len(children), 0) for one in (grid, datum))
         cells = 2 * cells
-        z = at(grid, datum, index)
-        values = with_volume(_log_joint_of_pairs(vae, batch, z, datum, size), z, grid, datum)
+        z = grids.z(cells, grid, datum, index)
+        values = _log_joint_of_pairs(vae, batch, z, datum, size) + grids.log_volume(cells, z, grid, datum)
 
 
-def _drawn(given: VAE, batch: Batch, size: int) -> tuple[ImportanceSample, Tensor]:
+def _every(sizes: Sequence[int], device: torch.device) -> Tensor:
+    """Return all places of a grid, int64 (cells, L)."""
+    return torch.cartesian_prod(*[torch.arange(one, device=device) for one in sizes]).view(-1, len(sizes))
+
+
+def _drawn(given: VAE, batch: Batch, size: int) -> tuple[LogP, Tensor]:
     """Return a small importance sample of each datum, and its draws from q(z | x)."""
     mixture, parts = Mixture(given, batch.x, _DRAWS), []
     step = max(1, size // len(batch))
@@ -179,7 +206,7 @@ def _drawn(given: VAE, batch: Batch, size: int) -> tuple[ImportanceSample, Tenso
         parts.append((z, mixture.log_weights(given.log_likelihood(batch.x, z), z, log_q)))
     z, log_w = (torch.cat(one) for one in zip(*parts))
     k = pareto_k(log_w.topk(num_in_tail(_DRAWS) + 1, 0).values)
-    return ImportanceSample(log_w.logsumexp(0), (2 * log_w).logsumexp(0), _DRAWS, k), z[: mixture.num_q]
+    return from_weights(log_w.logsumexp(0), (2 * log_w).logsumexp(0), _DRAWS, k), z[: mixture.num_q]
 
 
 def _near(shared: Tensor, log_joint: Tensor, along: int) -> Iterator[Tensor]:

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pvae.data.batch import Batch, Data
-from pvae.trained.annealing import check_continuous, simulated
-from pvae.trained.chunks import data_at_once
+from pvae.core.batch import Batch, Data
+from pvae.marginal.annealing import simulated
+from pvae.marginal.chunks import data_at_once
+from pvae.marginal.log_p import check_continuous
 from pvae.vae import VAE
 
 __all__ = ["Calibration", "calibration"]

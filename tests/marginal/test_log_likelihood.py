@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,13 +11,14 @@ from helpers.squares import squares
 
 from pvae.config.build import build_vae
 from pvae.config.config import Config
+from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
-from pvae.data.batch import Batch
+from pvae.marginal import log_likelihood as module
+from pvae.marginal.importance import importance_sample
+from pvae.marginal.log_likelihood import log_likelihood
+from pvae.marginal.log_p import METHODS, LogP
 from pvae.reference import linear_gaussian
-from pvae.trained import log_likelihood as module
-from pvae.trained.importance import importance_sample
-from pvae.trained.log_likelihood import METHODS, log_likelihood
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_what_draws_from_the_prior_find_is_not_thrown_away(linear, x, monkeypatc
 
     def low(*_, **_how):
         stderr, is_trusted = torch.full((5,), 0.1).double(), torch.ones(5, dtype=torch.bool)
-        return SimpleNamespace(log_p=alone.log_p - lower, stderr=stderr, is_trusted=is_trusted)
+        return LogP.of("annealed", alone.log_p - lower, stderr, is_trusted)
 
     monkeypatch.setattr(module, "annealed", low)
     with seeded(3):

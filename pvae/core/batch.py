@@ -1,17 +1,29 @@
-"""`Batch`, data x with their labels y: what model, guide and ELBOs take as `*batch`; and `TrainingData`."""
+"""`Batch`, data x with their labels y: what model, guide and ELBOs take as `*batch`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from pvae.core.errors import InputError
-from pvae.data.preparation import Pixels, Preparation
 
-__all__ = ["Batch", "Data", "TrainingData"]
+__all__ = ["Batch", "Data", "Rows"]
+
+
+class Rows(Protocol):
+    """N data that `split` turns into tensors in parts, such as a tensor."""
+
+    def __len__(self) -> int:
+        """Return N."""
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return the data of an index, int64 (M,), or of a slice."""
+
+    def split(self, size: int) -> Any:
+        """Yield tensors of at most `size` data."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,14 +33,14 @@ class Batch:
     `*batch` is x, or x and y, so that `vae.posterior(*batch)` and `elbo.loss(vae.model, vae.guide, *batch)` take both.
 
     Args:
-        x: data (N, *D), a tensor or `Pixels`.
+        x: data (N, *D), a tensor or other `Rows`.
         y: labels, one for each datum (N, ...), or one for all (1, ...); None without labels.
 
     Raises:
         InputError: there is another number of labels.
     """
 
-    x: Any  # Tensor | Pixels; `split` yields tensors
+    x: Any  # `Rows`
     y: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -39,7 +51,7 @@ class Batch:
             )
 
     @classmethod
-    def of(cls, data: Batch | Tensor | Pixels) -> Batch:
+    def of(cls, data: Data) -> Batch:
         """Return data without labels as a batch, and a batch as it is."""
         return data if isinstance(data, Batch) else cls(data)
 
@@ -65,21 +77,4 @@ class Batch:
             start += len(x)
 
 
-Data = Batch | Tensor | Pixels  # what `Batch.of` accepts
-
-
-@dataclass(frozen=True, eq=False)
-class TrainingData:
-    """Training data in memory, prepared once; the pixels of "dynamic" are drawn anew for each batch."""
-
-    prepared: Tensor
-    preparation: Preparation
-    y: Tensor | None
-
-    def __len__(self) -> int:
-        """Return N."""
-        return len(self.prepared)
-
-    def batch(self, index: Tensor) -> Batch:
-        """Return the data of an index, int64 (B,), on the device of the data."""
-        return Batch(self.preparation.batch(self.prepared, index), None if self.y is None else self.y[index])
+Data = Batch | Rows  # what `Batch.of` accepts

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MixtureSameFamily
 
+from pvae.core.batch import Batch, Data
 from pvae.core.random_state import seeded
-from pvae.data.batch import Batch, Data
 from pvae.distributions.joint import Joint
 from pvae.vae import VAE
 

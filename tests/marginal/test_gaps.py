@@ -8,12 +8,12 @@ import torch
 from helpers.linear_gaussian import LinearGaussian
 from torch import nn
 
+from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
-from pvae.data.batch import Batch
-from pvae.trained import gaps
-from pvae.trained.gaps import best_elbo
-from pvae.trained.quadrature import quadrature
+from pvae.marginal import gaps
+from pvae.marginal.gaps import best_elbo
+from pvae.marginal.quadrature import quadrature
 from pvae.vae import VAE
 
 
