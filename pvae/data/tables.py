@@ -115,24 +115,42 @@ def read_table(file: Path, reading: Reading) -> Values:
     labels, place = {}, 0
     if label in frame:
         place = sum(column.name in frame.loc[:, :label] for column in columns)
-        classes, codes = given[label], numbers[label]
-        labels["train"] = classes.fillna(UNKNOWN).to_numpy(str)
-        try:
-            if codes.count() == classes.count() and names_of(codes.to_numpy()) == [*classes.fillna("")]:
-                labels["train"] = codes.to_numpy()  # whose classes are in the order of the numbers; not 01 or 1.0
-        except InputError as error:
-            raise InputError(f"{file}, --label-column {label}: {error}") from None
-    names, constants = [column.name for column in columns], list[Constant]()
-    for name in reasons:
-        if given[name].nunique(dropna=False) == 1:
-            before = [*frame.loc[:, :name]]
-            number = len({*names} & {*before})
-            is_after_label = label in before and place == number
-            constants.append(Constant(name, given[name].fillna("").iloc[0], number + 0.5 * is_after_label))
+        labels["train"] = _labels(file, label, given[label], numbers[label])
+    constants = _constants([*frame], columns, {name: given[name] for name in reasons}, label, place)
     left_out = (*outside, *reasons)
-    return Values(
-        {"train": x}, labels, {"train": rows.tolist()}, columns, note, left_out, place, tuple(constants), fields
-    )
+    return Values({"train": x}, labels, {"train": rows.tolist()}, columns, note, left_out, place, constants, fields)
+
+
+def _labels(file: Path, name: str, classes: Series, codes: Series) -> NDArray[Any]:
+    """Return the label of each row: numbers if their classes are in the order of these, else texts."""
+    try:
+        if codes.count() == classes.count() and names_of(codes.to_numpy()) == [*classes.fillna("")]:
+            return codes.to_numpy()  # not 01 or 1.0
+    except InputError as error:
+        raise InputError(f"{file}, --label-column {name}: {error}") from None
+    return classes.fillna(UNKNOWN).to_numpy(str)
+
+
+def _constants(
+    names: Sequence[str], columns: Sequence[Column], left_out: Mapping[str, Series], label: str, place: int
+) -> tuple[Constant, ...]:
+    """Return the columns that are left out since all their rows are equal, with their places among the others.
+
+    Args:
+        names: of all columns of the file, in their order.
+        columns: those that are x.
+        left_out: the texts of those that are not.
+        label: the column of labels, or "".
+        place: how many columns of x are before it.
+    """
+    constants, of_x = list[Constant](), {column.name for column in columns}
+    for name, texts in left_out.items():
+        if texts.nunique(dropna=False) == 1:
+            before = names[: names.index(name)]
+            number = len(of_x & {*before})
+            is_after_label = label in before and place == number
+            constants.append(Constant(name, texts.fillna("").iloc[0], number + 0.5 * is_after_label))
+    return tuple(constants)
 
 
 def _said(notes: dict[str, str]) -> str:

@@ -150,40 +150,49 @@ def sampled_values_figure(
         if missing := data[:, number].isnan().double().mean().item():
             name += f", {missing:.0%} missing"
         both = [one[:, number][one[:, number].isfinite()].double() for one in (data, samples)]
-        if categories := columns[number].categories if columns else ():
-            counts = both[0].long().bincount(minlength=len(categories))
-            codes = counts.argsort(descending=True, stable=True)[: 2 * _MOST].sort().values.tolist()
-            for side, (one, label, colour) in enumerate(zip(both, ("data", "samples"), (_DATA, _MODEL))):
-                shares = [(one == code).double().mean().item() for code in codes]
-                places = np.arange(len(shares)) + 0.4 * side - 0.2
-                axes.bar(places, shares, 0.4, color=colour, label=label)
-            axes.set_xticks(range(len(codes)), [_label(categories[code]) for code in codes], rotation=90)
-            name += f", {len(codes)} of {len(categories)} categories" * (len(codes) < len(categories))
-        else:
-            values = torch.cat(both)
-            low, high = (values.min().item(), values.max().item()) if len(values) else (0.0, 1.0)
-            bins: Any = 20
-            cut = np.quantile(values, _SHOWN).item() if len(values) else high
-            if cut - low < _TAIL * (high - low):  # otherwise, nearly all would be in one bar
-                both, high, name = [one[one <= cut] for one in both], cut, f"{name}, the least {_SHOWN:.0%}"
-            # Between large values whose differences are small there are too few floats for bins and bars.
-            if is_narrow := (high - low or 1.0) < 1000 * np.spacing(max(abs(low), abs(high))):
-                both, name = [one - low for one in both], f"{name}, less {low:.17g}"
-            # Of larger numbers float32 holds no fractions.
-            if is_whole := len(values) > 0 and bool(((values == values.round()) & (values.abs() < 2**24)).all()):
-                width = math.ceil((high - low + 1) / 20)
-                bins = np.arange(low - 0.5, high + 0.5 + width, width)
-                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            weights = [[1 / len(one)] * len(one) for one in both] if is_whole else None
-            style: Any = {"color": [_DATA, _MODEL], "label": ["data", "samples"], "density": not is_whole}
-            axes.hist([one.tolist() for one in both], bins, weights=weights, **style)
-            axes.yaxis.set_major_formatter("{x:g}")  # without a power of ten beside the title
-            if columns and not is_narrow:
-                axes.locator_params(axis="x", nbins=4)
-                axes.xaxis.set_major_formatter(partial(_tick, columns[number]))
+        column = columns[number] if columns else None
+        categories = column.categories if column else ()
+        name += _draw_shares(axes, both, categories) if categories else _draw_densities(axes, both, column)
         axes.set_title(name, fontsize=7)
     panels[0].legend(fontsize=6)
     return figure
+
+
+def _draw_shares(axes: Axes, both: Sequence[Tensor], categories: Sequence[str]) -> str:
+    """Draw the shares of the most frequent categories in data and samples; return how many there are."""
+    counts = both[0].long().bincount(minlength=len(categories))
+    codes = counts.argsort(descending=True, stable=True)[: 2 * _MOST].sort().values.tolist()
+    for side, (one, label, colour) in enumerate(zip(both, ("data", "samples"), (_DATA, _MODEL))):
+        shares = [(one == code).double().mean().item() for code in codes]
+        axes.bar(np.arange(len(shares)) + 0.4 * side - 0.2, shares, 0.4, color=colour, label=label)
+    axes.set_xticks(range(len(codes)), [_label(categories[code]) for code in codes], rotation=90)
+    return f", {len(codes)} of {len(categories)} categories" * (len(codes) < len(categories))
+
+
+def _draw_densities(axes: Axes, both: Sequence[Tensor], column: Column | None) -> str:
+    """Draw histograms of the numbers in data and samples; return what is not drawn as it is."""
+    bins: Any = 20
+    values, said = torch.cat([*both]), ""
+    low, high = (values.min().item(), values.max().item()) if len(values) else (0.0, 1.0)
+    cut = np.quantile(values, _SHOWN).item() if len(values) else high
+    if cut - low < _TAIL * (high - low):  # otherwise, nearly all would be in one bar
+        both, high, said = [one[one <= cut] for one in both], cut, f", the least {_SHOWN:.0%}"
+    # Between large values whose differences are small there are too few floats for bins and bars.
+    if is_narrow := (high - low or 1.0) < 1000 * np.spacing(max(abs(low), abs(high))):
+        both, said = [one - low for one in both], f"{said}, less {low:.17g}"
+    # Of larger numbers float32 holds no fractions.
+    if is_whole := len(values) > 0 and bool(((values == values.round()) & (values.abs() < 2**24)).all()):
+        width = math.ceil((high - low + 1) / 20)
+        bins = np.arange(low - 0.5, high + 0.5 + width, width)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    weights = [[1 / len(one)] * len(one) for one in both] if is_whole else None
+    style: Any = {"color": [_DATA, _MODEL], "label": ["data", "samples"], "density": not is_whole}
+    axes.hist([one.tolist() for one in both], bins, weights=weights, **style)
+    axes.yaxis.set_major_formatter("{x:g}")  # without a power of ten beside the title
+    if column is not None and not is_narrow:
+        axes.locator_params(axis="x", nbins=4)
+        axes.xaxis.set_major_formatter(partial(_tick, column))
+    return said
 
 
 def _label(text: str, most: int = 20) -> str:

@@ -87,16 +87,7 @@ def build_trainer(
     )
     prepared = dict(prepared or prepare(config, data, device, vae is not None))
     preparation = Preparation.of(config, vae is not None)
-    is_new = vae is None and not has_weights
-    vae = (_initial_vae(config, data, prepared["train"]) if vae is None else vae).to(device)
-    if not data.is_images:
-        for split, values in prepared.items():
-            check = getattr(vae.p_x, "check", None)
-            check_domain(check, values, data.name, data.names.get(split, split), data.columns)
-    if is_new and config.initialization == "exact":
-        note(start_exactly(vae, prepared["train"], prepared.get("valid", prepared["train"])))
-    elif is_new and config.system == "values" and not config.has_exact_start:
-        note("the weights start at random: no model in closed form is known for these options")
+    vae = _at_start(vae, config, data, prepared, note if vae is None and not has_weights else None)
     labels = {split: y.to(device) for split, y in _labels_of(config, data, vae, note).items()}
     train = TrainingData(prepared.pop("train"), preparation, labels.get("train"))
     splits = {split: Batch(Pixels(x, preparation), labels.get(split)) for split, x in prepared.items()}
@@ -207,14 +198,40 @@ def _failing_part(vae: VAE, few: Batch) -> str:
     return "the VAE"
 
 
-def _initial_vae(config: Config, data: Dataset, x: Tensor) -> VAE:
-    """Return the VAE that a configuration describes, at its start, which may depend on the prepared training data x."""
-    check_memory(config, data)
-    vae = build_vae(config, data.datum_shape, len(data.label_names)).to(x.device)
-    if config.initialization == "burda":
-        start_like_burda(vae, x)
+def _at_start(
+    own: VAE | None,
+    config: Config,
+    data: Dataset,
+    prepared: Mapping[str, Tensor],
+    note: Callable[[str], object] | None,
+) -> VAE:
+    """Return the VAE to train, once its likelihood has taken all data.
+
+    Args:
+        own: a VAE that was built in Python; by default the one that the configuration describes.
+        config: the configuration.
+        data: the data.
+        prepared: the same as the VAE takes them, on which its start may depend.
+        note: called with where it starts; None where its weights come from elsewhere.
+    """
+    x = prepared["train"]
+    if own is not None:
+        vae = own.to(x.device)
+    else:
+        check_memory(config, data)
+        vae = build_vae(config, data.datum_shape, len(data.label_names)).to(x.device)
+        if config.initialization == "burda":
+            start_like_burda(vae, x)
+        if not data.is_images:
+            fit_to(vae, x)
     if not data.is_images:
-        fit_to(vae, x)
+        for split, values in prepared.items():
+            check = getattr(vae.p_x, "check", None)
+            check_domain(check, values, data.name, data.names.get(split, split), data.columns)
+    if note and config.initialization == "exact":
+        note(start_exactly(vae, x, prepared.get("valid", x)))
+    elif note and config.system == "values" and not config.has_exact_start:
+        note("the weights start at random: no model in closed form is known for these options")
     return vae
 
 
