@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import pvae
-from pvae.core.estimate import Estimate
 from pvae.data.sources import load_dataset
 from pvae.distributions.bernoulli import PseudoBernoulli
 from pvae.models.networks import mlp
 from pvae.models.posteriors import bounded_normal
+from pvae.trained.estimate import Estimate
 
 LATENT, HIDDEN, BATCH, PATIENCE = 200, (500, 500), 128, 3
 

@@ -36,7 +36,7 @@ elbos/test_agreement.py
     elbos.sites | site in model.items() if name not in observed} | site in model.items() if name == "z"}
     elbos.base | q.log_prob(latent.z) - p.log_prob(latent.z) | q.log_prob(latent.z)
     elbos.trace | _divergence(latent, q, p) | _divergence(latent, p.expand(q.batch_shape), q)
-trained/test_annealing.py
+marginal/test_annealing.py
     marginal.annealing | torch.rand_like(log_ratio).log() < log_ratio | torch.rand_like(log_ratio) < 2
     marginal.annealing | zip(betas[1:-1].tolist(), steps | zip(betas[2:].tolist(), steps
     marginal.annealing | given.log_likelihood(x, z) + prior | given.log_likelihood(x, z) + 2 * prior
@@ -44,20 +44,20 @@ trained/test_annealing.py
     marginal.annealing | - point.log_density(beta) - kinetic | - point.log_density(beta)
     marginal.annealing | upper + math.log(num_chains) | upper - math.log(num_chains)
     marginal.annealing | in zip(betas[1:-1].tolist(), steps, | in zip(betas[1:-1].tolist(), _adapted(points, z, betas),
-trained/test_log_likelihood.py
+marginal/test_log_likelihood.py
     marginal.importance | log_q + math.log1p(-self.share), log_wide + | log_q, log_wide +
     marginal.quadrature | cells = 2 * cells | cells = 1 * cells
     marginal.log_likelihood | index_copy(0, taken, | index_copy(0, torch.arange(len(taken)),
-trained/test_calibration.py
-    trained.calibration | > q.log_prob(z) | < q.log_prob(z)
-    trained.calibration | (draws < z) | (draws < draws[:1])
-trained/test_conditional.py
-    trained.conditional | part.where(is_given, | part.where(~is_given,
-    trained.conditional | joint.log_p - given.log_p | joint.log_p
-trained/test_gaps.py
-    trained.gaps | - log_scale.sum(-1) | + log_scale.sum(-1)
-    trained.gaps | log_q = log_q - log_det | log_q = log_q + log_det
-    trained.gaps | + lower.tril(-1) | + 0 * lower
+marginal/test_calibration.py
+    marginal.calibration | > q.log_prob(z) | < q.log_prob(z)
+    marginal.calibration | (draws < z) | (draws < draws[:1])
+marginal/test_conditional.py
+    marginal.conditional | part.where(is_given, | part.where(~is_given,
+    marginal.conditional | joint.log_p - given.log_p | joint.log_p
+marginal/test_gaps.py
+    marginal.gaps | - log_scale.sum(-1) | + log_scale.sum(-1)
+    marginal.gaps | log_q = log_q - log_det | log_q = log_q + log_det
+    marginal.gaps | + lower.tril(-1) | + 0 * lower
 elbos/test_truth.py
     reference.elbo | rate=(log_q_z - log_p_z) | rate=(log_q_z + log_p_z)
 elbos/test_bounds.py

@@ -16,13 +16,13 @@ from torch import Tensor
 from pvae.config.build import ELBO_CLASSES, build_elbo
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError, check_finite
-from pvae.core.estimate import Estimate
 from pvae.core.random_state import seeded
 from pvae.core.records import markdown_of
 from pvae.distributions.joint import Joint
 from pvae.marginal.chunks import data_at_once
 from pvae.marginal.log_likelihood import log_likelihood
 from pvae.reference import linear_gaussian
+from pvae.trained.estimate import Estimate
 from pvae.vae import VAE
 
 __all__ = [

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pvae.core.estimate import Estimate
 from pvae.evaluation.context import Context
 from pvae.evaluation.measures.baselines import Baselines
 from pvae.evaluation.measures.floor import beside_no_latent
 from pvae.evaluation.measures.latents import latents_used, said_of_collapse
 from pvae.runs.run import Run
 from pvae.trained.codes import examples
+from pvae.trained.estimate import Estimate
 
 __all__ = ["what_was_learned"]
 

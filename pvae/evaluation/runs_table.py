@@ -20,7 +20,6 @@ from scipy import stats
 
 from pvae.config.presets import system_title
 from pvae.core.errors import InputError
-from pvae.core.estimate import Estimate
 from pvae.core.random_state import seeded
 from pvae.core.records import markdown_of
 from pvae.data.dataset import random_subset
@@ -32,6 +31,7 @@ from pvae.runs.metrics import is_out_of_patience
 from pvae.runs.run import Run
 from pvae.trained.codes import LatentReport, given_y
 from pvae.trained.elbo_terms import elbo_terms
+from pvae.trained.estimate import Estimate
 from pvae.trained.normalised import with_likelihood
 
 __all__ = [

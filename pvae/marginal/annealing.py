@@ -124,10 +124,12 @@ def annealed(
             "none". "auto" is "inductor" for parts of full size, if it is available and the work is large, else "graph";
             it falls back to "none" if the densities cannot be recorded or compiled.
 
-    An estimate is trusted where log w varies little, 4 chains are effective, and a fifth of their moves are accepted.
-    log w varies little where its variance over the chains of the datum and the median of these variances over all data
-    have a mean below 1. The median is there because few chains that miss large weights look equal by chance, which then
-    happens to some data, and not to half of them. The errors see no mode that no chain found.
+    Returns:
+        Estimates, their errors over the chains, and effective sample sizes of the chains. An estimate is trusted where
+        log w varies little, 4 chains are effective, and a fifth of their moves are accepted. log w varies little where
+        its variance over the chains of the datum and the median of these variances over all data have a mean below 1.
+        The median is there because few chains that miss large weights look equal by chance, which then happens to some
+        data, and not to half of them. The errors see no mode that no chain found.
 
     Raises:
         InputError: the VAE has no log p(x), or its latent is discrete or on a sphere; T, C or start is none of these;

@@ -109,6 +109,9 @@ def importance_sample(
             ordinary calls. "auto" is "inductor" if it is available and the work is large, else "graph"; it falls back
             to "none" if the decoder cannot be recorded or compiled.
 
+    Returns:
+        Estimates and errors, nats; trusted as `from_weights` says.
+
     Raises:
         InputError: log p(x | z) cannot be recorded with the given engine.
 

@@ -42,25 +42,29 @@ def quadrature(
 
         log p(x) = log integral p(x | z) p(z) dz  ~  log sum_cells p(x, z_cell) volume
 
-    p(x, z) is the sum of p(x, z) v(z) and p(x, z) (1 - v(z)), where v(z) is about 1 within six standard deviations
-    of a mode of p(z | x), and 0 beyond. Twelve small grids, the first one around q(z | x) and each next one around
-    the mean of the last, along the axes of its covariance, lead to a mode, as others do from the four best peaks of
-    p(x, z) on a grid over p(z); the heaviest of these modes is taken. The first part has a grid along these axes,
-    the second one a grid over what p(z) draws, and a third more on each side. Cells within 18 nats of the largest,
-    or within 50 while the posterior covers few cells, are divided in two along each dimension, until two grids
-    differ by less than the tolerance, or have 40,000 cells for a datum. If 500 draws of importance sampling are
-    trusted, and find more than the grids by more than 4 of their errors + 0.01, or the modes together hold more by
-    0.05, the difference is part of the stated error, beside the difference of the last two grids, and the share of
-    the cells at the border of what was refined. The error is inf where a grid had too many cells, where more than
-    0.002 of the cells are at the border, or where the mode is beyond the grid over p(z); it is trusted where it is
-    at most 0.002. A mode is not seen that is much narrower than a cell over p(z), of which a cell in its place is
-    none of the four best peaks, and to which neither q nor a draw leads.
+    p(x, z) is the sum of p(x, z) v(z) and p(x, z) (1 - v(z)), where v(z) is about 1 within six standard deviations of
+    a mode of p(z | x), and 0 beyond. Twelve small grids, the first one around q(z | x) and each next one around the
+    mean of the last, along the axes of its covariance, lead to a mode, as others do from the four best peaks of p(x,
+    z) on a grid over p(z); the heaviest of these modes is taken. The first part has a grid along these axes, the
+    second one a grid over what p(z) draws, and a third more on each side. Cells within 18 nats of the largest, or
+    within 50 while the posterior covers few cells, are divided in two along each dimension, until two grids differ by
+    less than the tolerance, or have 40,000 cells for a datum.
+
+    A mode is not seen that is much narrower than a cell over p(z), of which a cell in its place is none of the four
+    best peaks, and to which neither q nor a draw leads.
 
     Args:
         vae: in eval mode; its latent is any vector of one or two real numbers.
         data: N data x, or a `Batch` of them with their labels.
         tolerance: nats.
         on_images: called after each part with the number of data in it.
+
+    Returns:
+        Estimates, each with the error of its sum: the difference of the last two grids, and the share of the cells at
+        the border of what was refined; and what 500 draws of importance sampling that are trusted find beyond 4 of
+        their errors + 0.01, or all modes together beyond 0.05. It is inf where a grid had too many cells, where more
+        than 0.002 of the cells are at the border, or where the mode is beyond the grid over p(z). An estimate is
+        trusted where its error is at most 0.002.
 
     Raises:
         InputError: there are more latents, or they are discrete or on a sphere, or the VAE has no log p(x).

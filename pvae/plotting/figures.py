@@ -26,8 +26,8 @@ from pvae.core.files import write_whole
 from pvae.runs.metrics import Metrics
 
 if TYPE_CHECKING:
-    from pvae.core.estimate import Estimate
     from pvae.evaluation.estimators import Gradient, Measurement
+    from pvae.trained.estimate import Estimate
 
 __all__ = [
     "PALETTE",

@@ -123,7 +123,7 @@ def sampled_values_figure(
     column of categories, bars are the shares of the most frequent ones; its title says how many there are. It also says
     which share of the data is missing.
 
-    A column whose greatest values are far from the others is drawn without them.
+    A column of data of which few are far above the others is drawn without these, and its title says so.
 
     Args:
         data: of all splits: vectors (N, D), or series (N, T, D), of which the first values at each time are drawn.
@@ -174,9 +174,10 @@ def _draw_densities(axes: Axes, both: Sequence[Tensor], column: Column | None) -
     bins: Any = 20
     values, said = torch.cat([*both]), ""
     low, high = (values.min().item(), values.max().item()) if len(values) else (0.0, 1.0)
-    cut = np.quantile(values, _SHOWN).item() if len(values) else high
-    if cut - low < _TAIL * (high - low):  # otherwise, nearly all would be in one bar
-        both, high, said = [one[one <= cut] for one in both], cut, f", the least {_SHOWN:.0%}"
+    lengths = [len(one) for one in both]
+    if (cut := _cut(both[0])) is not None and any(one <= cut for one in both[1].tolist()):
+        said = f", {(both[0] <= cut).double().mean():.0%} of the data"
+        both, high = [one[one <= cut] for one in both], cut
     # Between large values whose differences are small there are too few floats for bins and bars.
     if is_narrow := (high - low or 1.0) < 1000 * np.spacing(max(abs(low), abs(high))):
         both, said = [one - low for one in both], f"{said}, less {low:.17g}"
@@ -185,7 +186,7 @@ def _draw_densities(axes: Axes, both: Sequence[Tensor], column: Column | None) -
         width = math.ceil((high - low + 1) / 20)
         bins = np.arange(low - 0.5, high + 0.5 + width, width)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    weights = [[1 / len(one)] * len(one) for one in both] if is_whole else None
+    weights = [[1 / length] * len(one) for one, length in zip(both, lengths)] if is_whole else None
     style: Any = {"color": [_DATA, _MODEL], "label": ["data", "samples"], "density": not is_whole}
     axes.hist([one.tolist() for one in both], bins, weights=weights, **style)
     axes.yaxis.set_major_formatter("{x:g}")  # without a power of ten beside the title
@@ -193,6 +194,14 @@ def _draw_densities(axes: Axes, both: Sequence[Tensor], column: Column | None) -
         axes.locator_params(axis="x", nbins=4)
         axes.xaxis.set_major_formatter(partial(_tick, column))
     return said
+
+
+def _cut(x: Tensor) -> float | None:
+    """Return the value above which few data take most of the range, so that nearly all others would be in one bar."""
+    if not len(x):
+        return None
+    low, cut, high = np.quantile(x, (0, _SHOWN, 1)).tolist()
+    return cut if 0 < cut - low < _TAIL * (high - low) else None
 
 
 def _label(text: str, most: int = 20) -> str:

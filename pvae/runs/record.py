@@ -110,8 +110,10 @@ class RunRecord:
             )
         except (InputError, KeyError, TypeError, ValueError, RecursionError) as error:
             own, here = _version(content), __version__
-            what, how = f"damaged or of another version of pvae ({error})", "restore a copy of it, or use that version"
-            if own not in ("", here):
+            what, how = f"damaged ({error})", "restore a copy of it"
+            if not own:
+                what, how = f"damaged or of another version of pvae ({error})", f"{how}, or use that version"
+            elif own != here:
                 what = f"of pvae {own}, and this is {here}, which does not read it ({error})"
                 how = f"use pvae {own}, or train anew"
             raise InputError(f"{file} is {what}: {how}") from None
@@ -172,6 +174,6 @@ class RunRecord:
 def _version(content: bytes) -> str:
     """Return the version of pvae that wrote the content of a `config.json`, or "" if it does not say so."""
     try:
-        return str(json.loads(content)["sessions"][0]["versions"]["pvae"])
+        return str(json.loads(content)["sessions"][-1]["versions"]["pvae"])
     except (KeyError, TypeError, ValueError, IndexError, RecursionError):
         return ""

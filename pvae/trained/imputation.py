@@ -18,7 +18,7 @@ from pvae.vae import VAE
 
 __all__ = ["ENOUGH", "Imputed", "impute"]
 
-ENOUGH = 100.0  # the effective sample size below which a datum gets more draws, and its errors cannot be trusted
+ENOUGH = 1000.0  # the effective sample size below which a datum gets more draws, and its errors cannot be trusted
 _LIGHT = 0.7  # Pareto k, from which no error of a mean can be trusted
 _MORE, _MOST = 4, 12_800  # times as many draws at each further try, and the most of them
 _MOST_VALUES = 2**26  # in the output of a layer

@@ -12,9 +12,9 @@ from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
-from pvae.core.estimate import Estimate
 from pvae.data.preparation import Pixels, Preparation
 from pvae.runs.run import Run
+from pvae.trained.estimate import Estimate
 from pvae.vae import VAE
 
 __all__ = ["bits_of", "bits_per_dimension", "with_likelihood", "with_normalised_likelihood"]

@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -86,9 +87,10 @@ def one_after_the_other(
 def side_by_side(
     runs: Sequence[Run], train: Callable[[Run], object], processes: int, threads: int, interruptions: Interruptions
 ) -> dict[Path, Ended]:
-    """Train runs in processes, which joblib starts, and return why some of them ended early.
+    """Train runs in processes, which joblib starts, each its share, and return why some of them ended early.
 
     Wide networks are trained faster in this way: the threads of one training wait for each other many times in a step.
+    Where one process is killed, joblib ends the others too, and the runs are left as they were saved.
 
     Args:
         runs: the runs.
@@ -101,48 +103,60 @@ def side_by_side(
         LostError: a folder can no longer be written.
         InterruptedTrainingError: a signal was received; the epochs before are saved.
     """
-    from joblib import Parallel, delayed, parallel_config
+    from joblib import Parallel, delayed, effective_n_jobs, parallel_config
 
+    options = {"n_jobs": processes, "inner_max_num_threads": threads, "idle_worker_timeout": _IDLE}
     errors, lost = dict[Path, Ended](), list[OSError | None]()
-    with tempfile.TemporaryDirectory() as folder:
-        stop = Path(folder) / "stop"  # exists from when the processes are to end
-        with _watching(lambda: interruptions.received, stop.touch), contextlib.suppress(BrokenProcessPool):
-            tasks = [delayed(_train_apart)(run, train, threads, stop, os.getpid()) for run in runs]
-            options = {"n_jobs": processes, "inner_max_num_threads": threads, "idle_worker_timeout": _IDLE}
-            with parallel_config("loky", **options):
-                for path, error, cause in Parallel(return_as="generator_unordered")(tasks):
-                    if isinstance(error, LostError):
-                        stop.touch()
-                        lost.append(cause)
-                    elif error is not None:
-                        errors[path] = error
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", UserWarning)  # that idle processes have ended, or that there can be none
+        with parallel_config("loky"):
+            if effective_n_jobs(processes) == 1:  # as in a thread
+                return one_after_the_other(runs, train, interruptions)
+        stop = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "stop"  # exists once all are to end
+        stack.enter_context(_watching(lambda: interruptions.received, stop.touch))
+        stack.enter_context(contextlib.suppress(BrokenProcessPool))
+        stack.enter_context(parallel_config("loky", **options))
+        shares = [runs[place::processes] for place in range(processes)]
+        tasks = [delayed(_train_apart)(share, train, threads, stop, os.getpid()) for share in shares]
+        for found, is_lost, cause in Parallel(return_as="generator_unordered")(tasks):
+            errors |= found
+            if is_lost:
+                stop.touch()
+                lost.append(cause)
     interruptions.raise_if_received()
     if lost:
         raise LostError("") from lost[0]
-    early = TrainingError("a process has ended early: the same command again goes on from the epochs that are saved")
+    early = TrainingError("a process has ended early: the same command again goes on from what is saved")
     return errors | {run.path: early for run in runs if run.path not in errors and not _is_finished(run)}
 
 
 def _train_apart(
-    run: Run, train: Callable[[Run], object], threads: int, stop: Path, parent: int
-) -> tuple[Path, Exception | None, OSError | None]:
-    """Train a run in this process, to its end or until another one says stop or is gone; return what ended it early."""
+    runs: Sequence[Run], train: Callable[[Run], object], threads: int, stop: Path, parent: int
+) -> tuple[dict[Path, Ended], bool, OSError | None]:
+    """Train runs in this process, to their ends or until it is to stop, or the process that started it is gone.
+
+    Returns:
+        Why some of them ended early; whether a folder can no longer be written; and why.
+    """
     torch.set_num_threads(threads)
+    errors = dict[Path, Ended]()
     with (
         Interruptions(at_once=True) as interruptions,  # `fit` ends after a step, and has its own
         contextlib.suppress(InterruptedTrainingError),
         _watching(lambda: stop.exists() or os.getppid() != parent, lambda: os.kill(os.getpid(), signal.SIGTERM)),
     ):
-        try:
-            for error in one_after_the_other([run], train, interruptions).values():
-                plain = InputError if isinstance(error, InputError) else TrainingError
-                return run.path, plain(str(error)), None  # of an error with more arguments, pickle loses these
-        except LostError as error:
-            cause = error.__cause__
-            return run.path, LostError(str(error)), cause if isinstance(cause, OSError) else None
-    if os.getppid() != parent:  # which was killed, so that nobody reads what this process returns
+        for run in runs:
+            try:
+                errors |= one_after_the_other([run], train, interruptions)
+            except LostError as error:
+                return {}, True, error.__cause__ if isinstance(error.__cause__, OSError) else None
+            except Exception as error:  # a defect, which the other runs need not share
+                errors[run.path] = TrainingError(f"{type(error).__name__}: {error}")
+    if os.getppid() != parent:  # nobody reads what this process returns
         os._exit(128 + signal.SIGTERM)
-    return run.path, None, None
+    plain = {True: InputError, False: TrainingError}  # of an error with more arguments, pickle loses these
+    return {path: plain[isinstance(error, InputError)](str(error)) for path, error in errors.items()}, False, None
 
 
 @contextlib.contextmanager

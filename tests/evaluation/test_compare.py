@@ -14,13 +14,13 @@ from pvae.cli.compare import main
 from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.core.batch import Batch
-from pvae.core.estimate import Estimate
 from pvae.data.dataset import Dataset
 from pvae.elbos.registry import ELBOS
 from pvae.evaluation import estimators
 from pvae.evaluation.estimators import Moments, measure_estimator, pairs_to_compare, reference
 from pvae.reference import linear_gaussian
 from pvae.runs import data
+from pvae.trained.estimate import Estimate
 from pvae.training.fit import fit
 
 pytestmark = pytest.mark.workflow

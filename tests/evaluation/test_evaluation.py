@@ -17,7 +17,6 @@ from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
-from pvae.core.estimate import Estimate
 from pvae.core.records import to_json
 from pvae.core.terminal import progress_bar
 from pvae.data.dataset import Dataset, random_subset
@@ -39,6 +38,7 @@ from pvae.runs import data as data_module
 from pvae.runs.run import Run
 from pvae.trained import codes
 from pvae.trained.elbo_terms import elbo_terms
+from pvae.trained.estimate import Estimate
 from pvae.trained.given import given_values
 from pvae.trained.latent_space import decode, encode
 from pvae.training.fit import fit

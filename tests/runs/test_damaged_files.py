@@ -86,7 +86,7 @@ def of_pvae_0_1(content):
     """Return a `config.json` that version 0.1 wrote, with an option that this one does not know."""
     record = json.loads(content)
     record["config"]["smoothing"] = 0.1
-    record["sessions"][0]["versions"]["pvae"] = "0.1"
+    record["sessions"].append({"versions": {"pvae": "0.1"}})
     return json.dumps(record).encode()
 
 

@@ -1,4 +1,4 @@
-"""Runs in several processes equal those that are trained alone; what ends one process leaves the others."""
+"""Runs in several processes equal those that are trained alone, and are left whole by whatever ends a process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 
+import joblib
 import pytest
 import torch
 from helpers.runs import assert_same
@@ -57,23 +58,44 @@ def test_a_run_in_a_process_of_its_own_is_the_run_that_is_trained_alone(two_proc
 
 def new_runs(folder):
     data = few()
-    return [Run(folder / str(config.seed), config, data.record(), loaded=data) for config in SEEDS]
+    return [Run(folder / f"seed-{config.seed}", config, data.record(), loaded=data) for config in SEEDS]
 
 
 @pytest.mark.workflow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_process_that_ends_alone_has_not_trained_its_runs(number, tmp_path):
+def test_a_process_that_ends_alone_leaves_its_runs_whole_to_go_on(number, tmp_path):
     def train(run):
         def end(*_):
-            os.kill(os.getpid(), number)
+            if run.config.seed == 1:
+                os.kill(os.getpid(), number)
 
         pvae.fit(run.config, out=run.path, data=run.dataset(), device="cpu", on_epoch=end)
 
     runs = new_runs(tmp_path)
     with Interruptions() as interruptions:
         errors = side_by_side.side_by_side(runs, train, 2, 1, interruptions)
-    assert {*errors} == {run.path for run in runs}
-    assert all("ended early" in str(error) for error in errors.values())
+    assert "ended early" in str(errors[runs[1].path])
+    if number == signal.SIGTERM:
+        assert {*errors} == {runs[1].path}
+    assert all(Run.open(run.path).is_finished() for run in runs if run.path not in errors)
+    opened = [Run.open(path) for path in errors if (path / "config.json").exists()]
+    assert all(run.read_checkpoint().epoch == run.metrics()[-1].epoch for run in opened)
+    done = fit_many(SEEDS, data=few(), out=tmp_path, device="cpu")
+    assert [run.is_finished() for run in done] == [True] * 3
+
+
+@pytest.mark.workflow
+def test_a_defect_in_one_run_leaves_the_others(tmp_path):
+    def train(run):
+        if run.config.seed == 0:
+            raise ZeroDivisionError("by zero")
+        pvae.fit(run.config, out=run.path, data=run.dataset(), device="cpu")
+
+    runs = new_runs(tmp_path)
+    with Interruptions() as interruptions:
+        errors = side_by_side.side_by_side(runs, train, 2, 1, interruptions)
+    assert {path.name: str(error) for path, error in errors.items()} == {"seed-0": "ZeroDivisionError: by zero"}
+    assert Run.open(runs[2].path).is_finished(), "of the same process"
 
 
 @pytest.mark.workflow
@@ -83,9 +105,21 @@ def test_a_folder_that_is_lost_ends_all_runs(tmp_path):
             raise LostError("another run") from OSError(28, "no space")
         pvae.fit(run.config.replace(epochs=5000), out=run.path, data=run.dataset(), device="cpu")
 
+    runs = new_runs(tmp_path)
     with pytest.raises(LostError) as caught, Interruptions() as interruptions:
-        side_by_side.side_by_side(new_runs(tmp_path), lose, 2, 1, interruptions)
+        side_by_side.side_by_side(runs, lose, 2, 1, interruptions)
     assert caught.value.__cause__.strerror == "no space"
+    assert not any(run.path.exists() and Run.open(run.path).is_finished() for run in runs)
+
+
+def test_a_thread_that_may_start_no_processes_trains_by_itself(tmp_path):
+    runs, trained = new_runs(tmp_path), []
+    with Interruptions() as interruptions, joblib.parallel_config("threading"):
+        joblib.Parallel(2)(
+            joblib.delayed(side_by_side.side_by_side)(part, trained.append, 2, 1, interruptions)
+            for part in (runs[:2], runs[2:])
+        )
+    assert {run.path for run in trained} == {run.path for run in runs}
 
 
 @pytest.mark.workflow

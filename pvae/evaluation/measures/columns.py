@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from pvae.core.errors import one_line
-from pvae.core.estimate import Estimate
 from pvae.core.random_state import seeded
 from pvae.evaluation.measures.floor import log_prob_of_each
 from pvae.evaluation.measures.measure import Measure
 from pvae.marginal.chunks import data_at_once
+from pvae.trained.estimate import Estimate
 
 if TYPE_CHECKING:
     from pvae.evaluation.context import Context

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pvae.core.estimate import Estimate
 from pvae.evaluation.measures.log_likelihood import methods_of
 from pvae.evaluation.measures.measure import Measure, Request
 from pvae.marginal.conditional import conditional_log_likelihood
+from pvae.trained.estimate import Estimate
 from pvae.trained.given import given_values
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
-from pvae.core.estimate import Estimate
 from pvae.data.dataset import random_subset
 from pvae.evaluation.measures.log_likelihood import methods_of
 from pvae.evaluation.measures.measure import Measure, Request
 from pvae.marginal.gaps import best_elbo
 from pvae.marginal.log_p import LogP, check_continuous
 from pvae.trained.codes import given_y
+from pvae.trained.estimate import Estimate
 from pvae.trained.normalised import with_likelihood
 from pvae.vae import VAE
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pvae.core.batch import Batch
-from pvae.core.estimate import Estimate
 from pvae.evaluation.measures.measure import Measure, lines_of
 from pvae.marginal.annealing import bracket
 from pvae.marginal.log_likelihood import MOST_UNTRUSTED, check_method
 from pvae.marginal.log_p import LogP
 from pvae.trained.elbo_terms import elbo_terms
+from pvae.trained.estimate import Estimate
 from pvae.trained.normalised import bits_of
 from pvae.vae import VAE
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from pvae.core.errors import InputError
-from pvae.core.estimate import Estimate
 from pvae.data.dataset import random_subset
 from pvae.evaluation.measures.measure import Measure
 from pvae.marginal.chunks import CHUNK_VALUES
+from pvae.trained.estimate import Estimate
 
 if TYPE_CHECKING:
     from pvae.evaluation.context import Context
