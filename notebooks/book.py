@@ -303,9 +303,9 @@ def to_rst(_: Any, what: str, name: str, obj: Any, options: Any, lines: list[str
 
 
 def is_skipped(_: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
-    """Leave out fields of named tuples, which the class describes, and what a class has from torch."""
-    of_torch = str(getattr(obj, "__module__", "")).startswith("torch")
-    return True if of_torch or (obj.__doc__ or "").startswith("Alias for field number") else None
+    """Leave out fields of named tuples, which the class describes, and what a class has from torch or scikit-learn."""
+    of_others = str(getattr(obj, "__module__", "")).startswith("torch") or name.endswith("_request")
+    return True if of_others or (obj.__doc__ or "").startswith("Alias for field number") else None
 
 
 def mathml(translator: Any, node: Any, display: str = "inline") -> None:

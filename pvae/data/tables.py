@@ -31,7 +31,7 @@ from pvae.data.dataset import EPOCH, Column, Constant
 from pvae.data.labels import UNKNOWN, names_of
 from pvae.data.reading import Fields, Reading, Values
 
-__all__ = ["read_table", "table_text"]
+__all__ = ["read_frame", "read_table", "table_text"]
 
 _MOST_TEXTS = 100  # of a category, unless --columns names its kind
 _MOST_DAYS = 366 * 200  # between a date and 1970
@@ -69,7 +69,28 @@ def read_table(file: Path, reading: Reading) -> Values:
         InputError: the file cannot be read, or holds no rows; a column is absent or has too many texts, or a field is
             not of its column's kind; or the table is not that of the run.
     """
-    fields = _read_fields(file, reading.known)
+    return _values_of(_read_fields(file, reading.known), file, reading)
+
+
+def read_frame(frame: DataFrame, reading: Reading, name: str = "the table") -> Values:
+    """Return the content of a data frame as the split "train", as `read_table` does that of a file.
+
+    Args:
+        frame: numbers, texts, dates and categories, each column with a name of its own; other objects are their texts.
+        reading: how it is read.
+        name: what messages name it.
+
+    Raises:
+        InputError: as for `read_table`.
+    """
+    texts = frame.convert_dtypes().rename(columns=str).apply(_texts).astype(object)
+    texts = texts.set_axis([f"row {row}" for row in range(len(frame))])
+    points, _ = _points(texts, ",", reading.known)
+    return _values_of(Fields(texts, "", ",", points), Path(name), reading)
+
+
+def _values_of(fields: Fields, file: Path, reading: Reading) -> Values:
+    """Return the values of the fields of a table."""
     note, points = fields.note, fields.points
     frame = fields.frame.drop(columns="", errors="ignore")
     ignored = [reading.ignore] if reading.ignore in frame else reading.ignore.split(",")

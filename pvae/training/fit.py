@@ -68,6 +68,7 @@ def fit(
     start: str | Path | Run | None = None,
     code: str = "",
     beta: Callable[[int], float] | None = None,
+    has_figures: bool = True,
 ) -> Run:
     """Train a system and write its run folder, as `python -m pvae.train` does.
 
@@ -95,6 +96,7 @@ def fit(
         code: FILE.py:FUNCTION, which built your own VAE; the run keeps it, and the text of the file.
         beta: the weight of the rate in the loss as a function of the number of the step, from 0 on, in place of those
             options of `config`. The run notes that there is one, but cannot keep it: give it to `resume` again.
+        has_figures: draw the figures of the run at its end.
 
     Returns:
         The run; `run.vae()` is the trained VAE, or `run.vae(vae)` if you gave your own.
@@ -142,7 +144,7 @@ def fit(
             with lock_of(run, world):
                 same = config.particles == 1 and ELBO_CLASSES[config.elbo].is_importance_weighted
                 note = f"with --particles 1, --elbo {config.elbo} is the ELBO" if same else ""
-                _train(trainer, run, (note, taken, data.note), quiet, on_epoch)
+                _train(trainer, run, (note, taken, data.note), quiet, on_epoch, has_figures)
     return run
 
 
@@ -345,7 +347,9 @@ def train_in_memory(
     return found
 
 
-def _train(trainer: Trainer, run: Run, notes: Sequence[str], quiet: bool, on_epoch: OnEpoch) -> None:
+def _train(
+    trainer: Trainer, run: Run, notes: Sequence[str], quiet: bool, on_epoch: OnEpoch, has_figures: bool = True
+) -> None:
     """Train a run to its last epoch, write its folder and draw its figures.
 
     Args:
@@ -354,6 +358,7 @@ def _train(trainer: Trainer, run: Run, notes: Sequence[str], quiet: bool, on_epo
         notes: printed to standard error, even if quiet; empty ones are left out.
         quiet: print nothing else.
         on_epoch: as for `fit`.
+        has_figures: draw them.
     """
     epochs = run.config.epochs
     if trainer.world.is_first and any(notes):
@@ -361,7 +366,7 @@ def _train(trainer: Trainer, run: Run, notes: Sequence[str], quiet: bool, on_epo
     # Interruptions are outermost: a signal must not interrupt the explanation of an error.
     with Interruptions() as interruptions, contextlib.closing(ProgressBar(epochs)) as bar:
         printed = [] if quiet else [Console(run), bar]
-        with writing_folder(trainer, run, on_epoch, interruptions, printed) as callbacks:
+        with writing_folder(trainer, run, on_epoch, interruptions, printed, has_figures) as callbacks:
             trainer.train(epochs, callbacks)
 
 
@@ -372,6 +377,7 @@ def writing_folder(
     on_epoch: OnEpoch,
     interruptions: Interruptions,
     printed: Sequence[Callback] = (),
+    has_figures: bool = True,
 ) -> Iterator[list[Callback]]:
     """Yield the callbacks that write the folder of a run, in the first of several processes; explain an error.
 
@@ -383,6 +389,7 @@ def writing_folder(
         on_epoch: as for `fit`.
         interruptions: signals, which end the training after a step.
         printed: further callbacks.
+        has_figures: draw the figures at the end.
 
     Raises:
         TrainingError, LostError, InterruptedTrainingError: in place of the error that was raised in the block, with
@@ -393,7 +400,8 @@ def writing_folder(
     callbacks: list[Callback] = [saved, EarlyStopping(run.config.patience), Interrupt(interruptions, world)]
     with contextlib.closing(TensorBoard(run)) as board:
         if world.is_first:
-            callbacks[1:1] = [KeptEpochs(run), board, *printed, OnEachRow(run, on_epoch), Figures(run, interruptions)]
+            figures = [Figures(run, interruptions)] * has_figures
+            callbacks[1:1] = [KeptEpochs(run), board, *printed, OnEachRow(run, on_epoch), *figures]
         try:
             yield callbacks
         except (KeyboardInterrupt, OSError, RuntimeError, InputError) as error:

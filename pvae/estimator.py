@@ -1,0 +1,262 @@
+"""`VAEEstimator`, a VAE of the rows of a table as an estimator of scikit-learn: a transformer and a density."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import torch
+from numpy.typing import NDArray
+from pandas import DataFrame
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from pvae.config.build import build_vae
+from pvae.core.batch import Batch
+from pvae.core.errors import InputError
+from pvae.core.random_state import seeded
+from pvae.data.choices import values_config
+from pvae.data.dataset import Column, Dataset, check_domain, split_rows
+from pvae.data.preparation import Preparation
+from pvae.data.reading import Reading
+from pvae.data.tables import read_frame
+from pvae.marginal.log_likelihood import log_likelihood
+from pvae.marginal.log_p import LogP
+from pvae.trained import latent_space
+from pvae.trained.imputation import impute
+from pvae.training.fit import fit
+from pvae.vae import VAE
+
+__all__ = ["VAEEstimator"]
+
+_LEAST_ROWS = 6  # four to train on, and two to choose the epoch by
+_CPU = torch.device("cpu")
+
+
+class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator):
+    """A VAE of the rows of a table, with the methods of scikit-learn's transformers and densities.
+
+        z ~ p(z),  x ~ p(x | z);     transform: E[z], z ~ q(z | x);     score_samples: log p(x)
+
+    X is a data frame with numbers, texts, dates, booleans, categories and missing values, or an array or a sparse
+    matrix of numbers. What is not given is chosen as by `values_config`: the kind of each column, the number of
+    latents, the prior, the start and the number of epochs. A tenth of the rows, at least two, choose the epoch.
+
+        VAEEstimator(latent_dim=2).fit(frame).score_samples(frame)
+
+    Args:
+        latent_dim: L, the number of latents.
+        columns: the kind of single columns by their names, such as {"amount": "positive"}, as `--columns` names them.
+        elbo: the ELBO that is maximised, as `Config.elbo`.
+        beta: the weight of the rate.
+        epochs: the most epochs.
+        config: further fields of `Config`, by their names.
+        random_state: of the weights, the order of the rows and all draws, and of the methods that draw.
+        threads: number of threads; with one, two fits of the same rows are the same.
+        out: a new folder in which the run is kept; by default it is not.
+        verbose: print each epoch, and at the end what was learned.
+
+    Attributes:
+        vae_: the VAE, on the CPU.
+        config_: the configuration.
+        columns_: the columns of the table that are x.
+        constants_: columns whose rows are all equal, which come back in what is drawn.
+        n_features_in_: the number of columns of X.
+        feature_names_in_: their names, if X is a data frame.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int | None = None,
+        *,
+        columns: Mapping[str, str] | None = None,
+        elbo: str | None = None,
+        beta: float | None = None,
+        epochs: int | None = None,
+        config: Mapping[str, Any] | None = None,
+        random_state: Any = None,
+        threads: int | None = 1,
+        out: str | Path | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.latent_dim, self.columns, self.elbo, self.beta, self.epochs = latent_dim, columns, elbo, beta, epochs
+        self.config, self.random_state, self.threads = config, random_state, threads
+        self.out, self.verbose = out, verbose
+
+    def fit(self, X: Any, y: Any = None) -> VAEEstimator:
+        """Train a VAE of the rows of X, (N, D); y is ignored.
+
+        Raises:
+            InputError: (a ValueError) there are too few rows, or a column or an option cannot be used.
+        """
+        frame = self._frame(X, reset=True)
+        if len(frame) < _LEAST_ROWS:
+            raise InputError(f"n_samples = {len(frame)} is too few: give at least {_LEAST_ROWS} rows, and not 1 sample")
+        kinds = ",".join(f"{name}={kind}" for name, kind in (self.columns or {}).items())
+        values = read_frame(frame, Reading(columns=kinds, missing_values=""), "X")
+        x = torch.from_numpy(values.x["train"])
+        kept, held_out = split_rows(len(x), max(2, len(x) // 10))
+        data = Dataset(
+            "X", x[kept], x[held_out], valid=x[held_out],
+            columns=values.columns, left_out=values.left_out, constants=values.constants,
+        )  # fmt: skip
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        few = {name: getattr(self, name) for name in ("latent_dim", "elbo", "beta", "epochs")}
+        options = {name: value for name, value in few.items() if value is not None} | dict(self.config or {})
+        options |= {"columns": kinds} if kinds else {}
+        config = values_config(data, **{"seed": seed, "compile": "graph"} | options)
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "run" if self.out is None else self.out
+            how: dict[str, Any] = {"threads": self.threads, "has_figures": self.out is not None}
+            run = fit(config, data=data, out=out, device="cpu", quiet=not self.verbose, **how)
+            self.vae_, self.config_ = run.vae(), run.config
+        self.columns_, self.constants_, self.left_out_ = data.columns, data.constants, data.left_out
+        self.is_frame_ = isinstance(X, DataFrame)
+        self.dtypes_ = dict((X if self.is_frame_ else frame).dtypes)
+        return self
+
+    def transform(self, X: Any) -> NDArray[Any]:
+        """Return the code of each row, the mean of q(z | x): (N, L)."""
+        return latent_space.encode(self.vae_of(), self._batch(X)).double().numpy()
+
+    def inverse_transform(self, Z: Any) -> Any:
+        """Return E[x | z] of codes (N, L), in the units and columns of X; of a category the most likely one."""
+        z = torch.as_tensor(np.asarray(Z, dtype=np.float32))
+        return self._table(latent_space.decode(self.vae_of(), z))
+
+    def log_likelihood(self, X: Any, **how: Any) -> LogP:
+        """Return log p(x) of each row in nats, with its error, its method and whether it is trusted.
+
+        Args:
+            X: rows.
+            how: the method and its options, as of `pvae.marginal.log_likelihood.log_likelihood`.
+        """
+        vae, batch = self.vae_of(), self._batch(X)
+        with seeded(self.config_.seed, _CPU):
+            return log_likelihood(vae, batch, **how)
+
+    def score_samples(self, X: Any) -> NDArray[Any]:
+        """Return log p(x) of each row, (N,) nats; `log_likelihood` says how, and how sure it is."""
+        return self.log_likelihood(X).log_p.numpy()
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Return the mean of log p(x) over the rows, in nats; y is ignored."""
+        return float(self.score_samples(X).mean())
+
+    def sample(self, n_samples: int = 1) -> Any:
+        """Return rows that are drawn from p(x), in the columns of X, as whole and as decimal as these are."""
+        vae = self.vae_of()
+        with seeded(self.config_.seed, _CPU):
+            x = latent_space.sample(vae, n_samples, True).double()
+        for place, column in enumerate(self.columns_):
+            x[:, place] = torch.tensor([column.rounded(one) for one in x[:, place].tolist()], dtype=x.dtype)
+        return self._table(x)
+
+    def impute(self, X: Any) -> Any:
+        """Return X with E[x missing | x observed] for what is missing; of a category the most likely one."""
+        vae, batch = self.vae_of(), self._batch(X)
+        with seeded(self.config_.seed, _CPU):
+            filled = impute(vae, batch).filled
+        return self._table(filled)
+
+    def vae_of(self) -> VAE:
+        """Return the VAE.
+
+        Raises:
+            NotFittedError: (a ValueError) it was not trained.
+        """
+        check_is_fitted(self, "vae_")
+        return self.vae_
+
+    @property
+    def _n_features_out(self) -> int:
+        return int(self.vae_.prior().event_shape[0])
+
+    def _frame(self, X: Any, reset: bool = False) -> DataFrame:
+        """Return X as a frame, whose number and names of columns are those of `fit`."""
+        if isinstance(X, DataFrame):
+            if X.columns.has_duplicates:
+                twice = X.columns[X.columns.duplicated()][0]
+                raise InputError(f"X has several columns named {twice}: give each a name of its own")
+            known = [*getattr(self, "feature_names_in_", ())]
+            is_turned = not reset and known != [*X] and sorted(known) == sorted(map(str, X))
+            frame = (X[known] if is_turned else X).reset_index(drop=True)
+            validate_data(self, frame, reset=reset, skip_check_array=True)
+            if 0 in frame.shape:
+                raise InputError(f"Found array with {X.shape[1]} feature(s) (shape={X.shape}): give rows and columns")
+        else:
+            x = validate_data(self, X, reset=reset, dtype=None, accept_sparse=True, ensure_all_finite="allow-nan")
+            x = x.toarray() if hasattr(x, "toarray") else x
+            frame = DataFrame(x, columns=[f"x{place}" for place in range(x.shape[1])]).infer_objects()
+        are_bits = np.array([pandas.api.types.is_bool_dtype(one) for one in frame.dtypes])
+        return frame.astype(dict.fromkeys(frame.columns[are_bits], int)) if are_bits.any() else frame
+
+    def _batch(self, X: Any) -> Batch:
+        """Return rows as the VAE takes them."""
+        vae, frame = self.vae_of(), self._frame(X)
+        known = Reading(missing_values="", known=self.columns_, left_out=self.left_out_)
+        values = read_frame(frame, known, "X")
+        pixels = Preparation.of(self.config_).pixels(torch.from_numpy(values.x["train"]))
+        check_domain(getattr(vae.p_x, "check", None), pixels.images, "X", values.names["train"], self.columns_)
+        return Batch(pixels)
+
+    def _table(self, x: Tensor) -> Any:
+        """Return values (N, D) in the columns of X: a frame of its types, or an array."""
+        found = dict[str, Any]()
+        for column, values in zip(self.columns_, x.double().numpy().T):
+            found[column.name] = _in_units(column, values)
+        for one in self.constants_:
+            found[one.name] = [one.text] * len(x)
+        names = [name for name in map(str, self.dtypes_) if name in found]
+        table = DataFrame({name: found[name] for name in names})
+        for name, dtype in self.dtypes_.items():
+            if str(name) in found:
+                table[str(name)] = _like(table[str(name)], dtype)
+        return table if self.is_frame_ else table.to_numpy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: the weights in place of the modules."""
+        state = dict(super().__getstate__())
+        if "vae_" in state:
+            state["vae_"] = {name: one.numpy() for name, one in self.vae_.state_dict().items()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Build the VAE again, and give it its weights."""
+        if "vae_" in state:
+            vae = build_vae(state["config_"], (len(state["columns_"]),))
+            vae.load_state_dict({name: torch.from_numpy(one) for name, one in state["vae_"].items()})
+            state = {**state, "vae_": vae.eval()}
+        super().__setstate__(state)
+
+    def __sklearn_tags__(self) -> Tags:
+        """Return that texts, categories, sparse matrices and missing values are taken."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = tags.input_tags.sparse = True
+        tags.input_tags.string = tags.input_tags.categorical = True
+        return tags
+
+
+def _in_units(column: Column, values: NDArray[np.float64]) -> Any:
+    """Return values of x as the column has them: numbers, texts of categories, or texts of dates."""
+    if column.categories or column.date_format:
+        return [column.text(value) or None for value in values.tolist()]
+    return values + column.origin
+
+
+def _like(column: pandas.Series, dtype: Any) -> pandas.Series:
+    """Return a column in a type that X has, if its values fit; else as it is."""
+    try:
+        if pandas.api.types.is_integer_dtype(dtype) and not (column.astype(float) % 1 == 0).all():
+            return column.astype(float)
+        if pandas.api.types.is_datetime64_any_dtype(dtype):
+            return pandas.to_datetime(column).astype(dtype)
+        return column.astype(dtype)
+    except (TypeError, ValueError):
+        return column

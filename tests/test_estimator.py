@@ -1,0 +1,142 @@
+"""`VAEEstimator` beside the run that it trains, and scikit-learn's own checks of an estimator."""
+
+from __future__ import annotations
+
+import pickle
+from unittest import SkipTest
+
+import numpy as np
+import pandas
+import pytest
+from sklearn.base import clone
+from sklearn.compose import ColumnTransformer
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import estimator_checks_generator
+
+import pvae
+from pvae.core.errors import InputError
+from pvae.trained import latent_space
+
+pytestmark = pytest.mark.slow
+FAST = {"initialization": "torch", "prior": "standard-normal", "hidden": (8,), "passes": 1}
+
+
+def table(count=60):
+    """Return rows of all kinds; the size goes with the price, and a twentieth of the prices is missing."""
+    rng = np.random.default_rng(0)
+    price = rng.lognormal(3, 1, count).round(2)
+    frame = pandas.DataFrame(
+        {
+            "price": np.where(rng.random(count) < 0.05, np.nan, price),
+            "size": pandas.Categorical(np.where(price > 20, "large", "small")),
+            "shop": "north",
+            "day": pandas.Timestamp("2024-03-01") + pandas.to_timedelta(rng.integers(0, 90, count), "D"),
+            "paid": price > rng.lognormal(3, 1, count),
+            "items": rng.poisson(3, count),
+        }
+    )
+    return frame
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return pvae.VAEEstimator(2, epochs=2, random_state=0, config=FAST).fit(table())
+
+
+def test_rows_come_back_in_the_columns_and_types_of_the_table(fitted):
+    frame = table()
+    codes = fitted.transform(frame)
+    assert codes.shape == (60, 2)
+    for rows in (fitted.inverse_transform(codes), fitted.sample(60)):
+        assert [*rows] == [*frame]
+        assert set(rows["size"]) <= {"large", "small"}
+        assert (rows["shop"] == "north").all()
+        assert rows["price"].min() > 0
+        assert rows.dtypes[["size", "shop", "day", "paid"]].equals(frame.dtypes[["size", "shop", "day", "paid"]])
+    drawn = fitted.sample(60)
+    assert drawn.dtypes.equals(frame.dtypes)
+    assert np.array_equal(drawn["price"].round(2), drawn["price"]), "with the decimals of the table"
+    assert drawn.equals(fitted.sample(60)), "of the same random state"
+
+
+def test_what_is_missing_is_imputed_and_the_rest_is_kept(fitted):
+    frame = table()
+    filled = fitted.impute(frame)
+    is_missing = frame["price"].isna()
+    assert is_missing.any()
+    assert filled["price"].notna().all()
+    assert filled[~is_missing].reset_index(drop=True).equals(frame[~is_missing].reset_index(drop=True))
+
+
+def test_columns_in_another_order_are_put_right_and_others_are_refused(fitted):
+    frame = table()
+    turned = frame[frame.columns[::-1]]
+    assert np.array_equal(fitted.transform(turned), fitted.transform(frame))
+    with pytest.raises(ValueError, match="price"):
+        fitted.transform(frame.drop(columns="price"))
+    with pytest.raises(ValueError, match="colour"):
+        fitted.transform(frame.assign(colour=1))
+    with pytest.raises(InputError, match="huge"):
+        fitted.transform(frame.astype({"size": str}).replace({"size": {"large": "huge"}}))
+    twice = pandas.concat([frame, frame[["price"]]], axis=1)
+    with pytest.raises(InputError, match="several columns named price"):
+        pvae.VAEEstimator().fit(twice)
+    with pytest.raises(InputError, match="feature"):
+        pvae.VAEEstimator().fit(frame[[]])
+    with pytest.raises(NotFittedError):
+        pvae.VAEEstimator().transform(frame)
+
+
+def test_it_is_the_run_that_fit_trains(tmp_path):
+    frame = table()
+    found = pvae.VAEEstimator(2, epochs=2, random_state=0, config=FAST, out=tmp_path / "run").fit(frame)
+    run = pvae.Run.open(tmp_path / "run")
+    batch = found._batch(frame)
+    assert np.array_equal(latent_space.encode(run.vae(), batch).double(), found.transform(frame))
+    log_p = found.log_likelihood(frame)
+    assert np.array_equal(found.score_samples(frame), log_p.log_p)
+    assert found.score(frame) == pytest.approx(log_p.log_p.mean().item())
+    assert {*log_p.counts} == {"quadrature"}
+    assert run.config.columns == "positive,categorical:2,real,binary,count"
+
+
+def test_a_pickle_holds_weights_and_no_modules(fitted):
+    stored = pickle.dumps(fitted)
+    assert b"torch.nn" not in stored
+    again, frame = pickle.loads(stored), table()
+    assert np.array_equal(again.transform(frame), fitted.transform(frame))
+    assert again.sample(5).equals(fitted.sample(5))
+    assert clone(fitted).get_params() == fitted.get_params()
+
+
+def test_the_checks_of_scikit_learn():
+    failed = {}
+    estimator = pvae.VAEEstimator(2, epochs=1, random_state=0, config=FAST)
+    for one, check in estimator_checks_generator(estimator):
+        name = check.func.__name__
+        try:
+            check(one)
+        except SkipTest:  # of SciPy's array API, unless it is on
+            pass
+        except Exception as error:  # of any type
+            failed[name] = str(error)
+    assert not failed
+
+
+def test_a_pipeline_and_a_search_over_latents():
+    rng = np.random.default_rng(1)
+    z = rng.normal(size=(200, 1))
+    frame = pandas.DataFrame({"a": z[:, 0], "b": -z[:, 0], "c": z[:, 0] > 0}) + 0.0
+    frame["a"] += 0.1 * rng.normal(size=200)
+    frame["b"] += 0.1 * rng.normal(size=200)
+    labels = (z[:, 0] > 0).astype(int)
+    vae = pvae.VAEEstimator(epochs=20, random_state=0, config={"columns": "real*2"})
+    scaled = ColumnTransformer([("scale", StandardScaler(), ["a", "b"])]).set_output(transform="pandas")
+    model = make_pipeline(scaled, vae, LogisticRegression()).fit(frame, labels)
+    assert model.score(frame, labels) > 0.9
+    search = GridSearchCV(vae, {"latent_dim": [1, 2]}, cv=2).fit(frame[["a", "b"]])
+    assert search.best_estimator_.score(frame[["a", "b"]]) > -1.5
