@@ -10,10 +10,10 @@ from .data.choices import images_config as images_config
 from .data.choices import values_config as values_config
 from .data.dataset import Dataset as Dataset
 from .data.sources import load_dataset as load_dataset
-from .estimator import VAEEstimator as VAEEstimator
 from .identification.identify import identify as identify
 from .runs.run import Run as Run
 from .runs.run import load as load
+from .training.estimator import VAEEstimator as VAEEstimator
 from .training.fit import fit as fit
 from .training.fit import resume as resume
 from .training.many import fit_many as fit_many

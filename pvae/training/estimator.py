@@ -60,7 +60,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         random_state: of the weights, the order of the rows and all draws, and of the methods that draw.
         threads: number of threads; with one, two fits of the same rows are the same.
         out: a new folder in which the run is kept; by default it is not.
-        verbose: print each epoch, and at the end what was learned.
+        verbose: print each epoch, and at the end what was learned; "test" are the rows that choose the epoch.
 
     Attributes:
         vae_: the VAE, on the CPU.
@@ -97,7 +97,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         """
         frame = self._frame(X, reset=True)
         if len(frame) < _LEAST_ROWS:
-            raise InputError(f"n_samples = {len(frame)} is too few: give at least {_LEAST_ROWS} rows, and not 1 sample")
+            raise InputError(f"n_samples = {len(frame)} is too few: give at least {_LEAST_ROWS} rows")
         kinds = ",".join(f"{name}={kind}" for name, kind in (self.columns or {}).items())
         values = read_frame(frame, Reading(columns=kinds, missing_values=""), "X")
         x = torch.from_numpy(values.x["train"])
