@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -100,7 +100,7 @@ def compare_with(models: list[SimpleModel], elbo: Tensor) -> Baselines | None:
 
 
 def _verdict(name: str, gain: Estimate) -> str:
-    amount = f"{abs(gain.mean):.2f} +- {gain.stderr:.2f} nats"
+    amount = f"{replace(gain, mean=abs(gain.mean))} nats"
     if gain.mean > 2 * gain.stderr:
         return f"{amount} better than {name}"
     if gain.mean < -2 * gain.stderr:
