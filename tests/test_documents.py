@@ -102,6 +102,17 @@ BLOCKS = {  # a page, a text of one of its blocks, and what is true of the block
     "compiled-steps | CompiledSVI": prints_falling_losses,
     "own | class Prior": lambda names, out: names["losses"][-1] < names["losses"][0] and "equal: True" in out,
     "plain-torch | class PlainVAE": lambda names, out: out == "True True\n",
+    "other-libraries | import arviz": lambda names, out: (
+        names["found"].constant_data.pareto_k.values.max() < 0.7 < names["loo"].pareto_k.values.max()
+        and names["loo"].elpd_loo > names["log_p"].sum() + 20
+    ),
+}
+RECIPES = {  # by what they import, which `pip install -e ".[recipes]"` brings
+    "optuna": lambda names, out: len(names["study"].trials) == 5 and names["study"].best_value > -200,
+    "mlflow": lambda names, out: [*Path("mlruns").glob("**/config.json")] and names["tracked"].info.status,
+    "wandb": lambda names, out: [*Path("wandb").glob("offline-run-*/*.wandb")],
+    "lightning": lambda names, out: -300 < names["trainer"].callback_metrics["elbo"] < -100,
+    "sklearn": lambda names, out: len(names["log_p"]) == 3 and min(names["log_p"]) > -6,
 }
 
 
@@ -111,6 +122,15 @@ def test_a_block_of_a_page_does_what_the_page_says(run, capsys, block):
     page, _, containing = block.partition(" | ")
     names = run(README if page == "README" else ROOT / "notebooks" / f"{page}.md", containing)
     assert BLOCKS[block](names, capsys.readouterr().out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", RECIPES)
+def test_a_recipe_with_another_library_runs(run, capsys, package):
+    pytest.importorskip(package)
+    line = "cross_val_score(" if package == "sklearn" else f"import {package}\n"
+    names = run(ROOT / "notebooks/other-libraries.md", line)
+    assert RECIPES[package](names, capsys.readouterr().out)
 
 
 @pytest.mark.workflow

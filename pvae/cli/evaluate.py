@@ -84,6 +84,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         content, text = to_json(report.record(), indent=2), f"{to_text(report)}\n\n{out}"
     if out:
         write(out, f"{content}\n")
+    if out == first.path / "evaluation.json":
+        from pvae.runs.card import write_card
+
+        write_card(first)
     print_line(out if is_quiet and out else text)
     if requests:
         name = "figures" if arguments.out is None else f"{out.stem}-figures"

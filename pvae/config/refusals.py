@@ -174,13 +174,19 @@ REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...
          f"column {(name := _constant(c, data))} of {data.name} has one value in the training data, and others in the "
          f"rest, so that no scale can be learned: leave it out (--ignore {quote(name)})"
      )),
-    ("config data", lambda c, data: c.batch_size > len(data.train),
-     "--batch-size {c.batch_size} is larger than the {k.data.train.shape[0]:,} training data of {k.data.name}: give at "
-     "least --batch-size 1 and at most {k.data.train.shape[0]}"),
+    ("config data", lambda c, data: c.batch_size > data.num_train,
+     "--batch-size {c.batch_size} is larger than the {k.data.num_train:,} training data of {k.data.name}: give at "
+     "least --batch-size 1 and at most {k.data.num_train}"),
     ("config data has_own_vae",
-     lambda c, data, is_own: (len(data.train) - 1) % c.batch_size == 0 and c.has_batch_norm and not is_own,
-     "--network {c.network} cannot normalise a batch of one datum, the last of {k.data.train.shape[0]:,} by "
+     lambda c, data, is_own: (data.num_train - 1) % c.batch_size == 0 and c.has_batch_norm and not is_own,
+     "--network {c.network} cannot normalise a batch of one datum, the last of {k.data.num_train:,} by "
      "--batch-size {c.batch_size}: give another --batch-size"),
+    ("config data", lambda c, data: data.num_streamed and data.stream is None,
+     "{k.data.name} are the rows that the run keeps of a stream: to train on, give the iterable again, as data="),
+    ("config data", lambda c, data: data.num_streamed and (c.labels or c.binarize == "static"),
+     "--labels and --binarize static need all data in memory, and {k.data.name} are read in batches: leave them out"),
+    ("config data num_processes", lambda c, data, number: data.num_streamed and number > 1,
+     "{k.data.name} are read in batches, by one process: train without torchrun"),
     ("config num_processes", lambda c, number: number > 1 and c.free_bits,
      "--free-bits needs the whole batch at once: train in one process"),
     ("config has_own_vae num_processes",

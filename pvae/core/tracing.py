@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import pyro
 from pyro.ops.provenance import detach_provenance
 from pyro.params import param_with_module_name
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 __all__ = ["Check", "call_once", "deferred", "register", "require", "shared_calls"]
 
@@ -28,7 +30,7 @@ _collected: ContextVar[list[Check] | None] = ContextVar("_collected", default=No
 
 
 def require(holds: Callable[[Tensor], Tensor], x: Tensor, error: Callable[[], Exception]) -> None:
-    """Raise `error()` unless `holds(x)`; inside `deferred`, only collect the check.
+    """Raise `error()` unless `holds(x)`; inside `deferred`, only collect the check; in `torch.func.vmap`, skip it.
 
     Args:
         holds: returns a boolean scalar.
@@ -38,7 +40,7 @@ def require(holds: Callable[[Tensor], Tensor], x: Tensor, error: Callable[[], Ex
     checks = _collected.get()
     if checks is not None:
         checks.append(Check(holds, x, error))
-    elif not bool(holds(x)):
+    elif not is_functorch_wrapped_tensor(x) and not bool(holds(x)):  # of a vmap there is no one value
         raise error()
 
 
@@ -91,18 +93,22 @@ def call_once(module: nn.Module, x: Tensor) -> Tensor:
 def register(name: str, module: nn.Module) -> None:
     """Register the parameters of a module with Pyro under a name, so that `pyro.infer.SVI` trains them.
 
-    It does the same as `pyro.module`, and also checks the names.
+    It does the same as `pyro.module`, and also checks the names. Where another module has them, the parameters of this
+    one are not registered, and the module runs with its own.
 
     Raises:
-        RuntimeError: another module's parameters are in Pyro's store under this name. `pyro.module` would run this
-            module while the optimiser steps the other one.
+        RuntimeError: another module's parameters are in Pyro's store under this name, and SVI collects those that it
+            trains. `pyro.module` would run this module while the optimiser steps the other one.
     """
+    store = pyro.get_param_store()
     for key, parameter in module.named_parameters():
         full_name = param_with_module_name(name, key)
         if not parameter.requires_grad:
             continue
-        stored = pyro.param(full_name, parameter)
-        if stored is not parameter and detach_provenance(stored) is not parameter:  # `pyro.render_model` wraps it
+        stored = store[full_name] if full_name in store else parameter  # noqa: SIM401  # it has no `get`
+        if stored is parameter or detach_provenance(stored) is parameter:  # `pyro.render_model` wraps it
+            pyro.param(full_name, parameter)
+        elif any(getattr(handler, "param_only", False) for handler in _PYRO_STACK):
             raise RuntimeError(
                 "another VAE is in Pyro's parameter store, and this one would not be trained: train each "
                 "inside `with pyro.get_param_store().scope():`, or call pyro.clear_param_store() first"

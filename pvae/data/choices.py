@@ -116,7 +116,7 @@ def values_config(data: Dataset, **options: Any) -> Config:
         chosen["likelihood"] = "negative-binomial"
     system = get_system("values")
     chosen["latent_dim"] = max(1, min(system.latent_dim, data.train[0].numel()))
-    num_train = len(data.train) - (round(system.valid * len(data.train)) if data.valid is None else 0)
+    num_train = data.num_train - (round(system.valid * len(data.train)) if data.valid is None else 0)
     if data.train[0].numel() <= _WIDEST and system.replace(**(chosen | options)).has_exact_start:
         chosen["initialization"] = "exact"
         elbo = resolve_name(ELBOS[given.get("elbo", "trace")])
@@ -135,7 +135,7 @@ def values_config(data: Dataset, **options: Any) -> Config:
 def _common(system: Config, data: Dataset, options: dict[str, Any]) -> tuple[Config, int, dict[str, Any]]:
     """Return a system with the given options, the number of data to train on, and what is chosen for any data."""
     config = system.replace(**({"elbo": "enumerate"} if options.get("labels") else {}) | options)
-    num_train = len(data.train) - (round(config.valid * len(data.train)) if data.valid is None else 0)
+    num_train = data.num_train - (round(config.valid * len(data.train)) if data.valid is None else 0)
     elbo = config.elbo if any(config.closed_forms) or config.labels else "trace"
     batch_size = max(2, min(128 if num_train >= 20_000 else 64, num_train // 10))
     return config, num_train, {"elbo": elbo, "batch_size": batch_size}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pvae.core.errors import InputError, brief, is_out_of_memory, joined, one_line, total_memory
+
+if TYPE_CHECKING:
+    from pvae.data.stream import Stream
 
 __all__ = [
     "EPOCH",
@@ -211,6 +214,8 @@ class Dataset:
         left_out: names of columns of the table that are no part of x, such as that of the labels.
         label_place: how many of the columns stand before that of the labels.
         constants: columns of the table whose fields are all equal.
+        stream: where the training data are read from in each epoch; `train` is then a sample of them.
+        num_streamed: the number of data of the stream that are no test data.
 
     Raises:
         InputError: the tensors hold complex or infinite values, are empty, or differ in shape or type; a value of a
@@ -235,6 +240,8 @@ class Dataset:
     left_out: tuple[str, ...] = ()
     label_place: int = 0
     constants: tuple[Constant, ...] = ()
+    stream: Stream | None = None
+    num_streamed: int = 0
 
     def __post_init__(self) -> None:
         """Check the tensors, and name the classes by their numbers if no names are given."""
@@ -286,6 +293,13 @@ class Dataset:
         return tuple(self.train.shape[1:])
 
     @property
+    def num_train(self) -> int:
+        """The number of training data, of which `train` may be a sample."""
+        if not self.num_streamed:
+            return len(self.train)
+        return self.num_streamed - (0 if self.valid is None else len(self.valid))
+
+    @property
     def splits(self) -> dict[str, Tensor]:
         """The data of each split, by its name: "train", "test" and, if there are validation data, "valid"."""
         return {"train": self.train, "test": self.test, **({} if self.valid is None else {"valid": self.valid})}
@@ -311,7 +325,7 @@ class Dataset:
     @property
     def title(self) -> str:
         """The name and the number of data in each split."""
-        return _title(self.name, len(self.train), 0 if self.valid is None else len(self.valid), len(self.test))
+        return _title(self.name, self.num_train, 0 if self.valid is None else len(self.valid), len(self.test))
 
     @property
     def is_binary(self) -> bool:
@@ -350,8 +364,9 @@ class Dataset:
         count, num_valid = len(self.train), max(2, round(share * len(self.train)))
         if count - num_valid < 2:
             raise InputError(f"--valid {share:g} leaves {count - num_valid} of {count} data to train: give --valid 0")
-        # The files of a folder are in a random order since they were read.
-        kept, held_out = split_rows(count, num_valid, is_shuffled=self.dataset.startswith("folder:"))
+        # The files of a folder and the rows of a stream are in a random order since they were read.
+        is_shuffled = self.dataset.startswith("folder:") or self.stream is not None
+        kept, held_out = split_rows(count, num_valid, is_shuffled)
         changed: dict[str, Any] = {"train": self.train[kept], "valid": self.train[held_out]}
         if self.train_labels is not None:
             changed |= {"train_labels": self.train_labels[kept], "valid_labels": self.train_labels[held_out]}
@@ -394,6 +409,7 @@ class Dataset:
     def record(self) -> DataRecord:
         """Return the record for a run folder."""
         content: dict[str, Any] = {f"num_{split}": len(x) for split, x in self.splits.items()}
+        content["num_train"] = self.num_train
         same = [entry.name for entry in fields(DataRecord) if not entry.name.startswith("num_")]
         return DataRecord(**content, **{name: getattr(self, name) for name in same})
 

@@ -169,6 +169,15 @@ class TrainingData:
         """Return N."""
         return len(self.prepared)
 
+    @property
+    def sample(self) -> Tensor:
+        """The prepared training data that are kept in memory: all of them."""
+        return self.prepared
+
+    def orders(self, passes: int, num_visits: int) -> Iterator[Tensor]:
+        """Yield the order of the data in an epoch, int64 (num_visits,), a random one for each pass."""
+        yield torch.cat([torch.randperm(len(self)) for _ in range(passes)])[:num_visits]
+
     def batch(self, index: Tensor) -> Batch:
         """Return the data of an index, int64 (B,), on the device of the data."""
         return Batch(self.preparation.batch(self.prepared, index), None if self.y is None else self.y[index])

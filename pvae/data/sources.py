@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import IterableDataset
 
 from pvae.config.options import DATASETS, own_path
 from pvae.core.errors import InputError, brief, check_name, joined
@@ -24,9 +26,10 @@ from pvae.data.dataset import Dataset, split_rows
 from pvae.data.folders import NotFoundError, find, is_file
 from pvae.data.images import ImageArrays, ImageFiles, Images, ImageTransform, image_files, load_images
 from pvae.data.labels import coded_labels
+from pvae.data.parquet import large_parquet
 from pvae.data.reading import PACKAGES, Reading, Values, is_table
 
-__all__ = ["SETS", "linear_gaussian", "load_dataset", "read_values"]
+__all__ = ["SETS", "as_dataset", "linear_gaussian", "load_dataset", "read_values"]
 
 
 def load_dataset(
@@ -61,6 +64,11 @@ def load_dataset(
         return from_folder(name.removeprefix("folder:") if data_dir is None else str(data_dir), transform)
     if path := own_path(name):
         file = expanded(path if data_dir is None else data_dir, "--dataset FILE").absolute()
+        if (parts := large_parquet(file)) is not None:
+            from pvae.data.stream import streamed
+
+            data = streamed(parts, file.name, reading, quiet=False)
+            return replace(data, dataset=f"table:{file}")
         return _data_set(file.name, read_values(file, reading), f"{name.partition(':')[0]}:{file}")
     check_name("data set", name, DATASETS)
     if name in SETS:
@@ -79,6 +87,44 @@ def load_dataset(
         if data_dir is not None:  # a folder given by the user should contain MNIST
             raise
         return replace(mnist_5k(), note=f"training on 5,000 of the 70,000 digits, since {error}")
+
+
+def as_dataset(data: Any, reading: Reading, quiet: bool = True) -> Dataset:
+    """Return data of Python as a data set; "test" is a tenth of those that have no test split of their own.
+
+    Args:
+        data: a data set of pvae; a data frame, an array or a tensor (N, *shape), or a `torch.utils.data.Dataset`, which
+            are in memory or read into it; or a `DataLoader` or another iterable of batches, for `streamed`.
+        reading: how a data frame is read.
+        quiet: draw no progress bar.
+
+    Raises:
+        InputError: it is something else, or cannot be used.
+    """
+    if isinstance(data, Dataset):
+        return data
+    data = data.to_pandas() if hasattr(data, "to_pandas") else data
+    if isinstance(data, (np.ndarray, Tensor)):
+        x = data.numpy(force=True) if isinstance(data, Tensor) else data
+        if x.ndim < 2 or x.dtype.kind not in "fbui":
+            raise InputError(f"data are {x.dtype} of shape {x.shape}: give numbers of shape (N, *shape)")
+        return _data_set("data", Values({"train": x}, {}, {"train": [f"row-{row}" for row in range(len(x))]}), "")
+    if hasattr(data, "dtypes") and hasattr(data, "columns"):
+        from pvae.data.tables import read_frame
+
+        if not len(data) or data.columns.has_duplicates:
+            raise InputError("data have no rows, or two columns of one name: give rows, and names that differ")
+        return _data_set("data", read_frame(data, reading, "data"), "")
+    if isinstance(data, TorchDataset) and not isinstance(data, IterableDataset):
+        return Dataset.from_torch("data", data)
+    if isinstance(data, Iterable) and not isinstance(data, (str, bytes, dict)):
+        from pvae.data.stream import streamed
+
+        return streamed(data, "data", reading, quiet)
+    raise InputError(
+        "data must be a pvae.Dataset, a data frame, an array or a tensor (N, *shape), a torch Dataset, a DataLoader or "
+        f"another iterable of batches, and is of type {type(data).__name__}"
+    )
 
 
 def from_folder(path: str, transform: ImageTransform) -> Dataset:

@@ -13,6 +13,7 @@ import shlex
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +23,7 @@ import numpy as np
 import pandas
 from numpy.typing import NDArray
 from pandas import DataFrame, Series
+from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype, is_numeric_dtype
 from pandas.tseries.api import guess_datetime_format
 from torch import Tensor
 
@@ -31,7 +33,7 @@ from pvae.data.dataset import EPOCH, Column, Constant
 from pvae.data.labels import UNKNOWN, names_of
 from pvae.data.reading import Fields, Reading, Values
 
-__all__ = ["read_frame", "read_table", "table_text"]
+__all__ = ["frame_values", "read_frame", "read_table", "table_text"]
 
 _MOST_TEXTS = 100  # of a category, unless --columns names its kind
 _MOST_DAYS = 366 * 200  # between a date and 1970
@@ -83,10 +85,47 @@ def read_frame(frame: DataFrame, reading: Reading, name: str = "the table") -> V
     Raises:
         InputError: as for `read_table`.
     """
-    texts = frame.convert_dtypes().rename(columns=str).apply(_texts).astype(object)
+    frame = frame.rename(columns=str)
+    if reading.known:
+        _check_names(Path(name), frame, reading)
+        rows = [f"row-{row}" for row in range(len(frame))]
+        return Values({"train": frame_values(frame, reading, name)}, {}, {"train": rows}, reading.known)
+    texts = frame.convert_dtypes().apply(_texts).astype(object)
     texts = texts.set_axis([f"row {row}" for row in range(len(frame))])
-    points, _ = _points(texts, ",", reading.known)
-    return _values_of(Fields(texts, "", ",", points), Path(name), reading)
+    points, _ = _points(texts, ",", ())
+    values = _values_of(Fields(texts, "", ",", points), Path(name), reading)
+    return values._replace(x={"train": frame_values(frame, replace(reading, known=values.columns), name)})
+
+
+def frame_values(frame: DataFrame, reading: Reading, name: str) -> NDArray[np.float64]:
+    """Return the values (N, D) of the columns `reading.known` of a data frame; of texts each one is read once.
+
+    Raises:
+        InputError: a column is absent, or a field is not of its column's kind.
+    """
+    missing = {one.strip() for one in reading.missing_values.split(",")} | {""}
+    if absent := [column.name for column in reading.known if column.name not in frame]:
+        raise InputError(f"{name} has no column {listed(absent)}")
+    found = np.empty((len(frame), len(reading.known)))
+    coded = pandas.to_numeric(Series([*missing]), errors="coerce").dropna().to_numpy()
+    for place, column in enumerate(reading.known):
+        fields = frame[column.name]
+        is_plain = not (column.categories or column.date_format or is_bool_dtype(fields))
+        if is_plain and is_numeric_dtype(fields):
+            x = fields.to_numpy(float, na_value=np.nan)
+            found[:, place] = np.where(np.isin(x, coded), np.nan, x) - column.origin
+        elif column.date_format and is_datetime64_any_dtype(fields):
+            days = (pandas.to_datetime(fields, utc=True) - EPOCH) / timedelta(days=1)
+            found[:, place] = days.to_numpy(float) - column.origin
+        else:
+            codes, _ = pandas.factorize(fields)
+            is_first = (~fields.duplicated() & fields.notna()).to_numpy()
+            texts = _texts(fields[is_first]).set_axis([f"row {row}" for row in np.flatnonzero(is_first)])
+            given = _given(texts, missing.difference(column.categories))
+            numbers = _numbers(given.to_frame(column.name), {column.name: column.point})[column.name]
+            values = _values(Path(name), column, given.rename(column.name), numbers)
+            found[:, place] = np.append(values, np.nan)[codes]
+    return found
 
 
 def _values_of(fields: Fields, file: Path, reading: Reading) -> Values:

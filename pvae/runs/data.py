@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from pvae.config.config import Config
 from pvae.config.options import own_path
-from pvae.core.errors import InputError, joined
+from pvae.core.errors import InputError, brief, joined
 from pvae.core.files import expanded
+from pvae.core.random_state import seeded
 from pvae.data.arrays import is_array_file
 from pvae.data.dataset import DataRecord, Dataset
 from pvae.data.folders import is_file, is_folder
 from pvae.data.images import ImageArrays, ImageFiles, ImageSource, ImageTransform, colours, image_files, load_images
 from pvae.data.labels import names_of
+from pvae.data.parquet import large_parquet
 from pvae.data.reading import Fields, Reading
-from pvae.data.sources import load_dataset, read_values
+from pvae.data.sources import as_dataset, load_dataset, read_values
 from pvae.runs.record import RunRecord
 
-__all__ = ["OtherData", "data_for", "data_of", "load_again", "load_for"]
+__all__ = ["ROWS", "OtherData", "data_for", "data_of", "data_of_python", "kept_rows", "load_again", "load_for"]
+
+ROWS = "rows.safetensors"  # of a run on a stream
 
 
 def load_for(config: Config, data_dir: str | Path | None = None, offline: bool = False) -> Dataset:
@@ -45,21 +51,64 @@ def load_for(config: Config, data_dir: str | Path | None = None, offline: bool =
     return data.with_valid(config.valid)
 
 
-def data_of(
-    run: RunRecord, data: Dataset | None = None, data_dir: str | Path | None = None, offline: bool = False
-) -> Dataset:
+def data_of_python(data: Any, config: Config | None = None, quiet: bool = True) -> Dataset:
+    """Return data that were given from Python as a data set; torch's generator is as before.
+
+    Args:
+        data: as for `as_dataset`.
+        config: says how the columns of a data frame are read, and seeds what a loader draws.
+        quiet: draw no progress bar.
+
+    Raises:
+        InputError: they cannot be used.
+    """
+    config = config or Config()
+    with seeded(config.seed):
+        return as_dataset(data, _reading(config), quiet)
+
+
+def kept_rows(data: Dataset) -> bytes:
+    """Return the rows of a stream that are in memory, with their labels, as a safetensors file."""
+    labels = {f"{split}_labels": y.contiguous() for split, y in data.labels.items()}
+    return safetensors.torch.save({split: x.contiguous() for split, x in data.splits.items()} | labels)
+
+
+def _kept(run: RunRecord, source: Any = None) -> Dataset:
+    """Return the rows that a run has kept of a stream, with the stream if it is given or a file."""
+    file, path = run.path / ROWS, own_path(run.data.dataset)
+    try:
+        tensors: dict[str, Any] = safetensors.torch.load_file(file)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{file} is damaged ({brief(error)}): restore a copy of it") from None
+    names = {one.name for one in fields(DataRecord)} & {one.name for one in fields(Dataset)}
+    tensors |= {name: getattr(run.data, name) for name in names}
+    data = Dataset(**tensors, num_streamed=run.data.num_train + run.data.num_valid)
+    source = large_parquet(Path(path)) if source is None and path else source
+    if source is None:
+        return data
+    from pvae.data.stream import Stream
+
+    num_rows = data.num_streamed + len(data.test)
+    return replace(data, stream=Stream(source, data.name, num_rows, _reading(run.config, run.data)))
+
+
+def data_of(run: RunRecord, data: Any = None, data_dir: str | Path | None = None, offline: bool = False) -> Dataset:
     """Return the data set that a run was trained on, after comparing its SHA-256 with the run's record.
 
     Args:
         run: the run.
-        data: the data, if the run was trained on data given from Python.
+        data: the data, if the run was trained on data given from Python; of a stream, the iterable, to train on.
         data_dir: as for `load_again`.
         offline: do not download.
 
     Raises:
         InputError: the data set cannot be found, or its data differ from those in the run's record.
     """
-    found = (data if data is not None else load_again(run, data_dir, offline)).with_valid(run.config.valid)
+    if (run.path / ROWS).exists() and not isinstance(data, Dataset):
+        found = _kept(run, data)
+    else:
+        found = data_of_python(data, run.config) if data is not None else load_again(run, data_dir, offline)
+    found = found.with_valid(run.config.valid)
     record = found.record()
     if record.sha256 != run.data.sha256:
         both = [(one.title, f"shape {one.datum_shape}", f"SHA-256 {one.sha256[:16]}...") for one in (run.data, record)]

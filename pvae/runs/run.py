@@ -3,7 +3,8 @@
 A run folder contains config.json (options, data record, versions), metrics.jsonl (one JSON object per line, see
 `metrics.Metrics`), checkpoint.safetensors (weights, optimiser, random state, progress), with validation images
 best.safetensors (the weights of the epoch with the best bound on them), of two latents epochs.safetensors (the weights
-of a few epochs), for images of files split.csv (the name and the split of each), figures/ and TensorBoard events.
+of a few epochs), for images of files split.csv (the name and the split of each), of a stream rows.safetensors (test and
+validation data, and a sample of the training data), figures/ and TensorBoard events.
 """
 
 from __future__ import annotations
@@ -81,15 +82,13 @@ class Run(RunRecord):
         """Return what another process gets, which reads the folder itself."""
         return {**vars(self), "cache": {}}
 
-    def dataset(
-        self, data: Dataset | None = None, data_dir: str | Path | None = None, offline: bool = False
-    ) -> Dataset:
+    def dataset(self, data: Any = None, data_dir: str | Path | None = None, offline: bool = False) -> Dataset:
         """Return the data set that the run was trained on, after comparing its SHA-256 with the run's record.
 
         The arguments are used at the first call; later calls return the same data set.
 
         Args:
-            data: the images, if the run was trained on images given from Python.
+            data: the data, if the run was trained on data given from Python; of a stream only to train on.
             data_dir: the folder to search first; by default the one in the run's record.
             offline: do not download.
 

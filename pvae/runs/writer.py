@@ -26,6 +26,7 @@ from pvae.core.errors import InputError
 from pvae.core.files import is_temporary, write_whole
 from pvae.core.records import to_json
 from pvae.runs.checkpoint import Checkpoint, to_bytes
+from pvae.runs.data import ROWS, kept_rows
 from pvae.runs.metrics import Metrics, best_epoch
 from pvae.runs.record import CONFIG
 from pvae.runs.run import BEST, CHECKPOINT, KEPT, METRICS, OWN_CODE, Run
@@ -89,6 +90,8 @@ def begin(run: Run, rows: Sequence[Metrics], start: Checkpoint, device: str, num
     for temporary in filter(is_temporary, run.path.iterdir()):  # left by a process that was killed
         temporary.unlink(missing_ok=True)
     save(run, rows, start)
+    if run.loaded is not None and run.loaded.num_streamed:
+        write_whole(run.path / ROWS, kept_rows(run.loaded))
     if run.code:
         write_whole(run.path / OWN_CODE, run.code.encode())
     session = {"from_epoch": start.epoch, "from_step": start.step, "device": device, "processes": num_processes}
@@ -142,7 +145,7 @@ def record_choice(run: Run, chosen: Mapping[str, Any]) -> None:
 def discard(path: Path) -> None:
     """Remove the folder of a new run whose training could not start."""
     with contextlib.suppress(OSError):
-        for name in (*_FIRST, CONFIG, KEPT, "split.csv"):
+        for name in (*_FIRST, CONFIG, KEPT, ROWS, "split.csv"):
             (path / name).unlink(missing_ok=True)
         path.rmdir()
 

@@ -25,6 +25,7 @@ from pvae.evaluation.learned import what_was_learned
 from pvae.evaluation.measures.floor import floor
 from pvae.evaluation.measures.latents import COLLAPSED, said_of_collapse
 from pvae.runs import writer
+from pvae.runs.card import write_card
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience
 from pvae.runs.run import Run
 from pvae.trained.latent_space import reconstruct, sample, sample_given
@@ -217,7 +218,7 @@ class Console(Callback):
         print_line(f"training {system}, {epochs}, on {trainer.device}, into {run.path}")
         self.held_out = "valid" if "valid" in trainer.splits else "test"
         if trainer.vae.has_density and not config.labels:  # whose bound is one on log p(x, y)
-            train = Pixels(trainer.data.prepared, trainer.data.preparation)
+            train = Pixels(trainer.data.sample, trainer.data.preparation)
             reached = floor(trainer.vae.p_x, train, trainer.splits[self.held_out].x)
             self.floor = None if reached is None else reached.sum().item()
         if self.floor is not None:
@@ -226,7 +227,8 @@ class Console(Callback):
             print_line(f"without a latent, by the best distribution of each {what}: {bound} {self.floor:.2f}")
         has_fixed_scale = config.likelihood_family.has_fixed_scale and not run.has_own_vae
         if has_fixed_scale and trainer.vae.has_density and not (trainer.epoch or loaded.has_missing):
-            x = Pixels(trainer.data.prepared[:: math.ceil(len(trainer.data) / _FORECAST)], trainer.data.preparation)
+            sample = trainer.data.sample
+            x = Pixels(sample[:: math.ceil(len(sample) / _FORECAST)], trainer.data.preparation)
             ahead = forecast(x, config.scale, config.latent_dim, config.beta)
             if not ahead.used:
                 print_line(f"{self.name}warning: {ahead}")
@@ -386,4 +388,5 @@ class Figures(Callback):
         if self.run.has_own_vae:
             self.run.vae(copy.deepcopy(trainer.vae))
         save_figures(self.run, self.interruptions.raise_if_received)
+        write_card(self.run)
         self.run.forget()

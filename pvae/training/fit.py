@@ -26,7 +26,7 @@ from pvae.core.terminal import Interruptions, print_line
 from pvae.data.choices import images_config, values_config
 from pvae.data.dataset import Dataset
 from pvae.runs import writer
-from pvae.runs.data import load_for
+from pvae.runs.data import data_of_python, load_for
 from pvae.runs.metrics import is_out_of_patience
 from pvae.runs.record import CONFIG
 from pvae.runs.run import Run
@@ -50,14 +50,14 @@ from pvae.vae import VAE
 __all__ = ["check_types", "chosen_before", "fit", "note_of", "one_at_a_time", "resume", "to_epoch", "train_in_memory"]
 
 _TRAINING = threading.Lock()  # held by the one training of this process
-_TYPES = {"config": Config, "vae": VAE, "data": Dataset}
+_TYPES = {"config": Config, "vae": VAE}
 
 
 def fit(
     config: Config | None = None,
     *,
     vae: VAE | None = None,
-    data: Dataset | None = None,
+    data: Any = None,
     data_dir: str | Path | None = None,
     offline: bool = False,
     device: str = "auto",
@@ -80,7 +80,11 @@ def fit(
         config: options of the training; by default the Deep Bayes system, or `images_config(data)` or
             `values_config(data)` for your own data.
         vae: your own VAE, which is trained in place; the options of `config` that describe a VAE are then not used.
-        data: your own data; `config.dataset` is then not used.
+        data: your own data, in place of `config.dataset`: a `pvae.Dataset`; a data frame, an array or a tensor
+            (N, *shape), or a torch `Dataset`, of which a tenth are test data; or a `DataLoader` or another iterable of
+            batches of x, of (x, label) or of data frames, which is read once, and again in each epoch, and is never
+            held in memory. The order of its rows is its own; that of a `DataLoader` without a generator depends on
+            `config.seed`.
         data_dir: searched first for the data set; for "folder:PATH", where those images are now if PATH is gone.
         offline: do not download.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -107,13 +111,16 @@ def fit(
         LostError: (a RuntimeError) the folder can no longer be written, or another process has ended.
         InterruptedTrainingError: (a KeyboardInterrupt) Ctrl-C or SIGTERM; the epochs before are saved.
     """
-    check_types(config=config, vae=vae, data=data)
+    check_types(config=config, vae=vae)
+    if config is not None:
+        elbo_of(config)  # refuses what does not go together, before any data are read
+    if data is not None:
+        data = data_of_python(data, config, quiet)
     if config is None:
         configure = values_config if data is not None and not data.is_images else images_config
         config = configure(data) if data is not None and vae is None else Config()
     if vae is not None and config.system in SYSTEMS:
         config = config.replace(system="own-vae", source="")
-    elbo_of(config)  # refuses what does not go together, before any data are read
     path = expanded(out, "--out") if out is not None else None
     parent = start if start is None or isinstance(start, Run) else Run.open(start)
     with one_at_a_time(), joined(device) as world:
@@ -153,7 +160,7 @@ def resume(
     epochs: int | None = None,
     *,
     vae: VAE | None = None,
-    data: Dataset | None = None,
+    data: Any = None,
     data_dir: str | Path | None = None,
     offline: bool = False,
     device: str | None = None,
@@ -172,7 +179,8 @@ def resume(
         path: the run folder, or the opened run.
         epochs: the last epoch; that of `config.json` by default. A `schedule` other than "constant" allows no other.
         vae: a VAE of the same modules, if the run trains one that was built in Python.
-        data: the same images, if the run was trained on images given from Python.
+        data: the same data, if the run was trained on data given from Python. Of an iterable of batches the result is
+            that of an uninterrupted run if it yields in each epoch what it would have yielded then.
         data_dir: as for `fit`, but by default the folder where the data set was found before.
         offline: as for `fit`.
         device: as for `fit`, but by default the device of the last session.
@@ -189,7 +197,7 @@ def resume(
             other epochs would change its schedule.
         TrainingError, LostError, InterruptedTrainingError: as for `fit`.
     """
-    check_types(vae=vae, data=data)
+    check_types(vae=vae)
     run = path if isinstance(path, Run) else Run.open(path)
     if run.place != run.path:
         raise InputError(f"{path} comes with pvae and cannot be resumed: train it anew with --system {path}")
@@ -310,8 +318,7 @@ def check_types(**arguments: object) -> None:
     for name, value in arguments.items():
         if not isinstance(value, (_TYPES[name], type(None))):
             wanted = f"pvae.{_TYPES[name].__name__}"
-            made = ": make one by pvae.Dataset(name, train, test), of torch tensors" if name == "data" else ""
-            raise InputError(f"{name} must be a {wanted}, and is of type {type(value).__name__}{made}")
+            raise InputError(f"{name} must be a {wanted}, and is of type {type(value).__name__}")
 
 
 def train_in_memory(

@@ -30,14 +30,13 @@ from pvae.core.random_state import resolve_device, restore_rng_state, rng_state,
 from pvae.core.terminal import Interruptions, is_torchrun, print_line, progress_bar
 from pvae.data.dataset import Dataset
 from pvae.runs import writer
-from pvae.runs.data import load_for
+from pvae.runs.data import data_of_python, load_for
 from pvae.runs.metrics import Metrics
 from pvae.runs.record import CONFIG
 from pvae.runs.run import Run
 from pvae.training.callbacks import Console, OnEpoch
 from pvae.training.engine import Engine
 from pvae.training.fit import (
-    check_types,
     chosen_before,
     lock_of,
     note_of,
@@ -68,7 +67,7 @@ _TRIED = 5  # steps in one call, to find out whether they are faster together
 def fit_many(
     configs: Sequence[Config],
     *,
-    data: Dataset | None = None,
+    data: Any = None,
     data_dir: str | Path | None = None,
     offline: bool = False,
     device: str = "auto",
@@ -93,7 +92,7 @@ def fit_many(
 
     Args:
         configs: the configurations.
-        data: your own data, a `pvae.Dataset`; `config.dataset` is then not used.
+        data: as for `fit`, but none that is read in batches.
         data_dir: as for `fit`.
         offline: as for `fit`.
         device: as for `fit`.
@@ -121,9 +120,11 @@ def fit_many(
         raise InputError("there are no configurations: give one or more")
     if is_torchrun():
         raise InputError("many runs need no torchrun: run it without")
-    check_types(data=data)
     for one in configs:
         elbo_of(one)  # refuses what does not go together
+    data = None if data is None else data_of_python(data, configs[0], quiet)
+    if data is not None and data.num_streamed:
+        raise InputError(f"{data.name} are read in batches, and many runs need them in memory: train one by pvae.fit")
     runs = _runs(configs, out, data, data_dir, offline, make_vae is not None)
     left = [run for run in runs if not (run.sessions and run.is_finished())]
     errors: dict[Path, Ended] = {}
@@ -452,7 +453,7 @@ def _steps(
     orders, tables, done = list[Tensor](), list[list[StepValues]](), [list[Done]() for _ in together]
     for place, one in enumerate(together):
         restore_rng_state(one.random, how.device)
-        order, table = one.trainer.begin_epoch()
+        order, table = next(one.trainer.parts())
         orders.append(order)
         tables.append(table)
         stack.random[place], stack.is_held[place] = rng_state(how.device), one not in moving

@@ -90,6 +90,10 @@ def build_trainer(
     vae = _at_start(vae, config, data, prepared, note if vae is None and not has_weights else None)
     labels = {split: y.to(device) for split, y in _labels_of(config, data, vae, note).items()}
     train = TrainingData(prepared.pop("train"), preparation, labels.get("train"))
+    if data.stream is not None:
+        from pvae.data.stream import StreamedData  # imports pandas, which takes half a second
+
+        train = StreamedData.of(data, data.stream, train.prepared, preparation, config.batch_size)
     splits = {split: Batch(Pixels(x, preparation), labels.get(split)) for split, x in prepared.items()}
 
     known = (labels["train"] >= 0).float().mean().item() if config.labels else 1.0

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -38,7 +38,41 @@ from pvae.vae import VAE
 
 __all__ = ["Callback", "Trainer", "advice_on_memory", "steps_in_epoch"]
 
+_TERMS = 2**20  # data whose terms are kept until their means are taken
 _SMALLER_STEPS = "train anew with a smaller --lr, or with --clip-norm 100"
+
+
+class Means(NamedTuple):
+    """Means over data that come in parts.
+
+    Args:
+        num_data: number of data.
+        distortion: mean of the distortion.
+        rate: mean of the rate.
+        squares: sum of the squared deviations of the ELBO from its mean.
+    """
+
+    num_data: int = 0
+    distortion: float = 0.0
+    rate: float = 0.0
+    squares: float = 0.0
+
+    @property
+    def std(self) -> float:
+        """The standard deviation of the ELBO over the data; NaN of one."""
+        return math.sqrt(self.squares / (self.num_data - 1)) if self.num_data > 1 else math.nan
+
+    def with_terms(self, terms: Tensor) -> Means:
+        """Return the means with further distortions and rates, float64 (2, N)."""
+        number, (distortion, rate), elbo = terms.shape[1], terms.mean(1).tolist(), -terms.sum(0)
+        num_data = self.num_data + number
+        share, differences = number / num_data, (distortion - self.distortion, rate - self.rate)
+        return Means(
+            num_data,
+            self.distortion + share * differences[0],
+            self.rate + share * differences[1],
+            self.squares + (elbo - elbo.mean()).square().sum().item() + self.num_data * share * sum(differences) ** 2,
+        )
 
 
 class Callback:
@@ -138,11 +172,20 @@ class Trainer:
         """Return whether another epoch is to be trained, where `epochs` is the last one."""
         return self.epoch < epochs and not any(callback.ends(self) for callback in callbacks)
 
-    def begin_epoch(self) -> tuple[Tensor, list[StepValues]]:
-        """Draw the order of the data in the next epoch, int64 (num_visits,), and return it with its steps' values."""
+    def parts(self) -> Iterator[tuple[Tensor, list[StepValues]]]:
+        """Yield the order of the data in the next epoch, int64 (num_visits,) in all, with its steps' values.
+
+        Data in memory have one part. Those of a stream have a part each time that some of them were read; the steps on
+        one must be taken before the next is asked for.
+        """
         self.vae.train()
-        order = torch.cat([torch.randperm(len(self.data)) for _ in range(self.passes)])[: self.num_visits]
-        return order.to(self.device), [self.schedule(self.step + number) for number in range(self.num_steps)]
+        for order in self.data.orders(self.passes, self.num_visits):
+            num_steps = math.ceil(len(order) / self.batch_size)
+            yield order.to(self.device), [self.schedule(self.step + number) for number in range(num_steps)]
+
+    def _steps(self) -> Iterator[Done]:
+        for order, table in self.parts():
+            yield from self.engine.run(order, table)
 
     def run_epoch(self, callbacks: Sequence[Callback] = (), done: Iterable[Done] | None = None) -> list[Metrics]:
         """Train for one epoch, and then evaluate.
@@ -170,28 +213,36 @@ class Trainer:
 
         Args:
             callbacks: are called.
-            done: the steps of `begin_epoch`, if they are taken already, or elsewhere; by default the engine takes them.
+            done: the steps of `parts`, if they are taken already, or elsewhere; by default the engine takes them.
 
         Raises:
             TrainingError: the loss or a gradient of a step is not finite, or memory does not suffice; parameters and
                 the optimiser's state are as before that step.
         """
-        terms, seconds, total, seen = self._zeros(2, self.num_visits), 0.0, 0.0, 0
-        sizes = iter([len(one) for one in terms[0].split(self.batch_size)])
+        means, parts, seconds, total, seen = Means(), list[Tensor](), 0.0, 0.0, 0
         with advice_on_memory(f"step {self.step + 1} or later"):
-            for some in self.engine.run(*self.begin_epoch()) if done is None else done:
+            for some in self._steps() if done is None else done:
                 self.step, seconds = self.step + len(some.losses), seconds + some.seconds
                 if some.error is not None:
                     raise self._explained(some.error)
-                rows = slice(seen, seen + len(some.terms.rate))
-                terms[:, rows], seen = torch.stack([*some.terms]), rows.stop
+                parts.append(torch.stack([*some.terms]).double())
                 for loss in some.losses.tolist():
-                    total += loss * next(sizes)
+                    total += loss * min(self.batch_size, self.num_visits - seen)
+                    seen += self.batch_size
+                if sum(one.shape[1] for one in parts) > _TERMS:
+                    means, parts = means.with_terms(self._whole(parts)), []
                 for callback in callbacks:
                     callback.on_steps_end(self, some)
+            means = means.with_terms(self._whole(parts)) if parts else means
         totals = self._zeros(1) + total
-        self.world.sum_([terms, totals])
-        return self._metrics("train", terms, totals.item() / terms.shape[1], seconds)
+        self.world.sum_([totals])
+        return self._metrics("train", means, totals.item() / means.num_data, seconds)
+
+    def _whole(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return the terms of some steps, (2, N), of which each process has computed its share."""
+        terms = torch.cat([*parts], 1)
+        self.world.sum_([terms])
+        return terms
 
     def _explained(self, error: Exception) -> Exception:
         """Return the error of the next step as one that names the step."""
@@ -230,7 +281,7 @@ class Trainer:
         self.world.sum_([terms, totals])
         loss, at_mean = (totals / len(data)).tolist()
         terms = terms.view(2, repeats, -1).mean(1)
-        return self._metrics(split, terms, loss, time.perf_counter() - started, at_mean, accuracy)
+        return self._metrics(split, Means().with_terms(terms), loss, time.perf_counter() - started, at_mean, accuracy)
 
     def _evaluate_batch(self, batch: Batch, beta: float) -> tuple[LossAndTerms, Tensor]:
         """Return loss and terms, and the sum of the posterior-mean loss, or NaN if it has no closed form."""
@@ -289,22 +340,23 @@ class Trainer:
     def _metrics(
         self,
         split: str,
-        terms: Tensor,
+        means: Means,
         loss: float,
         seconds: float,
         at_mean: float = math.nan,
         accuracy: float | None = None,
     ) -> Metrics:
-        """Return the means over the data of a split, whose distortions and rates are `terms`, float64 (2, N)."""
-        elbo, is_bounding = -terms.sum(0), self.vae.is_bounding
-        num_data = min(len(elbo), len(self.data)) if split == "train" else len(elbo)  # several passes visit them again
+        """Return the metrics of a split."""
+        is_bounding, num_data = self.vae.is_bounding, means.num_data
+        if split == "train":  # several passes visit them again
+            num_data = min(num_data, len(self.data))
         row = Metrics(
             epoch=self.epoch + 1,
             split=split,
-            elbo=elbo.mean().item() if is_bounding else None,
-            elbo_stderr=elbo.std().item() / math.sqrt(num_data) if is_bounding else None,
-            distortion=terms[0].mean().item(),
-            rate=terms[1].mean().item(),
+            elbo=-(means.distortion + means.rate) if is_bounding else None,
+            elbo_stderr=means.std / math.sqrt(num_data) if is_bounding else None,
+            distortion=means.distortion,
+            rate=means.rate,
             loss=loss,
             seconds=seconds,
             pseudo=self.vae.is_pseudo,

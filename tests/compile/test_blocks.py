@@ -19,12 +19,9 @@ from pvae.config.config import Config
 from pvae.core.errors import GradientError, InputError, NotFiniteError
 from pvae.core.random_state import rng_state
 
-ENGINES = [
-    "none",
-    "graph",
-    pytest.param("inductor", marks=[needs_inductor, pytest.mark.workflow]),
-    pytest.param("cuda-graph", marks=[needs_gpu, pytest.mark.workflow]),
-]
+GPU = pytest.param("cuda-graph", marks=[needs_gpu, pytest.mark.workflow])
+ENGINES = ["none", "graph", pytest.param("inductor", marks=[needs_inductor, pytest.mark.workflow]), GPU]
+OF_BAD_STEPS = ["none", "graph", pytest.param("inductor", marks=[needs_inductor, pytest.mark.slow]), GPU]
 VALUES = [(1e-2 / (1 + step), min(1.0, step / 8)) for step in range(12)]
 
 
@@ -105,7 +102,7 @@ def bad_data(kind):
     return lambda x: x.view(-1)[3:4].fill_(math.nan), NotFiniteError
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", OF_BAD_STEPS)
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
@@ -143,7 +140,7 @@ def test_a_bad_step_within_a_call_is_named_and_leaves_everything_as_before_it(en
     assert all(torch.equal(one, other) for one, other in zip(found, [losses, *state]))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", OF_BAD_STEPS)
 def test_a_gradient_that_is_not_finite_is_named(engine):
     """An infinite gradient of a finite loss, of the square root of 0."""
     vae, offset = vae_of(engine), torch.ones((), dtype=torch.float64, device=device_of(engine))

@@ -113,7 +113,11 @@ def images(config):
 
 
 FAST = ("plain", "iwae")
-KINDS = [pytest.param(kind, marks=[] if kind in FAST else [pytest.mark.workflow]) for kind in SYSTEMS]
+SLOW = ("flow",)  # a minute, most of it to record
+KINDS = [
+    pytest.param(kind, marks=[] if kind in FAST else [pytest.mark.slow if kind in SLOW else pytest.mark.workflow])
+    for kind in SYSTEMS
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,11 +12,13 @@ from pvae.config.config import Config
 from pvae.config.refusals import REFUSALS, Case, refuse
 from pvae.core.errors import InputError
 from pvae.data.dataset import Column, Dataset
+from pvae.data.stream import streamed
 
 IMAGES = Dataset("images", torch.zeros(31, 1, 8, 8, dtype=torch.uint8), torch.zeros(9, 1, 8, 8, dtype=torch.uint8))
 VALUES = Dataset("values", torch.rand(31, 3), torch.rand(9, 3))
 TEXTS = Dataset("texts", torch.zeros(31, 1), torch.zeros(9, 1), columns=(Column("colour", ("red", "blue")),))
 RARE = Dataset("rare", torch.zeros(31, 1), torch.eye(9)[:, :1], columns=(Column("claim", ()),))
+STREAM = streamed([VALUES.train], "stream")
 TWO = {"upper_latent_dims": (2,)}
 REAL = {"likelihood": "normal-diagonal"}
 
@@ -55,6 +59,9 @@ OTHERS = [
     (REAL, {"data": RARE}),
     ({"batch_size": 32}, {"data": IMAGES}),
     ({"network": "mlp-batchnorm", "batch_size": 10}, {"data": IMAGES}),
+    ({"batch_size": 10}, {"data": replace(STREAM, stream=None)}),
+    ({"labels": 10, "elbo": "enumerate"}, {"data": STREAM}),
+    ({}, {"data": STREAM, "num_processes": 2}),
     ({"free_bits": 0.1}, {"num_processes": 2}),
     ({"likelihood": "normal-optimal"}, {"num_processes": 2}),
     ({"network": "conv"}, {"datum_shape": (5,)}),
@@ -84,6 +91,7 @@ OTHERS_AS_WELL = [
     ({"labels": 10, "posterior": "delta", "elbo": "enumerate"}, {}),
     ({"pixels": "symmetric", "likelihood": "normal"}, {"data": VALUES}),
     ({"binarize": "dynamic"}, {"data": VALUES}),
+    ({"binarize": "static"}, {"data": streamed([IMAGES.train], "stream")}),
     ({"network": "mlp-batchnorm"}, {"num_processes": 2}),
 ]
 

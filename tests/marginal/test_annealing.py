@@ -179,7 +179,7 @@ def test_every_family_of_real_latents_is_annealed(options):
             assert ((found.log_p - sample.log_p).abs() < 5 * error + 1e-3).all(), start
 
 
-@pytest.mark.parametrize("engine", ["none", pytest.param("inductor", marks=[needs_inductor, pytest.mark.workflow])])
+@pytest.mark.parametrize("engine", ["none", pytest.param("inductor", marks=[needs_inductor, pytest.mark.slow])])
 def test_every_engine_gives_the_same(small_vae, small_images, engine):
     """Compiled code rounds otherwise, which a pilot of 130 transitions makes visible: it agrees within the errors."""
     vae, x = small_vae("static").eval(), small_images(4, binary=True)

@@ -124,9 +124,11 @@ def test_what_cannot_be_trained_at_once_is_refused(configs, says, tmp_path):
     assert not (tmp_path / "many").exists()
 
 
-def test_data_of_another_type_are_refused(tmp_path):
-    with pytest.raises(InputError, match="data must be"):
-        fit_many([SMALL], data=torch.zeros(9, 4), out=tmp_path / "many")
+@pytest.mark.parametrize("data", [3, [torch.randn(20, 4), torch.randn(20, 4)]], ids=["number", "batches"])
+def test_data_of_another_type_are_refused(tmp_path, data):
+    with pytest.raises(InputError, match="data"):
+        fit_many([SMALL], data=data, out=tmp_path / "many")
+    assert not (tmp_path / "many").exists()
 
 
 def test_more_runs_than_memory_are_refused(monkeypatch, tmp_path):

@@ -126,7 +126,9 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("dataset", ["array:counts.npz", "array:series.npy", "array:volumes.npy"])
+@pytest.mark.parametrize(
+    "dataset", ["array:counts.npz", "array:series.npy", pytest.param("array:volumes.npy", marks=pytest.mark.slow)]
+)
 def test_every_command_takes_them(folder, capsys, dataset):
     file = dataset.partition(":")[2]
     few = ["--importance-samples", "3"]

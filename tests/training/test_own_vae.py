@@ -96,7 +96,14 @@ class CoinPrior(nn.Module):
         return dist.Bernoulli(torch.full((2,), 0.5)).to_event(1)
 
 
-@pytest.mark.parametrize("posterior", [LaplacePosterior, FlowPosterior, TwoNormals, BernoulliPosterior])
+@pytest.mark.parametrize(
+    "posterior",
+    [
+        FlowPosterior,
+        BernoulliPosterior,
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (LaplacePosterior, TwoNormals)),
+    ],
+)
 def test_posteriors_without_a_closed_form_a_mean_or_rsample_are_evaluated(tmp_path, few_digits, posterior):
     """Also discrete ones, whose closed-form KL torch computes for equal batch shapes only."""
     vae = own_vae()

@@ -46,7 +46,7 @@ def test_an_epoch_visits_each_datum_in_each_of_its_passes(count, passes, sizes, 
     given = data(count)
     with seeded(0, CPU), pyro.get_param_store().scope():
         trainer = trainer_of(CONFIG.replace(passes=passes), given)
-        order, values = trainer.begin_epoch()
+        ((order, values),) = trainer.parts()
         assert {*order.bincount(minlength=count).tolist()} <= visits
         assert len(order) == sum(sizes)
         for first in range(0, len(order) - count + 1, count):

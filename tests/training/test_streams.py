@@ -1,0 +1,168 @@
+"""Trainings on an iterable of batches, and on what people hold."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from helpers.runs import assert_same, assert_same_rows
+from torch.utils.data import DataLoader, TensorDataset
+
+import pvae
+from pvae.core.errors import InputError, TrainingError
+from pvae.data import parquet, stream
+from pvae.evaluation.report import evaluate
+from pvae.runs.run import Run
+
+pytestmark = [pytest.mark.workflow, pytest.mark.usefixtures("no_pictures")]
+
+CONFIG = pvae.Config(
+    system="values", likelihood="normal-diagonal", hidden=(8,), latent_dim=2, batch_size=32, valid=0.1, source="",
+    prior="standard-normal", epochs=4, compile="graph",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def few_rows(monkeypatch):
+    monkeypatch.setattr(stream, "_SAMPLE", 300)
+    monkeypatch.setattr(stream, "_NEXT", 100)
+    monkeypatch.setattr(stream, "_AT_ONCE", 64)
+
+
+def linear(count=1000):
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(count, 2, generator=draw) @ torch.randn(2, 5, generator=draw)
+    return x + 0.3 * torch.randn(count, 5, generator=draw)
+
+
+def loader():
+    return DataLoader(TensorDataset(linear()), batch_size=16, shuffle=True)
+
+
+def test_a_resumed_training_on_a_loader_that_shuffles_is_the_uninterrupted_one(tmp_path):
+    """The order is drawn from torch's generator, whose state the checkpoint holds."""
+    before = torch.get_rng_state()
+    whole = pvae.fit(CONFIG, data=loader(), out=tmp_path / "whole", threads=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert whole.data.num_train + whole.data.num_valid + whole.data.num_test == 1000
+    part = pvae.fit(CONFIG.replace(epochs=2), data=loader(), out=tmp_path / "part", threads=1)
+    with pytest.raises(InputError, match="data="):
+        pvae.resume(part.path, 4)
+    part = pvae.resume(part.path, 4, data=loader(), threads=1)
+    assert_same(part.read_checkpoint().vae, whole.read_checkpoint().vae)
+    assert_same_rows(part.metrics(), whole.metrics())
+
+
+def test_a_run_keeps_its_held_out_rows_and_is_evaluated_without_its_data(tmp_path):
+    run = pvae.fit(CONFIG, data=loader(), out=tmp_path / "run", threads=1)
+    run = Run.open(run.path)
+    assert len(run.dataset().test) == run.data.num_test
+    report = evaluate(run, 100)
+    found = report.log_likelihood
+    assert found.elbo - 0.1 < found.log_p < found.elbo + 1
+
+
+class Ending:
+    """Yields fewer rows in each pass after the second, or raises."""
+
+    def __init__(self, error=None):
+        self.passes, self.error = 0, error
+
+    def __iter__(self):
+        self.passes += 1
+        batches = linear().split(50)
+        yield from batches[:10] if self.passes > 2 else batches
+        if self.passes > 2 and self.error:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [None, OSError("no share")])
+def test_a_loader_that_fails_later_leaves_the_epochs_before(tmp_path, error):
+    with pytest.raises(TrainingError, match="epoch 1"):
+        pvae.fit(CONFIG, data=Ending(error), out=tmp_path / "run", threads=1)
+    run = pvae.resume(tmp_path / "run", data=loader(), threads=1)
+    assert run.read_checkpoint().epoch == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "data"),
+    [({"batch_size": 1000}, loader), ({}, lambda: [torch.randn(4, 5), torch.randn(4, 4)]), ({}, lambda: "table.csv")],
+)
+def test_what_is_refused_before_the_start_leaves_no_folder(tmp_path, options, data):
+    with pytest.raises(InputError):
+        pvae.fit(CONFIG.replace(**options), data=data(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("way", ["frame", "array", "tensor", "torch", "batches"])
+def test_what_people_hold_trains(tmp_path, way):
+    x = linear()
+    ways = {
+        "frame": pandas.DataFrame(x.numpy(), columns=list("abcde")), "array": x.numpy(), "tensor": x,
+        "torch": TensorDataset(x), "batches": [*x.numpy().reshape(-1, 20, 5)],
+    }  # fmt: skip
+    run = pvae.fit(CONFIG.replace(initialization="exact"), data=ways[way], out=tmp_path / "run", threads=1)
+    assert -5.2 < run.test_metrics().elbo < -3.9
+    assert len(run.dataset(ways[way]).test) >= 75
+
+
+@pytest.fixture
+def table(tmp_path):
+    pytest.importorskip("pyarrow")
+    x = linear(2000)
+    frame = pandas.DataFrame(x.numpy().round(2), columns=list("abcde"))
+    frame["kind"] = np.where(x[:, 0] > 0, "up", "down")
+    frame["day"] = pandas.date_range("2024-01-01", periods=2000)
+    frame.to_parquet(tmp_path / "table.parquet", row_group_size=90)
+    return tmp_path / "table.parquet"
+
+
+def test_a_table_larger_than_memory_is_read_in_parts_and_gives_the_same_columns(table, tmp_path, monkeypatch):
+    whole = pvae.load_dataset(f"table:{table}")
+    monkeypatch.setattr(parquet, "total_memory", lambda: 1e5)
+    monkeypatch.setattr(parquet, "_AT_ONCE", 128)
+    data = pvae.load_dataset(f"table:{table}")
+    assert data.num_streamed
+    assert [(one.name, one.categories, one.unit) for one in data.columns] == [
+        (one.name, one.categories, one.unit) for one in whole.columns
+    ]
+    config = pvae.values_config(
+        data, dataset=f"table:{table}", epochs=2, passes=1, compile="graph", prior="standard-normal"
+    )
+    run = pvae.fit(config, out=tmp_path / "run", threads=1)
+    run = pvae.resume(run.path, 3, threads=1)
+    assert run.metrics()[-1].epoch == 3
+    assert run.dataset().num_train + len(run.dataset().test) + len(run.dataset().valid) == 2000
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path):
+    """5e5 rows of 20 columns take 40 MB in float32; ten times fewer, 4 MB."""
+    script = """
+        import resource, sys, torch, pvae
+        from pvae.data import stream
+        stream._SAMPLE = 2000
+
+        class Rows:
+            def __iter__(self):
+                for start in range(int(sys.argv[1])):
+                    yield torch.randn(1000, 20, generator=torch.Generator().manual_seed(start))
+
+        config = pvae.Config(
+            system="values", likelihood="normal-diagonal", hidden=(4,), latent_dim=2, batch_size=5000, valid=0.1,
+            prior="standard-normal", epochs=1, compile="graph", source="",
+        )
+        pvae.fit(config, data=Rows(), out=sys.argv[2], threads=1, has_figures=False)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    """
+
+    def megabytes(batches):
+        command = [sys.executable, "-c", textwrap.dedent(script), str(batches), tmp_path / str(batches)]
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+    few, many = megabytes(100), megabytes(1000)
+    assert many - few < 40  # megabytes; 900,000 rows more take 72
