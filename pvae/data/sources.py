@@ -29,7 +29,9 @@ from pvae.data.labels import coded_labels
 from pvae.data.parquet import large_parquet
 from pvae.data.reading import PACKAGES, Reading, Values, is_table
 
-__all__ = ["SETS", "as_dataset", "linear_gaussian", "load_dataset", "read_values"]
+__all__ = ["SETS", "as_dataset", "dataset_of", "linear_gaussian", "load_dataset", "read_values"]
+
+_LARGE = 100_000  # rows of a data frame, beyond which kinds of columns are read off a sample: ten seconds for 20
 
 
 def load_dataset(
@@ -69,7 +71,7 @@ def load_dataset(
 
             data = streamed(parts, file.name, reading, quiet=False)
             return replace(data, dataset=f"table:{file}")
-        return _data_set(file.name, read_values(file, reading), f"{name.partition(':')[0]}:{file}")
+        return dataset_of(file.name, read_values(file, reading), f"{name.partition(':')[0]}:{file}")
     check_name("data set", name, DATASETS)
     if name in SETS:
         return torchvision_set(name, data_dir, offline)
@@ -108,13 +110,15 @@ def as_dataset(data: Any, reading: Reading, quiet: bool = True) -> Dataset:
         x = data.numpy(force=True) if isinstance(data, Tensor) else data
         if x.ndim < 2 or x.dtype.kind not in "fbui":
             raise InputError(f"data are {x.dtype} of shape {x.shape}: give numbers of shape (N, *shape)")
-        return _data_set("data", Values({"train": x}, {}, {"train": [f"row-{row}" for row in range(len(x))]}), "")
+        return dataset_of("data", Values({"train": x}, {}, {"train": [f"row-{row}" for row in range(len(x))]}), "")
     if hasattr(data, "dtypes") and hasattr(data, "columns"):
         from pvae.data.tables import read_frame
 
         if not len(data) or data.columns.has_duplicates:
             raise InputError("data have no rows, or two columns of one name: give rows, and names that differ")
-        return _data_set("data", read_frame(data, reading, "data"), "")
+        if len(data) > _LARGE:
+            return as_dataset([data[at : at + _LARGE] for at in range(0, len(data), _LARGE)], reading, quiet)
+        return dataset_of("data", read_frame(data, reading, "data"), "")
     if isinstance(data, TorchDataset) and not isinstance(data, IterableDataset):
         return Dataset.from_torch("data", data)
     if isinstance(data, Iterable) and not isinstance(data, (str, bytes, dict)):
@@ -171,7 +175,7 @@ def _of_images(title: str, images: Images, dataset: str, folder: str = "", attri
         if rows.stop > start and images.labels:
             values.labels[split] = np.array(images.labels[rows])
         start = rows.stop
-    data = _data_set(title, values, dataset, attributes, is_shuffled=True)
+    data = dataset_of(title, values, dataset, attributes, is_shuffled=True)
     return replace(data, folder=folder, found=images.found, value_range=images.value_range)
 
 
@@ -199,7 +203,7 @@ def read_values(file: Path, reading: Reading = Reading()) -> Values:  # noqa: B0
     return read_arrays(file)
 
 
-def _data_set(
+def dataset_of(
     title: str, values: Values, dataset: str, attributes: tuple[str, ...] = (), is_shuffled: bool = False
 ) -> Dataset:
     """Return values as a data set.

@@ -90,6 +90,9 @@ def read_frame(frame: DataFrame, reading: Reading, name: str = "the table") -> V
         _check_names(Path(name), frame, reading)
         rows = [f"row-{row}" for row in range(len(frame))]
         return Values({"train": frame_values(frame, reading, name)}, {}, {"train": rows}, reading.known)
+    for column in frame:
+        if any(isinstance(one, (list, tuple, dict, set, np.ndarray)) for one in frame[column].dropna().iloc[:1]):
+            raise InputError(f"{name}: column {column} holds several values in each row: give a number or a text")
     texts = frame.convert_dtypes().apply(_texts).astype(object)
     texts = texts.set_axis([f"row {row}" for row in range(len(frame))])
     points, _ = _points(texts, ",", ())

@@ -74,4 +74,4 @@ z = vae.posterior(x{y}).sample()  # of data x, ({", ".join(["N", *map(str, data.
 No licence is stated: before you share the weights, name one here and in `license` above, which the data allow.
 """
     text += "".join(f"\n![{one}](figures/{one}.png)\n" for one in pictures)
-    write_whole(run.path / CARD, text.encode("utf-8", "surrogateescape"))
+    write_whole(run.path / CARD, text.encode("utf-8", "replace"))  # a name may be any bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from torch import Tensor
 
 from pvae.config.build import build_vae
 from pvae.core.batch import Batch
-from pvae.core.errors import InputError
+from pvae.core.errors import InputError, check_name
 from pvae.core.random_state import seeded
 from pvae.data.choices import values_config
-from pvae.data.dataset import Column, Dataset, check_domain, split_rows
+from pvae.data.dataset import Column, check_domain
 from pvae.data.preparation import Preparation
 from pvae.data.reading import Reading
+from pvae.data.sources import as_dataset
 from pvae.data.tables import read_frame
 from pvae.marginal.log_likelihood import log_likelihood
 from pvae.marginal.log_p import LogP
@@ -53,6 +55,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
     Args:
         latent_dim: L, the number of latents.
         columns: the kind of single columns by their names, such as {"amount": "positive"}, as `--columns` names them.
+        condition: a column of classes y, which are no part of x: the VAE is of p(x | y).
         elbo: the ELBO that is maximised, as `Config.elbo`.
         beta: the weight of the rate.
         epochs: the most epochs.
@@ -67,6 +70,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         config_: the configuration.
         columns_: the columns of the table that are x.
         constants_: columns whose rows are all equal, which come back in what is drawn.
+        classes_: the names of the classes of `condition`, or ().
         n_features_in_: the number of columns of X.
         feature_names_in_: their names, if X is a data frame.
     """
@@ -76,6 +80,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         latent_dim: int | None = None,
         *,
         columns: Mapping[str, str] | None = None,
+        condition: str | None = None,
         elbo: str | None = None,
         beta: float | None = None,
         epochs: int | None = None,
@@ -87,7 +92,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
     ) -> None:
         self.latent_dim, self.columns, self.elbo, self.beta, self.epochs = latent_dim, columns, elbo, beta, epochs
         self.config, self.random_state, self.threads = config, random_state, threads
-        self.out, self.verbose = out, verbose
+        self.condition, self.out, self.verbose = condition, out, verbose
 
     def fit(self, X: Any, y: Any = None) -> VAEEstimator:
         """Train a VAE of the rows of X, (N, D); y is ignored.
@@ -99,17 +104,16 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         if len(frame) < _LEAST_ROWS:
             raise InputError(f"n_samples = {len(frame)} is too few: give at least {_LEAST_ROWS} rows")
         kinds = ",".join(f"{name}={kind}" for name, kind in (self.columns or {}).items())
-        values = read_frame(frame, Reading(columns=kinds, missing_values=""), "X")
-        x = torch.from_numpy(values.x["train"])
-        kept, held_out = split_rows(len(x), max(2, len(x) // 10))
-        data = Dataset(
-            "X", x[kept], x[held_out], valid=x[held_out],
-            columns=values.columns, left_out=values.left_out, constants=values.constants,
-        )  # fmt: skip
+        if self.condition:
+            check_name("condition", self.condition, [*frame])
+        reading = Reading(label_column=self.condition or "", columns=kinds, missing_values="")
+        data = as_dataset(frame, reading)
+        data = data if data.num_streamed else replace(data, valid=data.test, valid_labels=data.test_labels)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         few = {name: getattr(self, name) for name in ("latent_dim", "elbo", "beta", "epochs")}
         options = {name: value for name, value in few.items() if value is not None} | dict(self.config or {})
         options |= {"columns": kinds} if kinds else {}
+        options |= {"condition": True} if self.condition else {}
         config = values_config(data, **{"seed": seed, "compile": "graph"} | options)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run" if self.out is None else self.out
@@ -117,6 +121,8 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
             run = fit(config, data=data, out=out, device="cpu", quiet=not self.verbose, **how)
             self.vae_, self.config_ = run.vae(), run.config
         self.columns_, self.constants_, self.left_out_ = data.columns, data.constants, data.left_out
+        self.classes_ = data.label_names if self.condition else ()
+        self.shares_ = data.labels["train"].bincount().double() if self.condition else None
         self.is_frame_ = isinstance(X, DataFrame)
         self.dtypes_ = dict((X if self.is_frame_ else frame).dtypes)
         return self
@@ -126,7 +132,13 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         return latent_space.encode(self.vae_of(), self._batch(X)).double().numpy()
 
     def inverse_transform(self, Z: Any) -> Any:
-        """Return E[x | z] of codes (N, L), in the units and columns of X; of a category the most likely one."""
+        """Return E[x | z] of codes (N, L), in the units and columns of X; of a category the most likely one.
+
+        Raises:
+            InputError: (a ValueError) there is a `condition`, whose classes codes do not have.
+        """
+        if self.condition:
+            raise InputError(f"codes have no {self.condition}, which decoding needs: use sample, or vae_.likelihood")
         z = torch.as_tensor(np.asarray(Z, dtype=np.float32))
         return self._table(latent_space.decode(self.vae_of(), z))
 
@@ -153,17 +165,18 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         """Return rows that are drawn from p(x), in the columns of X, as whole and as decimal as these are."""
         vae = self.vae_of()
         with seeded(self.config_.seed, _CPU):
-            x = latent_space.sample(vae, n_samples, True).double()
+            y = None if self.shares_ is None else self.shares_.multinomial(n_samples, replacement=True)
+            x = latent_space.sample(vae, n_samples, True, y).double()
         for place, column in enumerate(self.columns_):
             x[:, place] = torch.tensor([column.rounded(one) for one in x[:, place].tolist()], dtype=x.dtype)
-        return self._table(x)
+        return self._table(x, y)
 
     def impute(self, X: Any) -> Any:
         """Return X with E[x missing | x observed] for what is missing; of a category the most likely one."""
         vae, batch = self.vae_of(), self._batch(X)
         with seeded(self.config_.seed, _CPU):
             filled = impute(vae, batch).filled
-        return self._table(filled)
+        return self._table(filled, batch.y)
 
     def vae_of(self) -> VAE:
         """Return the VAE.
@@ -176,7 +189,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
 
     @property
     def _n_features_out(self) -> int:
-        return int(self.vae_.prior().event_shape[0])
+        return sum(self.config_.latent_dims)
 
     def _frame(self, X: Any, reset: bool = False) -> DataFrame:
         """Return X as a frame, whose number and names of columns are those of `fit`."""
@@ -204,13 +217,23 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         values = read_frame(frame, known, "X")
         pixels = Preparation.of(self.config_).pixels(torch.from_numpy(values.x["train"]))
         check_domain(getattr(vae.p_x, "check", None), pixels.images, "X", values.names["train"], self.columns_)
-        return Batch(pixels)
+        return Batch(pixels, self._labels(frame) if self.condition else None)
 
-    def _table(self, x: Tensor) -> Any:
-        """Return values (N, D) in the columns of X: a frame of its types, or an array."""
+    def _labels(self, frame: DataFrame) -> Tensor:
+        """Return the class of each row, int64 (N,)."""
+        names = frame[self.condition].convert_dtypes().astype(str)
+        codes = names.map({name: code for code, name in enumerate(self.classes_)})
+        if codes.isna().any():
+            raise InputError(f"{self.condition} is {names[codes.isna()].iloc[0]}, and not one of {self.classes_}")
+        return torch.from_numpy(codes.to_numpy(np.int64, copy=True))
+
+    def _table(self, x: Tensor, y: Tensor | None = None) -> Any:
+        """Return values (N, D) with their classes in the columns of X: a frame of its types, or an array."""
         found = dict[str, Any]()
         for column, values in zip(self.columns_, x.double().numpy().T):
             found[column.name] = _in_units(column, values)
+        if y is not None and self.condition:
+            found[self.condition] = [self.classes_[code] for code in y.tolist()]
         for one in self.constants_:
             found[one.name] = [one.text] * len(x)
         names = [name for name in map(str, self.dtypes_) if name in found]
@@ -230,7 +253,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Build the VAE again, and give it its weights."""
         if "vae_" in state:
-            vae = build_vae(state["config_"], (len(state["columns_"]),))
+            vae = build_vae(state["config_"], (len(state["columns_"]),), len(state["classes_"]))
             vae.load_state_dict({name: torch.from_numpy(one) for name, one in state["vae_"].items()})
             state = {**state, "vae_": vae.eval()}
         super().__setstate__(state)

@@ -21,7 +21,7 @@ import pvae
 from pvae.core.errors import InputError
 from pvae.trained import latent_space
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.workflow
 FAST = {"initialization": "torch", "prior": "standard-normal", "hidden": (8,), "passes": 1}
 
 
@@ -91,7 +91,7 @@ def test_columns_in_another_order_are_put_right_and_others_are_refused(fitted):
         pvae.VAEEstimator().transform(frame)
 
 
-def test_it_is_the_run_that_fit_trains(tmp_path):
+def test_it_is_the_run_that_fit_trains(tmp_path, no_pictures):
     frame = table()
     found = pvae.VAEEstimator(2, epochs=2, random_state=0, config=FAST, out=tmp_path / "run").fit(frame)
     run = pvae.Run.open(tmp_path / "run")
@@ -104,6 +104,38 @@ def test_it_is_the_run_that_fit_trains(tmp_path):
     assert run.config.columns == "positive,categorical:2,real,binary,count"
 
 
+def test_rows_are_drawn_and_filled_given_their_class():
+    rng = np.random.default_rng(0)
+    kind = rng.choice([1, 2], 200, p=[0.2, 0.8])
+    frame = pandas.DataFrame({"a": rng.normal(size=200) + 6 * kind, "kind": kind, "b": rng.normal(size=200)})
+    frame.loc[:20, "a"] = np.nan
+    found = pvae.VAEEstimator(1, condition="kind", epochs=30, random_state=0, config=FAST | {"lr": 1e-2}).fit(frame)
+    assert found.classes_ == ("1", "2")
+    assert found.transform(frame).shape == (200, 1)
+    rows = found.sample(1000)
+    assert [*rows] == ["a", "kind", "b"]
+    assert 0.1 < (rows["kind"] == 1).mean() < 0.3
+    means, filled = rows.groupby("kind")["a"].mean(), found.impute(frame)[:21].groupby("kind")["a"].mean()
+    assert np.allclose(means, [6, 12], atol=1)
+    assert np.allclose(filled, [6, 12], atol=1)
+    assert pickle.loads(pickle.dumps(found)).sample(5).equals(found.sample(5))
+    with pytest.raises(InputError, match="kind is 3"):
+        found.score(frame.assign(kind=3))
+    with pytest.raises(InputError, match="codes have no kind"):
+        found.inverse_transform(np.zeros((1, 1)))
+    with pytest.raises(InputError, match="condition"):
+        pvae.VAEEstimator(condition="sort").fit(frame)
+
+
+def test_a_long_frame_is_read_in_parts(monkeypatch):
+    monkeypatch.setattr("pvae.data.sources._LARGE", 50)
+    monkeypatch.setattr("pvae.data.stream._SAMPLE", 40)
+    frame = table(200)
+    found = pvae.VAEEstimator(2, epochs=1, random_state=0, config=FAST).fit(frame)
+    assert [*found.sample(5)] == [*frame]
+    assert found.transform(frame).shape == (200, 2)
+
+
 def test_a_pickle_holds_weights_and_no_modules(fitted):
     stored = pickle.dumps(fitted)
     assert b"torch.nn" not in stored
@@ -113,6 +145,7 @@ def test_a_pickle_holds_weights_and_no_modules(fitted):
     assert clone(fitted).get_params() == fitted.get_params()
 
 
+@pytest.mark.slow
 def test_the_checks_of_scikit_learn():
     failed = {}
     estimator = pvae.VAEEstimator(2, epochs=1, random_state=0, config=FAST)
@@ -127,6 +160,7 @@ def test_the_checks_of_scikit_learn():
     assert not failed
 
 
+@pytest.mark.slow
 def test_a_pipeline_and_a_search_over_latents():
     rng = np.random.default_rng(1)
     z = rng.normal(size=(200, 1))

@@ -277,7 +277,7 @@ def test_a_note_on_data_is_printed_even_if_quiet(tmp_path, few_digits, small_con
 
 
 def test_wrong_types_from_python_are_refused(tmp_path, few_digits, small_config):
-    for config, data in (({"epochs": 1}, few_digits), (small_config, few_digits.train)):
+    for config, data in (({"epochs": 1}, few_digits), (small_config, "digits.npy"), (small_config, 3)):
         with pytest.raises(InputError):
             fit(config, data=data, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
