@@ -112,6 +112,12 @@ def test_a_second_vae_in_the_store_is_refused_by_svi_alone(small_vae, small_imag
         second.step(x)
 
 
+def test_a_handler_that_replaces_parameters_is_refused(small_vae, small_images):
+    lifted = poutine.lift(small_vae().model, prior=pyro.distributions.Normal(0.0, 1.0))
+    with pytest.raises(RuntimeError, match="lift"):
+        poutine.trace(lifted).get_trace(small_images(4))
+
+
 def test_autocast_computes_the_bound_to_the_digits_of_bfloat16(small_vae, small_images):
     vae, x = small_vae().float(), small_images(4).float()
     elbo = build_elbo("analytic")

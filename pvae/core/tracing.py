@@ -30,7 +30,7 @@ _collected: ContextVar[list[Check] | None] = ContextVar("_collected", default=No
 
 
 def require(holds: Callable[[Tensor], Tensor], x: Tensor, error: Callable[[], Exception]) -> None:
-    """Raise `error()` unless `holds(x)`; inside `deferred`, only collect the check; in `torch.func.vmap`, skip it.
+    """Raise `error()` unless `holds(x)`; inside `deferred`, only collect the check; in `vmap` and `grad`, skip it.
 
     Args:
         holds: returns a boolean scalar.
@@ -98,7 +98,8 @@ def register(name: str, module: nn.Module) -> None:
 
     Raises:
         RuntimeError: another module's parameters are in Pyro's store under this name, and SVI collects those that it
-            trains. `pyro.module` would run this module while the optimiser steps the other one.
+            trains: `pyro.module` would run this module while the optimiser steps the other one. Or a handler gives
+            the parameters other values.
     """
     store = pyro.get_param_store()
     for key, parameter in module.named_parameters():
@@ -107,7 +108,9 @@ def register(name: str, module: nn.Module) -> None:
             continue
         stored = store[full_name] if full_name in store else parameter  # noqa: SIM401  # it has no `get`
         if stored is parameter or detach_provenance(stored) is parameter:  # `pyro.render_model` wraps it
-            pyro.param(full_name, parameter)
+            found = pyro.param(full_name, parameter)
+            if found is not parameter and detach_provenance(found) is not parameter:
+                raise RuntimeError(f"a handler such as poutine.lift replaces {full_name}, which the VAE would not use")
         elif any(getattr(handler, "param_only", False) for handler in _PYRO_STACK):
             raise RuntimeError(
                 "another VAE is in Pyro's parameter store, and this one would not be trained: train each "

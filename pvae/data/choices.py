@@ -99,7 +99,7 @@ def values_config(data: Dataset, **options: Any) -> Config:
     Raises:
         InputError: an option is unknown or cannot be used.
     """
-    given, every = dict(options), torch.cat([*data.splits.values()])
+    given, every = dict(options), torch.cat(data.every)
     kinds = [_kind(column, every[:, place]) for place, column in enumerate(data.columns)]
     if "=" in options.get("columns", ""):  # of single columns, which are now those of all
         options = {name: value for name, value in options.items() if name != "columns"} | {"likelihood": "columns"}

@@ -216,6 +216,7 @@ class Dataset:
         constants: columns of the table whose fields are all equal.
         stream: where the training data are read from in each epoch; `train` is then a sample of them.
         num_streamed: the number of data of the stream that are no test data.
+        extremes: further rows of the stream, on which the kinds of columns and checks of the domain depend.
 
     Raises:
         InputError: the tensors hold complex or infinite values, are empty, or differ in shape or type; a value of a
@@ -242,6 +243,7 @@ class Dataset:
     constants: tuple[Constant, ...] = ()
     stream: Stream | None = None
     num_streamed: int = 0
+    extremes: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check the tensors, and name the classes by their numbers if no names are given."""
@@ -284,7 +286,7 @@ class Dataset:
     def has_missing(self) -> bool:
         """Whether a value is NaN, that is, missing."""
         return self.train.is_floating_point() and any(
-            bool(part.isnan().any()) for split in self.splits.values() for _, part in _in_parts(split)
+            bool(part.isnan().any()) for split in self.every for _, part in _in_parts(split)
         )
 
     @property
@@ -303,6 +305,11 @@ class Dataset:
     def splits(self) -> dict[str, Tensor]:
         """The data of each split, by its name: "train", "test" and, if there are validation data, "valid"."""
         return {"train": self.train, "test": self.test, **({} if self.valid is None else {"valid": self.valid})}
+
+    @property
+    def every(self) -> list[Tensor]:
+        """The data of all splits, and the extremes of a stream."""
+        return [*self.splits.values(), *([] if self.extremes is None else [self.extremes])]
 
     @property
     def labels(self) -> dict[str, Tensor]:
@@ -330,7 +337,8 @@ class Dataset:
     @property
     def is_binary(self) -> bool:
         """Whether the pixels of the training images are all 0 or 255, and both occur; for other data, 0 or 1."""
-        bits, parts = (0, 255) if self.is_images else (0, 1), [part for _, part in _in_parts(self.train)]
+        bits, known = (0, 255) if self.is_images else (0, 1), [self.train, *self.every[len(self.splits) :]]
+        parts = [part for one in known for _, part in _in_parts(one)]
         are_bits = all(bool(((part == bits[0]) | (part == bits[1]) | part.isnan()).all()) for part in parts)
         return are_bits and all(any(bool((part == bit).any()) for part in parts) for bit in bits)
 

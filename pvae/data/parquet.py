@@ -36,11 +36,19 @@ class ParquetParts:
 
         with ParquetFile(self.file) as content:
             for part in content.iter_batches(_AT_ONCE):
-                yield part.to_pandas()
+                frame = part.to_pandas()
+                yield frame if frame.index.name is None else frame.reset_index()
 
     def __len__(self) -> int:
         """Return the number of parts."""
         return -(-self.num_rows // _AT_ONCE)
+
+    @classmethod
+    def of(cls, file: Path) -> ParquetParts:
+        """Return the rows of a file."""
+        from pyarrow.parquet import read_metadata
+
+        return cls(file, read_metadata(file).num_rows)
 
 
 def large_parquet(file: Path) -> ParquetParts | None:

@@ -38,6 +38,7 @@ class Reading:
         missing_values: the texts that stand for a missing value, with commas in between.
         known: the columns of the table that a run was trained on, which the table must have; or ().
         left_out: names of other columns of that table, which the table may have.
+        in_parts: a Parquet file that is large for the memory is read in parts.
     """
 
     label_column: str = ""
@@ -47,6 +48,7 @@ class Reading:
     missing_values: str = MISSING_VALUES
     known: tuple[Column, ...] = ()
     left_out: tuple[str, ...] = ()
+    in_parts: bool = True
 
 
 class Fields(NamedTuple):

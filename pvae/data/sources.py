@@ -29,7 +29,7 @@ from pvae.data.labels import coded_labels
 from pvae.data.parquet import large_parquet
 from pvae.data.reading import PACKAGES, Reading, Values, is_table
 
-__all__ = ["SETS", "as_dataset", "dataset_of", "linear_gaussian", "load_dataset", "read_values"]
+__all__ = ["SETS", "as_dataset", "batches_of", "dataset_of", "linear_gaussian", "load_dataset", "read_values"]
 
 _LARGE = 100_000  # rows of a data frame, beyond which kinds of columns are read off a sample: ten seconds for 20
 
@@ -66,7 +66,7 @@ def load_dataset(
         return from_folder(name.removeprefix("folder:") if data_dir is None else str(data_dir), transform)
     if path := own_path(name):
         file = expanded(path if data_dir is None else data_dir, "--dataset FILE").absolute()
-        if (parts := large_parquet(file)) is not None:
+        if reading.in_parts and (parts := large_parquet(file)) is not None:
             from pvae.data.stream import streamed
 
             data = streamed(parts, file.name, reading, quiet=False)
@@ -107,9 +107,12 @@ def as_dataset(data: Any, reading: Reading, quiet: bool = True) -> Dataset:
         return data
     data = data.to_pandas() if hasattr(data, "to_pandas") else data
     if isinstance(data, (np.ndarray, Tensor)):
-        x = data.numpy(force=True) if isinstance(data, Tensor) else data
-        if x.ndim < 2 or x.dtype.kind not in "fbui":
-            raise InputError(f"data are {x.dtype} of shape {x.shape}: give numbers of shape (N, *shape)")
+        if isinstance(data, Tensor):
+            data = (data.to_dense() if data.layout != torch.strided else data).detach().cpu()
+            data = (data.float() if data.dtype == torch.bfloat16 else data).numpy()
+        if data.ndim < 2 or data.dtype.kind not in "fbui":
+            raise InputError(f"data are {data.dtype} of shape {data.shape}: give numbers of shape (N, *shape)")
+        x = data.astype(np.float64 if data.dtype.itemsize > 8 else data.dtype.newbyteorder("="), copy=False)
         return dataset_of("data", Values({"train": x}, {}, {"train": [f"row-{row}" for row in range(len(x))]}), "")
     if hasattr(data, "dtypes") and hasattr(data, "columns"):
         from pvae.data.tables import read_frame
@@ -117,9 +120,11 @@ def as_dataset(data: Any, reading: Reading, quiet: bool = True) -> Dataset:
         if not len(data) or data.columns.has_duplicates:
             raise InputError("data have no rows, or two columns of one name: give rows, and names that differ")
         if len(data) > _LARGE:
-            return as_dataset([data[at : at + _LARGE] for at in range(0, len(data), _LARGE)], reading, quiet)
+            return as_dataset(batches_of(data), reading, quiet)
         return dataset_of("data", read_frame(data, reading, "data"), "")
-    if isinstance(data, TorchDataset) and not isinstance(data, IterableDataset):
+    if isinstance(data, IterableDataset):
+        raise InputError("an IterableDataset yields single data: give a DataLoader of it, which yields batches")
+    if isinstance(data, TorchDataset):
         return Dataset.from_torch("data", data)
     if isinstance(data, Iterable) and not isinstance(data, (str, bytes, dict)):
         from pvae.data.stream import streamed
@@ -129,6 +134,14 @@ def as_dataset(data: Any, reading: Reading, quiet: bool = True) -> Dataset:
         "data must be a pvae.Dataset, a data frame, an array or a tensor (N, *shape), a torch Dataset, a DataLoader or "
         f"another iterable of batches, and is of type {type(data).__name__}"
     )
+
+
+def batches_of(data: Any) -> Any:
+    """Return a data frame in parts, and any other data as they are."""
+    data = data.to_pandas() if hasattr(data, "to_pandas") else data
+    if not hasattr(data, "iloc"):
+        return data
+    return [data.iloc[at : at + _LARGE] for at in range(0, len(data), _LARGE)]
 
 
 def from_folder(path: str, transform: ImageTransform) -> Dataset:

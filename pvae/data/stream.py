@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,9 +17,10 @@ from torch import Tensor
 from pvae.core.errors import InputError, TrainingError, brief
 from pvae.core.terminal import progress_bar
 from pvae.data.dataset import Dataset
-from pvae.data.preparation import Preparation, TrainingData
+from pvae.data.labels import coded_labels
+from pvae.data.preparation import TrainingData
 from pvae.data.reading import Reading
-from pvae.data.tables import frame_values, read_frame
+from pvae.data.tables import check_fields, class_codes, frame_values, read_frame
 
 __all__ = ["Stream", "StreamedData", "streamed"]
 
@@ -27,6 +29,7 @@ _BYTES = 2**28  # of the rows that are kept, and of those that are read for the 
 _AT_ONCE = 2**14  # rows that are looked at together, unless they take more than a quarter of these bytes
 _NEXT = 2**16  # rows that are read for the next steps, whose order is random
 _MOST_TEXTS = 1000  # of a column, each of which is found
+_MISSED = 0.05  # of the rows that are held out, which may be absent in a pass
 
 Batch = tuple[Any, ...]  # (x,), (x, y) or (frame,)
 
@@ -40,29 +43,41 @@ class Stream:
         name: what messages name it.
         num_rows: the number of rows of its first pass.
         reading: how data frames are read, with the columns of the first pass.
+        classes: the names of the classes in the column of labels, or ().
     """
 
     source: Iterable[Any]
     name: str
     num_rows: int = 0
     reading: Reading = Reading()  # noqa: RUF009  # it cannot be changed
+    classes: tuple[str, ...] = ()
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield the values of all rows, and their labels or None, several batches together if they are small."""
         for first, *rest in _read(self.source, self.name):
             if isinstance(first, DataFrame):
-                yield torch.from_numpy(frame_values(first, self.reading, self.name)), None
+                yield self.values(first)
             else:
                 yield first, rest[0] if rest else None
+
+    def values(self, frame: DataFrame) -> tuple[Tensor, Tensor | None]:
+        """Return the values of a data frame, and its classes or None.
+
+        Raises:
+            InputError: a field is not of its column's kind, or a class is none of the first pass.
+        """
+        x = torch.from_numpy(frame_values(frame, self.reading, self.name))
+        return x, class_codes(frame, self.reading.label_column, self.classes, self.name) if self.classes else None
 
 
 def streamed(source: Iterable[Any], name: str, reading: Reading = Reading(), quiet: bool = True) -> Dataset:  # noqa: B008
     """Read all rows of an iterable once, and return a data set that will read them again in each epoch.
 
     At most 40,000 rows drawn at random are kept: a tenth of all, at most 10,000, as test data, and the others as a
-    sample of the training data, with the rows of the least and the greatest value of each column, of a number that is
-    not whole, of a missing value, and of each text. Kinds of columns, the start of a training, pictures and measures
-    depend on these rows only. Rows that are held out are left out of each pass, wherever they come.
+    sample of the training data, on which the start of a training, pictures and measures depend. Kinds of columns and
+    the check of the domain also depend on the rows of the least and the greatest value of each column (of all values of
+    a tensor), of a number that is not whole, of a missing value, and of each text. Rows that are held out are left out
+    of each pass, as often as they were held out, wherever they come.
 
     Args:
         source: yields batches, and starts anew at each iter(): a `DataLoader`, for instance. Rows that are sorted in
@@ -74,14 +89,16 @@ def streamed(source: Iterable[Any], name: str, reading: Reading = Reading(), qui
     Raises:
         InputError: it is empty, can be read once only, raises an exception, or yields something else.
     """
-    sample, extremes, num_rows, most = _Sample(), _Extremes(), 0, -1
-    total = len(source) if isinstance(source, Sized) else 0
+    sample, extremes, num_rows, most = _Sample(), _Extremes(reading.label_column), 0, -1
+    total = 0
+    with suppress(TypeError):  # of a loader of an iterable data set
+        total = len(source) if isinstance(source, Sized) else 0
     with progress_bar(f"reading {name}", total, "batch", quiet) as bar:
         for batch in _read(source, name, lambda: bar.update(1)):
             num_rows += len(batch[0])
             sample.add(batch)
             extremes.add(batch)
-            if len(batch) > 1 and batch[1].dtype == torch.int64:
+            if len(batch) > 1 and batch[1].dtype == torch.int64 and batch[1].dim() == 1:
                 most = max(most, int(batch[1].max()))
     if num_rows < 4:
         raise InputError(f"{name} has {num_rows} rows: give at least 4")
@@ -89,20 +106,23 @@ def streamed(source: Iterable[Any], name: str, reading: Reading = Reading(), qui
     num_test = max(2, min(_HELD_OUT, num_rows // 10, len(rows[0]) // 4))
     in_order = np.arange(len(rows[0]))
     test, train = _taken(rows, in_order[:num_test]), _taken(rows, in_order[num_test:])
-    if num_rows > len(rows[0]):  # validation data are the last ones, without these
-        train = _joined([*extremes.rows.values(), train])
+    seldom = [*extremes.rows.values()] if num_rows > len(rows[0]) else []
     if isinstance(test[0], DataFrame):
-        values = read_frame(_joined([test, train])[0], reading, name)
+        every = _joined([test, train, *seldom])[0]
+        values = read_frame(every, reading, name)
+        classes = coded_labels(values.labels["train"])[1] if values.labels else ()
         known = replace(reading, known=values.columns, left_out=values.left_out, columns="")
-        x_test, x = (torch.from_numpy(frame_values(part[0], known, name)) for part in (test, train))
+        stream = Stream(source, name, num_rows, known, classes if len(classes) > 1 else ())
+        (x_test, y_test), (x, y), (of_all, _) = (stream.values(part) for part in (test[0], train[0], every))
         return Dataset(
-            name, x, x_test, note=values.note, columns=values.columns, left_out=values.left_out,
-            constants=values.constants, stream=Stream(source, name, num_rows, known), num_streamed=num_rows - num_test,
+            name, x, x_test, y, y_test, stream.classes, note=values.note, columns=values.columns,
+            left_out=values.left_out, label_place=values.label_place, constants=values.constants, stream=stream,
+            num_streamed=num_rows - num_test, extremes=of_all[len(rows[0]) :] if seldom else None,
         )  # fmt: skip
     y, y_test = (train[1], test[1]) if len(test) > 1 else (None, None)
     return Dataset(
-        name, train[0], test[0], y, y_test, tuple(map(str, range(most + 1))),
-        stream=Stream(source, name, num_rows), num_streamed=num_rows - num_test,
+        name, train[0], test[0], y, y_test, tuple(map(str, range(most + 1))), stream=Stream(source, name, num_rows),
+        num_streamed=num_rows - num_test, extremes=_joined(seldom)[0] if seldom else None,
     )  # fmt: skip
 
 
@@ -121,15 +141,12 @@ class StreamedData(TrainingData):
     stream: Stream
 
     @classmethod
-    def of(
-        cls, data: Dataset, stream: Stream, sample: Tensor, preparation: Preparation, batch_size: int
-    ) -> StreamedData:
-        """Return the training data of a data set; `prepared` has room for whole batches."""
-        room = min(_NEXT, _BYTES // sample[0].nbytes, data.num_train)
-        size = max(1, room // batch_size) * batch_size
-        y = data.train_labels
-        labels = None if y is None else y.new_empty(size, *y.shape[1:]).to(sample.device)
-        return cls(sample.new_empty(size, *sample.shape[1:]), preparation, labels, sample, data, stream)
+    def of(cls, data: Dataset, stream: Stream, sample: TrainingData, batch_size: int) -> StreamedData:
+        """Return the training data of a data set, of which a sample is in memory; there is room for whole batches."""
+        x, y = sample.prepared, sample.y
+        size = max(1, min(_NEXT, _BYTES // x[0].nbytes, data.num_train) // batch_size) * batch_size
+        labels = None if y is None else y.new_empty(size, *y.shape[1:])
+        return cls(x.new_empty(size, *x.shape[1:]), sample.preparation, labels, x, data, stream)
 
     def __len__(self) -> int:
         """Return the number of training data in a pass."""
@@ -160,8 +177,6 @@ class StreamedData(TrainingData):
                     if filled == min(len(self.prepared), num_visits):
                         yield torch.randperm(filled)
                         num_visits, filled = num_visits - filled, 0
-                if not num_visits:
-                    return
         except InputError as error:
             raise TrainingError(str(error)) from error
 
@@ -190,6 +205,12 @@ class StreamedData(TrainingData):
                     f"{stream.name} has ended after {num_rows:,} rows, and had {stream.num_rows:,} in its first pass: "
                     "give an iterable that yields as many in each pass"
                 )
+            if left.sum() > _MISSED * counts.sum():  # a few where a loader drops its last batch
+                raise InputError(
+                    f"{stream.name}: {left.sum():,} of {counts.sum():,} rows that are held out did not come again, and "
+                    "others are trained on in their place: give an iterable of the same rows in each pass, without "
+                    "random transformations or draws with replacement, or a pvae.Dataset with test data of its own"
+                )
 
 
 class _Sample:
@@ -201,6 +222,8 @@ class _Sample:
 
     def add(self, batch: Batch) -> None:
         """Draw the keys of a batch."""
+        if not self.parts and isinstance(batch[0], Tensor):
+            self.most = max(8, min(self.most, _BYTES // batch[0][0].nbytes))
         keys = self.random.random_sample(len(batch[0]))
         chosen = np.flatnonzero(keys < self.limit)
         self.keys.append(keys[chosen])
@@ -212,8 +235,6 @@ class _Sample:
     def rows(self) -> Batch:
         """Return the rows with the least keys, in the order of these."""
         keys, rows = np.concatenate(self.keys), _joined(self.parts)
-        if isinstance(rows[0], Tensor):
-            self.most = max(8, min(self.most, _BYTES // rows[0][0].nbytes))
         order = keys.argsort()[: self.most]
         self.keys, self.parts, self.count = [keys[order]], [_taken(rows, order)], len(order)
         self.limit = keys[order[-1]] if len(order) == self.most else 1.0
@@ -221,9 +242,16 @@ class _Sample:
 
 
 class _Extremes:
-    """For each column the row of its least and greatest value, of one that is not whole, of none, and of each text."""
+    """For each column the row of its least and greatest value, of one that is not whole, of none, and of each text.
 
-    def __init__(self) -> None:
+    Of tensors, these are rows of all values together.
+
+    Args:
+        label: a column of classes.
+    """
+
+    def __init__(self, label: str = "") -> None:
+        self.label = label
         self.rows, self.best = dict[Any, Batch](), dict[tuple[int, Any], float]()
         self.texts: dict[Any, set[Any]] = {}
 
@@ -233,27 +261,30 @@ class _Extremes:
         if isinstance(first, DataFrame):
             for name in first:
                 column = first[name]
-                if pandas.api.types.is_numeric_dtype(column) or pandas.api.types.is_datetime64_any_dtype(column):
+                is_number = pandas.api.types.is_numeric_dtype(column) and name != self.label
+                if is_number or pandas.api.types.is_datetime64_any_dtype(column):
                     numbers = pandas.to_numeric(column).to_numpy(float, na_value=np.nan)
-                    self._look(batch, numbers[:, None], [name])
+                    self._look(batch, name, [-numbers, numbers, numbers != np.rint(numbers), np.isnan(numbers)])
                 else:
                     seen = self.texts.setdefault(name, set())
                     for row in np.flatnonzero(~column.duplicated() & ~column.isin([*seen])):
                         if len(seen) < _MOST_TEXTS:
                             self.rows[name, column.iloc[row]] = _taken(batch, np.array([row]))
                             seen.add(column.iloc[row])
-        elif first.dtype != torch.uint8:
-            x = first.flatten(1).numpy()
-            self._look(batch, x.astype(float), range(x.shape[1]))
+        elif first.is_floating_point() or first.dtype == torch.int64:
+            x = first.flatten(1)
+            filled = x.nan_to_num(nan=0.0) if x.is_floating_point() else x.double()
+            scores = [-filled.amin(1), filled.amax(1), (filled != filled.round()).any(1), x.isnan().any(1)]
+            self._look(batch, "x", [one.double().numpy() for one in scores])
 
-    def _look(self, batch: Batch, x: NDArray[np.float64], names: Sequence[Any]) -> None:
-        for what, values in enumerate((-x, x, x != np.rint(x), np.isnan(x))):
-            scores = np.where(np.isnan(x), 1.0 if what == 3 else -np.inf, values)
-            rows, found = scores.argmax(0), scores.max(0)
-            for place, name in enumerate(names):
-                if found[place] > self.best.get((what, name), -np.inf if what < 2 else 0.0):
-                    self.best[what, name] = found[place]
-                    self.rows[what, name] = _taken(batch, rows[place : place + 1])
+    def _look(self, batch: Batch, name: Any, scores: Sequence[Any]) -> None:
+        """Keep the rows of which a score is greater than any before."""
+        for what, found in enumerate(scores):
+            found = np.where(np.isnan(found), -np.inf, found)
+            row = int(found.argmax())
+            if found[row] > self.best.get((what, name), -np.inf if what < 2 else 0.0):
+                self.best[what, name] = found[row]
+                self.rows[what, name] = _taken(batch, np.array([row]))
 
 
 def _read(source: Iterable[Any], name: str, read: Callable[[], object] = lambda: None) -> Iterator[Batch]:
@@ -270,6 +301,8 @@ def _read(source: Iterable[Any], name: str, read: Callable[[], object] = lambda:
         for given in source:
             read()
             batch = _batch(given, name)
+            if not len(batch[0]):
+                continue
             if (found := _layout(batch)) != (layout := layout or found):
                 raise InputError(f"{name} yields {found} after {layout}: yield data of one shape, type and columns")
             parts.append(batch)
@@ -291,7 +324,9 @@ def _batch(given: Any, name: str) -> Batch:
     if hasattr(given, "to_pandas"):
         given = given.to_pandas()
     if isinstance(given, DataFrame):
-        return (given.reset_index(drop=True),)
+        frame = given.reset_index(drop=True).rename(columns=str)
+        check_fields(frame, name)
+        return (frame,)
     items = [*given] if isinstance(given, (list, tuple)) else [given]
     items = [torch.from_numpy(one) if isinstance(one, np.ndarray) else one for one in items]
     if len(items) not in (1, 2) or not all(isinstance(one, Tensor) for one in items):
@@ -301,6 +336,9 @@ def _batch(given: Any, name: str) -> Batch:
     if x.dim() < 2 or (y and len(y[0]) != len(x)):
         shapes = " and ".join(str(tuple(one.shape)) for one in items)
         raise InputError(f"{name} yields tensors of shape {shapes}: yield x of shape (B, *shape), and (B, ...) labels")
+    if any(one.layout != torch.strided for one in items):
+        raise InputError(f"{name} yields sparse tensors: yield dense ones, by to_dense()")
+    x = x.float() if x.dtype == torch.bfloat16 else x
     if x.is_floating_point() and bool(x.isinf().any()):
         raise InputError(f"{name} yields an infinite value: give finite ones, or NaN for what is missing")
     return (x.detach().cpu(), *(one.detach().cpu() for one in y))

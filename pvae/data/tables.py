@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pandas
+import torch
 from numpy.typing import NDArray
 from pandas import DataFrame, Series
 from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype, is_numeric_dtype
@@ -33,7 +34,7 @@ from pvae.data.dataset import EPOCH, Column, Constant
 from pvae.data.labels import UNKNOWN, names_of
 from pvae.data.reading import Fields, Reading, Values
 
-__all__ = ["frame_values", "read_frame", "read_table", "table_text"]
+__all__ = ["check_fields", "class_codes", "field_texts", "frame_values", "read_frame", "read_table", "table_text"]
 
 _MOST_TEXTS = 100  # of a category, unless --columns names its kind
 _MOST_DAYS = 366 * 200  # between a date and 1970
@@ -90,14 +91,33 @@ def read_frame(frame: DataFrame, reading: Reading, name: str = "the table") -> V
         _check_names(Path(name), frame, reading)
         rows = [f"row-{row}" for row in range(len(frame))]
         return Values({"train": frame_values(frame, reading, name)}, {}, {"train": rows}, reading.known)
-    for column in frame:
-        if any(isinstance(one, (list, tuple, dict, set, np.ndarray)) for one in frame[column].dropna().iloc[:1]):
-            raise InputError(f"{name}: column {column} holds several values in each row: give a number or a text")
-    texts = frame.convert_dtypes().apply(_texts).astype(object)
+    check_fields(frame, name)
+    texts = frame.convert_dtypes().apply(field_texts).astype(object)
     texts = texts.set_axis([f"row {row}" for row in range(len(frame))])
     points, _ = _points(texts, ",", ())
     values = _values_of(Fields(texts, "", ",", points), Path(name), reading)
     return values._replace(x={"train": frame_values(frame, replace(reading, known=values.columns), name)})
+
+
+def check_fields(frame: DataFrame, name: str) -> None:
+    """Refuse a data frame of which a column holds lists or arrays."""
+    for column in frame:
+        if any(isinstance(one, (list, tuple, dict, set, np.ndarray)) for one in frame[column].dropna().iloc[:1]):
+            raise InputError(f"{name}: column {column} holds several values in each row: give a number or a text")
+
+
+def class_codes(frame: DataFrame, label: str, classes: Sequence[str], name: str) -> Tensor:
+    """Return the class of each row of a data frame by the texts of a column, int64 (N,); -1 where it is missing.
+
+    Raises:
+        InputError: the column is absent, or has another class.
+    """
+    check_name("--label-column", label, [*frame])
+    texts = field_texts(frame[label].convert_dtypes())
+    codes = texts.map({text: code for code, text in enumerate(classes)} | {"": -1})
+    if codes.isna().any():
+        raise InputError(f"{name}: {label} is {shown(texts[codes.isna()].iloc[0])}, and not one of {listed(classes)}")
+    return torch.from_numpy(codes.to_numpy(np.int64, copy=True))
 
 
 def frame_values(frame: DataFrame, reading: Reading, name: str) -> NDArray[np.float64]:
@@ -123,7 +143,7 @@ def frame_values(frame: DataFrame, reading: Reading, name: str) -> NDArray[np.fl
         else:
             codes, _ = pandas.factorize(fields)
             is_first = (~fields.duplicated() & fields.notna()).to_numpy()
-            texts = _texts(fields[is_first]).set_axis([f"row {row}" for row in np.flatnonzero(is_first)])
+            texts = field_texts(fields[is_first]).set_axis([f"row {row}" for row in np.flatnonzero(is_first)])
             given = _given(texts, missing.difference(column.categories))
             numbers = _numbers(given.to_frame(column.name), {column.name: column.point})[column.name]
             values = _values(Path(name), column, given.rename(column.name), numbers)
@@ -455,7 +475,7 @@ def _read_fields(file: Path, known: Sequence[Column]) -> Fields:
         else:
             frame, notes, sep, above = _read_text(file)
         if suffix in (".parquet", ".xlsx"):
-            frame = frame.apply(_texts).set_axis([f"row {row + 1}" for row in frame.index])
+            frame = frame.apply(field_texts).set_axis([f"row {row + 1}" for row in frame.index])
     except InputError:
         raise
     except Exception as error:  # pandas, pyarrow, openpyxl and gzip raise exceptions of many types
@@ -485,7 +505,7 @@ def _read_fields(file: Path, known: Sequence[Column]) -> Fields:
     return Fields(frame, joined(*notes, *more), sep, points)
 
 
-def _texts(column: Series) -> Series:
+def field_texts(column: Series) -> Series:
     """Return the fields of a column of a data frame as texts, "" where one is missing; days without their hour."""
     texts = column.astype(object).where(column.notna(), "").map(str).str.strip()
     are_days = (texts.str.endswith(" 00:00:00") | ~texts.str.contains(":")).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -18,7 +19,7 @@ _PICTURES = ("reconstructions", "samples", "losses")
 
 
 def write_card(run: Run) -> None:
-    """Write the card, with the figures of evaluation.json if it is of these weights; what people added is replaced.
+    """Write the card, with the figures of evaluation.json if it is of these weights; an older one's licence stays.
 
     Raises:
         OSError: it cannot be written.
@@ -49,10 +50,14 @@ def write_card(run: Run) -> None:
                 rows["log p(x)"] = f"{found['mean']:.2f} +- {found['stderr']:.2f} of {report['num_images']:,} test data"
     table = "\n".join(f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in rows.items())
     pictures = [one for one in _PICTURES if (run.path / "figures" / f"{one}.png").exists()]
+    licence = "unknown"
+    with contextlib.suppress(OSError, UnicodeDecodeError, AttributeError):
+        before = re.search(r"^license: *(.+)$", (run.path / CARD).read_text("utf-8"), re.MULTILINE)
+        licence = before[1]  # type: ignore[index]
     given, y = ", vae" * run.has_own_vae, ", y" * run.is_given_labels
     text = f"""---
 library_name: pvae
-license: unknown
+license: {licence}
 tags: [variational-autoencoder, pyro]
 ---
 
@@ -71,7 +76,8 @@ vae = pvae.load("FOLDER"{given})  # the folder of this file
 z = vae.posterior(x{y}).sample()  # of data x, ({", ".join(["N", *map(str, data.datum_shape)])})
 ```
 
-No licence is stated: before you share the weights, name one here and in `license` above, which the data allow.
 """
+    if licence == "unknown":
+        text += "No licence is stated: before you share the weights, name one in `license` above, as the data allow.\n"
     text += "".join(f"\n![{one}](figures/{one}.png)\n" for one in pictures)
     write_whole(run.path / CARD, text.encode("utf-8", "replace"))  # a name may be any bytes

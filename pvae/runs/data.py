@@ -24,9 +24,9 @@ from pvae.data.dataset import DataRecord, Dataset
 from pvae.data.folders import is_file, is_folder
 from pvae.data.images import ImageArrays, ImageFiles, ImageSource, ImageTransform, colours, image_files, load_images
 from pvae.data.labels import names_of
-from pvae.data.parquet import large_parquet
+from pvae.data.parquet import ParquetParts
 from pvae.data.reading import Fields, Reading
-from pvae.data.sources import as_dataset, load_dataset, read_values
+from pvae.data.sources import as_dataset, batches_of, load_dataset, read_values
 from pvae.runs.record import RunRecord
 
 __all__ = ["ROWS", "OtherData", "data_for", "data_of", "data_of_python", "kept_rows", "load_again", "load_for"]
@@ -70,10 +70,11 @@ def data_of_python(data: Any, config: Config | None = None, quiet: bool = True) 
 def kept_rows(data: Dataset) -> bytes:
     """Return the rows of a stream that are in memory, with their labels, as a safetensors file."""
     labels = {f"{split}_labels": y.contiguous() for split, y in data.labels.items()}
-    return safetensors.torch.save({split: x.contiguous() for split, x in data.splits.items()} | labels)
+    seldom = {} if data.extremes is None else {"extremes": data.extremes.contiguous()}
+    return safetensors.torch.save({split: x.contiguous() for split, x in data.splits.items()} | labels | seldom)
 
 
-def _kept(run: RunRecord, source: Any = None) -> Dataset:
+def _kept(run: RunRecord, source: Any, data_dir: str | Path | None) -> Dataset:
     """Return the rows that a run has kept of a stream, with the stream if it is given or a file."""
     file, path = run.path / ROWS, own_path(run.data.dataset)
     try:
@@ -83,13 +84,15 @@ def _kept(run: RunRecord, source: Any = None) -> Dataset:
     names = {one.name for one in fields(DataRecord)} & {one.name for one in fields(Dataset)}
     tensors |= {name: getattr(run.data, name) for name in names}
     data = Dataset(**tensors, num_streamed=run.data.num_train + run.data.num_valid)
-    source = large_parquet(Path(path)) if source is None and path else source
+    path = str(data_dir) if path and data_dir is not None else path
+    source = ParquetParts.of(Path(path)) if source is None and path and Path(path).is_file() else batches_of(source)
     if source is None:
         return data
     from pvae.data.stream import Stream
 
     num_rows = data.num_streamed + len(data.test)
-    return replace(data, stream=Stream(source, data.name, num_rows, _reading(run.config, run.data)))
+    classes = data.label_names if run.config.label_column else ()
+    return replace(data, stream=Stream(source, data.name, num_rows, _reading(run.config, run.data), classes))
 
 
 def data_of(run: RunRecord, data: Any = None, data_dir: str | Path | None = None, offline: bool = False) -> Dataset:
@@ -105,7 +108,7 @@ def data_of(run: RunRecord, data: Any = None, data_dir: str | Path | None = None
         InputError: the data set cannot be found, or its data differ from those in the run's record.
     """
     if (run.path / ROWS).exists() and not isinstance(data, Dataset):
-        found = _kept(run, data)
+        found = _kept(run, data, data_dir)
     else:
         found = data_of_python(data, run.config) if data is not None else load_again(run, data_dir, offline)
     found = found.with_valid(run.config.valid)
@@ -159,7 +162,7 @@ def _reading(config: Config, data: DataRecord | None = None) -> Reading:
     if data is None:
         return Reading(*names, config.columns, config.missing_values)
     columns = "" if data.columns else f"real*{data.datum_shape[0]}"  # of a run on arrays
-    return Reading(*names, columns, config.missing_values, data.columns, data.left_out)
+    return Reading(*names, columns, config.missing_values, data.columns, data.left_out, in_parts=False)
 
 
 class OtherData(NamedTuple):

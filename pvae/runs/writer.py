@@ -33,7 +33,7 @@ from pvae.runs.run import BEST, CHECKPOINT, KEPT, METRICS, OWN_CODE, Run
 
 __all__ = ["begin", "check_out", "discard", "keep", "new_folder", "record_choice", "save"]
 
-_FIRST = (METRICS, CHECKPOINT)  # files that are written before config.json
+_FIRST = (METRICS, CHECKPOINT, ROWS)  # files that are written before config.json
 
 
 def check_out(path: Path) -> Path:
@@ -145,7 +145,7 @@ def record_choice(run: Run, chosen: Mapping[str, Any]) -> None:
 def discard(path: Path) -> None:
     """Remove the folder of a new run whose training could not start."""
     with contextlib.suppress(OSError):
-        for name in (*_FIRST, CONFIG, KEPT, ROWS, "split.csv"):
+        for name in (*_FIRST, CONFIG, KEPT, "split.csv"):
             (path / name).unlink(missing_ok=True)
         path.rmdir()
 

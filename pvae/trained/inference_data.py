@@ -35,7 +35,8 @@ def to_arviz(vae: VAE | Run, data: Data | None = None, draws: int = 250, chains:
 
     The draws of z are of p(z | x) as far as the weights can be trusted, which `constant_data.pareto_k` says; where
     q(z | x) = p(z | x), they are exact. The data are dimension "row", the latents "latent", and a table's columns
-    "column". All draws are independent, also those of a chain.
+    "column". Draws of z given a row are with replacement
+    from K, and those of a chain depend on each other no more than on those of another.
 
     The parameters are held fixed, so that leaving a row out leaves p(z) for it: elpd_loo estimates the sum over the
     rows of log p(x), from weights 1 / p(x | z), whose tail is heavier than that of w.

@@ -27,7 +27,7 @@ from pvae.data.dataset import Column, check_domain
 from pvae.data.preparation import Preparation
 from pvae.data.reading import Reading
 from pvae.data.sources import as_dataset
-from pvae.data.tables import read_frame
+from pvae.data.tables import class_codes, read_frame
 from pvae.marginal.log_likelihood import log_likelihood
 from pvae.marginal.log_p import LogP
 from pvae.trained import latent_space
@@ -121,7 +121,10 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
             run = fit(config, data=data, out=out, device="cpu", quiet=not self.verbose, **how)
             self.vae_, self.config_ = run.vae(), run.config
         self.columns_, self.constants_, self.left_out_ = data.columns, data.constants, data.left_out
-        self.classes_ = data.label_names if self.condition else ()
+        self.classes_, self.class_values_ = data.label_names if self.condition else (), []
+        if self.condition:
+            codes = class_codes(frame, self.condition, self.classes_, "X").numpy()
+            self.class_values_ = [frame[self.condition][codes == code].iloc[0] for code in range(len(self.classes_))]
         self.shares_ = data.labels["train"].bincount().double() if self.condition else None
         self.is_frame_ = isinstance(X, DataFrame)
         self.dtypes_ = dict((X if self.is_frame_ else frame).dtypes)
@@ -217,15 +220,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         values = read_frame(frame, known, "X")
         pixels = Preparation.of(self.config_).pixels(torch.from_numpy(values.x["train"]))
         check_domain(getattr(vae.p_x, "check", None), pixels.images, "X", values.names["train"], self.columns_)
-        return Batch(pixels, self._labels(frame) if self.condition else None)
-
-    def _labels(self, frame: DataFrame) -> Tensor:
-        """Return the class of each row, int64 (N,)."""
-        names = frame[self.condition].convert_dtypes().astype(str)
-        codes = names.map({name: code for code, name in enumerate(self.classes_)})
-        if codes.isna().any():
-            raise InputError(f"{self.condition} is {names[codes.isna()].iloc[0]}, and not one of {self.classes_}")
-        return torch.from_numpy(codes.to_numpy(np.int64, copy=True))
+        return Batch(pixels, class_codes(frame, self.condition, self.classes_, "X") if self.condition else None)
 
     def _table(self, x: Tensor, y: Tensor | None = None) -> Any:
         """Return values (N, D) with their classes in the columns of X: a frame of its types, or an array."""
@@ -233,7 +228,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         for column, values in zip(self.columns_, x.double().numpy().T):
             found[column.name] = _in_units(column, values)
         if y is not None and self.condition:
-            found[self.condition] = [self.classes_[code] for code in y.tolist()]
+            found[self.condition] = [self.class_values_[code] for code in y.tolist()]
         for one in self.constants_:
             found[one.name] = [one.text] * len(x)
         names = [name for name in map(str, self.dtypes_) if name in found]

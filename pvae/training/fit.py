@@ -114,14 +114,16 @@ def fit(
     check_types(config=config, vae=vae)
     if config is not None:
         elbo_of(config)  # refuses what does not go together, before any data are read
+    path = expanded(out, "--out") if out is not None else None
     if data is not None:
+        if path is not None:
+            writer.check_out(path)  # before what may take long
         data = data_of_python(data, config, quiet)
     if config is None:
         configure = values_config if data is not None and not data.is_images else images_config
         config = configure(data) if data is not None and vae is None else Config()
     if vae is not None and config.system in SYSTEMS:
         config = config.replace(system="own-vae", source="")
-    path = expanded(out, "--out") if out is not None else None
     parent = start if start is None or isinstance(start, Run) else Run.open(start)
     with one_at_a_time(), joined(device) as world:
         if path is not None:

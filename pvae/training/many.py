@@ -123,9 +123,12 @@ def fit_many(
     for one in configs:
         elbo_of(one)  # refuses what does not go together
     data = None if data is None else data_of_python(data, configs[0], quiet)
-    if data is not None and data.num_streamed:
-        raise InputError(f"{data.name} are read in batches, and many runs need them in memory: train one by pvae.fit")
     runs = _runs(configs, out, data, data_dir, offline, make_vae is not None)
+    if (loaded := runs[0].dataset()).num_streamed:
+        what = (
+            f"{loaded.name} is read in batches, as iterables, data frames of 100,000 rows and large Parquet files are"
+        )
+        raise InputError(f"{what}, and many runs need a pvae.Dataset in memory: train one at a time")
     left = [run for run in runs if not (run.sessions and run.is_finished())]
     errors: dict[Path, Ended] = {}
     new = {"device": device, "start": start, "code": code}

@@ -93,7 +93,7 @@ def build_trainer(
     if data.stream is not None:
         from pvae.data.stream import StreamedData  # imports pandas, which takes half a second
 
-        train = StreamedData.of(data, data.stream, train.prepared, preparation, config.batch_size)
+        train = StreamedData.of(data, data.stream, train, config.batch_size)
     splits = {split: Batch(Pixels(x, preparation), labels.get(split)) for split, x in prepared.items()}
 
     known = (labels["train"] >= 0).float().mean().item() if config.labels else 1.0
@@ -229,9 +229,12 @@ def _at_start(
         if not data.is_images:
             fit_to(vae, x)
     if not data.is_images:
+        check = getattr(vae.p_x, "check", None)
         for split, values in prepared.items():
-            check = getattr(vae.p_x, "check", None)
             check_domain(check, values, data.name, data.names.get(split, split), data.columns)
+        if data.extremes is not None:
+            seldom = Preparation.of(config, own is not None).prepared(data.extremes, "train").to(x.device)
+            check_domain(check, seldom, data.name, "row", data.columns)
     if note and config.initialization == "exact":
         note(start_exactly(vae, x, prepared.get("valid", x)))
     elif note and config.system == "values" and not config.has_exact_start:

@@ -9,12 +9,12 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pvae.core.errors import InputError, TrainingError
-from pvae.data import stream
+from pvae.data import sources, stream
 from pvae.data.choices import values_config
-from pvae.data.preparation import Preparation
+from pvae.data.preparation import Preparation, TrainingData
 from pvae.data.reading import Reading
 from pvae.data.sources import as_dataset
 from pvae.data.stream import StreamedData, streamed
@@ -28,7 +28,7 @@ def rows_of(x):
 
 def visited(data, passes=1, batch_size=7):
     """The rows of the steps of some passes."""
-    train = StreamedData.of(data, data.stream, data.train, Preparation(is_exact=True), batch_size)
+    train = StreamedData.of(data, data.stream, TrainingData(data.train, Preparation(is_exact=True), None), batch_size)
     found = [train.prepared[order].clone() for order in train.orders(passes, passes * data.num_train)]
     return torch.cat(found)
 
@@ -99,7 +99,7 @@ def test_labels_come_with_their_rows(few_kept):
     y = (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()
     data = streamed(DataLoader(TensorDataset(x, y), 16, shuffle=True), "mine")
     assert data.label_names == ("0", "1", "2", "3")
-    train = StreamedData.of(data, data.stream, data.train, Preparation(), 7)
+    train = StreamedData.of(data, data.stream, TrainingData(data.train, Preparation(), data.train_labels), 7)
     for order in train.orders(1, data.num_train):
         of_x = (train.prepared[order, 0] > 0).long() + 2 * (train.prepared[order, 1] > 0).long()
         assert torch.equal(train.y[order], of_x)
@@ -142,6 +142,55 @@ def test_what_is_no_iterable_of_batches_is_refused(source):
         streamed(source, "mine")
     assert "mine" in str(found.value)
     assert "\n" not in str(found.value)
+
+
+class Noisy(Dataset):
+    def __len__(self):
+        return 400
+
+    def __getitem__(self, row):
+        return torch.tensor([float(row), 0.0]) + torch.randn(2)
+
+
+def test_rows_that_do_not_come_again_are_refused(few_kept):
+    """As of a random transformation: others would be trained on that are test data but for their noise."""
+    with pytest.raises(TrainingError, match="held out"):
+        visited(streamed(DataLoader(Noisy(), 20), "mine"))
+
+
+def test_what_loaders_yield_is_taken(few_kept):
+    """Of an iterable data set, without a length; empty batches; bfloat16; and data frames whose columns are numbers."""
+
+    class Rows(IterableDataset):
+        def __iter__(self):
+            yield from FOUR[0].repeat(20, 1)
+
+    assert streamed(DataLoader(Rows(), 8), "mine").num_train == 72
+    with pytest.raises(InputError, match="DataLoader"):
+        as_dataset(Rows(), Reading())
+    assert len(visited(streamed([FOUR[0][:0], *FOUR], "mine"))) == 18
+    assert streamed([one.bfloat16() for one in FOUR], "mine").train.dtype == torch.float32
+    frames = [pandas.DataFrame(RNG.normal(size=(50, 3))) for _ in range(9)]
+    assert [one.name for one in streamed([*frames, frames[0][:0]], "mine").columns] == ["0", "1", "2"]
+
+
+def test_memory_for_rows_is_bounded_by_their_bytes(monkeypatch):
+    monkeypatch.setattr(stream, "_BYTES", 10_000)
+    data = streamed([torch.randn(50, 250) for _ in range(20)], "mine")  # 1,000 bytes each
+    assert len(data.train) + len(data.test) <= 10
+    assert len(data.extremes) <= 4
+
+
+def test_a_column_of_classes_comes_with_its_rows(few_kept, monkeypatch):
+    kind = RNG.choice(["b", "a", "seldom"], 3000, p=[0.5, 0.4996, 0.0004])
+    kind[7] = "seldom"
+    frame = pandas.DataFrame({"x": np.where(kind == "a", 5.0, -5.0) + RNG.normal(size=3000), "kind": kind})
+    monkeypatch.setattr(sources, "_LARGE", 500)
+    data = as_dataset(frame, Reading(label_column="kind"))
+    assert data.label_names == ("a", "b", "seldom")
+    train = StreamedData.of(data, data.stream, TrainingData(data.train, Preparation(), data.train_labels), 7)
+    for order in train.orders(1, data.num_train):
+        assert torch.equal(train.prepared[order, 0] > 0, train.y[order] == 0)
 
 
 @pytest.mark.parametrize(

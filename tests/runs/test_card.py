@@ -7,7 +7,7 @@ import torch
 
 import pvae
 from pvae.cli.evaluate import main as evaluate
-from pvae.runs.card import CARD
+from pvae.runs.card import CARD, write_card
 from pvae.runs.run import Run
 
 pytestmark = pytest.mark.workflow
@@ -25,6 +25,9 @@ def test_it_names_data_command_and_figures_and_evaluation_adds_log_p(tmp_path):
     assert "log p(x)" not in text
     names = [line.split("(")[1][:-1] for line in text.splitlines() if line.startswith("![")]
     assert names
+    (run.path / CARD).write_text(text.replace("license: unknown", "license: mit"))
+    write_card(run)
+    assert "license: mit" in (run.path / CARD).read_text()
     assert all((run.path / name).exists() for name in names)
 
 

@@ -111,6 +111,23 @@ def test_what_people_hold_trains(tmp_path, way):
     assert len(run.dataset(ways[way]).test) >= 75
 
 
+def test_labels_that_the_vae_does_not_take_are_left(tmp_path):
+    batches = DataLoader(TensorDataset(linear(), torch.arange(1000) % 3), 50)
+    run = pvae.fit(CONFIG.replace(epochs=1), data=batches, out=tmp_path / "run", threads=1)
+    assert run.data.label_names == ("0", "1", "2")
+    run = pvae.fit(CONFIG.replace(epochs=1, condition=True), data=batches, out=tmp_path / "given", threads=1)
+    assert run.vae().takes_labels
+
+
+def test_a_long_frame_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr("pvae.data.sources._LARGE", 300)
+    frame = pandas.DataFrame(linear().numpy(), columns=list("abcde"))
+    run = pvae.fit(CONFIG.replace(epochs=1), data=frame, out=tmp_path / "run", threads=1)
+    assert pvae.resume(run.path, 2, data=frame, threads=1).metrics()[-1].epoch == 2
+    with pytest.raises(TrainingError, match="held out"):
+        pvae.resume(run.path, 3, data=frame + 1, threads=1)
+
+
 @pytest.fixture
 def table(tmp_path):
     pytest.importorskip("pyarrow")
@@ -137,6 +154,10 @@ def test_a_table_larger_than_memory_is_read_in_parts_and_gives_the_same_columns(
     run = pvae.fit(config, out=tmp_path / "run", threads=1)
     run = pvae.resume(run.path, 3, threads=1)
     assert run.metrics()[-1].epoch == 3
+    with pytest.raises(InputError, match="in batches"):
+        pvae.fit_many([config, config.replace(seed=1)], out=tmp_path / "many")
+    monkeypatch.undo()
+    assert pvae.resume(run.path, 4, threads=1).metrics()[-1].epoch == 4
     assert run.dataset().num_train + len(run.dataset().test) + len(run.dataset().valid) == 2000
 
 
