@@ -226,7 +226,11 @@ def test_the_code_of_a_choice_leaves_what_its_picture_shows(kind, name):
     assert drawn.isfinite().all()
     if kind == "elbos":
         mean, error = drawn[:, 0].mean(), drawn[:, 0].std() / len(drawn) ** 0.5
-        assert made["elbo"].is_importance_weighted or name == "EnumeratedELBO" or abs(mean + 1) < 5 * error
+        is_other = made["elbo"].is_importance_weighted or name in (
+            "EnumeratedELBO",
+            "GumbelSoftmax",
+        )  # another gradient
+        assert is_other or abs(mean + 1) < 5 * error
 
 
 def test_no_argument_is_explained_by_its_shape_alone():

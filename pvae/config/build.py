@@ -272,6 +272,7 @@ def build_elbo(name: str, num_particles: int = 1, **options: float) -> PerDatumE
             free_bits: nats per latent dimension that cost nothing.
             alpha: order of "renyi"; below 0 the objective is not a lower bound on log p(x), -inf is VR-max.
             mix: share of the ELBO in "ciwae".
+            temperature: of the relaxed bits of "gumbel".
             num_groups: number of groups M of "miwae" and "piwae".
             label_weight: weight of the classifier's loss at known labels in "enumerate".
 
@@ -305,6 +306,7 @@ def elbo_of(config: Config, labelled: float = 1.0) -> PerDatumELBO:
         "free_bits": config.free_bits,
         "alpha": config.alpha,
         "mix": config.mix,
+        "temperature": config.temperature,
         "num_groups": config.groups,
         "label_weight": config.label_weight / labelled,
     }

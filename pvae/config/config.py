@@ -248,7 +248,8 @@ class Config:
         "Pyro's inference); the ELBO with another gradient: stl (sticking the landing), score (score function), "
         "score-loo (with a leave-one-out baseline); bounds of importance weights: iwae, dreg (doubly reparameterised), "
         "renyi, ciwae, miwae, piwae (miwae for the encoder); enumerate: the ELBO "
-        "summed over the labels that are not known, with --labels",
+        "summed over the labels that are not known, with --labels; of bits: arms and disarm, antithetic draws; vimco, "
+        "iwae with baselines; gumbel, a relaxed bound; straight-through",
         choices=tuple(ELBOS),
     )
     particles: int = option(1, "number K of samples z ~ q(z | x) per image in the bound", limits=(1, 10**6))
@@ -258,6 +259,12 @@ class Config:
         "not a lower bound. The reported elbo is the ELBO",
         limits=(-math.inf, 1e38),
         only_with=("--elbo renyi", lambda c: c.elbo == "renyi"),
+    )
+    temperature: float = option(
+        0.5,
+        "of relaxed bits: at a lower one, gradients have less bias and more noise",
+        limits=(1e-3, 100.0),
+        only_with=("--elbo gumbel", lambda c: c.elbo == "gumbel"),
     )
     mix: float = option(
         0.5,

@@ -61,6 +61,7 @@ class Posterior(Family):
         is_flow: it has `--flow-length` transforms; it draws z and log q(z) together.
         has_flow_networks: each transform is a masked network, by zuko.
         is_on_sphere: it is a density on the unit sphere.
+        is_discrete: it is a distribution of bits.
         has_density: it is a density; False for a point.
         page: its kind in `POSTERIORS` of `explore/network.js`, and what else that takes; empty if the page does not
             compute it.
@@ -73,6 +74,7 @@ class Posterior(Family):
     is_flow: bool = False
     has_flow_networks: bool = False
     is_on_sphere: bool = False
+    is_discrete: bool = False
     has_density: bool = True
     page: Mapping[str, Any] = field(default_factory=dict)
 
@@ -86,6 +88,7 @@ class Prior(Family):
         is_mixture: a mixture of `--components` distributions.
         is_flow: it has `--flow-length` transforms, each a masked network.
         is_on_sphere: it is a density on the unit sphere.
+        is_discrete: it is a distribution of bits.
         page: its name in `PRIORS` of `explore/network.js`.
     """
 
@@ -93,6 +96,7 @@ class Prior(Family):
     is_mixture: bool = False
     is_flow: bool = False
     is_on_sphere: bool = False
+    is_discrete: bool = False
     page: str = ""
 
 
@@ -224,6 +228,12 @@ POSTERIORS = _table(
         page={"kind": "power-spherical"},
     ),
     Posterior(
+        name="bernoulli", module="pvae.models.posteriors:BernoulliPosterior",
+        help="bits, with --prior bits or uniform-bits, and --elbo arms, disarm, score-loo, vimco, gumbel or "
+        "straight-through", num_outputs=lambda c: c.latent_dim, closed_forms=("bits", "uniform-bits"),
+        is_discrete=True,
+    ),
+    Posterior(
         name="delta", module="pvae.models.posteriors:DeltaPosterior",
         help="a point, without a prior, which makes an autoencoder", num_outputs=lambda c: c.latent_dim,
         closed_forms=("flat",), has_density=False,
@@ -253,6 +263,14 @@ PRIORS = _table(
         help="learned, by masked autoregressive flow, which needs zuko",
         arguments=lambda c: {"num_transforms": c.flow_length, "hidden": c.flow_hidden}, is_flow=True,
         page="flow",
+    ),
+    Prior(
+        name="bits", module="pvae.models.priors:BernoulliPrior", help="learned, with --posterior bernoulli",
+        is_discrete=True,
+    ),
+    Prior(
+        name="uniform-bits", module="pvae.models.priors:BernoulliPrior", help="each bit 1 with probability 1/2",
+        arguments=lambda c: {"is_learned": False}, is_discrete=True,
     ),
     Prior(
         name="sphere", module="pvae.models.priors:SpherePrior",

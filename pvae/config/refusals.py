@@ -73,6 +73,8 @@ def _constant(c: Any, data: Any) -> str:
 _NAMES = {  # of families, in messages
     "on_sphere": f"--posterior {text_where(POSTERIORS, lambda row: row.is_on_sphere)} and --prior "
     f"{text_where(PRIORS, lambda row: row.is_on_sphere)}",
+    "of_bits": f"--posterior {text_where(POSTERIORS, lambda row: row.is_discrete)} and --prior "
+    f"{text_where(PRIORS, lambda row: row.is_discrete)}",
     "of_posterior": text_where(PRIORS, lambda row: row.is_of_posterior),
     "normal": text_where(POSTERIORS, lambda row: row.is_normal),
     "symmetric": text_where(LIKELIHOODS, lambda row: row.can_be_symmetric),
@@ -93,6 +95,9 @@ REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...
     ("config", lambda c: c.posterior_family.is_on_sphere != c.prior_family.is_on_sphere,
      "one of --posterior {c.posterior} and --prior {c.prior} is a density on the unit sphere, and the other is not: "
      "give both {on_sphere}, or neither"),
+    ("config", lambda c: c.posterior_family.is_discrete != c.prior_family.is_discrete,
+     "one of --posterior {c.posterior} and --prior {c.prior} is of bits, and the other is not: give both {of_bits}, or "
+     "neither"),
     ("config", lambda c: c.prior_family.is_on_sphere and c.latent_dim < 2,
      "--posterior {c.posterior} needs at least 2 dimensions: give --latent-dim 2 or more"),
     ("config", lambda c: c.upper_latent_dims and c.inference not in c.posterior_family.inference,
@@ -151,6 +156,10 @@ REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...
      "--elbo {c.elbo} has no rate to weigh: leave --beta and --warm-up out, or take --elbo trace or analytic"),
     ("config elbo", lambda c, elbo: "free_bits" not in elbo.options and c.free_bits,
      "--elbo {c.elbo} has no free bits: give --free-bits 0, or take --elbo trace or analytic"),
+    ("config elbo", lambda c, elbo: c.posterior_family.is_discrete and elbo.reparameterised,
+     "bits have no derivative, which --elbo {c.elbo} needs: give --elbo arms or score-loo with --particles 4"),
+    ("config elbo", lambda c, elbo: c.elbo == "disarm" and c.particles % 2,
+     "--elbo disarm draws in pairs: give an even number of --particles, not {c.particles}"),
     ("config elbo", lambda c, elbo: c.particles < elbo.least_particles,
      "--elbo {c.elbo} needs --particles {k.elbo.least_particles} or more, not {c.particles}"),
     ("config elbo", lambda c, elbo: "num_groups" in elbo.options and c.particles % c.groups,

@@ -18,10 +18,10 @@ from pvae.elbos.base import PyroFunction
 from pvae.elbos.importance import ImportanceELBO, log_mean_exp
 from pvae.elbos.sites import Draws, Latent
 
-__all__ = ["PIWAE", "DReG", "LeaveOneOutScoreELBO", "ScoreELBO", "StickingTheLanding"]
+__all__ = ["PIWAE", "DReG", "LeaveOneOutScoreELBO", "NoPathThroughDraws", "ScoreELBO", "StickingTheLanding"]
 
 
-class _NoPathThroughDraws(Messenger):
+class NoPathThroughDraws(Messenger):
     """Detach each draw of z from the parameters of its distribution."""
 
     def _pyro_post_sample(self, msg: Any) -> None:
@@ -229,7 +229,7 @@ class ScoreELBO(ImportanceELBO):
     is_importance_weighted = False
     needs_separate_draws = True
     reparameterised = False
-    messenger = _NoPathThroughDraws
+    messenger = NoPathThroughDraws
 
     def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
         """Return the bound of each datum, (B,), with the score function's gradient."""

@@ -17,5 +17,10 @@ ELBOS = {  # each class says which options it takes
     "ciwae": "pvae.elbos.importance:CIWAE",
     "miwae": "pvae.elbos.importance:MIWAE",
     "piwae": "pvae.elbos.gradients:PIWAE",
+    "arms": "pvae.elbos.binary:ARMS",
+    "disarm": "pvae.elbos.binary:DisARM",
+    "vimco": "pvae.elbos.binary:VIMCO",
+    "gumbel": "pvae.elbos.binary:GumbelSoftmax",
+    "straight-through": "pvae.elbos.binary:StraightThrough",
     "enumerate": "pvae.elbos.enumerated:EnumeratedELBO",
 }

@@ -17,6 +17,7 @@ from pvae.distributions.power_spherical import PowerSpherical
 from pvae.models.flows import autoregressive_transforms, composed
 
 __all__ = [
+    "BernoulliPosterior",
     "DeltaPosterior",
     "FullNormalPosterior",
     "IAFPosterior",
@@ -83,6 +84,29 @@ def bounded_normal(parameters: Tensor, log_variance: bool = False) -> dist.Indep
         log_scale = 0.5 * log_scale
     log_scale = log_scale.clamp(-7, 7)
     return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+
+class BernoulliPosterior(nn.Module):
+    """The approximate posterior of independent bits, whose logits are the encoder's output.
+
+        q(z | x) = prod_l Bernoulli(z_l; sigmoid(output_l(x)))
+
+    A draw has no derivative: train it by `--elbo arms`, `disarm`, `score-loo` or `vimco`, or by a relaxation.
+
+    Args:
+        encoder: a network from (B, *D) to (B, L).
+
+    Reference:
+        Mnih and Gregor, arXiv:1402.0030.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> dist.Independent:
+        """Return q(z | x): batch shape (B,), event shape (L,)."""
+        return dist.Bernoulli(logits=self.encoder(x)).to_event(1)
 
 
 class FullNormalPosterior(nn.Module):

@@ -16,7 +16,15 @@ from pvae.distributions.power_spherical import SphereUniform
 from pvae.models.flows import autoregressive_transforms, composed
 from pvae.models.posteriors import bounded_normal
 
-__all__ = ["FlatPrior", "FlowPrior", "MixturePrior", "SpherePrior", "StandardNormalPrior", "VampPrior"]
+__all__ = [
+    "BernoulliPrior",
+    "FlatPrior",
+    "FlowPrior",
+    "MixturePrior",
+    "SpherePrior",
+    "StandardNormalPrior",
+    "VampPrior",
+]
 
 
 class StandardNormalPrior(nn.Module):
@@ -40,6 +48,25 @@ class StandardNormalPrior(nn.Module):
     def forward(self) -> dist.Independent:
         """Return p(z): batch shape (), event shape (L,)."""
         return dist.Normal(self.loc, self.scale).to_event(1)
+
+
+class BernoulliPrior(nn.Module):
+    """The prior of independent bits, whose logits are learned, and start at 0.
+
+        p(z) = prod_l Bernoulli(z_l; sigmoid(logit_l))
+
+    Args:
+        latent_dim: L, the number of bits.
+        is_learned: train the logits; otherwise each bit is 1 with probability 1/2.
+    """
+
+    def __init__(self, latent_dim: int, is_learned: bool = True) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(latent_dim), requires_grad=is_learned)
+
+    def forward(self) -> dist.Independent:
+        """Return p(z): batch shape (), event shape (L,)."""
+        return dist.Bernoulli(logits=self.logits).to_event(1)
 
 
 class FlatPrior(nn.Module):

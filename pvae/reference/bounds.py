@@ -29,6 +29,7 @@ __all__ = [
     "renyi",
     "score_gradients",
     "stl_gradients",
+    "vimco_gradients",
 ]
 
 
@@ -234,6 +235,34 @@ def score_gradients(vae: VAE, x: Tensor, num_particles: int, leave_one_out: bool
     names = [name for name, _ in vae.named_parameters()]
     loss = -(f * log_q_z + log_joint).mean()
     return dict(zip(names, torch.autograd.grad(loss, list(vae.parameters()))))
+
+
+def vimco_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]:
+    """Return the gradients of -L_K, batch mean, where the encoder's is the score-function estimator with baselines.
+
+        d/d phi L_K  =  E [ sum_k (L_K - L_-k - v_k) d/d phi log q(z_k | x) ],    v_k = w_k / sum_j w_j
+        L_-k = log (1/K) (sum_{j != k} w_j + exp(mean_{j != k} log w_j))
+
+    Args:
+        vae: the three distributions.
+        x: images (B, C, H, W).
+        num_particles: K, at least 2.
+
+    Reference:
+        Mnih and Rezende, arXiv:1602.06725.
+    """
+    posterior = vae.posterior(x)
+    z = posterior.sample((num_particles,))
+    log_joint, log_q_z = _log_joint(vae, x, z), posterior.log_prob(z)
+    log_w = (log_joint - log_q_z).detach()
+    bound, weight = iwae(log_w), log_w.softmax(0)
+    loss = -(weight * log_joint).sum(0)
+    for k in range(num_particles):
+        others = torch.cat([log_w[:k], log_w[k + 1 :]])
+        without = iwae(torch.cat([others, others.mean(0, keepdim=True)]))
+        loss = loss - (bound - without - weight[k]) * log_q_z[k]
+    names = [name for name, _ in vae.named_parameters()]
+    return dict(zip(names, torch.autograd.grad(loss.mean(), list(vae.parameters()))))
 
 
 def _is_normal(distribution: Any) -> bool:

@@ -18,16 +18,19 @@ from pvae.models.likelihoods import LinearNormalLikelihood
 from pvae.models.priors import StandardNormalPrior
 from pvae.vae import VAE
 
-__all__ = ["decoder_of", "elbo", "has_oracle", "log_evidence", "true_posterior"]
+__all__ = ["decoder_of", "elbo", "has_oracle", "linear_decoder_of", "log_evidence", "true_posterior"]
 
 
 def has_oracle(vae: VAE) -> bool:
     """Whether the VAE is linear-Gaussian: a linear decoder, Normal noise, a standard Normal prior and a density q."""
-    if not (isinstance(vae.p_x, LinearNormalLikelihood) and isinstance(vae.p_z, StandardNormalPrior)):
-        return False
-    decoder = vae.p_x.decoder
+    return is_linear(vae) and isinstance(vae.p_z, StandardNormalPrior) and vae.has_density
+
+
+def is_linear(vae: VAE) -> bool:
+    """Whether p(x | z) is Normal(W z + b, s^2)."""
+    decoder = getattr(vae.p_x, "decoder", None)
     layers = [type(part) for part in decoder] if isinstance(decoder, nn.Sequential) else []
-    return layers == [nn.Linear, nn.Unflatten] and vae.has_density
+    return isinstance(vae.p_x, LinearNormalLikelihood) and layers == [nn.Linear, nn.Unflatten]
 
 
 def decoder_of(vae: VAE) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,12 +39,24 @@ def decoder_of(vae: VAE) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         InputError: the VAE is not linear-Gaussian.
     """
-    if not has_oracle(vae) or not isinstance(vae.p_x, LinearNormalLikelihood):
+    if not has_oracle(vae):
         raise InputError("log p(x) is known exactly for linear-Gaussian VAEs only: use --system linear-gaussian")
+    return linear_decoder_of(vae)
+
+
+def linear_decoder_of(vae: VAE) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loadings W (D, L), the offset b (D,) and the scale s () of a linear decoder, whatever the prior is.
+
+    Raises:
+        InputError: p(x | z) is no Normal(W z + b, s^2).
+    """
+    if not is_linear(vae):
+        raise InputError("p(x | z) is no Normal around a linear function of z: use --network linear")
+    p_x: Any = vae.p_x
     origin = torch.zeros_like(vae.prior().mean)
     offset = vae.likelihood(origin).mean.flatten()
     loadings = vae.likelihood(torch.eye(len(origin), dtype=origin.dtype)).mean.flatten(1) - offset  # (L, D)
-    return loadings.T, offset, offset.new_tensor(vae.p_x.scale)
+    return loadings.T, offset, offset.new_tensor(p_x.scale)
 
 
 def log_evidence(vae: VAE, x: Tensor) -> Tensor:

@@ -20,12 +20,14 @@ TEXTS = Dataset("texts", torch.zeros(31, 1), torch.zeros(9, 1), columns=(Column(
 RARE = Dataset("rare", torch.zeros(31, 1), torch.eye(9)[:, :1], columns=(Column("claim", ()),))
 STREAM = streamed([VALUES.train], "stream")
 TWO = {"upper_latent_dims": (2,)}
+BITS = {"posterior": "bernoulli", "prior": "bits"}
 REAL = {"likelihood": "normal-diagonal"}
 
 OF_CONFIG = [
     {"posterior": "delta", "beta": 2.0},
     {"posterior": "delta", "prior": "mixture"},
     {"prior": "sphere"},
+    {"posterior": "bernoulli"},
     {"posterior": "power-spherical", "prior": "sphere", "latent_dim": 1},
     {**TWO, "posterior": "iaf"},
     {**TWO, "prior": "vamp"},
@@ -50,6 +52,8 @@ OTHERS = [
     ({"likelihood": "normal-optimal", "elbo": "dreg"}, {}),
     ({"elbo": "iwae"}, {"has_own_beta": True}),
     ({"elbo": "stl", "free_bits": 0.1}, {}),
+    ({**BITS, "elbo": "trace"}, {}),
+    ({**BITS, "elbo": "disarm", "particles": 3}, {}),
     ({"elbo": "score-loo"}, {}),
     ({"elbo": "miwae", "particles": 5, "groups": 2}, {}),
     ({"initialization": "exact", "binarize": "threshold"}, {"data": IMAGES}),

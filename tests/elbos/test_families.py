@@ -14,6 +14,7 @@ from torch.distributions import kl_divergence
 
 from pvae.config.build import ELBO_CLASSES, build_elbo, build_vae, elbo_of, meta_state_dict
 from pvae.config.config import OPTIONS, Config
+from pvae.config.families import POSTERIORS, PRIORS
 from pvae.core.errors import InputError
 from pvae.core.terms import Terms
 from pvae.reference import bounds
@@ -42,6 +43,7 @@ PAIRS = [
     for posterior in OPTIONS["posterior"].choices
     for prior in OPTIONS["prior"].choices
     if posterior != "delta" and (posterior == SPHERE[0]) == (prior == SPHERE[1])
+    if not (POSTERIORS[posterior].is_discrete or PRIORS[prior].is_discrete)
 ]
 CLOSED = [*((name, "standard-normal") for name in ("normal", "normal-log-variance", "normal-full")), SPHERE]
 OPTIONS_OF = {"renyi": {"alpha": 0.3}, "ciwae": {"mix": 0.2}, "miwae": {"num_groups": 2}, "piwae": {"num_groups": 2}}
@@ -59,6 +61,7 @@ GRADIENTS = {  # and the bound, whose value they do not change
     "piwae": (lambda *arguments: bounds.piwae_gradients(*arguments, 2), bounds.iwae),
     "score": (bounds.score_gradients, bounds.elbo),
     "score-loo": (lambda *arguments: bounds.score_gradients(*arguments, leave_one_out=True), bounds.elbo),
+    "vimco": (bounds.vimco_gradients, bounds.iwae),
 }
 
 

@@ -16,7 +16,8 @@ from pvae.compile.compiled_svi import CompiledSVI
 from pvae.config.build import ELBO_CLASSES, build_elbo
 from pvae.core.terms import LossAndTerms
 
-ELBOS = tuple(name for name, one in ELBO_CLASSES.items() if not one.sums_over_labels)  # of VAEs without labels
+# Of VAEs without labels, of any latents.
+ELBOS = tuple(name for name, one in ELBO_CLASSES.items() if not (one.sums_over_labels or one.is_of_bits))
 
 
 class Trained(NamedTuple):
