@@ -14,6 +14,8 @@ from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
 from pvae.data.dataset import Column, Dataset
+from pvae.data.reading import Reading
+from pvae.data.sources import as_dataset
 from pvae.elbos.registry import ELBOS
 from pvae.models.columns import ColumnKind
 
@@ -39,7 +41,7 @@ _CLOSER = 0.05  # nats by which a log-Normal must describe positive values bette
 _PIXELS = 5e8  # that a training processes, in five to ten minutes on two cores
 
 
-def images_config(data: Dataset, **options: Any) -> Config:
+def images_config(data: Any, **options: Any) -> Config:
     """Return the system "images" with the options that suit a data set.
 
     A Bernoulli, if `binarize` makes all pixels black or white, or if they are, which `--binarize threshold` leaves so.
@@ -49,12 +51,13 @@ def images_config(data: Dataset, **options: Any) -> Config:
     has no closed form.
 
     Args:
-        data: the images.
+        data: the images, a `Dataset`, or what `fit` takes as data.
         options: fields of `Config`, which are kept as given.
 
     Raises:
         InputError: an option is unknown or cannot be used.
     """
+    data = as_dataset(data, Reading())
     if not data.is_images:
         raise InputError(f"{data.name} holds no images, (N, C, H, W) bytes: call values_config for other data")
     config, num_train, chosen = _common(get_system("images"), data, options)
@@ -74,7 +77,7 @@ def images_config(data: Dataset, **options: Any) -> Config:
     return config.replace(**(chosen | options))
 
 
-def values_config(data: Dataset, **options: Any) -> Config:
+def values_config(data: Any, **options: Any) -> Config:
     """Return the system "values" with the options that suit data that are no images.
 
     The likelihood is a Bernoulli if all values are 0 or 1, a negative binomial if they are whole numbers from 0 on, and
@@ -93,12 +96,13 @@ def values_config(data: Dataset, **options: Any) -> Config:
     positive or zero-inflated, or if `columns` is given.
 
     Args:
-        data: the data.
+        data: a `Dataset`, or what `fit` takes as data, which is then read once more than by `fit` alone.
         options: fields of `Config`, which are kept as given.
 
     Raises:
         InputError: an option is unknown or cannot be used.
     """
+    data = as_dataset(data, Reading(columns=options.get("columns", "")))
     given, every = dict(options), torch.cat(data.every)
     kinds = [_kind(column, every[:, place]) for place, column in enumerate(data.columns)]
     if "=" in options.get("columns", ""):  # of single columns, which are now those of all

@@ -460,7 +460,8 @@ def check_domain(
             continue
         row = next(row for row in range(len(part)) if _fault(check, part[row : row + 1]))
         datum, places = part[row], torch.arange(part[row].numel(), device=part.device).view(part[row].shape)
-        good = next((one for one in part if _fault(check, one[None]) is None), torch.zeros_like(datum))
+        inside = torch.as_tensor(getattr(getattr(check, "__self__", None), "inside", 0.0)).to(datum).expand_as(datum)
+        good = next((one for one in part if _fault(check, one[None]) is None), inside)
         alone = (torch.where(places == place, datum, good)[None] for place in range(datum.numel()))
         faults = ((place, fault) for place, one in enumerate(alone) if (fault := _fault(check, one)))
         place, fault = next(faults, (0, _fault(check, datum[None])))

@@ -20,7 +20,7 @@ from pvae.data.dataset import Dataset
 from pvae.data.labels import coded_labels
 from pvae.data.preparation import TrainingData
 from pvae.data.reading import Reading
-from pvae.data.tables import check_fields, class_codes, frame_values, read_frame
+from pvae.data.tables import checked, class_codes, frame_values, read_frame
 
 __all__ = ["Stream", "StreamedData", "streamed"]
 
@@ -324,9 +324,7 @@ def _batch(given: Any, name: str) -> Batch:
     if hasattr(given, "to_pandas"):
         given = given.to_pandas()
     if isinstance(given, DataFrame):
-        frame = given.reset_index(drop=True).rename(columns=str)
-        check_fields(frame, name)
-        return (frame,)
+        return (checked(given.reset_index(drop=True), name),)
     items = [*given] if isinstance(given, (list, tuple)) else [given]
     items = [torch.from_numpy(one) if isinstance(one, np.ndarray) else one for one in items]
     if len(items) not in (1, 2) or not all(isinstance(one, Tensor) for one in items):

@@ -34,7 +34,7 @@ from pvae.data.dataset import EPOCH, Column, Constant
 from pvae.data.labels import UNKNOWN, names_of
 from pvae.data.reading import Fields, Reading, Values
 
-__all__ = ["check_fields", "class_codes", "field_texts", "frame_values", "read_frame", "read_table", "table_text"]
+__all__ = ["checked", "class_codes", "field_texts", "frame_values", "read_frame", "read_table", "table_text"]
 
 _MOST_TEXTS = 100  # of a category, unless --columns names its kind
 _MOST_DAYS = 366 * 200  # between a date and 1970
@@ -86,12 +86,11 @@ def read_frame(frame: DataFrame, reading: Reading, name: str = "the table") -> V
     Raises:
         InputError: as for `read_table`.
     """
-    frame = frame.rename(columns=str)
+    frame = checked(frame, name)
     if reading.known:
         _check_names(Path(name), frame, reading)
         rows = [f"row-{row}" for row in range(len(frame))]
         return Values({"train": frame_values(frame, reading, name)}, {}, {"train": rows}, reading.known)
-    check_fields(frame, name)
     texts = frame.convert_dtypes().apply(field_texts).astype(object)
     texts = texts.set_axis([f"row {row}" for row in range(len(frame))])
     points, _ = _points(texts, ",", ())
@@ -99,11 +98,16 @@ def read_frame(frame: DataFrame, reading: Reading, name: str = "the table") -> V
     return values._replace(x={"train": frame_values(frame, replace(reading, known=values.columns), name)})
 
 
-def check_fields(frame: DataFrame, name: str) -> None:
-    """Refuse a data frame of which a column holds lists or arrays."""
+def checked(frame: DataFrame, name: str) -> DataFrame:
+    """Return a data frame whose columns are named by texts, with booleans as 0 and 1; refuse lists and arrays."""
+    frame = frame.rename(columns=str)
+    bits = frame.columns[[is_bool_dtype(one) for one in frame.dtypes]]
+    for column in bits:
+        frame = frame.assign(**{column: frame[column].astype("Int64" if frame[column].hasnans else "int64")})
     for column in frame:
         if any(isinstance(one, (list, tuple, dict, set, np.ndarray)) for one in frame[column].dropna().iloc[:1]):
             raise InputError(f"{name}: column {column} holds several values in each row: give a number or a text")
+    return frame
 
 
 def class_codes(frame: DataFrame, label: str, classes: Sequence[str], name: str) -> Tensor:

@@ -27,7 +27,7 @@ from pvae.data.dataset import Column, check_domain
 from pvae.data.preparation import Preparation
 from pvae.data.reading import Reading
 from pvae.data.sources import as_dataset
-from pvae.data.tables import class_codes, read_frame
+from pvae.data.tables import checked, class_codes, read_frame
 from pvae.marginal.log_likelihood import log_likelihood
 from pvae.marginal.log_p import LogP
 from pvae.trained import latent_space
@@ -143,6 +143,8 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         if self.condition:
             raise InputError(f"codes have no {self.condition}, which decoding needs: use sample, or vae_.likelihood")
         z = torch.as_tensor(np.asarray(Z, dtype=np.float32))
+        if z.shape[1:] != (self._n_features_out,):
+            raise InputError(f"codes have shape {tuple(z.shape)}: give (N, {self._n_features_out})")
         return self._table(latent_space.decode(self.vae_of(), z))
 
     def log_likelihood(self, X: Any, **how: Any) -> LogP:
@@ -164,11 +166,24 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         """Return the mean of log p(x) over the rows, in nats; y is ignored."""
         return float(self.score_samples(X).mean())
 
-    def sample(self, n_samples: int = 1) -> Any:
-        """Return rows that are drawn from p(x), in the columns of X, as whole and as decimal as these are."""
-        vae = self.vae_of()
+    def sample(self, n_samples: int = 1, condition: Any = None) -> Any:
+        """Return rows that are drawn from p(x), in the columns of X, as whole and as decimal as these are.
+
+        Args:
+            n_samples: the number of rows.
+            condition: the class of all rows; by default classes are drawn as often as the rows of `fit` had them.
+
+        Raises:
+            InputError: (a ValueError) the number is no whole number above 0, or there is no such class.
+        """
+        vae, known = self.vae_of(), [*self.class_values_]
+        if not isinstance(n_samples, (int, np.integer)) or n_samples < 1:
+            raise InputError(f"n_samples is {n_samples}: give a whole number above 0")
+        if condition is not None and condition not in known:
+            raise InputError(f"condition is {condition}, and not one of {known}")
         with seeded(self.config_.seed, _CPU):
             y = None if self.shares_ is None else self.shares_.multinomial(n_samples, replacement=True)
+            y = y if condition is None else torch.full((n_samples,), known.index(condition))
             x = latent_space.sample(vae, n_samples, True, y).double()
         for place, column in enumerate(self.columns_):
             x[:, place] = torch.tensor([column.rounded(one) for one in x[:, place].tolist()], dtype=x.dtype)
@@ -210,8 +225,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
             x = validate_data(self, X, reset=reset, dtype=None, accept_sparse=True, ensure_all_finite="allow-nan")
             x = x.toarray() if hasattr(x, "toarray") else x
             frame = DataFrame(x, columns=[f"x{place}" for place in range(x.shape[1])]).infer_objects()
-        are_bits = np.array([pandas.api.types.is_bool_dtype(one) for one in frame.dtypes])
-        return frame.astype(dict.fromkeys(frame.columns[are_bits], int)) if are_bits.any() else frame
+        return checked(frame, "X")
 
     def _batch(self, X: Any) -> Batch:
         """Return rows as the VAE takes them."""

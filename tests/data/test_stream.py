@@ -174,6 +174,11 @@ def test_what_loaders_yield_is_taken(few_kept):
     assert [one.name for one in streamed([*frames, frames[0][:0]], "mine").columns] == ["0", "1", "2"]
 
 
+def test_options_are_chosen_for_an_iterable(few_kept):
+    frames = [pandas.DataFrame({"a": RNG.normal(size=50), "b": [True, False] * 25}) for _ in range(9)]
+    assert values_config(frames, epochs=2).columns == "real,binary"
+
+
 def test_memory_for_rows_is_bounded_by_their_bytes(monkeypatch):
     monkeypatch.setattr(stream, "_BYTES", 10_000)
     data = streamed([torch.randn(50, 250) for _ in range(20)], "mine")  # 1,000 bytes each

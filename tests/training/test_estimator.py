@@ -91,6 +91,30 @@ def test_columns_in_another_order_are_put_right_and_others_are_refused(fitted):
         pvae.VAEEstimator().transform(frame)
 
 
+@pytest.mark.parametrize("number", [0, -1, 2.5, {"large": 2}])
+def test_a_number_of_rows_that_cannot_be_drawn_is_refused(fitted, number):
+    with pytest.raises(InputError, match="n_samples"):
+        fitted.sample(number)
+
+
+def test_what_is_wrong_with_a_row_is_named(fitted):
+    frame = table()
+    for wrong, names in (({"items": 1.5}, "items"), ({"price": -1.0}, "price"), ({"paid": 2}, "paid")):
+        with pytest.raises(InputError, match=names):
+            fitted.transform(frame.assign(**wrong))
+    with pytest.raises(InputError, match="several values"):
+        fitted.transform(frame.assign(items=[[1, 2]] * 60))
+    with pytest.raises(InputError, match="shape"):
+        fitted.inverse_transform(np.zeros((3, 5)))
+
+
+def test_booleans_may_be_missing():
+    frame = pandas.DataFrame({"a": np.random.default_rng(0).normal(size=40), "b": [True, False, pandas.NA, True] * 10})
+    frame = frame.astype({"b": "boolean"})
+    found = pvae.VAEEstimator(1, epochs=1, random_state=0, config=FAST).fit(frame)
+    assert found.impute(frame)["b"].notna().all()
+
+
 def test_it_is_the_run_that_fit_trains(tmp_path, no_pictures):
     frame = table()
     found = pvae.VAEEstimator(2, epochs=2, random_state=0, config=FAST, out=tmp_path / "run").fit(frame)
@@ -121,6 +145,9 @@ def test_rows_are_drawn_and_filled_given_their_class():
     assert pickle.loads(pickle.dumps(found)).sample(5).equals(found.sample(5))
     with pytest.raises(InputError, match="kind is"):
         found.score(frame.assign(kind=3))
+    assert (found.sample(20, condition=1)["kind"] == 1).all()
+    with pytest.raises(InputError, match="not one of"):
+        found.sample(5, condition=7)
     with pytest.raises(InputError, match="codes have no kind"):
         found.inverse_transform(np.zeros((1, 1)))
     with pytest.raises(InputError, match="condition"):
