@@ -112,7 +112,7 @@ def images(config):
     return [TrainingData(x, Preparation.of(config), None)] * 3
 
 
-FAST = ("plain", "iwae")
+FAST = ("plain",)
 SLOW = ("flow",)  # a minute, most of it to record
 KINDS = [
     pytest.param(kind, marks=[] if kind in FAST else [pytest.mark.slow if kind in SLOW else pytest.mark.workflow])

@@ -167,7 +167,7 @@ def estimates(elbo, num_bits, **options):
     return found, by_logits[0]
 
 
-@pytest.mark.parametrize("num_bits", [12, 200])
+@pytest.mark.parametrize("num_bits", [12, pytest.param(200, marks=pytest.mark.workflow)])
 @pytest.mark.parametrize("name", UNBIASED)
 def test_the_mean_gradient_is_the_exact_one(name, num_bits):
     """The mean of 20,000 estimates of each logit: one is 5 errors off once in 1e4 runs, and the seed is fixed.

@@ -96,6 +96,7 @@ def test_principal_components_are_a_stationary_point_with_the_rate_that_is_forec
     assert max(one.grad.abs().max() for one in vae.parameters()) < 1e-9 * max(1, 1 / scale**2)
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize(("scale", "beta", "used"), CASES[2:4])
 def test_a_linear_vae_is_trained_to_what_is_forecast(x, scale, beta, used):
     vae, said = trained(x, scale, beta), forecast(x, scale, LATENTS, beta)

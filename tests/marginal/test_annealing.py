@@ -142,6 +142,7 @@ def test_simulated_data_are_bounded_from_both_sides(linear):
     assert (narrow.upper - narrow.lower).mean() < 0.3 * (wide.upper - wide.lower).mean()
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("start", STARTS)
 def test_labels_and_missing_values(start):
     truth = LinearGaussian(num_labels=3)
