@@ -42,7 +42,7 @@ class _Encode(_Part):
         try:
             return q.mean
         except NotImplementedError:
-            return q.rsample()
+            return q.rsample() if q.has_rsample else q.sample()
 
 
 class _Decode(_Part):
@@ -57,7 +57,7 @@ class _LogProbs(_Part):
 
     def forward(self, x: Tensor, *y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, p = self._call(self.vae.q_z, x, *y), self._call(self.vae.p_z, *y)
-        z = q.rsample()
+        z = q.rsample() if q.has_rsample else q.sample()
         return self._call(self.vae.p_x, z, *y).log_prob(x), p.log_prob(z), q.log_prob(z)
 
 
