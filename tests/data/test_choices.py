@@ -151,7 +151,7 @@ def test_rare_counts_are_counts(mean):
 def test_kinds_are_chosen_by_all_rows():
     """A fraction, a value below 0 or a 2 that stands in a test row alone makes the column another one."""
     counts, flags = DRAW.poisson(3, 400).astype(float), (LATENT > 0).astype(float)
-    masses, claims = KINDS["a mass in air"][0], KINDS["a claim"][0]
+    masses, claims = KINDS["a mass in air"][0].copy(), KINDS["a claim"][0].copy()
     assert kinds_of([counts, flags, masses, claims]) == ("columns", "count,binary,positive,zero-inflated")
     for column, values in enumerate((counts, flags, masses, claims)):
         values[-1] = (0.5, 2, 0, -1)[column]
