@@ -94,6 +94,7 @@ BLOCKS = {  # a page, a text of one of its blocks, and what is true of the block
         names["run"].config.likelihood == "negative-binomial" and names["rows"].shape == (5, 20)
     ),
     "values | Poisson(y *": lambda names, out: elbos(names)[-1] > elbos(names)[0],
+    "values | class Rows": lambda names, out: names["run"].data.num_train + names["run"].data.num_valid == 9000,
     "bounds | three_parts": prints_one_elbo,
     "contributing | LaplaceLikelihood": lambda names, out: (
         elbos(names)[1] > elbos(names)[0] and abs(float(out.splitlines()[-1]) - 1) < 1e-4

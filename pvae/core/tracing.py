@@ -93,25 +93,25 @@ def call_once(module: nn.Module, x: Tensor) -> Tensor:
 def register(name: str, module: nn.Module) -> None:
     """Register the parameters of a module with Pyro under a name, so that `pyro.infer.SVI` trains them.
 
-    It does the same as `pyro.module`, and also checks the names. Where another module has them, the parameters of this
-    one are not registered, and the module runs with its own.
+    It does the same as `pyro.module`, and also checks the names. Where another module has them, this one runs with
+    its own parameters.
 
     Raises:
         RuntimeError: another module's parameters are in Pyro's store under this name, and SVI collects those that it
             trains: `pyro.module` would run this module while the optimiser steps the other one. Or a handler gives
             the parameters other values.
     """
-    store = pyro.get_param_store()
     for key, parameter in module.named_parameters():
         full_name = param_with_module_name(name, key)
         if not parameter.requires_grad:
             continue
-        stored = store[full_name] if full_name in store else parameter  # noqa: SIM401  # it has no `get`
+        stored = pyro.param(full_name, parameter)
         if stored is parameter or detach_provenance(stored) is parameter:  # `pyro.render_model` wraps it
-            found = pyro.param(full_name, parameter)
-            if found is not parameter and detach_provenance(found) is not parameter:
-                raise RuntimeError(f"a handler such as poutine.lift replaces {full_name}, which the VAE would not use")
-        elif any(getattr(handler, "param_only", False) for handler in _PYRO_STACK):
+            continue
+        store = pyro.get_param_store()
+        if full_name not in store or store[full_name] is parameter:
+            raise RuntimeError(f"a handler such as poutine.lift replaces {full_name}, which the VAE would not use")
+        if any(getattr(handler, "param_only", False) for handler in _PYRO_STACK):
             raise RuntimeError(
                 "another VAE is in Pyro's parameter store, and this one would not be trained: train each "
                 "inside `with pyro.get_param_store().scope():`, or call pyro.clear_param_store() first"

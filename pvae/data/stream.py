@@ -113,11 +113,14 @@ def streamed(source: Iterable[Any], name: str, reading: Reading = Reading(), qui
         classes = coded_labels(values.labels["train"])[1] if values.labels else ()
         known = replace(reading, known=values.columns, left_out=values.left_out, columns="")
         stream = Stream(source, name, num_rows, known, classes if len(classes) > 1 else ())
-        (x_test, y_test), (x, y), (of_all, _) = (stream.values(part) for part in (test[0], train[0], every))
+        sizes = [num_test, len(train[0]), len(seldom)]
+        of_x, of_y = stream.values(every)
+        x_test, x, extreme = of_x.split(sizes)
+        y_test, y, _ = (None, None, None) if of_y is None else of_y.split(sizes)
         return Dataset(
             name, x, x_test, y, y_test, stream.classes, note=values.note, columns=values.columns,
             left_out=values.left_out, label_place=values.label_place, constants=values.constants, stream=stream,
-            num_streamed=num_rows - num_test, extremes=of_all[len(rows[0]) :] if seldom else None,
+            num_streamed=num_rows - num_test, extremes=extreme if seldom else None,
         )  # fmt: skip
     y, y_test = (train[1], test[1]) if len(test) > 1 else (None, None)
     return Dataset(

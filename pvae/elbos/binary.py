@@ -72,7 +72,7 @@ class ARMS(ScoreELBO):
         beta: weight of the rate in the loss.
 
     Raises:
-        InputError: (when used) q(z | x) is not one site of independent bits, or K is no multiple of n.
+        InputError: (when used) q(z | x) is not one site of independent bits, or K is not a multiple of n.
 
     Reference:
         Dimitriev and Zhou, arXiv:2105.14141.
@@ -118,7 +118,7 @@ class DisARM(ARMS):
         InputError: (when used) as for `ARMS`.
 
     Reference:
-        Dong, Mnih and Tucker, arXiv:2006.10680, who call it DisARM; Yin, Ho, Yan, Qian and Zhou, 2020, call it U2G.
+        Dong, Mnih and Tucker, arXiv:2006.10680.
     """
 
     @property
@@ -139,7 +139,7 @@ class VIMCO(IWAE):
         num_particles: K, the number of draws of z for each datum, at least 2.
 
     Reference:
-        Mnih and Rezende, arXiv:1602.06725, equations 8 to 10.
+        Mnih and Rezende, arXiv:1602.06725.
     """
 
     least_particles = 2
@@ -264,7 +264,9 @@ def _bits(name: str, distribution: Any) -> Any:
     """Return the Bernoulli distributions of a site of independent bits (..., L)."""
     base = getattr(distribution, "base_dist", distribution)
     if not isinstance(base, Bernoulli) or len(distribution.event_shape) != 1:
-        raise InputError(f"q of {name!r} is no vector of independent bits: give --posterior bernoulli, or --elbo score")
+        raise InputError(
+            f"q of {name!r} is not a vector of independent bits: give --posterior bernoulli, or --elbo score"
+        )
     return base
 
 

@@ -48,10 +48,10 @@ def linear_decoder_of(vae: VAE) -> tuple[Tensor, Tensor, Tensor]:
     """Return the loadings W (D, L), the offset b (D,) and the scale s () of a linear decoder, whatever the prior is.
 
     Raises:
-        InputError: p(x | z) is no Normal(W z + b, s^2).
+        InputError: p(x | z) is not Normal(W z + b, s^2).
     """
     if not is_linear(vae):
-        raise InputError("p(x | z) is no Normal around a linear function of z: use --network linear")
+        raise InputError("p(x | z) is not a Normal around a linear function of z: use --network linear")
     p_x: Any = vae.p_x
     origin = torch.zeros_like(vae.prior().mean)
     offset = vae.likelihood(origin).mean.flatten()
