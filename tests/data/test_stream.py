@@ -67,7 +67,7 @@ def test_the_order_within_what_is_read_is_random_and_the_sample_is_of_all_rows(f
 )
 def test_a_single_row_that_says_the_kind_of_a_column_is_found(few_kept, value, kind):
     x = torch.from_numpy(RNG.poisson(2, (2000, 2))).float()
-    x[1234, 1] = value
+    x[1235, 1] = value
     frames = [pandas.DataFrame(part.numpy(), columns=["a", "b"]) for part in x.split(100)]
     for source in frames, [*x.split(100)]:
         data = streamed(source, "mine")
