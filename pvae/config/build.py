@@ -21,6 +21,7 @@ from pvae.models.features import ColumnFeatures, CountUnits, Standardize, WithMa
 from pvae.models.hierarchy import BottomUpPosterior, FirstLayer, HierarchyPrior, LadderPosterior, TopDownPosterior
 from pvae.models.labels import EncoderJoin, LabelPosterior, LabelPrior, LikelihoodGivenLabels, PosteriorGivenLabels
 from pvae.models.networks import FlatBatch, WithPaths, conv_decoder, conv_encoder, groupnorm_decoder, mlp
+from pvae.models.posteriors import bits, bounded_normal
 from pvae.vae import VAE
 
 __all__ = [
@@ -135,22 +136,23 @@ def _hierarchy(config: Config, encoder: nn.Module, datum_shape: Sequence[int]) -
         return mlp(width, *hidden, num_outputs, activation=config.activation, batch_norm=batch_norm)
 
     pairs, from_top = [*pairwise(sizes)], config.upper_hidden[::-1]
+    layer, each = (bits, 1) if config.posterior_family.support == "bits" else (bounded_normal, 2)
     if config.inference == "bottom-up":
-        up = [network(below, 2 * size) for below, size in pairs]
+        up = [network(below, each * size) for below, size in pairs]
     elif config.inference == "ladder":
         contexts = [context] * (len(pairs) - 1) + [0]
         up = [network(context, 2 * size + more) for size, more in zip(sizes[1:], contexts)]
     else:
         up = [network(context + above, 2 * size, from_top) for size, above in pairs]
-    down = [network(above, 2 * size, from_top) for size, above in pairs]
+    down = [network(above, each * size, from_top) for size, above in pairs]
     if config.inference == "bottom-up":
-        posterior: Any = BottomUpPosterior(_posterior(config, encoder), up, sizes)
+        posterior: Any = BottomUpPosterior(_posterior(config, encoder), up, sizes, layer)
     elif config.inference == "ladder":
         posterior = LadderPosterior(encoder, up, down, sizes)
     else:
         posterior = TopDownPosterior(encoder, up, sizes)
     top = _prior(config, getattr(posterior, "top", None), datum_shape)
-    return HierarchyPrior(top, down, sizes), posterior
+    return HierarchyPrior(top, down, sizes, layer), posterior
 
 
 def _networks(
@@ -285,7 +287,7 @@ def build_elbo(name: str, num_particles: int = 1, **options: float) -> PerDatumE
         "groups" if option == "num_groups" else option: value for option, value in options.items()
     }
     config = Config(elbo=name, particles=num_particles, labels=int(kind.sums_over_labels), **fields)
-    refuse(Case(config=config, elbo=kind))
+    refuse(Case(config=config, elbo=kind, has_own_vae=True))  # of which the configuration says nothing
     return elbo
 
 

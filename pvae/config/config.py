@@ -180,7 +180,7 @@ class Config:
         (),
         "dimensions of further stochastic layers z2, z3, ... above z1, which has --latent-dim dimensions; in the prior "
         "each layer is drawn given the one above it; requires --posterior normal or, from the bottom up, "
-        "normal-log-variance",
+        "normal-log-variance or bernoulli",
     )
     upper_hidden: tuple[int, ...] = option(
         (100, 100),
@@ -197,6 +197,12 @@ class Config:
         only_with=("--upper-latent-dims", lambda c: bool(c.upper_latent_dims)),
     )
     posterior: str = option("normal", help_of(POSTERIORS), choices=tuple(POSTERIORS))
+    categories: int = option(
+        10,
+        "K, the number of classes of each latent variable: --latent-dim 200 --categories 10 are 20 variables",
+        limits=(2, 10**4),
+        only_with=("--posterior categorical", lambda c: c.posterior_family.support == "categories"),
+    )
     flow_length: int = option(
         2,
         "number of transforms of a flow, of the posterior's and of the prior's",
@@ -249,7 +255,8 @@ class Config:
         "score-loo (with a leave-one-out baseline); bounds of importance weights: iwae, dreg (doubly reparameterised), "
         "renyi, ciwae, miwae, piwae (miwae for the encoder); enumerate: the ELBO "
         "summed over the labels that are not known, with --labels; of bits: arms and disarm, antithetic draws; vimco, "
-        "iwae with baselines; gumbel, a relaxed bound; straight-through",
+        "iwae with baselines; gumbel, a relaxed bound; straight-through; of categories the last three and "
+        "disarm-categories",
         choices=tuple(ELBOS),
     )
     particles: int = option(1, "number K of samples z ~ q(z | x) per image in the bound", limits=(1, 10**6))
@@ -262,7 +269,7 @@ class Config:
     )
     temperature: float = option(
         0.5,
-        "of relaxed bits: at a lower one, gradients have less bias and more noise",
+        "of relaxed bits or categories: at a lower one, gradients have less bias and more noise",
         limits=(1e-3, 100.0),
         only_with=("--elbo gumbel", lambda c: c.elbo == "gumbel"),
     )

@@ -50,7 +50,28 @@ class Family:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Posterior(Family):
+class LatentFamily(Family):
+    """What posteriors and priors have in common.
+
+    Args:
+        support: what z is made of, which is the same for a posterior and its prior.
+    """
+
+    support: str = "real numbers"
+
+    @property
+    def is_on_sphere(self) -> bool:
+        """Whether it is a density on the unit sphere."""
+        return self.support == "points on the unit sphere"
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether it is a distribution of bits or categories."""
+        return self.support in ("bits", "categories")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posterior(LatentFamily):
     """A row of `POSTERIORS`; its class takes the encoder.
 
     Args:
@@ -60,8 +81,6 @@ class Posterior(Family):
         inference: the orders of `--inference` in which it may be the posterior of several layers.
         is_flow: it has `--flow-length` transforms; it draws z and log q(z) together.
         has_flow_networks: each transform is a masked network, by zuko.
-        is_on_sphere: it is a density on the unit sphere.
-        is_discrete: it is a distribution of bits.
         has_density: it is a density; False for a point.
         page: its kind in `POSTERIORS` of `explore/network.js`, and what else that takes; empty if the page does not
             compute it.
@@ -73,30 +92,24 @@ class Posterior(Family):
     inference: tuple[str, ...] = ()
     is_flow: bool = False
     has_flow_networks: bool = False
-    is_on_sphere: bool = False
-    is_discrete: bool = False
     has_density: bool = True
     page: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prior(Family):
+class Prior(LatentFamily):
     """A row of `PRIORS`; its class takes the number of latent dimensions.
 
     Args:
         is_of_posterior: it is made of posteriors; its class takes the posterior and the shape of x first instead.
         is_mixture: a mixture of `--components` distributions.
         is_flow: it has `--flow-length` transforms, each a masked network.
-        is_on_sphere: it is a density on the unit sphere.
-        is_discrete: it is a distribution of bits.
         page: its name in `PRIORS` of `explore/network.js`.
     """
 
     is_of_posterior: bool = False
     is_mixture: bool = False
     is_flow: bool = False
-    is_on_sphere: bool = False
-    is_discrete: bool = False
     page: str = ""
 
 
@@ -224,14 +237,21 @@ POSTERIORS = _table(
     Posterior(
         name="power-spherical", module="pvae.models.posteriors:PowerSphericalPosterior",
         help="on the unit sphere, with --prior sphere", num_outputs=lambda c: c.latent_dim + 1,
-        closed_forms=("sphere",), is_on_sphere=True,
+        closed_forms=("sphere",), support="points on the unit sphere",
         page={"kind": "power-spherical"},
     ),
     Posterior(
         name="bernoulli", module="pvae.models.posteriors:BernoulliPosterior",
         help="bits, with --prior bits or uniform-bits, and --elbo arms, disarm, score-loo, vimco, gumbel or "
         "straight-through", num_outputs=lambda c: c.latent_dim, closed_forms=("bits", "uniform-bits"),
-        is_discrete=True,
+        inference=("bottom-up",), support="bits",
+    ),
+    Posterior(
+        name="categorical", module="pvae.models.posteriors:CategoricalPosterior",
+        help="--latent-dim / --categories variables of as many classes, with --prior categories or uniform-categories, "
+        "and --elbo disarm-categories, score-loo, vimco, gumbel or straight-through",
+        arguments=lambda c: {"num_classes": c.categories}, num_outputs=lambda c: c.latent_dim,
+        closed_forms=("categories", "uniform-categories"), support="categories",
     ),
     Posterior(
         name="delta", module="pvae.models.posteriors:DeltaPosterior",
@@ -266,15 +286,23 @@ PRIORS = _table(
     ),
     Prior(
         name="bits", module="pvae.models.priors:BernoulliPrior", help="learned, with --posterior bernoulli",
-        is_discrete=True,
+        support="bits",
     ),
     Prior(
         name="uniform-bits", module="pvae.models.priors:BernoulliPrior", help="each bit 1 with probability 1/2",
-        arguments=lambda c: {"is_learned": False}, is_discrete=True,
+        arguments=lambda c: {"is_learned": False}, support="bits",
+    ),
+    Prior(
+        name="categories", module="pvae.models.priors:CategoricalPrior", help="learned, with --posterior categorical",
+        arguments=lambda c: {"num_classes": c.categories}, support="categories",
+    ),
+    Prior(
+        name="uniform-categories", module="pvae.models.priors:CategoricalPrior", help="all classes equally probable",
+        arguments=lambda c: {"num_classes": c.categories, "is_learned": False}, support="categories",
     ),
     Prior(
         name="sphere", module="pvae.models.priors:SpherePrior",
-        help="uniform on the unit sphere, with --posterior power-spherical", is_on_sphere=True,
+        help="uniform on the unit sphere, with --posterior power-spherical", support="points on the unit sphere",
         page="sphere",
     ),
 )

@@ -54,6 +54,10 @@ def refuse(case: Case) -> None:
             raise InputError(message(*parts) if callable(message) else message.format(c=case.config, k=case, **_NAMES))
 
 
+def _with_support_of(family: Any) -> Callable[[Any], bool]:
+    return lambda row: bool(row.support == family.support)
+
+
 def _texts(data: Any) -> list[str]:
     """Return the names of the columns that hold texts."""
     return [column.name for column in data.columns if column.categories]
@@ -71,10 +75,6 @@ def _constant(c: Any, data: Any) -> str:
 
 
 _NAMES = {  # of families, in messages
-    "on_sphere": f"--posterior {text_where(POSTERIORS, lambda row: row.is_on_sphere)} and --prior "
-    f"{text_where(PRIORS, lambda row: row.is_on_sphere)}",
-    "of_bits": f"--posterior {text_where(POSTERIORS, lambda row: row.is_discrete)} and --prior "
-    f"{text_where(PRIORS, lambda row: row.is_discrete)}",
     "of_posterior": text_where(PRIORS, lambda row: row.is_of_posterior),
     "normal": text_where(POSTERIORS, lambda row: row.is_normal),
     "symmetric": text_where(LIKELIHOODS, lambda row: row.can_be_symmetric),
@@ -92,12 +92,15 @@ REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...
      "--posterior {c.posterior} has no rate: --beta, --warm-up and --free-bits must be the defaults"),
     ("config", lambda c: c.is_autoencoder and c.prior != "standard-normal",
      "--posterior {c.posterior}, of an autoencoder, takes no prior: leave --prior out, or give another --posterior"),
-    ("config", lambda c: c.posterior_family.is_on_sphere != c.prior_family.is_on_sphere,
-     "one of --posterior {c.posterior} and --prior {c.prior} is a density on the unit sphere, and the other is not: "
-     "give both {on_sphere}, or neither"),
-    ("config", lambda c: c.posterior_family.is_discrete != c.prior_family.is_discrete,
-     "one of --posterior {c.posterior} and --prior {c.prior} is of bits, and the other is not: give both {of_bits}, or "
-     "neither"),
+    ("config", lambda c: c.posterior_family.support != c.prior_family.support,
+     lambda c: (
+         f"--posterior {c.posterior} draws {c.posterior_family.support}, and --prior {c.prior} is of "
+         f"{c.prior_family.support}: give --prior {text_where(PRIORS, _with_support_of(c.posterior_family))}, or "
+         f"--posterior {text_where(POSTERIORS, _with_support_of(c.prior_family))}"
+     )),
+    ("config", lambda c: c.posterior_family.support == "categories" and c.latent_dim % c.categories,
+     "--latent-dim {c.latent_dim} is not a multiple of --categories {c.categories}: N variables of K categories have "
+     "N times K latent dimensions"),
     ("config", lambda c: c.prior_family.is_on_sphere and c.latent_dim < 2,
      "--posterior {c.posterior} needs at least 2 dimensions: give --latent-dim 2 or more"),
     ("config", lambda c: c.upper_latent_dims and c.inference not in c.posterior_family.inference,
@@ -157,9 +160,19 @@ REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...
     ("config elbo", lambda c, elbo: "free_bits" not in elbo.options and c.free_bits,
      "--elbo {c.elbo} has no free bits: give --free-bits 0, or take --elbo trace or analytic"),
     ("config elbo", lambda c, elbo: c.posterior_family.is_discrete and elbo.reparameterised,
-     "bits have no derivative, which --elbo {c.elbo} needs: give --elbo arms or score-loo with --particles 4"),
-    ("config elbo", lambda c, elbo: c.elbo == "disarm" and c.particles % 2,
-     "--elbo disarm draws in pairs: give an even number of --particles, not {c.particles}"),
+     "{c.posterior_family.support} have no derivative, which --elbo {c.elbo} needs: give --elbo score-loo with "
+     "--particles 4, or what the page on bits compares"),
+    ("config elbo has_own_vae",
+     lambda c, elbo, is_own: elbo.supports and c.posterior_family.support not in elbo.supports and not is_own,
+     lambda c, elbo, _: (
+         f"--elbo {c.elbo} is of {' or '.join(elbo.supports)}, and --posterior {c.posterior} draws "
+         f"{c.posterior_family.support}: give --posterior "
+         f"{text_where(POSTERIORS, lambda row: row.support in elbo.supports)}, or another --elbo"
+     )),
+    ("config elbo", lambda c, elbo: elbo.supports and c.upper_latent_dims,
+     "--elbo {c.elbo} is of one stochastic layer: give --elbo score-loo, or leave --upper-latent-dims out"),
+    ("config elbo", lambda c, elbo: c.elbo.startswith("disarm") and c.particles % 2,
+     "--elbo {c.elbo} draws in pairs: give an even number of --particles, not {c.particles}"),
     ("config elbo", lambda c, elbo: c.particles < elbo.least_particles,
      "--elbo {c.elbo} needs --particles {k.elbo.least_particles} or more, not {c.particles}"),
     ("config elbo", lambda c, elbo: "num_groups" in elbo.options and c.particles % c.groups,

@@ -127,15 +127,19 @@ class Joint(TorchDistribution):
 
     @torch.no_grad()
     def estimate_mean(self, num_samples: int) -> Tensor:
-        """Return the mean of the site drawn first, and estimates of the others' means; all sites must be Normal.
+        """Return the mean of the site drawn first, and estimates of the others' means; of Normals or bits.
 
         For each later site, its conditional mean is averaged over draws of the site before it. All elements of the
         batch share their noise, so that the means of equal distributions are equal; (..., L1 + ... + LL).
         """
         noise_shape = (num_samples, *[1] * len(self.batch_shape))
-        draws = self.draw(
-            lambda _, one: one.mean + one.stddev * torch.randn(*noise_shape, *one.event_shape).to(one.mean)
-        )
+
+        def drawn(_: str, one: Any) -> Tensor:
+            if one.has_rsample:
+                return one.mean + one.stddev * torch.randn(*noise_shape, *one.event_shape).to(one.mean)
+            return (torch.rand(*noise_shape, *one.event_shape).to(one.mean) < one.mean).to(one.mean)
+
+        draws = self.draw(drawn)
         return torch.cat(
             [one.mean if one is self.first else one.mean.mean(0) for _, one in self.conditionals(draws)], -1
         )

@@ -53,7 +53,7 @@ class PerDatumELBO(Trace_ELBO):
         is_importance_weighted: a bound of importance weights, which equals the ELBO for one particle.
         needs_separate_draws: its gradient needs importance weights that each depend on one draw of z only.
         reparameterised: z must be a differentiable function of the parameters of q.
-        is_of_bits: z must be a vector of bits.
+        supports: what z may be, "bits" or "categories"; () for any z.
         sums_over_labels: a label is a latent that is summed over.
         messenger: a Pyro handler that is active while guide and model are traced.
     """
@@ -64,7 +64,7 @@ class PerDatumELBO(Trace_ELBO):
     is_importance_weighted = False
     needs_separate_draws = False
     reparameterised = True
-    is_of_bits = False
+    supports: tuple[str, ...] = ()
     sums_over_labels = False
     messenger: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
@@ -212,7 +212,7 @@ def require_rsample(name: str, posterior: Distribution) -> None:
     if not posterior.has_rsample:
         raise InputError(
             f"q of {name!r} is not reparameterised (it has no rsample): use --elbo score, or score-loo with 2 "
-            "particles or more, or of bits arms"
+            "particles or more"
         )
 
 

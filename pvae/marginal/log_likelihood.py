@@ -12,6 +12,7 @@ import torch
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import check_name
 from pvae.core.terminal import progress_bar
+from pvae.distributions.discrete import MOST_CODES, num_codes
 from pvae.marginal.annealing import NUM_LEAPFROG, annealed
 from pvae.marginal.chunks import widest
 from pvae.marginal.importance import importance_sample
@@ -56,7 +57,7 @@ def log_likelihood(
 ) -> LogP:
     """Estimate log p(x), for each datum by a method whose diagnostics trust it.
 
-        quadrature   trusted where its errors are at most 0.002 nats; of one or two latents
+        quadrature   trusted where its errors are at most 0.002 nats; of one or two latents, or at most 4,096 codes
         importance   trusted where the effective sample size is at least 10 and Pareto k below min(1 - 1 / log10 K, 0.7)
         annealed     trusted where log w varies little over 4 effective chains or more; of latents of real numbers
 
@@ -84,9 +85,9 @@ def log_likelihood(
     """
     batch = Batch.of(data)
     check_method(vae, batch, method)
-    has_few = vae.given(batch.y).prior().event_shape[0] <= MOST_LATENTS
-    can = is_continuous(vae, batch)
-    names = [method] if method != "auto" else ["quadrature"] * (can and has_few) + ["importance"] + ["annealed"] * can
+    prior, can = vae.given(batch.y).prior(), is_continuous(vae, batch)
+    has_few = prior.event_shape[0] <= MOST_LATENTS if can else num_codes(prior) <= MOST_CODES
+    names = [method] if method != "auto" else ["quadrature"] * has_few + ["importance"] + ["annealed"] * can
     methods: Mapping[str, Callable[..., LogP]] = {
         "quadrature": quadrature,
         "importance": functools.partial(importance_sample, num_particles=num_particles, engine=engine),

@@ -1,4 +1,4 @@
-"""log p(x) of a VAE of one or two latents by quadrature."""
+"""log p(x) of a VAE of one or two latents by quadrature, and of a few bits or categories by a sum over all codes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
+from pvae.distributions.discrete import codes, num_codes
 from pvae.marginal import chunks
 from pvae.marginal.chunks import data_at_once, widest
 from pvae.marginal.importance import Mixture, from_weights
-from pvae.marginal.log_p import LogP, check_continuous
+from pvae.marginal.log_p import LogP, check_bounding, check_continuous
 from pvae.marginal.pareto import num_in_tail, pareto_k
 from pvae.vae import VAE
 
@@ -50,11 +51,13 @@ def quadrature(
     within 50 while the posterior covers few cells, are divided in two along each dimension, until two grids differ by
     less than the tolerance, or have 40,000 cells for a datum.
 
+    Of bits or categories it is the sum over all codes, which is exact.
+
     A mode is not seen that is much narrower than a cell over p(z), of which a cell in its place is none of the four
     best peaks, and to which neither q nor a draw leads.
 
     Args:
-        vae: in eval mode; its latent is any vector of one or two real numbers.
+        vae: in eval mode; its latent is any vector of one or two real numbers, or has at most 4,096 codes.
         data: N data x, or a `Batch` of them with their labels.
         tolerance: nats.
         on_images: called after each part with the number of data in it.
@@ -67,28 +70,42 @@ def quadrature(
         trusted where its error is at most 0.002.
 
     Raises:
-        InputError: there are more latents, or they are discrete or on a sphere, or the VAE has no log p(x).
+        InputError: there are more latents or codes, or they are on a sphere, or the VAE has no log p(x).
     """
     batch = Batch.of(data)
     check_few(vae, batch)
     width = widest(vae, batch)
     parts = list[tuple[Tensor, Tensor]]()
     for part in batch.split(min(100, data_at_once(vae, batch))):
-        parts.append(_of_part(vae, part, tolerance, width))
+        is_sum = math.isfinite(num_codes(vae.given(part.y).prior()))
+        parts.append(_of_codes(vae, part, width) if is_sum else _of_part(vae, part, tolerance, width))
         on_images(len(part))
     log_p, error = map(torch.cat, zip(*parts))
     return LogP.of("quadrature", log_p, error, error <= _TRUSTED)
 
 
 def check_few(vae: VAE, data: Data) -> None:
-    """Check that log p(x) is an integral over at most two real numbers.
+    """Check that log p(x) is an integral over at most two real numbers, or a sum over at most 4,096 codes.
 
     Raises:
         InputError: it is not.
     """
+    prior = vae.given(Batch.of(data).y).prior()
+    if math.isfinite(num_codes(prior)):
+        check_bounding(vae)
+        codes(prior)
+        return
     check_continuous(vae, data)
     if (num_latents := vae.given(Batch.of(data).y).prior().event_shape[0]) > MOST_LATENTS:
         raise InputError(f"quadrature of {num_latents} latents takes too long: take the method annealed, or auto")
+
+
+def _of_codes(vae: VAE, batch: Batch, width: int) -> tuple[Tensor, Tensor]:
+    """Return log p(x) of a few data as a sum over all codes of a discrete latent, and 0 as its error."""
+    given, size = vae.given(batch.y), max(1, chunks.CHUNK_VALUES // (width * len(batch)))
+    prior = given.prior()
+    log_p = torch.cat([_log_joint(given, prior, batch, some) for some in codes(prior).split(size)]).logsumexp(0)
+    return log_p, torch.zeros_like(log_p)
 
 
 class _Grids(NamedTuple):

@@ -1,8 +1,8 @@
-"""Priors and posteriors of several stochastic layers z1, ..., zL, each of independent Normals given another layer."""
+"""Priors and posteriors of several stochastic layers z1, ..., zL, each of Normals, or of bits, given another layer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -14,11 +14,13 @@ from pvae.core.tracing import call_once
 from pvae.distributions.joint import Joint
 from pvae.models.posteriors import bounded_normal
 
+Layer = Callable[[Tensor], dist.Independent]
+
 __all__ = ["BottomUpPosterior", "FirstLayer", "HierarchyPrior", "LadderPosterior", "TopDownPosterior"]
 
 
 class HierarchyPrior(nn.Module):
-    """The prior of several layers: each lower one is Normal, given the layer above it.
+    """The prior of several layers: each lower one is Normal, or of bits, given the layer above it.
 
         p(z_1, ..., z_L) = p(z_L) prod_{l < L} Normal(z_l; loc_l(z_{l+1}), scale_l(z_{l+1})^2)
 
@@ -26,20 +28,24 @@ class HierarchyPrior(nn.Module):
         top: a module that returns p(zL).
         networks: for l = 1, ..., L - 1, from (..., L_l+1) to (..., 2 L_l): loc and log scale of z_l.
         sizes: L_1, ..., L_L, the number of latent dimensions of each layer.
+        layer: from the output of a network to the distribution of z_l.
 
     Reference:
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519.
     """
 
-    def __init__(self, top: PriorModule, networks: Sequence[nn.Module], sizes: Sequence[int]) -> None:
+    def __init__(
+        self, top: PriorModule, networks: Sequence[nn.Module], sizes: Sequence[int], layer: Layer = bounded_normal
+    ) -> None:
         super().__init__()
         self.top = top
         self.networks = nn.ModuleList(networks)
         self.sizes = sizes
+        self.layer = layer
 
     def forward(self) -> Joint:
         """Return p(z1, ..., zL): batch shape (), event shape (L_1 + ... + L_L,)."""
-        return Joint(self.top.forward(), _normals(reversed(self.networks)), self.sizes, top_down=True)
+        return Joint(self.top.forward(), _given(reversed(self.networks), self.layer), self.sizes, top_down=True)
 
 
 class BottomUpPosterior(nn.Module):
@@ -51,20 +57,24 @@ class BottomUpPosterior(nn.Module):
         first: a module that returns q(z1 | x).
         networks: for l = 2, ..., L, from (..., L_l-1) to (..., 2 L_l): loc and log scale of z_l.
         sizes: L_1, ..., L_L, the number of latent dimensions of each layer.
+        layer: from the output of a network to the distribution of z_l.
 
     Reference:
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519.
     """
 
-    def __init__(self, first: nn.Module, networks: Sequence[nn.Module], sizes: Sequence[int]) -> None:
+    def __init__(
+        self, first: nn.Module, networks: Sequence[nn.Module], sizes: Sequence[int], layer: Layer = bounded_normal
+    ) -> None:
         super().__init__()
         self.first = first
         self.networks = nn.ModuleList(networks)
         self.sizes = sizes
+        self.layer = layer
 
     def forward(self, x: Tensor) -> Joint:
         """Return q(z1, ..., zL | x): batch shape (B,), event shape (L_1 + ... + L_L,)."""
-        return Joint(self.first(x), _normals(self.networks), self.sizes)
+        return Joint(self.first(x), _given(self.networks, self.layer), self.sizes)
 
 
 class TopDownPosterior(nn.Module):
@@ -140,7 +150,7 @@ class LadderPosterior(nn.Module):
     def forward(self, x: Tensor) -> Joint:
         """Return q(z1, ..., zL | x): batch shape (B,), event shape (L_1 + ... + L_L,)."""
         *below, top = self._from_below(x)
-        layers = reversed([*zip(below, _normals(self._down))])
+        layers = reversed([*zip(below, _given(self._down))])
         rest = [lambda above, up=up, prior=prior: _product(up, prior(above)) for up, prior in layers]
         return Joint(top, rest, self.sizes, top_down=True)
 
@@ -169,9 +179,9 @@ class FirstLayer(nn.Module):
         return z[..., : self.size]
 
 
-def _normals(networks: Any) -> list[Any]:
-    """Return for each network the function from its input to the Normal with the parameters that it computes."""
-    return [lambda given, network=network: bounded_normal(call_once(network, given)) for network in networks]
+def _given(networks: Any, layer: Layer = bounded_normal) -> list[Any]:
+    """Return for each network the function from its input to the distribution with the parameters that it computes."""
+    return [lambda given, network=network: layer(call_once(network, given)) for network in networks]
 
 
 def _beside(context: Tensor, above: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from pvae.core.errors import InputError
+from pvae.distributions.discrete import OneHotVector
 from pvae.distributions.flow import Flow
 from pvae.distributions.full_normal import FullNormal
 from pvae.distributions.planar import Planar
@@ -18,12 +19,14 @@ from pvae.models.flows import autoregressive_transforms, composed
 
 __all__ = [
     "BernoulliPosterior",
+    "CategoricalPosterior",
     "DeltaPosterior",
     "FullNormalPosterior",
     "IAFPosterior",
     "NormalPosterior",
     "PlanarPosterior",
     "PowerSphericalPosterior",
+    "bits",
     "bounded_normal",
 ]
 
@@ -106,7 +109,37 @@ class BernoulliPosterior(nn.Module):
 
     def forward(self, x: Tensor) -> dist.Independent:
         """Return q(z | x): batch shape (B,), event shape (L,)."""
-        return dist.Bernoulli(logits=self.encoder(x)).to_event(1)
+        return bits(self.encoder(x))
+
+
+class CategoricalPosterior(nn.Module):
+    """The approximate posterior of N independent variables of K classes, whose logits are the encoder's output.
+
+        q(z | x) = prod_n Categorical(z_n; softmax(output_n(x)))
+
+    A draw is a vector of N K values, and has no derivative, as that of `BernoulliPosterior`.
+
+    Args:
+        encoder: a network from (B, *D) to (B, N K).
+        num_classes: K.
+
+    Reference:
+        Jang, Gu and Poole, arXiv:1611.01144.
+    """
+
+    def __init__(self, encoder: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.num_classes = num_classes
+
+    def forward(self, x: Tensor) -> OneHotVector:
+        """Return q(z | x): batch shape (B,), event shape (N K,)."""
+        return OneHotVector(self.encoder(x), self.num_classes)
+
+
+def bits(logits: Tensor) -> dist.Independent:
+    """Return independent bits with these logits (..., L): event shape (L,)."""
+    return dist.Bernoulli(logits=logits).to_event(1)
 
 
 class FullNormalPosterior(nn.Module):

@@ -10,14 +10,16 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, constraints
 
+from pvae.distributions.discrete import OneHotVector
 from pvae.distributions.flow import Flow
 from pvae.distributions.normal_mixture import NormalMixture
 from pvae.distributions.power_spherical import SphereUniform
 from pvae.models.flows import autoregressive_transforms, composed
-from pvae.models.posteriors import bounded_normal
+from pvae.models.posteriors import bits, bounded_normal
 
 __all__ = [
     "BernoulliPrior",
+    "CategoricalPrior",
     "FlatPrior",
     "FlowPrior",
     "MixturePrior",
@@ -66,7 +68,28 @@ class BernoulliPrior(nn.Module):
 
     def forward(self) -> dist.Independent:
         """Return p(z): batch shape (), event shape (L,)."""
-        return dist.Bernoulli(logits=self.logits).to_event(1)
+        return bits(self.logits)
+
+
+class CategoricalPrior(nn.Module):
+    """The prior of N independent variables of K classes, whose logits are learned, and start at 0.
+
+        p(z) = prod_n Categorical(z_n; softmax(logits_n))
+
+    Args:
+        latent_dim: N K.
+        num_classes: K.
+        is_learned: train the logits; otherwise all classes are equally probable.
+    """
+
+    def __init__(self, latent_dim: int, num_classes: int, is_learned: bool = True) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.logits = nn.Parameter(torch.zeros(latent_dim), requires_grad=is_learned)
+
+    def forward(self) -> OneHotVector:
+        """Return p(z): batch shape (), event shape (N K,)."""
+        return OneHotVector(self.logits, self.num_classes)
 
 
 class FlatPrior(nn.Module):

@@ -26,8 +26,8 @@ REAL = {"likelihood": "normal-diagonal"}
 OF_CONFIG = [
     {"posterior": "delta", "beta": 2.0},
     {"posterior": "delta", "prior": "mixture"},
-    {"prior": "sphere"},
     {"posterior": "bernoulli"},
+    {"posterior": "categorical", "prior": "categories", "latent_dim": 32},
     {"posterior": "power-spherical", "prior": "sphere", "latent_dim": 1},
     {**TWO, "posterior": "iaf"},
     {**TWO, "prior": "vamp"},
@@ -53,6 +53,8 @@ OTHERS = [
     ({"elbo": "iwae"}, {"has_own_beta": True}),
     ({"elbo": "stl", "free_bits": 0.1}, {}),
     ({**BITS, "elbo": "trace"}, {}),
+    ({"elbo": "arms", "particles": 4}, {}),
+    ({**BITS, **TWO, "elbo": "arms", "particles": 4}, {}),
     ({**BITS, "elbo": "disarm", "particles": 3}, {}),
     ({"elbo": "score-loo"}, {}),
     ({"elbo": "miwae", "particles": 5, "groups": 2}, {}),

@@ -26,8 +26,11 @@ def config_with(row: Family, **options: Any) -> Config:
     needed: dict[str, Any] = {"hidden": (8,), "latent_dim": 3, "flow_hidden": (8,), "components": 4}
     if getattr(row, "is_on_sphere", False):
         needed |= {"posterior": "power-spherical", "prior": "sphere"}
-    if getattr(row, "is_discrete", False):
+    if getattr(row, "support", "") == "bits":
         needed |= {"posterior": "bernoulli", "prior": "bits", "elbo": "arms", "particles": 4}
+    if getattr(row, "support", "") == "categories":
+        needed |= {"posterior": "categorical", "prior": "categories", "categories": 3, "latent_dim": 6}
+        needed |= {"elbo": "disarm-categories", "particles": 4}
     needed[type(row).__name__.lower()] = row.name
     likelihood = LIKELIHOODS[needed.get("likelihood", "bernoulli")]
     needed |= {"scale": 0.3} if likelihood.has_scale else {}

@@ -17,7 +17,7 @@ from pvae.config.build import ELBO_CLASSES, build_elbo
 from pvae.core.terms import LossAndTerms
 
 # Of VAEs without labels, of any latents.
-ELBOS = tuple(name for name, one in ELBO_CLASSES.items() if not (one.sums_over_labels or one.is_of_bits))
+ELBOS = tuple(name for name, one in ELBO_CLASSES.items() if not (one.sums_over_labels or one.supports))
 
 
 class Trained(NamedTuple):

@@ -95,7 +95,7 @@ def dataset(change=lambda y: y, **options):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, one in ELBO_CLASSES.items() if name != "enumerate" and not one.is_of_bits]
+    "name", [name for name, one in ELBO_CLASSES.items() if name != "enumerate" and not one.supports]
 )
 def test_given_labels_every_elbo_is_that_of_the_vae_at_these_labels(name):
     vae, elbo = vae_of("condition"), build_elbo(name, 4, **({"num_groups": 2} if name in ("miwae", "piwae") else {}))

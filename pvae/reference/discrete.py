@@ -1,8 +1,8 @@
-"""A VAE of bits whose log p(x), ELBO and gradients are exact, and estimators of its gradients written by hand.
+"""A VAE of bits or categories whose log p(x), ELBO and gradients are exact, and estimators written by hand.
 
     z_l ~ Bernoulli(m_l),    f(z) = log p(x | z) + log p(z) - log q(z | x)
 
-Of up to about 12 bits everything is a sum over all 2^L codes. Of any number of bits the ELBO is exact where the decoder
+Of at most 4,096 codes everything is a sum over all of them. Of any number of bits the ELBO is exact where the decoder
 is linear and the likelihood a Normal, since the mean of a squared error is a polynomial of the probabilities.
 """
 
@@ -14,13 +14,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pvae.core.errors import InputError
+from pvae.distributions.discrete import codes
 from pvae.reference.linear_gaussian import linear_decoder_of
 from pvae.vae import VAE
 
-__all__ = ["Exact", "arms_gradient", "codes", "enumerated", "linear_elbo"]
-
-_MOST_BITS = 16
+__all__ = [
+    "Exact",
+    "arms_gradient",
+    "categorical_disarm_gradient",
+    "enumerated",
+    "linear_elbo",
+    "through_probabilities",
+]
 
 
 class Exact(NamedTuple):
@@ -29,7 +34,7 @@ class Exact(NamedTuple):
     Args:
         log_p: log p(x), (B,) nats.
         elbo: E_q f(z), (B,) nats.
-        posterior: p(z | x) of each code, (2^L, B).
+        posterior: p(z | x) of each of C codes, (C, B).
     """
 
     log_p: Tensor
@@ -37,27 +42,18 @@ class Exact(NamedTuple):
     posterior: Tensor
 
 
-def codes(num_bits: int) -> Tensor:
-    """Return all codes of L bits, float64 (2^L, L).
-
-    Raises:
-        InputError: they are more than 65,536.
-    """
-    if num_bits > _MOST_BITS:
-        raise InputError(f"{num_bits} bits have too many codes to be summed over: give at most {_MOST_BITS}")
-    numbers = torch.arange(2**num_bits)
-    return (numbers[:, None] >> torch.arange(num_bits) & 1).double()
-
-
 def enumerated(vae: VAE, x: Tensor) -> Exact:
     """Return log p(x), the ELBO and p(z | x) of data x (B, *D) as sums over all codes; all are differentiable.
 
     Args:
-        vae: of one latent site of bits.
+        vae: of one latent site of bits or categories.
         x: data.
+
+    Raises:
+        InputError: there are more than 4,096 codes.
     """
     q, p = vae.posterior(x), vae.prior()
-    z = codes(q.event_shape[0]).to(x.dtype)[:, None].expand(-1, len(x), -1)
+    z = codes(p)[:, None].expand(-1, len(x), -1)
     log_joint, log_q = vae.log_likelihood(x, z) + p.log_prob(z), q.log_prob(z)
     log_p = log_joint.logsumexp(0)
     terms = torch.where(log_q > -math.inf, log_q.exp() * (log_joint - log_q), torch.zeros_like(log_q))
@@ -103,3 +99,45 @@ def arms_gradient(probs: Tensor, z: Tensor, f: Tensor, correlation: Tensor) -> T
         others = sum(f[j] for j in range(count)) / count
         total = total + (f[i] - others)[:, None] * (z[i] - probs) / (1 - correlation)
     return total / (count - 1)
+
+
+def categorical_disarm_gradient(logits: Tensor, z: Tensor, f: Tensor, correlation: Tensor) -> Tensor:
+    """Return an estimate of d E_q f / d logits of categories from two draws of antithetic bits, (N, C), of one datum.
+
+    The logits of the bits, a_k = logit_k - log sum_{j > k} exp(logit_j), are bit by bit those of
+    `pvae.elbos.discrete.CategoricalDisARM`, and their derivatives are added to those of the logits.
+
+    Args:
+        logits: (N, C).
+        z: two draws, (2, N, C).
+        f: (2,) nats.
+        correlation: of the bits of the two draws, (N, C - 1).
+    """
+    found, (number, num_classes) = torch.zeros_like(logits), logits.shape
+    for n in range(number):
+        for k in range(num_classes - 1):
+            after = logits[n, k + 1 :]
+            p = torch.sigmoid(logits[n, k] - after.logsumexp(0))
+            (u, b), (v, other) = (((one[n, :k] == 0).all().double(), one[n, k]) for one in z)
+            estimate = u * v * (f[0] - f[1]) * (b - other) / (1 - correlation[n, k])
+            estimate = estimate + u * (1 - v) * (f[0] - f[1]) * (b - p) + v * (1 - u) * (f[1] - f[0]) * (other - p)
+            found[n, k] += estimate / 2
+            found[n, k + 1 :] -= estimate / 2 * after.softmax(0)
+    return found
+
+
+def through_probabilities(slope: Tensor, probs: Tensor, temperature: float, num_classes: int = 1) -> Tensor:
+    """Return d/d logits (..., L) of a function with the derivative `slope` by z = sigmoid or softmax(logits / t + c).
+
+        bits        slope_l z_l (1 - z_l) / t          categories  z_k (slope_k - sum_j slope_j z_j) / t
+
+    Args:
+        slope: by z, (..., L).
+        probs: z, (..., L).
+        temperature: t; 1 of straight-through, whose z has the derivative of its probabilities.
+        num_classes: of each categorical variable; 1 for bits.
+    """
+    if num_classes == 1:
+        return slope * probs * (1 - probs) / temperature
+    slope, probs = (one.unflatten(-1, (-1, num_classes)) for one in (slope, probs))
+    return (probs * (slope - (slope * probs).sum(-1, keepdim=True)) / temperature).flatten(-2)

@@ -1,10 +1,11 @@
-"""Bounds of bits: antithetic draws (ARMS, DisARM), VIMCO, and relaxations (Gumbel-softmax, straight-through).
+"""Bounds of bits and categories: antithetic draws, VIMCO, and relaxations (Gumbel-softmax, straight-through).
 
-`pvae.reference.binary` has the same gradients written by hand, and the exact ones.
+`pvae.reference.discrete` has the same gradients written by hand, and the exact ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,12 +16,22 @@ from torch.distributions import Independent
 
 from pvae.core.errors import InputError
 from pvae.core.terms import LossAndTerms, Terms
+from pvae.distributions.discrete import OneHotVector
 from pvae.elbos.base import PerDatumELBO, PyroFunction
 from pvae.elbos.gradients import NoPathThroughDraws, ScoreELBO
 from pvae.elbos.importance import IWAE, log_mean_exp
 from pvae.elbos.sites import Draws
 
-__all__ = ["ARMS", "VIMCO", "DisARM", "GumbelSoftmax", "StraightThrough", "antithetic", "correlation"]
+__all__ = [
+    "ARMS",
+    "VIMCO",
+    "CategoricalDisARM",
+    "DisARM",
+    "GumbelSoftmax",
+    "StraightThrough",
+    "antithetic",
+    "correlation",
+]
 
 
 def antithetic(probs: Tensor, num_draws: int) -> Tensor:
@@ -44,19 +55,22 @@ def antithetic(probs: Tensor, num_draws: int) -> Tensor:
     return ((uniform < rare) ^ (probs > 0.5)).to(probs.dtype)
 
 
-class _AntitheticBits(Messenger):
-    """Draw the bits of a guide in groups of n antithetic draws."""
+class _DrawDiscrete(Messenger):
+    """Draw each discrete latent of a guide by a function of its distribution."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, draw: Callable[[Any], Tensor]) -> None:
         super().__init__()
-        self.size = size
+        self.draw = draw
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or msg["value"] is not None or not isinstance(msg["fn"], (Independent, Bernoulli)):
-            return
-        probs = _bits(msg["name"], msg["fn"]).probs.detach()  # (K, B, L), equal for all K
-        groups = probs.unflatten(0, (-1, self.size))[:, 0]
-        msg["value"] = antithetic(groups, self.size).transpose(0, 1).flatten(0, 1)
+        is_latent = isinstance(msg["fn"], (Independent, Bernoulli, OneHotVector))  # and not the plate's subsample
+        if is_latent and not msg["is_observed"] and msg["value"] is None:
+            msg["value"] = self.draw(_discrete(msg["name"], msg["fn"]))
+
+
+def _antithetic_bits(probs: Tensor, size: int) -> Tensor:
+    """Return antithetic draws in groups, (K, ...), of probabilities (K, ...) that are equal for all K."""
+    return antithetic(probs.unflatten(0, (-1, size))[:, 0], size).transpose(0, 1).flatten(0, 1)
 
 
 class ARMS(ScoreELBO):
@@ -79,7 +93,7 @@ class ARMS(ScoreELBO):
     """
 
     least_particles = 2
-    is_of_bits = True
+    supports = ("bits",)
 
     @property
     def size(self) -> int:
@@ -90,19 +104,31 @@ class ARMS(ScoreELBO):
         """Return the handler that draws the bits."""
         if self.num_particles % self.size or self.num_particles < 2:
             raise InputError(f"{self.num_particles} draws are not in groups of {self.size}: give a multiple of it")
-        return _AntitheticBits(self.size)
+        return _DrawDiscrete(self.draw)
+
+    def draw(self, q: Any) -> Tensor:
+        """Return K draws of q(z | x), (K, B, L)."""
+        return _antithetic_bits(_bits(q).probs.detach(), self.size)
 
     def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
         """Return the ELBO of each datum, (B,), with the gradient of the class's docstring."""
         log_p = draws.log_p_x + beta * draws.log_p_z
         value = (log_p - beta * draws.log_q_z).detach()
-        q, z = _of_one_site(draws)
-        f = value.unflatten(0, (-1, self.size))
-        signal = ((f - f.mean(1, keepdim=True)) / (self.size - 1)).flatten(0, 1)
-        probs = q.probs.detach()
-        by_logit = signal[..., None] * (z - probs) / (1 - correlation(probs, self.size))
-        surrogate = log_p + self.size * (by_logit * q.logits).sum(-1)
+        surrogate = log_p + self.by_logits(*_of_one_site(draws), value.unflatten(0, (-1, self.size)))
         return (surrogate - surrogate.detach() + value).mean(0)
+
+    def by_logits(self, q: Any, z: Tensor, f: Tensor) -> Tensor:
+        """Return (K, B), whose mean over the draws has the gradient of the ELBO by the logits.
+
+        Args:
+            q: q(z | x), batch shape (K, B).
+            z: its draws, (K, B, L).
+            f: log w, in groups (K / n, n, B).
+        """
+        signal = ((f - f.mean(1, keepdim=True)) * self.size / (self.size - 1)).flatten(0, 1)
+        probs = _bits(q).probs.detach()
+        by_logit = signal[..., None] * (z - probs) / (1 - correlation(probs, self.size))
+        return (by_logit * q.logits).sum(-1)
 
 
 class DisARM(ARMS):
@@ -125,6 +151,47 @@ class DisARM(ARMS):
     def size(self) -> int:
         """2, the size of a pair."""
         return 2
+
+
+class CategoricalDisARM(DisARM):
+    """The ELBO of categories, with the gradient of K / 2 pairs of draws, whose bits by stick-breaking are antithetic.
+
+        class k is drawn if bit k is the first that is 1,   bit k ~ Bernoulli(sigmoid(a_k)), k < C
+        a_k = logit_k - log sum_{j > k} exp(logit_j)
+        d/d a_k ELBO  =  E [ 1/2 (f - f') (u u' (b - b') / (1 - rho) + u (1 - u') (b - p) - (1 - u) u' (b' - p)) ]
+
+    of two draws with f and f', whose bits k are b and b', and p = sigmoid(a_k); u is 1 if all bits before k are 0, since
+    the draw does not depend on bit k otherwise. The order of the classes matters for the variance.
+
+    Args:
+        num_particles: K, an even number.
+        beta: weight of the rate in the loss.
+
+    Raises:
+        InputError: (when used) as for `ARMS`, of categories.
+
+    Reference:
+        Dong, Mnih and Tucker, arXiv:2106.08056.
+    """
+
+    supports = ("categories",)
+
+    def draw(self, q: Any) -> Tensor:
+        """Return K draws of q(z | x), (K, B, N C)."""
+        bits = _antithetic_bits(_sticks(q).sigmoid().detach(), 2)
+        bits = torch.cat([bits, torch.ones_like(bits[..., :1])], -1)
+        return (bits * (bits.cumsum(-1) == 1)).flatten(-2)
+
+    def by_logits(self, q: Any, z: Tensor, f: Tensor) -> Tensor:
+        """Return (K, B), whose mean over the draws has the gradient of the ELBO by the logits."""
+        sticks = _sticks(q)
+        z = z.unflatten(-1, (-1, q.num_classes)).unflatten(0, (-1, 2))
+        used = (1 - (z.cumsum(-1) - z))[..., :-1]
+        p = sticks.sigmoid().detach().unflatten(0, (-1, 2))[:, 0]
+        (b, other), (u, v) = z[..., :-1].unbind(1), used.unbind(1)
+        both = u * v * (b - other) / (1 - correlation(p, 2))
+        by_stick = (both + u * (1 - v) * (b - p) - (1 - u) * v * (other - p)) * (f[:, 0] - f[:, 1])[..., None, None] / 2
+        return (by_stick.repeat_interleave(2, 0) * sticks).sum((-1, -2))
 
 
 class VIMCO(IWAE):
@@ -158,25 +225,14 @@ class VIMCO(IWAE):
         return surrogate - surrogate.detach() + value
 
 
-class _RelaxedBits(Messenger):
-    """Replace the bits of a guide by functions of their logits that have a gradient."""
-
-    def __init__(self, relaxed: Any) -> None:
-        super().__init__()
-        self.relaxed = relaxed
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and msg["value"] is None and isinstance(msg["fn"], (Independent, Bernoulli)):
-            msg["value"] = self.relaxed(_bits(msg["name"], msg["fn"]))
-
-
 class GumbelSoftmax(PerDatumELBO):
-    """The ELBO of bits, trained on a relaxed bound, whose z is a differentiable function of the logits a.
+    """The ELBO of bits or categories, trained on a relaxed bound, whose z is a differentiable function of the logits a.
 
-        z = sigmoid((a + log u - log(1 - u)) / temperature),   u ~ U(0, 1);     z -> 1[a + log u - log(1 - u) > 0]
-        loss = - log p(x | z) + beta KL(q(z | x) || p(z)),  the KL of bits
+        bits        z = sigmoid((a + log u - log(1 - u)) / temperature),    u ~ U(0, 1)
+        categories  z = softmax((a - log(-log u)) / temperature)
+        loss = - log p(x | z) + beta KL(q(z | x) || p(z)),  the KL of bits or categories
 
-    Distortion and rate are those of bits. The gradient is biased for them, the less the lower the temperature, and its
+    The distortion and rate that it reports are those of bits or categories. The gradient is biased for them, the less the lower the temperature, and its
     variance grows as the temperature falls.
 
     Args:
@@ -185,7 +241,7 @@ class GumbelSoftmax(PerDatumELBO):
         temperature: above 0.
 
     Raises:
-        InputError: (when used) q(z | x) or p(z) is not one site of independent bits.
+        InputError: (when used) q(z | x) or p(z) is not one site of independent bits or categories.
 
     Reference:
         Jang, Gu and Poole, arXiv:1611.01144; Maddison, Mnih and Teh, arXiv:1611.00712 (who relax the KL too).
@@ -194,16 +250,19 @@ class GumbelSoftmax(PerDatumELBO):
     options: tuple[str, ...] = ("beta", "temperature")
     temperature: float = 0.5
     reparameterised = False
-    is_of_bits = True
+    supports = ("bits", "categories")
     needs_closed_form = True
 
     def relaxed(self, q: Any) -> Tensor:
-        """Return relaxed bits, (K, B, L) or (B, L)."""
+        """Return relaxed bits or categories, (K, B, L) or (B, L)."""
         u = torch.rand_like(q.logits).clamp(1e-7, 1 - 1e-7)
+        if isinstance(q, OneHotVector):
+            logits = (q.logits - (-u.log()).log()) / self.temperature
+            return logits.unflatten(-1, (-1, q.num_classes)).softmax(-1).flatten(-2)
         return torch.sigmoid((q.logits + u.log() - (-u).log1p()) / self.temperature)
 
     def rate(self, draws: Draws) -> Tensor:
-        """Return the KL divergence of bits, (B,)."""
+        """Return the KL divergence of bits or categories, (B,)."""
         (latent,) = draws.latents
         rate = torch.distributions.kl_divergence(latent.posterior, latent.prior)
         return rate[0] if rate.dim() == 2 else rate
@@ -211,26 +270,26 @@ class GumbelSoftmax(PerDatumELBO):
     def loss_and_terms(
         self, model: PyroFunction, guide: PyroFunction, *batch: Tensor, beta: float | Tensor | None = None
     ) -> LossAndTerms:
-        """Return the relaxed loss, and the terms of bits; without a gradient, the loss of bits too."""
+        """Return the relaxed loss, and the terms that are not relaxed; without a gradient, such a loss too."""
         if not torch.is_grad_enabled():
             return super().loss_and_terms(model, guide, *batch, beta=beta)
-        with _RelaxedBits(self.relaxed):
+        with _DrawDiscrete(self.relaxed):
             draws = self._draws(model, guide, batch)
         _of_one_site(draws)
         loss = self.loss_of(draws, -draws.log_p_x.mean(0), self.rate(draws), self.beta if beta is None else beta)
         with torch.no_grad():
-            return LossAndTerms(loss, self._terms_of_bits(model, guide, batch, draws))
+            return LossAndTerms(loss, self._discrete_terms(model, guide, batch, draws))
 
-    def _terms_of_bits(self, model: PyroFunction, guide: PyroFunction, batch: Any, draws: Draws) -> Terms:
+    def _discrete_terms(self, model: PyroFunction, guide: PyroFunction, batch: Any, draws: Draws) -> Terms:
         return super().loss_and_terms(model, guide, *batch).terms
 
 
 class StraightThrough(GumbelSoftmax):
-    """The ELBO of bits, whose gradient passes through a draw z as if it were its probability p = sigmoid(a).
+    """The ELBO of bits or categories, whose gradient passes through a draw z as if it were its probabilities p.
 
-        z ~ Bernoulli(p),    dz / da := dp / da
+        z ~ Bernoulli(p) or Categorical(p),    dz / da := dp / da,    p = sigmoid(a) or softmax(a)
 
-    The loss is that of bits. Its gradient is biased, unless log p(x | z) is linear in z.
+    The loss is not relaxed. Its gradient is biased, unless log p(x | z) is linear in z.
 
     Args:
         num_particles: K, the number of draws of z for each datum.
@@ -246,10 +305,11 @@ class StraightThrough(GumbelSoftmax):
     options = ("beta",)
 
     def relaxed(self, q: Any) -> Tensor:
-        """Return bits, (K, B, L) or (B, L), with the gradient of their probabilities."""
-        return torch.bernoulli(q.probs.detach()) + q.probs - q.probs.detach()
+        """Return draws, (K, B, L) or (B, L), with the gradient of their probabilities."""
+        drawn: Tensor = q.sample()
+        return drawn + q.probs - q.probs.detach()
 
-    def _terms_of_bits(self, model: PyroFunction, guide: PyroFunction, batch: Any, draws: Draws) -> Terms:
+    def _discrete_terms(self, model: PyroFunction, guide: PyroFunction, batch: Any, draws: Draws) -> Terms:
         return Terms(-draws.log_p_x.mean(0).detach(), self.rate(draws).detach())
 
 
@@ -260,21 +320,34 @@ def correlation(probs: Tensor, num_draws: int) -> Tensor:
     return (both - rare.square()) / (rare * (1 - rare)).clamp(min=torch.finfo(probs.dtype).tiny)
 
 
-def _bits(name: str, distribution: Any) -> Any:
-    """Return the Bernoulli distributions of a site of independent bits (..., L)."""
+def _sticks(q: Any) -> Tensor:
+    """Return the logits of the bits by stick-breaking of categories, (..., N, C - 1)."""
+    logits = q.logits.unflatten(-1, (-1, q.num_classes))
+    after = logits.flip(-1).logcumsumexp(-1).flip(-1)[..., 1:]
+    return logits[..., :-1] - after
+
+
+def _discrete(name: str, distribution: Any) -> Any:
+    """Return the distribution of a site that is a vector of bits, (..., L), or of categories."""
     base = getattr(distribution, "base_dist", distribution)
-    if not isinstance(base, Bernoulli) or len(distribution.event_shape) != 1:
+    if len(distribution.event_shape) != 1 or not isinstance(base, (Bernoulli, OneHotVector)):
         raise InputError(
-            f"q of {name!r} is not a vector of independent bits: give --posterior bernoulli, or --elbo score"
+            f"q of {name!r} is not a vector of independent bits or categories: give --posterior bernoulli or "
+            "categorical, or --elbo score"
         )
     return base
 
 
+def _bits(q: Any) -> Any:
+    """Return Bernoulli distributions, or refuse other ones."""
+    if not isinstance(q, Bernoulli):
+        raise InputError("q(z | x) is of categories, and this ELBO is of bits: take --elbo disarm-categories")
+    return q
+
+
 def _of_one_site(draws: Draws) -> tuple[Any, Tensor]:
-    """Return q and the draws of the one latent site, of bits."""
+    """Return q and the draws of the one latent site."""
     latents = [*draws.latents]
     if len(latents) != 1:
-        raise InputError(
-            f"there are {len(latents)} latent sites, and this ELBO needs one, of bits: take --elbo score-loo"
-        )
-    return _bits("z", latents[0].posterior), latents[0].z
+        raise InputError(f"there are {len(latents)} latent sites, and this ELBO needs one: take --elbo score-loo")
+    return _discrete("z", latents[0].posterior), latents[0].z
