@@ -32,13 +32,15 @@ _GROUPS = 5  # of miwae and piwae, if the configuration has only one
 
 _EPILOG = """\
 Without a RUN it trains a system, and compares after each of --stages. For each estimator it prints the bound and its
-distance from log p(x), variance and signal-to-noise ratio of the gradients of encoder and decoder, and the time, with
-their errors; and writes them as comparison.csv, comparison.md and comparison.png. notebooks/bounds.md explains them.
+distance from log p(x), variance and signal-to-noise ratio of the gradients of encoder and decoder, the time, what noise
+is left after a second, and the bias of the gradient where it is known exactly; and writes them as comparison.csv,
+comparison.md and comparison.png. notebooks/bounds.md explains them.
 
 examples:
   pvae compare
   pvae compare runs/my-run --elbo trace,iwae,dreg --particles 1,10,100
-  pvae compare --system deep-bayes --stages 0,4"""
+  pvae compare --system deep-bayes --stages 0,4
+  pvae compare --system linear-bits --particles 2,4"""
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -54,7 +56,12 @@ def _compare(arguments: argparse.Namespace) -> None:
     if config.is_autoencoder:
         raise InputError(f"{arguments.run or config.system} is an autoencoder: a point posterior has no bound")
     groups = config.groups if config.groups > 1 else _GROUPS
-    options: dict[str, Any] = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups}
+    options: dict[str, Any] = {
+        "alpha": config.alpha,
+        "mix": config.mix,
+        "temperature": config.temperature,
+        "num_groups": groups,
+    }
     default = run.place / "comparison" if run else Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare"
     folder = output_path(arguments.out, default)
     rows: list[Measurement] = []

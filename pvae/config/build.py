@@ -68,7 +68,7 @@ def build_vae(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -
             decoder = nn.Sequential(FirstLayer(config.latent_dim), decoder)
     else:
         posterior = _posterior(config, encoder)
-        prior = _prior(config, posterior.forward, datum_shape)
+        prior = _prior(config, posterior, datum_shape)
     family = config.likelihood_family
     likelihood: nn.Module = resolve_name(family.grey if config.is_pseudo else family.module)(
         decoder, datum_shape, has_missing=config.missing, **family.arguments(config)
@@ -120,9 +120,11 @@ def _posterior(config: Config, encoder: nn.Module) -> Any:
 
 
 def _prior(config: Config, posterior: Any, datum_shape: Sequence[int]) -> nn.Module:
-    """Return the prior of the top layer; `posterior` is a function that returns its posterior."""
+    """Return the prior of the top layer; `posterior` is the module or function that returns its posterior."""
     family = config.prior_family
-    first = (posterior, datum_shape) if family.is_of_posterior else (config.latent_dims[-1],)
+    first: tuple[Any, ...] = (posterior,) * (family.support == "codes") + (config.latent_dims[-1],)
+    if family.is_of_posterior:
+        first = (getattr(posterior, "forward", posterior), datum_shape)
     prior: nn.Module = resolve_name(family.module)(*first, **family.arguments(config))
     return prior
 

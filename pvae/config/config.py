@@ -199,9 +199,19 @@ class Config:
     posterior: str = option("normal", help_of(POSTERIORS), choices=tuple(POSTERIORS))
     categories: int = option(
         10,
-        "K, the number of classes of each latent variable: --latent-dim 200 --categories 10 are 20 variables",
+        "K, the number of classes of each latent variable: --latent-dim 200 --categories 10 are 20 variables; or of "
+        "codes, or levels",
         limits=(2, 10**4),
-        only_with=("--posterior categorical", lambda c: c.posterior_family.support == "categories"),
+        only_with=(
+            "--posterior categorical, vq or fsq",
+            lambda c: c.posterior_family.support in ("categories", "codes"),
+        ),
+    )
+    code_dim: int = option(
+        1,
+        "length of a code: --latent-dim 64 --code-dim 8 are 8 codes",
+        limits=(1, 10**6),
+        only_with=("--posterior vq", lambda c: "code_dim" in c.posterior_family.arguments(c)),
     )
     flow_length: int = option(
         2,

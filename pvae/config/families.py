@@ -66,7 +66,7 @@ class LatentFamily(Family):
 
     @property
     def is_discrete(self) -> bool:
-        """Whether it is a distribution of bits or categories."""
+        """Whether it is a distribution of bits or categories, which have no derivative."""
         return self.support in ("bits", "categories")
 
 
@@ -254,6 +254,18 @@ POSTERIORS = _table(
         closed_forms=("categories", "uniform-categories"), support="categories",
     ),
     Posterior(
+        name="vq", module="pvae.models.posteriors:QuantizedPosterior",
+        help="the nearest of --categories codes of --code-dim values, a codebook that is learned, with --prior "
+        "uniform-codes", arguments=lambda c: {"num_codes": c.categories, "code_dim": c.code_dim},
+        num_outputs=lambda c: c.latent_dim, closed_forms=("uniform-codes",), support="codes",
+    ),
+    Posterior(
+        name="fsq", module="pvae.models.posteriors:QuantizedPosterior",
+        help="the same with the codebook of --categories levels of each latent dimension",
+        arguments=lambda c: {"num_codes": c.categories, "is_fixed": True},
+        num_outputs=lambda c: c.latent_dim, closed_forms=("uniform-codes",), support="codes",
+    ),
+    Posterior(
         name="delta", module="pvae.models.posteriors:DeltaPosterior",
         help="a point, without a prior, which makes an autoencoder", num_outputs=lambda c: c.latent_dim,
         closed_forms=("flat",), has_density=False,
@@ -299,6 +311,10 @@ PRIORS = _table(
     Prior(
         name="uniform-categories", module="pvae.models.priors:CategoricalPrior", help="all classes equally probable",
         arguments=lambda c: {"num_classes": c.categories, "is_learned": False}, support="categories",
+    ),
+    Prior(
+        name="uniform-codes", module="pvae.models.priors:CodebookPrior",
+        help="all codes equally probable, with --posterior vq or fsq", support="codes",
     ),
     Prior(
         name="sphere", module="pvae.models.priors:SpherePrior",

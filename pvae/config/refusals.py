@@ -101,6 +101,9 @@ REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...
     ("config", lambda c: c.posterior_family.support == "categories" and c.latent_dim % c.categories,
      "--latent-dim {c.latent_dim} is not a multiple of --categories {c.categories}: N variables of K categories have "
      "N times K latent dimensions"),
+    ("config", lambda c: c.latent_dim % c.code_dim,
+     "--latent-dim {c.latent_dim} is not a multiple of --code-dim {c.code_dim}: N codes have N times as "
+     "many dimensions"),
     ("config", lambda c: c.prior_family.is_on_sphere and c.latent_dim < 2,
      "--posterior {c.posterior} needs at least 2 dimensions: give --latent-dim 2 or more"),
     ("config", lambda c: c.upper_latent_dims and c.inference not in c.posterior_family.inference,
@@ -147,8 +150,9 @@ REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...
     # The ELBO.
     ("config elbo", lambda c, elbo: elbo.sums_over_labels != (c.labels > 0),
      "--elbo {c.elbo} and --labels {c.labels}: --elbo enumerate goes with --labels above 0"),
-    ("config elbo", lambda c, elbo: c.is_autoencoder and "free_bits" not in elbo.options,
-     "--posterior {c.posterior} has no density: train it by --elbo trace, not {c.elbo}"),
+    ("config elbo",
+     lambda c, elbo: (c.is_autoencoder or c.posterior_family.support == "codes") and "free_bits" not in elbo.options,
+     "--posterior {c.posterior} is a point, without a density: train it by --elbo trace, not {c.elbo}"),
     ("config elbo", lambda c, elbo: elbo.needs_closed_form and not any(c.closed_forms),
      "no closed-form KL is known for --posterior {c.posterior} and --prior {c.prior}: give --elbo trace"),
     ("config elbo", lambda c, elbo: elbo.needs_separate_draws and (c.likelihood_family.needs_batch or c.has_batch_norm),

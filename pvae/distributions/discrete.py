@@ -1,19 +1,20 @@
-"""Vectors of categories, each as values of which one is 1; and all codes of a discrete latent, where they are few."""
+"""Vectors of categories, and of the codes of a codebook; and all values of a discrete latent, where they are few."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any, ClassVar
 
 import torch
-from pyro.distributions import Bernoulli, OneHotCategorical
+from pyro.distributions import Bernoulli, Delta, OneHotCategorical
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints, kl_divergence, register_kl
 
 from pvae.core.errors import InputError
 
-__all__ = ["MOST_CODES", "OneHotVector", "codes", "num_codes"]
+__all__ = ["MOST_CODES", "CodeVector", "OneHotVector", "QuantizedPoint", "codes", "num_codes", "support_of"]
 
 MOST_CODES = 4096
 
@@ -85,26 +86,119 @@ def kl_one_hot_vectors(q: OneHotVector, p: OneHotVector) -> Tensor:
     return kl_divergence(q.classes, p.classes).sum(-1)
 
 
+class _InCodebook(constraints.Constraint):
+    """Vectors of codes of a codebook, to rounding."""
+
+    event_dim = 1
+
+    def __init__(self, codebook: Tensor) -> None:
+        self.codebook = codebook
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        """Return whether each vector is one of codes."""
+        parts = value.unflatten(-1, (-1, self.codebook.shape[1]))
+        near = (parts[..., None, :] - self.codebook).abs().amax(-1).amin(-1)
+        return (near < 1e-5 * (1 + self.codebook.abs().max())).all(-1)
+
+
+class CodeVector(TorchDistribution):
+    """N codes, each drawn uniformly from the K codes of a codebook, one after another.
+
+        log p(z) = - N log K,    z of N codes
+
+    Args:
+        codebook: (K, D).
+        num_variables: N.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, codebook: Tensor, num_variables: int, batch_shape: Any = ()) -> None:
+        self.codebook, self.num_variables = codebook, num_variables
+        event_shape = torch.Size([num_variables * codebook.shape[1]])
+        super().__init__(torch.Size(batch_shape), event_shape, validate_args=False)
+
+    @property
+    def support(self) -> _InCodebook:
+        """Vectors of codes."""
+        return _InCodebook(self.codebook)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> CodeVector:
+        """Return this distribution expanded to another batch shape."""
+        return CodeVector(self.codebook, self.num_variables, batch_shape)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of the codebook, N times, (..., N D)."""
+        return self.codebook.mean(0).repeat(self.num_variables).expand(*self.batch_shape, -1)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of the codebook, N times, (..., N D)."""
+        return self.codebook.var(0, correction=0).repeat(self.num_variables).expand(*self.batch_shape, -1)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        """Return draws, sample_shape + (..., N D)."""
+        shape = (*sample_shape, *self.batch_shape, self.num_variables)
+        return self.codebook[torch.randint(len(self.codebook), shape, device=self.codebook.device)].flatten(-2)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return - N log K of vectors (..., N D) of codes, in nats; other vectors are not looked for."""
+        shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        return value.new_full(shape, -self.num_variables * math.log(len(self.codebook)))
+
+
+class QuantizedPoint(Delta):
+    """A vector of codes, as a point whose gradient is that of what was quantized.
+
+    Args:
+        point: z, (B, N D).
+        indices: of its codes in the codebook, int64 (B, N).
+        penalty: what is added to the loss of each datum, in nats, and is no part of the ELBO, (B,).
+    """
+
+    def __init__(self, point: Tensor, indices: Tensor, penalty: Tensor) -> None:
+        self.indices, self.penalty = indices, penalty
+        super().__init__(point, event_dim=1)  # type: ignore[no-untyped-call]
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> QuantizedPoint:
+        """Return this distribution expanded to another batch shape."""
+        parts = (self.v, *self.event_shape), (self.indices, self.indices.shape[-1]), (self.penalty,)
+        return QuantizedPoint(*(one.expand(*batch_shape, *rest) for one, *rest in parts))
+
+
+def support_of(distribution: Any) -> str:
+    """Return "bits", "categories" or "codes" of a vector of them, and "" of any other distribution."""
+    if isinstance(distribution, OneHotVector | CodeVector):
+        return "categories" if isinstance(distribution, OneHotVector) else "codes"
+    is_bits = isinstance(getattr(distribution, "base_dist", None), Bernoulli) and len(distribution.event_shape) == 1
+    return "bits" if is_bits else ""
+
+
 def num_codes(distribution: Any) -> float:
-    """Return the number of values of a vector of bits or categories, inf of any other distribution."""
-    if isinstance(distribution, OneHotVector):
-        return distribution.num_classes ** (distribution.event_shape[0] // distribution.num_classes)
-    if isinstance(getattr(distribution, "base_dist", None), Bernoulli) and len(distribution.event_shape) == 1:
-        return 2 ** distribution.event_shape[0]
-    return float("inf")
+    """Return the number of values of a vector of bits, categories or codes, inf of any other distribution."""
+    if not (support := support_of(distribution)):
+        return math.inf
+    if support == "codes":
+        return int(len(distribution.codebook) ** distribution.num_variables)
+    num_classes, size = getattr(distribution, "num_classes", 1), distribution.event_shape[0]
+    return int(max(2, num_classes) ** (size // num_classes))
 
 
 def codes(distribution: Any) -> Tensor:
-    """Return all values of a vector of bits or categories, (C, L), in the dtype of its probabilities.
+    """Return all values of a vector of bits, categories or codes, (C, L), in the dtype of its mean.
 
     Raises:
         InputError: it has more than 4,096 values, or is no such vector.
     """
     if (number := num_codes(distribution)) > MOST_CODES:
-        what = f"{distribution.event_shape[0]} latent values" if number < float("inf") else "a latent of real numbers"
+        what = "a discrete latent of so many values" if number < math.inf else "a latent of real numbers"
         raise InputError(f"the codes of {what} cannot be summed over: it takes at most {MOST_CODES:,}, as of 12 bits")
-    size, probs = distribution.event_shape[0], distribution.mean
-    if isinstance(distribution, OneHotVector):
-        each = [*torch.eye(distribution.num_classes).to(probs)]
-        return torch.stack([torch.cat(one) for one in itertools.product(each, repeat=size // len(each))])
-    return torch.cartesian_prod(*[torch.arange(2.0).to(probs)] * size).view(-1, size)
+    size, mean, support = distribution.event_shape[0], distribution.mean, support_of(distribution)
+    each = distribution.codebook if support == "codes" else torch.arange(2.0).to(mean)[:, None]
+    if support == "categories":
+        each = torch.eye(distribution.num_classes).to(mean)
+    number = size // each.shape[1]
+    return torch.stack([torch.cat(one) for one in itertools.product(each, repeat=number)])

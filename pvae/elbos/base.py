@@ -22,7 +22,7 @@ from pvae.core.terms import LossAndTerms, Terms
 from pvae.core.tracing import shared_calls
 from pvae.elbos.sites import Draws, Latent
 
-__all__ = ["PerDatumELBO", "PyroFunction", "refuse_dependent_dimensions", "require_rsample"]
+__all__ = ["PerDatumELBO", "PyroFunction", "penalty_of", "refuse_dependent_dimensions", "require_rsample"]
 
 PyroFunction = Callable[..., Any]  # of *batch: data x, and perhaps labels y
 
@@ -34,7 +34,8 @@ class PerDatumELBO(Trace_ELBO):
 
     The loss and its terms are computed from the draws in Pyro's traces of guide and model. The particles are an
     additional batch dimension, not a loop. With free bits, the rate of each latent dimension, averaged over the batch,
-    counts at least `free_bits` nats in the loss. `pyro.infer.SVI` accepts these ELBOs like its own. The class
+    counts at least `free_bits` nats in the loss. The `penalty` of a posterior that has one, as that of a codebook, is
+    added to the loss, and not to the terms. `pyro.infer.SVI` accepts these ELBOs like its own. The class
     attributes say what a subclass takes; `pvae.config.build` reads them.
 
     Args:
@@ -100,6 +101,7 @@ class PerDatumELBO(Trace_ELBO):
         draws = self._draws(model, guide, batch)
         distortion, rate = -_mean(draws.log_p_x), self.rate(draws)
         loss = self.loss_of(draws, distortion, rate, self.beta if beta is None else beta)
+        loss = loss + penalty_of(site["fn"] for site in draws.posteriors.values())
         return LossAndTerms(loss, Terms(distortion.detach(), rate.detach()))
 
     def loss_of(self, draws: Draws, distortion: Tensor, rate: Tensor, beta: float | Tensor) -> Tensor:
@@ -205,6 +207,11 @@ class PerDatumELBO(Trace_ELBO):
             if not self.sums_over_labels:
                 check_if_enumerated(guide_trace)
         return model_trace, guide_trace
+
+
+def penalty_of(posteriors: Iterable[Any]) -> Tensor | float:
+    """Return the mean penalty of posteriors, which their ELBO does not count; 0 of those that have none."""
+    return sum(one.penalty.mean() for one in posteriors if hasattr(one, "penalty"))
 
 
 def require_rsample(name: str, posterior: Distribution) -> None:

@@ -160,8 +160,8 @@ class CategoricalDisARM(DisARM):
         a_k = logit_k - log sum_{j > k} exp(logit_j)
         d/d a_k ELBO  =  E [ 1/2 (f - f') (u u' (b - b') / (1 - rho) + u (1 - u') (b - p) - (1 - u) u' (b' - p)) ]
 
-    of two draws with f and f', whose bits k are b and b', and p = sigmoid(a_k); u is 1 if all bits before k are 0, since
-    the draw does not depend on bit k otherwise. The order of the classes matters for the variance.
+    of two draws with f and f', whose bits k are b and b', and p = sigmoid(a_k); u is 1 if all bits before k are 0,
+    since the draw does not depend on bit k otherwise. The order of the classes matters for the variance.
 
     Args:
         num_particles: K, an even number.
@@ -232,8 +232,8 @@ class GumbelSoftmax(PerDatumELBO):
         categories  z = softmax((a - log(-log u)) / temperature)
         loss = - log p(x | z) + beta KL(q(z | x) || p(z)),  the KL of bits or categories
 
-    The distortion and rate that it reports are those of bits or categories. The gradient is biased for them, the less the lower the temperature, and its
-    variance grows as the temperature falls.
+    The distortion and rate that it reports are not relaxed. The gradient is biased for them, the less the lower the
+    temperature, and its variance grows as the temperature falls.
 
     Args:
         num_particles: K, the number of draws of z for each datum.

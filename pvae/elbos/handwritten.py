@@ -10,7 +10,7 @@ from torch import Tensor
 from pvae.core import protocol
 from pvae.core.terms import LossAndTerms, Terms
 from pvae.core.tracing import register, shared_calls
-from pvae.elbos.base import PerDatumELBO, PyroFunction, refuse_dependent_dimensions, require_rsample
+from pvae.elbos.base import PerDatumELBO, PyroFunction, penalty_of, refuse_dependent_dimensions, require_rsample
 from pvae.vae import VAE
 
 __all__ = ["HandwrittenELBO"]
@@ -69,4 +69,4 @@ class HandwrittenELBO(PerDatumELBO):
             loss = distortion.mean() + beta * torch.cat(rates).clamp(min=self.free_bits).sum()
         else:
             loss = (distortion + beta * rate).mean()
-        return LossAndTerms(loss, Terms(distortion.detach(), rate.detach()))
+        return LossAndTerms(loss + penalty_of(q for q, _, _ in pairs), Terms(distortion.detach(), rate.detach()))

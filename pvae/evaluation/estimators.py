@@ -18,10 +18,11 @@ from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError, check_finite
 from pvae.core.random_state import seeded
 from pvae.core.records import markdown_of
+from pvae.distributions.discrete import support_of
 from pvae.distributions.joint import Joint
 from pvae.marginal.chunks import data_at_once
 from pvae.marginal.log_likelihood import log_likelihood
-from pvae.reference import linear_gaussian
+from pvae.reference import discrete, linear_gaussian
 from pvae.trained.estimate import Estimate
 from pvae.vae import VAE
 
@@ -69,6 +70,10 @@ class Gradient:
         signal_to_noise: |E g| / sqrt(E |g - E g|^2), with the noise of the mean over R subtracted from |E g|^2.
         signal_to_noise_stderr: standard error of `signal_to_noise`; NaN if there is no noise.
         resolution: 1 / sqrt(R); a ratio below it cannot be distinguished from 0.
+        bias: |E g - g*| / |g*| where the gradient g* of the ELBO is known exactly, with the noise of the mean over R
+            subtracted as for `signal_to_noise`; None elsewhere, and of bounds other than the ELBO.
+        bias_stderr: standard error of `bias`.
+        bias_resolution: what a bias is that cannot be distinguished from 0.
     """
 
     variance: float
@@ -76,6 +81,18 @@ class Gradient:
     signal_to_noise: float
     signal_to_noise_stderr: float
     resolution: float
+    bias: float | None = None
+    bias_stderr: float | None = None
+    bias_resolution: float | None = None
+
+    @property
+    def bias_text(self) -> str:
+        """The bias with its error, or "< resolution", in percent of the exact gradient; "-" if it is not known."""
+        if self.bias is None or self.bias_stderr is None or self.bias_resolution is None:
+            return "-"
+        if self.bias < self.bias_resolution:
+            return f"< {self.bias_resolution:.1%}"
+        return f"{self.bias:.1%} +- {self.bias_stderr:.1%}"
 
     def __str__(self) -> str:
         """Return the signal-to-noise ratio with its error, or "< resolution" if the ratio is below the resolution."""
@@ -111,27 +128,37 @@ class Moments:
         self._sums[group] += offset
         self._squares[group] += offset @ offset
 
-    def gradient(self) -> Gradient:
-        """Return the statistics of the gradients; at least three must have been added."""
+    def gradient(self, exact: Tensor | None = None) -> Gradient:
+        """Return the statistics of the gradients; at least three must have been added.
+
+        Args:
+            exact: the gradient that they estimate, (P,), if it is known.
+        """
         groups = [sums[: self.count] for sums in (self._counts, self._sums, self._squares)]
         totals = [sums.sum(0) for sums in groups]
 
         def variance_and_ratio(count: Tensor, sums: Tensor, squares: Tensor) -> Tensor:
             variance = ((squares - sums @ sums / count) / (count - 1)).clamp(min=0)
-            signal = ((self._first + sums / count).square().sum() - variance / count).clamp(min=0).sqrt()
-            return torch.stack([variance, torch.where(variance == 0, math.inf, signal / variance.sqrt())])
+            mean, target = self._first + sums / count, torch.zeros(()) if exact is None else exact
+            signal, off = ((one.square().sum() - variance / count).clamp(min=0).sqrt() for one in (mean, mean - target))
+            return torch.stack([variance, torch.where(variance == 0, math.inf, signal / variance.sqrt()), off])
 
         without = torch.stack(
             [variance_and_ratio(*(total - one for total, one in zip(totals, group))) for group in zip(*groups)]
         )
-        variance_stderr, ratio_stderr = (without.std(0, correction=0) * math.sqrt(len(without) - 1)).tolist()
-        variance, ratio = variance_and_ratio(*totals).tolist()
+        errors = (without.std(0, correction=0) * math.sqrt(len(without) - 1)).tolist()
+        variance, ratio, off = variance_and_ratio(*totals).tolist()
+        variance_stderr, ratio_stderr, off_stderr = errors
+        size = 0.0 if exact is None else exact.norm().item()
         return Gradient(
             variance=variance,
             variance_stderr=variance_stderr,
             signal_to_noise=ratio,
             signal_to_noise_stderr=ratio_stderr,
             resolution=1 / math.sqrt(self.count),
+            bias=off / size if size else None,
+            bias_stderr=off_stderr / size if size else None,
+            bias_resolution=math.sqrt(variance / self.count) / size if size else None,
         )
 
 
@@ -148,6 +175,9 @@ class Measurement:
         encoder_gradient: the gradient with respect to the parameters of the posterior.
         decoder_gradient: the gradient with respect to the parameters of the likelihood and the prior.
         milliseconds: the median time for loss and gradients of a batch.
+        noise: the variance of the encoder's gradient times the seconds of a step: of two estimators, that of the lower
+            noise has a mean gradient of less variance after the same time.
+        noise_stderr: its standard error from the draws.
     """
 
     stage: str
@@ -158,6 +188,8 @@ class Measurement:
     encoder_gradient: Gradient
     decoder_gradient: Gradient
     milliseconds: float
+    noise: float
+    noise_stderr: float
 
 
 def pairs_to_compare(
@@ -172,8 +204,10 @@ def pairs_to_compare(
         particles: values of K.
         num_groups: number of groups of "miwae" and "piwae".
     """
-    pairs, reasons, has_closed_form, prior = [], [], True, vae.given(Batch.of(data).y).prior()
+    batch = Batch.of(data)
+    pairs, reasons, has_closed_form, prior = [], [], True, vae.given(batch.y).prior()
     has_label = isinstance(prior, Joint) and prior.is_enumerable
+    support = support_of(prior)
     try:
         with seeded(0, next(vae.parameters()).device), pyro.get_param_store().scope():
             build_elbo("analytic").loss(vae.model, vae.guide, *Batch.of(data))
@@ -184,11 +218,14 @@ def pairs_to_compare(
             kind = ELBO_CLASSES[name]
             obstacles = {
                 "the KL divergence of this posterior from this prior has no closed form": (
-                    kind.needs_closed_form and not has_closed_form
+                    kind.needs_closed_form and not (has_closed_form or support)
                 ),
+                f"it is of {' or '.join(kind.supports)}": kind.supports and support not in kind.supports,
+                "z has no derivative": support and kind.reparameterised,
                 "there is no label to sum over": kind.sums_over_labels and not has_label,
                 "a draw of the label has no gradient": has_label and kind.reparameterised and not kind.sums_over_labels,
                 "there is no other draw to compare with": count < kind.least_particles,
+                "it draws in pairs": name.startswith("disarm") and count % 2,
                 "with one particle its bound equals the ELBO": count == 1 and kind.is_importance_weighted,
                 f"K must be a multiple of {num_groups}": "num_groups" in kind.options and count % num_groups != 0,
                 "with one draw in each group its bound equals the ELBO": name == "miwae" and count == num_groups,
@@ -221,7 +258,7 @@ def measure_estimator(
         log_p: log p(x) of the batch, as `reference` returns it.
         stage: the stage of training at which the weights were taken.
         repetitions: R, at least 3.
-        options: `alpha`, `mix` or `num_groups`, which the estimators that take them are given.
+        options: `alpha`, `mix`, `temperature` or `num_groups`, which the estimators that take them are given.
 
     Raises:
         NotFiniteError: a bound or a gradient is NaN or infinite.
@@ -231,6 +268,7 @@ def measure_estimator(
     batch = Batch.of(data)
     parts = [*batch.split(data_at_once(vae, batch, num_particles))]
     encoder, decoder = list(vae.q_z.parameters()), [*vae.p_x.parameters(), *vae.p_z.parameters()]
+    exact = None if elbo.is_importance_weighted else _exact_gradient(vae, batch, encoder)
     values, seconds, of_encoder, of_decoder = [], [], Moments(), Moments()
     for repetition in range(repetitions):
         started, value = time.perf_counter(), 0.0
@@ -252,13 +290,28 @@ def measure_estimator(
         particles=num_particles,
         value=bound,
         bias=bound.mean - log_p.mean,
-        encoder_gradient=of_encoder.gradient(),
+        encoder_gradient=(gradient := of_encoder.gradient(exact)),
         decoder_gradient=of_decoder.gradient(),
         milliseconds=1000 * statistics.median(seconds),
+        noise=gradient.variance * statistics.median(seconds),
+        noise_stderr=gradient.variance_stderr * statistics.median(seconds),
     )
     variances = [measurement.encoder_gradient.variance, measurement.decoder_gradient.variance]
     check_finite({"bias": measurement.bias, "variance": variances}, f"{name}, K = {num_particles}")
     return measurement
+
+
+def _exact_gradient(vae: VAE, batch: Batch, parameters: Sequence[Tensor]) -> Tensor | None:
+    """Return the gradient of the loss, - mean ELBO, of a VAE whose ELBO is known exactly, (P,); None for others."""
+    if batch.y is not None:
+        return None
+    oracle = discrete if support_of(vae.prior()) else linear_gaussian
+    try:
+        value = oracle.elbo(vae, batch.x).mean()
+    except ValueError:
+        return None
+    gradients = torch.autograd.grad(-value, parameters, allow_unused=True, materialize_grads=True)
+    return torch.cat([one.flatten() for one in gradients]).double()
 
 
 def _gradient(parameters: Sequence[Tensor]) -> Tensor:
@@ -271,7 +324,9 @@ LEGEND = """\
 so that those of one bound may agree in every digit. K: draws for each datum. bias: bound - log p(x); the nearer to 0,
 the tighter the bound. decoder: its parameters and those of the prior. variance: trace of the covariance of the
 gradient. signal/noise: |E g| / sqrt(E |g - E g|^2); a higher ratio is better for training. ms: time for loss and
-gradients of the batch. Estimators that equal another one are left out: without --elbo handwritten, which equals trace;
+gradients of the batch. variance x s: of the encoder's gradient, times the seconds of a step; lower is better for an
+estimator without bias. gradient's bias: |E g - g*| / |g*| of the encoder's, of estimators of the ELBO where its exact
+gradient g* is known. Estimators that equal another one are left out: without --elbo handwritten, which equals trace;
 with K = 1 all importance-weighted bounds; and miwae with one draw in each group."""
 
 
@@ -291,6 +346,8 @@ def to_markdown(measurements: Sequence[Measurement]) -> str:
                 "bias": f"{one.bias:+.2f}",
                 "encoder variance": variance(one.encoder_gradient),
                 "encoder signal/noise": str(one.encoder_gradient),
+                "variance x s": f"{one.noise:.2g}",
+                "gradient's bias": one.encoder_gradient.bias_text,
                 "decoder variance": variance(one.decoder_gradient),
                 "decoder signal/noise": str(one.decoder_gradient),
                 "ms": f"{one.milliseconds:.1f}",

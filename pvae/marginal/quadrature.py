@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
-from pvae.distributions.discrete import codes, num_codes
+from pvae.distributions.discrete import codes, support_of
 from pvae.marginal import chunks
 from pvae.marginal.chunks import data_at_once, widest
 from pvae.marginal.importance import Mixture, from_weights
@@ -77,7 +77,7 @@ def quadrature(
     width = widest(vae, batch)
     parts = list[tuple[Tensor, Tensor]]()
     for part in batch.split(min(100, data_at_once(vae, batch))):
-        is_sum = math.isfinite(num_codes(vae.given(part.y).prior()))
+        is_sum = support_of(vae.given(part.y).prior())
         parts.append(_of_codes(vae, part, width) if is_sum else _of_part(vae, part, tolerance, width))
         on_images(len(part))
     log_p, error = map(torch.cat, zip(*parts))
@@ -91,7 +91,7 @@ def check_few(vae: VAE, data: Data) -> None:
         InputError: it is not.
     """
     prior = vae.given(Batch.of(data).y).prior()
-    if math.isfinite(num_codes(prior)):
+    if support_of(prior):
         check_bounding(vae)
         codes(prior)
         return

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from pvae.core.errors import InputError
-from pvae.distributions.discrete import OneHotVector
+from pvae.distributions.discrete import OneHotVector, QuantizedPoint
 from pvae.distributions.flow import Flow
 from pvae.distributions.full_normal import FullNormal
 from pvae.distributions.planar import Planar
@@ -26,6 +26,7 @@ __all__ = [
     "NormalPosterior",
     "PlanarPosterior",
     "PowerSphericalPosterior",
+    "QuantizedPosterior",
     "bits",
     "bounded_normal",
 ]
@@ -274,6 +275,44 @@ class PowerSphericalPosterior(nn.Module):
         loc, log_concentration = self.encoder(x).tensor_split([-1], dim=-1)
         loc = normalize(loc + 1e-6, dim=-1)  # 0 has no direction
         return PowerSpherical(loc, log_concentration.squeeze(-1).clamp(-7, 11).exp())
+
+
+class QuantizedPosterior(nn.Module):
+    """A point: N vectors of the encoder's output, each replaced by the nearest of the K codes of a codebook.
+
+        z_n = argmin_{e in codebook} |h_n - e|^2,    dz_n / dh_n := 1
+        penalty = sum_n |h_n - e_n|^2 in which h and e have gradients of 0.25 (the commitment) and of 1 (the codebook)
+
+    It is a q(z | x) over K^N codes without entropy, so that with a uniform prior the rate is N log K whatever x is, and
+    the ELBO is a bound. The penalty trains the codebook; it is no rate. A codebook that is fixed is the K levels from
+    -1 to 1 of single values, of h = tanh(output), and has no penalty.
+
+    Args:
+        encoder: a network from (B, *D) to (B, N D).
+        num_codes: K.
+        code_dim: D, the length of a code.
+        is_fixed: the codebook is that of levels, and D is 1.
+
+    Reference:
+        van den Oord, Vinyals and Kavukcuoglu, arXiv:1711.00937, equation 3; Mentzer et al., arXiv:2309.15505 (levels).
+    """
+
+    def __init__(self, encoder: nn.Module, num_codes: int, code_dim: int = 1, is_fixed: bool = False) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.is_fixed = is_fixed
+        first = torch.linspace(-1, 1, num_codes)[:, None] if is_fixed else torch.randn(num_codes, code_dim) / 10
+        self.codebook = nn.Parameter(first, requires_grad=not is_fixed)
+
+    def forward(self, x: Tensor) -> QuantizedPoint:
+        """Return q(z | x): batch shape (B,), event shape (N D,)."""
+        h = self.encoder(x).unflatten(-1, (-1, self.codebook.shape[1]))
+        h = h.tanh() if self.is_fixed else h
+        indices = (self.codebook.square().sum(-1) - 2 * h @ self.codebook.T).argmin(-1)
+        code = self.codebook[indices]
+        off = (code - h.detach()).square() + 0.25 * (h - code.detach()).square()
+        penalty = (off * (not self.is_fixed)).sum((-2, -1))
+        return QuantizedPoint((h + (code - h).detach()).flatten(-2), indices, penalty)
 
 
 class DeltaPosterior(nn.Module):

@@ -10,7 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, constraints
 
-from pvae.distributions.discrete import OneHotVector
+from pvae.distributions.discrete import CodeVector, OneHotVector
 from pvae.distributions.flow import Flow
 from pvae.distributions.normal_mixture import NormalMixture
 from pvae.distributions.power_spherical import SphereUniform
@@ -20,6 +20,7 @@ from pvae.models.posteriors import bits, bounded_normal
 __all__ = [
     "BernoulliPrior",
     "CategoricalPrior",
+    "CodebookPrior",
     "FlatPrior",
     "FlowPrior",
     "MixturePrior",
@@ -90,6 +91,27 @@ class CategoricalPrior(nn.Module):
     def forward(self) -> OneHotVector:
         """Return p(z): batch shape (), event shape (N K,)."""
         return OneHotVector(self.logits, self.num_classes)
+
+
+class CodebookPrior(nn.Module):
+    """The uniform prior of N codes of the codebook of a posterior.
+
+        log p(z) = - N log K
+
+    Args:
+        posterior: a `QuantizedPosterior`, whose codebook it is; it stays a part of the posterior.
+        latent_dim: N D.
+    """
+
+    def __init__(self, posterior: nn.Module, latent_dim: int) -> None:
+        super().__init__()
+        self._posterior = (posterior,)  # torch does not register modules in a tuple
+        self.latent_dim = latent_dim
+
+    def forward(self) -> CodeVector:
+        """Return p(z): batch shape (), event shape (N D,)."""
+        codebook: Tensor = self._posterior[0].get_parameter("codebook")
+        return CodeVector(codebook, self.latent_dim // codebook.shape[1])
 
 
 class FlatPrior(nn.Module):

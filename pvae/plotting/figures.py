@@ -280,12 +280,12 @@ def histogram_figure(codes: Tensor, draws: Tensor, title: str) -> Figure:
 
 
 def comparison_figure(measurements: Sequence[Measurement], title: str) -> Figure:
-    """Return bias, encoder's and decoder's signal-to-noise of the last stage against the number of particles.
+    """Return bias, signal-to-noise and noise per second of the last stage against the number of particles.
 
     Both axes are logarithmic; values that are not positive and finite are left out. Bars are standard errors.
     """
     last = [one for one in measurements if one.stage == measurements[-1].stage]
-    figure = titled_figure(f"{title}, {last[0].stage}: the same weights, data and noise for all", 12.5, 4.4)
+    figure = titled_figure(f"{title}, {last[0].stage}: the same weights, data and noise for all", 16.0, 4.4)
 
     def ratio(gradient: Gradient) -> tuple[float, float]:
         return gradient.signal_to_noise, gradient.signal_to_noise_stderr
@@ -294,10 +294,11 @@ def comparison_figure(measurements: Sequence[Measurement], title: str) -> Figure
         "log p(x) - bound, nats per datum": lambda one: (-one.bias, one.value.stderr),
         "encoder's gradient, signal / noise": lambda one: ratio(one.encoder_gradient),
         "decoder's gradient, signal / noise": lambda one: ratio(one.decoder_gradient),
+        "encoder's variance x seconds of a step": lambda one: (one.noise, one.noise_stderr),
     }
     names = list(dict.fromkeys(one.estimator for one in last))
     counts = sorted({one.particles for one in last})
-    for axes, (label, value) in zip(figure.subplots(1, 3), panels.items()):
+    for axes, (label, value) in zip(figure.subplots(1, 4), panels.items()):
         axes.set(xscale="log", yscale="log", xlabel="particles K", title=label)
         for index, name in enumerate(names):
             shift = 1.03 ** (index - len(names) / 2)  # so that markers of equal values do not overlap

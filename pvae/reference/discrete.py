@@ -14,14 +14,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pvae.distributions.discrete import codes
-from pvae.reference.linear_gaussian import linear_decoder_of
+from pvae.distributions.discrete import codes, support_of
+from pvae.reference.linear_gaussian import is_linear, linear_decoder_of
 from pvae.vae import VAE
 
 __all__ = [
     "Exact",
     "arms_gradient",
     "categorical_disarm_gradient",
+    "elbo",
     "enumerated",
     "linear_elbo",
     "through_probabilities",
@@ -81,6 +82,15 @@ def linear_elbo(vae: VAE, x: Tensor) -> Tensor:
     prior = p.mean
     rate = probs * (probs.log() - prior.log()) + (1 - probs) * ((1 - probs).log() - (1 - prior).log())
     return log_likelihood - rate.sum(-1)
+
+
+def elbo(vae: VAE, x: Tensor) -> Tensor:
+    """Return the exact ELBO (B,) of bits or categories: `linear_elbo` or the sum over all codes.
+
+    Raises:
+        InputError: neither is possible.
+    """
+    return linear_elbo(vae, x) if support_of(vae.prior()) == "bits" and is_linear(vae) else enumerated(vae, x).elbo
 
 
 def arms_gradient(probs: Tensor, z: Tensor, f: Tensor, correlation: Tensor) -> Tensor:

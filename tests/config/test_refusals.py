@@ -28,6 +28,7 @@ OF_CONFIG = [
     {"posterior": "delta", "prior": "mixture"},
     {"posterior": "bernoulli"},
     {"posterior": "categorical", "prior": "categories", "latent_dim": 32},
+    {"posterior": "vq", "prior": "uniform-codes", "code_dim": 7},
     {"posterior": "power-spherical", "prior": "sphere", "latent_dim": 1},
     {**TWO, "posterior": "iaf"},
     {**TWO, "prior": "vamp"},

@@ -15,6 +15,7 @@ from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
+from pvae.distributions.discrete import OneHotVector, codes
 from pvae.elbos.discrete import (
     ARMS,
     VIMCO,
@@ -26,13 +27,14 @@ from pvae.elbos.discrete import (
     correlation,
 )
 from pvae.elbos.gradients import LeaveOneOutScoreELBO, ScoreELBO
-from pvae.distributions.discrete import OneHotVector, codes
+from pvae.elbos.handwritten import HandwrittenELBO
+from pvae.elbos.trace import AnalyticELBO, TraceELBO
 from pvae.marginal.log_likelihood import log_likelihood
 from pvae.models.likelihoods import LinearNormalLikelihood
-from pvae.models.posteriors import bits
-from pvae.models.priors import BernoulliPrior, CategoricalPrior
-from pvae.reference import discrete as exact
+from pvae.models.posteriors import QuantizedPosterior, bits
+from pvae.models.priors import BernoulliPrior, CategoricalPrior, CodebookPrior
 from pvae.reference import bounds
+from pvae.reference import discrete as exact
 from pvae.vae import VAE
 
 D = 10
@@ -266,6 +268,48 @@ def test_the_mean_gradient_of_categories_is_the_exact_one(elbo):
     assert ((found.mean(0) - truth).abs() < 5 * errors).all()
     assert 10 * errors[truth.abs().argmax()] < truth.abs().max()
     assert found.unflatten(-1, (2, 10)).sum(-1).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("is_fixed", [False, True])
+def test_a_codebook_has_the_loss_and_gradients_written_by_hand(is_fixed):
+    """Three codes of one or two values: the ELBO is that of the nearest codes, and the penalty is in the loss alone."""
+    draw = torch.Generator().manual_seed(0)
+    size = 1 if is_fixed else 2
+    encoder = nn.Linear(4, 3 * size).double()
+    with seeded(0):
+        q = QuantizedPosterior(encoder, 5, size, is_fixed).double()
+    network = nn.Sequential(nn.Linear(3 * size, 4), nn.Unflatten(-1, (4,))).double()
+    p_x = LinearNormalLikelihood(network, (4,), scale=0.7)
+    vae, x = VAE(CodebookPrior(q, 3 * size), q, p_x), torch.randn(6, 4, generator=draw, dtype=torch.float64)
+    h = encoder(x).detach().view(6, 3, size)
+    h = h.tanh() if is_fixed else h
+    nearest = torch.tensor([[min(range(5), key=lambda k: (one - q.codebook[k]).norm()) for one in row] for row in h])
+    code = q.codebook.detach()[nearest]
+    for elbo in (TraceELBO(2), AnalyticELBO(1), HandwrittenELBO(1)):
+        vae.zero_grad()
+        with pyro.get_param_store().scope():
+            loss, terms = elbo.loss_and_terms(vae.model, vae.guide, x)
+        loss.backward()
+        z = code.flatten(1).requires_grad_()
+        distortion = -vae.log_likelihood(x, z)
+        squares = 0.0 if is_fixed else (h - code).square().sum((1, 2))
+        torch.testing.assert_close(terms.distortion, distortion.detach())
+        torch.testing.assert_close(terms.rate, torch.full_like(terms.rate, 3 * math.log(5)))
+        torch.testing.assert_close(loss.detach(), (distortion + terms.rate + 1.25 * squares).mean().detach())
+        (slope,) = torch.autograd.grad(distortion.sum() / 6, z)
+        slope = slope.view(6, 3, size)
+        by_h = slope * (1 - h.square()) if is_fixed else slope + 0.5 * (h - code) / 6
+        torch.testing.assert_close(encoder.weight.grad, by_h.flatten(1).T @ x)
+        if not is_fixed:
+            expected = torch.zeros(5, 2).double().index_add(0, nearest.flatten(), (2 * (code - h) / 6).flatten(0, 1))
+            torch.testing.assert_close(q.codebook.grad, expected)
+    torch.testing.assert_close(log_likelihood(vae, x).log_p, exact.enumerated(vae, x).log_p.detach())
+    with seeded(0):
+        drawn = vae.prior().sample((4000,)).view(-1, size)
+    counts = (drawn[:, None] == q.codebook).all(-1).sum(0)
+    assert ((counts / 12_000 - 0.2).abs() < 5 * (0.16 / 12_000) ** 0.5).all()  # once in 3e5 samples
+    assert vae.prior().support.check(vae.posterior(x).mean).all()
+    assert not vae.prior().support.check(vae.posterior(x).mean + 0.01).any()
 
 
 def test_two_layers_of_bits_have_the_exact_gradient():

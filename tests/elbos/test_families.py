@@ -42,8 +42,8 @@ PAIRS = [
     (posterior, prior)
     for posterior in OPTIONS["posterior"].choices
     for prior in OPTIONS["prior"].choices
-    if posterior != "delta" and (posterior == SPHERE[0]) == (prior == SPHERE[1])
-    if not (POSTERIORS[posterior].is_discrete or PRIORS[prior].is_discrete)
+    if posterior != "delta" and POSTERIORS[posterior].support == PRIORS[prior].support
+    if POSTERIORS[posterior].support not in ("bits", "categories", "codes")
 ]
 CLOSED = [*((name, "standard-normal") for name in ("normal", "normal-log-variance", "normal-full")), SPHERE]
 OPTIONS_OF = {"renyi": {"alpha": 0.3}, "ciwae": {"mix": 0.2}, "miwae": {"num_groups": 2}, "piwae": {"num_groups": 2}}
@@ -163,6 +163,7 @@ def test_each_pair_of_options_is_built_or_refused(posterior, prior):
     """What is refused is what has no rate, no closed form, or no rate of each dimension."""
     pair, is_point = (posterior, prior), (posterior, prior) == ("delta", "standard-normal")
     is_normal = prior == "standard-normal" and posterior in ("normal", "normal-log-variance")
+    is_point |= posterior in ("vq", "fsq") and prior == "uniform-codes"
     for options, is_allowed in (
         ({"elbo": "trace"}, pair in PAIRS or is_point),
         ({"elbo": "analytic"}, pair in CLOSED or is_point),

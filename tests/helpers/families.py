@@ -31,6 +31,8 @@ def config_with(row: Family, **options: Any) -> Config:
     if getattr(row, "support", "") == "categories":
         needed |= {"posterior": "categorical", "prior": "categories", "categories": 3, "latent_dim": 6}
         needed |= {"elbo": "disarm-categories", "particles": 4}
+    if getattr(row, "support", "") == "codes":
+        needed |= {"posterior": "vq", "prior": "uniform-codes", "categories": 5}
     needed[type(row).__name__.lower()] = row.name
     likelihood = LIKELIHOODS[needed.get("likelihood", "bernoulli")]
     needed |= {"scale": 0.3} if likelihood.has_scale else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pvae.evaluation.measures.baselines import Baselines
+from pvae.evaluation.measures.codes import CodesUsed
 from pvae.evaluation.measures.columns import ColumnDistortions
 from pvae.evaluation.measures.conditional import Conditional
 from pvae.evaluation.measures.coverage import Coverage
@@ -22,6 +23,7 @@ MEASURES: dict[str, type[Measure]] = {
     "floor": Floor,
     "baselines": Baselines,
     "latents": LatentsUsed,
+    "codes": CodesUsed,
     "columns": ColumnDistortions,
     "samples": SampleQuality,
     "rate_decomposition": RateDecomposition,

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
 from pvae.core.batch import Batch
 from pvae.core.errors import listed
 from pvae.core.random_state import seeded
+from pvae.distributions.discrete import support_of
 from pvae.distributions.normal_mixture import NormalMixture
 from pvae.evaluation.measures.baselines import Baselines
 from pvae.evaluation.measures.measure import Measure
@@ -36,7 +37,7 @@ class LatentsUsed(Measure):
     """How many latents say something about x.
 
     Args:
-        num_latents: L, the number of latent dimensions.
+        num_latents: L, the number of latent dimensions, or of variables of several categories.
         used: the number of latents whose own rate is above 0.01 nats per datum; None where these are not known.
         rate: of all latents together, in nats per datum.
         rates: the rate of each latent alone, in nats per datum; () where these are not known. Where p(z) is a mixture,
@@ -80,8 +81,9 @@ def latents_used(vae: VAE, batch: Batch, total_rate: float) -> LatentsUsed:
 
         rate_l = E_x KL(q(z_l | x) || p(z_l))
 
-    For Normal p and q of independent dimensions it is exact, and the rates sum to the total rate. For a p(z) that is a
-    mixture of Normals it is a mean over ten draws of z for each datum, with the exact marginal
+    For Normals, bits or categories, p and q of independent dimensions, it is exact, and the rates sum to the total
+    rate; of categories, a latent is one of the N variables. For a p(z) that is a mixture of Normals it is a mean over
+    ten draws of z for each datum, with the exact marginal
     p(z_l) = sum_k weight_k Normal(z_l; loc_kl, scale_kl^2); the sum of these rates may differ from the total rate,
     because the latents of a mixture are dependent. q(z | x) that is the same for all x has a rate above 0 too where
     p(z) is another distribution: a rate of 0 means that a latent says nothing about x, not the reverse.
@@ -100,7 +102,7 @@ def latents_used(vae: VAE, batch: Batch, total_rate: float) -> LatentsUsed:
     known = [one for one in sums if one is not None]
     rates = (torch.stack(known).sum(0) / len(batch)).tolist() if known else []
     return LatentsUsed(
-        num_latents=math.prod(vae.given(next(batch.split(1)).y).prior().event_shape),
+        num_latents=len(rates) or math.prod(vae.given(next(batch.split(1)).y).prior().event_shape),
         used=sum(one > COLLAPSED for one in rates) if rates else None,
         rate=total_rate,
         rates=tuple(max(0.0, one) for one in rates),  # draws may give less than 0
@@ -112,11 +114,13 @@ def _rates(vae: VAE, x: Tensor) -> Tensor | None:
     """Return the sum over data of the rate of each latent, float64 (L,), or None if it is not computed."""
     posterior: Any = vae.posterior(x)
     prior: Any = vae.prior()
+    if support_of(prior) == "categories":
+        return kl_divergence(posterior.classes, prior.classes).double().sum(0)
     q: Any = posterior.base_dist if isinstance(posterior, Independent) else None
+    if isinstance(q, Normal | Bernoulli) and isinstance(prior, Independent) and isinstance(prior.base_dist, type(q)):
+        return kl_divergence(q, prior.base_dist).double().sum(0)
     if not isinstance(q, Normal):
         return None
-    if isinstance(prior, Independent) and isinstance(prior.base_dist, Normal):
-        return kl_divergence(q, prior.base_dist).double().sum(0)
     if not isinstance(prior, NormalMixture) or prior.batch_shape:
         return None
     p: Any = prior.component_distribution.base_dist  # (K, L)

@@ -27,7 +27,7 @@ __all__ = ["LogLikelihood", "methods_of", "pixels_of"]
 _SIMULATED = 100  # data that are drawn from the VAE for a bracket
 _ADVICE = {
     "quadrature": "--method auto",
-    "importance": "more --importance-samples, or --method annealed",
+    "importance": "more --importance-samples, or --method annealed if z is of real numbers",
     "annealed": "more --temperatures or --chains",
 }
 
