@@ -66,9 +66,12 @@ class OneHotVector(TorchDistribution):
         """The variances, (..., N K)."""
         return self.classes.variance.flatten(-2)
 
+    @torch.no_grad()
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        """Return draws, sample_shape + (..., N K)."""
-        return self.classes.sample(sample_shape).flatten(-2)
+        """Return draws, sample_shape + (..., N K), by operators that can be recorded."""
+        probs = self.classes.probs.expand(*sample_shape, *self.classes.probs.shape)
+        below = torch.rand_like(probs[..., :1]) >= probs.cumsum(-1)[..., :-1]
+        return torch.zeros_like(probs).scatter_(-1, below.sum(-1, keepdim=True), 1.0).flatten(-2)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(z) of vectors (..., N K), in nats; of other values than 0 and 1 it is linear in z."""
