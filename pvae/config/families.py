@@ -245,6 +245,7 @@ POSTERIORS = _table(
         help="bits, with --prior bits or uniform-bits, and --elbo arms, disarm, score-loo, vimco, gumbel or "
         "straight-through", num_outputs=lambda c: c.latent_dim, closed_forms=("bits", "uniform-bits"),
         inference=("bottom-up",), support="bits",
+        page={"kind": "bits"},
     ),
     Posterior(
         name="categorical", module="pvae.models.posteriors:CategoricalPosterior",
@@ -298,11 +299,11 @@ PRIORS = _table(
     ),
     Prior(
         name="bits", module="pvae.models.priors:BernoulliPrior", help="learned, with --posterior bernoulli",
-        support="bits",
+        support="bits", page="bits",
     ),
     Prior(
         name="uniform-bits", module="pvae.models.priors:BernoulliPrior", help="each bit 1 with probability 1/2",
-        arguments=lambda c: {"is_learned": False}, support="bits",
+        arguments=lambda c: {"is_learned": False}, support="bits", page="bits",
     ),
     Prior(
         name="categories", module="pvae.models.priors:CategoricalPrior", help="learned, with --posterior categorical",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from pyro.distributions import Bernoulli, Delta, OneHotCategorical
@@ -14,7 +14,16 @@ from torch.distributions import constraints, kl_divergence, register_kl
 
 from pvae.core.errors import InputError
 
-__all__ = ["MOST_CODES", "CodeVector", "OneHotVector", "QuantizedPoint", "codes", "num_codes", "support_of"]
+__all__ = [
+    "MOST_CODES",
+    "CodeVector",
+    "OneHotVector",
+    "QuantizedPoint",
+    "codes",
+    "num_codes",
+    "support_of",
+    "values_of",
+]
 
 MOST_CODES = 4096
 
@@ -199,9 +208,16 @@ def codes(distribution: Any) -> Tensor:
     if (number := num_codes(distribution)) > MOST_CODES:
         what = "a discrete latent of so many values" if number < math.inf else "a latent of real numbers"
         raise InputError(f"the codes of {what} cannot be summed over: it takes at most {MOST_CODES:,}, as of 12 bits")
-    size, mean, support = distribution.event_shape[0], distribution.mean, support_of(distribution)
-    each = distribution.codebook if support == "codes" else torch.arange(2.0).to(mean)[:, None]
-    if support == "categories":
-        each = torch.eye(distribution.num_classes).to(mean)
-    number = size // each.shape[1]
+    each = values_of(distribution)
+    number = distribution.event_shape[0] // each.shape[1]
     return torch.stack([torch.cat(one) for one in itertools.product(each, repeat=number)])
+
+
+def values_of(distribution: Any) -> Tensor:
+    """Return the K values of one of the variables of a vector of bits, categories or codes, (K, D)."""
+    support, mean = support_of(distribution), distribution.mean
+    if support == "codes":
+        return cast(Tensor, distribution.codebook)
+    return (
+        torch.eye(distribution.num_classes).to(mean) if support == "categories" else torch.arange(2.0).to(mean)[:, None]
+    )

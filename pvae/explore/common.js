@@ -17,8 +17,8 @@ const element = (tag, properties, ...children) => {
 const subscript = (name) => name.replace(/_(\d+)$/, (_, digits) => digits.replace(/\d/g, (d) => "\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089"[d]));
 const written = (number) => number.toFixed(2).replace("-", "\u2212");
 const later = (id, text, wait) => (clearTimeout(later[id]), (later[id] = setTimeout(() => (find(id).textContent = text), wait)));
-function slider(label, most, value, change) {
-  const input = element("input", {type: "range", min: -most, max: most, step: most / 100, value: value(), ariaLabel: label});
+function slider(label, most, value, change, isBit = false) {
+  const input = element("input", {type: "range", min: isBit ? 0 : -most, max: most, step: isBit ? 1 : most / 100, value: value(), ariaLabel: label});
   const output = element("output", {textContent: written(value())});
   input.follow = () => (input.value = value(), (output.textContent = written(value())));
   input.oninput = () => (output.textContent = written(Number(input.value)), change(Number(input.value)));

@@ -193,6 +193,11 @@ function planar(parameters, size, y) {
 const logSphere = (size, k, b = (size - 1) / 2) => logGamma(2 * b + k) - logGamma(b + k) - b * Math.log(4 * Math.PI);
 const entropySphere = (size, k, b = (size - 1) / 2) => -k * (digamma(b + k) - digamma(2 * b + k)) - logSphere(size, k);
 
+const ofBits = (logits) => ({ // a distribution of bits, as prior and as posterior
+  logits, loc: logits.map(sigmoid), draw: () => logits.map((one) => Number(Math.random() < sigmoid(one))),
+  logProb: (z) => logits.map((one, i) => z[i] * one - softplus(one)),
+});
+
 // p(z) of the top layer: draw(), and logProb(z), a list of terms; {} for one that is flat or that the page does not compute.
 const PRIORS = {
   normal: ({size}) => ({draw: () => gaussians(size), logProb: (z) => logNormal(standard(size), z), isNormal: true}),
@@ -207,6 +212,7 @@ const PRIORS = {
     const draw = (left = Math.random()) => drawNormal(normals.find(({log}) => (left -= Math.exp(log)) <= 0) || normals[0]);
     return {draw: () => draw(), logProb: (z) => [logSumExp(normals.map((one) => one.log + sum(logNormal(one, z))))], normals};
   },
+  bits: ({logits: {data}}) => ofBits(Array.from(data)),
   flat: () => ({}), unknown: () => ({}),
 };
 
@@ -218,6 +224,7 @@ const ofFlow = (output, size, transform, base = bounded(output.slice(0, 2 * size
 });
 const POSTERIORS = {
   normal: ({log_variance: isVariance}, output) => ofNormal(bounded(output, isVariance)),
+  bits: (_, logits) => ({...ofBits(logits), at: (z) => ({z, logQ: ofBits(logits).logProb(z)})}),
   delta: (_, loc) => ({loc, draw: () => loc, at: (z) => ({z, logQ: [0]})}),
   flow: ({size, transforms}, output) => ofFlow(output, size, (e, rest) => flowed(transforms, e, rest)),
   planar: ({size}, output) => ofFlow(output, size, (e, rest) => planar(rest, size, e)),
@@ -317,13 +324,15 @@ function vaeOf({prior, posterior, likelihood, decoder, shape, plane, y = []}) {
     {shape: shape.with(0, shape[0] + 1), data: Float32Array.from([...x, ...outputs(plane, y)])};
   const exactRates = (q) => { // KL(q || p) of each latent where it has a closed form, as in `pvae.elbos.terms.exact_rate`
     if (q.sphereRate !== undefined && prior.top.kind === "sphere") return [q.sphereRate];
+    if (q.logits && top.logits) return q.logits.map((one, i) =>
+      q.loc[i] * (one - top.logits[i]) - softplus(one) + softplus(top.logits[i]));
     if (!top.isNormal || last > 0 || !(q.scale || q.tril)) return null;
     const variance = (i) => (q.tril ? dot(q.tril[i], q.tril[i]) : q.scale[i] ** 2);
     return q.loc.map((loc, i) => 0.5 * (variance(i) + loc * loc - 1) - Math.log(q.tril ? q.tril[i][i] : q.scale[i]));
   };
   const vae = {
     sizes, hasPrior: top.draw !== undefined, canEncode: posterior !== null,
-    hasDensity: prior.top.kind !== "flat", isSphere: prior.top.kind === "sphere", normals: top.normals,
+    hasDensity: prior.top.kind !== "flat", isSphere: prior.top.kind === "sphere", isBits: Boolean(top.logits), normals: top.normals,
     decode, mean: (z) => decode(z).map((l) => pixels.mean(l)),
     posterior: (x) => posteriorOf(posterior, joined(x), networks),
     drawPrior: () => below(top.draw(), drawNormal).flat(),

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
+from pvae.distributions.discrete import support_of
 from pvae.distributions.joint import Joint
 from pvae.models.features import Units, WithMask
 from pvae.models.hierarchy import FirstLayer
@@ -172,11 +173,15 @@ def _prior(config: Config, vae: Any, tensors: Tensors) -> dict[str, Any]:
     networks = [operations(one, tensors) for one in getattr(module, "networks", ())]
     if isinstance(prior, Joint):
         module, prior = module.top, prior.first
+        if support_of(prior):
+            raise InputError("the page cannot compute several layers of bits: pvae draw RUN has their pictures")
     family = config.prior_family
     top: dict[str, Any] = {"kind": family.page or "unknown", "size": sizes[-1]}
     if family.is_flow:
         transforms = _transforms(module.transforms, tensors)
         top |= {"kind": "unknown"} if transforms is None else {"transforms": transforms}
+    if support_of(prior) == "bits":
+        top["logits"] = tensors.add(cast(Any, prior).base_dist.logits)
     if isinstance(prior, MixtureSameFamily):
         parts = prior.component_distribution
         is_normal = isinstance(parts, Independent) and isinstance(parts.base_dist, Normal)

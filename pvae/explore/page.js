@@ -133,7 +133,7 @@ async function show() {
     if (state.tiles && sheet)
       context.drawImage(sheet.canvas, ...toMap(placeOf([-1, 1], sheet)), ...Array(2).fill((sheet.range / state.range) * map.width));
     drawDots(context, scale, paper);
-    const line = state.tiles ? "#fff" : css("--soft"), radii = vae.isSphere ? [1] : [1, 2, 3].filter((one) => one < state.home.range);
+    const line = state.tiles ? "#fff" : css("--soft"), radii = vae.isBits ? [] : vae.isSphere ? [1] : [1, 2, 3].filter((one) => one < state.home.range);
     drawPrior(context, toMap, {scale, line, radii, isSphere: vae.isSphere, isPrior: content.prior.top.kind === "normal", names: [0, 1].slice(0, size).map((i) => axisName(i))});
     if (labels) drawNames(context, scale, paper);
     drawOverlay();
@@ -416,15 +416,15 @@ async function show() {
   find("again").onclick = () => drawSamples(list(36, () => vae.drawPrior()));
   function drawSliders() {
     const {dims} = content.planes[state.plane], shown = [...dims, ...content.active.filter((d) => !dims.includes(d)).slice(0, 8)];
-    const most = vae.isSphere ? 1 : Math.ceil(Math.max(3, state.home.range)), set = (values, d, value) => values.with(d, value);
+    const most = vae.isSphere || vae.isBits ? 1 : Math.ceil(Math.max(3, state.home.range)), set = (values, d, value) => values.with(d, value);
     const group = (title, sliders) => element("fieldset", {}, element("legend", {textContent: title}), ...sliders);
     const top = (d) => slider(subscript(names[d]), most, () => state.top[d], (value) =>
-      jump({top: vae.isSphere ? unit(set(state.top, d, value)) : set(state.top, d, value)}));
+      jump({top: vae.isSphere ? unit(set(state.top, d, value)) : set(state.top, d, value)}), vae.isBits);
     const lower = (l, d) => slider(`z${l + 1}_${d + 1}`, 3, () => state.offsets[l][d], (value) =>
       jump({offsets: set(state.offsets, l, set(state.offsets[l], d, value))}));
     const others = content.lower.map((some, l) =>
       group(`z${l + 1}, in standard deviations from its prior mean`, some.map((d) => lower(l, d))));
-    const title = isLayered ? `z${vae.sizes.length}, the top layer` : "the most active latents";
+    const title = vae.isBits ? "the most active bits" : isLayered ? `z${vae.sizes.length}, the top layer` : "the most active latents";
     find("sliders").replaceChildren(group(title, shown.map(top)), ...others.reverse());
   }
   find("origin").onclick = () => jump(origin(), "the origin");

@@ -17,6 +17,7 @@ from torch.distributions import Normal
 from pvae.core.errors import InputError, brief, check_name
 from pvae.core.files import is_temporary
 from pvae.data.dataset import random_subset
+from pvae.distributions.discrete import support_of, values_of
 from pvae.evaluation.report import Report
 from pvae.plotting import figures, value_figures
 from pvae.plotting.figures import ScatterData
@@ -43,6 +44,7 @@ __all__ = [
 
 _PRIOR_DRAWS = 20_000
 _MOST_ROWS = 5_000  # of data beside samples
+_MOST_VALUES = 16  # of a discrete variable
 _PLANE = "two latent dimensions (--latent-dim 2)"
 _ALPHAS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # the steps alpha of z + alpha v along the direction of an attribute
 _SHOWN_ATTRIBUTES = ("Blond_Hair", "Smiling", "Male", "Eyeglasses")
@@ -168,9 +170,11 @@ def traversal(run: Run) -> Figure:
     """Return a row of images along each of the ten dimensions that vary most, from the code of the first test image.
 
     A dimension moves from -3 to 3 if its prior is N(0, 1), and else by 3 standard deviations about the mean of the
-    codes, which may lie anywhere.
+    codes, which may lie anywhere. A bit, a category or a code is set to each of its values, of which 16 are shown.
     """
     _require(run, run.data.is_images, "images")
+    if support_of(codes.prior(run)) and not run.config.upper_latent_dims:
+        return _values_of_each(run)
     means = codes.codes_of(run, "test")
     spread = means.std(0)
     if run.config.upper_latent_dims and run.config.inference != "top-down":
@@ -190,9 +194,24 @@ def traversal(run: Run) -> Figure:
     return figures.image_figure(run.preparation.shown(torch.cat(rows)), 11, title, names)
 
 
+def _values_of_each(run: Run) -> Figure:
+    """Return a row of images for each of ten discrete variables, which is set to each of its values."""
+    vae, support = run.vae(), support_of(codes.prior(run))
+    spread = codes.codes_of(run, "test").var(0).unflatten(-1, (-1, values_of(codes.prior(run)).shape[1])).sum(-1)
+    chosen, first = spread.argsort(descending=True)[:10].tolist(), next(codes.run_batch(run, "test").split(1))
+    rows = [latent_space.set_each(vae, first, variable)[:_MOST_VALUES] for variable in chosen]
+    title = (
+        f"{run.title}\nmean of p(x | z), the likeliest code of a test image; one of its {support} at a time is set to "
+        f"each of its values\n{len(chosen)} of {len(spread)} {support}, the one that varies most first"
+    )
+    names = [f"z_{variable + 1}" for variable in chosen]
+    return figures.image_figure(run.preparation.shown(torch.cat(rows)), len(rows[0]), title, names)
+
+
 def interpolation(run: Run) -> Figure:
     """Return rows of images decoded along straight lines between the codes of two test images."""
     _require(run, run.data.is_images, "images")
+    _require(run, not support_of(codes.prior(run)), "a latent of real numbers")
     batch = codes.examples(run, 10)
     half = len(batch) // 2
     rows = []

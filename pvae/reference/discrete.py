@@ -9,10 +9,11 @@ is linear and the likelihood a Normal, since the mean of a squared error is a po
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from pvae.distributions.discrete import codes, support_of
 from pvae.reference.linear_gaussian import is_linear, linear_decoder_of
@@ -73,14 +74,15 @@ def linear_elbo(vae: VAE, x: Tensor) -> Tensor:
     Raises:
         InputError: the decoder is not linear.
     """
-    q, p = vae.posterior(x), vae.prior()
+    q: Any = vae.posterior(x)
+    p: Any = vae.prior()
     loadings, offset, scale = linear_decoder_of(vae)
     probs, size = q.mean, offset.numel()
     residual = x.flatten(1) - offset - probs @ loadings.T
     square = residual.square().sum(-1) + (probs * (1 - probs)) @ loadings.square().sum(0)
     log_likelihood = -square / (2 * scale**2) - size * (scale.log() + math.log(2 * math.pi) / 2)
-    prior = p.mean
-    rate = probs * (probs.log() - prior.log()) + (1 - probs) * ((1 - probs).log() - (1 - prior).log())
+    a, b = q.base_dist.logits, p.base_dist.logits
+    rate = probs * (a - b) - softplus(a) + softplus(b)  # KL(q || p), also where a probability is 0 in floats
     return log_likelihood - rate.sum(-1)
 
 

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
+from pvae.distributions.discrete import values_of
 from pvae.distributions.joint import Joint
 from pvae.distributions.labels import one_hot
 from pvae.distributions.power_spherical import PowerSpherical
@@ -225,6 +226,25 @@ def traverse(vae: VAE, z: Tensor, dimension: int, values: Tensor, y: Tensor | No
     codes = z.repeat(len(values), 1)
     codes[:, dimension] = values
     return decode(vae, codes, y)
+
+
+def set_each(vae: VAE, data: Data, variable: int) -> Tensor:
+    """Return images decoded from the likeliest code of a datum, with each value of one bit, category or code.
+
+    Args:
+        vae: in eval mode, of a discrete latent.
+        data: (1, C, H, W), or a `Batch` of it with its label.
+        variable: which one is set.
+
+    Returns:
+        (K, C, H, W), of the K values of the variable.
+    """
+    batch = Batch.of(data)
+    each = values_of(vae.given(batch.y).prior())
+    z = encode(vae, batch).unflatten(-1, (-1, each.shape[1]))
+    z = each[torch.cdist(z, each).argmin(-1)].repeat(len(each), 1, 1)
+    z[:, variable] = each
+    return decode(vae, z.flatten(1), batch.y)
 
 
 def interpolate(vae: VAE, data: Data, num_steps: int = 10) -> Tensor:
