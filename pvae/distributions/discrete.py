@@ -35,7 +35,7 @@ class OneHotVector(TorchDistribution):
 
     Args:
         logits: (..., N K), of any scale; those of each variable are normalised.
-        num_classes: K.
+        num_classes: K, of each variable.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -120,8 +120,9 @@ class CodeVector(TorchDistribution):
         log p(z) = - N log K,    z of N codes
 
     Args:
-        codebook: (K, D).
-        num_variables: N.
+        codebook: the K codes, (K, D).
+        num_variables: N, the number of codes.
+        batch_shape: the shape of the batch.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}

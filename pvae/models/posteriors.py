@@ -122,7 +122,7 @@ class CategoricalPosterior(nn.Module):
 
     Args:
         encoder: a network from (B, *D) to (B, N K).
-        num_classes: K.
+        num_classes: K, of each variable.
 
     Reference:
         Jang, Gu and Poole, arXiv:1611.01144.
@@ -289,7 +289,7 @@ class QuantizedPosterior(nn.Module):
 
     Args:
         encoder: a network from (B, *D) to (B, N D).
-        num_codes: K.
+        num_codes: K, the size of the codebook.
         code_dim: D, the length of a code.
         is_fixed: the codebook is that of levels, and D is 1.
 

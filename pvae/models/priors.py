@@ -78,8 +78,8 @@ class CategoricalPrior(nn.Module):
         p(z) = prod_n Categorical(z_n; softmax(logits_n))
 
     Args:
-        latent_dim: N K.
-        num_classes: K.
+        latent_dim: N K, the length of z.
+        num_classes: K, of each variable.
         is_learned: train the logits; otherwise all classes are equally probable.
     """
 
@@ -100,7 +100,7 @@ class CodebookPrior(nn.Module):
 
     Args:
         posterior: a `QuantizedPosterior`, whose codebook it is; it stays a part of the posterior.
-        latent_dim: N D.
+        latent_dim: N D, the length of z.
     """
 
     def __init__(self, posterior: nn.Module, latent_dim: int) -> None:

@@ -120,7 +120,7 @@ def categorical_disarm_gradient(logits: Tensor, z: Tensor, f: Tensor, correlatio
     `pvae.elbos.discrete.CategoricalDisARM`, and their derivatives are added to those of the logits.
 
     Args:
-        logits: (N, C).
+        logits: of q, (N, C).
         z: two draws, (2, N, C).
         f: (2,) nats.
         correlation: of the bits of the two draws, (N, C - 1).
