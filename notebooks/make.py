@@ -387,6 +387,7 @@ NOTEBOOKS = {  # the runs that each takes from the cache; it trains others itsel
     "one-elbo": ("pytorch-example", *(f"beta-{beta}" for beta in BETAS)),
     "latent-space": ("fashion-ae", "fashion-vae", "mlp-2d"),
     "estimators": (),
+    "bits": (),
     "distributions": (),
     "gaps": (),
 }
