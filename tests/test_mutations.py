@@ -45,13 +45,13 @@ elbos/test_discrete.py
     elbos.discrete | u * (1 - v) * (b - p) - | u * (b - p) -
     elbos.discrete | u.log() - (-u).log1p()) / self.temperature) | u.log() - (-u).log1p()))
     elbos.discrete | (weight * (log_p - draws.log_q_z) | (weight * (log_p + draws.log_q_z)
-    elbos.discrete | return super().loss_and_terms(model, guide, *batch).terms | return Terms(-draws.log_p_x.mean(0), self.rate(draws))
+    elbos.discrete | super().loss_and_terms(model, guide, *batch).terms | Terms(-draws.log_p_x.mean(0), self.rate(draws))
     elbos.base | loss + penalty_of( | loss + 0 * penalty_of(
     models.posteriors | (h + (code - h).detach()) | code + 0 * h
     distributions.discrete | -self.num_variables * math.log( | -math.log(
     distributions.discrete | >= probs.cumsum(-1)[..., :-1] | >= probs[..., :-1]
     models.hierarchy | layer(call_once(network, given)) | layer(call_once(network, given).detach())
-    marginal.quadrature | for some in codes(prior).split(size)]).logsumexp(0) | for some in codes(prior).split(size)]).amax(0)
+    marginal.quadrature | in codes(prior).split(size)]).logsumexp(0) | in codes(prior).split(size)]).amax(0)
 marginal/test_annealing.py
     marginal.annealing | torch.rand_like(log_ratio).log() < log_ratio | torch.rand_like(log_ratio) < 2
     marginal.annealing | zip(betas[1:-1].tolist(), steps | zip(betas[2:].tolist(), steps
