@@ -7,20 +7,23 @@ import math
 from typing import Any, ClassVar, cast
 
 import torch
-from pyro.distributions import Bernoulli, Delta, OneHotCategorical
+from pyro.distributions import Bernoulli, Delta, Independent, OneHotCategorical
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints, kl_divergence, register_kl
+from torch.distributions import constraints, register_kl
+from torch.nn.functional import softplus
 
 from pvae.core.errors import InputError
 
 __all__ = [
     "MOST_CODES",
+    "BitVector",
     "CodeVector",
     "OneHotVector",
     "QuantizedPoint",
     "codes",
     "num_codes",
+    "rate_of_each",
     "support_of",
     "values_of",
 ]
@@ -92,10 +95,35 @@ class OneHotVector(TorchDistribution):
         return self.classes.entropy().sum(-1)
 
 
+class BitVector(Independent):
+    """A vector of independent bits, `BitVector(Bernoulli(logits=logits), 1)`.
+
+    It is an `Independent` whose KL divergence is finite also where a probability rounds to 0 or 1 in floats, as that of
+    a bit that is 1 for all data, where torch's is infinite.
+    """
+
+
+def rate_of_each(q: Any, p: Any) -> Tensor:
+    """Return KL(q || p) of each bit, (..., L), or of each variable of vectors of categories, (..., N), in nats.
+
+        bits  m (a - b) - softplus(a) + softplus(b),  m = sigmoid(a)      categories  sum_k m_k (log m_k - log p_k)
+
+    Args:
+        q: a `BitVector` with logits a, or a `OneHotVector` with probabilities m.
+        p: of the same class, with logits b, or probabilities p.
+    """
+    if isinstance(q, OneHotVector):
+        ratio = q.classes.logits - p.classes.logits
+        return (q.classes.probs * ratio.where(q.classes.probs > 0, 0.0)).sum(-1)
+    a, b = q.base_dist.logits, p.base_dist.logits
+    return cast(Tensor, q.mean * (a - b) - softplus(a) + softplus(b))
+
+
+@register_kl(BitVector, BitVector)  # type: ignore[untyped-decorator]
 @register_kl(OneHotVector, OneHotVector)  # type: ignore[untyped-decorator]
-def kl_one_hot_vectors(q: OneHotVector, p: OneHotVector) -> Tensor:
-    """Return KL(q || p), in nats, of the batch shape: the sum over the variables."""
-    return kl_divergence(q.classes, p.classes).sum(-1)
+def kl_discrete(q: Any, p: Any) -> Tensor:
+    """Return KL(q || p), in nats, of the batch shape: the sum of `rate_of_each`."""
+    return rate_of_each(q, p).sum(-1)
 
 
 class _InCodebook(constraints.Constraint):

@@ -207,7 +207,7 @@ def pairs_to_compare(
     batch = Batch.of(data)
     pairs, reasons, has_closed_form, prior = [], [], True, vae.given(batch.y).prior()
     has_label = isinstance(prior, Joint) and prior.is_enumerable
-    support = support_of(prior)
+    support, has_rsample = support_of(prior), vae.given(batch.y).posterior(batch.x).has_rsample
     try:
         with seeded(0, next(vae.parameters()).device), pyro.get_param_store().scope():
             build_elbo("analytic").loss(vae.model, vae.guide, *Batch.of(data))
@@ -221,7 +221,7 @@ def pairs_to_compare(
                     kind.needs_closed_form and not (has_closed_form or support)
                 ),
                 f"it is of {' or '.join(kind.supports)}": kind.supports and support not in kind.supports,
-                "z has no derivative": support and kind.reparameterised,
+                "a draw of z has no derivative": kind.reparameterised and not (has_rsample or has_label),
                 "there is no label to sum over": kind.sums_over_labels and not has_label,
                 "a draw of the label has no gradient": has_label and kind.reparameterised and not kind.sums_over_labels,
                 "there is no other draw to compare with": count < kind.least_particles,

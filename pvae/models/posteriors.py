@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from pvae.core.errors import InputError
-from pvae.distributions.discrete import OneHotVector, QuantizedPoint
+from pvae.distributions.discrete import BitVector, OneHotVector, QuantizedPoint
 from pvae.distributions.flow import Flow
 from pvae.distributions.full_normal import FullNormal
 from pvae.distributions.planar import Planar
@@ -138,9 +138,9 @@ class CategoricalPosterior(nn.Module):
         return OneHotVector(self.encoder(x), self.num_classes)
 
 
-def bits(logits: Tensor) -> dist.Independent:
+def bits(logits: Tensor) -> BitVector:
     """Return independent bits with these logits (..., L): event shape (L,)."""
-    return dist.Bernoulli(logits=logits).to_event(1)
+    return BitVector(dist.Bernoulli(logits=logits), 1)
 
 
 class FullNormalPosterior(nn.Module):

@@ -8,7 +8,8 @@ from torch.distributions import kl_divergence
 
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
-from pvae.distributions.discrete import OneHotVector, codes, num_codes
+from pvae.distributions.discrete import OneHotVector, codes, num_codes, rate_of_each
+from pvae.models.posteriors import bits
 
 
 def test_a_vector_of_categories_is_what_the_sum_over_its_values_says():
@@ -40,3 +41,15 @@ def test_a_class_of_probability_0_has_no_nan_and_too_many_codes_are_refused():
         codes(OneHotVector(torch.zeros(50), 10))
     with pytest.raises(InputError):
         codes(torch.distributions.Normal(torch.zeros(2), 1))
+
+
+def test_the_rate_of_bits_is_the_sum_over_codes_and_finite_where_a_probability_rounds_to_1():
+    draw = torch.Generator().manual_seed(0)
+    q, p = (bits(torch.randn(2, 5, generator=draw, dtype=torch.float64)) for _ in range(2))
+    z = codes(q)[:, None]
+    log_q, log_p = q.log_prob(z), p.log_prob(z)
+    torch.testing.assert_close(kl_divergence(q, p), (log_q.exp() * (log_q - log_p)).sum(0))
+    torch.testing.assert_close(rate_of_each(q, p).sum(-1), kl_divergence(q, p))
+    always, prior = bits(torch.tensor([[40.0, -2.0]])), bits(torch.tensor([60.0, -200.0])).expand([1])
+    expected = torch.sigmoid(torch.tensor(-2.0)) * 198 - torch.log1p(torch.exp(torch.tensor(-2.0)))
+    assert kl_divergence(always, prior).item() == pytest.approx(expected.item())

@@ -182,6 +182,24 @@ def test_the_rates_to_a_mixture_are_the_integrals():
     assert error.max() < 0.01
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"posterior": "bernoulli", "prior": "bits"}, {"posterior": "categorical", "prior": "categories", "categories": 3}],
+)
+def test_the_rates_of_bits_and_of_categories_are_sums_over_their_values(x, options):
+    vae = built(**{**options, "latent_dim": 6})
+    vae.p_z.logits.data = torch.linspace(-1, 1, 6)
+    q, p = vae.posterior(x), vae.prior()
+    number, size = (6, 1) if options["posterior"] == "bernoulli" else (2, 3)
+    found = latents_used(vae, Batch(x), 1.0)
+    m, prior = (one.mean.detach().view(-1, number, size) for one in (q, p))
+    expected = (m * (m / prior).log()).sum(-1)
+    if size == 1:
+        expected = expected + ((1 - m) * ((1 - m) / (1 - prior)).log()).sum(-1)
+    assert found.rates == pytest.approx(expected.mean(0).tolist(), rel=1e-4)
+    assert found.num_latents == number
+
+
 def test_rates_given_labels_are_those_of_their_own_data():
     with seeded(0):
         vae = build_vae(Config(likelihood="normal", hidden=(8,), latent_dim=L, condition=True), (D,), 3).eval()

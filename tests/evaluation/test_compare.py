@@ -79,6 +79,30 @@ def test_a_vae_without_a_closed_form_is_not_compared_by_analytic():
     assert len(reasons) == 1
 
 
+def test_bits_are_compared_by_what_needs_no_derivative():
+    for upper, also in (((), {"arms", "disarm", "gumbel", "straight-through"}), ((2,), set())):
+        options = {"posterior": "bernoulli", "prior": "bits", "upper_latent_dims": upper}
+        vae = build_vae(Config(hidden=(8,), latent_dim=4, **options), (1, 5, 4))
+        pairs, _ = pairs_to_compare(vae, torch.zeros(1, 1, 5, 4), ELBOS, [4], 2)
+        assert {name for name, _ in pairs} == {"score", "score-loo", "vimco"} | also
+
+
+def test_the_bias_of_a_gradient_is_its_distance_from_the_exact_one(linear, x):
+    """Of a mean that is 10 % off, and of one that is right; the seed is fixed."""
+    exact = torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for share in (1.0, 1.1):
+        moments = Moments()
+        for row in 0.05 * torch.randn(200, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(1)):
+            moments.add(share * exact + row)
+        found = moments.gradient(exact)
+        assert (found.bias < found.bias_resolution) == (share == 1)
+        assert found.bias == pytest.approx(share - 1, abs=5 * found.bias_stderr + 0.01)
+    log_p = Estimate(mean=0.0, stderr=0.0)
+    found = measure_estimator(linear(0.3), x, "trace", 2, log_p, repetitions=100)
+    assert found.encoder_gradient.bias < 3 * found.encoder_gradient.bias_resolution
+    assert found.noise == pytest.approx(found.encoder_gradient.variance * found.milliseconds / 1000)
+
+
 def test_a_vae_given_labels_is_compared_by_analytic():
     vae = build_vae(Config(hidden=(8,), latent_dim=3, condition=True), (1, 5, 4), 3)
     batch = Batch(torch.zeros(4, 1, 5, 4), torch.tensor([0, 1, 2, 1]))

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
+from torch.distributions import Independent, Normal, kl_divergence
 
 from pvae.core.batch import Batch
 from pvae.core.errors import listed
 from pvae.core.random_state import seeded
-from pvae.distributions.discrete import support_of
+from pvae.distributions.discrete import BitVector, OneHotVector, rate_of_each
 from pvae.distributions.normal_mixture import NormalMixture
 from pvae.evaluation.measures.baselines import Baselines
 from pvae.evaluation.measures.measure import Measure
@@ -114,13 +114,13 @@ def _rates(vae: VAE, x: Tensor) -> Tensor | None:
     """Return the sum over data of the rate of each latent, float64 (L,), or None if it is not computed."""
     posterior: Any = vae.posterior(x)
     prior: Any = vae.prior()
-    if support_of(prior) == "categories":
-        return kl_divergence(posterior.classes, prior.classes).double().sum(0)
+    if isinstance(posterior, BitVector | OneHotVector):
+        return rate_of_each(posterior, prior).double().sum(0)
     q: Any = posterior.base_dist if isinstance(posterior, Independent) else None
-    if isinstance(q, Normal | Bernoulli) and isinstance(prior, Independent) and isinstance(prior.base_dist, type(q)):
-        return kl_divergence(q, prior.base_dist).double().sum(0)
     if not isinstance(q, Normal):
         return None
+    if isinstance(prior, Independent) and isinstance(prior.base_dist, Normal):
+        return kl_divergence(q, prior.base_dist).double().sum(0)
     if not isinstance(prior, NormalMixture) or prior.batch_shape:
         return None
     p: Any = prior.component_distribution.base_dist  # (K, L)
