@@ -157,7 +157,7 @@ def test_the_command_compares(tmp_path, capsys):
     assert all(float(row["bias"]) < 0 for row in rows)
     assert all(float(row[f"{part}_gradient_variance_stderr"]) > 0 for row in rows for part in ("encoder", "decoder"))
     lines = [line for line in said.splitlines() if line.startswith("| epoch")]
-    assert {line.count("+-") + line.count("<") for line in lines} == {5}, "the bound, two columns of both gradients"
+    assert {line.count("+-") + line.count("<") for line in lines} == {5, 6}, "and of trace the bias of its gradient"
     assert (tmp_path / "out" / "comparison.md").read_text().strip() in said
     assert (tmp_path / "out" / "comparison.png").exists()
 
