@@ -55,6 +55,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     config = run.config if run else get_system(arguments.system or "linear-gaussian")
     if config.is_autoencoder:
         raise InputError(f"{arguments.run or config.system} is an autoencoder: a point posterior has no bound")
+    if config.posterior_family.support == "codes" and not (run and run.has_own_vae):
+        raise InputError(f"{arguments.run or config.system} has codes of a codebook, which have one gradient to take")
     groups = config.groups if config.groups > 1 else _GROUPS
     options: dict[str, Any] = {
         "alpha": config.alpha,

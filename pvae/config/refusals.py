@@ -88,8 +88,10 @@ _NAMES = {  # of families, in messages
 # fmt: off
 REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...] = (
     # Posterior and prior.
-    ("config", lambda c: c.is_autoencoder and (c.beta != 1 or c.warm_up or c.free_bits),
-     "--posterior {c.posterior} has no rate: --beta, --warm-up and --free-bits must be the defaults"),
+    ("config",
+     lambda c: (c.is_autoencoder or c.posterior_family.support == "codes")
+     and (c.beta != 1 or c.warm_up or c.free_bits),
+     "--posterior {c.posterior} has no rate that changes: --beta, --warm-up and --free-bits must be the defaults"),
     ("config", lambda c: c.is_autoencoder and c.prior != "standard-normal",
      "--posterior {c.posterior}, of an autoencoder, takes no prior: leave --prior out, or give another --posterior"),
     ("config", lambda c: c.posterior_family.support != c.prior_family.support,
@@ -165,7 +167,7 @@ REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...
      "--elbo {c.elbo} has no free bits: give --free-bits 0, or take --elbo trace or analytic"),
     ("config elbo", lambda c, elbo: c.posterior_family.is_discrete and elbo.reparameterised,
      "{c.posterior_family.support} have no derivative, which --elbo {c.elbo} needs: give --elbo score-loo with "
-     "--particles 4, or what the page on bits compares"),
+     "--particles 4, or another one of notebooks/bits.ipynb"),
     ("config elbo has_own_vae",
      lambda c, elbo, is_own: elbo.supports and c.posterior_family.support not in elbo.supports and not is_own,
      lambda c, elbo, _: (

@@ -220,12 +220,10 @@ def support_of(distribution: Any) -> str:
 
 def num_codes(distribution: Any) -> float:
     """Return the number of values of a vector of bits, categories or codes, inf of any other distribution."""
-    if not (support := support_of(distribution)):
+    if not support_of(distribution):
         return math.inf
-    if support == "codes":
-        return int(len(distribution.codebook) ** distribution.num_variables)
-    num_classes, size = getattr(distribution, "num_classes", 1), distribution.event_shape[0]
-    return int(max(2, num_classes) ** (size // num_classes))
+    each = values_of(distribution)
+    return int(len(each) ** (distribution.event_shape[0] // each.shape[1]))
 
 
 def codes(distribution: Any) -> Tensor:
@@ -236,7 +234,10 @@ def codes(distribution: Any) -> Tensor:
     """
     if (number := num_codes(distribution)) > MOST_CODES:
         what = "a discrete latent of so many values" if number < math.inf else "a latent of real numbers"
-        raise InputError(f"the codes of {what} cannot be summed over: it takes at most {MOST_CODES:,}, as of 12 bits")
+        raise InputError(
+            f"the codes of {what} cannot be summed over: it takes at most {MOST_CODES:,}, as of 12 bits; take the "
+            "method importance"
+        )
     each = values_of(distribution)
     number = distribution.event_shape[0] // each.shape[1]
     return torch.stack([torch.cat(one) for one in itertools.product(each, repeat=number)])

@@ -322,6 +322,8 @@ def correlation(probs: Tensor, num_draws: int) -> Tensor:
 
 def _sticks(q: Any) -> Tensor:
     """Return the logits of the bits by stick-breaking of categories, (..., N, C - 1)."""
+    if not isinstance(q, OneHotVector):
+        raise InputError("q(z | x) is of bits, and this ELBO is of categories: take --elbo disarm")
     logits = q.logits.unflatten(-1, (-1, q.num_classes))
     after = logits.flip(-1).logcumsumexp(-1).flip(-1)[..., 1:]
     return logits[..., :-1] - after

@@ -73,7 +73,8 @@ class Gradient:
         bias: |E g - g*| / |g*| where the gradient g* of the ELBO is known exactly, with the noise of the mean over R
             subtracted as for `signal_to_noise`; None elsewhere, and of bounds other than the ELBO.
         bias_stderr: standard error of `bias`.
-        bias_resolution: what a bias is that cannot be distinguished from 0.
+        bias_resolution: the bias that is seen where there is none, sqrt(variance / R) / |g*|; below twice it, none is
+            stated.
     """
 
     variance: float
@@ -90,8 +91,8 @@ class Gradient:
         """The bias with its error, or "< resolution", in percent of the exact gradient; "-" if it is not known."""
         if self.bias is None or self.bias_stderr is None or self.bias_resolution is None:
             return "-"
-        if self.bias < self.bias_resolution:
-            return f"< {self.bias_resolution:.1%}"
+        if self.bias < max(2 * self.bias_resolution, 2 * self.bias_stderr):
+            return f"< {2 * self.bias_resolution:.0%}"
         return f"{self.bias:.1%} +- {self.bias_stderr:.1%}"
 
     def __str__(self) -> str:
@@ -275,9 +276,10 @@ def measure_estimator(
         vae.zero_grad()
         with seeded(repetition, next(vae.parameters()).device), pyro.get_param_store().scope():
             for part in parts:
-                loss = elbo.differentiable_loss(vae.model, vae.guide, *part) * (len(part) / len(batch))
-                loss.backward()
-                value -= loss.item()
+                share = len(part) / len(batch)
+                loss, terms = elbo.loss_and_terms(vae.model, vae.guide, *part)
+                (loss * share).backward()
+                value += share * (-loss if elbo.is_importance_weighted else terms.elbo.mean()).item()
         of_encoder.add(_gradient(encoder))
         of_decoder.add(_gradient(decoder))
         seconds.append(time.perf_counter() - started)

@@ -55,6 +55,8 @@ def check_run(run: Run) -> None:
         raise InputError(
             f"{run.path} was trained on data other than images and tables, which are all that the page shows"
         )
+    if (support := run.config.prior_family.support) in ("categories", "codes"):
+        raise InputError(f"{run.path} has a latent of {support}, which the page does not compute: pvae draw does")
     if not run.config.likelihood_family.page:
         raise InputError(f"{run.path} has --likelihood {run.config.likelihood}, which the page does not compute")
     if run.data.datum_shape[0] not in (1, 3):

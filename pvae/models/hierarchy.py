@@ -26,7 +26,7 @@ class HierarchyPrior(nn.Module):
 
     Args:
         top: a module that returns p(zL).
-        networks: for l = 1, ..., L - 1, from (..., L_l+1) to (..., 2 L_l): loc and log scale of z_l.
+        networks: for l = 1, ..., L - 1, from (..., L_l+1) to what `layer` takes: (..., 2 L_l), or of bits (..., L_l).
         sizes: L_1, ..., L_L, the number of latent dimensions of each layer.
         layer: from the output of a network to the distribution of z_l.
 
@@ -55,7 +55,7 @@ class BottomUpPosterior(nn.Module):
 
     Args:
         first: a module that returns q(z1 | x).
-        networks: for l = 2, ..., L, from (..., L_l-1) to (..., 2 L_l): loc and log scale of z_l.
+        networks: for l = 2, ..., L, from (..., L_l-1) to what `layer` takes: (..., 2 L_l), or of bits (..., L_l).
         sizes: L_1, ..., L_L, the number of latent dimensions of each layer.
         layer: from the output of a network to the distribution of z_l.
 

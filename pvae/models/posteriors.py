@@ -281,11 +281,11 @@ class QuantizedPosterior(nn.Module):
     """A point: N vectors of the encoder's output, each replaced by the nearest of the K codes of a codebook.
 
         z_n = argmin_{e in codebook} |h_n - e|^2,    dz_n / dh_n := 1
-        penalty = sum_n |h_n - e_n|^2 in which h and e have gradients of 0.25 (the commitment) and of 1 (the codebook)
+        penalty = sum_n |sg(h_n) - e_n|^2 + 0.25 |h_n - sg(e_n)|^2,  sg without a gradient: codebook and commitment
 
     It is a q(z | x) over K^N codes without entropy, so that with a uniform prior the rate is N log K whatever x is, and
     the ELBO is a bound. The penalty trains the codebook; it is no rate. A codebook that is fixed is the K levels from
-    -1 to 1 of single values, of h = tanh(output), and has no penalty.
+    -1 to 1, at equal distances, of single values, of h = tanh(output), and has no penalty.
 
     Args:
         encoder: a network from (B, *D) to (B, N D).
@@ -312,7 +312,7 @@ class QuantizedPosterior(nn.Module):
         code = self.codebook[indices]
         off = (code - h.detach()).square() + 0.25 * (h - code.detach()).square()
         penalty = (off * (not self.is_fixed)).sum((-2, -1))
-        return QuantizedPoint((h + (code - h).detach()).flatten(-2), indices, penalty)
+        return QuantizedPoint((code.detach() + (h - h.detach())).flatten(-2), indices, penalty)  # the code to the bit
 
 
 class DeltaPosterior(nn.Module):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 from pvae.distributions.discrete import codes, support_of
 from pvae.reference.linear_gaussian import is_linear, linear_decoder_of
@@ -82,7 +82,7 @@ def linear_elbo(vae: VAE, x: Tensor) -> Tensor:
     square = residual.square().sum(-1) + (probs * (1 - probs)) @ loadings.square().sum(0)
     log_likelihood = -square / (2 * scale**2) - size * (scale.log() + math.log(2 * math.pi) / 2)
     a, b = q.base_dist.logits, p.base_dist.logits
-    rate = probs * (a - b) - softplus(a) + softplus(b)  # KL(q || p), also where a probability is 0 in floats
+    rate = probs * (logsigmoid(a) - logsigmoid(b)) + (1 - probs) * (logsigmoid(-a) - logsigmoid(-b))  # KL(q || p)
     return log_likelihood - rate.sum(-1)
 
 

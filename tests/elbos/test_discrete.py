@@ -29,6 +29,7 @@ from pvae.elbos.discrete import (
 from pvae.elbos.gradients import LeaveOneOutScoreELBO, ScoreELBO
 from pvae.elbos.handwritten import HandwrittenELBO
 from pvae.elbos.trace import AnalyticELBO, TraceELBO
+from pvae.marginal.importance import importance_sample
 from pvae.marginal.log_likelihood import log_likelihood
 from pvae.models.likelihoods import LinearNormalLikelihood
 from pvae.models.posteriors import QuantizedPosterior, bits
@@ -303,7 +304,16 @@ def test_a_codebook_has_the_loss_and_gradients_written_by_hand(is_fixed):
         if not is_fixed:
             expected = torch.zeros(5, 2).double().index_add(0, nearest.flatten(), (2 * (code - h) / 6).flatten(0, 1))
             torch.testing.assert_close(q.codebook.grad, expected)
-    torch.testing.assert_close(log_likelihood(vae, x).log_p, exact.enumerated(vae, x).log_p.detach())
+    found = exact.enumerated(vae, x)
+    torch.testing.assert_close(log_likelihood(vae, x).log_p, found.log_p.detach())
+    torch.testing.assert_close(found.elbo, terms.elbo)
+    single, x = vae.float(), x.float()  # where a code is still found to the bit, so that it has one weight
+    assert (exact.enumerated(single, x).elbo < -1).all()
+    with seeded(0):
+        sampled = importance_sample(single, x, 20_000)
+    true = log_likelihood(single, x).log_p
+    assert ((sampled.log_p - true).abs() < 6 * sampled.stderr + 1e-3).all()  # once in 10^8 runs
+    vae, x = vae.double(), x.double()
     with seeded(0):
         drawn = vae.prior().sample((4000,)).view(-1, size)
     counts = (drawn[:, None] == q.codebook).all(-1).sum(0)
@@ -411,3 +421,5 @@ def test_what_has_no_bits_is_refused(small_vae, small_images):
     classes, row = vae_of(6, classes=3)
     with pytest.raises(InputError, match="disarm-categories"), pyro.get_param_store().scope():
         ARMS(2).loss_and_terms(classes.model, classes.guide, row)
+    with pytest.raises(InputError, match="disarm"), pyro.get_param_store().scope():
+        CategoricalDisARM(2).loss_and_terms(bits.model, bits.guide, x)

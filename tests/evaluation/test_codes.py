@@ -65,7 +65,8 @@ def test_the_codes_of_a_run_are_counted(tmp_path, few_digits, no_pictures):
     assert found.cross_entropy.mean == pytest.approx(-rows.mean().item())
     assert found.uniform_rate == pytest.approx(5 * math.log(4))
     assert found.saved.mean == pytest.approx(found.uniform_rate - found.cross_entropy.mean)
-    assert found.unused == pytest.approx(1 - used.float().mean().item(), abs=1e-6)
+    assert found.unused == pytest.approx(1 - used.any(0).float().mean().item(), abs=1e-6)
+    assert found.is_fixed
     entropies = [-sum(p.exp() * p for p in row) for row in log_prior]
     assert found.perplexity == pytest.approx(sum(math.exp(one) for one in entropies) / 5)
     assert 1 < found.perplexity <= 4

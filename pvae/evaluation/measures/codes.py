@@ -44,7 +44,8 @@ class CodesUsed(Measure):
         saved: what the fitted prior saves: rate less cross-entropy.
         fitted_bits: bits per dimension of distortion and cross-entropy; None of a pseudo-ELBO.
         perplexity: exp of the entropy of f_n, the number of codes that are used in effect, a mean over n.
-        unused: the share of the N K codes that no training datum has.
+        unused: the share of the K codes that no training datum has at any of its N places.
+        is_fixed: whether the codebook is one of levels.
     """
 
     title = "codes"
@@ -56,7 +57,8 @@ class CodesUsed(Measure):
     saved: Estimate = field(metadata={"  saved by it": "nats per datum"})
     fitted_bits: Estimate | None = field(metadata={"  bits per dimension": "by it"})
     perplexity: float = field(metadata={"perplexity": "codes that are used in effect, a mean over n"})
-    unused: float = field(metadata={"share of unused codes": "that no training datum has"})
+    unused: float = field(metadata={"share of unused codes": "that no training datum has at any place"})
+    is_fixed: bool = False
 
     @classmethod
     def of(cls, context: Context) -> CodesUsed | None:
@@ -78,15 +80,17 @@ class CodesUsed(Measure):
             saved=Estimate.of(rate - cross_entropy),
             fitted_bits=None if context.vae.is_pseudo else bits_of(context.vae, elbo, context.seen.x),
             perplexity=(-(log_prior.exp() * log_prior).sum(1)).exp().mean().item(),
-            unused=1 - used.double().mean().item(),
+            unused=1 - used.any(0).double().mean().item(),
+            is_fixed=not prior.codebook.requires_grad,
         )
 
     def warnings(self) -> Iterator[str]:
         """Yield what a collapse of the codebook is."""
         if self.unused > _COLLAPSED:
+            more = "" if self.is_fixed else ", or --posterior fsq, whose codes are fixed"
             yield (
-                f"warning: {self.unused:.0%} of the codes are never used: the codebook has collapsed; try fewer "
-                "--categories, another --lr, or --posterior fsq, whose codes are fixed"
+                f"warning: {self.unused:.0%} of the codes are never used: the codebook has collapsed; try more "
+                f"--epochs, fewer --categories, another --lr{more}"
             )
 
 
