@@ -170,7 +170,7 @@ def draw(code: str, path: Path) -> None:
             axes.set(xlabel="gradient by loc", ylabel="estimates", yticks=[])
         else:
             name = "z" if "z" in made else "x"
-            axes.scatter(*made[name].detach().flatten(0, -2).T, s=3, color=PALETTE[0], alpha=0.6, linewidths=0)
+            axes.scatter(*made[name].detach().flatten(0, -2)[:, :2].T, s=3, color=PALETTE[0], alpha=0.6, linewidths=0)
             axes.set(xlabel=f"{name}_1", ylabel=f"{name}_2")
             axes.axis("equal")
         axes.figure.savefig(path, transparent=True)

@@ -45,6 +45,7 @@ pictures of a run:
 
 examples:
   pvae draw runs/my-run --what scatter,manifold
+  pvae draw runs/my-run --what samples --format pdf --no-title      for a paper
   pvae draw fashion-vae      without its data those pictures that need none: samples, losses, manifold
   pvae draw runs"""
 
@@ -54,8 +55,10 @@ def _draw(arguments: argparse.Namespace) -> None:
     runs = runs_in(arguments.run)
     if not runs:
         _draw_run(arguments, wanted)
-    elif wanted or arguments.attribute:
-        raise InputError(f"{arguments.run} is a folder of runs: --what and --attribute are for a single run")
+    elif wanted or arguments.attribute or arguments.no_title or arguments.format != "png":
+        raise InputError(
+            f"{arguments.run} is a folder of runs: --what, --attribute, --format and --no-title are for a single run"
+        )
     else:
         draw_side_by_side(runs, output_path(arguments.out, arguments.run / "figures"), vars(arguments))
 
@@ -63,6 +66,7 @@ def _draw(arguments: argparse.Namespace) -> None:
 def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> None:
     from pvae.data.folders import NotFoundError
     from pvae.plotting import pictures
+    from pvae.plotting.figures import without_title
     from pvae.trained.codes import latent_report
 
     run = open_run(arguments.run, arguments.vae)
@@ -85,9 +89,14 @@ def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> No
         except InputError as error:
             if wanted or options:  # it was asked for; nothing is written yet
                 raise InputError(f"{name}: {error}") from None
+    captions = []
     for name, figure in figures.items():
-        write(folder / f"{name}.png", figure)
-        print_line(folder / f"{name}.png")
+        if arguments.no_title:
+            captions.append(f"- {name}: {'. '.join(without_title(figure).splitlines())}\n")
+        write(folder / f"{name}.{arguments.format}", figure)
+        print_line(folder / f"{name}.{arguments.format}")
+    if captions:
+        write(folder / "captions.md", "".join(captions))
     if wanted is not None or names == [*of_weights]:  # the report encodes all images, which takes longer than a picture
         return
     report = latent_report(run)
@@ -152,6 +161,10 @@ def _parser() -> Parser:
     parser.add_argument("--what", metavar="NAME[,NAME...]", help=what)
     attribute = "of the data, for the picture attributes (default: Blond_Hair Smiling Male Eyeglasses)"
     parser.add_argument("--attribute", metavar="NAME", nargs="+", help=attribute)
+    kinds = "of the pictures of a run: png, svg or pdf (default: png)"
+    parser.add_argument("--format", choices=["png", "svg", "pdf"], default="png", help=kinds)
+    no_title = "leave titles out of the pictures of a run, and write them to captions.md"
+    parser.add_argument("--no-title", action="store_true", help=no_title)
     return parser
 
 

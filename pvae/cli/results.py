@@ -55,7 +55,7 @@ def write(path: Path, content: str | Mapping[str, Any] | Figure | DataFrame) -> 
 
         np.savez(raw, **content)
     elif hasattr(content, "savefig"):
-        content.savefig(raw, format="png")
+        content.savefig(raw, format=path.suffix[1:])
     else:
         frame: Any = content
         text = frame.to_csv(index=frame.index.name is not None, lineterminator="\n")

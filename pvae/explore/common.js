@@ -15,7 +15,7 @@ const element = (tag, properties, ...children) => {
   return one;
 };
 const subscript = (name) => name.replace(/_(\d+)$/, (_, digits) => digits.replace(/\d/g, (d) => "\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089"[d]));
-const written = (number) => number.toFixed(2).replace("-", "\u2212");
+const written = (number) => (Math.abs(number) < 0.005 ? 0 : number).toFixed(2).replace("-", "\u2212");
 const later = (id, text, wait) => (clearTimeout(later[id]), (later[id] = setTimeout(() => (find(id).textContent = text), wait)));
 function slider(label, most, value, change, isBit = false) {
   const input = element("input", {type: "range", min: isBit ? 0 : -most, max: most, step: isBit ? 1 : most / 100, value: value(), ariaLabel: label});
@@ -74,9 +74,10 @@ function drawPrior(context, toMap, {scale, line, radii, isSphere, isPrior, names
   context.setLineDash([4 * scale, 4 * scale]);
   radii.forEach((radius) => path(context, circle(radius).map(toMap)));
   context.setLineDash([]);
+  const haloed = (text, x, y) => (Object.assign(context, {lineWidth: 4 * scale, lineJoin: "round", strokeStyle: css("--map")}).strokeText(text, x, y), context.fillText(text, x, y));
   for (const radius of radii) {
     const [x, y] = toMap([0, radius]), of = isPrior ? "prior" : "N(0, I)";
-    context.fillText(isSphere ? "the sphere" : radius === 1 ? `${of}: 1 sd` : `${radius}`, x, y - 5 * scale);
+    haloed(isSphere ? "the sphere" : radius === 1 ? `${of}: 1 sd` : `${radius}`, x, y - 5 * scale);
   }
   const [x, y] = toMap([0, 0]).map((one) => clamp(one, 24 * scale, width - 56 * scale)); // by the axes, or at an edge
   context.fillText(`${across} \u2192`, width - 22 * scale, y - 6 * scale);
@@ -88,17 +89,28 @@ function drawRing(context, place, scale) { // at the edge where it lies outside
     context.stroke();
   }
 }
-function viewOf(places, {hasDensity, isSphere}) { // all codes but a few; around the prior, if there is one
-  const ends = [0, 1].map((d) => places.map((place) => place[d]).sort((a, b) => a - b))
-    .map((sorted) => [0.0025, 0.9975].map((share) => sorted[Math.round(share * (sorted.length - 1))]));
-  const middle = hasDensity ? [0, 0] : ends.map(mean), far = ends.flatMap((pair, d) => pair.map((one) => Math.abs(one - middle[d])));
-  return {middle, range: isSphere ? 1.12 : 1.06 * Math.max(hasDensity ? 2.2 : 1e-3, ...far)};
+function viewOf(groups, {hasDensity, isSphere, isBits}) { // of each group all places but a few, and the prior's circle of one standard deviation
+  const within = (values) => [0.001, 0.999].map((share) => values[Math.round(share * (values.length - 1))]);
+  const ends = [0, 1].map((d) => groups.map((places) => within(places.map((place) => place[d]).sort((a, b) => a - b))))
+    .map((pairs) => [...pairs, hasDensity && !isBits ? [-1.2, 1.2] : pairs[0]])
+    .map((pairs) => [Math.min(...pairs.map(([low]) => low)), Math.max(...pairs.map(([, high]) => high))]);
+  if (isSphere) return {middle: [0, 0], range: 1.12};
+  return {middle: ends.map(mean), range: 0.53 * Math.max(1e-3, ...ends.map(([low, high]) => high - low))};
 }
-function introduce({title: [title, ...more], notes}, {hasDensity, sizes}, data, dots, total = sum(sizes)) {
+function roving(group) { // one tab stop for all buttons of a group, and arrow keys between them
+  const all = [...group.children], stop = (one) => all.forEach((other) => (other.tabIndex = other === one ? 0 : -1));
+  stop(all[0]);
+  group.onfocusin = ({target}) => stop(target);
+  group.onkeydown = (event) => {
+    const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key], i = all.indexOf(event.target) + step;
+    if (step && all[i]) (event.preventDefault(), all[i].focus());
+  };
+}
+function introduce({title: [title, ...more], notes}, dots) {
   find("title").textContent = title;
   find("subtitle").textContent = more.join(" \u00b7 ");
-  const what = `${hasDensity ? "A variational autoencoder" : "An autoencoder"} has pressed ${data} into`;
-  find("idea").textContent = `${what} ${total === 1 ? "a number" : `${total} numbers`} each. ${dots}`;
+  if (find("about")) find("about").textContent = find("subtitle").textContent;
+  find("idea").textContent = dots;
   find("notes").querySelector("ul").append(...notes.map((textContent) => element("li", {textContent})));
 }
 const start = (show) => show().catch((error) => {

@@ -1,7 +1,7 @@
 // What the page shows: the map, an image and its ELBO, a walk, samples, sliders, and the equation of the bound.
 "use strict";
 
-const MOST_PIXELS = 40e6, DRAWS = 10; // of a file; of z for a bound, as in `pvae score`
+const MOST_PIXELS = 40e6, DRAWS = 10, MOST_LABELS = 12; // of a file; of z for a bound, as in `pvae score`
 
 // Return functions of z and the content of a VAE: each a promise of the mean of p(x | z), by a worker that runs network.js,
 // or by this thread where the browser lets the page have none.
@@ -75,23 +75,20 @@ async function show() {
   }
   const codeAt = (i) => parts(Array.from(content.codes.data.subarray(i * total, (i + 1) * total)));
   function aim(place) { // at the whole code of a dot under the pointer, or at a place of the plane
-    const i = nearest(place, numPoints), isOn = state.isWhole && distance(i, place) < (12 / map.clientWidth) * state.range;
-    move(isOn ? {...codeAt(i), dot: i, kept: i, held: dotName(i)} : {top: at(...place), dot: null});
-  }
-  function nearestCode(z = whole()) { // over all latents
-    const gaps = new Float64Array(numPoints);
-    for (let i = 0; i < numPoints; i++) for (let d = 0; d < total; d++) gaps[i] += (content.codes.data[i * total + d] - z[d]) ** 2;
-    return gaps.reduce((best, gap, i) => (gap < gaps[best] ? i : best), 0);
+    const i = nearest(place, numPoints);
+    move(state.isWhole ? {...codeAt(i), dot: i, kept: i, held: dotName(i)} : {top: at(...place), dot: null});
   }
   function drawHere() {
     state.frame = 0;
     paint(find("decoded"), vae.mean(whole()));
+    given && labels && content.label_names.slice(0, MOST_LABELS).forEach((_, k) => // the same z, given each label
+      paint(find("given-each").children[k].firstChild, vaeOf({...state.model, y: content.label_names.map((_, other) => Number(other === k))}).mean(whole())));
     drawOverlay();
-    const place = toPlane(state.top), label = labelOf(hasMore ? nearestCode() : nearest(place, numPoints));
+    const place = toPlane(state.top), label = labelOf(nearest(place, numPoints));
     find("position").textContent = place.slice(0, size).map((one, i) => `${axisName(i)} = ${written(one)}`).join(", ");
     const {dims} = content.planes[state.plane], others = `${dims.length ? `the other ${total - 2} latents` : "the rest of z"}: those of ${state.held}`;
     const held = !hasMore ? "" : state.dot === null ? others : `the whole code of ${dotName(state.dot)}`;
-    const near = label && !given && `nearest code${hasMore ? ` of all ${total} latents` : ""}: ${label}`;
+    const near = label && !given && !hasMore && `nearest code: ${label}`;
     find("near").textContent = [held, near].filter(Boolean).join("; ");
     later("spoken", find("place").innerText, 500); // a screen reader hears where the pointer rests
     find("sliders").querySelectorAll("input").forEach((one) => one.follow());
@@ -114,7 +111,7 @@ async function show() {
   const placeOf = (on, {middle, range} = state) => middle.map((one, d) => one + range * on[d]);
   const onCanvas = (place, {middle, range} = state) => place.map((one, d) => (one - middle[d]) / range);
   const toMap = (place) => onCanvas(place).map((one, d) => ((1 + (d ? -one : one)) * map.width) / 2);
-  const homeView = () => viewOf([epochs.at(-1), epochs[0]].flatMap(({points}) => list(numPoints, (i) => point(i, points))), vae); // also of the first epoch
+  const homeView = () => viewOf([epochs.at(-1), epochs[0]].map(({points}) => list(numPoints, (i) => point(i, points))), vae); // also of the first epoch
   function look(view) { // at a part of that view, or all of it
     const {home} = state, {middle, range} = view || home, part = clamp(range, home.range / 30, home.range), most = home.range - part;
     Object.assign(state, {range: part, middle: middle.map((one, d) => clamp(one, home.middle[d] - most, home.middle[d] + most))});
@@ -163,7 +160,7 @@ async function show() {
     Object.assign(context, {font, lineJoin: "round", lineWidth: 4 * scale, strokeStyle: paper, fillStyle: css("--ink")});
     own.forEach(([xs, ys], k) => {
       if (!xs.length) return;
-      const name = content.label_names[k].split(" - ")[0], half = context.measureText(name).width / 2, start = median(ys);
+      const name = content.label_names[k], half = context.measureText(name).width / 2, start = median(ys);
       const x = clamp(median(xs), half, map.width - half), heights = list(99, (i) => start + ((i % 2 ? i + 1 : -i) * high) / 6);
       const y = heights.find((y) => y > high && y < map.width - high / 3 &&
         placed.every((one) => Math.abs(one.x - x) > half + one.half || Math.abs(one.y - y) > high));
@@ -218,6 +215,7 @@ async function show() {
     give: (y) => given && (become(state.epoch, y), retile()),
     tiles: () => ((find("tiles").ariaPressed = state.tiles = !state.tiles), (state.tiles ? drawTiles : drawMap)()),
     look,
+    home: (home) => (Object.assign(state, {home}), look(null)),
     focus: (k) => (press(find("legend").children, (state.focus = state.focus === k ? null : k)), drawMap()),
   };
   const isInside = parent !== self, isFrame = document.body.classList.contains("is-frame"), tell = (...one) => isFrame && parent.postMessage(one, "*");
@@ -412,7 +410,7 @@ async function show() {
 
   // Samples, and sliders of latents
   const drawSamples = (samples) => find("sheet").replaceChildren(...(state.samples = samples).map((z, i) =>
-    thumb(`sample ${i + 1}`, vae.mean(z), () => (press(find("sheet").children, i), jump(parts(z), `sample ${i + 1}`)))));
+    thumb(`sample ${i + 1}`, vae.mean(z), () => (press(find("sheet").children, i), jump(parts(z), `sample ${i + 1}`)))), roving(find("sheet")));
   find("again").onclick = () => drawSamples(list(36, () => vae.drawPrior()));
   function drawSliders() {
     const {dims} = content.planes[state.plane], shown = [...dims, ...content.active.filter((d) => !dims.includes(d)).slice(0, 8)];
@@ -567,13 +565,17 @@ async function show() {
   find("tiles").onclick = toggleTiles;
   find("whole").hidden = !hasMore;
   find("whole").onclick = ({target}) => (target.ariaPressed = state.isWhole = !state.isWhole);
-  if (labels) find("legend").append(...content.label_names.map((name, k) =>
-    element("button", {ariaPressed: false, onclick: () => act("focus", k)}, element("span", {textContent: "\u25cf\u25a0\u25b2"[shape(k)], ariaHidden: true}), name)));
+  if (labels) (find("legend").append(...content.label_names.map((name, k) =>
+    element("button", {ariaPressed: false, onclick: () => act("focus", k)}, element("span", {textContent: "\u25cf\u25a0\u25b2"[shape(k)], ariaHidden: true}), name))), roving(find("legend")));
   find("ask").onclick = () => unfold(find("ask"), find("why"));
   document.querySelectorAll("#why a").forEach((one) => (one.onclick = () => openTab("image")));
   document.querySelectorAll(".bound").forEach((one) => (one.textContent = content.pseudo ? "pseudo-ELBO" : "ELBO"));
   document.body.classList.add(vae.hasDensity ? "is-vae" : "is-autoencoder", vae.canEncode ? "is-encoder" : "is-decoder", content.pseudo ? "is-pseudo" : "is-bound");
-  introduce(content, vae, `images of ${inner.join(" x ")} pixels`, "Each dot is a test image; move over the map to see what lies between.");
+  introduce(content, hasMore ? "Each dot is a test image; move over the map, and the nearest one is decoded from its whole code."
+    : "Each dot is a test image; move over the map to see what lies between.");
+  if (given && labels) find("given-each").append(...content.label_names.slice(0, MOST_LABELS).map((textContent) =>
+    element("figure", {}, element("canvas", {className: "pixels", role: "img", ariaLabel: `decoded given ${textContent}`}), element("figcaption", {textContent}))));
+  find("given-each").hidden = !(given && labels);
   find("picking").hidden = !vae.canEncode;
   find("between").hidden = !hasMore;
   const recolour = () => [...find("legend").children].forEach((one, k) => (one.firstChild.style.color = colour(k)));
@@ -584,7 +586,8 @@ async function show() {
   (recolour(), drawMap(), drawSliders());
   if (vae.canEncode) {
     find("strip").append(...list(numImages, (i) => thumb(nameOf(i), imageX(i), () => pick(i))));
-    acts.pick(0);
+    roving(find("strip"));
+    acts.pick(nearest(toPlane(origin().top), numImages));
   } else openTab(vae.hasPrior ? "samples" : "latents");
   move({});
   find("how").textContent = state.scored && state.scored.isExact ? "here in closed form" : "here a mean over ten draws";
@@ -593,6 +596,7 @@ async function show() {
   (drawCurve(), recall(), (window.onhashchange = recall));
   const training = content.bits && setUpTraining(content);
   if (isFrame) onmessage = ({data: [name, value], source}) => source === parent && acts[name](value);
+  tell("home", state.home);
   const tellHeight = () => parent.postMessage(["height", document.documentElement.offsetHeight], "*");
   document.body.classList.toggle("is-inside", isInside);
   if (isInside) new ResizeObserver(tellHeight).observe(document.body);

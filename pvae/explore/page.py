@@ -89,17 +89,31 @@ def explorer_page(run: Run, data: Dataset | None = None, frame: str = "", num_co
     with torch.no_grad():
         more = (rows, tensors)
         content = table_content(run, data, *more) if run.data.columns else _image_content(run, data, frame, *more)
-    content["label_names"], lines = list(data.label_names), run.title.split("\n")
-    content["title"] = [frame, lines[0]] if frame else [run.data.title.rpartition(" (")[0], *lines]
+    content["label_names"], lines = [_short(name) for name in data.label_names], run.title.split("\n")
+    title = frame or _headline(run)
+    content["title"] = [title, *lines[: 1 if frame else None]]
     if len(rows) < run.data.num_test:
         of = "rows" if run.data.columns else "images"
         content["notes"].append(f"The map shows {len(rows):,} of the {run.data.num_test:,} test {of}.")
     text = json.dumps(content).encode()
     packed = zlib.compress(len(text).to_bytes(4, "little") + text + bytes(tensors.bytes), 9)
     encoded = base64.b64encode(packed).decode()  # zlib(length of the JSON, JSON, tensors)
-    title = html.escape(frame or run.title.partition("\n")[0])
     page = page.replace("{{ class }}", "is-frame" if frame else "takes-out" if content.get("takes_out") else "is-page")
-    return page.replace("{{ content }}", encoded).replace("{{ title }}", title)
+    return page.replace("{{ content }}", encoded).replace("{{ title }}", html.escape(title))
+
+
+def _headline(run: Run) -> str:
+    """Return the heading of the page: what was pressed into how many numbers."""
+    what, size = "rows" if run.data.columns else "images", sum(run.config.latent_dims)
+    number = ("", "one number", "two numbers", "three numbers")[size] if size < 4 else f"{size} numbers"
+    count = run.data.num_train + run.data.num_valid + run.data.num_test
+    return f"{run.data.name}: {count:,} {what}, each pressed into {number}"
+
+
+def _short(name: str) -> str:
+    """Return the name of a class; of torchvision's MNIST "0" of "0 - zero"."""
+    digit, dash, _ = name.partition(" - ")
+    return digit if dash and digit.isdigit() else name
 
 
 def _image_content(run: Run, data: Dataset, frame: str, chosen: Tensor, tensors: Tensors) -> dict[str, Any]:

@@ -29,8 +29,7 @@ async function show() {
   const rowOf = ({shape: [, width], data}, i) => Array.from(data.subarray(i * width, (i + 1) * width));
   const points = rows.map((_, i) => rowOf(content.points, i).slice(0, 2));
   const normals = vae.normals && vae.normals.filter(({log}) => log > -Math.log(10 * vae.normals.length)); // of a prior that is a mixture
-  const views = [points, ...(normals || []).map((one) => ellipse(one, axes, 2))].map((places) => viewOf(places, vae));
-  const {middle, range} = views.reduce((widest, one) => (one.range > widest.range ? one : widest));
+  const {middle, range} = viewOf([points, ...(normals || []).map((one) => ellipse(one, axes, 2))], vae);
 
   // z, and a row with columns that are taken out
   const toPlane = (z) => onPlane(axes, z), at = (place) => zAt(place, axes, state.z, vae.isSphere, state);
@@ -147,7 +146,7 @@ async function show() {
   find("row").onchange = ({target}) => pick(Number(target.value));
   find("sliders").append(...content.active.slice(0, 10).sort((a, b) => a - b).map((d) =>
     slider(names[d], vae.isSphere ? 1 : Math.ceil(Math.max(3, range)), () => state.z[d], (value) => jump(state.z.with(d, value)))));
-  introduce(content, vae, `rows of ${columns.length} columns`, "Each dot is a row of the test data; move over the map to see what the columns are likely to be there.");
+  introduce(content, "Each dot is a row of the test data; move over the map to see what the columns are likely to be there.");
   pick(0);
   drawLegend();
   new ResizeObserver(() => Math.abs(map.width - map.clientWidth * devicePixelRatio) > 1 && drawMap()).observe(map);

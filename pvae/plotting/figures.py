@@ -44,6 +44,7 @@ __all__ = [
     "reconstruction_figure",
     "scatter_figure",
     "titled_figure",
+    "without_title",
     "write_figure",
 ]
 
@@ -110,6 +111,15 @@ def titled_figure(title: str, width: float, height: float) -> Figure:
     figure.text(0.5, top, lines, fontsize=7, color="#555555", ha="center", va="top")
     figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - below / (height + below)))
     return figure
+
+
+def without_title(figure: Figure) -> str:
+    """Remove the title of `titled_figure`, and return its lines."""
+    texts = [one.get_text() for one in figure.texts]  # among them the suptitle
+    for one in figure.texts:
+        one.set_text("")
+    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1))
+    return "\n".join(filter(None, texts))
 
 
 def _cut(line: str, most: int) -> str:

@@ -45,8 +45,9 @@ def load_for(config: Config, data_dir: str | Path | None = None, offline: bool =
     Raises:
         InputError: the data cannot be found or read.
     """
-    if data_dir is not None and _has_own_data(config.dataset):
+    if data_dir is not None and config.dataset.startswith("folder:"):
         raise InputError(f"--dataset {config.dataset} and --data-dir {data_dir} are two folders: leave one out")
+    data_dir = None if _has_own_data(config.dataset) else data_dir  # of other data sets
     data = load_dataset(config.dataset, data_dir, offline, _transform(config), _reading(config))
     return data.with_valid(config.valid)
 

@@ -370,6 +370,7 @@ def test_the_page_shows_kept_epochs(moving):
     x, z = run.preparation.pixels(run.loaded.test), torch.tensor([[0.4, -0.9], [-1.0, 0.3]])
     (image,) = run.preparation.pixels(run.loaded.test, rows=shown[:1]).split(1)
     close(dots_at(3).tolist(), encode(run.vae(), x)[shown], 2e-3)
+    page.find_elements("css selector", "#strip button")[0].click()
     vae, all_dots = build_vae(run.config, run.data.datum_shape), []
     for place, epoch in ((1, 1), (0, 0), (3, 3)):
         script = "const one = document.getElementById('epoch'); one.value = arguments[0]; one.oninput({target: one});"
@@ -438,7 +439,7 @@ def test_the_address_opens_the_page_as_it_was(train, opened, system):
     wait(page, "return pvae.state.step === 0 && pvae.state.epoch === pvae.content.epochs.length")
     page.get("about:blank")
     page.get(address.partition("#")[0] + "#image=99&z=1,x&epoch=-1&step=9&=")  # which names nothing
-    wait(page, "return window.pvae && pvae.state.picked === 0 && pvae.state.step === 0")
+    wait(page, "return window.pvae && pvae.state.picked >= 0 && pvae.state.step === 0")
     assert page.find_element("id", "message").text == ""
     page.get("about:blank")
     page.get(address.partition("#")[0] + "#z=0,0")  # as with a drawing, which is not in the address
@@ -500,11 +501,11 @@ def test_a_dot_under_the_pointer_is_decoded_by_its_whole_code(train, opened, sys
         "const map = document.getElementById('map');"
         "const box = map.getBoundingClientRect(), out = [], rest = JSON.stringify(state.top);"
         "for (let i = 0; i < content.points.shape[0]; i++) {"
-        "  const [u, v] = [0, 1].map(d => content.points.data[i * columns + d] / state.range);"
+        "  const [u, v] = [0, 1].map(d => (content.points.data[i * columns + d] - state.middle[d]) / state.range);"
         "  const clientX = box.left + (u + 1) / 2 * box.width, clientY = box.top + (1 - v) / 2 * box.height;"
         "  map.dispatchEvent(new PointerEvent('pointermove', {clientX, clientY})); drawHere();"
         "  out.push([state.dot, ...vae.join(state.top, state.offsets)]); }"
-        "const last = state.dot;"
+        "const last = state.dot; document.getElementById('whole').click();"
         "map.dispatchEvent(new PointerEvent('pointermove', {clientX: box.left, clientY: box.top})); drawHere();"
         "const kept = [state.dot, state.kept === last];"
         "map.dispatchEvent(new PointerEvent('pointerleave', {pointerType: 'mouse'}));"
@@ -515,7 +516,7 @@ def test_a_dot_under_the_pointer_is_decoded_by_its_whole_code(train, opened, sys
     assert len(own) > 10
     close([found[0][i][1:] for i in own], codes[dots][own], 2e-3)
     assert found[1], "the pick is back when the pointer has left"
-    assert found[2:] == [[None, True], None], "off the dots, the last one is marked as long as its latents are held"
+    assert found[2:] == [[None, True], None], "the last dot is marked, as long as its latents are held"
 
 
 @pytest.mark.parametrize("system", ["conv", "mlp"])

@@ -225,10 +225,12 @@ def test_the_map_holds_the_components_of_a_prior_that_is_a_mixture(train, opened
     axes = torch.tensor(page.execute_script("return pvae.content.planes[0].axes"), dtype=torch.float64)
     weights, parts = p_z.mixture_distribution.probs, p_z.component_distribution
     mean, std = parts.mean.double() @ axes.T, (parts.variance.double() @ axes.T.square()).sqrt()
-    far = (mean.abs() + 2 * std).amax(1)[weights > 0.1 / len(weights)].max().item()
+    mean, std = (one[weights > 0.1 / len(weights)] for one in (mean, std))
+    low, high = (mean - 2 * std).amin(0).clamp(max=-1.2), (mean + 2 * std).amax(0).clamp(min=1.2)
     most = page.execute_script("return Math.max(...Array.from(pvae.content.points.data, Math.abs))")
-    assert far > most, "or the codes alone set the view"
-    close(page.execute_script("return pvae.view.range"), 1.06 * far, 0.05)
+    assert max(high.max(), -low.min()) > most, "or the codes alone set the view"
+    close(page.execute_script("return pvae.view.range"), 0.53 * (high - low).max().item(), 0.05)
+    close(page.execute_script("return pvae.view.middle"), ((low + high) / 2).tolist(), 0.2)
 
 
 @needs_browser
