@@ -55,7 +55,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     config = run.config if run else get_system(arguments.system or "linear-gaussian")
     if config.is_autoencoder:
         raise InputError(f"{arguments.run or config.system} is an autoencoder: a point posterior has no bound")
-    if config.posterior_family.support == "codes" and not (run and run.has_own_vae):
+    if config.posterior_family.support == "codes":
         raise InputError(f"{arguments.run or config.system} has codes of a codebook, which have one gradient to take")
     groups = config.groups if config.groups > 1 else _GROUPS
     options: dict[str, Any] = {
@@ -76,6 +76,7 @@ def _compare(arguments: argparse.Namespace) -> None:
             for reason in reasons:
                 print_line(reason)
         log_p, untrusted = estimators.reference(vae, batch)
+        exact = estimators.exact_gradient(vae, batch)
         value = log_p if log_p.stderr else f"{log_p.mean:.2f} exactly"
         pixels = f"; pixels {kind}" if kind else ""
         low = " (not reliable: see below)" if untrusted > MOST_UNTRUSTED else ""
@@ -88,7 +89,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         with progress_bar(stage, len(pairs), "estimator") as bar:
             for name, count in pairs:
                 what = (name, count, log_p, stage, arguments.repetitions)
-                rows.append(estimators.measure_estimator(vae, batch, *what, **options))
+                rows.append(estimators.measure_estimator(vae, batch, *what, exact, **options))
                 bar.update()
     table = "\n\n".join([estimators.to_markdown(rows), estimators.LEGEND, *warnings])
     print_line(f"\n{table}\n")

@@ -177,7 +177,7 @@ REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...
      )),
     ("config elbo", lambda c, elbo: elbo.supports and c.upper_latent_dims,
      "--elbo {c.elbo} is of one stochastic layer: give --elbo score-loo, or leave --upper-latent-dims out"),
-    ("config elbo", lambda c, elbo: c.elbo.startswith("disarm") and c.particles % 2,
+    ("config elbo", lambda c, elbo: c.particles % elbo.draws_together,
      "--elbo {c.elbo} draws in pairs: give an even number of --particles, not {c.particles}"),
     ("config elbo", lambda c, elbo: c.particles < elbo.least_particles,
      "--elbo {c.elbo} needs --particles {k.elbo.least_particles} or more, not {c.particles}"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any, ClassVar, cast
 
@@ -239,8 +238,8 @@ def codes(distribution: Any) -> Tensor:
             "method importance"
         )
     each = values_of(distribution)
-    number = distribution.event_shape[0] // each.shape[1]
-    return torch.stack([torch.cat(one) for one in itertools.product(each, repeat=number)])
+    places = [torch.arange(len(each), device=each.device)] * (distribution.event_shape[0] // each.shape[1])
+    return each[torch.cartesian_prod(*places).view(-1, len(places))].flatten(1)
 
 
 def values_of(distribution: Any) -> Tensor:

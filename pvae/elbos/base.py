@@ -55,6 +55,7 @@ class PerDatumELBO(Trace_ELBO):
         needs_separate_draws: its gradient needs importance weights that each depend on one draw of z only.
         reparameterised: z must be a differentiable function of the parameters of q.
         supports: what z may be, "bits" or "categories"; () for any z.
+        draws_together: the size of the groups in which z is drawn; K is a multiple of it.
         sums_over_labels: a label is a latent that is summed over.
         messenger: a Pyro handler that is active while guide and model are traced.
     """
@@ -66,6 +67,7 @@ class PerDatumELBO(Trace_ELBO):
     needs_separate_draws = False
     reparameterised = True
     supports: tuple[str, ...] = ()
+    draws_together = 1
     sums_over_labels = False
     messenger: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 

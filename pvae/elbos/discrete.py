@@ -98,7 +98,7 @@ class ARMS(ScoreELBO):
     @property
     def size(self) -> int:
         """n, the number of draws that are antithetic to each other."""
-        return self.num_particles
+        return self.draws_together if self.draws_together > 1 else self.num_particles
 
     def messenger(self) -> Messenger:  # type: ignore[override]  # of a class elsewhere
         """Return the handler that draws the bits."""
@@ -147,10 +147,7 @@ class DisARM(ARMS):
         Dong, Mnih and Tucker, arXiv:2006.10680.
     """
 
-    @property
-    def size(self) -> int:
-        """2, the size of a pair."""
-        return 2
+    draws_together = 2
 
 
 class CategoricalDisARM(DisARM):

@@ -18,7 +18,7 @@ from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError, check_finite
 from pvae.core.random_state import seeded
 from pvae.core.records import markdown_of
-from pvae.distributions.discrete import support_of
+from pvae.distributions.discrete import MOST_CODES, num_codes, support_of
 from pvae.distributions.joint import Joint
 from pvae.marginal.chunks import data_at_once
 from pvae.marginal.log_likelihood import log_likelihood
@@ -31,6 +31,7 @@ __all__ = [
     "Gradient",
     "Measurement",
     "Moments",
+    "exact_gradient",
     "measure_estimator",
     "pairs_to_compare",
     "reference",
@@ -226,7 +227,7 @@ def pairs_to_compare(
                 "there is no label to sum over": kind.sums_over_labels and not has_label,
                 "a draw of the label has no gradient": has_label and kind.reparameterised and not kind.sums_over_labels,
                 "there is no other draw to compare with": count < kind.least_particles,
-                "it draws in pairs": name.startswith("disarm") and count % 2,
+                f"it draws in groups of {kind.draws_together}": count % kind.draws_together,
                 "with one particle its bound equals the ELBO": count == 1 and kind.is_importance_weighted,
                 f"K must be a multiple of {num_groups}": "num_groups" in kind.options and count % num_groups != 0,
                 "with one draw in each group its bound equals the ELBO": name == "miwae" and count == num_groups,
@@ -247,6 +248,7 @@ def measure_estimator(
     log_p: Estimate,
     stage: str = "",
     repetitions: int = 100,
+    exact: Tensor | None = None,
     **options: Any,
 ) -> Measurement:
     """Measure an estimator on a batch. Repetition r draws from seed r, so that all estimators get the same noise.
@@ -259,6 +261,7 @@ def measure_estimator(
         log_p: log p(x) of the batch, as `reference` returns it.
         stage: the stage of training at which the weights were taken.
         repetitions: R, at least 3.
+        exact: the encoder's gradient of the ELBO as `exact_gradient` returns it, for the bias.
         options: `alpha`, `mix`, `temperature` or `num_groups`, which the estimators that take them are given.
 
     Raises:
@@ -269,7 +272,6 @@ def measure_estimator(
     batch = Batch.of(data)
     parts = [*batch.split(data_at_once(vae, batch, num_particles))]
     encoder, decoder = list(vae.q_z.parameters()), [*vae.p_x.parameters(), *vae.p_z.parameters()]
-    exact = None if elbo.is_importance_weighted else _exact_gradient(vae, batch, encoder)
     values, seconds, of_encoder, of_decoder = [], [], Moments(), Moments()
     for repetition in range(repetitions):
         started, value = time.perf_counter(), 0.0
@@ -292,7 +294,7 @@ def measure_estimator(
         particles=num_particles,
         value=bound,
         bias=bound.mean - log_p.mean,
-        encoder_gradient=(gradient := of_encoder.gradient(exact)),
+        encoder_gradient=(gradient := of_encoder.gradient(None if elbo.is_importance_weighted else exact)),
         decoder_gradient=of_decoder.gradient(),
         milliseconds=1000 * statistics.median(seconds),
         noise=gradient.variance * statistics.median(seconds),
@@ -303,17 +305,26 @@ def measure_estimator(
     return measurement
 
 
-def _exact_gradient(vae: VAE, batch: Batch, parameters: Sequence[Tensor]) -> Tensor | None:
-    """Return the gradient of the loss, - mean ELBO, of a VAE whose ELBO is known exactly, (P,); None for others."""
-    if batch.y is not None:
+def exact_gradient(vae: VAE, data: Data) -> Tensor | None:
+    """Return the encoder's gradient of - mean ELBO of a VAE whose ELBO is known exactly, float64 (P,); None for others.
+
+    Args:
+        vae: linear-Gaussian; or of bits with a linear decoder, or at most 4,096 codes of bits or categories.
+        data: x (B, *D), or a `Batch` of them.
+    """
+    batch, parameters = Batch.of(data), [*vae.q_z.parameters()]
+    if batch.y is not None or (support := support_of(vae.prior())) == "codes":
         return None
-    oracle = discrete if support_of(vae.prior()) else linear_gaussian
+    oracle, total = discrete if support else linear_gaussian, torch.zeros(())
+    number = num_codes(vae.prior()) if support else 1
     try:
-        value = oracle.elbo(vae, batch.x).mean()
+        for part in batch.split(data_at_once(vae, batch, int(min(number, MOST_CODES)))):
+            value = -oracle.elbo(vae, part.x).sum() / len(batch)
+            gradients = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+            total = total + torch.cat([one.flatten() for one in gradients]).double()
     except ValueError:
         return None
-    gradients = torch.autograd.grad(-value, parameters, allow_unused=True, materialize_grads=True)
-    return torch.cat([one.flatten() for one in gradients]).double()
+    return total
 
 
 def _gradient(parameters: Sequence[Tensor]) -> Tensor:

@@ -78,11 +78,15 @@ async function show() {
     const i = nearest(place, numPoints);
     move(state.isWhole ? {...codeAt(i), dot: i, kept: i, held: dotName(i)} : {top: at(...place), dot: null});
   }
+  function drawGiven(start = performance.now()) { // the same z, given each label
+    content.label_names.slice(0, MOST_LABELS).forEach((_, k) =>
+      paint(find("given-each").children[k].firstChild, vaeOf({...state.model, y: content.label_names.map((_, other) => Number(other === k))}).mean(whole())));
+    Object.assign(state, {givenTimer: 0, givenTook: performance.now() - start});
+  }
   function drawHere() {
     state.frame = 0;
     paint(find("decoded"), vae.mean(whole()));
-    given && labels && content.label_names.slice(0, MOST_LABELS).forEach((_, k) => // the same z, given each label
-      paint(find("given-each").children[k].firstChild, vaeOf({...state.model, y: content.label_names.map((_, other) => Number(other === k))}).mean(whole())));
+    if (given && labels) state.givenTimer ||= setTimeout(() => drawGiven(), 2 * (state.givenTook || 0)); // rarely where it takes long
     drawOverlay();
     const place = toPlane(state.top), label = labelOf(nearest(place, numPoints));
     find("position").textContent = place.slice(0, size).map((one, i) => `${axisName(i)} = ${written(one)}`).join(", ");

@@ -142,6 +142,18 @@ def test_a_command_by_its_name(run, tmp_path, capsys):
     assert "did you mean 'draw'" in refuse(main, ["drew", run], capsys, tmp_path)
 
 
+def test_pictures_for_a_paper(run, tmp_path):
+    """Their titles are in captions.md, and no longer in the pictures."""
+    options = ["--what", "samples", "--format", "svg"]
+    assert main(["draw", str(run), *options, "--out", str(tmp_path / "titled")]) == 0
+    assert main(["draw", str(run), *options, "--no-title", "--out", str(tmp_path / "out")]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["captions.md", "samples.svg"]
+    caption = (tmp_path / "out/captions.md").read_text()
+    assert caption.startswith("- samples: ")
+    titled, plain = ((tmp_path / name / "samples.svg").read_text() for name in ("titled", "out"))
+    assert len(titled) > len(plain) + 500
+
+
 @pytest.mark.parametrize(("shell", "status"), [("{} | true", 0), ("{}", 0), ("{} > /dev/full", 1), ("{} nothing", 2)])
 def test_the_program(shell, status):
     command = shell.format(f"{sys.executable} -m pvae")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from helpers.linear_gaussian import LinearGaussian
 
 import pvae
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 
-arviz = pytest.importorskip("arviz")
+with FileLock(Path(tempfile.gettempdir()) / "pvae-arviz.lock"):  # two imports at once, of a new cache, fail
+    arviz = pytest.importorskip("arviz")
 
 
 @pytest.mark.parametrize("num_labels", [0, 3])

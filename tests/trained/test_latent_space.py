@@ -39,6 +39,28 @@ def test_traversal_moves_one_dimension(transparent):
     assert torch.allclose(z, torch.stack([torch.full((5,), 0.5), values], dim=1), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("posterior", "prior", "options"),
+    [
+        ("bernoulli", "uniform-bits", {}),
+        ("categorical", "uniform-categories", {"categories": 3}),
+    ],
+)
+def test_each_value_of_one_variable_is_set(posterior, prior, options):
+    with torch.random.fork_rng():
+        config = Config(hidden=(4,), latent_dim=6, posterior=posterior, prior=prior, elbo="score", **options)
+        vae = build_vae(config, (1, 1, 6)).eval()
+    vae.p_x.decoder = torch.nn.Unflatten(-1, (1, 1, 6))
+    x = torch.rand(1, 1, 1, 6, generator=torch.Generator().manual_seed(0))
+    found = torch.logit(latent_space.set_each(vae, x, 1)).round().view(-1, 6)
+    code = vae.posterior(x).mean.view(-1, options.get("categories", 1))
+    likeliest = code.round() if posterior == "bernoulli" else torch.eye(3)[code.argmax(-1)]
+    for value, row in zip(torch.eye(3) if posterior == "categorical" else torch.tensor([[0.0], [1.0]]), found):
+        expected = likeliest.clone()
+        expected[1] = value
+        assert torch.equal(row, expected.flatten())
+
+
 def test_interpolation_ends_at_the_codes(transparent):
     x = torch.rand(2, 1, 1, 2, generator=torch.Generator().manual_seed(0))
     z = latents(latent_space.interpolate(transparent, x, 5))
