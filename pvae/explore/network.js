@@ -28,9 +28,30 @@ const fromHalf = (halves) => Float32Array.from(halves, (half) => {
   return sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction) : 2 ** -14 * fraction);
 });
 
+// The functions of kernel.wat, or null: where the browser does not take them, the loops below do the same.
+let simd = (() => {
+  const bytes = Uint8Array.from(atob("{{ kernel }}"), (one) => one.charCodeAt(0));
+  try {
+    return new WebAssembly.Instance(new WebAssembly.Module(bytes)).exports;
+  } catch {
+    return null;
+  }
+})();
+// Call a function of the kernel with arrays, which it reads in its own memory and of which it changes the first.
+function onKernel(name, arrays, ...sizes) {
+  const starts = arrays.reduce((found, {length}) => [...found, found.at(-1) + 4 * Math.ceil(length / 4)], [0]), {memory} = simd;
+  const missing = 4 * starts.at(-1) - memory.buffer.byteLength;
+  if (missing > 0) memory.grow(Math.ceil(missing / 65536));
+  const values = new Float32Array(memory.buffer);
+  arrays.forEach((one, i) => values.set(one, starts[i]));
+  simd[name](...arrays.map((_, i) => 4 * starts[i]), ...sizes);
+  arrays[0].set(values.subarray(0, arrays[0].length));
+}
+
 // out (M, N) += a (M, K) b (K, N), by four rows of each at a time, so that they are read less often. Rows of b for which
 // a is 0, as behind a ReLU, are left out.
 function addProduct(out, a, b, M, K, N) {
+  if (simd && N % 8 === 0) return onKernel("product", [out, a, b], M, K, N);
   const places = new Int32Array(K + 3);
   for (let m = 0; m < M; m += 4) {
     const m1 = Math.min(m + 1, M - 1), m2 = Math.min(m + 2, M - 1), m3 = Math.min(m + 3, M - 1); // the last one more than once
@@ -58,6 +79,16 @@ function product(a, b, M, K, N) {
   const out = new Float32Array(M * N);
   addProduct(out, a, b, M, K, N);
   return out;
+}
+// sums (height, width, C) += each tap of rows (H, W, size, size, C), where a transposed convolution puts it.
+function addScattered(sums, rows, H, W, height, width, size, stride, padding, C) {
+  if (simd && C % 4 === 0) return onKernel("scatter", [sums, rows], H, W, height, width, size, stride, padding, C);
+  for (let pixel = 0, from = 0; pixel < H * W; pixel++)
+    for (let tap = 0; tap < size ** 2; tap++, from += C) {
+      const y = Math.floor(pixel / W) * stride - padding + Math.floor(tap / size), x = (pixel % W) * stride - padding + (tap % size);
+      if (y < 0 || y >= height || x < 0 || x >= width) continue;
+      for (let c = 0, to = (y * width + x) * C; c < C; c++) sums[to + c] += rows[from + c];
+    }
 }
 function transposed(a, rows, columns) {
   const out = new Float32Array(a.length);
@@ -104,12 +135,7 @@ const OPERATIONS = {
     const channels = weight.shape[1] / kernel ** 2, [height, width] = [H, W].map((side, i) => (side - 1) * stride - 2 * padding + kernel + more[i]);
     const rows = product(transposed(data, C, H * W), weight.data, H * W, C, weight.shape[1]);
     const sums = transposed(filled(bias, channels, height * width), channels, height * width);
-    for (let pixel = 0, from = 0; pixel < H * W; pixel++)
-      for (let tap = 0; tap < kernel ** 2; tap++, from += channels) {
-        const y = Math.floor(pixel / W) * stride - padding + Math.floor(tap / kernel), x = (pixel % W) * stride - padding + (tap % kernel);
-        if (y < 0 || y >= height || x < 0 || x >= width) continue;
-        for (let c = 0, to = (y * width + x) * channels; c < channels; c++) sums[to + c] += rows[from + c];
-      }
+    addScattered(sums, rows, H, W, height, width, kernel, stride, padding, channels);
     return {shape: [channels, height, width], data: transposed(sums, height * width, channels)};
   },
   affine({shape, data}, {scale, shift}) {

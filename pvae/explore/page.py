@@ -84,6 +84,7 @@ def explorer_page(run: Run, data: Dataset | None = None, frame: str = "", num_co
         line = inspect.getsourcelines(getattr(VAE, name))[1]
         page = page.replace(f"{{{{ {name} }}}}", f"pvae/vae.py:{line} VAE.{name}")
     page = page.replace("{{ loss }}", loss_text(run.config))
+    page = page.replace("{{ kernel }}", base64.b64encode((folder / "kernel.wasm").read_bytes()).decode())
     tensors, data = Tensors(), data or shown_data(run)
     rows = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))[:num_codes]
     with torch.no_grad():

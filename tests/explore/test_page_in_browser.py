@@ -152,6 +152,7 @@ LAYERS = {
     "stride 1, more padding than pixels of the kernel": nn.Conv2d(3, 2, 3, padding=4),
     "transposed": nn.ConvTranspose2d(3, 5, 3, stride=2, padding=1),
     "transposed, output padding": nn.ConvTranspose2d(3, 6, 3, stride=2, padding=1, output_padding=(1, 0)),
+    "transposed, eight values of a tap": nn.ConvTranspose2d(3, 8, 3, stride=2, padding=1),
     "transposed, kernel of 4, no bias": nn.ConvTranspose2d(3, 1, 4, stride=3, output_padding=(0, 2), bias=False),
     "without a nonlinearity between": nn.Sequential(
         nn.Conv2d(3, 5, 1), nn.ConvTranspose2d(5, 4, 2, stride=2), nn.ReLU(), nn.ConvTranspose2d(4, 3, 3, padding=2)
@@ -160,9 +161,17 @@ LAYERS = {
 
 
 @torch.no_grad()
-def test_a_convolution_of_the_page_is_that_of_torch(grey, opened):
-    """Also where some values are 0, which the page leaves out of its sums."""
+@pytest.mark.parametrize("by", ["kernel", "script"])
+def test_a_convolution_of_the_page_is_that_of_torch(grey, opened, by):
+    """Also where some values are 0, which the loops of the script leave out of their sums."""
     page, x = opened(grey), torch.randn(3, 7, 6, generator=torch.Generator().manual_seed(0)).relu()
+    page.execute_script(
+        "window.calls = new Set();"
+        "if (arguments[0] === 'script') simd = null;"
+        "else for (const [name, f] of Object.entries(simd = {...simd}))"
+        "  if (name !== 'memory') simd[name] = (...sizes) => (calls.add(name), f(...sizes));",
+        by,
+    )
     for name, layer in LAYERS.items():
         shape, found = page.execute_script(
             "const [operations, shape, values] = arguments;"
@@ -177,6 +186,7 @@ def test_a_convolution_of_the_page_is_that_of_torch(grey, opened):
         expected = layer(x[None])[0]
         assert shape == list(expected.shape), name
         close(found, expected.flatten())
+    assert sorted(page.execute_script("return [...calls]")) == (["product", "scatter"] if by == "kernel" else [])
 
 
 def _operations_with_values(layer):
