@@ -38,8 +38,8 @@ def main() -> None:
             for file in ("config.json", "metrics.jsonl"):
                 shutil.copy(run.path / file, target / file)
             (target / "checkpoint.safetensors").write_bytes(to_bytes(weights))
-            if kept := run.kept_epochs():  # but for the fourth, which looks like the fifth and last
-                writer.keep(replace(run, path=target), {epoch: kept[epoch] for epoch in (0, 1, 2, 3)})
+            if instants := run.history():
+                writer.write_history(replace(run, path=target), instants)
         print(f"{target}: {pvae.Run.open(name).title}")
 
 

@@ -27,7 +27,7 @@ __all__ = ["load_function", "open_run", "own_vae", "runs_in"]
 
 _OF_A_VAE = {  # the options of networks and distributions alone; "columns" also says how a table is read
     "network", "hidden", "activation", "initialization", "latent_dim", "upper_latent_dims", "upper_hidden", "inference",
-    "posterior", "flow_length", "flow_hidden", "prior", "components", "likelihood", "scale",
+    "posterior", "flow_length", "flow_hidden", "categories", "code_dim", "prior", "components", "likelihood", "scale",
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ const element = (tag, properties, ...children) => {
 };
 const subscript = (name) => name.replace(/_(\d+)$/, (_, digits) => digits.replace(/\d/g, (d) => "\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089"[d]));
 const written = (number) => (Math.abs(number) < 0.005 ? 0 : number).toFixed(2).replace("-", "\u2212");
+const niceStep = (size, unit = 10 ** Math.floor(Math.log10(size || 1))) => unit * [1, 2, 5, 10].find((one) => one * unit >= (size || 1));
 const later = (id, text, wait) => (clearTimeout(later[id]), (later[id] = setTimeout(() => (find(id).textContent = text), wait)));
 function slider(label, most, value, change, isBit = false) {
   const input = element("input", {type: "range", min: isBit ? 0 : -most, max: most, step: isBit ? 1 : most / 100, value: value(), ariaLabel: label});

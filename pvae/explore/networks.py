@@ -49,13 +49,14 @@ class Tensors:
         return {"tensor": [kind, place, len(self.bytes), list(tensor.shape)], "step": step}
 
 
-def networks_of(config: Config, vae: Any, tensors: Tensors) -> dict[str, Any]:
-    """Return the distributions of a VAE for network.js."""
+def networks_of(config: Config, vae: Any, tensors: Tensors, has_encoder: bool = True) -> dict[str, Any]:
+    """Return the distributions of a VAE for network.js; without its encoder, no q(z | x)."""
     decoder = operations(vae.p_x.decoder, tensors)
     likelihood = _likelihood(config, vae.p_x) if config.likelihood_family.page else None
     q_z = vae.q_z.posterior if config.condition else vae.q_z
     plane = operations(vae.q_z.join.plane, tensors) if config.condition and config.is_conv else None
-    distributions = {"posterior": _posterior(config, q_z, tensors), "prior": _prior(config, vae, tensors)}
+    posterior = _posterior(config, q_z, tensors) if has_encoder else None
+    distributions = {"posterior": posterior, "prior": _prior(config, vae, tensors)}
     return {**distributions, "plane": plane, "decoder": decoder, "likelihood": likelihood}
 
 

@@ -37,7 +37,7 @@ async function show() {
     offsets: vae.sizes.slice(0, -1).map((one) => Array(one).fill(0)),
   });
   const state = {...origin(), model, plane: 0, tiles: false, focus: null, x: null, scored: null, cloud: [], walk: null,
-    isWhole: hasMore, dot: null, kept: null, held: "the origin", rest: origin(), epoch: content.epochs.length, share: 1, step: 0};
+    isWhole: hasMore, dot: null, kept: null, held: "the origin", rest: origin(), instant: content.history.length, share: 1, step: 0};
   const say = (text) => ((find("message").textContent = text), later("message", "", 9000));
 
   // Pixels
@@ -75,7 +75,7 @@ async function show() {
   }
   const codeAt = (i) => parts(Array.from(content.codes.data.subarray(i * total, (i + 1) * total)));
   function aim(place) { // at the whole code of a dot under the pointer, or at a place of the plane
-    const i = nearest(place, numPoints);
+    const i = nearest(place, shownPoints());
     move(state.isWhole ? {...codeAt(i), dot: i, kept: i, held: dotName(i)} : {top: at(...place), dot: null});
   }
   function drawGiven(start = performance.now()) { // the same z, given each label
@@ -88,7 +88,7 @@ async function show() {
     paint(find("decoded"), vae.mean(whole()));
     if (given && labels) state.givenTimer ||= setTimeout(() => drawGiven(), 2 * (state.givenTook || 0)); // rarely where it takes long
     drawOverlay();
-    const place = toPlane(state.top), label = labelOf(nearest(place, numPoints));
+    const place = toPlane(state.top), label = labelOf(nearest(place, shownPoints()));
     find("position").textContent = place.slice(0, size).map((one, i) => `${axisName(i)} = ${written(one)}`).join(", ");
     const {dims} = content.planes[state.plane], others = `${dims.length ? `the other ${total - 2} latents` : "the rest of z"}: those of ${state.held}`;
     const held = !hasMore ? "" : state.dot === null ? others : `the whole code of ${dotName(state.dot)}`;
@@ -115,7 +115,7 @@ async function show() {
   const placeOf = (on, {middle, range} = state) => middle.map((one, d) => one + range * on[d]);
   const onCanvas = (place, {middle, range} = state) => place.map((one, d) => (one - middle[d]) / range);
   const toMap = (place) => onCanvas(place).map((one, d) => ((1 + (d ? -one : one)) * map.width) / 2);
-  const homeView = () => viewOf([epochs.at(-1), epochs[0]].map(({points}) => list(numPoints, (i) => point(i, points))), vae); // also of the first epoch
+  const homeView = () => viewOf([list(numPoints, (i) => point(i, instants.at(-1).points))], vae);
   function look(view) { // at a part of that view, or all of it
     const {home} = state, {middle, range} = view || home, part = clamp(range, home.range / 30, home.range), most = home.range - part;
     Object.assign(state, {range: part, middle: middle.map((one, d) => clamp(one, home.middle[d] - most, home.middle[d] + most))});
@@ -139,9 +139,10 @@ async function show() {
     if (labels) drawNames(context, scale, paper);
     drawOverlay();
   }
+  const shownPoints = () => (isLast(state.instant) && state.share === 1 ? numPoints : past); // of an instant, fewer are known
   function drawDots(context, scale, paper) { // copies of a picture of each kind; those with an image come last
     const half = 6 * scale, pictures = {};
-    for (let i = numPoints - 1; i >= 0; i--) {
+    for (let i = shownPoints() - 1; i >= 0; i--) {
       const k = labels ? labels.data[i] : 0, hasImage = i < numImages && vae.canEncode, kind = 2 * k + hasImage, [x, y] = toMap(point(i));
       if (!pictures[kind]) {
         const dot = (pictures[kind] = element("canvas", {width: 2 * half, height: 2 * half})).getContext("2d");
@@ -156,10 +157,12 @@ async function show() {
     const own = content.label_names.map(() => [[], []]), high = 15 * scale;
     const placed = [1, 2, 3].map((radius) => toMap([0, radius])).map(([x, y]) => ({x, y, half: 34 * scale})); // names of the circles
     const median = (values) => values.sort((a, b) => a - b)[values.length >> 1], isSeen = (one) => one >= 0 && one <= map.width;
-    for (let i = 0; i < numPoints; i++) {
+    for (let i = 0; i < shownPoints(); i++) {
       const place = toMap(point(i)), k = labels.data[i];
       if (k >= 0 && place.every(isSeen) && [null, k].includes(state.focus)) place.forEach((one, d) => own[k][d].push(one));
     }
+    const middles = own.filter(([xs]) => xs.length).map((ends) => ends.map(median)), spans = [0, 1].map((d) => middles.map((one) => one[d]));
+    if (spans.every((one) => Math.max(...one) - Math.min(...one) < 60 * scale) && middles.length > 1) return; // dots lie over each other
     const font = `600 ${12.5 * scale}px system-ui, sans-serif`;
     Object.assign(context, {font, lineJoin: "round", lineWidth: 4 * scale, strokeStyle: paper, fillStyle: css("--ink")});
     own.forEach(([xs, ys], k) => {
@@ -216,7 +219,7 @@ async function show() {
     rest: () => move(state.rest),
     stay: () => (state.rest = {top: state.top, offsets: state.offsets, held: state.held, dot: state.dot, kept: state.kept}),
     pick: (i) => (closePad(), press(find("strip").children, i), (state.x = null), acts.give(yOf(i)), take(imageX(i), nameOf(i), i)),
-    give: (y) => given && (become(state.epoch, y), retile()),
+    give: (y) => given && (become(state.instant, y), retile()),
     tiles: () => ((find("tiles").ariaPressed = state.tiles = !state.tiles), (state.tiles ? drawTiles : drawMap)()),
     look,
     home: (home) => (Object.assign(state, {home}), look(null)),
@@ -266,6 +269,7 @@ async function show() {
   // An image, q(z | x), and its bookkeeping
   const codeOf = (x, of = vae) => parts(centre(of.posterior(x)));
   function take(x, name, picked = null) {
+    if (!isLast(state.instant)) toInstant(instants.length - 1); // whose encoder is known
     Object.assign(state, {x, moved: [], picked});
     paint(find("x"), x);
     find("invert").hidden = true;
@@ -431,26 +435,35 @@ async function show() {
   }
   find("origin").onclick = () => jump(origin(), "the origin");
 
-  // Epochs of the training, the page's own last
-  const {curve = []} = content, epochs = [...content.epochs, {...content, points: {data: content.points.data.slice()}}];
-  const isLast = (i) => i === epochs.length - 1, pause = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
-  const isFixed = ["normal", "sphere"].includes(content.prior?.top.kind); // or trained, so that draws are of an epoch
-  function become(epoch, y) { // the VAE of an epoch, given labels y
-    Object.assign(state, {epoch, model: {...content, ...epochs[epoch], y}});
+  // Instants of the training, of which the last is the run as it is; the others have codes of a few of the images, and some
+  // have a decoder.
+  const instants = [...content.history, {...content, points: {data: content.points.data.slice()}}], past = content.history[0]?.points.shape[0];
+  const isLast = (i) => i === instants.length - 1, pause = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
+  const isFixed = ["normal", "sphere"].includes(content.prior?.top.kind); // or trained, so that draws are of an instant
+  const decoderAt = (i) => instants.slice(0, i + 1).findLast((one) => one.decoder) || instants.find((one) => one.decoder);
+  function become(instant, y) { // the VAE of an instant, given labels y
+    const {prior, decoder, plane, likelihood} = decoderAt(instant);
+    Object.assign(state, {instant, model: {...content, prior, decoder, plane: plane || content.plane, likelihood, y}});
     Object.assign(vae, vaeOf(state.model));
     [...find("given").options].forEach((one, k) => (one.selected = y[k] > 0));
-    if (state.x) encodeImage();
+    document.body.classList.toggle("is-past", !isLast(instant));
+    if (isLast(instant) && state.x) encodeImage();
+    else if (!isLast(instant)) {
+      Object.assign(state, {scored: null, cloud: []});
+      if (state.picked !== null && state.picked < past) paint(find("reconstruction"), vae.mean(point(state.picked, instants[instant].points)));
+    }
+    find("reconstruction").nextElementSibling.textContent = `decoded from ${isLast(instant) ? "one draw of q(z | x)" : "its code"}`;
     if (state.samples) isFixed ? drawSamples(state.samples) : find("again").onclick();
-    if (state.walk) setWalk(state.walk, false);
+    if (state.walk && isLast(instant)) setWalk(state.walk, false);
     move({});
   }
-  async function toEpoch(i, seconds = 0) { // the dots move there in some seconds
-    const from = content.points.data, to = epochs[i].points.data, token = (state.moving = {}), start = performance.now();
+  async function toInstant(i, seconds = 0) { // the dots move there in some seconds
+    const from = content.points.data, to = instants[i].points.data, token = (state.moving = {}), start = performance.now();
     (become(i, state.model.y), drawCurve());
     for (let share = (state.share = 0); share < 1 && state.moving === token; state.share = share) {
       if (seconds) await new Promise(requestAnimationFrame);
       share = seconds ? Math.min(1, (performance.now() - start) / 1000 / seconds) : 1;
-      content.points.data = from.map((one, j) => (1 - share) * one + share * to[j]);
+      content.points.data = Float32Array.from(from, (one, j) => (j < to.length ? (1 - share) * one + share * to[j] : one));
       drawMap();
     }
     if (state.tiles && state.moving === token) await drawTiles();
@@ -460,34 +473,39 @@ async function show() {
     find("play").textContent = "Play the training";
   }
   async function play() {
-    const token = (state.playing = {}), seconds = matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : 0.8;
+    const token = (state.playing = {}), seconds = matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : 0.3;
     find("play").textContent = "Pause";
-    if (isLast(state.epoch)) (await toEpoch(0), await pause(0.6));
-    while (state.playing === token && !isLast(state.epoch)) (await toEpoch(state.epoch + 1, seconds), await pause(0.4));
+    if (isLast(state.instant)) (await toInstant(0), await pause(0.6));
+    while (state.playing === token && !isLast(state.instant)) (await toInstant(state.instant + 1, seconds), await pause(seconds ? 0 : 0.4));
     if (state.playing === token) stop();
   }
   find("play").onclick = () => (state.playing ? stop() : play());
-  find("epoch").oninput = ({target}) => (stop(), toEpoch(Number(target.value)));
-  function drawCurve() { // of the test data: rate across, distortion up, and a dot at the epoch
-    const {epoch} = epochs[state.epoch], canvas = find("curve"), scale = devicePixelRatio || 1, here = curve.find(([one]) => one === epoch);
-    const [width, height] = [canvas.clientWidth, canvas.clientHeight].map((one) => Math.round(one * scale)), edge = 8 * scale;
-    const context = Object.assign(canvas, {width, height}).getContext("2d"), ends = [1, 2].map((k) => curve.map((row) => row[k]))
-      .map((values) => [Math.min(...values), Math.max(...values)]), share = (value, [low, high]) => (value - low) / (high - low || 1);
-    const place = ([, rate, distortion]) =>
-      [edge + share(rate, ends[0]) * (width - 2 * edge), height - edge - share(distortion, ends[1]) * (height - 2 * edge)];
-    Object.assign(context, {strokeStyle: css("--soft"), lineWidth: scale, fillStyle: css("--warm")}).beginPath();
-    curve.forEach((row) => context.lineTo(...place(row)));
-    context.stroke();
-    if (here) (mark(context, 0, place(here), 4 * scale), context.fill());
-    Object.assign(context, {fillStyle: css("--soft"), font: `${11 * scale}px system-ui, sans-serif`}); // in the corners that a path rarely meets
-    context.fillText("rate \u2192", edge / 2, height - edge / 2);
-    Object.assign(context, {textAlign: "right"}).fillText("\u2191 distortion", width - edge / 2, 1.5 * edge);
-    const text = here ? `${vae.hasDensity ? `rate ${written(here[1])}, ` : ""}distortion ${written(here[2])} nats` : epoch ? "" : "before the first step";
-    const spans = ends.map((pair) => pair.map((one) => one.toPrecision(3)).join(" to "));
-    const values = vae.hasDensity ? `rate ${spans[0]}, distortion ${spans[1]}; the lower their sum` : `distortion ${spans[1]}; the lower`;
-    find("curve-text").textContent = `Test images, epoch by epoch: ${values}, the better.`;
-    find("epoch").value = state.epoch;
-    find("epoch").ariaValueText = find("epoch-text").textContent = [`epoch ${epoch}`, text].filter(Boolean).join(": ");
+  find("instant").oninput = ({target}) => (stop(), toInstant(Number(target.value)));
+  function drawCurve() { // of these images: steps across, on a logarithmic axis, and the ELBO up
+    const canvas = find("curve"), scale = devicePixelRatio || 1, value = ({distortion, rate}) => -distortion - (vae.hasDensity ? rate : 0);
+    const [width, height] = [canvas.clientWidth, canvas.clientHeight].map((one) => Math.round(one * scale));
+    const context = Object.assign(canvas, {width, height}).getContext("2d"), most = instants.at(-1).after, high = Math.max(...instants.map(value));
+    const low = Math.min(...instants.filter(({after}) => after >= most ** 0.3).map(value)), [left, bottom] = [46 * scale, height - 18 * scale];
+    const across = (after) => left + (Math.log1p(after) / Math.log1p(most)) * (width - left - 12 * scale), step = niceStep((high - low) / 2);
+    const up = (one) => bottom - ((one - low) / (high - low || 1)) * (bottom - 10 * scale);
+    Object.assign(context, {strokeStyle: css("--line"), fillStyle: css("--soft"), lineWidth: scale, font: `${11 * scale}px system-ui, sans-serif`, textAlign: "right"});
+    for (let tick = Math.ceil(low / step) * step; tick <= high; tick += step)
+      (path(context, [[left, up(tick)], [width, up(tick)]]), context.fillText(`${Math.round(tick)}`.replace("-", "\u2212"), left - 5 * scale, up(tick) + 4 * scale));
+    context.textAlign = "center";
+    for (const tick of [0, 1, 10, 100, 1000, 10000, 1e5].filter((one) => one <= most))
+      (path(context, [[across(tick), bottom], [across(tick), bottom + 3 * scale]]), context.fillText(tick.toLocaleString("en"), across(tick), height - 3 * scale));
+    context.save();
+    context.beginPath();
+    (context.rect(left, 0, width, bottom), context.clip()); // the first instants are far below
+    path(Object.assign(context, {strokeStyle: css("--accent"), lineWidth: 2 * scale}), instants.map((one) => [across(one.after), up(value(one))]));
+    context.restore();
+    const one = instants[state.instant], by = decoderAt(state.instant);
+    (mark(Object.assign(context, {fillStyle: css("--warm")}), 0, [across(one.after), Math.min(bottom, up(value(one)))], 4 * scale), context.fill());
+    const bound = content.pseudo ? "pseudo-ELBO" : "ELBO", terms = vae.hasDensity ? `${bound} ${written(value(one))} = \u2212${written(one.distortion)} \u2212 ${written(one.rate)}` : `distortion ${written(one.distortion)}`;
+    find("instant").value = state.instant;
+    find("instant").ariaValueText = find("instant-text").textContent = `${one.after ? `after ${one.after.toLocaleString("en")} step${one.after > 1 ? "s" : ""}` : "before the first step"}: ${terms} nats`;
+    find("curve-text").textContent = `Means over ${past} test images; steps across, ${vae.hasDensity ? `${bound}, \u2212distortion \u2212 rate,` : "\u2212distortion"} up.` +
+      (isLast(state.instant) ? "" : ` Images: by the decoder after ${by.after.toLocaleString("en")} steps.`);
   }
 
   // The story, from step 1 on; 0 closes it. What a step is about has its number in data-step.
@@ -513,18 +531,18 @@ async function show() {
   // The address, which opens the page as it is now; and pictures
   function remember() {
     const z = [...state.top, ...state.offsets.flat()].map((one) => Number(one.toFixed(3)));
-    const found = {image: state.picked, z, epoch: isLast(state.epoch) ? null : epochs[state.epoch].epoch, step: state.step || null, y: state.model.y.join("") || null};
+    const found = {image: state.picked, z, after: isLast(state.instant) ? null : instants[state.instant].after, step: state.step || null, y: state.model.y.join("") || null};
     const text = Object.entries(found).filter(([, value]) => value !== null && value !== undefined).map((one) => one.join("=")).join("&");
     clearTimeout(remember.timer);
     if (!isFrame) remember.timer = setTimeout(() => history.replaceState(null, "", `#${text}`), 300);
   }
   function recall() {
     const hash = new URLSearchParams(location.hash.slice(1)), number = (name) => Number(hash.get(name) ?? NaN);
-    const z = (hash.get("z") ?? "").split(",").map(Number), epoch = epochs.findIndex((one) => one.epoch === number("epoch"));
-    if (content.epochs.length) toEpoch(epoch >= 0 ? epoch : epochs.length - 1);
+    const z = (hash.get("z") ?? "").split(",").map(Number), instant = instants.findIndex((one) => one.after === number("after"));
     if (vae.canEncode && number("image") in find("strip").children) pick(number("image"));
     else if (vae.canEncode && hash.has("z") && !hash.has("image")) say("The address has no drawing and no file: only the z of one.");
     if (given && hash.get("y")?.length === numLabels) acts.give(Array.from(hash.get("y"), Number));
+    if (past && (instant >= 0 || !isLast(state.instant))) toInstant(instant >= 0 ? instant : instants.length - 1);
     tellStory(number("step") - 1 in told ? number("step") : 0);
     if (z.length === total && z.every(Number.isFinite) && hash.has("z"))
       jump({top: z.slice(0, size), offsets: split(vae.sizes.slice(0, -1), z.slice(size))}, "the address");
@@ -583,9 +601,9 @@ async function show() {
   find("picking").hidden = !vae.canEncode;
   find("between").hidden = !hasMore;
   const recolour = () => [...find("legend").children].forEach((one, k) => (one.firstChild.style.color = colour(k)));
-  isDark.onchange = () => (recolour(), drawMap(), drawCurve());
+  isDark.onchange = () => (recolour(), drawMap(), content.history.length && drawCurve());
   new ResizeObserver(() => map.clientWidth && Math.abs(map.width - map.clientWidth * devicePixelRatio) > 1 && drawMap()).observe(map);
-  if (content.epochs.length) new ResizeObserver(() => find("curve").width !== Math.round(find("curve").clientWidth * (devicePixelRatio || 1)) && drawCurve()).observe(find("curve"));
+  if (content.history.length) new ResizeObserver(() => find("curve").width !== Math.round(find("curve").clientWidth * (devicePixelRatio || 1)) && drawCurve()).observe(find("curve"));
   Object.assign(state, {home: homeView()}, homeView());
   (recolour(), drawMap(), drawSliders());
   if (vae.canEncode) {
@@ -595,9 +613,10 @@ async function show() {
   } else openTab(vae.hasPrior ? "samples" : "latents");
   move({});
   find("how").textContent = state.scored && state.scored.isExact ? "here in closed form" : "here a mean over ten draws";
-  find("epochs").hidden = !content.epochs.length;
-  find("epoch").max = epochs.length - 1;
-  (drawCurve(), recall(), (window.onhashchange = recall));
+  find("history").hidden = !content.history.length;
+  find("instant").max = instants.length - 1;
+  if (content.history.length) drawCurve();
+  (recall(), (window.onhashchange = recall));
   const training = content.bits && setUpTraining(content);
   if (isFrame) onmessage = ({data: [name, value], source}) => source === parent && acts[name](value);
   tell("home", state.home);

@@ -24,11 +24,13 @@ from pvae.config.build import loss_text
 from pvae.config.config import Config
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
+from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
 from pvae.explore.networks import Tensors, map_of, networks_of, notes_of
 from pvae.explore.table_page import check_table, table_content
 from pvae.models.labels import label_values
-from pvae.runs.run import Run, shown_data
+from pvae.runs.run import HISTORY_ROWS, Run, shown_data
+from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.latent_space import encode
 from pvae.vae import VAE
 
@@ -135,7 +137,7 @@ def _image_content(run: Run, data: Dataset, frame: str, chosen: Tensor, tensors:
         "binarize": config.binarize,
         **networks,
         "pseudo": vae.is_pseudo,
-        **_epochs(run, batch, tensors, {} if frame else run.kept_epochs()),
+        **({"history": []} if frame else _history(run, data, batch, chosen, tensors)),
         **map_of(run, data, encode(vae, batch), chosen, tensors),
         "given": given,
         "images": tensors.add(images.images[:_NUM_IMAGES], "u1"),
@@ -155,16 +157,29 @@ def _bits(config: Config, images: Tensor, tensors: Tensors) -> dict[str, Any] | 
     return tensors.add(torch.from_numpy(np.packbits(inner.flatten(1).numpy() >= 128, axis=1)), "u1")
 
 
-def _epochs(run: Run, batch: Batch, tensors: Tensors, kept: dict[int, dict[str, Tensor]]) -> dict[str, Any]:
-    """Return networks and codes of kept epochs, and the rates and distortions of all."""
-    if not kept:
-        return {"epochs": []}
-    vae, tensors.is_small, found, last = copy.deepcopy(run.vae()), True, [], run.best_checkpoint().epoch
-    for epoch in sorted(epoch for epoch in kept if epoch < last):
-        vae.load_state_dict(kept[epoch])
-        codes = encode(vae, batch)
-        points = tensors.add(normalize(codes, dim=-1) if run.config.prior_family.is_on_sphere else codes, "f2")
-        found.append({"epoch": epoch, **networks_of(run.config, vae, tensors), "points": points})
+def _history(run: Run, data: Dataset, batch: Batch, chosen: Tensor, tensors: Tensors) -> dict[str, Any]:
+    """Return instants of the training, of which the codes are those of the first data of the page, and then its end."""
+    checkpoint, vae = run.best_checkpoint(), copy.deepcopy(run.vae())
+    instants = [one for one in run.history() if one.step < checkpoint.step]
+    if not instants:
+        return {"history": []}
+    rows = torch.randperm(run.data.num_test, generator=torch.Generator().manual_seed(0))[:HISTORY_ROWS].tolist()
+    if len(data.test) < run.data.num_test:  # the images that come with pvae, whose names have their rows
+        places = {f"test-{row}": place for place, row in enumerate(rows)}
+    else:
+        places = {data.test_names[row]: place for place, row in enumerate(rows)}
+    order = [places[data.test_names[row]] for row in chosen[: len(rows)].tolist()]
+    with seeded(0, torch.device("cpu")):
+        terms = elbo_terms(vae, batch.rows(slice(len(order))), 1)
+    found = []
+    tensors.is_small = True
+    for one in instants:
+        codes = one.codes[order]
+        points = normalize(codes, dim=-1) if run.config.prior_family.is_on_sphere else codes
+        found.append({"after": one.step, "distortion": one.distortion, "rate": one.rate, "points": tensors.add(points)})
+        if one.weights:
+            vae.load_state_dict(one.weights)
+            found[-1] |= networks_of(run.config, vae, tensors, has_encoder=False)
     tensors.is_small = False
-    curve = [[row.epoch, row.rate, row.distortion] for row in run.metrics() if row.split == "test"]
-    return {"epoch": last, "epochs": found, "curve": curve}
+    end = {name: terms[name].mean().item() for name in ("distortion", "rate")}
+    return {"after": checkpoint.step, **end, "history": found}

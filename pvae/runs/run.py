@@ -12,10 +12,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -35,11 +35,24 @@ from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience, read_metr
 from pvae.runs.record import READY_MADE, RunRecord
 from pvae.vae import VAE
 
-__all__ = ["BEST", "CHECKPOINT", "KEPT", "METRICS", "OWN_CODE", "READY_MADE", "Run", "cached", "load", "shown_data"]
+__all__ = [
+    "BEST",
+    "CHECKPOINT",
+    "HISTORY",
+    "HISTORY_ROWS",
+    "METRICS",
+    "OWN_CODE",
+    "READY_MADE",
+    "Instant",
+    "Run",
+    "cached",
+    "load",
+    "shown_data",
+]
 
 CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
 BEST = "best.safetensors"
-KEPT = "epochs.safetensors"
+HISTORY, HISTORY_ROWS = "history.safetensors", 500
 OWN_CODE = "vae.py"  # the text of the file that --vae named; it is never run from here
 
 T = TypeVar("T")
@@ -57,6 +70,24 @@ def cached(function: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[R
         return run.cache[key]
 
     return once
+
+
+class Instant(NamedTuple):
+    """What is kept of a training after some steps.
+
+    Args:
+        step: number of steps.
+        codes: of the first `HISTORY_ROWS` of the test data in a random order of seed 0, (N, 2).
+        distortion: the mean distortion of these data, nats, from one draw of z for each.
+        rate: their mean rate, nats.
+        weights: the state of the VAE, at a few of the instants; {} at the others.
+    """
+
+    step: int
+    codes: Tensor
+    distortion: float
+    rate: float
+    weights: Mapping[str, Tensor]
 
 
 @dataclass(eq=False)
@@ -181,21 +212,27 @@ class Run(RunRecord):
             raise InputError(f"{self.path / BEST} is not of epoch {best}, the best: restore the files of one run")
         return checkpoint
 
-    def kept_epochs(self) -> dict[int, dict[str, Tensor]]:
-        """Return the weights at the end of a few epochs by epoch, 0 before the first step; {} if none were kept.
+    def history(self) -> list[Instant]:
+        """Return the instants of the training that were kept, in order; [] if none were.
 
-        `fit` keeps them of a VAE with two latents, matrices in 8 bits.
+        `fit` keeps them of images and two latents; codes and matrices are in 8 bits.
 
         Raises:
             InputError: as for `read_checkpoint`.
         """
+        if not (self.path / HISTORY).exists():
+            return []
         found: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in self.read(KEPT).vae.items() if (self.path / KEPT).exists() else ():
-            epoch, _, name = key.partition(".")
-            if not epoch.isdecimal():
-                raise InputError(f"{self.path / KEPT} does not hold the weights of several epochs: remove it")
-            found.setdefault(int(epoch), {})[name] = tensor
-        return found
+        for key, tensor in self.read(HISTORY).vae.items():
+            step, _, name = key.partition(".")
+            if not step.isdecimal():
+                raise InputError(f"{self.path / HISTORY} does not hold instants of a training: remove it")
+            found.setdefault(int(step), {})[name] = tensor
+        instants = []
+        for after, weights in sorted(found.items()):
+            codes, (distortion, rate) = weights.pop("codes"), weights.pop("terms").tolist()
+            instants.append(Instant(after, codes, distortion, rate, weights))
+        return instants
 
     def vae(self, vae: VAE | None = None) -> VAE:
         """Return the trained VAE with the weights of `best_checkpoint`, in eval mode, on the CPU.

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pvae.config.config import Config
 from pvae.core import __version__
@@ -29,9 +28,9 @@ from pvae.runs.checkpoint import Checkpoint, to_bytes
 from pvae.runs.data import ROWS, kept_rows
 from pvae.runs.metrics import Metrics, best_epoch
 from pvae.runs.record import CONFIG
-from pvae.runs.run import BEST, CHECKPOINT, KEPT, METRICS, OWN_CODE, Run
+from pvae.runs.run import BEST, CHECKPOINT, HISTORY, METRICS, OWN_CODE, Instant, Run
 
-__all__ = ["begin", "check_out", "discard", "keep", "new_folder", "record_choice", "save"]
+__all__ = ["begin", "check_out", "discard", "new_folder", "record_choice", "save", "write_history"]
 
 _FIRST = (METRICS, CHECKPOINT, ROWS)  # files that are written before config.json
 
@@ -123,15 +122,17 @@ def save(run: Run, rows: Sequence[Metrics], checkpoint: Checkpoint) -> None:
     run.forget()
 
 
-def keep(run: Run, epochs: Mapping[int, Mapping[str, Tensor]]) -> None:
-    """Write the weights of a few epochs, by epoch, as `Run.kept_epochs` returns them.
+def write_history(run: Run, instants: Sequence[Instant]) -> None:
+    """Write the instants of a training that `Run.history` returns.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    weights = {f"{epoch}.{name}": tensor for epoch, one in epochs.items() for name, tensor in one.items()}
-    checkpoint = Checkpoint(epoch=max(epochs), step=0, vae=weights, moments={}, rng={}, run=run.identity)
-    write_whole(run.path / KEPT, to_bytes(checkpoint, is_small=True))
+    tensors = {f"{one.step}.{name}": tensor for one in instants for name, tensor in one.weights.items()}
+    for one in instants:
+        tensors |= {f"{one.step}.codes": one.codes, f"{one.step}.terms": torch.tensor([one.distortion, one.rate])}
+    checkpoint = Checkpoint(epoch=0, step=instants[-1].step, vae=tensors, moments={}, rng={}, run=run.identity)
+    write_whole(run.path / HISTORY, to_bytes(checkpoint, is_small=True))
 
 
 def record_choice(run: Run, chosen: Mapping[str, Any]) -> None:
@@ -145,7 +146,7 @@ def record_choice(run: Run, chosen: Mapping[str, Any]) -> None:
 def discard(path: Path) -> None:
     """Remove the folder of a new run whose training could not start."""
     with contextlib.suppress(OSError):
-        for name in (*_FIRST, CONFIG, KEPT, "split.csv"):
+        for name in (*_FIRST, CONFIG, HISTORY, "split.csv"):
             (path / name).unlink(missing_ok=True)
         path.rmdir()
 

@@ -17,12 +17,11 @@ from pvae.vae import VAE
 __all__ = ["LAYER_RATE", "elbo_terms", "posterior_mean_loss"]
 
 LAYER_RATE = "rate of "  # and the name of a stochastic layer
-_PARTICLES = 10
 
 
 @torch.no_grad()
-def elbo_terms(vae: VAE, data: Data) -> dict[str, Tensor]:
-    """Return the ELBO of each datum and its parts, from ten draws of z.
+def elbo_terms(vae: VAE, data: Data, num_draws: int = 10) -> dict[str, Tensor]:
+    """Return the ELBO of each datum and its parts, from draws of z.
 
         elbo = -distortion - rate,    distortion = -E_q log p(x | z),    rate = KL(q(z | x) || p(z))
 
@@ -31,21 +30,22 @@ def elbo_terms(vae: VAE, data: Data) -> dict[str, Tensor]:
     Args:
         vae: in eval mode.
         data: N data x, or a `Batch` of them with their labels.
+        num_draws: of z for each datum.
 
     Returns:
         Nats, (N,) each: elbo, distortion, rate, cross_entropy and, in closed form, posterior_entropy and
         posterior_mean_loss. With several stochastic layers also rate of z1, rate of z2 and so on.
     """
     batch = Batch.of(data)
-    parts = [_terms(vae.given(part.y), part.x) for part in batch.split(data_at_once(vae, batch, _PARTICLES))]
+    parts = [_terms(vae.given(part.y), part.x, num_draws) for part in batch.split(data_at_once(vae, batch, num_draws))]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _terms(vae: VAE, x: Tensor) -> dict[str, Tensor]:
+def _terms(vae: VAE, x: Tensor, num_draws: int) -> dict[str, Tensor]:
     """Return the terms of the ELBO of each datum, (B,) each, without terms that have no closed form for this VAE."""
     posterior: Any = vae.posterior(x)
     prior: Any = vae.prior()
-    z = posterior.sample((_PARTICLES,))
+    z = posterior.sample((num_draws,))
     distortion, cross_entropy = -vae.log_likelihood(x, z).mean(0), -prior.log_prob(z).mean(0)
     terms = {"distortion": distortion, "cross_entropy": cross_entropy}
     try:

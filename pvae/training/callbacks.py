@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,8 +28,9 @@ from pvae.evaluation.measures.latents import COLLAPSED, said_of_collapse
 from pvae.runs import writer
 from pvae.runs.card import write_card
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience
-from pvae.runs.run import Run
-from pvae.trained.latent_space import reconstruct, sample, sample_given
+from pvae.runs.run import HISTORY_ROWS, Instant, Run
+from pvae.trained.elbo_terms import elbo_terms
+from pvae.trained.latent_space import encode, reconstruct, sample, sample_given
 from pvae.training.parallel import World
 from pvae.training.trainer import Callback, Trainer
 
@@ -37,8 +39,8 @@ __all__ = [
     "Console",
     "EarlyStopping",
     "Figures",
+    "History",
     "Interrupt",
-    "KeptEpochs",
     "OnEachRow",
     "OnEpoch",
     "ProgressBar",
@@ -49,7 +51,8 @@ OnEpoch = Callable[[Run, Metrics], object]
 _LEAST_SECONDS = 0.5  # of training between two lines of metrics
 _FORECAST = 10_000  # training data, evenly spaced, by which a collapse is forecast
 _SHOWN = 20  # letters of a level of a column
-_KEPT, _MOST_KEPT = 9, 1_500_000  # epochs beside the start, and weights
+_INSTANTS, _WITH_WEIGHTS = 40, 8  # of a training that are kept, at most
+_KEPT_WEIGHTS, _MOST_WEIGHTS = 750_000, 3_000_000  # of all instants, but at least of two; and of a VAE
 
 
 @dataclass
@@ -107,31 +110,62 @@ class Checkpointing(Callback):
 
 
 @dataclass
-class KeptEpochs(Callback):
-    """Keeps the weights of about ten epochs of a VAE with two latents, so that `pvae explore` shows its training.
+class History(Callback):
+    """Keeps codes of test images as they move in the training of a VAE with two latents, for `pvae explore`.
 
-    They are the start and epochs in equal ratios: of 50, these are 0, 1, 2, 4, 6, 9, 14, 21 and 32. Of a large network
-    they are fewer, with 1.5 million weights in all.
+    Up to 40 instants are kept, after steps in equal ratios, and at a few of them the weights. It takes at most a
+    twentieth of the time of the training, and a second more.
 
     Args:
         run: the run.
     """
 
     run: Run
+    instants: list[Instant] = field(default_factory=list)
+    started: float = 0.0
+    spent: float = 0.0
 
     def on_train_begin(self, trainer: Trainer) -> None:
-        """Keep the first weights."""
-        self.on_epoch_end(trainer, ())
+        """Read what an earlier session kept, and keep the codes before the first step."""
+        with contextlib.suppress(InputError):  # a damaged file is replaced
+            self.instants = [one for one in self.run.history() if one.step <= trainer.step]
+        self.started = time.perf_counter()
+        self._keep(trainer)
+
+    def on_steps_end(self, trainer: Trainer, done: Done | None) -> None:
+        """Keep an instant, if it is time for one."""
+        if done is not None:
+            self._keep(trainer)
 
     def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
-        """Write the weights of the epoch, beside those that were kept before."""
-        config, weights, kept = self.run.config, trainer.vae.state_dict(), dict[int, dict[str, Tensor]]()
-        number = min(_KEPT, _MOST_KEPT // sum(map(torch.numel, weights.values())) - 1)
-        epochs = {*[0] * (number >= 0), *(round(config.epochs ** (place / number)) for place in range(number))}
-        if config.latent_dims == (2,) and not self.run.has_own_vae and trainer.epoch in epochs:
-            with contextlib.suppress(InputError):  # a damaged file is replaced
-                kept = self.run.kept_epochs()
-            writer.keep(self.run, {**kept, trainer.epoch: weights})
+        """Write what was kept."""
+        if self.instants:
+            writer.write_history(self.run, self.instants)
+
+    @torch.no_grad()
+    def _keep(self, trainer: Trainer) -> None:
+        config, now = self.run.config, time.perf_counter()
+        number = sum(map(torch.numel, trainer.vae.state_dict().values()))
+        is_shown = config.latent_dims == (2,) and self.run.data.is_images and not self.run.has_own_vae
+        ratio = max(2, trainer.num_steps * config.epochs) ** (1 / _INSTANTS)
+        if not is_shown or number > _MOST_WEIGHTS or (self.instants and trainer.step < ratio * self.instants[-1].step):
+            return
+        if self.spent > 1 + 0.05 * (now - self.started):
+            return
+        vae, is_training, test = trainer.vae, trainer.vae.training, trainer.splits["test"]
+        vae.eval()
+        rows = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:HISTORY_ROWS]
+        batch = test.rows(rows.to(trainer.device))
+        with seeded(0, trainer.device):
+            terms = elbo_terms(vae, batch, 1)
+        with_weights = max(2, min(_WITH_WEIGHTS, _KEPT_WEIGHTS // number))
+        count = sum(bool(one.weights) for one in self.instants)
+        is_due = count < with_weights and trainer.step >= ratio ** (_INSTANTS * (2 + count) / (2 + with_weights))
+        weights = {name: one.clone() for name, one in vae.state_dict().items()} if is_due else {}
+        distortion, rate = (terms[name].mean().item() for name in ("distortion", "rate"))
+        self.instants.append(Instant(trainer.step, encode(vae, batch).cpu(), distortion, rate, weights))
+        vae.train(is_training)
+        self.spent += time.perf_counter() - now
 
 
 @dataclass

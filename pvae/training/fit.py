@@ -35,8 +35,8 @@ from pvae.training.callbacks import (
     Console,
     EarlyStopping,
     Figures,
+    History,
     Interrupt,
-    KeptEpochs,
     OnEachRow,
     OnEpoch,
     ProgressBar,
@@ -410,7 +410,7 @@ def writing_folder(
     with contextlib.closing(TensorBoard(run)) as board:
         if world.is_first:
             figures = [Figures(run, interruptions)] * has_figures
-            callbacks[1:1] = [KeptEpochs(run), board, *printed, OnEachRow(run, on_epoch), *figures]
+            callbacks[1:1] = [History(run), board, *printed, OnEachRow(run, on_epoch), *figures]
         try:
             yield callbacks
         except (KeyboardInterrupt, OSError, RuntimeError, InputError) as error:

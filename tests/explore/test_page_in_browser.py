@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 import time
@@ -362,78 +361,87 @@ def test_runs_side_by_side_follow_one_pointer(train, opened):
 
 @pytest.fixture
 def moving(train, opened):
-    """A run of two latents, its page, and a function that waits until the page is at an epoch and returns its dots."""
+    """A run of two latents, its page, and a function that waits until it is at an instant and returns its dots."""
     run = train({"latent_dim": 2, "network": "conv", "hidden": (4, 6)})
     page = opened(run)
 
     def dots_at(place):
-        wait(page, f"return pvae.state.epoch === {place} && pvae.state.share === 1")
+        wait(page, f"return pvae.state.instant === {place} && pvae.state.share === 1")
         return torch.tensor(page.execute_script("return Array.from(pvae.content.points.data)")).view(20, 2)
 
     return run, page, dots_at
 
 
-def test_the_page_shows_kept_epochs(moving):
-    """Their codes, and what their encoder and decoder compute; the last epoch's are those of the run."""
+@torch.no_grad()
+def test_the_page_shows_the_history(moving):
+    """Codes of each instant, and what the decoder computes that was kept last; the end is the run."""
     run, page, dots_at = moving
     shown = torch.randperm(20, generator=torch.Generator().manual_seed(0))  # the order on the page
-    x, z = run.preparation.pixels(run.loaded.test), torch.tensor([[0.4, -0.9], [-1.0, 0.3]])
-    (image,) = run.preparation.pixels(run.loaded.test, rows=shown[:1]).split(1)
-    close(dots_at(3).tolist(), encode(run.vae(), x)[shown], 2e-3)
+    z, history = torch.tensor([[0.4, -0.9], [-1.0, 0.3]]), run.history()
+    assert len(history) > 3
+    end = len(history) - 1  # the last step is the run as it is
+    codes = encode(run.vae(), run.preparation.pixels(run.loaded.test))[shown]
+    close(dots_at(end).tolist(), codes, 2e-3)
     page.find_elements("css selector", "#strip button")[0].click()
-    vae, all_dots = build_vae(run.config, run.data.datum_shape), []
-    for place, epoch in ((1, 1), (0, 0), (3, 3)):
-        script = "const one = document.getElementById('epoch'); one.value = arguments[0]; one.oninput({target: one});"
-        page.execute_script(script, place)
-        vae.load_state_dict(run.kept_epochs()[epoch] if epoch < 3 else run.vae().state_dict())
-        all_dots.append(dots_at(place))
-        close(all_dots[-1].tolist(), encode(vae.eval(), x)[shown], 2e-3)
-        found = page.execute_script(
-            "return [arguments[0].map(z => Array.from(pvae.vae.mean(z))), pvae.vae.posterior(pvae.imageX(0)).loc,"
-            "pvae.state.scored.q.loc, document.getElementById('epoch-text').textContent]",
-            z.tolist(),
+    vae = build_vae(run.config, run.data.datum_shape).eval()
+    for place, one in [*enumerate(history[:-1])][::-1]:
+        page.execute_script(
+            "const one = document.getElementById('instant'); one.value = arguments[0]; one.oninput({target: one});",
+            place,
         )
-        with torch.no_grad():
-            close(found[0], vae.likelihood(z).mean.flatten(1), 1e-4)
-            close(found[1], vae.posterior(image).mean[0], 1e-4)
-        assert found[1] == found[2], "the picked image is encoded again"
-        assert f"epoch {epoch}" in found[3]
-    assert all((one - other).abs().max() > 0.01 for one, other in itertools.pairwise(all_dots))
+        close(dots_at(place).tolist(), one.codes, 2e-3)
+        by = next((other for other in history[place::-1] if other.weights), None)
+        by = by or next(other for other in history if other.weights)
+        vae.load_state_dict(by.weights)
+        found = page.execute_script("return arguments[0].map(z => Array.from(pvae.vae.mean(z)))", z.tolist())
+        close(found, vae.likelihood(z).mean.flatten(1), 1e-4)
+        text = page.find_element("id", "history").text
+        assert f"after {by.step} step" in text
+        assert f"{one.distortion:.2f}" in text
+        assert f"{one.rate:.2f}" in text
+        assert not page.find_element("id", "elbo").is_displayed(), "the encoder of an instant is not known"
+    assert page.execute_script("return pvae.state.placed") is None, "names wait until dots part"
+    page.find_elements("css selector", "#strip button")[1].click()
+    assert page.find_element("id", "elbo").is_displayed(), "an image that is picked is encoded at the end"
+    close(dots_at(end).tolist(), codes, 2e-3)
+    close(page.execute_script("return arguments[0].map(z => Array.from(pvae.vae.mean(z)))", z.tolist()),
+          run.vae().likelihood(z).mean.flatten(1))  # fmt: skip
 
 
 def test_the_training_is_played(moving):
-    _, page, dots_at = moving
-    last = dots_at(3)
+    run, page, dots_at = moving
+    end = len(run.history()) - 1
+    last = dots_at(end)
     curve = "return document.getElementById('curve').toDataURL()"
     before = page.execute_script(curve)
     page.find_element("id", "play").click()
     first = dots_at(0)
     assert (first - last).abs().max() > 0.01
     assert page.execute_script(curve) != before
-    assert torch.equal(dots_at(3), last)
+    assert torch.equal(dots_at(end), last)
     wait(page, "return !pvae.state.playing")
     assert page.execute_script(curve) == before
 
 
-def test_a_run_without_kept_epochs_has_no_play_button(train, opened):
+def test_a_run_without_history_has_no_play_button(train, opened):
     page = opened(train({"latent_dim": 3}))
     assert not page.find_element("id", "play").is_displayed()
 
 
 @pytest.mark.parametrize("system", ["one latent, softplus", "ladder", "sphere", "mlp"])
 def test_the_address_opens_the_page_as_it_was(train, opened, system):
-    """Picked image, latents, step of the story, and of two latents the epoch; nothing is added to the history."""
+    """Picked image, latents, step of the story, and of two latents the instant; the browser keeps no entry of it."""
     run = train({**SYSTEMS[system], **({"latent_dim": 2} if system == "mlp" else {})})
     page, keys = opened(run), webdriver.Keys
     entries = page.execute_script("return history.length")
     page.find_elements("css selector", "#strip button")[4].click()
     page.find_element("id", "map").send_keys(keys.ARROW_LEFT, keys.ARROW_UP)
     if system == "mlp":
-        page.find_element("id", "epoch").send_keys(keys.ARROW_LEFT)
+        page.find_element("id", "instant").send_keys(keys.ARROW_LEFT)
     page.find_element("id", "tour").send_keys(keys.ENTER)
     wait(page, "return location.hash.includes('step=1') && location.hash.includes('image=4')")
     state = (
-        "return [pvae.vae.join(pvae.state.top, pvae.state.offsets), Array.from(pvae.state.x), pvae.state.epoch,"
+        "return [pvae.vae.join(pvae.state.top, pvae.state.offsets), Array.from(pvae.state.x), pvae.state.instant,"
         "pvae.state.step, history.length]"
     )
     before, address = page.execute_script(state), page.current_url
@@ -443,12 +451,12 @@ def test_the_address_opens_the_page_as_it_was(train, opened, system):
     after = page.execute_script(state)
     close(after[0], before[0], 2e-3)
     assert after[1:4] == before[1:4]
-    assert before[2] == (2 if system == "mlp" else 0)
+    assert before[2] == (len(run.history()) - 2 if system == "mlp" else 0)
     assert before[4] == entries
-    page.execute_script("location.hash = 'image=4'")  # without an epoch and a step: the last one, and no story
-    wait(page, "return pvae.state.step === 0 && pvae.state.epoch === pvae.content.epochs.length")
+    page.execute_script("location.hash = 'image=4'")  # without an instant and a step: the end, and no story
+    wait(page, "return pvae.state.step === 0 && pvae.state.instant === pvae.content.history.length")
     page.get("about:blank")
-    page.get(address.partition("#")[0] + "#image=99&z=1,x&epoch=-1&step=9&=")  # which names nothing
+    page.get(address.partition("#")[0] + "#image=99&z=1,x&after=-1&step=9&=")  # which names nothing
     wait(page, "return window.pvae && pvae.state.picked >= 0 && pvae.state.step === 0")
     assert page.find_element("id", "message").text == ""
     page.get("about:blank")
@@ -544,6 +552,7 @@ def test_a_worker_and_the_page_decode_the_same(train, opened, system):
         "})();"
     )
     assert by_worker == by_page == expected
+    time.sleep(0.3)  # after the first pick, or the map would begin anew
     page.find_element("id", "tiles").click()
     wait(page, "return pvae.state.sheet && pvae.state.sheet.tiles.every(one => one.mean)")
     count, places, differences = page.execute_script(
@@ -615,8 +624,7 @@ def test_the_map_zooms_about_the_pointer_and_back(train, opened):
 def test_the_map_of_an_autoencoder_is_where_its_codes_are(train, opened):
     page = opened(train({"posterior": "delta", "latent_dim": 2}))
     middle, extent, points = page.execute_script(
-        "const {state: {middle, range}, content: {points, epochs}} = pvae;"
-        "return [middle, range, [points, ...epochs.slice(0, 1).map(one => one.points)].flatMap(one => [...one.data])]"
+        "const {state: {middle, range}, content: {points}} = pvae; return [middle, range, [...points.data]]"
     )
     points = torch.tensor(points).view(-1, 2)
     close(middle, (points.amax(0) + points.amin(0)) / 2, 1e-3)
