@@ -384,7 +384,6 @@ PICTURES = {
 NOTEBOOKS = {  # the runs that each takes from the cache; it trains others itself
     "what-is-a-vae": (),
     "deep-bayes": (),
-    "one-elbo": ("pytorch-example", *(f"beta-{beta}" for beta in BETAS)),
     "latent-space": ("fashion-ae", "fashion-vae", "mlp-2d"),
     "estimators": (),
     "bits": (),
