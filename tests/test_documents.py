@@ -102,7 +102,7 @@ BLOCKS = {  # a page, a text of one of its blocks, and what is true of the block
     ),
     "values | Poisson(y *": lambda names, out: elbos(names)[-1] > elbos(names)[0],
     "values | class Rows": lambda names, out: names["run"].data.num_train + names["run"].data.num_valid == 9000,
-    "bounds | three_parts": prints_one_elbo,
+    "elbos | three_parts": prints_one_elbo,
     "CONTRIBUTING | LaplaceLikelihood": lambda names, out: (
         elbos(names)[1] > elbos(names)[0] and abs(float(out.splitlines()[-1]) - 1) < 1e-4
     ),

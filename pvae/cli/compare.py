@@ -34,7 +34,7 @@ _EPILOG = """\
 Without a RUN it trains a system, and compares after each of --stages. For each estimator it prints the bound and its
 distance from log p(x), variance and signal-to-noise ratio of the gradients of encoder and decoder, the time, what noise
 is left after a second, and the bias of the gradient where it is known exactly; and writes them as comparison.csv,
-comparison.md and comparison.png. notebooks/bounds.md explains them.
+comparison.md and comparison.png. notebooks/evaluating.md explains them.
 
 examples:
   pvae compare

@@ -32,7 +32,7 @@ _EPILOG = """\
 It prints the ELBO and its parts, active units, the parts of the rate, and log p(x), each with its standard error, and
 warns where a log p(x) is not reliable; it writes RUN/evaluation.json. Several runs of the same data give one table,
 with the differences from the run with the highest log p(x); folders of runs that differ in the seed give a row each,
-with errors over seeds. notebooks/bounds.md explains them.
+with errors over seeds. notebooks/evaluating.md explains them.
 
 examples:
   pvae evaluate runs/my-run

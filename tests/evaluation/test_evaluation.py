@@ -401,7 +401,7 @@ def test_what_cannot_be_trusted_is_warned_of_and_quadrature_can(untrusted_run):
     assert few.log_likelihood.untrusted == 1
     assert exact.log_likelihood.untrusted == 0
     assert [bool([*report.log_likelihood.warnings()]) for report in (few, exact)] == [True, False]
-    unseen = "notebooks/bounds.md"  # is what no diagnostic of draws sees
+    unseen = "notebooks/evaluating.md"  # is what no diagnostic of draws sees
     assert [unseen in to_text(report) for report in (few, many, exact)] == [True, True, False]
     assert exact.log_likelihood.method == "quadrature 60"
     assert exact.log_likelihood.sampling_stderr < 1e-3

@@ -132,7 +132,7 @@ class LogLikelihood(Measure):
         yield f"{self.pixels and 'pixels '}{self.pixels or 'the data as they are'}"
         yield from lines_of(self)
         if self.effective_least is not None:
-            yield "  too low, without a sign, where no draw finds a mode of p(z | x): see notebooks/bounds.md"
+            yield "  too low, without a sign, where no draw finds a mode of p(z | x): see notebooks/evaluating.md"
 
     def warnings(self) -> Iterator[str]:
         """Yield what is not reliable, and what may help."""
