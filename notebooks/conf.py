@@ -16,6 +16,9 @@ myst_heading_anchors = 4
 exclude_patterns = ["**/.ipynb_checkpoints"]
 html_math_renderer = "mathml"  # of book.py
 html_theme = "furo"
+html_static_path = ["static"]
+html_css_files, html_js_files = ["book.css"], [("book.js", {"defer": "defer"})]
+html_show_copyright = False
 html_sourcelink_suffix = ""  # so that a notebook is downloaded under its own name
 html_logo = html_favicon = "made/logo.svg"  # which book.py writes
 html_title = f"pvae {release}"

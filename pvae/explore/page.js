@@ -556,6 +556,7 @@ async function show() {
   find("save-map").onclick = () => save(map, `${content.title[0]} map.png`);
 
   // The rest of the page: tabs, the plane, classes, the equation, notes
+  let training = null; // of the tab "Train one", which takes the place of the map
   const tabs = [...document.querySelectorAll("[role=tab]")];
   function openTab(name) {
     for (const one of tabs) {
@@ -563,6 +564,8 @@ async function show() {
       one.tabIndex = isOpen ? 0 : -1;
       find(one.id.slice(4)).hidden = !isOpen;
     }
+    document.body.classList.toggle("is-training", name === "train");
+    if (name !== "train" && training?.isRunning) find("run").click();
     if (name === "walk" && !state.walk) find("pair").onclick();
     if (name === "samples" && !find("sheet").children.length) find("again").onclick();
     drawOverlay();
@@ -617,7 +620,7 @@ async function show() {
   find("instant").max = instants.length - 1;
   if (content.history.length) drawCurve();
   (recall(), (window.onhashchange = recall));
-  const training = content.bits && setUpTraining(content);
+  training = content.bits && setUpTraining(content);
   if (isFrame) onmessage = ({data: [name, value], source}) => source === parent && acts[name](value);
   tell("home", state.home);
   const tellHeight = () => parent.postMessage(["height", document.documentElement.offsetHeight], "*");

@@ -99,16 +99,19 @@ class DenseVae {
       }
     });
   }
-  // The ELBO of images x (count, inputs) and its parts, means over images and draws; stderr is over draws.
+  // The ELBO of images x (count, inputs) and its parts, means over images and draws; stderr is over draws, and `each` has
+  // the ELBO of each image.
   elbo(x, draws = DRAWS) {
     const count = x.length / this.inputs, {loc, scale} = this.posterior(this.encoder.values(x, count).at(-1), count);
-    const distortions = list(draws, () => {
+    const part = (values, i, size) => values.subarray(i * size, (i + 1) * size), images = list(count, (i) => i);
+    const ofDraws = list(draws, () => {
       const logits = this.logits(loc.map((one, i) => one + scale[i] * gauss()));
-      return logits.reduce((total, l, i) => total + softplus(l) - x[i] * l, 0) / count;
+      return images.map((i) => part(logits, i, this.inputs).reduce((total, l, at) => total + softplus(l) - x[i * this.inputs + at] * l, 0));
     });
-    const distortion = mean(distortions), rate = this.rate(loc, scale) / count;
+    const distortions = ofDraws.map(mean), distortion = mean(distortions), rate = this.rate(loc, scale) / count;
+    const each = images.map((i) => -mean(ofDraws.map((one) => one[i])) - this.rate(part(loc, i, LATENTS), part(scale, i, LATENTS)));
     const stderr = Math.sqrt(sum(distortions.map((one) => (one - distortion) ** 2)) / (draws - 1) / draws);
-    return {distortion, rate, elbo: -distortion - rate, stderr};
+    return {distortion, rate, elbo: -distortion - rate, stderr, each};
   }
   // log p(x) of each image: the logarithm of a sum of p(z) p(x | z) times the area of a cell of z. Near q(z | x) the cells
   // are NEAR x NEAR with sides of 0.75 of its scales, and elsewhere those of a grid that all images share. `coarse` is the
@@ -181,9 +184,11 @@ function setUpTraining({bits, inner: [height, width], labels}) {
       codes.push(...vae.posterior(vae.encoder.values(x(rows), rows.length).at(-1), rows.length).loc);
       yield;
     }
-    const {fine, coarse} = yield* vae.logMarginals(scored), logP = mean(fine);
+    const {fine, coarse} = yield* vae.logMarginals(scored), logP = mean(fine), {each, ...found} = vae.elbo(scored);
     const error = mean(fine.map((one, i) => Math.abs(one - coarse[i])));
-    history.push({step: vae.steps, ...vae.elbo(scored), logP, error});
+    const overImages = (values, middle = mean(values)) => Math.sqrt(sum(values.map((one) => (one - middle) ** 2)) / (values.length - 1) / values.length);
+    const errors = {elbo: overImages(each), logP: overImages(fine), gap: overImages(fine.map((one, i) => one - each[i]))};
+    history.push({step: vae.steps, ...found, logP, error, errors});
     training.codes = codes;
     draw();
   }
@@ -199,9 +204,10 @@ function setUpTraining({bits, inner: [height, width], labels}) {
     if (!curves.clientWidth) return; // in a tab that is not open
     (drawCurves(), drawCodes(), drawSamples());
     const last = training.history.at(-1), nats = (value) => value.toFixed(2).replace("-", "\u2212");
-    const texts = last && {distortion: nats(last.distortion), rate: nats(last.rate), gap: nats(last.logP - last.elbo),
-      elbo: `${nats(last.elbo)} \u00b1 ${nats(last.stderr)}`, "log-p": `${nats(last.logP)} \u00b1 ${nats(last.error)}`};
-    ["distortion", "rate", "elbo", "log-p", "gap"].forEach((id) => (find(`train-${id}`).textContent = texts ? texts[id] : ""));
+    const texts = last && {distortion: nats(last.distortion), rate: nats(last.rate), elbo: `${nats(last.elbo)} \u00b1 ${nats(last.errors.elbo)}`,
+      "log-p": `${nats(last.logP)} \u00b1 ${nats(last.errors.logP)}`, gap: `${nats(last.logP - last.elbo)} \u00b1 ${nats(last.errors.gap)}`,
+      "of-draws": nats(last.stderr), "of-sums": nats(last.error)};
+    ["distortion", "rate", "elbo", "log-p", "gap", "of-draws", "of-sums"].forEach((id) => (find(`train-${id}`).textContent = texts ? texts[id] : ""));
     curves.ariaLabel = last ? `After ${last.step} steps: ELBO ${nats(last.elbo)}, log p(x) ${nats(last.logP)}` : "nothing trained yet";
   }
   function drawCurves() { // without the first fifth, which is far below the rest
@@ -238,7 +244,7 @@ function setUpTraining({bits, inner: [height, width], labels}) {
     for (let i = 0; i < training.codes.length / LATENTS; i++) {
       const k = labels ? labels.data[i] : 0;
       context.fillStyle = colour(k);
-      mark(context, k, [toMap(training.codes[2 * i]), toMap(-training.codes[2 * i + 1])], 1.8 * scale);
+      mark(context, k, [toMap(training.codes[2 * i]), toMap(-training.codes[2 * i + 1])], 2.4 * scale);
       context.fill();
     }
   }

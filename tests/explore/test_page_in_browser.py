@@ -231,6 +231,22 @@ def test_the_numbers_on_the_page_are_those_of_its_score(train, opened):
         page.find_element("id", "redraw").click()
 
 
+def test_a_group_of_buttons_is_one_tab_stop(train, opened):
+    page, keys = opened(train({"latent_dim": 2})), webdriver.Keys
+    for group, count in (("strip", 20), ("legend", 2)):
+        buttons = page.find_elements("css selector", f"#{group} button")
+        assert len(buttons) == count
+        assert [one.get_attribute("tabindex") for one in buttons].count("0") == 1
+        buttons[0].send_keys(keys.ARROW_RIGHT)
+        assert page.switch_to.active_element == buttons[1]
+        assert [one.get_attribute("tabindex") for one in buttons][:2] == ["-1", "0"]
+
+
+def test_a_number_near_zero_has_no_sign(train, opened):
+    page = opened(train({"latent_dim": 2}))
+    assert page.execute_script("return [-0.004, 0.004, -0.006].map(written)") == ["0.00", "0.00", "\u22120.01"]
+
+
 def test_everything_can_be_done_by_keys_and_clicks(train, opened):
     page = opened(train({"upper_latent_dims": (3,), "inference": "ladder", **BINARY}))
     state = "return JSON.stringify([pvae.state.top, pvae.state.offsets, pvae.state.tiles, !pvae.state.walk])"
@@ -357,6 +373,23 @@ def test_runs_side_by_side_follow_one_pointer(train, opened):
     page.switch_to.default_content()
     states("document.querySelectorAll('#legend button')[1].click()", 0, "pvae.state.focus === 1")
     states("document.getElementById('tiles').click()", 2, "pvae.state.tiles")
+    homes = states("", 0, "pvae.state.home") and []
+    for place in range(3):
+        page.switch_to.frame(place)
+        homes.append(page.execute_script("return pvae.state.home"))
+        page.switch_to.default_content()
+    assert homes[0] == homes[1] == homes[2], "the maps have one scale"
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    try:
+        page.switch_to.frame(0)
+        wide = "return ['map', 'decoded'].map((id) => document.getElementById(id).getBoundingClientRect().width)"
+        wait(page, "return innerWidth < 400")
+        of_map, of_image = page.execute_script(wide)
+    finally:
+        page.switch_to.default_content()
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert of_map > 2 * of_image
 
 
 @pytest.fixture
@@ -688,6 +721,18 @@ def test_a_vae_given_labels_is_given_those_that_are_chosen(train, opened, networ
         )
         close(found[0], vae.posterior(x[[2]], chosen).mean[0])
         close(found[1], vae.likelihood(z[None], chosen).mean.flatten())
+        assert page.find_element("id", "given-each").is_displayed() == is_class
+        if is_class:  # the same z, given each label
+            page.find_element("id", "map").send_keys(webdriver.Keys.ARROW_LEFT)
+            wait(page, "return !pvae.state.frame && !pvae.state.givenTimer")
+            top, each = page.execute_script(
+                "return [pvae.state.top, [...document.querySelectorAll('#given-each canvas')].map((one) =>"
+                "Array.from(one.getContext('2d').getImageData(0, 0, one.width, one.height).data))]"
+            )
+            z_here = torch.tensor(top)[None]
+            for label, pixels in enumerate(each):
+                mean = vae.likelihood(z_here, torch.tensor([label])).mean[0].movedim(0, -1)
+                close(torch.tensor(pixels).view(*mean.shape[:2], 4)[..., :3] / 255, mean, 0.003)
 
 
 def test_the_legend_names_the_classes(train, opened):
@@ -848,6 +893,23 @@ def test_adam_in_the_page_is_that_of_torch(grey, opened):
         optimizer.step()
     assert (weight[:3] - torch.tensor(start)[:3]).abs().min() > 0.01
     close(found, weight.detach(), 2e-6)
+
+
+def test_the_tab_of_the_training_has_the_map_and_pauses_when_it_is_left(grey, opened):
+    page = opened(grey)
+    shown = "return ['map', 'train-map', 'here'].map((id) => document.getElementById(id).checkVisibility())"
+    assert page.execute_script(shown) == [True, False, True]
+    page.find_element("id", "tab-train").click()
+    assert page.execute_script(shown) == [False, True, False]
+    page.find_element("id", "run").click()
+    wait(page, "return pvae.training.history.length > 0")
+    error, text = page.execute_script(
+        "return [pvae.training.history.at(-1).errors.elbo, document.getElementById('train-elbo').textContent]"
+    )
+    assert text.endswith(f"\u00b1 {error:.2f}")
+    page.find_element("id", "tab-samples").click()
+    assert page.execute_script(shown) == [True, False, True]
+    assert not page.execute_script("return pvae.training.isRunning")
 
 
 def test_a_vae_trains_in_the_page(grey, opened):
