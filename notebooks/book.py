@@ -29,11 +29,10 @@ from matplotlib.figure import Figure
 
 import pvae
 from pvae.cli.commands import COMMANDS, command_of
-from pvae.core.errors import InputError
 from pvae.evaluation.measures import MEASURES
 from pvae.explore.page import explorer_page
 from pvae.plotting.figures import PALETTE
-from pvae.runs.run import Run
+from pvae.runs.run import READY_MADE, Run
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -252,14 +251,9 @@ def write_pages(*_: Any) -> None:
 
 
 def write_explorer(app: Any, error: Exception | None) -> None:
-    """Write the page of a trained run that `start` shows; the images of the second one need no network."""
-    for name in ("fashion-vae", "deep-bayes"):
-        with contextlib.suppress(InputError):
-            page = explorer_page(Run.open(name))
-            (Path(app.outdir) / "_static" / "explore.html").write_text(page, encoding="utf-8")
-            return
-    text = "<p>The images of the trained runs could not be found or downloaded when this book was built.</p>"
-    (Path(app.outdir) / "_static" / "explore.html").write_text(text, encoding="utf-8")
+    """Write the pages of the two runs that come with pvae; the index shows the first one."""
+    for name in READY_MADE:
+        (Path(app.outdir) / f"{name}.html").write_text(explorer_page(Run.open(name)), encoding="utf-8")
 
 
 def add_download(_: Any, page: str, __: str, context: dict[str, Any], doctree: Any) -> None:

@@ -1,4 +1,4 @@
-"""Settings of the book: `sphinx-build -W notebooks build/book`."""
+"""Settings of the book: `python -m sphinx -q -W notebooks build/site`."""
 
 import sys
 from pathlib import Path

@@ -26,6 +26,7 @@ from pvae.vae import VAE
 
 __all__ = ["Tensors", "map_of", "networks_of", "notes_of", "operations"]
 
+_MOST = 31  # of the integers of a small matrix, which are compressed to some five bits each
 _TYPES = {"f4": np.float32, "f2": np.float16, "u1": np.uint8, "i1": np.int8}
 
 
@@ -33,7 +34,7 @@ class Tensors:
     """Tensors one after another in bytes; in JSON, each is its type, place, shape, and a factor of its values.
 
     Attributes:
-        is_small: whether matrices are added in 8 bits.
+        is_small: whether matrices are added as small integers.
     """
 
     def __init__(self) -> None:
@@ -44,7 +45,7 @@ class Tensors:
         """Add a tensor as float32, or as another of `_TYPES`, and return what stands for it in JSON."""
         step, place = 1.0, len(self.bytes)
         if self.is_small and kind == "f4" and tensor.dim() > 1:
-            kind, (tensor, step) = "i1", in_8_bits(tensor)
+            kind, (tensor, step) = "i1", in_8_bits(tensor, _MOST)
         self.bytes += tensor.detach().numpy().astype(_TYPES[kind]).tobytes()
         return {"tensor": [kind, place, len(self.bytes), list(tensor.shape)], "step": step}
 

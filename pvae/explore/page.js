@@ -417,8 +417,11 @@ async function show() {
     })));
 
   // Samples, and sliders of latents
-  const drawSamples = (samples) => find("sheet").replaceChildren(...(state.samples = samples).map((z, i) =>
-    thumb(`sample ${i + 1}`, vae.mean(z), () => (press(find("sheet").children, i), jump(parts(z), `sample ${i + 1}`)))), roving(find("sheet")));
+  const drawSamples = (samples) => {
+    find("sheet").replaceChildren(...(state.samples = samples).map((z, i) =>
+      thumb(`sample ${i + 1}`, vae.mean(z), () => (press(find("sheet").children, i), jump(parts(z), `sample ${i + 1}`)))));
+    roving(find("sheet"));
+  };
   find("again").onclick = () => drawSamples(list(36, () => vae.drawPrior()));
   function drawSliders() {
     const {dims} = content.planes[state.plane], shown = [...dims, ...content.active.filter((d) => !dims.includes(d)).slice(0, 8)];
@@ -509,7 +512,8 @@ async function show() {
   }
 
   // The story, from step 1 on; 0 closes it. What a step is about has its number in data-step.
-  const told = [...document.querySelectorAll("#story li")].filter(({dataset: {step}}) => vae.canEncode || "34".includes(step));
+  const told = [...document.querySelectorAll("#story li")].filter(({dataset: {step}}) =>
+    step === "6" ? past : step === "7" ? vae.hasPrior && vae.canEncode : vae.canEncode || "34".includes(step));
   function tellStory(number) {
     const step = told[number - 1]?.dataset.step, wasOpen = state.step > 0;
     state.step = number;
@@ -517,11 +521,22 @@ async function show() {
     document.querySelectorAll("[data-step]").forEach((one) => one.classList.toggle("lit", Boolean(step) && one.dataset.step.includes(step)));
     remember();
     if (!step) return wasOpen && find("tour").focus();
-    if (vae.canEncode) openTab("image");
-    if (step === "3") vae.canEncode ? find("redraw").onclick() : vae.hasPrior && jump(parts(vae.drawPrior()), "a draw");
+    if (vae.canEncode) openTab(step === "7" ? "samples" : "image");
+    if (step === "6") play();
+    else if (past && !isLast(state.instant)) (stop(), toInstant(instants.length - 1));
+    if (step === "3" && !vae.canEncode) vae.hasPrior && jump(parts(vae.drawPrior()), "a draw");
+    else if (step === "3") (find("redraw").onclick(), glide(parts(state.scored.points[0].z), parts(centre(state.scored.q)).top));
     [find("back").disabled, find("next").textContent] = [number === 1, number < told.length ? "Next" : "Done"];
     if (!isInside) document.querySelector("main .lit").scrollIntoView({block: "nearest"}); // or the window around would scroll
     find("next").focus({preventScroll: true});
+  }
+  async function glide({top, offsets}, from, start = performance.now()) { // z moves to a draw, in a second
+    if (matchMedia("(prefers-reduced-motion: reduce)").matches) return move({top, offsets});
+    for (let share = 0; share < 1 && told[state.step - 1]?.dataset.step === "3"; ) {
+      share = Math.min(1, (performance.now() - start) / 1000);
+      move({offsets, top: from.map((one, i) => (1 - share) * one + share * top[i])});
+      await new Promise(requestAnimationFrame);
+    }
   }
   find("tour").onclick = () => tellStory(state.step ? 0 : 1);
   find("back").onclick = () => tellStory(state.step - 1);

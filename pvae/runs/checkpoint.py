@@ -46,9 +46,12 @@ class Checkpoint:
     run: str = ""
 
 
-def in_8_bits(values: Tensor) -> tuple[Tensor, float]:
-    """Return int8 values and a step, whose products are the given values to half a step, 1/254 of the largest one."""
-    step = values.abs().max().item() / 127 or 1.0
+def in_8_bits(values: Tensor, most: int = 127) -> tuple[Tensor, float]:
+    """Return int8 values up to `most` and a step, whose products are the given values to half a step.
+
+    The step is the largest of the values divided by `most`.
+    """
+    step = values.abs().max().item() / most or 1.0
     return (values / step).round().to(torch.int8), step
 
 

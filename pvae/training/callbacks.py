@@ -113,8 +113,8 @@ class Checkpointing(Callback):
 class History(Callback):
     """Keeps codes of test images as they move in the training of a VAE with two latents, for `pvae explore`.
 
-    Up to 40 instants are kept, after steps in equal ratios, and at a few of them the weights. It takes at most a
-    twentieth of the time of the training, and a second more.
+    Up to 40 instants are kept, after steps in equal ratios, and at a few of them the weights; fewer where they would
+    take more than a twentieth of the time of the training and half a second.
 
     Args:
         run: the run.
@@ -147,10 +147,12 @@ class History(Callback):
         config, now = self.run.config, time.perf_counter()
         number = sum(map(torch.numel, trainer.vae.state_dict().values()))
         is_shown = config.latent_dims == (2,) and self.run.data.is_images and not self.run.has_own_vae
-        ratio = max(2, trainer.num_steps * config.epochs) ** (1 / _INSTANTS)
+        steps = max(2, trainer.num_steps * config.epochs)
+        ratio = steps ** (1 / _INSTANTS)
         if not is_shown or number > _MOST_WEIGHTS or (self.instants and trainer.step < ratio * self.instants[-1].step):
             return
-        if self.spent > 1 + 0.05 * (now - self.started):
+        expected = (now - self.started) * steps / max(1, trainer.step)  # the time of the whole training
+        if self.spent > 0.5 + 0.05 * expected:
             return
         vae, is_training, test = trainer.vae, trainer.vae.training, trainer.splits["test"]
         vae.eval()

@@ -314,10 +314,9 @@ def test_the_image_under_the_pointer_is_decoded(train, opened):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_frame_of_the_book_is_as_high_as_its_page_and_has_the_theme_of_the_book(train, browser, tmp_path, theme):
-    (tmp_path / "_static").mkdir()
-    (tmp_path / "_static" / "explore.html").write_text(explorer_page(train({"latent_dim": 2})), "utf-8")
+    (tmp_path / "fashion-vae.html").write_text(explorer_page(train({"latent_dim": 2})), "utf-8")
     frame = (Path(__file__).parents[2] / "notebooks" / "explorer.html").read_text("utf-8")
-    file = tmp_path / "start.html"
+    file = tmp_path / "index.html"
     file.write_text(f"<!doctype html><body data-theme='{theme}'><main class='content'>{frame}</main>", "utf-8")
     browser.get(file.as_uri())
     browser.set_script_timeout(30)
@@ -422,12 +421,12 @@ def test_the_page_shows_the_history(moving):
             "const one = document.getElementById('instant'); one.value = arguments[0]; one.oninput({target: one});",
             place,
         )
-        close(dots_at(place).tolist(), one.codes, 2e-3)
+        close(dots_at(place).tolist(), one.codes, one.codes.abs().max() / 31)
         by = next((other for other in history[place::-1] if other.weights), None)
         by = by or next(other for other in history if other.weights)
         vae.load_state_dict(by.weights)
         found = page.execute_script("return arguments[0].map(z => Array.from(pvae.vae.mean(z)))", z.tolist())
-        close(found, vae.likelihood(z).mean.flatten(1), 1e-4)
+        close(found, vae.likelihood(z).mean.flatten(1), 0.05)  # weights of an instant have five bits
         text = page.find_element("id", "history").text
         assert f"after {by.step} step" in text
         assert f"{one.distortion:.2f}" in text
@@ -497,10 +496,12 @@ def test_the_address_opens_the_page_as_it_was(train, opened, system):
     wait(page, "return window.pvae && document.getElementById('message').innerText !== ''")
 
 
-@pytest.mark.parametrize(("system", "steps"), [("mlp", 5), ("ladder", 5), ("autoencoder", 5), ("spline", 2)])
+@pytest.mark.parametrize(
+    ("system", "steps"), [("mlp", 6), ("ladder", 6), ("autoencoder", 5), ("spline", 2), ("map", 7)]
+)
 def test_the_story_is_told_by_keys(train, opened, system, steps):
-    """Each step has a sentence, a term of the equation, and a part of the page; a VAE that cannot encode has two."""
-    page, keys = opened(train(SYSTEMS[system])), webdriver.Keys
+    """Each step has a sentence and a part of the page, five also a term; a VAE that cannot encode has two."""
+    page, keys = opened(train(SYSTEMS.get(system, {"latent_dim": 2}))), webdriver.Keys
     told = (
         "const seen = (one) => one.checkVisibility() && one.innerText || one.id;"
         "const all = (where) => [...document.querySelectorAll(where)].filter(one => one.checkVisibility()).map(seen);"
@@ -512,7 +513,9 @@ def test_the_story_is_told_by_keys(train, opened, system, steps):
         page.switch_to.active_element.send_keys(keys.ARROW_RIGHT)
         stories.append(page.execute_script(told))
     assert len({json.dumps(one[:2]) for one in stories}) == steps
-    assert all(len(sentence) == 1 and terms and parts for sentence, terms, parts in stories)
+    assert all(len(sentence) == 1 and parts for sentence, _, parts in stories)
+    assert all(terms for _, terms, _ in stories[:5])
+    assert len({sentence for (sentence,), _, _ in stories}) == steps
     page.switch_to.active_element.send_keys(keys.ARROW_LEFT)
     assert page.execute_script(told)[0] == stories[-2][0]
     page.switch_to.active_element.send_keys(keys.ESCAPE)
