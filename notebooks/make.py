@@ -116,13 +116,21 @@ def strip(runs: Runs, _: Path) -> tuple[Figure, str]:
     batch = codes.examples(trained, 8)
     with trained.seeded():
         samples, decoded = latent_space.sample(trained.vae(), 64), latent_space.reconstruct(trained.vae(), batch)
-    figure = Figure(figsize=(9.6, 2.9), dpi=200, layout="constrained")
+    figure = Figure(figsize=(9.6, 3.7), dpi=200, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    show(left, samples, 8, "samples: mean of p(x | z), z ~ p(z)")
     images = torch.cat([batch.x[:4], decoded[:4], batch.x[4:], decoded[4:]])
-    show(middle, images, 4, "test images above reconstructions")
-    dots(right, codes.codes_of(clothes, "test"), codes.classes(clothes)[1], "codes of Fashion-MNIST, two latents")
+    titles = {
+        left: "from latent to image: 32 values of z,\ndrawn from the prior and decoded",
+        middle: "from image to latent and back: test\nimages, above what their z decodes to",
+        right: "the latents themselves: each dot is\nthe z of a test image, two values",
+    }
+    figure.suptitle("The latent z is a few values from which the decoder makes an image x of 784 pixels", fontsize=11)
+    show(left, samples, 8)
+    show(middle, images, 4)
+    dots(right, codes.codes_of(clothes, "test"), codes.classes(clothes)[1], "")
     name_classes(right, clothes.dataset().label_names)
+    for axes, title in titles.items():
+        axes.set_title(title, fontsize=9.5)
     return figure, ""
 
 
@@ -177,8 +185,8 @@ def mlp_2d_epochs(runs: Runs, _: Path) -> tuple[Figure, str]:
     bounds = {row.epoch: row for row in trained.metrics() if row.split == "test"}
     said = ", ".join(f"{bounds[epoch].elbo:.1f}" for epoch in shown)
     return figure, (
-        "`--system mlp-2d` after 1, 24 and 50 epochs, as post 000 shows it at the epochs that it counts as 0, 23 and "
-        f"49. The test {bounds[1].bound} is {said} nats."
+        "`--system mlp-2d` after 1, 24 and 50 epochs, which post 000 counts as 0, 23 and 49. "
+        f"The test {bounds[1].bound} is {said} nats."
     )
 
 
@@ -195,8 +203,8 @@ def pytorch_example_epochs(runs: Runs, _: Path) -> tuple[Figure, str]:
     title = "left: test images above the mean of p(x | z), z ~ q(z | x); right: the mean of p(x | z), z ~ p(z)"
     figure = figures.band_figure(bands, 8, f"pytorch-example on {trained.data.title}\n{title}")
     return figure, (
-        "`--system pytorch-example`, the pictures of post 002. The post prints a test loss of 119.41 after 1 epoch and "
-        f"93.35 after 50, at the mean of q(z | x); here it is {losses[0]:.2f} and {losses[1]:.2f}."
+        "`--system pytorch-example`, the pictures of post 002. Its test loss, at the mean of q(z | x), is 119.41 "
+        f"after 1 epoch and 93.35 after 50; here it is {losses[0]:.2f} and {losses[1]:.2f}."
     )
 
 
@@ -208,8 +216,8 @@ def fashion_ae_latents(runs: Runs, _: Path) -> tuple[Figure, str]:
         rows[name] = latent_space.reconstruct(trained.vae(), batch)
     distortions = [trained.test_metrics().distortion for trained in (two, six)]
     return rows_of(rows, f"fashion-ae on {two.data.title}\nreconstructions"), (
-        "The autoencoder of post 003, which tries 6 latents in place of 2 and finds sharper outlines. The test "
-        f"distortion falls from {distortions[0]:.1f} to {distortions[1]:.1f} nats."
+        "The autoencoder of post 003, with 2 latents and with 6. The test distortion falls from "
+        f"{distortions[0]:.1f} to {distortions[1]:.1f} nats."
     )
 
 
@@ -220,17 +228,23 @@ def decoded_figure(places: dict[str, tuple[pvae.Run, Tensor]], title: str) -> Fi
         places: for each name the model and the points (P, 2).
         title: title of the figure.
     """
-    figure = Figure(figsize=(4.3 * len(places), 4.8), dpi=200, layout="constrained")
-    figure.suptitle(f"{title}\ndots: codes of test images", fontsize=8)
-    grid = figure.subplots(2, len(places), height_ratios=(5, 1), squeeze=False)
+    figure = Figure(figsize=(4.3 * len(places), 6.3), dpi=200, layout="constrained")
+    figure.suptitle(f"{title}\ndots: codes of test images; below, what the decoder makes of each number", fontsize=9)
+    grid = figure.subplots(2, len(places), height_ratios=(3.6, 2), squeeze=False)
     for (upper, lower), (name, (trained, z)) in zip(grid.T, places.items()):
         dots(upper, codes.codes_of(trained, "test"), codes.classes(trained)[1], name)
         upper.scatter(*z.T, s=0)  # so that the axes reach the points
-        for number, point in enumerate(z.tolist(), 1):
-            box = {"facecolor": "white", "edgecolor": "black", "boxstyle": "circle,pad=0.15"}
-            upper.annotate(str(number), point, fontsize=6, ha="center", va="center", bbox=box)
-        show(lower, latent_space.decode(trained.vae(), z), len(z), "decoded at 1, 2, ...")
-    name_classes(upper, trained.dataset().label_names)
+        images, num_columns = latent_space.decode(trained.vae(), z), (len(z) + 1) // 2
+        show(lower, images, num_columns)
+        box = {"facecolor": "white", "edgecolor": "black", "boxstyle": "circle,pad=0.15"}
+        for place, point in enumerate(z.tolist()):
+            row, column = divmod(place, num_columns)
+            corner = column * (images.shape[-1] + 1) + 4, row * (images.shape[-2] + 1) + 4
+            for axes, at in ((upper, point), (lower, corner)):
+                axes.annotate(str(place + 1), at, fontsize=6, ha="center", va="center", bbox=box)
+    handles = [upper.scatter([], [], s=12, color=colour) for colour in PALETTE]
+    names = trained.dataset().label_names
+    figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return figure
 
 
@@ -253,10 +267,9 @@ def holes(runs: Runs, _: Path) -> tuple[Figure, str]:
         farthest.append((distances > 0.1).float().mean().item())
     figure = decoded_figure(places, "of 1,000 draws, the eight that lie farthest from the code of any training image")
     return figure, (
-        "What a decoder shows where no training image has its code. An autoencoder has no prior, so its points are "
-        "drawn from a Normal distribution fitted to its codes; those of the VAE are drawn from its prior. Of the draws "
-        f"{farthest[0]:.0%} for the autoencoder and {farthest[1]:.0%} for the VAE lie farther from any code than a "
-        "tenth of the codes' standard deviation."
+        "Draws far from the code of any training image: the autoencoder's are from a Normal fitted to its codes, the "
+        f"VAE's from its prior. Of 1,000 draws each, {farthest[0]:.0%} and {farthest[1]:.0%} are farther than a tenth "
+        "of the codes' standard deviation."
     )
 
 
@@ -266,10 +279,10 @@ def between_classes(runs: Runs, _: Path) -> tuple[Figure, str]:
         trained = runs(name)
         means, labels = codes.codes_of(trained, "test"), codes.classes(trained)[1]
         first, last = (means[labels == label].median(0).values for label in (1, 9))
-        places[name] = trained, torch.lerp(first, last, torch.linspace(0, 1, 9)[:, None])
+        places[name] = trained, torch.lerp(first, last, torch.linspace(0, 1, 10)[:, None])
     return decoded_figure(places, "from the median of the trousers' codes to that of the ankle boots'"), (
-        "The region between classes, where post 003 asks what an autoencoder would draw: a straight line from the "
-        "median code of one class to that of another, and what the decoders show on it."
+        "What the decoders show between two classes, a question of post 003: on a straight line from the median code "
+        "of the trousers to that of the ankle boots."
     )
 
 
@@ -283,10 +296,8 @@ def beta_samples(runs: Runs, _: Path) -> tuple[Figure, str]:
         said.append(f"{beta:g}: {last.rate:.1f} and {last.distortion:.1f}")
     title = f"deep-bayes with 10 latents and --elbo analytic on {trained.data.title}, epoch {last.epoch}"
     return rows_of(rows, f"{title}\nmean of p(x | z) at the same 12 draws z ~ p(z)"), (
-        "Samples for several beta, the weight of the rate in the loss, all decoded from the same z. A small beta "
-        "leaves much of the prior's mass without codes, so that more samples look like no digit. What a large one "
-        "costs is not seen in samples, but in the distortion of reconstructions: by beta, the rate and the distortion "
-        f"in nats are {'; '.join(said)}."
+        "Beta weighs the rate in the loss. A small beta leaves much of the prior without codes, so that more samples "
+        f"look like no digit. Beta, rate and distortion in nats: {'; '.join(said)}."
     )
 
 
@@ -317,8 +328,8 @@ def collapse(runs: Runs, _: Path) -> tuple[Figure, str]:
     came_back = is_used & (rates[3:] < 0.05).any(0)
     return figure, (
         f"Of the {len(is_used)} latents of `--system deep-bayes`, {int((~is_used).sum())} end with a rate below 0.05 "
-        "nats: they have collapsed. Their posterior is nearly the prior, so that the decoder learns nothing from them. "
-        f"A collapse need not last: {int(came_back.sum())} of the others had a rate below 0.05 at epoch 3 or later."
+        "nats: their posterior is nearly the prior, and the decoder learns nothing from them. "
+        f"{int(came_back.sum())} of the others had such a rate at epoch 3 or later."
     )
 
 
@@ -340,10 +351,9 @@ def graph(runs: Runs, _: Path) -> tuple[Figure, str]:
         axes.set_title(name, fontsize=9)
         axes.set_axis_off()
     return figure, (
-        "The sites of model and guide and their distributions, as `pyro.infer.inspect.get_model_relations` finds them; "
-        "x is grey, since it is observed. The guide is a function of x: Pyro sees no site x in it, and the arrow from "
-        "x is added here. `pyro.render_model(vae.model, (x,), render_distributions=True)` draws such a graph, with "
-        "Graphviz and `pip install graphviz`."
+        "The sites of model and guide, as `pyro.infer.inspect.get_model_relations` finds them; x is grey, since it is "
+        "observed. Pyro sees no x in the guide, which is a function of it; that arrow is added here. "
+        "`pyro.render_model(vae.model, (x,), render_distributions=True)` draws such a graph."
     )
 
 
@@ -362,8 +372,8 @@ def mlp_2d_codes(runs: Runs, _: Path) -> tuple[Figure, str]:
     first = shown[figure.axes[0]]
     return figure, (
         "The codes of `--system mlp-2d` before training, where all lie within "
-        f"{torch.cdist(first, first.mean(0, keepdim=True)).max():.2f} of their mean, and after some of its epochs. A "
-        "run does not keep the weights of every epoch: `pvae.training.fit.train_in_memory` yields them."
+        f"{torch.cdist(first, first.mean(0, keepdim=True)).max():.2f} of their mean, and after some of its epochs, "
+        "whose weights `pvae.training.fit.train_in_memory` yields."
     )
 
 
