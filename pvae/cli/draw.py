@@ -20,15 +20,15 @@ from pvae.core.terminal import print_line
 __all__ = ["PICTURES", "draw_side_by_side", "main"]
 
 PICTURES = {
-    "reconstructions": "test data beside their reconstructions",
+    "reconstructions": "test data beside their reconstructions; of a table over intervals of p(x | z)",
     "samples": "64 images of the prior; of a table histograms, of series lines",
-    "losses": "loss, distortion and rate against the epoch",
-    "scatter": "2-dimensional codes of training and test data, coloured by class",
-    "cdf": "the codes mapped by the CDF of N(0, 1), which makes the prior uniform",
+    "losses": "loss and rate against the epoch",
+    "scatter": "2-dimensional codes of test data, coloured by class",
+    "cdf": "how far the distribution of each latent is from N(0, 1), beside the band of Kolmogorov and Smirnov",
     "manifold": "the decoded grid of a 2-dimensional latent at the quantiles of the prior",
-    "traversal": "one latent dimension after the other, from -3 to 3 standard deviations",
+    "traversal": "one latent dimension after the other, the one of largest rate first, from -3 to 3",
     "interpolation": "straight lines between pairs of test images in the latent space",
-    "histograms": "each dimension of the latent, or of the top one of several, against its prior",
+    "histograms": "the ten latents of largest rate, of several layers those of the top one, against their prior",
     "attributes": "test images along the direction of an attribute, z + alpha v, alpha from -3 to 3 (celeba)",
 }
 

@@ -55,7 +55,10 @@ def write(path: Path, content: str | Mapping[str, Any] | Figure | DataFrame) -> 
 
         np.savez(raw, **content)
     elif hasattr(content, "savefig"):
-        content.savefig(raw, format=path.suffix[1:])
+        from matplotlib import rc_context
+
+        with rc_context({"pdf.fonttype": 42}):  # TrueType: some journals refuse the fonts of type 3
+            content.savefig(raw, format=path.suffix[1:])
     else:
         frame: Any = content
         text = frame.to_csv(index=frame.index.name is not None, lineterminator="\n")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 from torch import Tensor
+from torch.distributions import Normal
 from torch.nn.functional import pad
 
 from pvae.core.files import write_whole
@@ -31,10 +33,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PALETTE",
+    "WIDTH",
     "ScatterData",
     "band_figure",
     "calibration_figure",
     "comparison_figure",
+    "deviation_figure",
     "drawable",
     "gaps_figure",
     "histogram_figure",
@@ -53,8 +57,10 @@ __all__ = [
 PALETTE = (
     "#246FB3", "#C38200", "#037654", "#FF926B", "#4CBFF9", "#CE7BA7", "#7E1D0E", "#E2D524", "#272388", "#010100",
 )  # fmt: skip
-_TRAIN, _VALID, _TEST = PALETTE[0], PALETTE[2], PALETTE[6]
-_MOST_CLASSES = 50  # beyond which their names and numbers would cover a figure
+_DATA, _PRIOR = PALETTE[0], PALETTE[6]
+_LINE = 0.17  # inches, the height of a line of a title
+_MOST_CLASSES = 50  # beyond which their names would cover a figure
+WIDTH = 6.2  # inches: letters of 10 points are of 5.6 where a figure of this width fills a paper's column of 88 mm
 
 
 class ScatterData(NamedTuple):
@@ -64,13 +70,11 @@ class ScatterData(NamedTuple):
         codes: two values for each of N data, (N, 2).
         labels: classes (N,), or None.
         is_prior_normal: whether the prior is N(0, I), which is then drawn as circles.
-        quantity: of which the axes show the two components.
     """
 
     codes: Tensor
     labels: Tensor | None = None
     is_prior_normal: bool = False
-    quantity: str = "z_{}"
 
 
 class _PlainFigure(Figure):
@@ -93,43 +97,40 @@ def drawable(text: str) -> str:
 
 
 def titled_figure(title: str, width: float, height: float) -> Figure:
-    """Return an empty figure with a title of one line, and the other lines of the title in small letters below it.
+    """Return an empty figure with a title, whose first line is in larger letters than the others.
 
     Args:
-        title: its lines; one that is too long for the figure is cut.
+        title: its lines; one that is too long for the figure is broken into as many as three, and then cut.
         width: in inches.
         height: in inches; the small lines are added to it.
     """
-    first, *others = title.splitlines() or [""]
-    below = 0.13 * len(others)
-    figure = _PlainFigure(figsize=(width, height + below), dpi=120, layout="constrained")
-    # Not by matplotlib, which measures the lines as formulas, whatever `parse_math` says. 120 characters of a size of
-    # one point fill an inch.
-    size = min(9.0, max(6.0, 120 * width / max(1, len(first))))
-    figure.suptitle(_cut(first, int(120 * width / size)), fontsize=size)
-    lines, top = "\n".join(_cut(line, int(16 * width)) for line in others), 1 - 0.21 / (height + below)
-    figure.text(0.5, top, lines, fontsize=7, color="#555555", ha="center", va="top")
-    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - below / (height + below)))
+    style: Any = {"width": int(11 * width), "break_on_hyphens": False, "max_lines": 3, "placeholder": "..."}
+    first, *others = [part for line in title.splitlines() for part in textwrap.wrap(line, **style)] or [""]
+    below = _LINE * len(others)
+    figure = _PlainFigure(figsize=(width, height + below), dpi=170, layout="constrained", label=title)
+    # Not by matplotlib, which measures the lines as formulas, whatever `parse_math` says.
+    figure.suptitle(first, fontsize=10)
+    style = {"fontsize": 9, "color": "#555555", "ha": "center", "va": "top"}
+    figure.text(0.5, 1 - 0.24 / (height + below), "\n".join(others), **style)
+    # Compressed, or names of rows would leave a figure that is too low for its images.
+    figure.set_layout_engine("compressed", rect=(0, 0, 1, 1 - below / (height + below)))
     return figure
 
 
 def without_title(figure: Figure) -> str:
-    """Remove the title of `titled_figure`, and return its lines."""
-    texts = [one.get_text() for one in figure.texts]  # among them the suptitle
-    for one in figure.texts:
+    """Remove the title of `titled_figure` and its room, and return its lines, and those that a caption adds to them."""
+    for one in figure.texts[:2]:
+        figure.set_figheight(figure.get_figheight() - _LINE * len(one.get_text().splitlines()))
         one.set_text("")
-    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1))
-    return "\n".join(filter(None, texts))
-
-
-def _cut(line: str, most: int) -> str:
-    return line if len(line) <= most else f"{line[: most - 3]}..."
+    figure.set_layout_engine("compressed", rect=(0, 0, 1, 1))
+    return str(figure.get_label())
 
 
 def image_figure(images: Tensor, num_columns: int, title: str, row_labels: Sequence[str] = ()) -> Figure:
     """Return images (N, C, H, W) in [0, 1] in rows, with an optional label for each row."""
-    num_rows = -(-len(images) // num_columns)
-    figure = titled_figure(title, max(0.75 * num_columns + 1.2, 5.0), 0.75 * num_rows + 0.6)
+    num_rows, ratio = -(-len(images) // num_columns), images.shape[-2] / images.shape[-1]
+    cell = min(1.5, (WIDTH - (1.1 if row_labels else 0.2)) / num_columns)
+    figure = titled_figure(title, WIDTH, num_rows * cell * min(5.0, max(0.2, ratio)) + 0.4)
     _show_images(figure.add_subplot(), images, num_columns, row_labels)
     return figure
 
@@ -186,27 +187,38 @@ def band_figure(bands: Mapping[str, tuple[Tensor, Tensor]], num_columns: int, ti
 
 
 def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
-    """Return plots against the epoch: loss, distortion and, if there is one, rate, for training and test images."""
-    figure = titled_figure(title, 10.5, 3.4)
-    quantities = {"loss": "loss, which is minimised", "distortion": "distortion, -E_q log p(x | z)"}
-    if any(row.rate for row in rows):  # an autoencoder has none
-        quantities["rate"] = "rate, KL(q || p)"
-    for axes, (name, label) in zip(figure.subplots(1, len(quantities)), quantities.items()):
-        for split, style, colour in (("train", "--", _TRAIN), ("valid", ":", _VALID), ("test", "-", _TEST)):
-            if points := [(row.epoch, getattr(row, name)) for row in rows if row.split == split]:
-                size = 3 if len(points) < 50 else 0  # markers of many epochs hide the line
-                axes.plot(*zip(*points), style, color=colour, marker="o", markersize=size, label=split)
-        axes.set(xlabel="epoch", ylabel="nats per datum", title=label)
+    """Return the loss of each split against the epoch, and the rate; loss - beta rate, the distortion, is left out.
+
+    Values of the first tenth of the epochs that would more than triple the range are left out, and named.
+    """
+    quantities = ["loss", "rate"] if any(row.rate for row in rows) else ["loss"]  # an autoencoder has no rate
+    figure = titled_figure(title, WIDTH, 1.9 * len(quantities) + 1.1)
+    panels = figure.subplots(len(quantities), 1, sharex=True, squeeze=False)[:, 0]
+    first = max(1, rows[-1].epoch / 10) * (rows[-1].epoch > 1)
+    for axes, name in zip(panels, quantities):
+        values = [(getattr(row, name), row) for row in rows]
+        # Where losses are nearly equal, the thin line of the test data lies on the wide one of the validation data.
+        for split, line, width, place in (("train", "o--", 1.5, 0), ("valid", "o-", 4, 4), ("test", "o-", 1.5, 6)):
+            x, y = [row.epoch for row in rows if row.split == split], [y for y, row in values if row.split == split]
+            axes.plot(x, y, line, linewidth=width, color=PALETTE[place], markersize=3, label=split * bool(x))
+        later = [y for y, row in values if row.epoch > first]
+        length = max(later) - min(later) or abs(later[0]) or 1.0
+        inside = [y for y, _ in values if min(later) - length <= y <= max(later) + length]
+        axes.set_ylim(min(inside) - 0.05 * length, max(inside) + 0.05 * length)
+        beyond = [f"{row.split} {y:.5g} at epoch {row.epoch}" for y, row in values if y not in inside]
+        said = f"{len(beyond)} beyond the axis:\n" * bool(beyond) + "\n".join(beyond[:3])
+        axes.set_title(said, loc="right", fontsize=10)
+        axes.set(xlabel="epoch" if axes is panels[-1] else "", ylabel=f"{name}, nats per datum")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    panels[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
     return figure
 
 
 def scatter_figure(splits: Mapping[str, ScatterData], names: Sequence[str], title: str) -> Figure:
-    """Return scatter plots of codes side by side, coloured by class, with each class's number at its median.
+    """Return scatter plots of codes side by side, coloured by class, with each class's name at its median, or near it.
 
-    The fewer the codes, the larger their dots. Numbers that would cover each other are moved apart.
+    The fewer the codes, the larger their dots. Names that would cover each other are moved apart.
 
     Of more than ten classes, those whose numbers end in the same digit share a colour; more than fifty have one colour.
 
@@ -216,76 +228,83 @@ def scatter_figure(splits: Mapping[str, ScatterData], names: Sequence[str], titl
         title: title of the figure.
     """
     is_coloured = len(names) <= _MOST_CLASSES and any(split.labels is not None for split in splits.values())
-    if is_coloured:
-        title += "\na number stands at the median of its class, or near it"
-    if with_prior := [split.is_prior_normal for split in splits.values() if split.quantity == "z_{}"]:
-        where = "" if all(with_prior) else ", where there is a prior"
-        title += f"\ncircles of radius 1, 2 and 3, which hold 39, 86 and 99 % of N(0, I){where}" * any(with_prior)
-    num_columns = -(-len(names) // 18) if is_coloured else 1
-    side = min(3.7, max(2.6, 9 / len(splits)))  # in inches: the text of two or three plots can be read on a page
-    figure = titled_figure(title, side * len(splits) + 1.2 * num_columns, side)
-    figure.set_dpi(200)
-    for axes, (split, (codes, labels, is_prior_normal, quantity)) in zip(
-        figure.subplots(1, len(splits), squeeze=False)[0], splits.items()
-    ):
+    side, text = (WIDTH, 10) if len(splits) == 1 else (3.5, 7)
+    figure = titled_figure(title, side * len(splits), side)
+    of_classes = "\nnames of classes stand at the median of their codes, or near it" * is_coloured
+    of_prior = "\ncircles of 1, 2 and 3 standard deviations hold 39, 86 and 99 % of the prior, N(0, I)"
+    has_circles = any(split.is_prior_normal for split in splits.values())
+    figure.set_label(title + of_classes + of_prior * has_circles)
+    panels = figure.subplots(1, len(splits), squeeze=False)[0]
+    for axes, (split, (codes, labels, is_prior_normal)) in zip(panels, splits.items()):
         points = codes.cpu().numpy()
         classes = labels.cpu().numpy() if labels is not None and is_coloured else np.zeros(len(points), dtype=int)
         colours = np.asarray(PALETTE)[classes % len(PALETTE)]  # in the order of the images, so that no class is on top
         size = 0.07 * side**2 * min(max(1, 3000 / max(1, len(points))), 18)
         # Opaque and with sharp edges, ten colours stay ten, which can be told apart, and the file is small.
         axes.scatter(*points.T, c=colours, s=size, linewidths=0, rasterized=True, antialiased=len(points) <= 1000)
+        halo = [withStroke(linewidth=2, foreground="white")]
         for radius in (1, 2, 3) if is_prior_normal else ():
-            halo = [withStroke(linewidth=2, foreground="white")]
             axes.add_patch(Circle((0, 0), radius, fill=False, linewidth=0.7, edgecolor="#333333", path_effects=halo))
+            axes.text(0, -radius, f"{radius} sd", fontsize=text, ha="center", va="bottom", path_effects=halo)
         axes.set_aspect("equal", adjustable="datalim")
         shown = np.unique(classes) if is_coloured else np.array([], dtype=int)
         middles = np.array([np.median(points[classes == index], axis=0) for index in shown]).reshape(-1, 2)
-        for index, middle in zip(shown, _apart(middles, 0.055 * np.ptp(points, axis=0).max())):
-            box = {"facecolor": "white", "edgecolor": PALETTE[index % len(PALETTE)], "boxstyle": "circle,pad=0.15"}
-            axes.annotate(str(index), tuple(middle), fontsize=6, ha="center", va="center", bbox=box)
-        axes.set_title(split, fontsize=8)
-        axes.set_xlabel(quantity.format(1), fontsize=8)
-        axes.set_ylabel(quantity.format(2), fontsize=8)
-        axes.tick_params(labelsize=7)
-    if is_coloured:
-        entries = [name if name.startswith(str(index)) else f"{index}: {name}" for index, name in enumerate(names)]
-        handles = [axes.scatter([], [], color=PALETTE[index % len(PALETTE)], s=20) for index in range(len(names))]
-        figure.legend(handles, entries, loc="outside right center", frameon=False, fontsize=7, ncols=num_columns)
+        written = [names[index].removeprefix(f"{index} - ")[:20] for index in shown]
+        # A letter is about as wide as 0.6 of its height; the axes show some `side` inches.
+        unit = max(6.0 * is_prior_normal, np.ptp(points, axis=0).max()) * text / (72 * side)
+        sizes = unit * np.array([(0.6 * len(name) + 1, 1.8) for name in written]).reshape(-1, 2)
+        for index, name, middle in zip(shown, written, _apart(middles, sizes)):
+            box = {"facecolor": "white", "edgecolor": PALETTE[index % len(PALETTE)], "pad": 1.5}
+            axes.annotate(name, tuple(middle), fontsize=text, ha="center", va="center", bbox=box)
+        axes.set_title(split, fontsize=9)
+        axes.set(xlabel="z_1", ylabel="z_2")
     return figure
 
 
-def _apart(places: np.ndarray, least: float) -> np.ndarray:
-    """Return places (N, 2), of which those nearer to each other than `least` are moved apart."""
-    for _ in range(50):
+def _apart(places: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return places (N, 2), moved up and down until boxes of the sizes (N, 2) about them do not overlap."""
+    places, order = places.copy(), np.arange(len(places))
+    for _ in range(200):
         gaps = places[:, None] - places
-        distances = np.linalg.norm(gaps, axis=-1, keepdims=True)
-        missing = np.where((distances > 0) & (distances < least), least / np.maximum(distances, 1e-9) - 1, 0)
-        places = places + 0.5 * (gaps * missing).sum(1)
+        wide, high = np.moveaxis(np.maximum((sizes[:, None] + sizes) / 2 - np.abs(gaps), 0), 2, 0)
+        places[:, 1] += 0.3 * (np.sign(gaps[..., 1] + 1e-9 * (order[:, None] - order)) * high * (wide > 0)).sum(1)
     return places
 
 
-def histogram_figure(codes: Tensor, draws: Tensor, title: str) -> Figure:
-    """Return histograms of each of the first 100 latent dimensions, of codes (N, L) and of draws from the prior (S, L).
-
-    There are ten in a row.
-    """
-    columns, drawn = (tensor[:, :100].cpu().double().numpy().T for tensor in (codes, draws))
-    num_columns, num_rows = min(len(columns), 10), -(-len(columns) // 10)
-    figure = titled_figure(title, max(1.2 * num_columns, 7.0), (1.0 if num_columns > 5 else 2.0) * num_rows + 0.8)
-    figure.supxlabel("z", fontsize=8)
-    figure.supylabel("density", fontsize=8)
-    panels = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
-    for index, (axes, column, of_prior) in enumerate(zip(panels, columns, drawn), 1):
+def histogram_figure(codes: Tensor, draws: Tensor, names: Sequence[str], title: str) -> Figure:
+    """Return a histogram of codes (N, L) in 2 N^(1/3) bins for each latent, and of draws from the prior (S, L)."""
+    columns, drawn = (tensor.cpu().double().numpy().T for tensor in (codes, draws))
+    num_columns, num_rows = min(len(columns), 5), -(-len(columns) // 5)
+    figure = titled_figure(title, WIDTH, (1.5 if num_columns > 2 else 2.4) * num_rows + 0.5)
+    for place, (name, column, of_prior) in enumerate(zip(names, columns, drawn), 1):
+        axes = figure.add_subplot(num_rows, num_columns, place)
         margin = 1e-6 * np.abs(column).max()  # without it, hist fails for large codes that are all equal
-        limits = column.min() - margin, column.max() + margin
-        axes.hist(column, bins=30, range=limits, density=True, color=_TRAIN, alpha=0.6)
-        axes.hist(of_prior, bins=30, density=True, color=_TEST, histtype="step")
-        axes.set_title(str(index), fontsize=7, pad=2)
-        axes.tick_params(labelsize=6)
-        axes.locator_params(nbins=4)
-        axes.yaxis.set_major_formatter("{x:g}")  # without a power of ten beside the title
-    for axes in panels[len(columns) :]:
-        axes.set_axis_off()
+        limits, bins = (column.min() - margin, column.max() + margin), min(40, math.ceil(2 * len(column) ** (1 / 3)))
+        axes.hist(column, bins=bins, range=limits, density=True, color=_DATA, alpha=0.6)
+        axes.hist(of_prior, bins=30, density=True, color=_PRIOR, histtype="step")
+        axes.set_title(name, pad=3, fontsize=10)
+        axes.locator_params(axis="x", nbins=4, steps=[1, 2, 5, 10])
+        axes.set_yticks([])
+    return figure
+
+
+def deviation_figure(draws: Tensor, names: Sequence[str], title: str) -> Figure:
+    """Return how far the distribution of each latent is from N(0, 1): F_n(z) - F(z), of the ten that are farthest.
+
+    F_n is the distribution function of draws (N, L), F that of N(0, 1), and the greatest difference the distance of
+    Kolmogorov and Smirnov: at most 1.36 / sqrt(N), the grey band, with probability 0.95 if the draws are of N(0, 1).
+    """
+    z, count = draws.double().sort(0).values, len(draws)
+    deviations = (torch.arange(count)[:, None] + 0.5) / count - Normal(0.0, 1.0).cdf(z)
+    distances, band = deviations.abs().max(0).values + 0.5 / count, 1.36 / count**0.5
+    said = f"grey: the band of N(0, 1) at 95 %, which {int((distances > band).sum())} of {len(names)} latents leave"
+    figure = titled_figure(f"{title}\n{said}", WIDTH, 3.6)
+    axes = figure.subplots()
+    axes.axhspan(-band, band, color="#d8d8d8", linewidth=0)
+    for colour, d in zip(PALETTE, distances.argsort(descending=True).tolist()):
+        axes.plot(z[:, d], deviations[:, d], color=colour, label=f"{names[d]}: {distances[d]:.3f}")
+    axes.set(xlabel="z", ylabel="F_n(z) - F(z)")
+    figure.legend(title="distance", loc="outside right upper", frameon=False)
     return figure
 
 

@@ -91,7 +91,8 @@ def code_figures(entries: Sequence[Entry]) -> dict[str, Figure]:
 def rate_distortion_figure(table: pd.DataFrame, title: str) -> Figure:
     """Return the rate-distortion curve of a sweep over beta: a point for each beta, the mean over its seeds.
 
-    Dashed lines join the points of equal ELBO, where distortion + rate = -ELBO: one for the best mean of a beta.
+    The axes have one scale, so points of equal ELBO, where distortion + rate = -ELBO, lie on lines at 45 degrees; that
+    of the best mean is drawn. Bars are standard errors over seeds; of single seeds vertical, of the ELBO over data.
 
     Args:
         table: of `runs_table`; the runs differ in beta and seed alone.
@@ -100,35 +101,24 @@ def rate_distortion_figure(table: pd.DataFrame, title: str) -> Figure:
     Reference:
         Alemi et al., arXiv:1711.00464, figure 1.
     """
-    quantities = ["rate", "distortion", "elbo"]
+    quantities = ["rate", "distortion", "elbo", "elbo_stderr"]
     runs = table.astype(dict.fromkeys(quantities, float)).groupby("beta")[quantities]
     means, errors = runs.mean(), runs.sem()  # NaN of one seed, for which no bar is drawn
-    seeds = " to ".join(f"{number}" for number in sorted({runs.size().min(), runs.size().max()}))
-    figure = figures.titled_figure(title, 6.0, 4.6)
-    axes, best = figure.subplots(), -means["elbo"].max()
-    axes.margins(0.1)  # room for the numbers
-    axes.errorbar(
-        *(means["rate"], means["distortion"], errors["distortion"], errors["rate"]),
-        fmt="o-",
-        color=figures.PALETTE[0],
-        markersize=4,
-        capsize=2,
-        label="beta" if seeds == "1" else f"beta; bars: standard error over {seeds} seeds",
-    )
-    for beta, row in means.iterrows():
-        axes.annotate(f"{beta:g}", (row["rate"], row["distortion"]), (5, 5), textcoords="offset points", fontsize=8)
-    left, right = axes.get_xlim()
-    bottom, top = axes.get_ylim()
-    axes.plot(
-        (left, right),
-        (best - left, best - right),
-        "--",
-        color=figures.PALETTE[-1],
-        linewidth=1,
-        label=f"distortion + rate = {best:.2f}, the best -ELBO",
-    )
+    said = "standard errors over seeds"
+    if runs.size().max() == 1:
+        errors["distortion"], said = means["elbo_stderr"], "standard errors of the ELBO over data"
+    figure, best = figures.titled_figure(title, figures.WIDTH, figures.WIDTH), -means["elbo"].max()
+    axes, (x, y) = figure.subplots(), (means["rate"], means["distortion"])
+    bars: Any = {"color": figures.PALETTE[0], "markersize": 5, "capsize": 3, "label": f"beta; bars: {said}"}
+    axes.errorbar(x, y, errors["distortion"], errors["rate"], fmt="o-", **bars)
+    for beta, place in zip(means.index, zip(x, y)):
+        axes.annotate(f"{beta:g}", place, (6, 6), textcoords="offset points")
+    side = 1.25 * max(x.max() - x.min(), y.max() - y.min() + 2 * errors["distortion"].max())
+    left, bottom = max(0.0, (x.min() + x.max() - side) / 2), (y.min() + y.max() - side) / 2
+    named = f"distortion + rate = {best:.2f}, the best -ELBO"
+    axes.plot((left, left + side), (best - left, best - left - side), "k--", linewidth=1, label=named)
+    axes.set(xlim=(left, left + side), ylim=(bottom, bottom + side), aspect="equal")
     axes.set(xlabel="rate, nats per datum", ylabel="distortion, nats per datum")
-    axes.set(xlim=(left, right), ylim=(bottom, top))
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False)
     return figure

@@ -18,6 +18,7 @@ from pvae.core.errors import InputError, brief, check_name
 from pvae.core.files import is_temporary
 from pvae.data.dataset import random_subset
 from pvae.distributions.discrete import support_of, values_of
+from pvae.evaluation.measures.latents import latents_used
 from pvae.evaluation.report import Report
 from pvae.plotting import figures, value_figures
 from pvae.plotting.figures import ScatterData
@@ -43,24 +44,29 @@ __all__ = [
 ]
 
 _PRIOR_DRAWS = 20_000
+_ROW_DRAWS = 400  # from p(x | z) for each row of a table
 _MOST_ROWS = 5_000  # of data beside samples
 _MOST_VALUES = 16  # of a discrete variable
+_STEPS = 10  # of the grid of a manifold
 _PLANE = "two latent dimensions (--latent-dim 2)"
 _ALPHAS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # the steps alpha of z + alpha v along the direction of an attribute
 _SHOWN_ATTRIBUTES = ("Blond_Hair", "Smiling", "Male", "Eyeglasses")
 
 
 def reconstructions(run: Run) -> Figure:
-    """Return eight test images above the means of p(x | z), z ~ q(z | x); or vectors as bars, series as lines."""
-    batch, shown = codes.examples(run, 8), run.preparation.shown
+    """Return eight test images, vectors or series with means of p(x | z); four rows of a table over its intervals."""
+    data, shown = run.dataset(), run.preparation.shown
+    batch, times = (codes.examples(run, 4), _ROW_DRAWS) if data.columns else (codes.examples(run, 8), 1)
     with run.seeded():
-        means = latent_space.reconstruct(run.vae(), batch)
-    if not run.data.is_images:
-        data = run.dataset()
-        rows = random_subset(len(data.test), 8, seed=0).tolist()  # as `codes.examples`
-        names = [": ".join(filter(None, (data.test_names[row], _class_of(run, row)))) for row in rows]
-        return value_figures.reconstructed_values_figure(batch.x, means, run.title, data.test, data.columns, names)
-    return figures.reconstruction_figure(shown(batch.x), shown(means), run.title)
+        repeated = batch.rows(torch.arange(len(batch)).repeat(times))
+        found = latent_space.reconstruct(run.vae(), repeated, draws=times > 1).unflatten(0, (times, -1))
+    if run.data.is_images:
+        return figures.reconstruction_figure(shown(batch.x), shown(found[0]), run.title)
+    rows = random_subset(len(data.test), len(batch), seed=0).tolist()  # as `codes.examples`
+    names = [": ".join(filter(None, (data.test_names[row], _class_of(run, row)))) for row in rows]
+    if data.columns:
+        return value_figures.reconstructed_rows_figure(batch.x, found, run.title, data.test, data.columns, names)
+    return value_figures.reconstructed_values_figure(batch.x, found[0], run.title, data.test, names)
 
 
 def samples(run: Run) -> Figure:
@@ -116,44 +122,28 @@ def _class_of(run: Run, row: int) -> str:
 
 
 def losses(run: Run) -> Figure:
-    """Return loss, distortion and rate against the epoch, for training and test images."""
+    """Return loss and rate against the epoch, for each split."""
     rows = run.metrics()
     _require(run, bool(rows), "a finished epoch")
     return figures.loss_figure(rows, run.title)
 
 
 def scatter(run: Run) -> Figure:
-    """Return the codes of training and test images side by side, coloured by class; the run must have two latents."""
+    """Return the codes of the test data, coloured by class; the run must have two latents."""
     _require(run, codes.is_plane(run), _PLANE)
     has_prior = run.vae().has_density and codes.has_normal_prior(run)
-    train_labels, test_labels = codes.classes(run)
-    shown = codes.codes_of(run, "train")[:10_000]
-    train_labels = None if train_labels is None else train_labels[: len(shown)]
-    splits = {
-        f"training data (the first {len(shown):,})": ScatterData(shown, train_labels, has_prior),
-        "test data": ScatterData(codes.codes_of(run, "test"), test_labels, has_prior),
-    }
-    return figures.scatter_figure(splits, run.dataset().label_names, f"{run.title}\nmeans of q(z | x)")
+    shown = {"means of q(z | x), test data": ScatterData(codes.codes_of(run, "test"), codes.classes(run)[1], has_prior)}
+    return figures.scatter_figure(shown, run.dataset().label_names, run.title)
 
 
 def cdf(run: Run) -> Figure:
-    """Return draws from the aggregate posterior, and their CDF under N(0, 1); the run must have two latents.
+    """Return how far each latent of the aggregate posterior is from N(0, 1), which the prior must be, if there is one.
 
-    The prior must be N(0, 1), or the VAE an autoencoder, which has no prior.
+    Of several stochastic layers the top one is shown.
     """
-    _require(run, codes.is_plane(run), _PLANE)
     _require(run, codes.has_normal_prior(run), "the prior N(0, 1)")
-    draws, labels = codes.test_draws(run), codes.classes(run)[1]
-    splits = {
-        "z ~ q(z | x), test data": ScatterData(draws, labels, run.vae().has_density),
-        "F(z), F the distribution function of N(0, 1)": ScatterData(
-            Normal(0.0, 1.0).cdf(draws), labels, quantity="F(z_{})"
-        ),
-    }
-    figure = figures.scatter_figure(splits, run.dataset().label_names, run.title)
-    figure.axes[1].set_aspect("equal", adjustable="box")
-    figure.axes[1].set(xlim=(0, 1), ylim=(0, 1))
-    return figure
+    draws, title = codes.top_layer_draws(run), f"{run.title}\nz ~ q(z | x) over the test data"
+    return figures.deviation_figure(draws, codes.latent_names(run)[-draws.shape[1] :], title)
 
 
 def manifold(run: Run) -> Figure:
@@ -161,13 +151,29 @@ def manifold(run: Run) -> Figure:
     _require(run, run.data.is_images, "images")
     _require(run, codes.is_plane(run), _PLANE)
     _require(run, run.vae().has_density and codes.has_normal_prior(run), "the prior N(0, 1)")
-    title = f"{run.title}\nmean of p(x | z) at the quantiles of p(z), z_1 to the right, z_2 upward"
-    images = latent_space.manifold(run.vae(), 20, _label_of(run, 0))
-    return figures.image_figure(run.preparation.shown(images), 20, title)
+    images = run.preparation.shown(latent_space.manifold(run.vae(), _STEPS, _label_of(run, 0)))
+    ticks = [f"{z:.2f}" for z in Normal(0.0, 1.0).icdf((torch.arange(_STEPS) + 0.5) / _STEPS)]
+    figure = figures.image_figure(images, _STEPS, f"{run.title}\nmean of p(x | z) at quantiles of p(z)", ticks[::-1])
+    places = [(place + 0.5) * (images.shape[-1] + 1) for place in range(_STEPS)]
+    figure.axes[0].set(xlabel="z_1", ylabel="z_2", xticks=places, xticklabels=ticks)
+    return figure
+
+
+def _most_used(run: Run, places: range) -> tuple[list[int], list[str], str]:
+    """Return ten latents in the order of their rates, or where unknown of the variance of codes; names; the order."""
+    rates, every = latents_used(run.vae(), codes.run_batch(run, "test"), 0.0).rates, codes.latent_names(run)
+    is_known = len(rates) == len(every)
+    use = rates if is_known else codes.codes_of(run, "test").var(0).tolist()
+    chosen = sorted(places, key=lambda place: -use[place])
+    names = [every[place] + f": {use[place]:.2f}" * is_known for place in chosen[:10]]
+    said = f"sorted by {'rate, in nats' if is_known else 'the variance of their codes'}"
+    if len(chosen) > 10:
+        said += f"; the {len(chosen) - 10} others have {use[chosen[10]]:.2g} or less"
+    return chosen[:10], names, said
 
 
 def traversal(run: Run) -> Figure:
-    """Return a row of images along each of the ten dimensions that vary most, from the code of the first test image.
+    """Return a row of images along each of the ten most used dimensions, from the code of the first test image.
 
     A dimension moves from -3 to 3 if its prior is N(0, 1), and else by 3 standard deviations about the mean of the
     codes, which may lie anywhere. A bit, a category or a code is set to each of its values, of which 16 are shown.
@@ -177,19 +183,18 @@ def traversal(run: Run) -> Figure:
         return _values_of_each(run)
     means = codes.codes_of(run, "test")
     spread = means.std(0)
-    if run.config.upper_latent_dims and run.config.inference != "top-down":
-        spread = spread[: run.config.latent_dim]  # of several stochastic layers, the decoder reads the first alone
-    dimensions, every = spread.argsort(descending=True)[:10].tolist(), codes.latent_names(run)
+    is_first_read = run.config.upper_latent_dims and run.config.inference != "top-down"  # by the decoder, it alone
+    dimensions, each, order = _most_used(run, range(run.config.latent_dim if is_first_read else len(spread)))
     ways = torch.linspace(-3, 3, 11).expand(len(dimensions), -1)
     has_layers = run.vae().prior().event_shape != codes.prior(run).event_shape
     if has_layers or not (run.vae().has_density and codes.has_normal_prior(run)):
         ways = means.mean(0)[dimensions, None] + ways * spread[dimensions, None]
     vae, y = run.vae(), _label_of(run, 0)
     rows = [latent_space.traverse(vae, means[0], d, way, y) for d, way in zip(dimensions, ways)]
-    names = [f"{every[d]}\n{way[0]:+.1f} to {way[-1]:+.1f}" for d, way in zip(dimensions, ways)]
+    names = [f"{name}\n{way[0]:+.1f} to {way[-1]:+.1f}" for name, way in zip(each, ways)]
     title = (
         f"{run.title}\nmean of p(x | z), one dimension of z at a time, between the values on the left\n"
-        f"{len(dimensions)} of {len(every)} dimensions, the one whose codes vary most first"
+        f"{len(each)} of {len(spread)} dimensions, {order}"
     )
     return figures.image_figure(run.preparation.shown(torch.cat(rows)), 11, title, names)
 
@@ -223,7 +228,7 @@ def interpolation(run: Run) -> Figure:
 
 
 def histograms(run: Run) -> Figure:
-    """Return a histogram of each latent dimension of draws from the aggregate posterior, and of draws from the prior.
+    """Return histograms of the ten most used latents, of draws from the aggregate posterior and from the prior.
 
     Of several stochastic layers the top one is shown. The codes of an autoencoder, which has no prior, are compared
     with N(0, 1).
@@ -232,9 +237,12 @@ def histograms(run: Run) -> Figure:
         draws = codes.prior(run).sample((_PRIOR_DRAWS,))
     name = "N(0, 1)" if codes.has_normal_prior(run) else "p(z)"
     name = f"the prior {name}" if run.vae().has_density else f"{name} (an autoencoder has no prior)"
-    layer = codes.latent_names(run)[-1].split("_")[0]
-    title = f"{run.title}\nblue: each dimension of {layer} ~ q(z | x) over the test data; dark red: {name}"
-    return figures.histogram_figure(codes.top_layer_draws(run), draws, title)
+    every = codes.latent_names(run)
+    layer, first = every[-1].split("_")[0], len(every) - draws.shape[1]
+    chosen, names, order = _most_used(run, range(first, len(every)))
+    title = f"{run.title}\nblue: {layer} ~ q(z | x) over the test data; dark red: {name}\nlatents {order}"
+    drawn = draws[:, [place - first for place in chosen]]
+    return figures.histogram_figure(codes.test_draws(run)[:, chosen], drawn, names, title)
 
 
 def attributes(run: Run, names: Sequence[str] = ()) -> Figure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -16,9 +17,9 @@ from torch import Tensor
 
 from pvae.core.errors import InputError, one_line
 from pvae.data.dataset import Column
-from pvae.plotting.figures import PALETTE, drawable, titled_figure
+from pvae.plotting.figures import PALETTE, WIDTH, drawable, titled_figure
 
-__all__ = ["reconstructed_values_figure", "sampled_values_figure"]
+__all__ = ["reconstructed_rows_figure", "reconstructed_values_figure", "sampled_values_figure"]
 
 _DATA, _MODEL = PALETTE[0], PALETTE[1]
 _MOST = 8  # columns of a table, or values of a series at one time, that are drawn
@@ -26,68 +27,90 @@ _SHOWN, _TAIL = 0.98, 0.4  # the share of values that is drawn where these take 
 _MISSING: Any = {"facecolor": "#e4e4e4", "edgecolor": "#8a8a8a", "hatch": "////", "linewidth": 0, "label": "missing"}
 
 
-def reconstructed_values_figure(
-    data: Tensor, reconstructions: Tensor, title: str, test: Tensor, columns: Sequence[Column], names: Sequence[str]
-) -> Figure:
+def reconstructed_values_figure(data: Tensor, means: Tensor, title: str, test: Tensor, names: Sequence[str]) -> Figure:
     """Return a panel for each datum with its reconstruction: bars of a vector, lines of a series.
 
-    Of a table there is a line for each of the first columns: a bar of a standardised number, or the text of a category.
-    Where the columns of other vectors have scales that differ by a factor of 20 or more, each is standardised. What is
+    Where the columns of vectors have scales that differ by a factor of 20 or more, each is standardised. What is
     missing is grey and hatched.
 
     Args:
         data: vectors (B, D), or series (B, T, D), of which the first values at each time are drawn.
-        reconstructions: of the same shape.
+        means: of p(x | z), of the same shape.
         title: of the figure.
         test: all test data, by which columns are standardised.
-        columns: of a table, or ().
         names: of the data, (B,).
 
     Raises:
         InputError: the data are neither vectors nor series.
     """
     _check_shape(data)
-    mean, units, shown = test.float().nanmean(0), "test data", columns[: 2 * _MOST]
-    std = (test - mean).square().nanmean(0).sqrt()
-    std = torch.where(std > 0, std, torch.ones_like(std))
-    standardised = [(one - mean) / std for one in (data, reconstructions)]
-    if columns:
-        units = f"test data, numbers in standard deviations, {len(shown)} of {len(columns):,} columns"
-    elif data.dim() == 2 and std.max() > 20 * std.min():
-        (data, reconstructions), units = standardised, "test data, each column standardised"
-    text, height = f"{title}\n{units}, and means of p(x | z), z ~ q(z | x)", 0.5 + 0.14 * len(shown)
-    figure, panels = _panels(text, len(data), max(1.8, height), sharey=bool(columns), sharex=bool(columns))
-    for number, (axes, x, mean) in enumerate(zip(panels, data, reconstructions)):
-        if columns:
-            _draw_row(axes, x, mean, shown, *(one[number] for one in standardised))
-        elif data.dim() == 2:
+    (mean, std), units = _moments(test), "test data"
+    if data.dim() == 2 and std.max() > 20 * std.min():
+        data, means, units = (data - mean) / std, (means - mean) / std, "test data, each column standardised"
+    figure, panels = _panels(f"{title}\n{units}, and means of p(x | z), z ~ q(z | x)", len(data))
+    for axes, x, mean, name in zip(panels, data, means, names):
+        if data.dim() == 2:
             axes.bar(range(len(x)), x.tolist(), color=_DATA, alpha=0.6, label="x")
             axes.plot(range(len(x)), mean.tolist(), ".", color=_MODEL, label="reconstruction")
         else:
             _draw_series(axes, x, "-", "x")
             _draw_series(axes, mean, "--", "reconstruction")
-        for place in x.isnan().view(len(x), -1).any(1).nonzero()[:, 0].tolist() if not columns else ():
+        for place in x.isnan().view(len(x), -1).any(1).nonzero()[:, 0].tolist():
             axes.axvspan(place - 0.4, place + 0.4, **_MISSING)
-        axes.set_title(_label(names[number], 40), fontsize=7)
-    key = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels())}
-    figure.legend(key.values(), key.keys(), loc="outside right upper", frameon=False, fontsize=7)
+        axes.set_title(_label(name))
+    _add_key(figure, panels)
     return figure
 
 
-def _draw_row(axes: Axes, x: Tensor, mean: Tensor, columns: Sequence[Column], bars: Tensor, points: Tensor) -> None:
-    """Draw a row of a table and its reconstruction, x and mean (D,), and both of them standardised, bars and points."""
-    for place, column in enumerate(columns):
-        if x[place].isnan():
-            axes.axhspan(place - 0.4, place + 0.4, **_MISSING)
-        if column.categories:
-            for left, side, one, colour in ((0.02, "left", x, _DATA), (0.98, "right", mean, _MODEL)):
-                style: Any = {"ha": side, "color": colour, "transform": axes.get_yaxis_transform()}
-                axes.text(left, place, _label(column.text(one[place].item()), 16), va="center", fontsize=6, **style)
-        else:
-            axes.barh(place, bars[place].item(), color=_DATA, alpha=0.6, label="x")
-            axes.plot(points[place].item(), place, ".", color=_MODEL, label="reconstruction")
-    axes.set_yticks(range(len(columns)), [_label(column.name) for column in columns])
-    axes.set_ylim(len(columns) - 0.5, -0.5)
+def reconstructed_rows_figure(
+    data: Tensor, draws: Tensor, title: str, test: Tensor, columns: Sequence[Column], names: Sequence[str]
+) -> Figure:
+    """Return a panel for each row of a table: its numbers, in standard deviations, over the middle 90 % of p(x | z).
+
+    Below is the probability of its category in each column of categories. Of more columns, 16 are shown. Arguments as
+    of `reconstructed_values_figure`, but draws from p(x | z), z ~ q(z | x), for each row, (S, B, D).
+    """
+    shown = columns[: 2 * _MOST]
+    data, draws, test = (one[..., : len(shown)] for one in (data, draws, test))
+    (mean, std), of_draws = _moments(test), {"color": _MODEL, "edgecolor": _MODEL, "height": 0.6}
+    texts = [d for d, column in enumerate(shown) if column.categories]
+    parts = [part for part in ([d for d in range(len(shown)) if d not in texts], texts) if part]
+    said = f"test data, {len(shown)} of {len(columns):,} columns; {len(draws)} draws of p(x | z), z ~ q(z | x)"
+    figure = titled_figure(f"{title}\n{said}", WIDTH, 0.2 * len(shown) + 0.3 * len(parts) + 0.9)
+    heights = [len(part) + 1.5 for part in parts]
+    grid = figure.subplots(len(parts), len(data), sharex="row", sharey="row", squeeze=False, height_ratios=heights)
+    for panels, part in zip(grid, parts):
+        for axes, x, drawn in zip(panels, data, draws.unbind(1)):
+            value, low, high = (x - mean) / std, *(((drawn - mean) / std).quantile(q, 0) for q in (0.05, 0.95))
+            for y, d in enumerate(part):
+                if x[d].isnan():
+                    axes.axhspan(y - 0.4, y + 0.4, **_MISSING)
+                elif part is texts:
+                    axes.barh(y, (drawn[:, d] == x[d]).double().mean().item(), label="probability", **of_draws)
+                    axes.text(0.03, y, _label(shown[d].text(x[d].item()), 10), va="center")
+                else:
+                    axes.barh(y, (high - low)[d].item(), left=low[d].item(), label="90 % of p(x | z)", **of_draws)
+                    axes.plot(value[d].item(), y, "o", color=_DATA, markersize=4, label="x")
+            axes.set_yticks(range(len(part)), [_label(shown[d].name) for d in part])
+            axes.set_ylim(len(part) - 0.5, -0.5)
+        panels[0].set_xlabel("probability of the category" if part is texts else "standard deviations", loc="left")
+    for axes, name in zip(grid[0], names):
+        axes.set_title(_label(name, 14), fontsize=10)
+    _add_key(figure, [*grid.flat])
+    return figure
+
+
+def _moments(test: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each column; 1 for one that is constant."""
+    mean = test.float().nanmean(0)
+    std = (test - mean).square().nanmean(0).sqrt()
+    return mean, torch.where(std > 0, std, torch.ones_like(std))
+
+
+def _add_key(figure: Figure, panels: Sequence[Axes]) -> None:
+    """Add a legend of all panels."""
+    key = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(key.values(), key.keys(), loc="outside lower center", ncols=4, frameon=False)
 
 
 def _check_shape(data: Tensor) -> None:
@@ -96,16 +119,11 @@ def _check_shape(data: Tensor) -> None:
         raise InputError(f"this picture shows images, vectors or series, and not data of the shape {shape}")
 
 
-def _panels(title: str, count: int, height: float = 1.8, **options: Any) -> tuple[Figure, list[Axes]]:
-    """Return a figure and its panels, four in a row, of a height in inches; the options are of `Figure.subplots`."""
-    num_rows = -(-count // 4)
-    figure = titled_figure(title, 10.0, height * num_rows + 0.6)
-    panels = [*figure.subplots(num_rows, 4, squeeze=False, **options).flat]
-    for axes in panels:
-        axes.tick_params(labelsize=6)
-    for axes in panels[count:]:
-        axes.set_visible(False)
-    return figure, panels[:count]
+def _panels(title: str, count: int, num_columns: int = 4) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its panels in rows."""
+    num_rows = -(-count // num_columns)
+    figure = titled_figure(title, WIDTH, 1.5 * num_rows + 0.6)
+    return figure, [figure.add_subplot(num_rows, num_columns, place + 1) for place in range(count)]
 
 
 def _draw_series(axes: Axes, x: Tensor, style: str, label: str) -> None:
@@ -137,14 +155,15 @@ def sampled_values_figure(
     """
     _check_shape(data)
     if data.dim() == 3:
-        figure, panels = _panels(f"{title}\ndata above samples from {given}", 8, sharey=True)
+        figure, panels = _panels(f"{title}\ndata above samples from {given}", 8)
         for axes, x in [*zip(panels[:4], data), *zip(panels[4:], samples)]:
+            axes.sharey(panels[0])
             _draw_series(axes, x, "-", "")
         return figure
     count = min(_MOST, data.shape[1])
     rows = f"{len(data):,} data of all splits and of {len(samples):,} samples from {given}"
     text = f"{title}\nmarginals of {rows}, {count} of {data.shape[1]:,} columns"
-    figure, panels = _panels(text, count)
+    figure, panels = _panels(text, count, 3)
     for number, axes in enumerate(panels):
         name = _label(columns[number].name) if columns else f"x_{number + 1}"
         if missing := data[:, number].isnan().double().mean().item():
@@ -153,8 +172,8 @@ def sampled_values_figure(
         column = columns[number] if columns else None
         categories = column.categories if column else ()
         name += _draw_shares(axes, both, categories) if categories else _draw_densities(axes, both, column)
-        axes.set_title(name, fontsize=7)
-    panels[0].legend(fontsize=6)
+        axes.set_title(textwrap.fill(name, 26), fontsize=9)
+    _add_key(figure, panels)
     return figure
 
 
@@ -191,7 +210,7 @@ def _draw_densities(axes: Axes, both: Sequence[Tensor], column: Column | None) -
     axes.hist([one.tolist() for one in both], bins, weights=weights, **style)
     axes.yaxis.set_major_formatter("{x:g}")  # without a power of ten beside the title
     if column is not None and not is_narrow:
-        axes.locator_params(axis="x", nbins=4)
+        axes.locator_params(axis="x", nbins=3)
         axes.xaxis.set_major_formatter(partial(_tick, column))
     return said
 

@@ -129,15 +129,16 @@ def draw_codes(vae: VAE, data: Data) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def reconstruct(vae: VAE, data: Data) -> Tensor:
+def reconstruct(vae: VAE, data: Data, *, draws: bool = False) -> Tensor:
     """Return the mean of p(x | z) at one draw z ~ q(z | x) for each of a few data, (B, *D), as posts 000 and 004 do.
 
     Args:
         vae: in eval mode.
         data: x (B, *D), or a `Batch` of them with their labels.
+        draws: draw every value of x too, in place of taking its mean.
     """
     batch = Batch.of(data)
-    return decode(vae, vae.posterior(*batch).sample(), batch.y)
+    return decode(vae, vae.posterior(*batch).sample(), batch.y, draws=draws)
 
 
 @torch.no_grad()
