@@ -97,23 +97,22 @@ def drawable(text: str) -> str:
 
 
 def titled_figure(title: str, width: float, height: float) -> Figure:
-    """Return an empty figure with a title, whose first line is in larger letters than the others.
+    """Return an empty figure with a title, whose first line is darker than the others.
 
     Args:
         title: its lines; one that is too long for the figure is broken into as many as three, and then cut.
         width: in inches.
         height: in inches; the small lines are added to it.
     """
-    style: Any = {"width": int(11 * width), "break_on_hyphens": False, "max_lines": 3, "placeholder": "..."}
+    style: Any = {"width": int(12.5 * width), "break_on_hyphens": False, "max_lines": 3, "placeholder": "..."}
     first, *others = [part for line in title.splitlines() for part in textwrap.wrap(line, **style)] or [""]
-    below = _LINE * len(others)
-    figure = _PlainFigure(figsize=(width, height + below), dpi=170, layout="constrained", label=title)
-    # Not by matplotlib, which measures the lines as formulas, whatever `parse_math` says.
-    figure.suptitle(first, fontsize=10)
-    style = {"fontsize": 9, "color": "#555555", "ha": "center", "va": "top"}
-    figure.text(0.5, 1 - 0.24 / (height + below), "\n".join(others), **style)
+    height += _LINE * len(others)
+    figure = _PlainFigure(figsize=(width, height), dpi=170, label=title)
+    # No suptitle: matplotlib measures it as a formula, whatever `parse_math` says, and moves it to the panels.
+    figure.text(0.5, 1 - 0.04 / height, first, fontsize=9, ha="center", va="top")
+    figure.text(0.5, 1 - 0.23 / height, "\n".join(others), fontsize=9, color="#555555", ha="center", va="top")
     # Compressed, or names of rows would leave a figure that is too low for its images.
-    figure.set_layout_engine("compressed", rect=(0, 0, 1, 1 - below / (height + below)))
+    figure.set_layout_engine("compressed", rect=(0, 0, 1, 1 - (0.23 + _LINE * len(others)) / height))
     return figure
 
 
@@ -304,7 +303,7 @@ def deviation_figure(draws: Tensor, names: Sequence[str], title: str) -> Figure:
     for colour, d in zip(PALETTE, distances.argsort(descending=True).tolist()):
         axes.plot(z[:, d], deviations[:, d], color=colour, label=f"{names[d]}: {distances[d]:.3f}")
     axes.set(xlabel="z", ylabel="F_n(z) - F(z)")
-    figure.legend(title="distance", loc="outside right upper", frameon=False)
+    figure.legend(title="distance", loc="outside right center", frameon=False)
     return figure
 
 

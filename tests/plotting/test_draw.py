@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -15,9 +16,10 @@ import torch
 from helpers.commands import refuse
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle, Polygon
+from matplotlib.patches import Circle, Polygon, Rectangle
 from matplotlib.text import Text
 from pyro.infer.inspect import get_model_relations
+from scipy.stats import kstest, kstwo
 
 from pvae.cli.draw import PICTURES, main
 from pvae.cli.evaluate import main as evaluate
@@ -30,6 +32,7 @@ from pvae.plotting.figures import ScatterData
 from pvae.plotting.gallery import entry_of
 from pvae.runs import data as data_module
 from pvae.runs import writer
+from pvae.runs.metrics import Metrics
 from pvae.runs.run import Run
 from pvae.trained import codes, latent_space
 from pvae.training.fit import fit, resume
@@ -96,7 +99,7 @@ def test_every_picture_has_a_function():
         ("mlp-2d", {"attributes"}),
         ("conv-2d", {"attributes"}),
         ("conv-2d-ae", {"samples", "manifold", "attributes"}),
-        ("deep-bayes", {"scatter", "cdf", "manifold", "attributes"}),
+        ("deep-bayes", {"scatter", "manifold", "attributes"}),
     ],
 )
 def test_one_call_draws_all_that_apply(runs, found, tmp_path, capsys, name, missing):
@@ -169,36 +172,138 @@ def test_results_are_written_if_stdout_is_closed(runs, found, monkeypatch, tmp_p
 
 def test_scatter_plots_have_equal_axes_and_the_circles_of_the_prior(runs):
     for name, radii in (("mlp-2d", [1, 2, 3]), ("conv-2d-ae", [])):
-        for axes in pictures.scatter(runs[name]).axes:
-            assert axes.get_aspect() == 1
-            assert [patch.radius for patch in axes.patches if isinstance(patch, Circle)] == radii
-    (_, unit) = pictures.cdf(runs["mlp-2d"]).axes
-    unit.figure.draw_without_rendering()
-    assert (unit.get_xlim(), unit.get_ylim()) == ((0, 1), (0, 1))
-    assert not unit.patches
+        (axes,) = pictures.scatter(runs[name]).axes
+        assert axes.get_aspect() == 1
+        assert [patch.radius for patch in axes.patches if isinstance(patch, Circle)] == radii
+
+
+def test_the_deviation_from_n_0_1_is_the_distance_of_kolmogorov_and_smirnov():
+    """Latents are sorted by it; the line of a wider distribution is above 0 on the left and below on the right."""
+    z = torch.randn(2000, 12, generator=torch.Generator().manual_seed(0)).double()
+    z[:, 3], z[:, 7] = 1.5 * z[:, 3], z[:, 7] + 0.5
+    names = [f"z_{d}" for d in range(12)]
+    figure = figures.deviation_figure(z, names, "title")
+    distances = codes.latent_statistics(z).kolmogorov_smirnov
+    order = np.argsort(distances)[::-1][:10]
+    assert [*order[:2]] == [7, 3]
+    written = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert written == [f"z_{d}: {distances[d]:.3f}" for d in order]
+    wide = figure.axes[0].get_lines()[1].get_ydata()
+    assert wide[:1000].max() > 0.05
+    assert wide[1000:].min() < -0.05
+    outside = sum(kstest(column.numpy(), "norm").pvalue < 0.05 for column in z.T)
+    assert f"{outside} of 12 latents leave" in said(figure)
+    (band,) = figure.axes[0].patches
+    assert band.get_height() / 2 == pytest.approx(kstwo.ppf(0.95, 2000), rel=0.01)
+
+
+def printed_sizes(figure):
+    """The sizes of the texts of a figure without its title, in points where it fills a column of 88 mm."""
+    figures.without_title(figure)
+    figure.draw_without_rendering()
+    texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    return {text.get_fontsize() * 88 / 25.4 / figure.get_figwidth() for text in texts}
+
+
+def test_texts_can_be_read_and_stay_inside_where_a_picture_fills_a_column(runs):
+    for name, run in runs.items():
+        for picture in EVERY - {"attributes"}:
+            try:
+                figure = getattr(pictures, picture)(run)
+            except InputError:
+                continue
+            sizes = printed_sizes(figure)
+            assert min(sizes, default=5) >= 5, (name, picture)
+            box = figure.get_tightbbox()
+            width, height = figure.get_size_inches()
+            assert min(box.x0, box.y0, width - box.x1, height - box.y1) > -0.03, (name, picture)
+
+
+def metric(epoch, split, loss, rate):
+    options = {"elbo": -loss, "elbo_stderr": 1.0, "distortion": loss - rate, "seconds": 1.0, "pseudo": False}
+    return Metrics(epoch=epoch, split=split, loss=loss, rate=rate, **options)
+
+
+def test_losses_show_all_but_early_extremes_which_they_name():
+    """The axis of the loss has the range of the later epochs, and the one of the rate all values."""
+    rows = [metric(epoch, split, 100 - epoch, 5.0 + epoch) for epoch in range(1, 11) for split in ("train", "test")]
+    rows[0] = metric(1, "train", 900, 6.0)
+    loss, rate = figures.loss_figure(rows, "title").axes
+    low, high = loss.get_ylim()
+    assert 85 < low < 90
+    assert 99 < high < 105
+    assert loss.get_title(loc="right").splitlines() == ["1 beyond the axis:", "train 900 at epoch 1"]
+    assert rate.get_title(loc="right") == ""
+    assert rate.get_ylim()[0] < 6 < 15 < rate.get_ylim()[1]
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["train", "test"], "no validation data"
+    every = [metric(epoch, split, 9, 1) for epoch in (1, 2) for split in ("train", "valid", "test")]
+    _, valid, test = figures.loss_figure(every, "title").axes[0].get_lines()
+    assert valid.get_linewidth() > 2 * test.get_linewidth(), "valid is seen where test lies on it"
+    assert len(figures.loss_figure([metric(1, "test", 9, 0)], "title").axes) == 1, "an autoencoder has no rate"
+
+
+def test_latents_are_sorted_by_rate_and_ten_are_drawn(runs, monkeypatch):
+    run = runs["deep-bayes"]
+    rates = (0.1, 0.0, 3.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 0.02)
+    monkeypatch.setattr(pictures, "latents_used", lambda *_: SimpleNamespace(rates=rates))
+    names = [f"z_{1 + d}: {rates[d]:.2f}" for d in (2, 10, 9, 8, 7, 6, 5, 4, 3, 0)]
+    histograms, traversal = pictures.histograms(run), pictures.traversal(run)
+    assert [axes.get_title() for axes in histograms.axes] == names
+    assert [label.get_text().splitlines()[0] for label in traversal.axes[0].get_yticklabels()] == names
+    drawn = codes.test_draws(run)[:, 2]
+    bars = histograms.axes[0].patches[:-1]
+    assert bars[0].get_x() == pytest.approx(drawn.min().item(), rel=1e-4), "the bars are of the latent that is named"
+    for figure in (histograms, traversal):
+        assert "the 2 others have 0.02 or less" in figure.get_label()
+
+
+@pytest.mark.parametrize(("count", "bins"), [(8, 4), (80, 9), (1000, 20), (100_000, 40)])
+def test_histograms_have_as_many_bins_as_their_data_fill(count, bins):
+    axes = figures.histogram_figure(torch.randn(count, 1), torch.randn(9, 1), ["z_1"], "title").axes[0]
+    assert sum(isinstance(patch, Rectangle) for patch in axes.patches) == bins
+
+
+def test_a_manifold_has_its_z_at_its_cells(runs):
+    (axes,) = pictures.manifold(runs["mlp-2d"]).axes
+    shown = axes.get_images()[0].get_array()
+    assert shown.shape == (291, 291), "ten cells of 28 pixels and the lines between them"
+    right, up = (
+        [float(label.get_text()) for label in labels] for labels in (axes.get_xticklabels(), axes.get_yticklabels())
+    )
+    assert right == up[::-1]
+    assert right == pytest.approx(dist.Normal(0.0, 1.0).icdf((torch.arange(10) + 0.5) / 10).tolist(), abs=0.005)
+    decoded = latent_space.decode(runs["mlp-2d"].vae(), torch.tensor([[right[9], up[0]]]))[0, 0]
+    assert torch.allclose(torch.as_tensor(shown[1:29, 262:290]), decoded, atol=0.01), "the corner at the upper right"
 
 
 def test_pictures_say_what_they_show(runs, data):
-    """Numbers of classes only where there are classes, and which dimensions are traversed."""
-    assert "class" in said(pictures.scatter(runs["mlp-2d"]))
+    """Names of classes only where there are classes, and which dimensions are traversed."""
+    assert "class" in pictures.scatter(runs["mlp-2d"]).get_label()
     unlabelled = opened(runs["mlp-2d"].path, Dataset("few digits", data.train, data.test))
-    assert "class" not in said(pictures.scatter(unlabelled))
+    assert "class" not in pictures.scatter(unlabelled).get_label()
     assert "10 of 12 dimensions" in said(pictures.traversal(runs["deep-bayes"]))
 
 
 @pytest.mark.parametrize("title", ["short", "a title that is too long for the figure, " * 3, "measurements_2024-" * 20])
-def test_a_title_is_one_line_above_the_panels(title):
-    """So are the lines below it; none leaves the figure, or touches a panel."""
+def test_a_title_is_above_the_panels_and_in_full_in_the_caption(title):
+    """Its lines are broken; none leaves the figure, or touches a panel. Without it the panels keep their size."""
     figure = figures.titled_figure(f"{title}\n{title}\nlast", 5, 2)
     axes = figure.subplots()
     axes.set_title("panel")
+    figure.supxlabel("stays")
     figure.draw_without_rendering()
-    first, others = (text.get_window_extent() for text in figure.texts)
+    first, others = (text.get_window_extent() for text in figure.texts[:2])
     lines = said(figure).splitlines()
-    assert [one[:5] for one in lines] == [title[:5], title[:5], "last"]
+    assert lines[0][:5] == title[:5]
+    assert lines[-2:] == ["last", "stays"]
     assert min(first.x0, others.x0) >= 0
     assert max(first.x1, others.x1) <= figure.bbox.width
     assert figure.bbox.height >= first.y1 > first.y0 >= others.y1 > others.y0 >= axes.title.get_window_extent().y1
+    before = axes.get_window_extent().height
+    assert figures.without_title(figure) == f"{title}\n{title}\nlast"
+    figure.draw_without_rendering()
+    assert said(figure).strip() == "stays"
+    assert axes.get_window_extent().height == pytest.approx(before, rel=0.15)
 
 
 def test_marginals_and_rows_of_a_conditional_run_name_its_labels(tmp_path):
@@ -207,7 +312,7 @@ def test_marginals_and_rows_of_a_conditional_run_name_its_labels(tmp_path):
     config = Config(condition=True, likelihood="normal-diagonal", hidden=(4,), latent_dim=2, epochs=1, batch_size=25)
     run = fit(config, data=data, out=tmp_path / "run")
     figure = pictures.samples(run)
-    assert "(46 old, 24 new)" in said(figure), "all of the 70 rows"
+    assert "(46 old, 24 new)" in figure.get_label(), "all of the 70 rows"
     heights = torch.tensor([bar.get_height() for bar in figure.axes[0].containers[0]])
     counts = 70 * heights / heights.sum()
     assert torch.allclose(counts, counts.round(), atol=1e-3), "each bar counts some of the 70"
@@ -217,7 +322,7 @@ def test_marginals_and_rows_of_a_conditional_run_name_its_labels(tmp_path):
         assert label == data.label_names[data.test_labels[int(name.removeprefix("test-"))]]
 
 
-@pytest.mark.parametrize(("count", "diameter"), [(50, 4.15), (500, 2.4), (10_000, 0.98)])
+@pytest.mark.parametrize(("count", "diameter"), [(50, 6.96), (500, 4.02), (10_000, 1.64)])
 def test_dots_are_as_large_as_their_number_allows(count, diameter):
     figure = figures.scatter_figure({"test": ScatterData(torch.randn(count, 2))}, [], "title")
     assert figure.axes[0].collections[0].get_sizes()[0] ** 0.5 == pytest.approx(diameter, abs=0.05)
@@ -242,12 +347,16 @@ def test_named_images_have_the_end_of_their_name_below_them():
     assert third.get_xlabel() == "貓_$.png"
 
 
-def test_numbers_of_classes_do_not_cover_each_other():
-    codes, labels = torch.randn(300, 2), torch.arange(300) % 3
-    figure = figures.scatter_figure({"test": ScatterData(codes, labels)}, ["a", "b", "c"], "title")
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_names_of_classes_do_not_cover_each_other(spread):
+    """Nor do those of classes that all have one median. Digits are named without their number."""
+    labels = torch.arange(300) % 4
+    codes = spread * torch.randn(300, 2) + torch.tensor([-4.0, 4.0])[torch.arange(300) // 4 % 2, None]
+    names = ["0 - zero", "T-shirt/top", "Pullover", "Ankle boot"]
+    figure = figures.scatter_figure({"test": ScatterData(codes, labels)}, names, "title")
     figure.draw_without_rendering()
+    assert [text.get_text() for text in figure.axes[0].texts] == ["zero", *names[1:]]
     boxes = [text.get_bbox_patch().get_window_extent() for text in figure.axes[0].texts]
-    assert len(boxes) == 3
     for number, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:number])
 
@@ -258,13 +367,10 @@ def test_many_classes_share_colours(count):
     figure = figures.scatter_figure({"test": ScatterData(codes, labels)}, [f"class {n}" for n in range(count)], "title")
     points = figure.axes[0].collections[0].get_facecolor()
     assert len(np.unique(points, axis=0)) == (min(count, 10) if count <= 50 else 1)
-    assert ("class" in said(figure).removeprefix("title")) == (count <= 50)
-    assert len(figure.axes[0].texts) == (count if count <= 50 else 0)
-    figure.draw_without_rendering()
-    for legend in figure.legends:
-        box = legend.get_window_extent()
-        assert box.y0 >= 0
-        assert box.y1 <= figure.bbox.height
+    assert ("class" in figure.get_label()) == (count <= 50)
+    assert [text.get_text() for text in figure.axes[0].texts] == [
+        f"class {n}" for n in range(count if count <= 50 else 0)
+    ]
 
 
 def test_pictures_of_an_autoencoder_name_no_elbo(runs):
@@ -272,7 +378,7 @@ def test_pictures_of_an_autoencoder_name_no_elbo(runs):
     titles = [trained.title, entry_of(trained).title, *(axes.get_title() for axes in pictures.losses(trained).axes)]
     assert not any("elbo" in title.lower() for title in titles)
     assert "distortion" in trained.title
-    assert len(titles) == 4, "loss and distortion, and no rate"
+    assert len(titles) == 3, "the loss, and no rate"
 
 
 def test_an_autoencoder_is_traversed_where_its_codes_lie(runs):
@@ -298,7 +404,7 @@ def test_pictures_of_several_layers_name_them_and_move_where_codes_lie(data, fou
     assert sum(axes.get_visible() for axes in pictures.histograms(run).axes) == 3, "the second layer"
     assert main([str(run.path), "--out", str(tmp_path / "pictures")]) == 0
     drawn = {path.stem for path in (tmp_path / "pictures").glob("*.png")}
-    assert drawn == EVERY - {"scatter", "cdf", "manifold", "attributes"}, "two layers are no plane"
+    assert drawn == EVERY - {"scatter", "manifold", "attributes"}, "two layers are no plane"
     assert len(json.loads((tmp_path / "pictures" / "latent.json").read_text())["mean"]) == 3
 
 
@@ -319,7 +425,8 @@ CORRELATED = dist.MultivariateNormal(torch.tensor([0.0, 40.0]), torch.tensor([[1
 def test_histograms_show_the_prior_of_the_vae(runs, prior):
     run = runs["mlp-2d"]
     run.vae().p_z.forward = lambda: prior
-    (outline,) = (patch for patch in pictures.histograms(run).axes[1].patches if isinstance(patch, Polygon))
+    (axes,) = (axes for axes in pictures.histograms(run).axes if axes.get_title().startswith("z_2"))
+    (outline,) = (patch for patch in axes.patches if isinstance(patch, Polygon))
     assert 25 < outline.get_xy()[:, 0].min() < 35, "the prior lies at 40 +- 3"
     assert 45 < outline.get_xy()[:, 0].max() < 55
     assert codes.latent_report(run).kolmogorov_smirnov is None

@@ -28,7 +28,11 @@ from pvae.data.preparation import Pixels
 from pvae.distributions.columns import Columns
 from pvae.plotting import pictures
 from pvae.plotting.pictures import save_figures
-from pvae.plotting.value_figures import reconstructed_values_figure, sampled_values_figure
+from pvae.plotting.value_figures import (
+    reconstructed_rows_figure,
+    reconstructed_values_figure,
+    sampled_values_figure,
+)
 from pvae.runs.run import Run
 from pvae.trained.given import given_data
 from pvae.trained.imputation import impute
@@ -263,26 +267,31 @@ def test_a_picture_that_cannot_be_drawn_is_named_and_the_others_are_drawn(tmp_pa
     assert capsys.readouterr().err.startswith("samples.png")
 
 
-def test_pictures_of_rows_write_categories_and_mark_what_is_missing():
+def test_pictures_of_rows_show_intervals_probabilities_and_mark_what_is_missing():
+    """Numbers and categories have axes of their own; numbers are in standard deviations of the test data."""
     columns = (Column("age"), Column("city", ("Rome", "Oslo")))
     data = torch.tensor([[1.0, 0], [3, 1], [math.nan, 1], [2, math.nan]])
-    means = torch.tensor([[2.0, 1], [1, 1], [2, 1], [1, 0]])
-    figure = reconstructed_values_figure(data, means, "title", data, columns, ["a", "b: old", "c", "d"])
-    assert [axes.get_title() for axes in figure.axes] == ["a", "b: old", "c", "d"]
-    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["age", "city"]
-    words = [[text.get_text() for text in axes.texts] for axes in figure.axes]
-    assert words == [["Rome", "Oslo"], ["Oslo", "Oslo"], ["Oslo", "Oslo"], ["", "Rome"]]
+    ages = torch.arange(101.0)[:, None].expand(-1, 4) + torch.tensor([0.0, 1, 2, 3])
+    draws = torch.stack([ages, (torch.arange(101)[:, None] < torch.tensor([101, 0, 25, 7])).float()], -1)
+    figure = reconstructed_rows_figure(data, draws, "title", data, columns, ["a", "b: old", "c", "d"])
+    numbers, texts = figure.axes[:4], figure.axes[4:]
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b: old", "c", "d", "", "", "", ""]
+    names = [[text.get_text() for text in axes.get_yticklabels()] for axes in (numbers[0], texts[0])]
+    assert names == [["age"], ["city"]]
+    assert [[text.get_text() for text in axes.texts] for axes in texts] == [["Rome"], ["Oslo"], ["Oslo"], []]
     std = (2 / 3) ** 0.5
-    for axes, (age, mean) in zip(figure.axes, ((-1, 0), (1, -1), (math.nan, 0), (0, -1))):
-        bar = next(patch for patch in axes.patches if not patch.get_hatch())
-        np.testing.assert_allclose(bar.get_width(), age / std, rtol=1e-6)
-        np.testing.assert_allclose(axes.lines[0].get_xdata(), [mean / std], rtol=1e-6)
-    hatched = [
-        [round(one.get_y() + one.get_height() / 2) for one in axes.patches if one.get_hatch()] for axes in figure.axes
-    ]
-    assert hatched == [[], [], [0], [1]], "the places of the missing values"
-    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"x", "reconstruction", "missing"}
-    vectors = reconstructed_values_figure(data, means, "title", data, (), "abcd")
+    for shift, axes in enumerate(numbers[:2]):
+        (interval,), (point,) = axes.patches, axes.lines
+        ends = [interval.get_x(), interval.get_x() + interval.get_width()]
+        np.testing.assert_allclose(ends, (np.array([5, 95]) + shift - 2) / std, rtol=1e-5)
+        np.testing.assert_allclose(point.get_xdata(), [(2 * shift - 1) / std], rtol=1e-6)
+    shares = [axes.patches[0].get_width() for axes in texts[:3]]
+    np.testing.assert_allclose(shares, [0, 0, 25 / 101], err_msg="draws of Rome for the first row are none")
+    missing = [[bool(patch.get_hatch()) for patch in axes.patches] for axes in figure.axes]
+    assert missing == [[False], [False], [True], [False], [False], [False], [False], [True]]
+    key = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert key == {"x", "90 % of p(x | z)", "probability", "missing"}
+    vectors = reconstructed_values_figure(data, draws[0], "title", data, "abcd")
     hatched = [[one.get_x() + one.get_width() / 2 for one in axes.patches if one.get_hatch()] for axes in vectors.axes]
     assert hatched == [[], [], [0], [1]]
 
