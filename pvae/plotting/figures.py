@@ -186,10 +186,8 @@ def band_figure(bands: Mapping[str, tuple[Tensor, Tensor]], num_columns: int, ti
 
 
 def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
-    """Return the loss of each split against the epoch, and the rate; loss - beta rate, the distortion, is left out.
-
-    Values of the first tenth of the epochs that would more than triple the range are left out, and named.
-    """
+    """Return the loss of each split against the epoch, and the rate; early values far beyond the others are named."""
+    # The distortion, loss - beta rate, needs no panel of its own.
     quantities = ["loss", "rate"] if any(row.rate for row in rows) else ["loss"]  # an autoencoder has no rate
     figure = titled_figure(title, WIDTH, 1.9 * len(quantities) + 1.1)
     panels = figure.subplots(len(quantities), 1, sharex=True, squeeze=False)[:, 0]
@@ -200,13 +198,14 @@ def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
         for split, line, width, place in (("train", "o--", 1.5, 0), ("valid", "o-", 4, 4), ("test", "o-", 1.5, 6)):
             x, y = [row.epoch for row in rows if row.split == split], [y for y, row in values if row.split == split]
             axes.plot(x, y, line, linewidth=width, color=PALETTE[place], markersize=3, label=split * bool(x))
+        # The first tenth of the epochs widens the range to three times that of the others at most.
         later = [y for y, row in values if row.epoch > first]
         length = max(later) - min(later) or abs(later[0]) or 1.0
         inside = [y for y, _ in values if min(later) - length <= y <= max(later) + length]
         axes.set_ylim(min(inside) - 0.05 * length, max(inside) + 0.05 * length)
         beyond = [f"{row.split} {y:.5g} at epoch {row.epoch}" for y, row in values if y not in inside]
-        said = f"{len(beyond)} beyond the axis:\n" * bool(beyond) + "\n".join(beyond[:3])
-        axes.set_title(said, loc="right", fontsize=10)
+        head = f"{len(beyond)} beyond the axis:\n" * bool(beyond)
+        axes.set_title(head + "\n".join(beyond[:3]), loc="right", fontsize=10)
         axes.set(xlabel="epoch" if axes is panels[-1] else "", ylabel=f"{name}, nats per datum")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
@@ -231,8 +230,7 @@ def scatter_figure(splits: Mapping[str, ScatterData], names: Sequence[str], titl
     figure = titled_figure(title, side * len(splits), side)
     of_classes = "\nnames of classes stand at the median of their codes, or near it" * is_coloured
     of_prior = "\ncircles of 1, 2 and 3 standard deviations hold 39, 86 and 99 % of the prior, N(0, I)"
-    has_circles = any(split.is_prior_normal for split in splits.values())
-    figure.set_label(title + of_classes + of_prior * has_circles)
+    figure.set_label(title + of_classes + of_prior * any(split.is_prior_normal for split in splits.values()))
     panels = figure.subplots(1, len(splits), squeeze=False)[0]
     for axes, (split, (codes, labels, is_prior_normal)) in zip(panels, splits.items()):
         points = codes.cpu().numpy()

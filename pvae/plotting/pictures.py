@@ -137,10 +137,7 @@ def scatter(run: Run) -> Figure:
 
 
 def cdf(run: Run) -> Figure:
-    """Return how far each latent of the aggregate posterior is from N(0, 1), which the prior must be, if there is one.
-
-    Of several stochastic layers the top one is shown.
-    """
+    """Return how far each latent of the aggregate posterior, of the top layer, is from N(0, 1), the prior if any."""
     _require(run, codes.has_normal_prior(run), "the prior N(0, 1)")
     draws, title = codes.top_layer_draws(run), f"{run.title}\nz ~ q(z | x) over the test data"
     return figures.deviation_figure(draws, codes.latent_names(run)[-draws.shape[1] :], title)

@@ -250,6 +250,7 @@ def test_latents_are_sorted_by_rate_and_ten_are_drawn(runs, monkeypatch):
     histograms, traversal = pictures.histograms(run), pictures.traversal(run)
     assert [axes.get_title() for axes in histograms.axes] == names
     assert [label.get_text().splitlines()[0] for label in traversal.axes[0].get_yticklabels()] == names
+    assert len(traversal.axes[0].get_images()[0].get_array()) == 10 * 29 + 1, "ten rows of images"
     drawn = codes.test_draws(run)[:, 2]
     bars = histograms.axes[0].patches[:-1]
     assert bars[0].get_x() == pytest.approx(drawn.min().item(), rel=1e-4), "the bars are of the latent that is named"
