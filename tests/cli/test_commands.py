@@ -153,7 +153,9 @@ def test_pictures_for_a_paper(run, tmp_path):
     titled, plain = ((tmp_path / name / "samples.svg").read_text() for name in ("titled", "out"))
     assert len(titled) > len(plain) + 500
     assert main(["draw", str(run), "--what", "losses", "--format", "pdf", "--out", str(tmp_path / "pdf")]) == 0
-    assert b"/Type42" in (tmp_path / "pdf/losses.pdf").read_bytes(), "no fonts of type 3, which journals refuse"
+    content = (tmp_path / "pdf/losses.pdf").read_bytes()
+    assert b"/FontFile2" in content, "TrueType fonts"
+    assert b"/Type3" not in content, "which journals refuse"
 
 
 @pytest.mark.parametrize(("shell", "status"), [("{} | true", 0), ("{}", 0), ("{} > /dev/full", 1), ("{} nothing", 2)])
