@@ -287,6 +287,7 @@ def test_pictures_of_rows_show_intervals_probabilities_and_mark_what_is_missing(
         np.testing.assert_allclose(point.get_xdata(), [(2 * shift - 1) / std], rtol=1e-6)
     shares = [axes.patches[0].get_width() for axes in texts[:3]]
     np.testing.assert_allclose(shares, [0, 0, 25 / 101], err_msg="draws of Rome for the first row are none")
+    assert {axes.get_xlim() for axes in texts} == {(0, 1)}
     missing = [[bool(patch.get_hatch()) for patch in axes.patches] for axes in figure.axes]
     assert missing == [[False], [False], [True], [False], [False], [False], [False], [True]]
     key = {text.get_text() for text in figure.legends[0].get_texts()}
