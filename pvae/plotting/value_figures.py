@@ -30,8 +30,7 @@ _MISSING: Any = {"facecolor": "#e4e4e4", "edgecolor": "#8a8a8a", "hatch": "////"
 def reconstructed_values_figure(data: Tensor, means: Tensor, title: str, test: Tensor, names: Sequence[str]) -> Figure:
     """Return a panel for each datum with its reconstruction: bars of a vector, lines of a series.
 
-    Where the columns of vectors have scales that differ by a factor of 20 or more, each is standardised. What is
-    missing is grey and hatched.
+    Columns of vectors whose scales differ by a factor of 20 or more are standardised. What is missing is hatched.
 
     Args:
         data: vectors (B, D), or series (B, T, D), of which the first values at each time are drawn.
@@ -82,6 +81,7 @@ def reconstructed_rows_figure(
     for panels, part in zip(grid, parts):
         for axes, x, drawn in zip(panels, data, draws.unbind(1)):
             value, low, high = (x - mean) / std, *(((drawn - mean) / std).quantile(q, 0) for q in (0.05, 0.95))
+            axes.use_sticky_edges = part is texts  # an interval does not end at the edge of the panel
             for y, d in enumerate(part):
                 if x[d].isnan():
                     axes.axhspan(y - 0.4, y + 0.4, **_MISSING)
