@@ -92,7 +92,7 @@ def reconstructed_rows_figure(
                     axes.barh(y, (high - low)[d].item(), left=low[d].item(), label="90 % of p(x | z)", **of_draws)
                     axes.plot(value[d].item(), y, "o", color=_DATA, markersize=4, label="x")
             axes.set_yticks(range(len(part)), [_label(shown[d].name) for d in part])
-            axes.set(ylim=(len(part) - 0.5, -0.5), xlim=(0, 1) if part is texts else None)
+            axes.set(ylim=(len(part) - 0.5, -0.5), **({"xlim": (0, 1)} if part is texts else {}))
         panels[0].set_xlabel("probability of the category" if part is texts else "standard deviations", loc="left")
     for axes, name in zip(grid[0], names):
         axes.set_title(_label(name, 14), fontsize=10)

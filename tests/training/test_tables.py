@@ -271,7 +271,7 @@ def test_pictures_of_rows_show_intervals_probabilities_and_mark_what_is_missing(
     """Numbers and categories have axes of their own; numbers are in standard deviations of the test data."""
     columns = (Column("age"), Column("city", ("Rome", "Oslo")))
     data = torch.tensor([[1.0, 0], [3, 1], [math.nan, 1], [2, math.nan]])
-    ages = torch.arange(101.0)[:, None].expand(-1, 4) + torch.tensor([0.0, 1, 2, 3])
+    ages = torch.arange(101.0)[:, None].expand(-1, 4) + torch.tensor([0.0, 1, 2, 60])
     draws = torch.stack([ages, (torch.arange(101)[:, None] < torch.tensor([101, 0, 25, 7])).float()], -1)
     figure = reconstructed_rows_figure(data, draws, "title", data, columns, ["a", "b: old", "c", "d"])
     numbers, texts = figure.axes[:4], figure.axes[4:]
@@ -288,6 +288,8 @@ def test_pictures_of_rows_show_intervals_probabilities_and_mark_what_is_missing(
     shares = [axes.patches[0].get_width() for axes in texts[:3]]
     np.testing.assert_allclose(shares, [0, 0, 25 / 101], err_msg="draws of Rome for the first row are none")
     assert {axes.get_xlim() for axes in texts} == {(0, 1)}
+    low, high = numbers[0].get_xlim()
+    assert low < (5 - 2) / std < (155 - 2) / std < high, "the axis has room for the intervals of all rows"
     missing = [[bool(patch.get_hatch()) for patch in axes.patches] for axes in figure.axes]
     assert missing == [[False], [False], [True], [False], [False], [False], [False], [True]]
     key = {text.get_text() for text in figure.legends[0].get_texts()}
