@@ -7,7 +7,6 @@ choices.toml, so that nothing is said twice.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import inspect
 import pkgutil
