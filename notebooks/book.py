@@ -252,7 +252,7 @@ def write_pages(*_: Any) -> None:
 def write_explorer(app: Any, error: Exception | None) -> None:
     """Write the pages of the two runs that come with pvae; the index shows the first one."""
     for name in READY_MADE:
-        (Path(app.outdir) / f"{name}.html").write_text(explorer_page(Run.open(name)), encoding="utf-8")
+        (Path(app.outdir) / f"explore-{name}.html").write_text(explorer_page(Run.open(name)), encoding="utf-8")
 
 
 def add_download(_: Any, page: str, __: str, context: dict[str, Any], doctree: Any) -> None:

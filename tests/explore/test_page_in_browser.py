@@ -314,7 +314,7 @@ def test_the_image_under_the_pointer_is_decoded(train, opened):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_frame_of_the_book_is_as_high_as_its_page_and_has_the_theme_of_the_book(train, browser, tmp_path, theme):
-    (tmp_path / "fashion-vae.html").write_text(explorer_page(train({"latent_dim": 2})), "utf-8")
+    (tmp_path / "explore-fashion-vae.html").write_text(explorer_page(train({"latent_dim": 2})), "utf-8")
     frame = (Path(__file__).parents[2] / "notebooks" / "explorer.html").read_text("utf-8")
     file = tmp_path / "index.html"
     file.write_text(f"<!doctype html><body data-theme='{theme}'><main class='content'>{frame}</main>", "utf-8")
