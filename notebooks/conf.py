@@ -19,6 +19,7 @@ html_theme = "furo"
 html_static_path = ["static"]
 html_css_files, html_js_files = ["book.css"], [("book.js", {"defer": "defer"})]
 html_show_copyright = False
+html_theme_options = {"top_of_page_buttons": []}
 html_sourcelink_suffix = ""  # so that a notebook is downloaded under its own name
 html_logo = html_favicon = "made/logo.svg"  # which book.py writes
 html_title = f"pvae {release}"

@@ -1,2 +1,6 @@
-// Code and outputs that scroll are reached by the keyboard too.
-for (const one of document.querySelectorAll("pre")) if (one.scrollWidth > one.clientWidth) one.tabIndex = 0;
+// Code, outputs and formulas that scroll are reached by the keyboard too.
+for (const one of document.querySelectorAll("pre, .math-wrapper > div")) if (one.scrollWidth > one.clientWidth) one.tabIndex = 0;
+// What the theme leaves out for a screen reader.
+for (const one of document.querySelectorAll("[role=heading]:not([aria-level])")) one.ariaLevel = "2";
+for (const [drawer, name] of [[".sidebar-drawer", "pages"], [".toc-drawer", "on this page"]])
+  document.querySelector(drawer)?.setAttribute("aria-label", name);
