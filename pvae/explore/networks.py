@@ -44,8 +44,8 @@ class Tensors:
     def add(self, tensor: Tensor, kind: str = "f4") -> dict[str, Any]:
         """Add a tensor as float32, or as another of `_TYPES`, and return what stands for it in JSON."""
         step, place = 1.0, len(self.bytes)
-        if self.is_small and kind == "f4" and tensor.dim() > 1:
-            kind, (tensor, step) = "i1", in_8_bits(tensor, _MOST)
+        if kind == "i1" or (self.is_small and kind == "f4" and tensor.dim() > 1):
+            kind, (tensor, step) = "i1", in_8_bits(tensor, 127 if kind == "i1" else _MOST)
         self.bytes += tensor.detach().numpy().astype(_TYPES[kind]).tobytes()
         return {"tensor": [kind, place, len(self.bytes), list(tensor.shape)], "step": step}
 

@@ -162,7 +162,8 @@ async function show() {
       if (k >= 0 && place.every(isSeen) && [null, k].includes(state.focus)) place.forEach((one, d) => own[k][d].push(one));
     }
     const middles = own.filter(([xs]) => xs.length).map((ends) => ends.map(median)), spans = [0, 1].map((d) => middles.map((one) => one[d]));
-    if (spans.every((one) => Math.max(...one) - Math.min(...one) < 60 * scale) && middles.length > 1) return; // dots lie over each other
+    const areTogether = spans.every((one) => Math.max(...one) - Math.min(...one) < 0.3 * map.width);
+    if (!isLast(state.instant) && areTogether) return (state.placed = []); // early in a training, dots lie over each other
     const font = `600 ${12.5 * scale}px system-ui, sans-serif`;
     Object.assign(context, {font, lineJoin: "round", lineWidth: 4 * scale, strokeStyle: paper, fillStyle: css("--ink")});
     own.forEach(([xs, ys], k) => {

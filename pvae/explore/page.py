@@ -176,7 +176,9 @@ def _history(run: Run, data: Dataset, batch: Batch, chosen: Tensor, tensors: Ten
     for one in instants:
         codes = one.codes[order]
         points = normalize(codes, dim=-1) if run.config.prior_family.is_on_sphere else codes
-        found.append({"after": one.step, "distortion": one.distortion, "rate": one.rate, "points": tensors.add(points)})
+        found.append(
+            {"after": one.step, "distortion": one.distortion, "rate": one.rate, "points": tensors.add(points, "i1")}
+        )
         if one.weights:
             vae.load_state_dict(one.weights)
             found[-1] |= networks_of(run.config, vae, tensors, has_encoder=False)
