@@ -25,22 +25,23 @@ function numberText({date, decimals, origin, suffix, point}, value) {
 
 async function show() {
   const content = await unpack(find("content").textContent), {columns, rows, texts, labels, planes: [{axes, dims}]} = content;
-  const vae = vaeOf(content), names = content.names.map(subscript), map = find("map"), still = element("canvas"), state = {z: names.map(() => 0), q: null, cloud: []};
+  const vae = vaeOf(content), names = content.names.map(subscript), map = find("map"), still = element("canvas"), state = {z: names.map(() => 0), q: null, cloud: [], out: [], set: {}};
   const rowOf = ({shape: [, width], data}, i) => Array.from(data.subarray(i * width, (i + 1) * width));
   const points = rows.map((_, i) => rowOf(content.points, i).slice(0, 2));
   const normals = vae.normals && vae.normals.filter(({log}) => log > -Math.log(10 * vae.normals.length)); // of a prior that is a mixture
   const {middle, range} = viewOf([points, ...(normals || []).map((one) => ellipse(one, axes, 2))], vae);
 
-  // z, and a row with columns that are taken out
+  // z, and a row with columns that are taken out, or set to the values of other rows
   const toPlane = (z) => onPlane(axes, z), at = (place) => zAt(place, axes, state.z, vae.isSphere, state);
   const move = (z) => (Object.assign(state, {z}).frame ||= requestAnimationFrame(drawHere));
   const jump = (z) => (move(vae.isSphere ? unit(z) : z), (state.rest = state.z)); // it stays there when the pointer has left the map
   const decoded = (outputs = Array.from(vae.decode(state.z))) => columns.map((one) => COLUMNS[one.kind](one, one.outputs.map((place) => outputs[place])));
-  function pick(row, out = []) {
+  function pick(row, out = [], set = {}) {
     const x = rowOf(content.features, row);
     out.forEach((d) => columns[d].inputs.forEach((feature) => (x[feature] = 0)));
+    for (const [d, other] of Object.entries(set)) columns[d].inputs.forEach((feature) => (x[feature] = rowOf(content.features, other)[feature]));
     const q = vae.canEncode ? vae.posterior(Float32Array.from(x)) : null;
-    Object.assign(state, {row, out, q, cloud: q ? cloudOf(q, vae) : []});
+    Object.assign(state, {row, out, set, q, cloud: q ? cloudOf(q, vae) : []});
     find("row").value = row;
     jump(q ? centre(q) : content.codes ? rowOf(content.codes, row) : points[row].slice(0, names.length));
     state.code = state.z;
@@ -97,20 +98,27 @@ async function show() {
 
   // The columns
   const items = columns.map(({name, levels = []}, d) => {
-    const change = ({target}) => pick(state.row, target.checked ? [...state.out, d] : state.out.filter((one) => one !== d));
+    const rest = () => state.out.filter((one) => one !== d);
+    const unset = () => Object.fromEntries(Object.entries(state.set).filter(([one]) => Number(one) !== d));
+    const change = ({target}) => pick(state.row, target.checked ? [...rest(), d] : rest(), unset());
+    const set = element("select", {className: "take", ariaLabel: `set ${name} to`, onchange: ({target: {value}}) =>
+      pick(state.row, rest(), value ? {...unset(), [d]: Number(value)} : unset())}, element("option", {value: "", textContent: "set to"}));
+    const known = new Map(rows.map((_, i) => [texts[i][d], i]).filter(([text]) => text)); // each value once
+    set.append(...[...known].sort(([, one], [, other]) => valueOf(d, one) - valueOf(d, other)).map(([textContent, value]) => element("option", {value, textContent})));
     const box = element("input", {type: "checkbox", ariaLabel: `take out ${name}`, onchange: change});
-    const parts = {output: element("span", {className: "number"}), shown: element("div", {className: "levels", role: "group", ariaLabel: `${name} given z`, tabIndex: levels.length > 8 ? 0 : -1}), own: element("span", {className: "own"}), box};
+    const parts = {output: element("span", {className: "number"}), shown: element("div", {className: "levels", role: "group", ariaLabel: `${name} given z`, tabIndex: levels.length > 8 ? 0 : -1}), own: element("span", {className: "own"}), box, set};
     const take = element("label", {className: "soft take"}, box, "take out");
     find("columns").append(element("li", {}, element("div", {className: "row spread"}, element("h3", {textContent: name}), parts.output), parts.shown,
-      element("div", {className: "row spread"}, parts.own, take)));
+      element("div", {className: "row spread"}, parts.own, take, set)));
     return parts;
   });
   const level = (share, textContent, isOwn) => element("div", {className: "level", style: `--share: ${share}`},
     element("span", {textContent, className: isOwn ? "own" : ""}), element("i"), element("span", {textContent: `${(100 * share).toFixed(0)} %`}));
   function drawColumn({mean, sd, median, ends, share, shares}, d) {
-    const {output, shown, own, box} = items[d], column = columns[d], text = texts[state.row][d], value = valueOf(d, state.row);
-    Object.assign(box, {checked: !text || state.out.includes(d), disabled: !text});
-    own.textContent = `row: ${text || "missing"}${box.checked && state.z === state.code ? ", imputed here" : ""}`;
+    const {output, shown, own, box, set} = items[d], column = columns[d], row = state.set[d] ?? state.row, text = texts[row][d], value = valueOf(d, row), isSet = d in state.set;
+    Object.assign(box, {checked: !text || state.out.includes(d), disabled: !texts[state.row][d] && !isSet});
+    set.value = isSet ? state.set[d] : "";
+    own.textContent = isSet ? `set to: ${text}` : `row: ${text || "missing"}${box.checked && state.z === state.code ? ", imputed here" : ""}`;
     if (shares) return shown.replaceChildren(...shares.map((one, k) => level(one, column.levels[k], k === value)));
     const on = column.is_log ? Math.log : Number, place = (one) => clamp((on(one) - on(column.low)) / (on(column.high) - on(column.low)), 0, 1);
     const [from, to] = (ends || [mean - sd, mean + sd]).map((one) => place(one));

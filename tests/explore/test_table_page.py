@@ -14,6 +14,7 @@ from torch.distributions import Bernoulli, Categorical, LogNormal, Normal
 
 from pvae.cli.explore import main
 from pvae.config.config import Config
+from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.data.choices import values_config
 from pvae.data.dataset import Column, Dataset
@@ -25,6 +26,7 @@ from pvae.models.likelihoods import OrdinalLikelihood
 from pvae.models.networks import WithPaths, mlp
 from pvae.runs.data import load_for
 from pvae.trained.codes import run_batch
+from pvae.trained.latent_space import encode
 from pvae.training.fit import fit
 
 pytestmark = pytest.mark.workflow
@@ -255,6 +257,31 @@ def test_a_row_is_beside_the_columns_and_its_values_are_taken_out(train, opened,
     assert "imputed" in items[3].text
     items[3].find_element("css selector", "input").click()
     wait(page, f"return !pvae.state.frame && JSON.stringify(pvae.state.z) === JSON.stringify({before})")
+
+
+@needs_browser
+def test_columns_are_set_to_the_values_of_other_rows(train, opened):
+    """z is the mean of q given the row with these values; unset, and it is that of the row again."""
+    run = train(*CASES["mixed, missing"])
+    page = opened(run)
+    before, texts = page.execute_script("return [pvae.state.z, pvae.content.texts]")
+    rows = [page.execute_script("return pvae.content.rows")[i] for i in range(len(texts))]
+    places = [run.dataset().test_names.index(name) for name in rows]
+    x = run.dataset().test[places].clone()
+    other = {d: next(i for i in range(1, 9) if texts[i][d] and texts[i][d] != texts[0][d]) for d in (0, 3)}
+    for d, text in ((d, texts[i][d]) for d, i in other.items()):
+        option = f"#columns > li:nth-child({d + 1}) select option"
+        next(one for one in page.find_elements("css selector", option) if one.text == text).click()
+    wait(page, "return !pvae.state.frame && Object.keys(pvae.state.set).length === 2")
+    for d, i in other.items():
+        x[0, d] = x[i, d]
+        assert f"set to: {texts[i][d]}" in page.find_elements("css selector", "#columns > li")[d].text
+    code = encode(run.vae(), Batch(run.preparation.pixels(x[:1])))
+    close(page.execute_script("return pvae.state.z"), code[0], 1e-4)
+    assert (code[0] - torch.tensor(before)).abs().max() > 1e-3
+    for d in other:
+        page.find_elements("css selector", f"#columns > li:nth-child({d + 1}) select option")[0].click()
+    wait(page, f"return JSON.stringify(pvae.state.z) === JSON.stringify({before})")
 
 
 @needs_browser
