@@ -1,6 +1,5 @@
 """A run as one page that decodes in the browser.
 
 `page` says what it holds, of a table by `table_page`, and of its VAE by `networks`. network.js computes, in part by the
-WebAssembly of kernel.wat; train.js trains a VAE; page.js shows
-images, and table.js rows of a table.
+WebAssembly of kernel.wat; train.js trains a VAE; page.js shows images, and table.js rows of a table.
 """
