@@ -251,7 +251,7 @@ def write_pages(*_: Any) -> None:
 
 def write_explorer(app: Any, error: Exception | None) -> None:
     """Write the pages of the two runs that come with pvae; the index shows the first one."""
-    for name in READY_MADE:
+    for name in READY_MADE if error is None else ():
         (Path(app.outdir) / f"explore-{name}.html").write_text(explorer_page(Run.open(name)), encoding="utf-8")
 
 

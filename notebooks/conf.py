@@ -1,4 +1,4 @@
-"""Settings of the book: `python -m sphinx -q -W notebooks build/site`."""
+"""Settings of the book: `python -m sphinx -q -W -E -d build/doctrees notebooks build/site`."""
 
 import sys
 from pathlib import Path

@@ -101,7 +101,7 @@ function viewOf(groups, {hasDensity, isSphere, isBits}) { // of each group all p
 function roving(group) { // one tab stop for all buttons of a group, and arrow keys between them
   const all = [...group.children], stop = (one) => all.forEach((other) => (other.tabIndex = other === one ? 0 : -1));
   stop(all[0]);
-  group.addEventListener("focusin", ({target}) => stop(target));
+  for (const one of all) one.onfocus = () => stop(one);
   group.onkeydown = (event) => {
     const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key], i = all.indexOf(event.target) + step;
     if (step && all[i]) (event.preventDefault(), all[i].focus());

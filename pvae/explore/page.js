@@ -458,7 +458,7 @@ async function show() {
     }
     find("reconstruction").nextElementSibling.textContent = `decoded from ${isLast(instant) ? "one draw of q(z | x)" : "its code"}`;
     if (state.samples) isFixed ? drawSamples(state.samples) : find("again").onclick();
-    if (state.walk && isLast(instant)) setWalk(state.walk, false);
+    if (state.walk) setWalk(state.walk, false);
     move({});
   }
   async function toInstant(i, seconds = 0) { // the dots move there in some seconds
@@ -466,6 +466,7 @@ async function show() {
     (become(i, state.model.y), drawCurve());
     for (let share = (state.share = 0); share < 1 && state.moving === token; state.share = share) {
       if (seconds) await new Promise(requestAnimationFrame);
+      if (state.moving !== token) return; // meanwhile the dots went elsewhere
       share = seconds ? Math.min(1, (performance.now() - start) / 1000 / seconds) : 1;
       content.points.data = Float32Array.from(from, (one, j) => (j < to.length ? (1 - share) * one + share * to[j] : one));
       drawMap();
@@ -494,7 +495,7 @@ async function show() {
     const up = (one) => bottom - ((one - low) / (high - low || 1)) * (bottom - 10 * scale);
     Object.assign(context, {strokeStyle: css("--line"), fillStyle: css("--soft"), lineWidth: scale, font: `${11 * scale}px system-ui, sans-serif`, textAlign: "right"});
     for (let tick = Math.ceil(low / step) * step; tick <= high; tick += step)
-      (path(context, [[left, up(tick)], [width, up(tick)]]), context.fillText(`${Math.round(tick)}`.replace("-", "\u2212"), left - 5 * scale, up(tick) + 4 * scale));
+      (path(context, [[left, up(tick)], [width, up(tick)]]), context.fillText(tick.toFixed(Math.max(0, -Math.floor(Math.log10(step)))).replace("-", "\u2212"), left - 5 * scale, up(tick) + 4 * scale));
     context.textAlign = "center";
     for (const tick of [0, 1, 10, 100, 1000, 10000, 1e5].filter((one) => one <= most))
       (path(context, [[across(tick), bottom], [across(tick), bottom + 3 * scale]]), context.fillText(tick.toLocaleString("en"), across(tick), height - 3 * scale));
@@ -508,7 +509,7 @@ async function show() {
     const bound = content.pseudo ? "pseudo-ELBO" : "ELBO", terms = vae.hasDensity ? `${bound} ${written(value(one))} = \u2212${written(one.distortion)} \u2212 ${written(one.rate)}` : `distortion ${written(one.distortion)}`;
     find("instant").value = state.instant;
     find("instant").ariaValueText = find("instant-text").textContent = `${one.after ? `after ${one.after.toLocaleString("en")} step${one.after > 1 ? "s" : ""}` : "before the first step"}: ${terms} nats`;
-    find("curve-text").textContent = `Means over ${past} test images; steps across, ${vae.hasDensity ? `${bound}, \u2212distortion \u2212 rate,` : "\u2212distortion"} up.` +
+    find("curve-text").textContent = `Means over ${content.history_rows} test images; steps across, ${vae.hasDensity ? `${bound}, \u2212distortion \u2212 rate,` : "\u2212distortion"} up.` +
       (isLast(state.instant) ? "" : ` Images: by the decoder after ${by.after.toLocaleString("en")} steps.`);
   }
 

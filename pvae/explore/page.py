@@ -137,7 +137,7 @@ def _image_content(run: Run, data: Dataset, frame: str, chosen: Tensor, tensors:
         "binarize": config.binarize,
         **networks,
         "pseudo": vae.is_pseudo,
-        **({"history": []} if frame else _history(run, data, batch, chosen, tensors)),
+        **({"history": []} if frame else _history(run, data, chosen, tensors)),
         **map_of(run, data, encode(vae, batch), chosen, tensors),
         "given": given,
         "images": tensors.add(images.images[:_NUM_IMAGES], "u1"),
@@ -157,20 +157,24 @@ def _bits(config: Config, images: Tensor, tensors: Tensors) -> dict[str, Any] | 
     return tensors.add(torch.from_numpy(np.packbits(inner.flatten(1).numpy() >= 128, axis=1)), "u1")
 
 
-def _history(run: Run, data: Dataset, batch: Batch, chosen: Tensor, tensors: Tensors) -> dict[str, Any]:
+def _history(run: Run, data: Dataset, chosen: Tensor, tensors: Tensors) -> dict[str, Any]:
     """Return instants of the training, of which the codes are those of the first data of the page, and then its end."""
     checkpoint, vae = run.best_checkpoint(), copy.deepcopy(run.vae())
     instants = [one for one in run.history() if one.step < checkpoint.step]
-    if not instants:
-        return {"history": []}
-    rows = torch.randperm(run.data.num_test, generator=torch.Generator().manual_seed(0))[:HISTORY_ROWS].tolist()
+    rows = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))[
+        :HISTORY_ROWS
+    ]  # begins as `chosen`
+    order = [*range(len(rows))]
     if len(data.test) < run.data.num_test:  # the images that come with pvae, whose names have their rows
-        places = {f"test-{row}": place for place, row in enumerate(rows)}
-    else:
-        places = {data.test_names[row]: place for place, row in enumerate(rows)}
-    order = [places[data.test_names[row]] for row in chosen[: len(rows)].tolist()]
+        of_run = torch.randperm(run.data.num_test, generator=torch.Generator().manual_seed(0))[:HISTORY_ROWS].tolist()
+        places = {f"test-{row}": place for place, row in enumerate(of_run)}
+        order = [places[name] for row in rows.tolist() if (name := data.test_names[row]) in places]
+    if not instants or len(order) < len(rows):
+        return {"history": []}
+    y = data.labels["test"][rows] if run.config.condition else None
     with seeded(0, torch.device("cpu")):
-        terms = elbo_terms(vae, batch.rows(slice(len(order))), 1)
+        terms = elbo_terms(vae, Batch(run.preparation.pixels(data.test, rows=rows), y), 1)
+    order = order[: len(chosen)]
     found = []
     tensors.is_small = True
     for one in instants:
@@ -184,4 +188,4 @@ def _history(run: Run, data: Dataset, batch: Batch, chosen: Tensor, tensors: Ten
             found[-1] |= networks_of(run.config, vae, tensors, has_encoder=False)
     tensors.is_small = False
     end = {name: terms[name].mean().item() for name in ("distortion", "rate")}
-    return {"after": checkpoint.step, **end, "history": found}
+    return {"after": checkpoint.step, **end, "history": found, "history_rows": len(rows)}

@@ -201,9 +201,10 @@ def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
         # The first tenth of the epochs widens the range to three times that of the others at most.
         later = [y for y, row in values if row.epoch > first]
         length = max(later) - min(later) or abs(later[0]) or 1.0
-        inside = [y for y, _ in values if min(later) - length <= y <= max(later) + length]
+        low, high = min(later) - length, max(later) + length
+        inside = [y for y, _ in values if low <= y <= high]
         axes.set_ylim(min(inside) - 0.05 * length, max(inside) + 0.05 * length)
-        beyond = [f"{row.split} {y:.5g} at epoch {row.epoch}" for y, row in values if y not in inside]
+        beyond = [f"{row.split} {y:.5g} at epoch {row.epoch}" for y, row in values if not low <= y <= high]
         head = f"{len(beyond)} beyond the axis:\n" * bool(beyond)
         axes.set_title(head + "\n".join(beyond[:3]), loc="right", fontsize=10)
         axes.set(xlabel="epoch" if axes is panels[-1] else "", ylabel=f"{name}, nats per datum")

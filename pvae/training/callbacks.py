@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
 from pvae.compile.compiled_svi import Done
 from pvae.config.presets import command_line, system_title
+from pvae.core.batch import Batch
 from pvae.core.errors import InputError, TrainingError, listed
 from pvae.core.files import write_whole
 from pvae.core.random_state import seeded
@@ -33,6 +35,7 @@ from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.latent_space import encode, reconstruct, sample, sample_given
 from pvae.training.parallel import World
 from pvae.training.trainer import Callback, Trainer
+from pvae.vae import VAE
 
 __all__ = [
     "Checkpointing",
@@ -114,60 +117,77 @@ class History(Callback):
     """Keeps codes of test images as they move in the training of a VAE with two latents, for `pvae explore`.
 
     Up to 40 instants are kept, after steps in equal ratios, and at a few of them the weights; fewer where they would
-    take more than a twentieth of the time of the training and half a second.
+    take more than half a second and a twentieth of the time that the steps of the session take.
 
     Args:
         run: the run.
+        has_steps: whether the trainer takes the steps itself, so that the weights are those of the step that ends;
+            otherwise instants are ends of epochs.
     """
 
     run: Run
+    has_steps: bool = True
     instants: list[Instant] = field(default_factory=list)
+    size: int = 0  # of the VAE, in weights; 0 where nothing is kept
+    written: int = 0
+    first: int = 0  # step of the session
     started: float = 0.0
     spent: float = 0.0
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Read what an earlier session kept, and keep the codes before the first step."""
+        config, data = self.run.config, self.run.data
+        is_map = config.latent_dims == (2,) and config.prior_family.support not in ("categories", "codes")
+        size = sum(map(torch.numel, trainer.vae.state_dict().values()))
+        if not (is_map and data.is_images and size <= _MOST_WEIGHTS) or config.labels or self.run.has_own_vae:
+            return
         with contextlib.suppress(InputError):  # a damaged file is replaced
             self.instants = [one for one in self.run.history() if one.step <= trainer.step]
-        self.started = time.perf_counter()
+        self.size, self.first, self.started = size, trainer.step, time.perf_counter()
         self._keep(trainer)
 
     def on_steps_end(self, trainer: Trainer, done: Done | None) -> None:
         """Keep an instant, if it is time for one."""
-        if done is not None:
+        if done is not None and self.has_steps:
             self._keep(trainer)
 
     def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
-        """Write what was kept."""
-        if self.instants:
+        """Keep an instant, if it is time for one, and write what was kept."""
+        self._keep(trainer)
+        if len(self.instants) > self.written:
             writer.write_history(self.run, self.instants)
+            self.written = len(self.instants)
 
-    @torch.no_grad()
     def _keep(self, trainer: Trainer) -> None:
-        config, now = self.run.config, time.perf_counter()
-        number = sum(map(torch.numel, trainer.vae.state_dict().values()))
-        is_shown = config.latent_dims == (2,) and self.run.data.is_images and not self.run.has_own_vae
-        steps = max(2, trainer.num_steps * config.epochs)
-        ratio = steps ** (1 / _INSTANTS)
-        if not is_shown or number > _MOST_WEIGHTS or (self.instants and trainer.step < ratio * self.instants[-1].step):
+        now, steps = time.perf_counter(), max(2, trainer.num_steps * self.run.config.epochs)
+        ratio, taken = steps ** (1 / _INSTANTS), trainer.step - self.first
+        if not self.size or (self.instants and trainer.step < max(1, ratio * self.instants[-1].step)):
             return
-        expected = (now - self.started) * steps / max(1, trainer.step)  # the time of the whole training
+        expected = (now - self.started - self.spent) * (steps - self.first) / max(1, taken)  # of all steps, in seconds
         if self.spent > 0.5 + 0.05 * expected:
             return
-        vae, is_training, test = trainer.vae, trainer.vae.training, trainer.splits["test"]
-        vae.eval()
+        test, number = trainer.splits["test"], max(2, min(_WITH_WEIGHTS, _KEPT_WEIGHTS // self.size))
         rows = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:HISTORY_ROWS]
-        batch = test.rows(rows.to(trainer.device))
-        with seeded(0, trainer.device):
+        found = _codes_and_terms(trainer.vae, test.rows(rows.to(trainer.device)))
+        if all(map(math.isfinite, found[1:])):  # or the next step says why not
+            count = sum(bool(one.weights) for one in self.instants)
+            is_due = count < number and trainer.step >= ratio ** (_INSTANTS * (2 + count) / (2 + number))
+            weights = {name: one.clone() for name, one in trainer.vae.state_dict().items()} if is_due else {}
+            self.instants.append(Instant(trainer.step, *found, weights))
+        self.spent += (time.perf_counter() - now) * (taken > 0)  # the first evaluation of a process takes longer
+
+
+@torch.no_grad()
+def _codes_and_terms(vae: VAE, batch: Batch) -> tuple[Tensor, float, float]:
+    """Return codes of data, and the means of their distortion and rate from one draw of z; the VAE's mode stays."""
+    is_training = vae.training
+    vae.eval()
+    try:
+        with pyro.validation_enabled(False), seeded(0, next(vae.parameters()).device):
             terms = elbo_terms(vae, batch, 1)
-        with_weights = max(2, min(_WITH_WEIGHTS, _KEPT_WEIGHTS // number))
-        count = sum(bool(one.weights) for one in self.instants)
-        is_due = count < with_weights and trainer.step >= ratio ** (_INSTANTS * (2 + count) / (2 + with_weights))
-        weights = {name: one.clone() for name, one in vae.state_dict().items()} if is_due else {}
-        distortion, rate = (terms[name].mean().item() for name in ("distortion", "rate"))
-        self.instants.append(Instant(trainer.step, encode(vae, batch).cpu(), distortion, rate, weights))
+            return encode(vae, batch).cpu(), terms["distortion"].mean().item(), terms["rate"].mean().item()
+    finally:
         vae.train(is_training)
-        self.spent += (time.perf_counter() - now) * (trainer.step > 0)  # the first evaluation of a process takes longer
 
 
 @dataclass

@@ -387,6 +387,7 @@ def writing_folder(
     interruptions: Interruptions,
     printed: Sequence[Callback] = (),
     has_figures: bool = True,
+    has_steps: bool = True,
 ) -> Iterator[list[Callback]]:
     """Yield the callbacks that write the folder of a run, in the first of several processes; explain an error.
 
@@ -399,6 +400,7 @@ def writing_folder(
         interruptions: signals, which end the training after a step.
         printed: further callbacks.
         has_figures: draw the figures at the end.
+        has_steps: as for `History`.
 
     Raises:
         TrainingError, LostError, InterruptedTrainingError: in place of the error that was raised in the block, with
@@ -410,7 +412,7 @@ def writing_folder(
     with contextlib.closing(TensorBoard(run)) as board:
         if world.is_first:
             figures = [Figures(run, interruptions)] * has_figures
-            callbacks[1:1] = [History(run), board, *printed, OnEachRow(run, on_epoch), *figures]
+            callbacks[1:1] = [History(run, has_steps), board, *printed, OnEachRow(run, on_epoch), *figures]
         try:
             yield callbacks
         except (KeyboardInterrupt, OSError, RuntimeError, InputError) as error:

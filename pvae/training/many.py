@@ -315,7 +315,7 @@ def _train_together(runs: Sequence[Run], how: _How) -> dict[Path, Ended]:
                 if not one.run.sessions:
                     writer.new_folder(one.run.path, one.run.config)
                 folders.enter_context(lock_of(one.run))
-                folder = writing_folder(one.trainer, one.run, how.on_epoch, how.interruptions)
+                folder = writing_folder(one.trainer, one.run, how.on_epoch, how.interruptions, has_steps=False)
                 one.callbacks = folders.enter_context(folder)
             if data.note:
                 print(f"note: {data.note}", file=sys.stderr)

@@ -453,6 +453,13 @@ def test_the_training_is_played(moving):
     assert torch.equal(dots_at(end), last)
     wait(page, "return !pvae.state.playing")
     assert page.execute_script(curve) == before
+    page.find_element("id", "play").click()
+    wait(page, "return pvae.state.instant === 1 && pvae.state.share < 1")
+    page.execute_script(
+        "const one = document.getElementById('instant'); one.value = one.max; one.oninput({target: one});"
+    )
+    time.sleep(0.5)  # the dots were on their way to another instant
+    assert torch.equal(dots_at(end), last)
 
 
 def test_a_run_without_history_has_no_play_button(train, opened):

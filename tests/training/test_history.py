@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import types
 
 import pytest
 import torch
@@ -10,13 +11,15 @@ from helpers.runs import signal_in_step
 
 from pvae.config.config import Config
 from pvae.core.batch import Batch
-from pvae.core.errors import InputError, InterruptedTrainingError
+from pvae.core.errors import InputError, InterruptedTrainingError, TrainingError
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
 from pvae.runs.run import HISTORY, Run
 from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.latent_space import encode
+from pvae.training import callbacks
 from pvae.training.fit import fit, resume, train_in_memory
+from pvae.training.many import fit_many
 
 pytestmark = [pytest.mark.workflow, pytest.mark.usefixtures("no_pictures")]
 
@@ -27,6 +30,19 @@ CONFIG = Config(hidden=(30,), latent_dim=2, batch_size=40, epochs=30, compile="n
 def data():
     pixels = torch.randint(256, (700, 1, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return Dataset("noise", pixels[:40], pixels[40:])
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """A clock that stands still."""
+    clock = types.SimpleNamespace(now=0.0, step=0.0)
+
+    def perf_counter():
+        clock.now += clock.step
+        return clock.now
+
+    monkeypatch.setattr(callbacks, "time", types.SimpleNamespace(perf_counter=perf_counter))
+    return clock
 
 
 def test_what_is_kept_is_of_the_training_which_it_does_not_change(tmp_path, data):
@@ -47,6 +63,31 @@ def test_what_is_kept_is_of_the_training_which_it_does_not_change(tmp_path, data
         for name, weight in vae.train().state_dict().items() if kept[step].weights else ():
             error = (kept[step].weights[name] - weight).abs().max()
             assert error <= (weight.abs().max() / 253 if weight.dim() > 1 else 0)
+
+
+def test_runs_that_are_trained_at_once_keep_ends_of_epochs(tmp_path, data):
+    """Their steps are reported after all steps of an epoch."""
+    config = CONFIG.replace(batch_size=10, epochs=6, compile="graph")
+    for run in fit_many([config, config.replace(seed=1)], data=data, out=tmp_path / "runs"):
+        kept = {one.step: one for one in run.history()}
+        assert [*kept] == [0, 4, 8, 12, 16, 20, 24]
+        for epoch, vae, _ in train_in_memory(run.config, range(7), data=data):
+            rows = torch.randperm(660, generator=torch.Generator().manual_seed(0))[:500]
+            codes = encode(vae.eval(), Batch(run.preparation.pixels(data.test, rows=rows), None)).detach()
+            assert (kept[4 * epoch].codes - codes).abs().max() <= codes.abs().max() / 253 + 1e-5
+            vae.train()
+
+
+def test_it_takes_a_twentieth_of_the_time(tmp_path, data, clock):
+    clock.step = 1.0  # of each look at the clock
+    slow = fit(CONFIG, data=data, out=tmp_path / "slow", threads=1).history()
+    assert [one.step for one in slow[:2]] == [0, 1]
+    assert len(slow) < 10
+
+
+def test_a_training_that_diverges_says_so(tmp_path, data):
+    with pytest.raises(TrainingError, match="--lr"):
+        fit(CONFIG.replace(lr=1e12), data=data, out=tmp_path / "run", threads=1)
 
 
 def test_a_resumed_training_goes_on_with_them(tmp_path, data):
