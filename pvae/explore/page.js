@@ -517,7 +517,7 @@ async function show() {
   const told = [...document.querySelectorAll("#story li")].filter(({dataset: {step}}) =>
     step === "6" ? past : step === "7" ? vae.hasPrior && vae.canEncode : vae.canEncode || "34".includes(step));
   function tellStory(number) {
-    const step = told[number - 1]?.dataset.step, wasOpen = state.step > 0;
+    const [step, before] = [number, state.step].map((one) => told[one - 1]?.dataset.step), wasOpen = state.step > 0;
     state.step = number;
     find("tour").ariaExpanded = !(find("story").hidden = !step);
     document.querySelectorAll("[data-step]").forEach((one) => one.classList.toggle("lit", Boolean(step) && one.dataset.step.includes(step)));
@@ -525,7 +525,7 @@ async function show() {
     if (!step) return wasOpen && find("tour").focus();
     if (vae.canEncode) openTab(step === "7" ? "samples" : "image");
     if (step === "6") play();
-    else if (past && !isLast(state.instant)) (stop(), toInstant(instants.length - 1));
+    else if (before === "6") (stop(), toInstant(instants.length - 1));
     if (step === "3" && !vae.canEncode) vae.hasPrior && jump(parts(vae.drawPrior()), "a draw");
     else if (step === "3") (find("redraw").onclick(), glide(parts(state.scored.points[0].z), parts(centre(state.scored.q)).top));
     [find("back").disabled, find("next").textContent] = [number === 1, number < told.length ? "Next" : "Done"];

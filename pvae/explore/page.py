@@ -159,8 +159,10 @@ def _bits(config: Config, images: Tensor, tensors: Tensors) -> dict[str, Any] | 
 
 def _history(run: Run, data: Dataset, chosen: Tensor, tensors: Tensors) -> dict[str, Any]:
     """Return instants of the training, of which the codes are those of the first data of the page, and then its end."""
+    if not (kept := run.history()):
+        return {"history": []}
     checkpoint, vae = run.best_checkpoint(), copy.deepcopy(run.vae())
-    instants = [one for one in run.history() if one.step < checkpoint.step]
+    instants = [one for one in kept if one.step < checkpoint.step]
     rows = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))[
         :HISTORY_ROWS
     ]  # begins as `chosen`

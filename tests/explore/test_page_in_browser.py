@@ -410,13 +410,14 @@ def test_the_page_shows_the_history(moving):
     run, page, dots_at = moving
     shown = torch.randperm(20, generator=torch.Generator().manual_seed(0))  # the order on the page
     z, history = torch.tensor([[0.4, -0.9], [-1.0, 0.3]]), run.history()
-    assert len(history) > 3
-    end = len(history) - 1  # the last step is the run as it is
+    history = [one for one in history if one.step < run.read_checkpoint().step]  # the last step is the run as it is
+    assert len(history) > 1
+    end = len(history)
     codes = encode(run.vae(), run.preparation.pixels(run.loaded.test))[shown]
     close(dots_at(end).tolist(), codes, 2e-3)
     page.find_elements("css selector", "#strip button")[0].click()
     vae = build_vae(run.config, run.data.datum_shape).eval()
-    for place, one in [*enumerate(history[:-1])][::-1]:
+    for place, one in [*enumerate(history)][::-1]:
         page.execute_script(
             "const one = document.getElementById('instant'); one.value = arguments[0]; one.oninput({target: one});",
             place,
@@ -441,8 +442,8 @@ def test_the_page_shows_the_history(moving):
 
 
 def test_the_training_is_played(moving):
-    run, page, dots_at = moving
-    end = len(run.history()) - 1
+    _, page, dots_at = moving
+    end = page.execute_script("return pvae.content.history.length")
     last = dots_at(end)
     curve = "return document.getElementById('curve').toDataURL()"
     before = page.execute_script(curve)
@@ -490,7 +491,8 @@ def test_the_address_opens_the_page_as_it_was(train, opened, system):
     after = page.execute_script(state)
     close(after[0], before[0], 2e-3)
     assert after[1:4] == before[1:4]
-    assert before[2] == (len(run.history()) - 2 if system == "mlp" else 0)
+    count = page.execute_script("return pvae.content.history.length")
+    assert before[2] == (count - 1 if system == "mlp" else 0)
     assert before[4] == entries
     page.execute_script("location.hash = 'image=4'")  # without an instant and a step: the end, and no story
     wait(page, "return pvae.state.step === 0 && pvae.state.instant === pvae.content.history.length")
