@@ -1,5 +1,7 @@
 // Code, outputs and formulas that scroll are reached by the keyboard too.
-for (const one of document.querySelectorAll("pre, .math-wrapper > div")) if (one.scrollWidth > one.clientWidth) one.tabIndex = 0;
+document.fonts.ready.then(() => {
+  for (const one of document.querySelectorAll("pre, .math-wrapper > div")) if (one.scrollWidth > one.clientWidth) one.tabIndex = 0;
+});
 // What the theme leaves out for a screen reader.
 for (const one of document.querySelectorAll("[role=heading]:not([aria-level])")) one.ariaLevel = "2";
 for (const [drawer, name] of [[".sidebar-drawer", "pages"], [".toc-drawer", "on this page"]])
