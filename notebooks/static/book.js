@@ -1,6 +1,7 @@
 // Code, outputs and formulas that scroll are reached by the keyboard too.
 document.fonts.ready.then(() => {
-  for (const one of document.querySelectorAll("pre, .math-wrapper > div")) if (one.scrollWidth > one.clientWidth) one.tabIndex = 0;
+  for (const one of document.querySelectorAll("pre, .math-wrapper > div"))
+    if (one.scrollWidth > one.clientWidth || one.scrollHeight > one.clientHeight) one.tabIndex = 0;
 });
 // What the theme leaves out for a screen reader.
 for (const one of document.querySelectorAll("[role=heading]:not([aria-level])")) one.ariaLevel = "2";
