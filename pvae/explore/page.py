@@ -29,7 +29,7 @@ from pvae.data.dataset import Dataset
 from pvae.explore.networks import Tensors, map_of, networks_of, notes_of
 from pvae.explore.table_page import check_table, table_content
 from pvae.models.labels import label_values
-from pvae.runs.run import HISTORY_ROWS, Run, shown_data
+from pvae.runs.run import HISTORY_ROWS, Run, shown_data, shown_rows
 from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.latent_space import encode
 from pvae.vae import VAE
@@ -88,7 +88,7 @@ def explorer_page(run: Run, data: Dataset | None = None, frame: str = "", num_co
     page = page.replace("{{ loss }}", loss_text(run.config))
     page = page.replace("{{ kernel }}", base64.b64encode((folder / "kernel.wasm").read_bytes()).decode())
     tensors, data = Tensors(), data or shown_data(run)
-    rows = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))[:num_codes]
+    rows = shown_rows(len(data.test), num_codes)
     with torch.no_grad():
         more = (rows, tensors)
         content = table_content(run, data, *more) if run.data.columns else _image_content(run, data, frame, *more)
@@ -163,12 +163,10 @@ def _history(run: Run, data: Dataset, chosen: Tensor, tensors: Tensors) -> dict[
         return {"history": []}
     checkpoint, vae = run.best_checkpoint(), copy.deepcopy(run.vae())
     instants = [one for one in kept if one.step < checkpoint.step]
-    rows = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))[
-        :HISTORY_ROWS
-    ]  # begins as `chosen`
+    rows = shown_rows(len(data.test), HISTORY_ROWS)  # of which `chosen` are the first, or more
     order = [*range(len(rows))]
     if len(data.test) < run.data.num_test:  # the images that come with pvae, whose names have their rows
-        of_run = torch.randperm(run.data.num_test, generator=torch.Generator().manual_seed(0))[:HISTORY_ROWS].tolist()
+        of_run = shown_rows(run.data.num_test, HISTORY_ROWS).tolist()
         places = {f"test-{row}": place for place, row in enumerate(of_run)}
         order = [places[name] for row in rows.tolist() if (name := data.test_names[row]) in places]
     if not instants or len(order) < len(rows):

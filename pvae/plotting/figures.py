@@ -191,7 +191,7 @@ def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
     quantities = ["loss", "rate"] if any(row.rate for row in rows) else ["loss"]  # an autoencoder has no rate
     figure = titled_figure(title, WIDTH, 1.9 * len(quantities) + 1.1)
     panels = figure.subplots(len(quantities), 1, sharex=True, squeeze=False)[:, 0]
-    first = max(1, rows[-1].epoch / 10) * (rows[-1].epoch > 1)
+    first = rows[-1].epoch // 10
     for axes, name in zip(panels, quantities):
         values = [(getattr(row, name), row) for row in rows]
         # Where losses are nearly equal, the thin line of the test data lies on the wide one of the validation data.
@@ -278,8 +278,12 @@ def histogram_figure(codes: Tensor, draws: Tensor, names: Sequence[str], title: 
         axes = figure.add_subplot(num_rows, num_columns, place)
         margin = 1e-6 * np.abs(column).max()  # without it, hist fails for large codes that are all equal
         limits, bins = (column.min() - margin, column.max() + margin), min(40, math.ceil(2 * len(column) ** (1 / 3)))
+        of_draws: dict[str, Any] = {"bins": 30}
+        if set(of_prior) <= {0.0, 1.0}:  # bits, of which one may always be 1
+            limits, bins = (-0.05, 1.05), 11
+            of_draws = {"bins": bins, "range": limits}
         axes.hist(column, bins=bins, range=limits, density=True, color=_DATA, alpha=0.6)
-        axes.hist(of_prior, bins=30, density=True, color=_PRIOR, histtype="step")
+        axes.hist(of_prior, density=True, color=_PRIOR, histtype="step", **of_draws)
         axes.set_title(name, pad=3, fontsize=10)
         axes.locator_params(axis="x", nbins=4, steps=[1, 2, 5, 10])
         axes.set_yticks([])

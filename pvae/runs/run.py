@@ -48,6 +48,7 @@ __all__ = [
     "cached",
     "load",
     "shown_data",
+    "shown_rows",
 ]
 
 CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
@@ -77,7 +78,7 @@ class Instant(NamedTuple):
 
     Args:
         step: number of steps.
-        codes: of the first `HISTORY_ROWS` of the test data in a random order of seed 0, (N, 2).
+        codes: of the first `HISTORY_ROWS` of the `shown_rows` of the test data, (N, 2).
         distortion: the mean distortion of these data, nats, from one draw of z for each.
         rate: their mean rate, nats.
         weights: the state of the VAE, at a few of the instants; {} at the others.
@@ -321,6 +322,11 @@ def load(path: str | Path, vae: VAE | None = None) -> VAE:
         InputError: the folder is not a run folder, its files are damaged, or `vae` is missing.
     """
     return Run.open(path).vae(vae)
+
+
+def shown_rows(num_test: int, most: int) -> Tensor:
+    """Return the rows of the test data that a page shows, at most so many, in a random order: int64 (M,)."""
+    return torch.randperm(num_test, generator=torch.Generator().manual_seed(0))[:most]
 
 
 def shown_data(run: Run, data_dir: str | Path | None = None, offline: bool = False) -> Dataset:

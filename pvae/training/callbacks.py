@@ -30,7 +30,7 @@ from pvae.evaluation.measures.latents import COLLAPSED, said_of_collapse
 from pvae.runs import writer
 from pvae.runs.card import write_card
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience
-from pvae.runs.run import HISTORY_ROWS, Instant, Run
+from pvae.runs.run import HISTORY_ROWS, Instant, Run, shown_rows
 from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.latent_space import encode, reconstruct, sample, sample_given
 from pvae.training.parallel import World
@@ -167,8 +167,7 @@ class History(Callback):
         if self.spent > 0.5 + 0.05 * expected:
             return
         test, number = trainer.splits["test"], max(2, min(_WITH_WEIGHTS, _KEPT_WEIGHTS // self.size))
-        rows = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:HISTORY_ROWS]
-        found = _codes_and_terms(trainer.vae, test.rows(rows.to(trainer.device)))
+        found = _codes_and_terms(trainer.vae, test.rows(shown_rows(len(test), HISTORY_ROWS).to(trainer.device)))
         if all(map(math.isfinite, found[1:])):  # or the next step says why not
             count = sum(bool(one.weights) for one in self.instants)
             is_due = count < number and trainer.step >= ratio ** (_INSTANTS * (2 + count) / (2 + number))

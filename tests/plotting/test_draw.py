@@ -566,3 +566,22 @@ def test_a_run_that_cannot_be_read_is_left_out(runs, found, tmp_path, capsys):
     shutil.rmtree(tmp_path / "whole")
     for options in ([], ["--what", "scatter"]):
         assert main([str(tmp_path), *options]) == 2
+
+
+def test_a_bit_that_is_always_one_is_seen_beside_its_prior():
+    codes, draws = torch.ones(50, 1), (torch.arange(100) % 2)[:, None].float()
+    (axes,) = figures.histogram_figure(codes, draws, ["z_1"], "title").axes
+    bars = [bar for bar in axes.patches if hasattr(bar, "get_height") and bar.get_height() > 0]
+    assert [(round(bar.get_x() + bar.get_width() / 2, 2), bar.get_width() > 0.05) for bar in bars] == [(1.0, True)]
+    assert axes.get_ylim()[1] < 20
+
+
+def test_losses_of_two_epochs_are_both_in_view():
+    rows = [
+        metric(1, "train", 375, 1),
+        metric(1, "test", 225, 1),
+        metric(2, "train", 217, 1),
+        metric(2, "test", 216, 1),
+    ]
+    axes = figures.loss_figure(rows, "title").axes[0]
+    assert axes.get_ylim()[0] < 216 < 375 < axes.get_ylim()[1]
