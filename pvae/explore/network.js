@@ -48,32 +48,13 @@ function onKernel(name, arrays, ...sizes) {
   arrays[0].set(values.subarray(0, arrays[0].length));
 }
 
-// out (M, N) += a (M, K) b (K, N), by four rows of each at a time, so that they are read less often. Rows of b for which
-// a is 0, as behind a ReLU, are left out.
-function addProduct(out, a, b, M, K, N) {
+function addProduct(out, a, b, M, K, N) { // out (M, N) += a (M, K) b (K, N); a is often 0, as behind a ReLU
   if (simd && N % 8 === 0) return onKernel("product", [out, a, b], M, K, N);
-  const places = new Int32Array(K + 3);
-  for (let m = 0; m < M; m += 4) {
-    const m1 = Math.min(m + 1, M - 1), m2 = Math.min(m + 2, M - 1), m3 = Math.min(m + 3, M - 1); // the last one more than once
-    const o0 = m * N, o1 = m1 * N, o2 = m2 * N, o3 = m3 * N;
-    let count = 0;
-    for (let k = 0; k < K; k++) if (a[m * K + k] || a[m1 * K + k] || a[m2 * K + k] || a[m3 * K + k]) places[count++] = k;
-    places.fill(0, count);
-    const of = (r, i) => (m + r < M && i < count ? a[(m + r) * K + places[i]] : 0);
-    for (let i = 0; i < count; i += 4) {
-      const a0 = of(0, i), a1 = of(0, i + 1), a2 = of(0, i + 2), a3 = of(0, i + 3), b0 = places[i] * N;
-      const c0 = of(1, i), c1 = of(1, i + 1), c2 = of(1, i + 2), c3 = of(1, i + 3), b1 = places[i + 1] * N;
-      const d0 = of(2, i), d1 = of(2, i + 1), d2 = of(2, i + 2), d3 = of(2, i + 3), b2 = places[i + 2] * N;
-      const e0 = of(3, i), e1 = of(3, i + 1), e2 = of(3, i + 2), e3 = of(3, i + 3), b3 = places[i + 3] * N;
-      for (let n = 0; n < N; n++) {
-        const s = b[b0 + n], t = b[b1 + n], u = b[b2 + n], v = b[b3 + n];
-        out[o0 + n] += a0 * s + a1 * t + a2 * u + a3 * v;
-        out[o1 + n] += c0 * s + c1 * t + c2 * u + c3 * v;
-        out[o2 + n] += d0 * s + d1 * t + d2 * u + d3 * v;
-        out[o3 + n] += e0 * s + e1 * t + e2 * u + e3 * v;
-      }
+  for (let m = 0; m < M; m++)
+    for (let k = 0; k < K; k++) {
+      const one = a[m * K + k];
+      if (one) for (let n = 0, to = m * N, from = k * N; n < N; n++) out[to + n] += one * b[from + n];
     }
-  }
 }
 function product(a, b, M, K, N) {
   const out = new Float32Array(M * N);
@@ -108,14 +89,11 @@ const elementwise = (f) => ({shape, data}) => {
 
 const OPERATIONS = {
   linear(x, {weight, bias}) {
-    const [size, inputs] = weight.shape, w = weight.data, data = x.data, out = filled(bias, size, 1);
-    for (let o = 0; o < size; o++) {
-      let even = 0, odd = 0;
-      for (let i = 0, at = o * inputs; i < inputs; i += 2, at += 2) {
-        even += w[at] * data[i];
-        if (i + 1 < inputs) odd += w[at + 1] * data[i + 1];
-      }
-      out[o] += even + odd;
+    const [size, inputs] = weight.shape, out = filled(bias, size, 1);
+    for (let o = 0, at = 0; o < size; o++) {
+      let total = 0;
+      for (let i = 0; i < inputs; i++, at++) total += weight.data[at] * x.data[i];
+      out[o] += total;
     }
     return {shape: [size, 1, 1], data: out};
   },

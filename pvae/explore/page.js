@@ -1,28 +1,7 @@
-// What the page shows: the map, an image and its ELBO, a walk, samples, sliders, and the equation of the bound.
+// What the page shows: the map, an image and its ELBO, samples, sliders, and the equation of the bound.
 "use strict";
 
-const MOST_PIXELS = 40e6, DRAWS = 10, MOST_LABELS = 12; // of a file; of z for a bound, as in `pvae score`
-
-// Return functions of z and the content of a VAE: each a promise of the mean of p(x | z), by a worker that runs network.js,
-// or by this thread where the browser lets the page have none.
-function decoders(vae) {
-  const run = "let vae; onmessage = ({data}) => (Array.isArray(data) ? postMessage(vae.mean(data)) : (vae = vaeOf(data)))";
-  const url = URL.createObjectURL(new Blob([find("network").textContent, run]));
-  const here = (z) => new Promise((done) => setTimeout(() => done(vae.mean(z))));
-  return list(clamp((navigator.hardwareConcurrency || 2) - 1, 1, 4), () => {
-    let last = Promise.resolve(), ask = here, known;
-    try {
-      const worker = new Worker(url);
-      ask = (z, content) => new Promise((onmessage, onerror) => {
-        const {prior, likelihood, decoder, y} = content;
-        if (known !== content) worker.postMessage({prior, likelihood, decoder, y, posterior: null});
-        Object.assign(worker, {onmessage, onerror}).postMessage(z);
-        known = content;
-      }).then(({data}) => data, () => (ask = here)(z));
-    } catch {} // `here` answers
-    return (z, content) => (last = last.then(() => ask(z, content)));
-  });
-}
+const MOST_PIXELS = 40e6, DRAWS = 10, MOST_LABELS = 12, SLICE_OF_TILES = 12; // of a file; of z for a bound, as in `pvae score`; ms
 
 async function show() {
   const content = await unpack(find("content").textContent), {given} = content, numLabels = given ? given.shape[1] : 0;
@@ -36,7 +15,7 @@ async function show() {
     top: list(size, (i) => (vae.isSphere && i === 0 ? 1 : 0)),
     offsets: vae.sizes.slice(0, -1).map((one) => Array(one).fill(0)),
   });
-  const state = {...origin(), model, plane: 0, tiles: false, focus: null, x: null, scored: null, cloud: [], walk: null,
+  const state = {...origin(), model, plane: 0, tiles: false, focus: null, x: null, scored: null, cloud: [],
     isWhole: hasMore, dot: null, kept: null, held: "the origin", rest: origin(), instant: content.history.length, share: 1, step: 0};
   const say = (text) => ((find("message").textContent = text), later("message", "", 9000));
 
@@ -181,7 +160,6 @@ async function show() {
     if (!scale) return; // the map is not drawn yet
     context.drawImage(still, 0, 0);
     Object.assign(context, {lineWidth: 2 * scale, strokeStyle: warm, fillStyle: warm});
-    if (state.walk && !find("walk").hidden) path(context, list(41, (i) => toMap(toPlane(between(i / 40).top))));
     if (state.scored && !find("image").hidden) {
       [1, 2].forEach((radius) => path(context, ellipse(state.scored.q, axes(), radius).map(toMap)));
       state.cloud.forEach((z) => (mark(context, 0, toMap(topOf(z)), 1.8 * scale), context.fill()));
@@ -192,24 +170,23 @@ async function show() {
     drawRing(context, toMap(toPlane(state.top)), scale);
   }
   async function drawTiles() { // first the middle of each 3 x 3 of them, as large as these; then all, from the pointer outward
-    const count = 3 * clamp(Math.floor(map.clientWidth / 108), 3, 5), token = (state.token = {}), {model, top, offsets, middle, range} = state;
-    const canvas = element("canvas", {width: count * width, height: count * height}), here = toPlane(top);
+    const count = 3 * clamp(Math.floor(map.clientWidth / 108), 3, 5), token = (state.token = {}), {top, offsets, middle, range} = state;
+    const canvas = element("canvas", {width: count * width, height: count * height}), here = toPlane(top), isOver = () => state.token !== token || !state.tiles;
     const tiles = list(count ** 2, (i) => [i % count, Math.floor(i / count)]).map(([column, row]) => {
       const place = placeOf([column, count - 1 - row].map((one) => (2 * one + 1) / count - 1));
       return {column, row, z: whole({top: at(...place, top), offsets}), far: Math.hypot(place[0] - here[0], place[1] - here[1])};
     }).sort((one, other) => one.far - other.far);
-    state.decoders ||= decoders(vae);
+    let start = performance.now();
     for (const side of [3, 1]) {
-      const left = tiles.filter(({column, row}) => side === 1 || (column % 3 === 1 && row % 3 === 1));
-      await Promise.all(state.decoders.map(async (decode) => {
-        for (let tile; state.token === token && state.tiles && (tile = left.shift()); ) {
-          tile.mean ||= await decode(tile.z, model);
-          const [x, y] = [tile.column, tile.row].map((one) => one - (side - 1) / 2);
-          canvas.getContext("2d").drawImage(pixels(tile.mean), x * width, y * height, side * width, side * height);
-          if (state.sheet?.canvas === canvas) redraw();
-        }
-      }));
-      if (state.token !== token || !state.tiles) return;
+      for (const tile of tiles.filter(({column, row}) => side === 1 || (column % 3 === 1 && row % 3 === 1))) {
+        const [x, y] = [tile.column, tile.row].map((one) => one - (side - 1) / 2);
+        canvas.getContext("2d").drawImage(pixels((tile.mean ||= vae.mean(tile.z))), x * width, y * height, side * width, side * height);
+        if (performance.now() - start < SLICE_OF_TILES) continue;
+        if (side === 1) redraw();
+        await pause(0);
+        if (isOver()) return; // meanwhile the pointer or the training went on
+        start = performance.now();
+      }
       state.sheet = {canvas, middle, range, tiles};
       redraw();
     }
@@ -268,7 +245,6 @@ async function show() {
     key === "t" && !ctrlKey && !metaKey && !/INPUT|SELECT/.test(target.tagName) && toggleTiles());
 
   // An image, q(z | x), and its bookkeeping
-  const codeOf = (x, of = vae) => parts(centre(of.posterior(x)));
   function take(x, name, picked = null) {
     if (!isLast(state.instant)) toInstant(instants.length - 1); // whose encoder is known
     Object.assign(state, {x, moved: [], picked});
@@ -385,30 +361,7 @@ async function show() {
     if (file) (openTab("image"), takeFile(file));
   };
 
-  // A walk
-  function between(share) {
-    const {from, to} = state.walk, mix = (one, other, a, b) => one.map((value, i) => a * value + b * other[i]);
-    const angle = vae.isSphere ? Math.acos(clamp(dot(from.top, to.top), -1, 1)) : 0; // of a great circle
-    const weights = [1 - share, share].map((one) => (angle > 1e-6 ? Math.sin(one * angle) / Math.sin(angle) : one));
-    const offsets = from.offsets.map((one, l) => mix(one, to.offsets[l], 1 - share, share));
-    return {top: mix(from.top, to.top, ...weights), offsets};
-  }
-  function setWalk(walk, isNew = true) {
-    state.walk = walk;
-    find("frames").replaceChildren(...list(9, (i) => pixels(vae.mean(whole(between(i / 8))))));
-    if (isNew) ((find("step").value = 0), find("step").oninput());
-  }
-  find("step").oninput = ({target: {value, nextElementSibling: output}} = {target: find("step")}) =>
-    ((output.textContent = `${value} %`), jump(between(value / 100), "the walk"));
-  find("from").onclick = () => setWalk({...state.walk, from: codeOf(state.x)});
-  find("to").onclick = () => setWalk({...state.walk, to: codeOf(state.x)});
-  find("pair").onclick = () => { // of different classes, if there are any
-    const first = Math.floor(Math.random() * numImages), others = list(numImages, (i) => i).filter((i) => i !== first);
-    const unlike = others.filter((i) => labels && labels.data[i] !== labels.data[first]), choice = unlike.length ? unlike : others;
-    const second = choice[Math.floor(Math.random() * choice.length)];
-    const [from, to] = [first, second].map((i) => codeOf(imageX(i), vaeOf({...state.model, y: yOf(i)})));
-    setWalk({from, to});
-  };
+  // Directions of attributes, samples, and sliders of latents
   find("attributes").hidden = !content.attributes.length;
   find("attributes").querySelector("div").append(...content.attributes.map(([name, {data}], k) =>
     slider(name.replaceAll("_", " "), 3, () => state.moved?.[k] || 0, (value) => {
@@ -416,8 +369,6 @@ async function show() {
       state.moved[k] = value;
       jump({top: vae.isSphere ? unit(top) : top});
     })));
-
-  // Samples, and sliders of latents
   const drawSamples = (samples) => {
     find("sheet").replaceChildren(...(state.samples = samples).map((z, i) =>
       thumb(`sample ${i + 1}`, vae.mean(z), () => (press(find("sheet").children, i), jump(parts(z), `sample ${i + 1}`)))));
@@ -458,7 +409,6 @@ async function show() {
     }
     find("reconstruction").nextElementSibling.textContent = `decoded from ${isLast(instant) ? "one draw of q(z | x)" : "its code"}`;
     if (state.samples) isFixed ? drawSamples(state.samples) : find("again").onclick();
-    if (state.walk) setWalk(state.walk, false);
     move({});
   }
   async function toInstant(i, seconds = 0) { // the dots move there in some seconds
@@ -583,12 +533,11 @@ async function show() {
     }
     document.body.classList.toggle("is-training", name === "train");
     if (name !== "train" && training?.isRunning) find("run").click();
-    if (name === "walk" && !state.walk) find("pair").onclick();
     if (name === "samples" && !find("sheet").children.length) find("again").onclick();
     drawOverlay();
   }
   find("tab-samples").hidden = !vae.hasPrior;
-  find("tab-image").hidden = find("tab-walk").hidden = !vae.canEncode;
+  find("tab-image").hidden = !vae.canEncode;
   find("tab-train").hidden = !content.bits;
   tabs.filter((one) => !one.hidden).forEach((one, i, usable) => {
     one.onclick = () => openTab(one.id.slice(4));

@@ -249,7 +249,7 @@ def test_a_number_near_zero_has_no_sign(train, opened):
 
 def test_everything_can_be_done_by_keys_and_clicks(train, opened):
     page = opened(train({"upper_latent_dims": (3,), "inference": "ladder", **BINARY}))
-    state = "return JSON.stringify([pvae.state.top, pvae.state.offsets, pvae.state.tiles, !pvae.state.walk])"
+    state = "return JSON.stringify([pvae.state.top, pvae.state.offsets, pvae.state.tiles])"
     decoded = "return document.getElementById('decoded').toDataURL()"
     before, image, keys = page.execute_script(state), page.execute_script(decoded), webdriver.Keys
 
@@ -260,9 +260,7 @@ def test_everything_can_be_done_by_keys_and_clicks(train, opened):
         lambda: element("#map").send_keys(keys.ARROW_LEFT, keys.ARROW_UP),
         lambda: element("#map").send_keys("t"),
         lambda: element("#strip button", 4).click(),
-        lambda: element("#tab-image").send_keys(keys.ARROW_RIGHT),
-        lambda: element("#step").send_keys(keys.ARROW_RIGHT),
-        lambda: element("#tab-walk").send_keys(keys.ARROW_RIGHT) or element("#sheet button", 2).click(),
+        lambda: element("#tab-image").send_keys(keys.ARROW_RIGHT) or element("#sheet button", 2).click(),
         lambda: (
             element("#tab-samples").send_keys(keys.ARROW_RIGHT),
             element("#sliders input").send_keys(keys.ARROW_RIGHT),
@@ -275,24 +273,6 @@ def test_everything_can_be_done_by_keys_and_clicks(train, opened):
     page.find_element("id", "ask").click()
     wait(page, "return document.getElementById('why').textContent.includes('KL')")
     wait(page, f"{decoded} !== {json.dumps(image)}")
-
-
-@pytest.mark.parametrize("system", ["sphere", "mlp"])
-def test_a_walk_leads_from_one_code_to_the_other(train, opened, system):
-    """Along a line, or on the sphere along a great circle."""
-    page = opened(train(SYSTEMS[system]))
-    page.find_element("id", "tab-walk").click()
-    for button, image in (("from", 2), ("to", 5)):
-        page.find_element("id", "tab-image").click()
-        page.find_elements("css selector", "#strip button")[image].click()
-        page.find_element("id", "tab-walk").click()
-        page.find_element("id", button).click()
-    ends = torch.tensor(page.execute_script("return [2, 5].map(i => pvae.vae.posterior(pvae.imageX(i)).loc)"))
-    middle = ends.mean(0) / (ends.mean(0).norm() if system == "sphere" else 1)
-    for percent, expected in ((0, ends[0]), (100, ends[1]), (50, middle)):
-        script = "const step = document.getElementById('step'); step.value = arguments[0]; step.oninput();"
-        close(page.execute_script(f"{script} return pvae.state.top", percent), expected)
-    assert page.find_element("css selector", "#step + output").text == "50 %"
 
 
 def test_the_image_under_the_pointer_is_decoded(train, opened):
@@ -583,20 +563,8 @@ def test_a_dot_under_the_pointer_is_decoded_by_its_whole_code(train, opened, sys
 
 
 @pytest.mark.parametrize("system", ["conv", "mlp"])
-def test_a_worker_and_the_page_decode_the_same(train, opened, system):
-    """Where a page may have no worker, it decodes itself; tiles are the decoded middles of their places."""
+def test_tiles_are_the_decoded_middles_of_their_places(train, opened, system):
     page = opened(train(SYSTEMS[system]))
-    by_worker, by_page, expected = page.execute_async_script(
-        "const z = [0.3, -1, 0.5, 0.1], run = async vae => Array.from(await decoders(vae)[0](z, pvae.state.model));"
-        "(async () => {"
-        "  const byWorker = await run({mean: () => [0]}), Known = Worker;"
-        "  Worker = class { constructor() { throw new Error(); } };"
-        "  const byPage = await run(pvae.vae);"
-        "  Worker = Known;"
-        "  arguments[0]([byWorker, byPage, Array.from(pvae.vae.mean(z))]);"
-        "})();"
-    )
-    assert by_worker == by_page == expected
     time.sleep(0.3)  # after the first pick, or the map would begin anew
     page.find_element("id", "tiles").click()
     wait(page, "return pvae.state.sheet && pvae.state.sheet.tiles.every(one => one.mean)")
@@ -726,10 +694,8 @@ def test_a_vae_given_labels_is_given_those_that_are_chosen(train, opened, networ
             "given.onchange({target: given})"
         )
         chosen = torch.tensor([1]) if is_class else torch.tensor([[False, True, False]])
-        found = page.execute_async_script(
-            "const [z, done] = arguments, {loc} = pvae.vae.posterior(pvae.imageX(2));"
-            "decoders(pvae.vae)[0](z, pvae.state.model).then(one => done([loc, Array.from(one)]))",
-            z.tolist(),
+        found = page.execute_script(
+            "return [pvae.vae.posterior(pvae.imageX(2)).loc, Array.from(pvae.vae.mean(arguments[0]))]", z.tolist()
         )
         close(found[0], vae.posterior(x[[2]], chosen).mean[0])
         close(found[1], vae.likelihood(z[None], chosen).mean.flatten())
@@ -768,7 +734,7 @@ def test_attributes_have_directions(train, opened, tmp_path):
     )
     page = opened(run)
     expected = attribute_vector(encode(run.vae(), run_batch(run, "test")), has[:, 1])
-    page.find_element("id", "tab-walk").click()
+    page.find_element("id", "tab-latents").click()
     before = torch.tensor(page.execute_script("return pvae.state.top"))
     script = "const [, one] = document.querySelectorAll('#attributes input'); one.value = 1.5; one.oninput();"
     close(page.execute_script(f"{script} return pvae.state.top"), before + 1.5 * expected)
