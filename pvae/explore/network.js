@@ -17,7 +17,7 @@ async function unpack(base64) {
   const packed = Uint8Array.from(atob(base64.trim()), (one) => one.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
   const buffer = await new Response(stream).arrayBuffer(), end = 4 + new DataView(buffer).getUint32(0, true);
-  const kinds = {f4: (b) => new Float32Array(b), f2: (b) => fromHalf(new Uint16Array(b)), u1: (b) => new Uint8Array(b), i1: (b) => new Int8Array(b)};
+  const kinds = {f8: (b) => new Float64Array(b), f4: (b) => new Float32Array(b), f2: (b) => fromHalf(new Uint16Array(b)), u1: (b) => new Uint8Array(b), i1: (b) => new Int8Array(b)};
   const read = ({tensor: [kind, start, stop, shape], step}, data = kinds[kind](buffer.slice(end + start, end + stop))) =>
     ({shape, data: kind === "i1" ? Float32Array.from(data, (one) => one * step) : data});
   const text = new TextDecoder().decode(new Uint8Array(buffer, 4, end - 4));

@@ -27,7 +27,7 @@ from pvae.vae import VAE
 __all__ = ["Tensors", "map_of", "networks_of", "notes_of", "operations"]
 
 _MOST = 31  # of the integers of a small matrix, which are compressed to some five bits each
-_TYPES = {"f4": np.float32, "f2": np.float16, "u1": np.uint8, "i1": np.int8}
+_TYPES = {"f8": np.float64, "f4": np.float32, "f2": np.float16, "u1": np.uint8, "i1": np.int8}
 
 
 class Tensors:

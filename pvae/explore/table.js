@@ -1,23 +1,57 @@
 // The page of a table: the map of the codes of its rows, sliders of z, and p(x_d | z) of each column d.
 "use strict";
 
-// By the kind of a column, from its outputs of the decoder: mean and standard deviation; of skewed values the median and
-// the ends of the central 68 %, as far as the mean of a Normal +- its standard deviation; or probabilities.
+const MOST_SCORED = 200, DRAWS = 50; // rows beside which a row is odd, and draws of z for the log p of each
+
+function logTail(x) { // log P(Z > x) of a standard Normal, by a continued fraction or a series
+  if (x < 0) return Math.log1p(-Math.exp(logTail(-x)));
+  const [logDensity] = logNormal(standard(1), [x]);
+  if (x > 3) return logDensity - Math.log(list(60, (k) => 60 - k).reduce((rest, k) => x + k / rest, x));
+  let total = 0;
+  for (let k = 0, term = x; k < 60; k++, term *= (x * x) / (2 * k + 1)) total += term;
+  return Math.log(0.5 - Math.exp(logDensity) * total);
+}
+// The log-density of on(x) ~ Normal, or that of its step where it was recorded in steps, as `InSteps`.
+function logInSteps({step}, mean, sd, x, on = Number, logSlope = 0) {
+  const [low, high] = [x - step / 2, x + step / 2].map((one) => (on(one) - mean) / sd);
+  const [more, less] = (low + high > 0 ? [low, high] : [-high, -low]).map(logTail), change = -Math.expm1(less - more);
+  return change > 6e-6 ? more + Math.log(change / step) : logNormal({loc: [mean], scale: [sd]}, [on(x)])[0] + logSlope;
+}
+const logAbove0 = (x) => Math.log(Math.max(x, 1e-300));
+
+// By the kind of a column, from its outputs of the decoder: log p(x_d | z) as a function, and the mean and standard
+// deviation; of skewed values the median and the ends of the central 68 %, as far as the mean of a Normal +- its standard
+// deviation; or probabilities.
+const ofShares = (shares) => ({shares, logP: (k) => Math.log(shares[k])});
 const COLUMNS = {
-  real: ({loc, scale, log_scale: s}, [l, o]) => ({mean: loc + scale * l, sd: scale * Math.sqrt(Math.exp(2 * Math.min(s + o, 4)) + 1e-6)}),
-  "student-t": ({loc, scale, sd}, [l]) => ({mean: loc + scale * l, sd}),
+  real(column, [l, o], {loc, scale, log_scale: s} = column, mean = loc + scale * l, sd = scale * Math.sqrt(Math.exp(2 * Math.min(s + o, 4)) + 1e-6)) {
+    return {mean, sd, logP: (x) => logInSteps(column, mean, sd, x)};
+  },
+  "student-t"({loc, unit, scale, sd, df}, [l], mean = loc + unit * l) {
+    const log = logGamma((df + 1) / 2) - logGamma(df / 2) - Math.log(df * Math.PI) / 2 - Math.log(scale);
+    return {mean, sd, logP: (x) => log - ((df + 1) / 2) * Math.log1p(((x - mean) / scale) ** 2 / df)};
+  },
   positive(column, outputs, {mean, sd} = COLUMNS.real(column, outputs)) {
     const [low, median, high] = [-1, 0, 1].map((sign) => (column.atom || 0) + Math.exp(mean + sign * sd));
-    return {median, ends: [low, high]};
+    return {median, ends: [low, high], logP: (x) => logInSteps(column, mean, sd, x, logAbove0, -logAbove0(x))};
   },
-  "zero-inflated": (column, outputs) => ({...COLUMNS.positive(column, outputs), share: sigmoid(column.log_odds + outputs[2])}),
-  count: ({unit, shift, slope, excess}, [l], mean = unit * softplus(slope * l + shift) + 1e-6) =>
-    ({mean, sd: Math.sqrt(mean + excess * mean ** 2)}),
-  binary: (_, [l]) => ({shares: [sigmoid(-l), sigmoid(l)]}),
-  categorical: (_, l, total = logSumExp(l)) => ({shares: l.map((one) => Math.exp(one - total))}),
+  "zero-inflated"(column, outputs, {logP, ...rest} = COLUMNS.positive(column, outputs)) {
+    const {atom, step} = column, logit = column.log_odds + outputs[2], isAtom = (x) => Math.abs(x - atom) <= Math.max(1.2e-7 * Math.abs(atom), step / 2);
+    return {...rest, share: sigmoid(logit), logP: (x) => (isAtom(x) ? -softplus(-logit) - Math.log(step || 1) : logP(x - atom) - softplus(logit))};
+  },
+  count({unit, shift, slope, theta}, [l], mean = unit * softplus(slope * l + shift) + 1e-6) {
+    const ofPoisson = (x) => x * Math.log(mean) - mean, t = theta, ofGamma = (x) =>
+      logGamma(x + t) - logGamma(t) + x * Math.log(mean / (t + mean)) - t * Math.log1p(mean / t);
+    return {mean, sd: Math.sqrt(mean + (t ? mean ** 2 / t : 0)), logP: (x) => (t ? ofGamma : ofPoisson)(x) - logGamma(x + 1)};
+  },
+  binary: (_, [l]) => ofShares([sigmoid(-l), sigmoid(l)]),
+  categorical: (_, l, total = logSumExp(l)) => ofShares(l.map((one) => Math.exp(one - total))),
   ordinal: ({cuts}, [l], ends = [-Infinity, ...cuts, Infinity]) =>
-    ({shares: ends.slice(1).map((end, k) => sigmoid(end - l) * sigmoid(l - ends[k]) * -Math.expm1(ends[k] - end))}),
+    ofShares(ends.slice(1).map((end, k) => sigmoid(end - l) * sigmoid(l - ends[k]) * -Math.expm1(ends[k] - end))),
 };
+function placeOn({is_log: isLog, low, high}, value, on = isLog ? Math.log : Number) { // 0 and 1 at the ends of its bar
+  return clamp((on(value) - on(low)) / (on(high) - on(low)), 0, 1);
+}
 function numberText({date, decimals, origin, suffix, point}, value) {
   if (date) return new Date(864e5 * (origin + value)).toISOString().slice(0, date).replace("T", " ");
   return (origin + value).toFixed(decimals).replace(".", point).replace("-", "\u2212") + suffix;
@@ -36,22 +70,47 @@ async function show() {
   const move = (z) => (Object.assign(state, {z}).frame ||= requestAnimationFrame(drawHere));
   const jump = (z) => (move(vae.isSphere ? unit(z) : z), (state.rest = state.z)); // it stays there when the pointer has left the map
   const decoded = (outputs = Array.from(vae.decode(state.z))) => columns.map((one) => COLUMNS[one.kind](one, one.outputs.map((place) => outputs[place])));
-  function pick(row, out = [], set = {}) {
+  const xOf = (d, row) => content.x.data[row * columns.length + d];
+  function encode(row, out, set) {
     const x = rowOf(content.features, row);
     out.forEach((d) => columns[d].inputs.forEach((feature) => (x[feature] = 0)));
     for (const [d, other] of Object.entries(set)) columns[d].inputs.forEach((feature) => (x[feature] = rowOf(content.features, other)[feature]));
-    const q = vae.canEncode ? vae.posterior(Float32Array.from(x)) : null;
+    return vae.posterior(Float32Array.from(x));
+  }
+  function pick(row, out = [], set = {}) {
+    const q = vae.canEncode ? encode(row, out, set) : null;
     Object.assign(state, {row, out, set, q, cloud: q ? cloudOf(q, vae) : []});
     find("row").value = row;
     jump(q ? centre(q) : content.codes ? rowOf(content.codes, row) : points[row].slice(0, names.length));
     state.code = state.z;
+    if (vae.canEncode && vae.hasPrior && vae.hasDensity) drawOdd();
+  }
+  // log p of the values in some columns of a row, the log of the mean of p(x, z) / q(z | x) over draws of z from q.
+  function logP(given, row, set = {}, draws = DRAWS) {
+    const q = encode(row, columns.map((_, d) => d).filter((d) => !given.includes(d)), set);
+    return logSumExp(list(draws, () => {
+      const {z, logQ} = q.at(q.draw()), each = decoded(Array.from(vae.decode(z)));
+      return sum(given.map((d) => each[d].logP(xOf(d, set[d] ?? row)))) + sum(vae.logPrior(z)) - sum(logQ);
+    })) - Math.log(draws);
+  }
+  async function drawOdd({row, out, set} = state, token = (state.odd = {})) { // beside other rows, by the same columns
+    const has = (one, d) => !Number.isNaN(xOf(d, one)), given = columns.map((_, d) => d).filter((d) => !out.includes(d) && has(set[d] ?? row, d));
+    const others = (drawOdd[given] ||= rows.map((_, i) => i).filter((i) => given.every((d) => has(i, d))).slice(0, MOST_SCORED).map((i) => ({i})));
+    find("odd").textContent = "log p of what is given: \u2026";
+    for (let k = 0, start = 0; k < others.length; k++) {
+      if (performance.now() - start > 12) (await new Promise((done) => setTimeout(done)), (start = performance.now()));
+      if (state.odd !== token) return; // another row, or other columns
+      others[k].logP ??= logP(given, others[k].i);
+    }
+    const own = logP(given, row, set), beside = others.filter(({i}) => i !== row), odder = beside.filter((one) => one.logP < own).length;
+    find("odd").textContent = `log p of what is given, ${given.length} value${given.length > 1 ? "s" : ""}: ${written(own)} nats; it is lower for ${odder} of ${beside.length} other rows.`;
   }
 
   // The map
   const toMap = (place) => place.map((one, d) => ((1 + ((d ? -1 : 1) * (one - middle[d])) / range) * map.width) / 2);
   const fromEvent = (event) => eventOn(map, event).map((one, d) => middle[d] + range * one);
   const distances = ([u, v]) => points.map(([x, y]) => Math.hypot(x - u, y - v)), nearest = (place, all = distances(place)) => all.indexOf(Math.min(...all));
-  const valueOf = (d, i) => content.values.data[i * columns.length + d];
+  const valueOf = (d, i) => (columns[d].levels ? xOf(d, i) : placeOn(columns[d], xOf(d, i)));
   const choices = columns.map((one, d) => ({...one, of: (i) => (texts[i][d] ? valueOf(d, i) : -1)})); // -1: missing
   if (labels) choices.unshift({name: "label", levels: content.label_names, of: (i) => labels.data[i]});
   const shade = (share) => `oklch(${(isDark.matches ? 0.52 : 0.36) + 0.4 * share} 0.13 ${285 - 175 * share})`;
@@ -120,8 +179,7 @@ async function show() {
     set.value = isSet ? state.set[d] : "";
     own.textContent = isSet ? `set to: ${text}` : `row: ${text || "missing"}${box.checked && state.z === state.code ? ", imputed here" : ""}`;
     if (shares) return shown.replaceChildren(...shares.map((one, k) => level(one, column.levels[k], k === value)));
-    const on = column.is_log ? Math.log : Number, place = (one) => clamp((on(one) - on(column.low)) / (on(column.high) - on(column.low)), 0, 1);
-    const [from, to] = (ends || [mean - sd, mean + sd]).map((one) => place(one));
+    const place = (one) => placeOn(column, one), [from, to] = (ends || [mean - sd, mean + sd]).map(place);
     const style = `--from: ${from}; --to: ${to}; --mean: ${place(ends ? median : mean)}; --value: ${text ? value : -1}`;
     const number = (one) => numberText(column, one), range = () => `${number(median)} (${ends.map(number).join(" to ")})`;
     const spread = () => (sd === null ? "infinite" : numberText({...column, date: 0, origin: 0}, sd) + (column.date ? " days" : ""));
@@ -158,6 +216,6 @@ async function show() {
   pick(0);
   drawLegend();
   new ResizeObserver(() => Math.abs(map.width - map.clientWidth * devicePixelRatio) > 1 && drawMap()).observe(map);
-  window.pvae = {content, vae, state, decoded, pick, view: {middle, range}};
+  window.pvae = {content, vae, state, decoded, pick, logP, xOf, view: {middle, range}};
 }
 start(show);

@@ -76,7 +76,6 @@ def table_content(run: Run, data: Dataset, rows: Tensor, tensors: Tensors) -> di
     for layer in (one for one in vae.q_z.modules() if isinstance(one, Units | WithMask)):
         features = layer(features)
     networks = networks_of(run.config, vae, tensors)
-    columns, values = _columns(run, vae, x)
     dates = "Means of dates, and the ends of their bars, are written as year-month-day."
     notes = notes_of(vae, networks["posterior"], networks["prior"])
     return {
@@ -85,20 +84,17 @@ def table_content(run: Run, data: Dataset, rows: Tensor, tensors: Tensors) -> di
         "shape": [features.shape[1], 1, 1],
         **networks,
         **map_of(run, data, encode(vae, batch), rows, tensors),
-        "columns": columns,
+        "columns": _columns(run, vae, x),
         "features": tensors.add(features),
-        "values": tensors.add(values),
+        "x": tensors.add(x, "f8"),
         "texts": [[c.text(value, is_given=True) for c, value in zip(run.data.columns, row)] for row in x.tolist()],
         "rows": [data.test_names[i] for i in rows.tolist()],
     }
 
 
-def _columns(run: Run, vae: Any, x: Tensor) -> tuple[list[dict[str, Any]], Tensor]:
-    """Return the columns for table.js, and the places (N, D) of the values of rows x.
-
-    The place of a number is 0 and 1 at the ends of the bar of its column, and that of a level is its code.
-    """
-    p_x, size, values = vae.p_x, x.shape[1], x.double().clone()
+def _columns(run: Run, vae: Any, x: Tensor) -> list[dict[str, Any]]:
+    """Return the columns of rows x for table.js."""
+    p_x, size = vae.p_x, x.shape[1]
     is_mixed = isinstance(p_x, ColumnsLikelihood)
     parts = zip(p_x.parts, p_x.order.split(p_x.sizes)) if is_mixed else [(p_x, torch.arange(size))]
     inputs = _inputs(vae, size) if run.config.missing else [[]] * size
@@ -114,13 +110,11 @@ def _columns(run: Run, vae: Any, x: Tensor) -> tuple[list[dict[str, Any]], Tenso
             found[d] = shown | _distribution(part, i, column)
             if "levels" not in found[d]:
                 is_log = found[d]["kind"] == "positive"
-                own = values[:, d].log() if is_log else values[:, d]
-                low, high = _ends(own)
-                values[:, d] = ((own - low) / (high - low)).clamp(0, 1)
+                low, high = _ends(x[:, d].double().log() if is_log else x[:, d].double())
                 low, high = (math.exp(low), math.exp(high)) if is_log else (low, high)
                 unit = min(high - low, math.sqrt(low * high)) if is_log else high - low
                 found[d] |= {"is_log": is_log, "low": low, "high": high, **_writing(column, unit)}
-    return [found[d] for d in range(size)], values
+    return [found[d] for d in range(size)]
 
 
 def _ends(values: Tensor) -> tuple[float, float]:
@@ -142,7 +136,8 @@ def _distribution(part: Any, place: int, column: Column) -> dict[str, Any]:
     """Return the kind in `COLUMNS` of table.js, and the parameters, of the column at a place of a likelihood."""
     match part:
         case DiagonalNormalLikelihood():
-            numbers = {"loc": part.units.loc, "scale": part.units.scale, "log_scale": part.log_scale}
+            units = part.units
+            numbers = {"loc": units.loc, "scale": units.scale, "log_scale": part.log_scale, "step": units.step}
             name = "positive" if isinstance(part, PositiveLikelihood) else "real"
             if isinstance(part, ZeroInflatedLikelihood):
                 p, name = part.pixels(torch.zeros(part.output_shape)), "zero-inflated"
@@ -150,14 +145,17 @@ def _distribution(part: Any, place: int, column: Column) -> dict[str, Any]:
             return {"kind": name, **{key: one[place].item() for key, one in numbers.items()}}
         case StudentTLikelihood():
             p = part.pixels(torch.zeros(part.datum_shape))
-            loc, scale, sd = (one[place].item() for one in (p.mean, part.units.scale, p.variance.sqrt()))
-            return {"kind": "student-t", "loc": loc, "scale": scale, "sd": sd if math.isfinite(sd) else None}
+            numbers = {"loc": p.mean, "unit": p.scale, "scale": p.base.scale * p.scale, "df": p.base.df}
+            sd = p.variance[place].sqrt().item()
+            numbers = {name: one[place].item() for name, one in numbers.items()}
+            return {"kind": "student-t", "sd": sd if math.isfinite(sd) else None, **numbers}
         case PoissonLikelihood():
             p = part.pixels(torch.zeros(part.datum_shape))
             unit, shift = part.units.unit_and_shift()
-            excess = p.variance / p.mean**2 - 1 / p.mean
-            numbers = {"unit": unit, "shift": shift, "slope": part.units.slope, "excess": excess}
-            return {"kind": "count", **{name: one[place].item() for name, one in numbers.items()}}
+            theta = getattr(p.base, "total_count", torch.full(part.datum_shape, math.inf))[place].item()
+            numbers = {"unit": unit, "shift": shift, "slope": part.units.slope}
+            found = {name: one[place].item() for name, one in numbers.items()}
+            return {"kind": "count", "theta": theta if math.isfinite(theta) else None, **found}
         case OrdinalLikelihood():
             kind = {"kind": "ordinal", "cuts": part.cutpoints[place].tolist()}
         case CategoricalLikelihood():
