@@ -114,6 +114,39 @@ function introduce({title: [title, ...more], notes}, dots) {
   find("idea").textContent = dots;
   find("notes").querySelector("ul").append(...notes.map((textContent) => element("li", {textContent})));
 }
+// The story, from step 1 on; 0 closes it. What a step is about has its number in data-step. Return a function that tells a
+// step of those told; `enter` is called with the step and the one before it, undefined where it was closed.
+const isInside = parent !== self;
+function setUpStory(told, enter) {
+  const tell = (number) => {
+    const step = told[number - 1]?.dataset.step, {step: before} = tell;
+    Object.assign(tell, {number, step});
+    find("tour").ariaExpanded = !(find("story").hidden = !step);
+    document.querySelectorAll("[data-step]").forEach((one) => one.classList.toggle("lit", Boolean(step) && one.dataset.step.includes(step)));
+    enter(step, before);
+    if (!step) return before && find("tour").focus();
+    [find("back").disabled, find("next").textContent] = [number === 1, number < told.length ? "Next" : "Done"];
+    if (!isInside) document.querySelector("main .lit").scrollIntoView({block: "nearest"}); // or the window around would scroll
+    find("next").focus({preventScroll: true});
+  };
+  tell.number = 0;
+  told.forEach((one, i) => one.prepend(`${i + 1} of ${told.length}: `));
+  find("tour").onclick = () => tell(tell.number ? 0 : 1);
+  find("back").onclick = () => tell(tell.number - 1);
+  find("next").onclick = () => tell((tell.number + 1) % (told.length + 1));
+  find("story").onkeydown = ({key}) => key === "ArrowRight" ? find("next").click() : key === "ArrowLeft" && find("back").click();
+  return tell;
+}
+function writeAddress(found) { // which opens the page as it is now
+  const text = Object.entries(found).filter(([, value]) => value !== null && value !== undefined).map((one) => one.join("=")).join("&");
+  clearTimeout(writeAddress.timer);
+  writeAddress.timer = setTimeout(() => history.replaceState(null, "", `#${text}`), 300);
+}
+function save(canvas, download, factor = Math.ceil(400 / canvas.width)) { // small ones enlarged, each pixel a square
+  const copy = element("canvas", {width: factor * canvas.width, height: factor * canvas.height});
+  Object.assign(copy.getContext("2d"), {imageSmoothingEnabled: false}).drawImage(canvas, 0, 0, copy.width, copy.height);
+  element("a", {href: copy.toDataURL(), download}).click();
+}
 const start = (show) => show().catch((error) => {
   const why = typeof DecompressionStream === "undefined" ? "this browser is too old for it" : error.message;
   find("message").textContent = `The page cannot be shown: ${why}.`;

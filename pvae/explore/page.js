@@ -16,7 +16,7 @@ async function show() {
     offsets: vae.sizes.slice(0, -1).map((one) => Array(one).fill(0)),
   });
   const state = {...origin(), model, plane: 0, tiles: false, focus: null, x: null, scored: null, cloud: [],
-    isWhole: hasMore, dot: null, kept: null, held: "the origin", rest: origin(), instant: content.history.length, share: 1, step: 0};
+    isWhole: hasMore, dot: null, kept: null, held: "the origin", rest: origin(), instant: content.history.length, share: 1};
   const say = (text) => ((find("message").textContent = text), later("message", "", 9000));
 
   // Pixels
@@ -203,7 +203,7 @@ async function show() {
     home: (home) => (Object.assign(state, {home}), look(null)),
     focus: (k) => (press(find("legend").children, (state.focus = state.focus === k ? null : k)), drawMap()),
   };
-  const isInside = parent !== self, isFrame = document.body.classList.contains("is-frame"), tell = (...one) => isFrame && parent.postMessage(one, "*");
+  const isFrame = document.body.classList.contains("is-frame"), tell = (...one) => isFrame && parent.postMessage(one, "*");
   const act = (name, value) => (acts[name](value), tell(name, value));
   const pick = (i) => act("pick", i), toggleTiles = () => act("tiles");
   const held = new Map(); // places of the pointers that hold the map: a mouse drags what is zoomed, and two fingers zoom
@@ -240,7 +240,7 @@ async function show() {
     else if (key === "0") act("look", null);
     if (by || "+=-0".includes(key) || key === "Enter") event.preventDefault();
   };
-  addEventListener("keydown", ({key}) => key === "Escape" && ((find("message").textContent = ""), state.step ? tellStory(0) : act("look", null)));
+  addEventListener("keydown", ({key}) => key === "Escape" && ((find("message").textContent = ""), tellStory.step ? tellStory(0) : act("look", null)));
   addEventListener("keydown", ({key, ctrlKey, metaKey, target}) =>
     key === "t" && !ctrlKey && !metaKey && !/INPUT|SELECT/.test(target.tagName) && toggleTiles());
 
@@ -463,45 +463,30 @@ async function show() {
       (isLast(state.instant) ? "" : ` Images: by the decoder after ${by.after.toLocaleString("en")} steps.`);
   }
 
-  // The story, from step 1 on; 0 closes it. What a step is about has its number in data-step.
+  // The story
   const told = [...document.querySelectorAll("#story li")].filter(({dataset: {step}}) =>
     step === "6" ? past : step === "7" ? vae.hasPrior && vae.canEncode : vae.canEncode || "34".includes(step));
-  function tellStory(number) {
-    const [step, before] = [number, state.step].map((one) => told[one - 1]?.dataset.step), wasOpen = state.step > 0;
-    state.step = number;
-    find("tour").ariaExpanded = !(find("story").hidden = !step);
-    document.querySelectorAll("[data-step]").forEach((one) => one.classList.toggle("lit", Boolean(step) && one.dataset.step.includes(step)));
+  const tellStory = setUpStory(told, (step, before) => {
     remember();
-    if (!step) return wasOpen && find("tour").focus();
-    if (vae.canEncode) openTab(step === "7" ? "samples" : "image");
+    if (step && vae.canEncode) openTab(step === "7" ? "samples" : "image");
     if (step === "6") play();
     else if (before === "6") (stop(), toInstant(instants.length - 1));
     if (step === "3" && !vae.canEncode) vae.hasPrior && jump(parts(vae.drawPrior()), "a draw");
     else if (step === "3") (find("redraw").onclick(), glide(parts(state.scored.points[0].z), parts(centre(state.scored.q)).top));
-    [find("back").disabled, find("next").textContent] = [number === 1, number < told.length ? "Next" : "Done"];
-    if (!isInside) document.querySelector("main .lit").scrollIntoView({block: "nearest"}); // or the window around would scroll
-    find("next").focus({preventScroll: true});
-  }
+  });
   async function glide({top, offsets}, from, start = performance.now()) { // z moves to a draw, in a second
     if (matchMedia("(prefers-reduced-motion: reduce)").matches) return move({top, offsets});
-    for (let share = 0; share < 1 && told[state.step - 1]?.dataset.step === "3"; ) {
+    for (let share = 0; share < 1 && tellStory.step === "3"; ) {
       share = Math.min(1, (performance.now() - start) / 1000);
       move({offsets, top: from.map((one, i) => (1 - share) * one + share * top[i])});
       await new Promise(requestAnimationFrame);
     }
   }
-  find("tour").onclick = () => tellStory(state.step ? 0 : 1);
-  find("back").onclick = () => tellStory(state.step - 1);
-  find("next").onclick = () => tellStory((state.step + 1) % (told.length + 1));
-  find("story").onkeydown = ({key}) => key === "ArrowRight" ? find("next").click() : key === "ArrowLeft" && find("back").click();
 
   // The address, which opens the page as it is now; and pictures
   function remember() {
     const z = [...state.top, ...state.offsets.flat()].map((one) => Number(one.toFixed(3)));
-    const found = {image: state.picked, z, after: isLast(state.instant) ? null : instants[state.instant].after, step: state.step || null, y: state.model.y.join("") || null};
-    const text = Object.entries(found).filter(([, value]) => value !== null && value !== undefined).map((one) => one.join("=")).join("&");
-    clearTimeout(remember.timer);
-    if (!isFrame) remember.timer = setTimeout(() => history.replaceState(null, "", `#${text}`), 300);
+    if (!isFrame) writeAddress({image: state.picked, z, after: isLast(state.instant) ? null : instants[state.instant].after, step: tellStory.number || null, y: state.model.y.join("") || null});
   }
   function recall() {
     const hash = new URLSearchParams(location.hash.slice(1)), number = (name) => Number(hash.get(name) ?? NaN);
@@ -513,11 +498,6 @@ async function show() {
     tellStory(number("step") - 1 in told ? number("step") : 0);
     if (z.length === total && z.every(Number.isFinite) && hash.has("z"))
       jump({top: z.slice(0, size), offsets: split(vae.sizes.slice(0, -1), z.slice(size))}, "the address");
-  }
-  function save(canvas, download, factor = Math.ceil(400 / canvas.width)) { // small ones enlarged, each pixel a square
-    const copy = element("canvas", {width: factor * canvas.width, height: factor * canvas.height});
-    Object.assign(copy.getContext("2d"), {imageSmoothingEnabled: false}).drawImage(canvas, 0, 0, copy.width, copy.height);
-    element("a", {href: copy.toDataURL(), download}).click();
   }
   find("save").onclick = () => save(find("decoded"), `${content.title[0]} decoded.png`);
   find("save-map").onclick = () => save(map, `${content.title[0]} map.png`);
@@ -592,7 +572,7 @@ async function show() {
   const tellHeight = () => parent.postMessage(["height", document.documentElement.offsetHeight], "*");
   document.body.classList.toggle("is-inside", isInside);
   if (isInside) new ResizeObserver(tellHeight).observe(document.body);
-  window.pvae = {content, vae, state, training, imageX, at, drawHere};
+  window.pvae = {content, vae, state, training, imageX, at, drawHere, tellStory};
 }
 
 start(show);

@@ -1,7 +1,7 @@
 // The page of a table: the map of the codes of its rows, sliders of z, and p(x_d | z) of each column d.
 "use strict";
 
-const MOST_SCORED = 200, DRAWS = 50; // rows beside which a row is odd, and draws of z for the log p of each
+const MOST_SCORED = 200, DRAWS = 100; // rows beside which a row is odd, and draws of z for the log p of each
 
 function logTail(x) { // log P(Z > x) of a standard Normal, by a continued fraction or a series
   if (x < 0) return Math.log1p(-Math.exp(logTail(-x)));
@@ -59,7 +59,7 @@ function numberText({date, decimals, origin, suffix, point}, value) {
 
 async function show() {
   const content = await unpack(find("content").textContent), {columns, rows, texts, labels, planes: [{axes, dims}]} = content;
-  const vae = vaeOf(content), names = content.names.map(subscript), map = find("map"), still = element("canvas"), state = {z: names.map(() => 0), q: null, cloud: [], out: [], set: {}};
+  const vae = vaeOf(content), isScored = vae.canEncode && vae.hasPrior && vae.hasDensity, names = content.names.map(subscript), map = find("map"), still = element("canvas"), state = {z: names.map(() => 0), q: null, cloud: [], out: [], set: {}};
   const rowOf = ({shape: [, width], data}, i) => Array.from(data.subarray(i * width, (i + 1) * width));
   const points = rows.map((_, i) => rowOf(content.points, i).slice(0, 2));
   const normals = vae.normals && vae.normals.filter(({log}) => log > -Math.log(10 * vae.normals.length)); // of a prior that is a mixture
@@ -83,15 +83,16 @@ async function show() {
     find("row").value = row;
     jump(q ? centre(q) : content.codes ? rowOf(content.codes, row) : points[row].slice(0, names.length));
     state.code = state.z;
-    if (vae.canEncode && vae.hasPrior && vae.hasDensity) drawOdd();
+    if (isScored) drawOdd();
   }
-  // log p of the values in some columns of a row, the log of the mean of p(x, z) / q(z | x) over draws of z from q.
+  // log p of the values in some columns of a row, the log of the mean of p(x, z) / q(z | x) over draws of z from q; and its error
   function logP(given, row, set = {}, draws = DRAWS) {
     const q = encode(row, columns.map((_, d) => d).filter((d) => !given.includes(d)), set);
-    return logSumExp(list(draws, () => {
+    const logs = list(draws, () => {
       const {z, logQ} = q.at(q.draw()), each = decoded(Array.from(vae.decode(z)));
       return sum(given.map((d) => each[d].logP(xOf(d, set[d] ?? row)))) + sum(vae.logPrior(z)) - sum(logQ);
-    })) - Math.log(draws);
+    }), log = logSumExp(logs) - Math.log(draws);
+    return {log, stderr: Math.sqrt(sum(logs.map((one) => Math.expm1(one - log) ** 2))) / draws};
   }
   async function drawOdd({row, out, set} = state, token = (state.odd = {})) { // beside other rows, by the same columns
     const has = (one, d) => !Number.isNaN(xOf(d, one)), given = columns.map((_, d) => d).filter((d) => !out.includes(d) && has(set[d] ?? row, d));
@@ -100,10 +101,10 @@ async function show() {
     for (let k = 0, start = 0; k < others.length; k++) {
       if (performance.now() - start > 12) (await new Promise((done) => setTimeout(done)), (start = performance.now()));
       if (state.odd !== token) return; // another row, or other columns
-      others[k].logP ??= logP(given, others[k].i);
+      others[k].log ??= logP(given, others[k].i).log;
     }
-    const own = logP(given, row, set), beside = others.filter(({i}) => i !== row), odder = beside.filter((one) => one.logP < own).length;
-    find("odd").textContent = `log p of what is given, ${given.length} value${given.length > 1 ? "s" : ""}: ${written(own)} nats; it is lower for ${odder} of ${beside.length} other rows.`;
+    const own = logP(given, row, set), beside = others.filter(({i}) => i !== row), odder = beside.filter((one) => one.log < own.log).length;
+    find("odd").textContent = `log p of what is given (${given.length} value${given.length > 1 ? "s" : ""}): ${written(own.log)} \u00b1 ${own.stderr.toFixed(2)} nats; ${odder} of ${beside.length} other rows are odder.`;
   }
 
   // The map
@@ -189,9 +190,29 @@ async function show() {
       element("p", {className: "soft row spread"}, ...[column.low, column.high].map((end) => element("span", {textContent: number(end)}))));
   }
 
+  // The address: a row, which columns are out or set, z if it is another than theirs, colours, and the step of the story
+  function remember() {
+    const {row, out, set, z, code} = state, pairs = Object.entries(set).map((one) => one.join(":"));
+    writeAddress({row, out: out.join() || null, set: pairs.join() || null, z: z === code ? null : z.map((one) => Number(one.toFixed(3))),
+      by: find("by").value, step: tellStory.number || null});
+  }
+  function recall() {
+    const hash = new URLSearchParams(location.hash.slice(1)), number = (name) => Number(hash.get(name) ?? NaN), parts = (name) => hash.get(name)?.split(",") ?? [];
+    const out = parts("out").map(Number).filter((d) => d in columns), set = parts("set").map((one) => one.split(":").map(Number)).filter(([d, i]) => d in columns && i in rows);
+    pick(number("row") in rows ? number("row") : 0, ...(content.takes_out ? [out, Object.fromEntries(set)] : []));
+    const z = parts("z").map(Number);
+    if (z.length === names.length && z.every(Number.isFinite)) jump(z);
+    if (number("by") in choices) find("by").value = number("by");
+    drawLegend();
+    tellStory(number("step") - 1 in told ? number("step") : 0);
+  }
+  const told = [...document.querySelectorAll("#story li")].filter(({className}) => ({encodes: vae.canEncode, take: content.takes_out, odd: isScored})[className] ?? true);
+  const tellStory = setUpStory(told, remember);
+
   // The rest of the page
   function drawHere() {
     state.frame = 0;
+    remember();
     drawOverlay();
     decoded().forEach(drawColumn);
     find("sliders").querySelectorAll("input").forEach((one) => one.follow());
@@ -208,14 +229,15 @@ async function show() {
   const options = (id, texts) => find(id).append(...texts.map((textContent, value) => element("option", {textContent, value})));
   options("by", choices.map(({name}) => name));
   options("row", rows);
-  find("by").onchange = isDark.onchange = drawLegend;
+  isDark.onchange = drawLegend;
+  find("by").onchange = () => (drawLegend(), remember());
+  find("save-map").onclick = () => save(map, `${content.title[0]} map.png`);
   find("row").onchange = ({target}) => pick(Number(target.value));
   find("sliders").append(...content.active.slice(0, 10).sort((a, b) => a - b).map((d) =>
     slider(names[d], vae.isSphere ? 1 : Math.ceil(Math.max(3, range)), () => state.z[d], (value) => jump(state.z.with(d, value)))));
   introduce(content, "Each dot is a row of the test data; move over the map to see what the columns are likely to be there.");
-  pick(0);
-  drawLegend();
+  (recall(), (window.onhashchange = recall));
   new ResizeObserver(() => Math.abs(map.width - map.clientWidth * devicePixelRatio) > 1 && drawMap()).observe(map);
-  window.pvae = {content, vae, state, decoded, pick, logP, xOf, view: {middle, range}};
+  window.pvae = {content, vae, state, decoded, pick, logP, xOf, tellStory, view: {middle, range}};
 }
 start(show);

@@ -462,12 +462,12 @@ def test_the_address_opens_the_page_as_it_was(train, opened, system):
     wait(page, "return location.hash.includes('step=1') && location.hash.includes('image=4')")
     state = (
         "return [pvae.vae.join(pvae.state.top, pvae.state.offsets), Array.from(pvae.state.x), pvae.state.instant,"
-        "pvae.state.step, history.length]"
+        "pvae.tellStory.number, history.length]"
     )
     before, address = page.execute_script(state), page.current_url
     page.get("about:blank")
     page.get(address)
-    wait(page, "return window.pvae && pvae.state.step === 1")
+    wait(page, "return window.pvae && pvae.tellStory.number === 1")
     after = page.execute_script(state)
     close(after[0], before[0], 2e-3)
     assert after[1:4] == before[1:4]
@@ -475,10 +475,10 @@ def test_the_address_opens_the_page_as_it_was(train, opened, system):
     assert before[2] == (count - 1 if system == "mlp" else 0)
     assert before[4] == entries
     page.execute_script("location.hash = 'image=4'")  # without an instant and a step: the end, and no story
-    wait(page, "return pvae.state.step === 0 && pvae.state.instant === pvae.content.history.length")
+    wait(page, "return pvae.tellStory.number === 0 && pvae.state.instant === pvae.content.history.length")
     page.get("about:blank")
     page.get(address.partition("#")[0] + "#image=99&z=1,x&after=-1&step=9&=")  # which names nothing
-    wait(page, "return window.pvae && pvae.state.picked >= 0 && pvae.state.step === 0")
+    wait(page, "return window.pvae && pvae.state.picked >= 0 && pvae.tellStory.number === 0")
     assert page.find_element("id", "message").text == ""
     page.get("about:blank")
     page.get(address.partition("#")[0] + "#z=0,0")  # as with a drawing, which is not in the address

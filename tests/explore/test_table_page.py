@@ -320,7 +320,8 @@ def test_log_p_of_what_is_given_is_that_of_quadrature(train, opened, case):
         given = [d for d in range(x.shape[1]) if not left[0, d].isnan()]
         expected = log_likelihood(run.vae(), run.preparation.pixels(left), "quadrature").log_p
         found = page.execute_script("return pvae.logP(...arguments)", given, row, {1: 5} if row == 2 else {}, 4000)
-        close(found, expected[0], 0.1)
+        close(found["log"], expected[0], 0.1)
+        assert 1e-4 < found["stderr"] < 0.05
 
 
 @needs_browser
@@ -329,13 +330,44 @@ def test_a_row_is_odd_beside_others(train, opened):
     row = next(i for i, one in enumerate(page.execute_script("return pvae.content.texts")) if all(one))
     page.execute_script("pvae.content.x.data[2 * arguments[0]] += 1e4; pvae.pick(arguments[0])", row)
     text = "document.getElementById('odd').textContent"
-    wait(page, f"return {text}.includes('lower')")
+    wait(page, f"return {text}.includes('odder')")
     assert re.fullmatch(
-        r"log p of what is given, 2 values: \u2212[\d.]+ nats; it is lower for 0 of \d+ other rows.",
+        r"log p of what is given \(2 values\): \u2212[\d.]+ \u00b1 [\d.]+ nats; 0 of \d+ other rows are odder.",
         page.execute_script(f"return {text}"),
     )
     page.execute_script("pvae.pick(arguments[0], [0])", row)  # without the value that is odd
-    wait(page, f"return {text}.includes('1 value:') && !{text}.includes(' 0 of')")
+    wait(page, f"return {text}.includes('(1 value)') && {text}.includes('odder') && !{text}.includes(' 0 of')")
+
+
+@needs_browser
+def test_the_address_opens_the_page_as_it_was_and_the_story_is_told(train, opened, keys):
+    page = opened(train(*CASES["mixed, missing"]))
+    page.execute_script("pvae.pick(3, [1], {0: 5})")
+    page.find_element("id", "tour").click()
+    told = [page.find_element("id", "story").text]
+    for _ in range(4):
+        page.find_element("id", "next").click()
+        told.append(page.find_element("css selector", "#story li.lit").text)
+    assert [one[:6] for one in told] == [f"{i} of 6" for i in range(1, 6)]
+    page.find_elements("css selector", "#by option")[2].click()
+    state = "return JSON.stringify([pvae.state.row, pvae.state.out, pvae.state.set, pvae.state.z, pvae.tellStory.number])"
+    before = page.execute_script(state)
+    wait(page, "return location.hash.includes('step=5') && location.hash.includes('by=2')")
+    address = page.current_url
+    page.get("about:blank")
+    page.get(address)
+    wait(page, "return window.pvae")
+    assert page.execute_script(state) == before
+    page.execute_script("location.hash = '#row=999&out=99&set=1:999,x&z=1,2,3&by=77&step=9'")
+    wait(page, "return pvae.state.row === 0 && pvae.tellStory.number === 0")
+    assert page.execute_script(state).startswith("[0,[],{},")
+    wait(page, "return location.hash === '#row=0&by=2'")
+    page.find_element("id", "map").send_keys(keys.ARROW_LEFT)
+    wait(page, "return location.hash.includes('z=')")
+    moved = page.execute_script("return pvae.state.z")
+    page.refresh()
+    wait(page, "return window.pvae")
+    close(page.execute_script("return pvae.state.z"), moved, 1e-3)
 
 
 @needs_browser
