@@ -48,9 +48,8 @@ needs_inductor = pytest.mark.skipif(bool(inductor.missing()), reason=f"inductor 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Leave out the tests marked `workflow` from `pytest` alone: where a file or folder is named, all of it runs."""
-    is_worker = hasattr(config, "workerinput")  # of xdist, which is told the expression
     is_chosen = any(str(one).startswith("-m") for one in config.invocation_params.args)
-    if config.args_source is config.ArgsSource.ARGS and not (is_worker or is_chosen):
+    if config.args_source is config.ArgsSource.ARGS and not is_chosen:
         config.option.markexpr = config.option.markexpr.replace(" and not workflow", "")
 
 
