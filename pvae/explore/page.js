@@ -159,6 +159,7 @@ async function show() {
     const context = map.getContext("2d"), scale = state.scale, warm = css("--warm"), topOf = (z) => toPlane(z.slice(-size));
     if (!scale) return; // the map is not drawn yet
     context.drawImage(still, 0, 0);
+    drawRing(context, toMap(toPlane(state.top)), scale); // below a cloud that is smaller
     Object.assign(context, {lineWidth: 2 * scale, strokeStyle: warm, fillStyle: warm});
     if (state.scored && !find("image").hidden) {
       [1, 2].forEach((radius) => path(context, ellipse(state.scored.q, axes(), radius).map(toMap)));
@@ -167,7 +168,6 @@ async function show() {
     }
     if (state.kept !== null && state.dot === null) // the dot whose other latents are held
       (mark(Object.assign(context, {strokeStyle: css("--ink")}), 0, toMap(point(state.kept)), 5 * scale), context.stroke());
-    drawRing(context, toMap(toPlane(state.top)), scale);
   }
   async function drawTiles() { // first the middle of each 3 x 3 of them, as large as these; then all, from the pointer outward
     const count = 3 * clamp(Math.floor(map.clientWidth / 108), 3, 5), token = (state.token = {}), {top, offsets, middle, range} = state;
@@ -558,7 +558,7 @@ async function show() {
   if (vae.canEncode) {
     find("strip").append(...list(numImages, (i) => thumb(nameOf(i), imageX(i), () => pick(i))));
     roving(find("strip"));
-    acts.pick(nearest(toPlane(origin().top), numImages));
+    acts.pick(isFrame ? 0 : nearest(toPlane(origin().top), numImages)); // the same image in all frames
   } else openTab(vae.hasPrior ? "samples" : "latents");
   move({});
   find("how").textContent = state.scored && state.scored.isExact ? "here in closed form" : "here a mean over ten draws";

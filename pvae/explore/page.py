@@ -37,6 +37,7 @@ from pvae.vae import VAE
 __all__ = ["check_run", "explorer_page"]
 
 _NUM_IMAGES, _NUM_TRAINED = 200, 2000  # of the test data
+_PICTURES = {"MNIST": "pictures of digits", "FashionMNIST": "pictures of clothes", "CelebA": "pictures of faces"}
 _MOST_TRAINED = 1024  # pixels of an image of which a VAE trains in the page
 
 
@@ -108,9 +109,10 @@ def explorer_page(run: Run, data: Dataset | None = None, frame: str = "", num_co
 def _headline(run: Run) -> str:
     """Return the heading of the page: what was pressed into how many numbers."""
     what, size = "rows" if run.data.columns else "images", sum(run.config.latent_dims)
+    name = "" if run.data.name in _PICTURES else f"{run.data.name}: "
     number = ("", "one number", "two numbers", "three numbers")[size] if size < 4 else f"{size} numbers"
     count = run.data.num_train + run.data.num_valid + run.data.num_test
-    return f"{run.data.name}: {count:,} {what}, each pressed into {number}"
+    return f"{name}{count:,} {_PICTURES.get(run.data.name, what)}, each pressed into {number}"
 
 
 def _short(name: str) -> str:

@@ -138,10 +138,10 @@ async function show() {
     const context = map.getContext("2d"), scale = devicePixelRatio || 1;
     context.clearRect(0, 0, map.width, map.height);
     context.drawImage(still, 0, 0);
+    drawRing(context, toMap(toPlane(state.z)), scale);
     Object.assign(context, {strokeStyle: css("--warm"), fillStyle: css("--warm"), lineWidth: 2 * scale});
     if (state.q) [1, 2].forEach((radius) => path(context, ellipse(state.q, axes, radius).map(toMap)));
     state.cloud.forEach((z) => (mark(context, 0, toMap(toPlane(z)), 1.8 * scale), context.fill()));
-    drawRing(context, toMap(toPlane(state.z)), scale);
   }
   map.onpointermove = (event) => move(at(fromEvent(event)));
   map.onpointerleave = ({pointerType}) => pointerType === "mouse" && move(state.rest);

@@ -329,6 +329,8 @@ def test_runs_side_by_side_follow_one_pointer(train, opened):
             page.switch_to.default_content()
         return found
 
+    first = states("", 0, "pvae.state.x")
+    assert first[0][1] == first[1][1] == first[2][1], "all show the same image at first"
     move = (
         "const map = document.getElementById('map'), box = map.getBoundingClientRect(), {range, middle} = pvae.state;"
         "const at = i => i * box.width / 2 / range + box.width / 2;"
@@ -700,7 +702,16 @@ def test_a_vae_given_labels_is_given_those_that_are_chosen(train, opened, networ
         close(found[0], vae.posterior(x[[2]], chosen).mean[0])
         close(found[1], vae.likelihood(z[None], chosen).mean.flatten())
         assert page.find_element("id", "given-each").is_displayed() == is_class
-        if is_class:  # the same z, given each label
+        if is_class:  # the same z, given each label; beside one another on a narrow screen too
+            narrow = {"width": 360, "height": 700, "deviceScaleFactor": 1, "mobile": True}
+            page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", narrow)
+            edges = page.execute_script(
+                "return [...document.querySelectorAll('#given-each canvas')].flatMap((one) =>"
+                "[one.getBoundingClientRect().left, one.getBoundingClientRect().right])"
+            )
+            assert edges == sorted(edges)
+            assert edges[-1] < 360
+            page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
             page.find_element("id", "map").send_keys(webdriver.Keys.ARROW_LEFT)
             wait(page, "return !pvae.state.frame && !pvae.state.givenTimer")
             top, each = page.execute_script(
