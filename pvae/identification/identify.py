@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -149,8 +150,8 @@ class Identified:
     prior: str = "N(0, I)"
 
     def __str__(self) -> str:
-        """Return the lines."""
-        return self.text
+        """Return the lines, each at most 100 characters wide."""
+        return "\n".join(fill(line, 100, subsequent_indent=" " * 14) for line in self.text.split("\n"))
 
     def config(self, reading: int = 0, **sizes: int) -> Config:
         """Return the options that train the same objective, up to the factor.

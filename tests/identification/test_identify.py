@@ -26,7 +26,7 @@ def test_the_name_of_the_package_is_the_function():
 def test_public_losses_are_named(name):
     loss, _, head, likelihood, beta, options = PUBLIC[name]
     found = identify(loss, **options)
-    lines = str(found).splitlines()
+    lines = found.text.splitlines()
     assert found.is_elbo, lines
     assert head in lines[0]
     assert likelihood in str(found)
@@ -181,7 +181,7 @@ def squared(of_x, of_z, spread=lambda x, y: (x - y) ** 2):
 )
 def test_below_which_variation_a_squared_error_uses_no_latent(of_x, of_z, limit, side):
     found = identify(squared(of_x, of_z))
-    (line,) = [line for line in str(found).splitlines() if line.startswith("  collapse ")]
+    (line,) = [line for line in found.text.splitlines() if line.startswith("  collapse ")]
     assert f"above {limit} along" in line
     assert line.endswith(side)
     for reading in range(len(found.readings)):  # the largest standard deviation that is lost, by either

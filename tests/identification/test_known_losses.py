@@ -162,7 +162,7 @@ part(lambda y, x: torch.norm(y - x, dim=1), "the norm of each x - recon, v = 1",
 def test_it_is_named(name):
     loss, factor, likelihood, beta, constant, prior = CASES[name]
     found = identify(loss)
-    lines = str(found).splitlines()
+    lines = found.text.splitlines()
     assert found.is_elbo, lines
     assert lines[0].startswith(f"{factor}the negative {'ELBO' if beta == '1' else 'beta-ELBO'} of the batch"), lines
     assert likelihood in lines[1]
