@@ -475,7 +475,7 @@ def make_moving_picture(folder: Path) -> None:
     for part in range(4):
         sheet.paste(frames[part * last // 3], (0, size[1] * part))
     # One index is left for transparent pixels, by which Pillow writes only what differs from the frame before.
-    palette = sheet.quantize(47, Image.Quantize.MAXCOVERAGE, kmeans=3)
+    palette = sheet.quantize(31, Image.Quantize.MAXCOVERAGE, kmeans=3)
     first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     first.save(
         folder / "pictures" / MOVING,
