@@ -146,9 +146,9 @@ def _distribution(part: Any, place: int, column: Column) -> dict[str, Any]:
         case StudentTLikelihood():
             p = part.pixels(torch.zeros(part.datum_shape))
             numbers = {"loc": p.mean, "unit": p.scale, "scale": p.base.scale * p.scale, "df": p.base.df}
+            found = {name: one[place].item() for name, one in numbers.items()}
             sd = p.variance[place].sqrt().item()
-            numbers = {name: one[place].item() for name, one in numbers.items()}
-            return {"kind": "student-t", "sd": sd if math.isfinite(sd) else None, **numbers}
+            return {"kind": "student-t", "sd": sd if math.isfinite(sd) else None, **found}
         case PoissonLikelihood():
             p = part.pixels(torch.zeros(part.datum_shape))
             unit, shift = part.units.unit_and_shift()
