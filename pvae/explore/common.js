@@ -134,6 +134,7 @@ function setUpStory(told, enter) {
   find("tour").onclick = () => tell(tell.number ? 0 : 1);
   find("back").onclick = () => tell(tell.number - 1);
   find("next").onclick = () => tell((tell.number + 1) % (told.length + 1));
+  addEventListener("keydown", ({key}) => key === "Escape" && tell.number && tell(0));
   find("story").onkeydown = ({key}) => key === "ArrowRight" ? find("next").click() : key === "ArrowLeft" && find("back").click();
   return tell;
 }

@@ -16,7 +16,7 @@ async function show() {
     offsets: vae.sizes.slice(0, -1).map((one) => Array(one).fill(0)),
   });
   const state = {...origin(), model, plane: 0, tiles: false, focus: null, x: null, scored: null, cloud: [],
-    isWhole: hasMore, dot: null, kept: null, held: "the origin", rest: origin(), instant: content.history.length, share: 1};
+    moved: [], isWhole: hasMore, dot: null, kept: null, held: "the origin", rest: origin(), instant: content.history.length, share: 1};
   const say = (text) => ((find("message").textContent = text), later("message", "", 9000));
 
   // Pixels
@@ -48,7 +48,7 @@ async function show() {
   const retile = () => (clearTimeout(retile.timer), (retile.timer = setTimeout(() => state.tiles && drawTiles(), 200)));
   const redraw = () => (state.mapFrame ||= requestAnimationFrame(() => (drawMap(), (state.mapFrame = 0))));
   function jump(to, held = state.held) { // to codes that rest there when the pointer has left the map
-    move({...to, held, dot: null, kept: null});
+    move({moved: [], ...to, held, dot: null, kept: null});
     state.rest = {top: state.top, offsets: state.offsets, held, dot: null, kept: null};
     if (size > 2 || isLayered) retile(); // of the other coordinates
   }
@@ -74,7 +74,7 @@ async function show() {
     const near = label && !given && !hasMore && `nearest code: ${label}`;
     find("near").textContent = [held, near].filter(Boolean).join("; ");
     later("spoken", find("place").innerText, 500); // a screen reader hears where the pointer rests
-    find("sliders").querySelectorAll("input").forEach((one) => one.follow());
+    find("latents").querySelectorAll("input").forEach((one) => one.follow());
     remember();
   }
 
@@ -184,7 +184,7 @@ async function show() {
         if (performance.now() - start < SLICE_OF_TILES) continue;
         if (side === 1) redraw();
         await pause(0);
-        if (isOver()) return; // meanwhile the pointer or the training went on
+        if (isOver()) return; // other tiles, or none, are wanted by now
         start = performance.now();
       }
       state.sheet = {canvas, middle, range, tiles};
@@ -240,18 +240,17 @@ async function show() {
     else if (key === "0") act("look", null);
     if (by || "+=-0".includes(key) || key === "Enter") event.preventDefault();
   };
-  addEventListener("keydown", ({key}) => key === "Escape" && ((find("message").textContent = ""), tellStory.step ? tellStory(0) : act("look", null)));
+  addEventListener("keydown", ({key}) => key === "Escape" && ((find("message").textContent = ""), tellStory.number || act("look", null)));
   addEventListener("keydown", ({key, ctrlKey, metaKey, target}) =>
     key === "t" && !ctrlKey && !metaKey && !/INPUT|SELECT/.test(target.tagName) && toggleTiles());
 
   // An image, q(z | x), and its bookkeeping
   function take(x, name, picked = null) {
     if (!isLast(state.instant)) toInstant(instants.length - 1); // whose encoder is known
-    Object.assign(state, {x, moved: [], picked});
+    Object.assign(state, {x, picked});
     paint(find("x"), x);
     find("invert").hidden = true;
     find("x-name").textContent = name;
-    find("attributes").querySelectorAll("input").forEach((one) => one.follow());
     jump(parts(centre(encodeImage())), name);
   }
   function encodeImage() {
@@ -364,10 +363,9 @@ async function show() {
   // Directions of attributes, samples, and sliders of latents
   find("attributes").hidden = !content.attributes.length;
   find("attributes").querySelector("div").append(...content.attributes.map(([name, {data}], k) =>
-    slider(name.replaceAll("_", " "), 3, () => state.moved?.[k] || 0, (value) => {
+    slider(name.replaceAll("_", " "), 3, () => state.moved[k] || 0, (value) => {
       const top = state.top.map((one, i) => one + (value - (state.moved[k] || 0)) * data[i]);
-      state.moved[k] = value;
-      jump({top: vae.isSphere ? unit(top) : top});
+      jump({top: vae.isSphere ? unit(top) : top, moved: Object.assign([...state.moved], {[k]: value})});
     })));
   const drawSamples = (samples) => {
     find("sheet").replaceChildren(...(state.samples = samples).map((z, i) =>
@@ -398,7 +396,7 @@ async function show() {
   const decoderAt = (i) => instants.slice(0, i + 1).findLast((one) => one.decoder) || instants.find((one) => one.decoder);
   function become(instant, y) { // the VAE of an instant, given labels y
     const {prior, decoder, plane, likelihood} = decoderAt(instant);
-    Object.assign(state, {instant, model: {...content, prior, decoder, plane: plane || content.plane, likelihood, y}});
+    Object.assign(state, {instant, token: null, model: {...content, prior, decoder, plane: plane || content.plane, likelihood, y}});
     Object.assign(vae, vaeOf(state.model));
     [...find("given").options].forEach((one, k) => (one.selected = y[k] > 0));
     document.body.classList.toggle("is-past", !isLast(instant));

@@ -59,7 +59,7 @@ function numberText({date, decimals, origin, suffix, point}, value) {
 
 async function show() {
   const content = await unpack(find("content").textContent), {columns, rows, texts, labels, planes: [{axes, dims}]} = content;
-  const vae = vaeOf(content), isScored = vae.canEncode && vae.hasPrior && vae.hasDensity, names = content.names.map(subscript), map = find("map"), still = element("canvas"), state = {z: names.map(() => 0), q: null, cloud: [], out: [], set: {}};
+  const vae = vaeOf(content), isScored = vae.canEncode && vae.hasPrior, names = content.names.map(subscript), map = find("map"), still = element("canvas"), state = {z: names.map(() => 0), q: null, cloud: [], out: [], set: {}};
   const rowOf = ({shape: [, width], data}, i) => Array.from(data.subarray(i * width, (i + 1) * width));
   const points = rows.map((_, i) => rowOf(content.points, i).slice(0, 2));
   const normals = vae.normals && vae.normals.filter(({log}) => log > -Math.log(10 * vae.normals.length)); // of a prior that is a mixture
@@ -85,26 +85,31 @@ async function show() {
     state.code = state.z;
     if (isScored) drawOdd();
   }
-  // log p of the values in some columns of a row, the log of the mean of p(x, z) / q(z | x) over draws of z from q; and its error
+  // log p of the values in some columns of a row, by importance sampling: half of the draws of z are from p(z), as q given few
+  // values may be too narrow, and the weights are p(x, z) / (q / 2 + p / 2); of a flow, whose density is known at its own draws
+  // only, p(x, z) / q. It is trusted as `pvae.importance_sample` is, by the effective sample size.
   function logP(given, row, set = {}, draws = DRAWS) {
     const q = encode(row, columns.map((_, d) => d).filter((d) => !given.includes(d)), set);
-    const logs = list(draws, () => {
-      const {z, logQ} = q.at(q.draw()), each = decoded(Array.from(vae.decode(z)));
-      return sum(given.map((d) => each[d].logP(xOf(d, set[d] ?? row)))) + sum(vae.logPrior(z)) - sum(logQ);
-    }), log = logSumExp(logs) - Math.log(draws);
-    return {log, stderr: Math.sqrt(sum(logs.map((one) => Math.expm1(one - log) ** 2))) / draws};
+    const logs = list(draws, (i) => {
+      const {z, logQ} = q.at(q.loc && i % 2 ? vae.drawPrior() : q.draw()), each = decoded(Array.from(vae.decode(z)));
+      const prior = sum(vae.logPrior(z)), proposal = q.loc ? logSumExp([sum(logQ), prior]) - Math.log(2) : sum(logQ);
+      return sum(given.map((d) => each[d].logP(xOf(d, set[d] ?? row)))) + prior - proposal;
+    }), total = logSumExp(logs), log = total - Math.log(draws);
+    const stderr = Math.sqrt(sum(logs.map((one) => Math.expm1(one - log) ** 2))) / draws;
+    return {log, stderr, isTrusted: 2 * total - logSumExp(logs.map((one) => 2 * one)) >= Math.log(10)};
   }
   async function drawOdd({row, out, set} = state, token = (state.odd = {})) { // beside other rows, by the same columns
     const has = (one, d) => !Number.isNaN(xOf(d, one)), given = columns.map((_, d) => d).filter((d) => !out.includes(d) && has(set[d] ?? row, d));
-    const others = (drawOdd[given] ||= rows.map((_, i) => i).filter((i) => given.every((d) => has(i, d))).slice(0, MOST_SCORED).map((i) => ({i})));
-    find("odd").textContent = "log p of what is given: \u2026";
-    for (let k = 0, start = 0; k < others.length; k++) {
+    const others = rows.map((_, i) => i).filter((i) => i !== row && given.every((d) => has(i, d))).slice(0, MOST_SCORED), known = (drawOdd[given] ||= {});
+    const say = (text) => (find("odd").textContent = given.length ? `log p of what is given (${given.length} value${given.length > 1 ? "s" : ""}): ${text}` : "No value is given.");
+    say("\u2026");
+    for (let k = 0, start = 0; given.length && k < others.length; k++) {
       if (performance.now() - start > 12) (await new Promise((done) => setTimeout(done)), (start = performance.now()));
       if (state.odd !== token) return; // another row, or other columns
-      others[k].log ??= logP(given, others[k].i).log;
+      known[others[k]] ||= logP(given, others[k]);
     }
-    const own = logP(given, row, set), beside = others.filter(({i}) => i !== row), odder = beside.filter((one) => one.log < own.log).length;
-    find("odd").textContent = `log p of what is given (${given.length} value${given.length > 1 ? "s" : ""}): ${written(own.log)} \u00b1 ${own.stderr.toFixed(2)} nats; ${odder} of ${beside.length} other rows are odder.`;
+    const own = logP(given, row, set), beside = others.map((i) => known[i]).filter((one) => one?.isTrusted), odder = beside.filter(({log}) => log < own.log).length;
+    say(own.isTrusted ? `${written(own.log)} \u00b1 ${own.stderr.toFixed(2)} nats; ${odder} of ${beside.length} other rows are odder.` : `${DRAWS} draws of z are too few to tell.`);
   }
 
   // The map
@@ -192,21 +197,23 @@ async function show() {
 
   // The address: a row, which columns are out or set, z if it is another than theirs, colours, and the step of the story
   function remember() {
-    const {row, out, set, z, code} = state, pairs = Object.entries(set).map((one) => one.join(":"));
-    writeAddress({row, out: out.join() || null, set: pairs.join() || null, z: z === code ? null : z.map((one) => Number(one.toFixed(3))),
+    const {row, out, set, z, code, q} = state, pairs = Object.entries(set).map((one) => one.join(":"));
+    writeAddress({row, out: out.join() || null, set: pairs.join() || null, z: z === code && (!q || q.loc) ? null : z.map((one) => Number(one.toFixed(3))),
       by: find("by").value, step: tellStory.number || null});
   }
   function recall() {
-    const hash = new URLSearchParams(location.hash.slice(1)), number = (name) => Number(hash.get(name) ?? NaN), parts = (name) => hash.get(name)?.split(",") ?? [];
-    const out = parts("out").map(Number).filter((d) => d in columns), set = parts("set").map((one) => one.split(":").map(Number)).filter(([d, i]) => d in columns && i in rows);
-    pick(number("row") in rows ? number("row") : 0, ...(content.takes_out ? [out, Object.fromEntries(set)] : []));
-    const z = parts("z").map(Number);
+    const hash = new URLSearchParams(location.hash.slice(1)), number = (name) => Number(hash.get(name) ?? NaN);
+    const parts = (name, isPart) => (hash.get(name) ?? "").split(",").filter((one) => isPart.test(one));
+    const set = Object.fromEntries(parts("set", /^\d+:\d+$/).map((one) => one.split(":").map(Number)).filter(([d, i]) => d in columns && i in rows));
+    const out = [...new Set(parts("out", /^\d+$/).map(Number))].filter((d) => d in columns && !(d in set));
+    pick(number("row") in rows ? number("row") : 0, ...(content.takes_out ? [out, set] : []));
+    const z = parts("z", /./).map(Number);
     if (z.length === names.length && z.every(Number.isFinite)) jump(z);
     if (number("by") in choices) find("by").value = number("by");
     drawLegend();
     tellStory(number("step") - 1 in told ? number("step") : 0);
   }
-  const told = [...document.querySelectorAll("#story li")].filter(({className}) => ({encodes: vae.canEncode, take: content.takes_out, odd: isScored})[className] ?? true);
+  const told = [...document.querySelectorAll("#story li")].filter(({className}) => ({encodes: vae.canEncode, take: content.takes_out, scored: isScored})[className] ?? true);
   const tellStory = setUpStory(told, remember);
 
   // The rest of the page
@@ -235,6 +242,7 @@ async function show() {
   find("row").onchange = ({target}) => pick(Number(target.value));
   find("sliders").append(...content.active.slice(0, 10).sort((a, b) => a - b).map((d) =>
     slider(names[d], vae.isSphere ? 1 : Math.ceil(Math.max(3, range)), () => state.z[d], (value) => jump(state.z.with(d, value)))));
+  document.body.classList.add(vae.hasDensity ? "is-vae" : "is-autoencoder", vae.canEncode ? "is-encoder" : "is-decoder", isScored ? "is-scored" : "is-not-scored");
   introduce(content, "Each dot is a row of the test data; move over the map to see what the columns are likely to be there.");
   (recall(), (window.onhashchange = recall));
   new ResizeObserver(() => Math.abs(map.width - map.clientWidth * devicePixelRatio) > 1 && drawMap()).observe(map);

@@ -329,7 +329,7 @@ def test_runs_side_by_side_follow_one_pointer(train, opened):
             page.switch_to.default_content()
         return found
 
-    first = states("", 0, "pvae.state.x")
+    _, *first = states("", 0, "pvae.state.x")
     assert first[0][1] == first[1][1] == first[2][1], "all show the same image at first"
     move = (
         "const map = document.getElementById('map'), box = map.getBoundingClientRect(), {range, middle} = pvae.state;"
@@ -736,9 +736,10 @@ def test_data_without_classes_have_no_legend(train, opened):
     assert len(page.execute_script("return pvae.content.points.data")) == 40
 
 
-def test_attributes_have_directions(train, opened, tmp_path):
-    """The slider of an attribute moves z by as much as `attribute_vector` says."""
-    run = train({"latent_dim": 2})
+@pytest.mark.parametrize("posterior", ["normal", "spline"])
+def test_attributes_have_directions(train, opened, tmp_path, posterior):
+    """The slider of an attribute moves z by as much as `attribute_vector` says; also where the page only decodes."""
+    run = train({"latent_dim": 2, "posterior": posterior})
     has = torch.arange(20)[:, None] % torch.tensor([2, 3]) == 0
     run.loaded = dataclasses.replace(
         run.loaded, train_labels=has.repeat(3, 1)[:50], test_labels=has, label_names=("a", "<b>")
@@ -750,6 +751,9 @@ def test_attributes_have_directions(train, opened, tmp_path):
     script = "const [, one] = document.querySelectorAll('#attributes input'); one.value = 1.5; one.oninput();"
     close(page.execute_script(f"{script} return pvae.state.top"), before + 1.5 * expected)
     assert [one.text for one in page.find_elements("css selector", "#attributes span")] == ["a", "<b>"]
+    page.find_element("id", "origin").click()
+    wait(page, "return !pvae.state.frame")
+    assert page.execute_script("return document.querySelectorAll('#attributes input')[1].value") == "0"
 
 
 def test_a_drawing_is_an_image(train, opened):

@@ -313,7 +313,7 @@ def test_log_p_of_what_is_given_is_that_of_quadrature(train, opened, case):
     page = opened(run)
     rows = [run.dataset().test_names.index(one) for one in page.execute_script("return pvae.content.rows")]
     x = run.dataset().test[rows].clone()
-    for row, out in ((0, []), (1, [0]), (2, [])):
+    for row, out in ((0, []), (1, [0]), (2, []), (0, range(1, x.shape[1])), (1, range(x.shape[1] - 1))):
         left = x[[row]].clone()
         left[:, out] = torch.nan
         left[:, 1] = x[5, 1] if row == 2 else left[:, 1]
@@ -322,6 +322,8 @@ def test_log_p_of_what_is_given_is_that_of_quadrature(train, opened, case):
         found = page.execute_script("return pvae.logP(...arguments)", given, row, {1: 5} if row == 2 else {}, 4000)
         assert abs(found["log"] - expected[0].item()) < 0.2
         assert 1e-4 < found["stderr"] < 0.2
+        assert found["isTrusted"]
+    assert not page.execute_script("return pvae.logP([0, 1], 0, {}, 9).isTrusted"), "by 9 draws"
 
 
 @needs_browser
@@ -337,6 +339,8 @@ def test_a_row_is_odd_beside_others(train, opened):
     )
     page.execute_script("pvae.pick(arguments[0], [0])", row)  # without the value that is odd
     wait(page, f"return {text}.includes('(1 value)') && {text}.includes('odder') && !{text}.includes(' 0 of')")
+    page.execute_script("pvae.pick(arguments[0], [0, 1])", row)
+    wait(page, f"return {text} === 'No value is given.'")
 
 
 @needs_browser
@@ -358,6 +362,11 @@ def test_the_address_opens_the_page_as_it_was_and_the_story_is_told(train, opene
     page.get(address)
     wait(page, "return window.pvae")
     assert page.execute_script(state) == before
+    page.find_element("id", "map").send_keys(keys.ESCAPE)
+    wait(page, "return pvae.tellStory.number === 0")
+    page.execute_script("location.hash = '#row=1&out=,2,2&set=1:,2:5'")
+    wait(page, "return pvae.state.row === 1")
+    assert page.execute_script(state).startswith('[1,[],{"2":5},')
     page.execute_script("location.hash = '#row=999&out=99&set=1:999,x&z=1,2,3&by=77&step=9'")
     wait(page, "return pvae.state.row === 0 && pvae.tellStory.number === 0")
     assert page.execute_script(state).startswith("[0,[],{},")
