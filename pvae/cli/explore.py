@@ -14,13 +14,14 @@ __all__ = ["main"]
 
 _DESCRIPTION = """\
 Write a trained run as one HTML file, which a double click opens: the map of its codes, the image under the
-pointer, decoded as it moves, q(z | x) and the ELBO of an image of the test data or of your own, and samples. Of two or three runs with two latents on the same images, the maps stand side by side: each run
-decodes the z under the pointer, and shows the image that is picked. The browser computes all of it from the run's
-weights; the page needs no server and no network.
+pointer, decoded as it moves, q(z | x) and the ELBO of an image of the test data or of your own, and samples. Of
+two or three runs with two latents on the same images, the maps stand side by side: each run decodes the z under
+the pointer, and shows the image that is picked. The browser computes all of it from the run's weights; the page
+needs no server and no network.
 Of a VAE given labels (--condition), one chooses the label that q and p are given.
-Of a table, the page has the map of the codes of its test rows, sliders of z, and p(x | z) of each column in the units
-of the table, beside a row that is picked, and says how odd the row is, by log p; with --missing, values of the row can
-be taken out, and are imputed, or set to others.
+Of a table, the page has the map of the codes of its test rows, sliders of z, and p(x | z) of each column in the
+units of the table, beside a row that is picked, and says how odd the row is, by log p; with --missing, values
+of the row can be taken out, and are imputed, or set to others.
 Not for series and other data that are neither images nor tables, VAEs with --labels, and VAEs of your own."""
 _EPILOG = """\
 examples:
