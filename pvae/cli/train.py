@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -184,9 +185,14 @@ def _what_is_next(run: Run, place: str | None) -> str:
         run: the run.
         place: --vae.
     """
+    from pvae.explore.page import check_run
+
     folder, own = shlex.quote(str(run.path)), f" --vae {shlex.quote(place)}" if place else ""
     files = "config.json, metrics.jsonl, checkpoint.safetensors, figures/, TensorBoard events"
     following = ["pvae draw RUN"]
+    with contextlib.suppress(InputError):
+        check_run(run)
+        following.append("pvae explore RUN --open")
     if not run.config.is_autoencoder:  # an autoencoder has no likelihood
         following += ["pvae evaluate RUN", "pvae sample RUN"]
         if run.config.system in ("images", "values"):

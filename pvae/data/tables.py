@@ -320,7 +320,9 @@ def _new_column(given: Series, numbers: Series, point: str, kind: str, levels: S
         return Column(name, (), kind, None, least - origin, greatest - origin, origin, unit, date_format)
     if not kind and (is_zip or 2 * len(x) < count):
         if len(distinct) == count >= _FEW_ROWS or len(distinct) > max(_MOST_TEXTS, len(given)) / 2:
-            return "texts, of which each row has its own"
+            return (
+                f"texts, of which each row has its own: --name-column {shlex.quote(name)} takes it as the names of rows"
+            )
         return Column(name, tuple(sorted(distinct)))
     if not len(x):
         return Column(name, (), kind)

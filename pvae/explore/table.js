@@ -109,7 +109,7 @@ async function show() {
       known[others[k]] ||= logP(given, others[k]);
     }
     const own = logP(given, row, set), beside = others.map((i) => known[i]).filter((one) => one?.isTrusted), odder = beside.filter(({log}) => log < own.log).length;
-    say(own.isTrusted ? `${written(own.log)} \u00b1 ${own.stderr.toFixed(2)} nats; ${odder} of ${beside.length} other rows are odder.` : `${DRAWS} draws of z are too few to tell.`);
+    say(own.isTrusted ? `${written(own.log)} \u00b1 ${own.stderr.toFixed(2)} nats; ${odder} of ${beside.length} other rows with these columns are odder.` : `${DRAWS} draws of z are too few to tell.`);
   }
 
   // The map
@@ -169,7 +169,7 @@ async function show() {
     const set = element("select", {className: "take", ariaLabel: `set ${name} to`, onchange: ({target: {value}}) =>
       pick(state.row, rest(), value ? {...unset(), [d]: Number(value)} : unset())}, element("option", {value: "", textContent: "set to"}));
     const known = new Map(rows.map((_, i) => [texts[i][d], i]).filter(([text]) => text)); // each value once
-    set.append(...[...known].sort(([, one], [, other]) => valueOf(d, one) - valueOf(d, other)).map(([textContent, value]) => element("option", {value, textContent})));
+    set.append(...[...known].sort(([, one], [, other]) => xOf(d, one) - xOf(d, other)).map(([textContent, value]) => element("option", {value, textContent})));
     const box = element("input", {type: "checkbox", ariaLabel: `take out ${name}`, onchange: change});
     const parts = {output: element("span", {className: "number"}), shown: element("div", {className: "levels", role: "group", ariaLabel: `${name} given z`, tabIndex: levels.length > 8 ? 0 : -1}), own: element("span", {className: "own"}), box, set};
     const take = element("label", {className: "soft take"}, box, "take out");

@@ -334,7 +334,8 @@ def test_a_row_is_odd_beside_others(train, opened):
     text = "document.getElementById('odd').textContent"
     wait(page, f"return {text}.includes('odder')")
     assert re.fullmatch(
-        r"log p of what is given \(2 values\): \u2212[\d.]+ \u00b1 [\d.]+ nats; 0 of \d+ other rows are odder.",
+        r"log p of what is given \(2 values\): \u2212[\d.]+ \u00b1 [\d.]+ nats; "
+        r"0 of \d+ other rows with these columns are odder.",
         page.execute_script(f"return {text}"),
     )
     page.execute_script("pvae.pick(arguments[0], [0])", row)  # without the value that is odd
