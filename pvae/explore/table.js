@@ -87,7 +87,7 @@ async function show() {
   }
   // log p of the values in some columns of a row, by importance sampling: half of the draws of z are from p(z), as q given few
   // values may be too narrow, and the weights are p(x, z) / (q / 2 + p / 2); of a flow, whose density is known at its own draws
-  // only, p(x, z) / q. It is trusted as `pvae.importance_sample` is, by the effective sample size.
+  // only, p(x, z) / q. It is trusted where the effective sample size is at least 10.
   function logP(given, row, set = {}, draws = DRAWS) {
     const q = encode(row, columns.map((_, d) => d).filter((d) => !given.includes(d)), set);
     const logs = list(draws, (i) => {
