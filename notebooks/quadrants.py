@@ -22,7 +22,7 @@ from pvae.data.sources import load_dataset
 from pvae.distributions.bernoulli import PseudoBernoulli
 from pvae.models.networks import mlp
 from pvae.models.posteriors import bounded_normal
-from pvae.trained.estimate import Estimate
+from pvae.trained.scores import Estimate
 
 LATENT, HIDDEN, BATCH, PATIENCE = 200, (500, 500), 128, 3
 

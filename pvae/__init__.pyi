@@ -13,7 +13,7 @@ from .data.sources import load_dataset as load_dataset
 from .identification.identify import identify as identify
 from .runs.run import Run as Run
 from .runs.run import load as load
-from .trained.inference_data import to_arviz as to_arviz
+from .trained.export import to_arviz as to_arviz
 from .training.estimator import VAEEstimator as VAEEstimator
 from .training.fit import fit as fit
 from .training.fit import resume as resume

@@ -22,7 +22,7 @@ from pvae.config.build import build_elbo, build_vae
 from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.data.sources import load_dataset
-from pvae.distributions.continuous_bernoulli import ContinuousBernoulli
+from pvae.distributions.bernoulli import ContinuousBernoulli
 from pvae.evaluation.report import evaluate
 from pvae.runs.run import Run
 from pvae.trained.codes import latent_report

@@ -106,7 +106,7 @@ def _weights(
     """Yield the name of each stage, the VAE, a batch of test data, their kind of pixels, and a text on all of them."""
     from pvae.data.dataset import random_subset
     from pvae.runs.run import shown_data
-    from pvae.trained.normalised import with_normalised_likelihood
+    from pvae.trained.scores import with_normalised_likelihood
     from pvae.training.fit import train_in_memory
 
     if run:

@@ -169,8 +169,7 @@ def _score(arguments: argparse.Namespace) -> None:
     from pvae.data.preparation import Preparation
     from pvae.marginal.importance import TRUSTED
     from pvae.plotting.figures import named_images_figure
-    from pvae.trained.normalised import with_likelihood
-    from pvae.trained.scores import score_images, to_text
+    from pvae.trained.scores import score_images, to_text, with_likelihood
 
     run = open_run(arguments.run, arguments.vae)
     folder = output_path(arguments.out, run.place / "scores")

@@ -14,7 +14,7 @@ from pvae.cli.command import Command, Parser, run_parser
 from pvae.cli.own_code import open_run, runs_in
 from pvae.cli.results import output_path, write
 from pvae.core.errors import InputError, NotFiniteError, check_name, naming_refused_parameters
-from pvae.core.records import to_json
+from pvae.core.files import to_json
 from pvae.core.terminal import print_line
 
 __all__ = ["PICTURES", "draw_side_by_side", "main"]

@@ -13,7 +13,7 @@ from pvae.cli.command import Command, Parser, add_seed, integer, run_parser
 from pvae.cli.own_code import open_run, runs_in
 from pvae.cli.results import output_path, write
 from pvae.core.errors import InputError
-from pvae.core.records import to_json
+from pvae.core.files import to_json
 from pvae.core.terminal import print_line, progress_bar
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if out:
         write(out, f"{content}\n")
     if out == first.path / "evaluation.json":
-        from pvae.runs.card import write_card
+        from pvae.runs.writer import write_card
 
         write_card(first)
     print_line(out if is_quiet and out else text)

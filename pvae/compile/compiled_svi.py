@@ -17,9 +17,9 @@ from pvae.compile.adam import AdamUpdate
 from pvae.compile.cuda_graph import captured
 from pvae.compile.graph import Function, check_engine, record
 from pvae.compile.inductor import MayCompile
+from pvae.core.batch import LossAndTerms, Terms
 from pvae.core.errors import GradientError, InputError, NotFiniteError, listed
 from pvae.core.random_state import restore_rng_state, rng_state
-from pvae.core.terms import LossAndTerms, Terms
 from pvae.core.tracing import Check, deferred
 from pvae.elbos.base import PerDatumELBO, PyroFunction
 

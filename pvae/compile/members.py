@@ -16,9 +16,9 @@ from pvae.compile.cuda_graph import captured
 from pvae.compile.decompositions import bfloat16_products
 from pvae.compile.graph import Function, RecordingError, graph_of, record
 from pvae.compile.inductor import MayCompile, lifted
+from pvae.core.batch import Terms
 from pvae.core.errors import NotFiniteError, brief
 from pvae.core.random_state import restore_rng_state, rng_state
-from pvae.core.terms import Terms
 
 __all__ = ["Members", "MembersDone"]
 

@@ -1,16 +1,17 @@
-"""`Batch`, data x with their labels y: what model, guide and ELBOs take as `*batch`."""
+"""`Batch`, data x with their labels y, which model, guide and ELBOs take; and the loss and terms that ELBOs return."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from pvae.core.errors import InputError
+from pvae.core.errors import InputError, NotFiniteError
 
-__all__ = ["Batch", "Data", "Rows"]
+__all__ = ["Batch", "Data", "LossAndTerms", "Rows", "Terms"]
 
 
 class Rows(Protocol):
@@ -78,3 +79,31 @@ class Batch:
 
 
 Data = Batch | Rows  # what `Batch.of` accepts
+
+
+class Terms(NamedTuple):
+    """The two terms of an ELBO, each of shape (B,), in nats per datum; `elbo` is minus their sum.
+
+    Reference:
+        Alemi et al., arXiv:1711.00464 (the names of the terms).
+    """
+
+    distortion: Tensor
+    rate: Tensor
+
+    @property
+    def elbo(self) -> Tensor:
+        """The lower bound on log p(x), (B,): -distortion - rate, without the weights of the loss."""
+        return -self.distortion - self.rate
+
+
+class LossAndTerms(NamedTuple):
+    """The loss of a batch, a scalar in nats per datum, and its terms, which require no gradient."""
+
+    loss: Tensor
+    terms: Terms
+
+    def check_finite(self) -> None:
+        """Raise a `NotFiniteError` if the loss is NaN or infinite."""
+        if not math.isfinite(self.loss.item()):
+            raise NotFiniteError(f"the loss is {self.loss.item()}")

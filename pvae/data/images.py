@@ -31,8 +31,7 @@ from PIL import ExifTags, Image, ImageChops, ImageOps
 from tifffile import TiffFile
 
 from pvae.core.errors import InputError, brief, joined
-from pvae.core.files import cache_dir, write_whole
-from pvae.core.records import to_json
+from pvae.core.files import cache_dir, to_json, write_whole
 from pvae.core.terminal import progress_bar
 from pvae.data.arrays import read_arrays
 from pvae.data.folders import is_folder

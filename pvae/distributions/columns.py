@@ -1,4 +1,4 @@
-"""`Columns`, a row whose columns have distributions of different kinds, as one event; and an ordered logistic."""
+"""`Observed`, values of which some may be missing; `Columns`, a row of different kinds of them; an ordered logistic."""
 
 from __future__ import annotations
 
@@ -11,7 +11,30 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
 from torch.nn.functional import logsigmoid
 
-__all__ = ["Columns", "ordered_logits"]
+__all__ = ["Columns", "Observed", "ordered_logits"]
+
+
+class Observed(dist.Independent):
+    """Independent values as one event, of which those that are NaN are not observed.
+
+        log_prob(x) = sum over d with x_d observed of log p(x_d)
+
+    That is the logarithm of the marginal density of the observed values, since the others integrate to 1. An ELBO or an
+    importance-weighted bound made of it bounds log p(x observed).
+
+    Args:
+        base_distribution: of each value; 0 must be in its support.
+        reinterpreted_batch_ndims: number of its batch dimensions that become the event.
+
+    Reference:
+        Mattei and Frellsen, arXiv:1812.02633, for values that are missing at random.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-probability of the observed values, of the batch shape, in nats."""
+        is_missing = value.isnan()
+        each = self.base_dist.log_prob(torch.where(is_missing, torch.zeros_like(value), value))
+        return torch.where(is_missing, torch.zeros_like(each), each).flatten(-self.reinterpreted_batch_ndims).sum(-1)
 
 
 class Columns(TorchDistribution):

@@ -9,10 +9,10 @@ import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
-from torch.distributions import Dirichlet
+from torch.distributions import Dirichlet, register_kl
 from torch.nn.functional import normalize
 
-__all__ = ["PowerSpherical", "SphereUniform"]
+__all__ = ["PowerSpherical", "SphereUniform", "kl_power_spherical"]
 
 
 class PowerSpherical(TorchDistribution):
@@ -124,3 +124,17 @@ class SphereUniform(PowerSpherical):
         """Return the logarithm of the sphere's area, 2 pi^(L / 2) / Gamma(L / 2), (...), in nats."""
         half = self.event_shape[0] / 2
         return torch.full_like(self.concentration, math.log(2) + half * math.log(math.pi) - math.lgamma(half))
+
+
+@register_kl(PowerSpherical, SphereUniform)  # type: ignore[untyped-decorator]
+def kl_power_spherical(q: PowerSpherical, p: SphereUniform) -> Tensor:
+    """Return KL(q || p) = H(p) - H(q), the difference of the entropies, in nats, of the batch shape.
+
+    Args:
+        q: on the sphere in R^L.
+        p: the uniform distribution on the same sphere.
+
+    Reference:
+        De Cao and Aziz, arXiv:2006.04437.
+    """
+    return p.entropy() - q.entropy()

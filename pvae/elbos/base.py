@@ -17,8 +17,8 @@ from pyro.util import check_if_enumerated, check_model_guide_match, warn_if_nan
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
+from pvae.core.batch import LossAndTerms, Terms
 from pvae.core.errors import InputError
-from pvae.core.terms import LossAndTerms, Terms
 from pvae.core.tracing import shared_calls
 from pvae.elbos.sites import Draws, Latent
 

@@ -14,8 +14,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Independent
 
+from pvae.core.batch import LossAndTerms, Terms
 from pvae.core.errors import InputError
-from pvae.core.terms import LossAndTerms, Terms
 from pvae.distributions.discrete import OneHotVector
 from pvae.elbos.base import PerDatumELBO, PyroFunction
 from pvae.elbos.gradients import NoPathThroughDraws, ScoreELBO

@@ -9,10 +9,10 @@ import torch
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
+from pvae.core.batch import LossAndTerms, Terms
 from pvae.core.errors import InputError
-from pvae.core.terms import LossAndTerms, Terms
 from pvae.core.tracing import shared_calls
-from pvae.distributions.labels import PartlyKnownLabel
+from pvae.distributions.joint import PartlyKnownLabel
 from pvae.elbos.base import PerDatumELBO, PyroFunction, require_rsample
 from pvae.elbos.sites import samples
 

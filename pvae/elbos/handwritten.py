@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pvae.core import protocol
-from pvae.core.terms import LossAndTerms, Terms
+from pvae.core.batch import LossAndTerms, Terms
 from pvae.core.tracing import register, shared_calls
 from pvae.elbos.base import PerDatumELBO, PyroFunction, penalty_of, refuse_dependent_dimensions, require_rsample
 from pvae.vae import VAE

@@ -21,9 +21,8 @@ from pvae.marginal.log_likelihood import ANNEALING, Progress, hidden, log_likeli
 from pvae.marginal.log_p import LogP
 from pvae.runs.run import Run
 from pvae.trained.codes import given_y
-from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.latent_space import posteriors
-from pvae.trained.normalised import with_likelihood
+from pvae.trained.scores import elbo_terms, with_likelihood
 from pvae.vae import VAE
 
 __all__ = ["Context", "Settings"]

@@ -16,14 +16,14 @@ from torch import Tensor
 from pvae.config.build import ELBO_CLASSES, build_elbo
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError, check_finite
+from pvae.core.files import markdown_of
 from pvae.core.random_state import seeded
-from pvae.core.records import markdown_of
 from pvae.distributions.discrete import MOST_CODES, num_codes, support_of
 from pvae.distributions.joint import Joint
 from pvae.marginal.chunks import data_at_once
 from pvae.marginal.log_likelihood import log_likelihood
 from pvae.reference import discrete, linear_gaussian
-from pvae.trained.estimate import Estimate
+from pvae.trained.scores import Estimate
 from pvae.vae import VAE
 
 __all__ = [

@@ -10,7 +10,7 @@ from pvae.evaluation.measures.floor import beside_no_latent
 from pvae.evaluation.measures.latents import latents_used, said_of_collapse
 from pvae.runs.run import Run
 from pvae.trained.codes import examples
-from pvae.trained.estimate import Estimate
+from pvae.trained.scores import Estimate
 
 __all__ = ["what_was_learned"]
 

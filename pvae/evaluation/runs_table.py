@@ -20,8 +20,8 @@ from scipy import stats
 
 from pvae.config.presets import system_title
 from pvae.core.errors import InputError
+from pvae.core.files import markdown_of
 from pvae.core.random_state import seeded
-from pvae.core.records import markdown_of
 from pvae.data.dataset import random_subset
 from pvae.evaluation.measures.log_likelihood import pixels_of
 from pvae.evaluation.report import check_density
@@ -30,9 +30,7 @@ from pvae.marginal.log_p import METHODS
 from pvae.runs.metrics import is_out_of_patience
 from pvae.runs.run import Run
 from pvae.trained.codes import LatentReport, given_y
-from pvae.trained.elbo_terms import elbo_terms
-from pvae.trained.estimate import Estimate
-from pvae.trained.normalised import with_likelihood
+from pvae.trained.scores import Estimate, elbo_terms, with_likelihood
 
 __all__ = [
     "compare_runs",

@@ -30,8 +30,8 @@ from pvae.explore.networks import Tensors, map_of, networks_of, notes_of
 from pvae.explore.table_page import check_table, table_content
 from pvae.models.labels import label_values
 from pvae.runs.run import HISTORY_ROWS, Run, shown_data, shown_rows
-from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.latent_space import encode
+from pvae.trained.scores import elbo_terms
 from pvae.vae import VAE
 
 __all__ = ["check_run", "explorer_page"]

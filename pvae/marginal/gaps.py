@@ -13,7 +13,7 @@ from pvae.compile.graph import Function, record
 from pvae.core.batch import Batch, Data
 from pvae.core.random_state import seeded
 from pvae.core.tracing import deferred
-from pvae.distributions.planar import Planar
+from pvae.distributions.flow import Planar
 from pvae.marginal.chunks import data_at_once
 from pvae.marginal.log_p import check_continuous
 from pvae.vae import VAE

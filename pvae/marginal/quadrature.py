@@ -14,9 +14,8 @@ from pvae.core.errors import InputError
 from pvae.distributions.discrete import codes, support_of
 from pvae.marginal import chunks
 from pvae.marginal.chunks import data_at_once, widest
-from pvae.marginal.importance import Mixture, from_weights
+from pvae.marginal.importance import Mixture, from_weights, num_in_tail, pareto_k
 from pvae.marginal.log_p import LogP, check_bounding, check_continuous
-from pvae.marginal.pareto import num_in_tail, pareto_k
 from pvae.vae import VAE
 
 __all__ = ["MOST_LATENTS", "check_few", "quadrature"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pvae.distributions.steps import is_atom
+from pvae.distributions.values import is_atom
 from pvae.models.columns import ColumnKind
 
 __all__ = [

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from pvae.core.errors import InputError
 from pvae.core.tracing import require
-from pvae.distributions.joint import Joint
-from pvae.distributions.labels import PartlyKnownLabel, one_hot
+from pvae.distributions.joint import Joint, PartlyKnownLabel, one_hot
 
 __all__ = [
     "EncoderJoin",

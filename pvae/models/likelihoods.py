@@ -17,13 +17,10 @@ from torch import Tensor, nn
 
 from pvae.core.errors import InputError
 from pvae.core.tracing import require
-from pvae.distributions.bernoulli import LogitBernoulli, PseudoBernoulli
-from pvae.distributions.columns import Columns, ordered_logits
-from pvae.distributions.continuous_bernoulli import ContinuousBernoulli
+from pvae.distributions.bernoulli import ContinuousBernoulli, LogitBernoulli, PseudoBernoulli
+from pvae.distributions.columns import Columns, Observed, ordered_logits
 from pvae.distributions.discretized_logistic import DiscretizedLogistic, eight_bit_level
-from pvae.distributions.observed import Observed
-from pvae.distributions.steps import InSteps, WithAtom
-from pvae.distributions.units import InFloat64, InUnits
+from pvae.distributions.values import InFloat64, InSteps, InUnits, WithAtom
 from pvae.models.columns import ColumnKind
 from pvae.models.features import CountUnits, LogUnits, RealUnits, Standardize
 

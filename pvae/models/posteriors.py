@@ -11,9 +11,8 @@ from torch.nn.functional import normalize
 
 from pvae.core.errors import InputError
 from pvae.distributions.discrete import BitVector, OneHotVector, QuantizedPoint
-from pvae.distributions.flow import Flow
+from pvae.distributions.flow import Flow, Planar
 from pvae.distributions.full_normal import FullNormal
-from pvae.distributions.planar import Planar
 from pvae.distributions.power_spherical import PowerSpherical
 from pvae.models.flows import autoregressive_transforms, composed
 
@@ -229,7 +228,7 @@ class PlanarPosterior(nn.Module):
         e ~ Normal(loc(x), scale(x)^2),    z = f_T(... f_1(e)),    f_t(e) = e + u_t(x) tanh(w_t(x) e + b_t(x))
 
     All parameters of the transforms are outputs of the encoder. Those of u_t are divided by L, so that the flow starts
-    near the identity. See `pvae.distributions.planar` on what makes each transform invertible.
+    near the identity. See `pvae.distributions.flow` on what makes each transform invertible.
 
     Args:
         encoder: a network from (B, C, H, W) to (B, 2 L + T (2 L + 1)): loc, log scale, and u, w and b of each f_t.

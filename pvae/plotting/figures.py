@@ -29,7 +29,7 @@ from pvae.runs.metrics import Metrics
 
 if TYPE_CHECKING:
     from pvae.evaluation.estimators import Gradient, Measurement
-    from pvae.trained.estimate import Estimate
+    from pvae.trained.scores import Estimate
 
 __all__ = [
     "PALETTE",

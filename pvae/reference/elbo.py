@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pvae.core.terms import Terms
+from pvae.core.batch import Terms
 from pvae.distributions.joint import Joint, sites_of
 from pvae.vae import VAE
 

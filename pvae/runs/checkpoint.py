@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pvae.core.errors import InputError
-from pvae.core.records import to_json
+from pvae.core.files import to_json
 
 __all__ = ["Checkpoint", "in_8_bits", "read_checkpoint", "to_bytes"]
 

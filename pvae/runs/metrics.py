@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pvae.core.errors import InputError
-from pvae.core.records import from_record
+from pvae.core.files import from_record
 
 __all__ = ["Metrics", "best_epoch", "is_out_of_patience", "read_metrics"]
 

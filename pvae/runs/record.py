@@ -18,8 +18,7 @@ from pvae.config.options import without_removed
 from pvae.config.presets import as_option
 from pvae.core import __version__
 from pvae.core.errors import InputError
-from pvae.core.files import expanded, write_whole
-from pvae.core.records import from_record, to_json
+from pvae.core.files import expanded, from_record, to_json, write_whole
 from pvae.data.dataset import DataRecord
 
 __all__ = ["CONFIG", "READY_MADE", "RunRecord"]

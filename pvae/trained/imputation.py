@@ -12,8 +12,7 @@ from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
 from pvae.distributions.columns import Columns
 from pvae.marginal.chunks import data_at_once, widest
-from pvae.marginal.importance import Mixture
-from pvae.marginal.pareto import num_in_tail, pareto_k
+from pvae.marginal.importance import Mixture, num_in_tail, pareto_k
 from pvae.vae import VAE
 
 __all__ = ["ENOUGH", "Imputed", "impute"]

@@ -14,8 +14,7 @@ from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.distributions.discrete import values_of
-from pvae.distributions.joint import Joint
-from pvae.distributions.labels import one_hot
+from pvae.distributions.joint import Joint, one_hot
 from pvae.distributions.power_spherical import PowerSpherical
 from pvae.marginal.chunks import data_at_once, latents_at_once
 from pvae.vae import VAE

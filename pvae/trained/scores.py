@@ -1,24 +1,232 @@
-"""How likely given data are under a trained VAE."""
+"""How likely data are under a trained VAE: the parts of the ELBO, bits per dimension, and scores; means with errors."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
 
-from pvae.core.batch import Batch
+from pvae.config.build import build_vae
+from pvae.config.config import Config
+from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
-from pvae.core.records import markdown_of
+from pvae.core.files import markdown_of
+from pvae.data.preparation import Pixels, Preparation
+from pvae.distributions.joint import Joint
+from pvae.distributions.power_spherical import PowerSpherical
+from pvae.marginal.chunks import data_at_once
 from pvae.marginal.importance import importance_sample
-from pvae.trained.elbo_terms import elbo_terms
-from pvae.trained.normalised import bits_per_dimension
+from pvae.runs.run import Run
 from pvae.vae import VAE
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["score_images", "to_text"]
+
+__all__ = [
+    "LAYER_RATE",
+    "Estimate",
+    "bits_of",
+    "bits_per_dimension",
+    "elbo_terms",
+    "posterior_mean_loss",
+    "score_images",
+    "to_text",
+    "with_likelihood",
+    "with_normalised_likelihood",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean and its standard error.
+
+    Args:
+        mean: the mean of N values, in their unit.
+        stderr: its standard error; 0 of an exact value.
+    """
+
+    mean: float
+    stderr: float
+
+    def __str__(self) -> str:
+        """Return mean and error, with two to six decimals: two significant digits of a small error."""
+        if not math.isfinite(self.stderr):
+            return f"{self.mean} +- {self.stderr}"
+        digits = 2 if self.stderr == 0 else min(6, max(2, 1 - math.floor(math.log10(self.stderr))))
+        return f"{self.mean:.{digits}f} +- {self.stderr:.{digits}f}"
+
+    @classmethod
+    def of(cls, values: Tensor) -> Estimate:
+        """Return the mean of values (N,), N at least 2, and its standard error std / sqrt(N), in float64."""
+        values = values.double()
+        return cls(mean=values.mean().item(), stderr=values.std().item() / math.sqrt(len(values)))
+
+
+LAYER_RATE = "rate of "  # and the name of a stochastic layer
+
+
+@torch.no_grad()
+def elbo_terms(vae: VAE, data: Data, num_draws: int = 10) -> dict[str, Tensor]:
+    """Return the ELBO of each datum and its parts, from draws of z.
+
+        elbo = -distortion - rate,    distortion = -E_q log p(x | z),    rate = KL(q(z | x) || p(z))
+
+    Terms without a closed form are left out, except the rate, which is then a mean over the draws.
+
+    Args:
+        vae: in eval mode.
+        data: N data x, or a `Batch` of them with their labels.
+        num_draws: of z for each datum.
+
+    Returns:
+        Nats, (N,) each: elbo, distortion, rate, cross_entropy and, in closed form, posterior_entropy and
+        posterior_mean_loss. With several stochastic layers also rate of z1, rate of z2 and so on.
+    """
+    batch = Batch.of(data)
+    parts = [_terms(vae.given(part.y), part.x, num_draws) for part in batch.split(data_at_once(vae, batch, num_draws))]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _terms(vae: VAE, x: Tensor, num_draws: int) -> dict[str, Tensor]:
+    """Return the terms of the ELBO of each datum, (B,) each, without terms that have no closed form for this VAE."""
+    posterior: Any = vae.posterior(x)
+    prior: Any = vae.prior()
+    z = posterior.sample((num_draws,))
+    distortion, cross_entropy = -vae.log_likelihood(x, z).mean(0), -prior.log_prob(z).mean(0)
+    terms = {"distortion": distortion, "cross_entropy": cross_entropy}
+    try:
+        terms["posterior_entropy"] = posterior.entropy()
+        terms["rate"] = _exact_rate(posterior, prior)
+        terms["posterior_mean_loss"] = posterior_mean_loss(vae, x, posterior)
+    except NotImplementedError:
+        terms["rate"] = (posterior.log_prob(z) - prior.log_prob(z)).mean(0)
+    if isinstance(posterior, Joint):
+        layers = zip(posterior.names, posterior.conditionals(z), prior.conditionals(z))
+        terms |= {LAYER_RATE + name: (q.log_prob(one) - p.log_prob(one)).mean(0) for name, (one, q), (_, p) in layers}
+    return {**terms, "elbo": -distortion - terms["rate"]}
+
+
+def posterior_mean_loss(vae: VAE, x: Tensor, posterior: Any = None) -> Tensor:
+    """Return the loss at the mean of q(z | x) instead of a draw from it: (B,) nats; it is not a bound.
+
+        -log p(x | E_q[z]) + KL(q(z | x) || p(z))
+
+    This is the test loss that post 002 prints, since its network returns the mean in eval mode. It ignores the
+    spread of q, and is therefore usually below the negative ELBO. On a sphere it is the loss at the mode of q(z | x),
+    because the mean is not on the sphere.
+
+    Args:
+        vae: the three distributions.
+        x: data (B, *D).
+        posterior: q(z | x), if it was computed before.
+
+    Raises:
+        NotImplementedError: the pair (q, p) has no closed form in torch.distributions.
+    """
+    posterior = vae.posterior(x) if posterior is None else posterior
+    rate = _exact_rate(posterior, vae.prior())
+    z = posterior.loc if isinstance(posterior, PowerSpherical) else posterior.mean
+    return -vae.log_likelihood(x, z) + rate
+
+
+def _exact_rate(posterior: Any, prior: Any) -> Tensor:
+    """Return the rate of each datum in closed form, KL(q(z | x) || p(z)), (B,) nats."""
+    return kl_divergence(posterior, prior.expand(posterior.batch_shape))  # torch's for Bernoulli needs one shape
+
+
+def with_likelihood(
+    run: Run, x: Tensor, y: Tensor | None = None, rows: Tensor | None = None, split: str = "test"
+) -> tuple[VAE, Batch, str]:
+    """Return `with_normalised_likelihood` for the VAE of a run."""
+    num_labels = len(run.data.label_names)
+    return with_normalised_likelihood(
+        run.config, run.vae(), run.data.datum_shape, x, y, rows, num_labels, run.has_own_vae, split
+    )
+
+
+def with_normalised_likelihood(
+    config: Config,
+    vae: VAE,
+    datum_shape: Sequence[int],
+    x: Tensor,
+    y: Tensor | None = None,
+    rows: Tensor | None = None,
+    num_labels: int = 0,
+    has_own_vae: bool = False,
+    split: str = "test",
+) -> tuple[VAE, Batch, str]:
+    """Return a VAE whose likelihood is a probability or a density, data in its domain, and the kind of their pixels.
+
+    A VAE with a pseudo-Bernoulli of grey pixels is replaced by one with a Bernoulli of binary pixels and the same
+    networks.
+
+    Args:
+        config: configuration of the VAE.
+        vae: in eval mode.
+        datum_shape: shape of the images of the data, before padding.
+        x: data: images as bytes, or other data.
+        y: their labels, if the VAE takes labels.
+        rows: the data to take, int64 (M,); all by default. A pixel is binarized by its place among all.
+        num_labels: number of classes or attributes of the data.
+        has_own_vae: the VAE was built in Python.
+        split: of the data, "train", "valid" or "test", each of which is binarized by draws of its own.
+
+    Raises:
+        InputError: the VAE was built in Python, and its likelihood is a pseudo-likelihood.
+    """
+    kind = ""
+    if vae.is_pseudo:
+        config = config.replace(binarize="static")
+        with torch.random.fork_rng(devices=[]):
+            binary = build_vae(config, datum_shape, num_labels).eval()
+        try:
+            binary.load_state_dict(vae.state_dict())
+        except RuntimeError:  # a VAE that was built in Python
+            raise InputError(
+                "p(x | z) is a pseudo-likelihood, and log p(x) needs a likelihood: give one to the VAE"
+            ) from None
+        vae, kind = binary, "binarized: each drawn once, with its grey value as probability"
+    preparation = Preparation.of(config, has_own_vae)
+    pixels = preparation.pixels(x, split, rows)
+    batch = Batch(pixels, y if y is None or rows is None or len(y) == 1 else y[rows])
+    return vae, batch, kind or (preparation.kind if pixels.is_bytes else "")
+
+
+def bits_per_dimension(vae: VAE, log_p: Tensor, x: Pixels) -> Tensor | None:
+    """Return a log-likelihood, or a bound on it, in bits for each of the D values of a datum that are not missing.
+
+        -log_p / (D log 2) + log2(levels)
+
+    levels is 1 for a probability. A density of images is multiplied by the distance 1 / levels between two 8-bit
+    levels: this is not the probability of the bytes, and it is wrong for scales near that distance. A density of other
+    data depends on their units, which the columns of a table do not share, and has no bits.
+
+    Args:
+        vae: whose likelihood says whether it is a density, and how many levels there are in an interval of length 1.
+        log_p: nats, (N,).
+        x: the N data.
+
+    Returns:
+        Bits, float64 (N,), lower is better; or None for a density of data that are no images.
+    """
+    parts = getattr(vae.p_x, "parts", [vae.p_x])  # of columns
+    if not x.is_bytes and any(getattr(part, "is_density", True) for part in parts):
+        return None
+    levels: float = getattr(vae.p_x, "levels_per_unit", 1.0) if x.is_bytes else 1.0
+    num_values = (~x.images.isnan()).flatten(1).sum(1).clamp(min=1)
+    return (-log_p.double() / num_values + math.log(levels)) / math.log(2)
+
+
+def bits_of(vae: VAE, log_p: Tensor, x: Pixels) -> Estimate | None:
+    """Return the mean of `bits_per_dimension` over data, with its error."""
+    bits = bits_per_dimension(vae, log_p, x)
+    return None if bits is None else Estimate.of(bits)
 
 
 @torch.no_grad()

@@ -28,11 +28,11 @@ from pvae.evaluation.learned import what_was_learned
 from pvae.evaluation.measures.floor import floor
 from pvae.evaluation.measures.latents import COLLAPSED, said_of_collapse
 from pvae.runs import writer
-from pvae.runs.card import write_card
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience
 from pvae.runs.run import HISTORY_ROWS, Instant, Run, shown_rows
-from pvae.trained.elbo_terms import elbo_terms
+from pvae.runs.writer import write_card
 from pvae.trained.latent_space import encode, reconstruct, sample, sample_given
+from pvae.trained.scores import elbo_terms
 from pvae.training.parallel import World
 from pvae.training.trainer import Callback, Trainer
 from pvae.vae import VAE

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pvae.core.batch import LossAndTerms, Terms
 from pvae.core.errors import InputError, LostError, brief
 from pvae.core.terminal import is_torchrun
-from pvae.core.terms import LossAndTerms, Terms
 from pvae.elbos.base import PerDatumELBO, PyroFunction
 
 __all__ = ["ALONE", "Share", "SharedELBO", "WholeBatchNoise", "World", "is_lost_process", "joined"]

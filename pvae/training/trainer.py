@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pvae.compile.compiled_svi import Done
-from pvae.core.batch import Batch
+from pvae.core.batch import Batch, LossAndTerms
 from pvae.core.errors import (
     InputError,
     NotFiniteError,
@@ -25,12 +25,11 @@ from pvae.core.errors import (
     is_out_of_memory,
 )
 from pvae.core.random_state import restore_rng_state, rng_state, seeded
-from pvae.core.terms import LossAndTerms
 from pvae.data.preparation import TrainingData
 from pvae.elbos.base import PerDatumELBO
 from pvae.runs.checkpoint import Checkpoint
 from pvae.runs.metrics import Metrics
-from pvae.trained.elbo_terms import posterior_mean_loss
+from pvae.trained.scores import posterior_mean_loss
 from pvae.training.engine import Engine
 from pvae.training.parallel import ALONE, World
 from pvae.training.schedules import StepValues

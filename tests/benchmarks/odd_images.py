@@ -16,8 +16,7 @@ import torch
 from pvae.core.random_state import seeded
 from pvae.runs.run import Run
 from pvae.trained.given import given_data
-from pvae.trained.normalised import with_likelihood
-from pvae.trained.scores import score_images
+from pvae.trained.scores import score_images, with_likelihood
 
 ODDNESS = {
     "-log p(x)": lambda scores: -scores["log_p"],

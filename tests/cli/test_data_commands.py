@@ -24,8 +24,7 @@ from pvae.runs.run import Run
 from pvae.trained import latent_space
 from pvae.trained.given import given_data
 from pvae.trained.latent_space import encode_images
-from pvae.trained.normalised import with_likelihood
-from pvae.trained.scores import score_images
+from pvae.trained.scores import score_images, with_likelihood
 from pvae.training.fit import fit
 
 pytestmark = pytest.mark.workflow

@@ -23,7 +23,7 @@ from pvae.config.options import without_removed
 from pvae.config.presets import SYSTEMS, get_system, system_title
 from pvae.core.errors import InputError
 from pvae.reference import elbo as reference_elbo
-from pvae.trained.elbo_terms import posterior_mean_loss
+from pvae.trained.scores import posterior_mean_loss
 from pvae.training.setup import build_trainer
 
 

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from pvae.config.build import build_vae, elbo_of
 from pvae.config.config import OPTIONS, Config
 from pvae.core.errors import InputError
+from pvae.core.files import from_record
 from pvae.core.random_state import seeded
-from pvae.core.records import from_record
 from pvae.data.dataset import Dataset
 from pvae.models.features import fit_to
 from pvae.training.fit import fit

@@ -16,7 +16,7 @@ import torch
 from pvae.cli.data import _write_values
 from pvae.config.config import Config
 from pvae.core.errors import InputError
-from pvae.core.records import from_record, to_json
+from pvae.core.files import from_record, to_json
 from pvae.data.choices import values_config
 from pvae.data.dataset import Column, DataRecord, Dataset
 from pvae.data.labels import names_of

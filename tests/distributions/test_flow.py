@@ -11,7 +11,7 @@ from scipy import stats
 
 from pvae.config.build import build_vae
 from pvae.config.config import Config
-from pvae.distributions.planar import Planar
+from pvae.distributions.flow import Planar
 
 SHAPE = (1, 3, 2)
 KINDS = {

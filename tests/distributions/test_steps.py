@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pvae.distributions.steps import InSteps, WithAtom, is_atom
-from pvae.distributions.units import InFloat64
+from pvae.distributions.values import InFloat64, InSteps, WithAtom, is_atom
 
 mpmath = pytest.importorskip("mpmath")
 

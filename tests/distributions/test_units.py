@@ -13,7 +13,7 @@ import torch
 from pvae.config.build import build_elbo, build_vae
 from pvae.config.config import Config
 from pvae.core.random_state import seeded
-from pvae.distributions.units import InUnits
+from pvae.distributions.values import InUnits
 from pvae.models.features import fit_to
 
 mpmath = pytest.importorskip("mpmath")

@@ -15,8 +15,8 @@ from torch.distributions import kl_divergence
 from pvae.config.build import ELBO_CLASSES, build_elbo, build_vae, elbo_of, meta_state_dict
 from pvae.config.config import OPTIONS, Config
 from pvae.config.families import POSTERIORS, PRIORS
+from pvae.core.batch import Terms
 from pvae.core.errors import InputError
-from pvae.core.terms import Terms
 from pvae.reference import bounds
 from pvae.reference import elbo as reference_elbo
 

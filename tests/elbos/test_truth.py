@@ -7,7 +7,7 @@ import torch
 
 from pvae.config.build import build_vae
 from pvae.config.config import Config
-from pvae.core.terms import Terms
+from pvae.core.batch import Terms
 from pvae.reference.elbo import closed_form, monte_carlo, three_parts
 
 GRID = torch.linspace(-12, 12, 20_001, dtype=torch.float64).unsqueeze(-1)

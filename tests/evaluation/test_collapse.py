@@ -18,7 +18,7 @@ from pvae.core.random_state import seeded
 from pvae.evaluation.forecast import forecast
 from pvae.evaluation.measures.latents import COLLAPSED, collapse_text, latents_used
 from pvae.runs.run import Run, shown_data
-from pvae.trained.elbo_terms import elbo_terms
+from pvae.trained.scores import elbo_terms
 from pvae.vae import VAE
 
 D, L, N = 6, 3, 200

@@ -20,7 +20,7 @@ from pvae.evaluation import estimators
 from pvae.evaluation.estimators import Moments, exact_gradient, measure_estimator, pairs_to_compare, reference
 from pvae.reference import linear_gaussian
 from pvae.runs import data
-from pvae.trained.estimate import Estimate
+from pvae.trained.scores import Estimate
 from pvae.training.fit import fit
 
 pytestmark = pytest.mark.workflow

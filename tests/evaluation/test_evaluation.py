@@ -17,7 +17,7 @@ from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
-from pvae.core.records import to_json
+from pvae.core.files import to_json
 from pvae.core.terminal import progress_bar
 from pvae.data.dataset import Dataset, random_subset
 from pvae.data.sources import load_dataset
@@ -27,20 +27,17 @@ from pvae.evaluation.measures.rate import split_rate
 from pvae.evaluation.report import evaluate, to_text
 from pvae.marginal import chunks, importance
 from pvae.marginal import gaps as gaps_module
-from pvae.marginal.conditional import conditional_log_likelihood
-from pvae.marginal.importance import importance_sample
-from pvae.marginal.log_likelihood import log_likelihood
-from pvae.marginal.pareto import num_in_tail, pareto_k
+from pvae.marginal.importance import importance_sample, num_in_tail, pareto_k
+from pvae.marginal.log_likelihood import conditional_log_likelihood, log_likelihood
 from pvae.marginal.quadrature import quadrature
 from pvae.plotting import pictures
 from pvae.reference import linear_gaussian
 from pvae.runs import data as data_module
 from pvae.runs.run import Run
 from pvae.trained import codes
-from pvae.trained.elbo_terms import elbo_terms
-from pvae.trained.estimate import Estimate
 from pvae.trained.given import given_values
 from pvae.trained.latent_space import decode, encode
+from pvae.trained.scores import Estimate, elbo_terms
 from pvae.training.fit import fit
 
 

@@ -26,8 +26,7 @@ from pvae.evaluation.runs_table import (
 from pvae.marginal.importance import importance_sample
 from pvae.runs import data as data_module
 from pvae.runs.run import Run
-from pvae.trained.elbo_terms import elbo_terms
-from pvae.trained.normalised import with_likelihood
+from pvae.trained.scores import elbo_terms, with_likelihood
 from pvae.training.fit import fit
 
 pytestmark = pytest.mark.workflow

@@ -28,8 +28,8 @@ from pvae.distributions.power_spherical import PowerSpherical, SphereUniform
 from pvae.explore.networks import Tensors, operations
 from pvae.explore.page import explorer_page
 from pvae.trained.codes import run_batch
-from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.latent_space import attribute_vector, encode
+from pvae.trained.scores import elbo_terms
 from pvae.training.fit import fit
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")

@@ -19,7 +19,7 @@ from pvae.core.errors import InputError
 from pvae.data.choices import values_config
 from pvae.data.dataset import Column, Dataset
 from pvae.distributions.columns import Columns
-from pvae.distributions.steps import InSteps, WithAtom
+from pvae.distributions.values import InSteps, WithAtom
 from pvae.explore.networks import Tensors, operations
 from pvae.explore.page import explorer_page
 from pvae.marginal.log_likelihood import log_likelihood

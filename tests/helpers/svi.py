@@ -14,7 +14,7 @@ from torch.optim import Adam
 from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.config.build import ELBO_CLASSES, build_elbo
-from pvae.core.terms import LossAndTerms
+from pvae.core.batch import LossAndTerms
 
 # Of VAEs without labels, of any latents.
 ELBOS = tuple(name for name, one in ELBO_CLASSES.items() if not (one.sums_over_labels or one.supports))

@@ -8,8 +8,7 @@ from helpers.linear_gaussian import SCALE, D, LinearGaussian
 
 from pvae.core.batch import Batch
 from pvae.core.random_state import seeded
-from pvae.marginal.conditional import conditional_log_likelihood
-from pvae.marginal.log_likelihood import log_likelihood
+from pvae.marginal.log_likelihood import conditional_log_likelihood, log_likelihood
 
 
 @pytest.mark.parametrize("num_labels", [0, 3])

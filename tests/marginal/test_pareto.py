@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from pvae.core.random_state import seeded
-from pvae.marginal.importance import from_weights
-from pvae.marginal.pareto import num_in_tail, pareto_k, trusted_below
+from pvae.marginal.importance import from_weights, num_in_tail, pareto_k, trusted_below
 
 
 def k_of(log_w):

@@ -43,9 +43,9 @@ from pvae.runs.run import Run
 from pvae.trained import codes as codes_of
 from pvae.trained import latent_space
 from pvae.trained.codes import examples, latent_report
-from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.given import given_data, read_codes
 from pvae.trained.latent_space import encode_images, sample_given
+from pvae.trained.scores import elbo_terms
 from pvae.training.fit import fit, resume
 from pvae.training.setup import build_trainer
 

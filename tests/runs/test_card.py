@@ -7,8 +7,8 @@ import torch
 
 import pvae
 from pvae.cli.evaluate import main as evaluate
-from pvae.runs.card import CARD, write_card
 from pvae.runs.run import Run
+from pvae.runs.writer import CARD, write_card
 
 pytestmark = pytest.mark.workflow
 

@@ -15,9 +15,8 @@ from pvae.core.random_state import seeded
 from pvae.data.preparation import Pixels, Preparation
 from pvae.marginal.importance import importance_sample
 from pvae.trained import latent_space
-from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.latent_space import draw_codes, encode_images, sample
-from pvae.trained.scores import score_images, to_text
+from pvae.trained.scores import elbo_terms, score_images, to_text
 
 CPU = torch.device("cpu")
 SYSTEMS = {

@@ -15,9 +15,9 @@ from pvae.compile import graph
 from pvae.compile.compiled_svi import Done
 from pvae.config.build import build_vae
 from pvae.config.config import Config
+from pvae.core.batch import Terms
 from pvae.core.errors import InterruptedTrainingError
 from pvae.core.random_state import seeded
-from pvae.core.terms import Terms
 from pvae.runs.run import Run
 from pvae.training import engine as engine_module
 from pvae.training.engine import Engine, Threads

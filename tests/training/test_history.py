@@ -15,8 +15,8 @@ from pvae.core.errors import InputError, InterruptedTrainingError, TrainingError
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
 from pvae.runs.run import HISTORY, Run
-from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.latent_space import encode
+from pvae.trained.scores import elbo_terms
 from pvae.training import callbacks
 from pvae.training.fit import fit, resume, train_in_memory
 from pvae.training.many import fit_many

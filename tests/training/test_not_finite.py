@@ -18,7 +18,7 @@ from pvae.cli.compare import main as compare
 from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
 from pvae.core.errors import NotFiniteError, TrainingError
-from pvae.core.records import to_json
+from pvae.core.files import to_json
 from pvae.elbos.importance import IWAE
 from pvae.runs import data as data_module
 from pvae.runs.checkpoint import to_bytes

@@ -16,7 +16,7 @@ from pvae.core.protocol import takes_labels
 from pvae.evaluation.measures.measure import Measure
 from pvae.models.features import features_seen, steps_of
 from pvae.models.start import SIZES, WIDEST, Array, fit_mixture, linear_models, quietly
-from pvae.trained.estimate import Estimate
+from pvae.trained.scores import Estimate
 from pvae.vae import VAE
 
 if TYPE_CHECKING:

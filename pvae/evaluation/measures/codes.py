@@ -14,9 +14,8 @@ from pvae.core.batch import Batch
 from pvae.distributions.discrete import CodeVector
 from pvae.evaluation.measures.measure import Measure
 from pvae.trained.codes import run_batch
-from pvae.trained.estimate import Estimate
 from pvae.trained.latent_space import posteriors
-from pvae.trained.normalised import bits_of
+from pvae.trained.scores import Estimate, bits_of
 from pvae.vae import VAE
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pvae.core.random_state import seeded
 from pvae.evaluation.measures.floor import log_prob_of_each
 from pvae.evaluation.measures.measure import Measure
 from pvae.marginal.chunks import data_at_once
-from pvae.trained.estimate import Estimate
+from pvae.trained.scores import Estimate
 
 if TYPE_CHECKING:
     from pvae.evaluation.context import Context

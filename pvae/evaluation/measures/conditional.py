@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from pvae.evaluation.measures.log_likelihood import methods_of
 from pvae.evaluation.measures.measure import Measure, Request
-from pvae.marginal.conditional import conditional_log_likelihood
-from pvae.trained.estimate import Estimate
+from pvae.marginal.log_likelihood import conditional_log_likelihood
 from pvae.trained.given import given_values
+from pvae.trained.scores import Estimate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ __all__ = ["Conditional"]
 
 @dataclass(frozen=True, kw_only=True)
 class Conditional(Measure):
-    """The log-likelihood of a part of x given the other part; see `pvae.marginal.conditional`.
+    """The log-likelihood of a part of x given the other part; see `pvae.marginal.log_likelihood`.
 
     Args:
         given: the names of the columns that are given, or how many values of a datum are.

@@ -13,10 +13,8 @@ from pvae.distributions.joint import Joint
 from pvae.evaluation.measures.measure import Measure, lines_of
 from pvae.marginal.chunks import data_at_once
 from pvae.models.labels import found_labels
-from pvae.trained.elbo_terms import LAYER_RATE
-from pvae.trained.estimate import Estimate
 from pvae.trained.latent_space import mean_of
-from pvae.trained.normalised import bits_of
+from pvae.trained.scores import LAYER_RATE, Estimate, bits_of
 
 if TYPE_CHECKING:
     from pvae.evaluation.context import Context

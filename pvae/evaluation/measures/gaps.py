@@ -16,8 +16,7 @@ from pvae.evaluation.measures.measure import Measure, Request
 from pvae.marginal.gaps import best_elbo
 from pvae.marginal.log_p import LogP, check_continuous
 from pvae.trained.codes import given_y
-from pvae.trained.estimate import Estimate
-from pvae.trained.normalised import with_likelihood
+from pvae.trained.scores import Estimate, with_likelihood
 from pvae.vae import VAE
 
 if TYPE_CHECKING:

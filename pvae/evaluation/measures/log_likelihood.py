@@ -14,9 +14,7 @@ from pvae.evaluation.measures.measure import Measure, lines_of
 from pvae.marginal.annealing import bracket
 from pvae.marginal.log_likelihood import MOST_UNTRUSTED, check_method
 from pvae.marginal.log_p import LogP
-from pvae.trained.elbo_terms import elbo_terms
-from pvae.trained.estimate import Estimate
-from pvae.trained.normalised import bits_of
+from pvae.trained.scores import Estimate, bits_of, elbo_terms
 from pvae.vae import VAE
 
 if TYPE_CHECKING:

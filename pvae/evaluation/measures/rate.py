@@ -16,7 +16,7 @@ from pvae.core.errors import InputError
 from pvae.data.dataset import random_subset
 from pvae.evaluation.measures.measure import Measure
 from pvae.marginal.chunks import CHUNK_VALUES
-from pvae.trained.estimate import Estimate
+from pvae.trained.scores import Estimate
 
 if TYPE_CHECKING:
     from pvae.evaluation.context import Context
