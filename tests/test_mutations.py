@@ -68,8 +68,8 @@ marginal/test_calibration.py
     marginal.calibration | > q.log_prob(z) | < q.log_prob(z)
     marginal.calibration | (draws < z) | (draws < draws[:1])
 marginal/test_conditional.py
-    marginal.conditional | part.where(is_given, | part.where(~is_given,
-    marginal.conditional | joint.log_p - given.log_p | joint.log_p
+    marginal.log_likelihood | part.where(is_given, | part.where(~is_given,
+    marginal.log_likelihood | joint.log_p - given.log_p | joint.log_p
 marginal/test_gaps.py
     marginal.gaps | - log_scale.sum(-1) | + log_scale.sum(-1)
     marginal.gaps | log_q = log_q - log_det | log_q = log_q + log_det
@@ -100,20 +100,20 @@ distributions/test_joint.py
     models.hierarchy | 1 / (precisions[0] + precisions[1]) | 1 / precisions[0]
     distributions.joint | if self.top_down else list(sites) | if not self.top_down else list(sites)
 distributions/test_flow.py
-    distributions.planar | log_det + torch.log1p( | log_det - torch.log1p(
-    distributions.planar | log_det - torch.log1p( | log_det + torch.log1p(
-    distributions.planar | u + ((self.slope - product) / norm).unsqueeze(-1) * w | u
-    distributions.planar | return v - _step(v, slope, target) | return v
+    distributions.flow | log_det + torch.log1p( | log_det - torch.log1p(
+    distributions.flow | log_det - torch.log1p( | log_det + torch.log1p(
+    distributions.flow | u + ((self.slope - product) / norm).unsqueeze(-1) * w | u
+    distributions.flow | return v - _step(v, slope, target) | return v
     models.priors | composed(self.transforms).inv | composed(self.transforms)
 distributions/test_power_spherical.py
     distributions.power_spherical | - b * math.log(4 * math.pi) | - b * math.log(2 * math.pi)
     distributions.power_spherical | normalize(sign * | normalize(-sign *
-    distributions.kl | p.entropy() - q.entropy() | -q.entropy()
+    distributions.power_spherical | p.entropy() - q.entropy() | -q.entropy()
 models/test_latents.py
     models.priors | NormalMixture(dist.Categorical(logits=self | NormalMixture(dist.Categorical(logits=0 * self
     models.priors | (self.pseudo_inputs) | (self.pseudo_inputs.detach())
     models.priors | .clamp(self.lowest, 1.0) |
-    distributions.kl | - scale_tril.diagonal(dim1=-2, dim2=-1).log() |
+    distributions.full_normal | - scale_tril.diagonal(dim1=-2, dim2=-1).log() |
 evaluation/test_evaluation.py
     marginal.importance | (log_likelihood + log_prior - log_r) | (log_likelihood - log_r)
     evaluation.measures.rate | (log_q.logsumexp(1) - math.log | (log_q.logsumexp(2) - math.log
