@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from pvae.distributions.joint import Joint, sites_of
+from pvae.core import protocol
+from pvae.reference.elbo import sites
 from pvae.vae import VAE
 
 __all__ = [
@@ -162,20 +163,24 @@ def dreg_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]
     weight = log_w.detach().softmax(0)
     (of_log_w,) = torch.autograd.grad(log_w.sum(), at, retain_graph=True)
     (of_log_p_x,) = torch.autograd.grad(log_p_x.sum(), at)
-    v, prior, fixed = weight[..., None], vae.prior(), z.detach()
-    pairs = sites_of(prior, fixed)
+    v = weight[..., None]
+    prior = vae.prior()
+    fixed = z.detach()
+    pairs = sites(prior, fixed)
     drawn = dict(zip(getattr(prior, "names", ["z"]), (layer for layer, _ in pairs)))
 
     def moved(name: str, one: Any) -> Tensor:
         """Return T(e) of a layer, given that of the layer above."""
         if not _is_normal(one):
             return drawn[name]
-        loc, scale = one.base_dist.loc, one.base_dist.scale
-        return loc + scale * ((drawn[name] - loc) / scale).detach()
+        noise = (drawn[name] - one.base_dist.loc) / one.base_dist.scale
+        return one.base_dist.loc + one.base_dist.scale * noise.detach()
 
-    joint = prior.draw(moved) if isinstance(prior, Joint) else moved("z", prior)
-    direct = weight * vae.log_likelihood(x, fixed) + ((v * of_log_p_x - v**2 * of_log_w) * joint).sum(-1)
-    direct = direct + sum(weight * one.log_prob(layer) for layer, one in pairs if not _is_normal(one))
+    of_priors = (v * of_log_p_x - v**2 * of_log_w) * protocol.draw(prior, moved)
+    direct = weight * vae.log_likelihood(x, fixed) + of_priors.sum(-1)
+    for layer, one in pairs:
+        if not _is_normal(one):
+            direct = direct + weight * one.log_prob(layer)
     return _gradients(vae, z, -(v**2) * of_log_w / len(x), -direct.sum(0).mean())
 
 
@@ -227,14 +232,13 @@ def score_gradients(vae: VAE, x: Tensor, num_particles: int, leave_one_out: bool
     """
     posterior = vae.posterior(x)
     z = posterior.sample((num_particles,))
-    log_joint, log_q_z = _log_joint(vae, x, z), posterior.log_prob(z)
+    log_joint = _log_joint(vae, x, z)
+    log_q_z = posterior.log_prob(z)
     f = (log_joint - log_q_z).detach()
     if leave_one_out:
         others = [torch.cat([f[:k], f[k + 1 :]]).mean(0) for k in range(num_particles)]
         f = f - torch.stack(others)
-    names = [name for name, _ in vae.named_parameters()]
-    loss = -(f * log_q_z + log_joint).mean()
-    return dict(zip(names, torch.autograd.grad(loss, list(vae.parameters()))))
+    return _gradients_of(vae, -(f * log_q_z + log_joint).mean())
 
 
 def vimco_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]:
@@ -253,16 +257,17 @@ def vimco_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor
     """
     posterior = vae.posterior(x)
     z = posterior.sample((num_particles,))
-    log_joint, log_q_z = _log_joint(vae, x, z), posterior.log_prob(z)
+    log_joint = _log_joint(vae, x, z)
+    log_q_z = posterior.log_prob(z)
     log_w = (log_joint - log_q_z).detach()
-    bound, weight = iwae(log_w), log_w.softmax(0)
+    bound = iwae(log_w)
+    weight = log_w.softmax(0)
     loss = -(weight * log_joint).sum(0)
     for k in range(num_particles):
         others = torch.cat([log_w[:k], log_w[k + 1 :]])
         without = iwae(torch.cat([others, others.mean(0, keepdim=True)]))
         loss = loss - (bound - without - weight[k]) * log_q_z[k]
-    names = [name for name, _ in vae.named_parameters()]
-    return dict(zip(names, torch.autograd.grad(loss.mean(), list(vae.parameters()))))
+    return _gradients_of(vae, loss.mean())
 
 
 def _is_normal(distribution: Any) -> bool:
@@ -278,9 +283,12 @@ def _gradients(vae: VAE, z: Tensor, by_z: Tensor, loss: Tensor) -> dict[str, Ten
 
     The encoder is in both where the prior is made of posteriors, as the VampPrior is.
     """
+    parameters = [*vae.parameters()]
+    through_z = torch.autograd.grad(z, parameters, by_z, retain_graph=True, materialize_grads=True)
+    direct = _gradients_of(vae, loss)
+    return {name: one + direct[name] for name, one in zip(direct, through_z)}
+
+
+def _gradients_of(vae: VAE, loss: Tensor) -> dict[str, Tensor]:
     parameters = dict(vae.named_parameters())
-    through_z, direct = (
-        torch.autograd.grad(of, list(parameters.values()), by, retain_graph=True, materialize_grads=True)
-        for of, by in ((z, by_z), (loss, None))
-    )
-    return {name: one + other for name, one, other in zip(parameters, through_z, direct)}
+    return dict(zip(parameters, torch.autograd.grad(loss, [*parameters.values()], materialize_grads=True)))

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.distributions import Bernoulli
 
-from pvae.distributions.discrete import codes, support_of
+from pvae.core.errors import InputError
+from pvae.reference.elbo import kl
 from pvae.reference.linear_gaussian import is_linear, linear_decoder_of
 from pvae.vae import VAE
 
@@ -28,6 +29,8 @@ __all__ = [
     "linear_elbo",
     "through_probabilities",
 ]
+
+_MOST_CODES = 4096
 
 
 class Exact(NamedTuple):
@@ -52,14 +55,36 @@ def enumerated(vae: VAE, x: Tensor) -> Exact:
         x: data.
 
     Raises:
-        InputError: there are more than 4,096 codes.
+        InputError: there are more than 4,096 codes, or z is no vector of bits, categories or codes.
     """
-    q, p = vae.posterior(x), vae.prior()
-    z = codes(p)[:, None].expand(-1, len(x), -1)
-    log_joint, log_q = vae.log_likelihood(x, z) + p.log_prob(z), q.log_prob(z)
+    p = vae.prior()
+    z = _codes(p)[:, None].expand(-1, len(x), -1)
+    log_joint = vae.log_likelihood(x, z) + p.log_prob(z)
+    log_q = vae.posterior(x).log_prob(z)
     log_p = log_joint.logsumexp(0)
     terms = torch.where(log_q > -math.inf, log_q.exp() * (log_joint - log_q), torch.zeros_like(log_q))
     return Exact(log_p, terms.sum(0), (log_joint - log_p).exp())
+
+
+def _codes(p: Any) -> Tensor:
+    """Return all values of a vector of bits, categories or codes of a codebook, (C, L)."""
+    if hasattr(p, "codebook"):
+        values = p.codebook
+    elif hasattr(p, "num_classes"):
+        values = torch.eye(p.num_classes).to(p.mean)
+    elif _is_of_bits(p):
+        values = torch.arange(2.0).to(p.mean)[:, None]
+    else:
+        raise InputError("a latent of real numbers has no codes to sum over")
+    count = p.event_shape[0] // values.shape[1]
+    if len(values) ** count > _MOST_CODES:
+        raise InputError(f"{len(values)}^{count} codes are too many to sum over: at most {_MOST_CODES:,}")
+    places = torch.cartesian_prod(*[torch.arange(len(values))] * count).view(-1, count)
+    return values[places].flatten(1)
+
+
+def _is_of_bits(p: Any) -> bool:
+    return isinstance(getattr(p, "base_dist", None), Bernoulli)
 
 
 def linear_elbo(vae: VAE, x: Tensor) -> Tensor:
@@ -74,16 +99,13 @@ def linear_elbo(vae: VAE, x: Tensor) -> Tensor:
     Raises:
         InputError: the decoder is not linear.
     """
-    q: Any = vae.posterior(x)
-    p: Any = vae.prior()
+    q = vae.posterior(x)
+    probs = q.mean
     loadings, offset, scale = linear_decoder_of(vae)
-    probs, size = q.mean, offset.numel()
     residual = x.flatten(1) - offset - probs @ loadings.T
     square = residual.square().sum(-1) + (probs * (1 - probs)) @ loadings.square().sum(0)
-    log_likelihood = -square / (2 * scale**2) - size * (scale.log() + math.log(2 * math.pi) / 2)
-    a, b = q.base_dist.logits, p.base_dist.logits
-    rate = probs * (logsigmoid(a) - logsigmoid(b)) + (1 - probs) * (logsigmoid(-a) - logsigmoid(-b))  # KL(q || p)
-    return log_likelihood - rate.sum(-1)
+    log_likelihood = -square / (2 * scale**2) - offset.numel() * (scale.log() + math.log(2 * math.pi) / 2)
+    return log_likelihood - kl(q, vae.prior())
 
 
 def elbo(vae: VAE, x: Tensor) -> Tensor:
@@ -92,7 +114,9 @@ def elbo(vae: VAE, x: Tensor) -> Tensor:
     Raises:
         InputError: neither is possible.
     """
-    return linear_elbo(vae, x) if support_of(vae.prior()) == "bits" and is_linear(vae) else enumerated(vae, x).elbo
+    if _is_of_bits(vae.prior()) and is_linear(vae):
+        return linear_elbo(vae, x)
+    return enumerated(vae, x).elbo
 
 
 def arms_gradient(probs: Tensor, z: Tensor, f: Tensor, correlation: Tensor) -> Tensor:
@@ -106,7 +130,8 @@ def arms_gradient(probs: Tensor, z: Tensor, f: Tensor, correlation: Tensor) -> T
         f: (n, B) nats.
         correlation: rho, (B, L).
     """
-    count, total = len(z), torch.zeros_like(probs)
+    count = len(z)
+    total = torch.zeros_like(probs)
     for i in range(count):
         others = sum(f[j] for j in range(count)) / count
         total = total + (f[i] - others)[:, None] * (z[i] - probs) / (1 - correlation)
@@ -125,7 +150,8 @@ def categorical_disarm_gradient(logits: Tensor, z: Tensor, f: Tensor, correlatio
         f: (2,) nats.
         correlation: of the bits of the two draws, (N, C - 1).
     """
-    found, (number, num_classes) = torch.zeros_like(logits), logits.shape
+    found = torch.zeros_like(logits)
+    number, num_classes = logits.shape
     for n in range(number):
         for k in range(num_classes - 1):
             after = logits[n, k + 1 :]

@@ -11,13 +11,24 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_divergence
+from torch.nn.functional import logsigmoid
 
 from pvae.core.batch import Terms
-from pvae.distributions.joint import Joint, sites_of
 from pvae.vae import VAE
 
-__all__ = ["Parts", "closed_form", "enumerated", "loss", "monte_carlo", "rate_by_dimension", "three_parts"]
+__all__ = [
+    "Parts",
+    "closed_form",
+    "enumerated",
+    "kl",
+    "kl_of_each",
+    "loss",
+    "monte_carlo",
+    "rate_by_dimension",
+    "sites",
+    "three_parts",
+]
 
 
 def loss(terms: Terms, beta: float = 1.0, free_bits: float = 0.0, rates: Tensor | None = None) -> Tensor:
@@ -54,10 +65,67 @@ def rate_by_dimension(posterior: Any, prior: Any, z: Tensor | None = None) -> Te
         z: draws (K, B, L), or None for the closed form, which a `Joint` does not have.
     """
     if z is None:
-        return kl_divergence(posterior.base_dist, prior.base_dist)
-    pairs = zip(sites_of(posterior, z), sites_of(prior, z))
-    rates = [(q.base_dist.log_prob(layer) - p.base_dist.log_prob(layer)).mean(0) for (layer, q), (_, p) in pairs]
+        return kl_of_each(posterior.base_dist, prior.base_dist)
+    rates = []
+    for (layer, q), (_, p) in zip(sites(posterior, z), sites(prior, z)):
+        log_ratio = q.base_dist.log_prob(layer) - p.base_dist.log_prob(layer)
+        rates.append(log_ratio.mean(0))
     return torch.cat(rates, dim=-1)
+
+
+def sites(distribution: Any, value: Tensor) -> list[tuple[Tensor, Any]]:
+    """Return each site's value in a vector (..., L1 + ... + LL), and its distribution given the site drawn before it.
+
+    A distribution that is no `Joint` is one site.
+    """
+    if not hasattr(distribution, "rest"):
+        return [(value, distribution)]
+    values = [*value.split(distribution.sizes, dim=-1)]
+    if distribution.top_down:
+        values.reverse()
+    pairs = [(values[0], distribution.first)]
+    for conditional, before, own in zip(distribution.rest, values, values[1:]):
+        pairs.append((own, conditional(before)))
+    if distribution.top_down:
+        pairs.reverse()
+    return pairs
+
+
+def kl_of_each(q: Any, p: Any) -> Tensor:
+    """Return KL(q || p) of Normals or bits, of their shape, in nats.
+
+        Normals    log(scale_p / scale_q) + (scale_q^2 + (loc_q - loc_p)^2) / (2 scale_p^2) - 1/2
+        bits       m log(m / r) + (1 - m) log((1 - m) / (1 - r)),    m = sigmoid(a),  r = sigmoid(b)
+
+    Raises:
+        NotImplementedError: they are others, and torch.distributions has no closed form.
+    """
+    if isinstance(q, Normal) and isinstance(p, Normal):
+        spread = q.scale.square() + (q.loc - p.loc).square()
+        return (p.scale / q.scale).log() + spread / (2 * p.scale.square()) - 0.5
+    if isinstance(q, Bernoulli) and isinstance(p, Bernoulli):
+        of_one = q.probs * (logsigmoid(q.logits) - logsigmoid(p.logits))
+        return of_one + (1 - q.probs) * (logsigmoid(-q.logits) - logsigmoid(-p.logits))
+    return kl_divergence(q, p)
+
+
+def kl(q: Any, p: Any) -> Tensor:
+    """Return KL(q || p), (B,) nats, of independent Normals or bits, of categories, or from a Normal with covariances.
+
+        categories    sum_k m_k (log m_k - log r_k)
+
+    Raises:
+        NotImplementedError: they are others, and torch.distributions has no closed form.
+    """
+    is_independent = hasattr(p, "base_dist")
+    if is_independent and hasattr(q, "base_dist"):
+        return kl_of_each(q.base_dist, p.base_dist).sum(-1)
+    if is_independent and isinstance(q, MultivariateNormal):
+        dense = MultivariateNormal(p.mean, scale_tril=torch.diag_embed(p.stddev))
+        return kl_divergence(MultivariateNormal(q.loc, scale_tril=q.scale_tril), dense)
+    if hasattr(q, "num_classes"):
+        return (q.probs * (q.logits - p.logits)).sum(-1)
+    return kl_divergence(q, p.expand(q.batch_shape))
 
 
 class Parts(NamedTuple):
@@ -116,8 +184,9 @@ def enumerated(vae: VAE, x: Tensor, num_particles: int = 1) -> Terms:
     Reference:
         Kingma et al., arXiv:1406.5298 (the model M2).
     """
-    posterior, prior = vae.posterior(x), vae.prior()
-    if not (isinstance(posterior, Joint) and isinstance(prior, Joint) and prior.is_enumerable):
+    posterior: Any = vae.posterior(x)
+    prior: Any = vae.prior()
+    if not getattr(prior, "is_enumerable", False):
         raise TypeError("prior and posterior must be those of a label and a latent")
     num_classes = posterior.sizes[0]
     classes = torch.eye(num_classes, dtype=x.dtype, device=x.device)
@@ -148,17 +217,14 @@ def closed_form(vae: VAE, x: Tensor, num_particles: int = 1) -> Terms:
         distortion as in `monte_carlo`, and rate = KL(q, p), exact.
 
     Raises:
-        NotImplementedError: the pair (q, p) has no closed form in torch.distributions.
+        NotImplementedError: the pair (q, p) has no closed form here or in torch.distributions.
 
     Reference:
         Kingma and Welling, arXiv:1312.6114, equation 7 and appendix B.
     """
     posterior = vae.posterior(x)
     z = posterior.rsample((num_particles,))
-    distortion = -vae.log_likelihood(x, z).mean(0)
-    prior = vae.prior()
-    rate = kl_divergence(posterior, prior.expand(posterior.batch_shape))  # torch's for Bernoulli needs one shape
-    return Terms(distortion=distortion, rate=rate)
+    return Terms(distortion=-vae.log_likelihood(x, z).mean(0), rate=kl(posterior, vae.prior()))
 
 
 def three_parts(vae: VAE, x: Tensor, num_particles: int = 1) -> Parts:

@@ -14,23 +14,28 @@ from torch import Tensor, nn
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal, kl_divergence
 
 from pvae.core.errors import InputError
-from pvae.models.likelihoods import LinearNormalLikelihood
-from pvae.models.priors import StandardNormalPrior
 from pvae.vae import VAE
 
-__all__ = ["decoder_of", "elbo", "has_oracle", "linear_decoder_of", "log_evidence", "true_posterior"]
+__all__ = ["decoder_of", "elbo", "has_oracle", "is_linear", "linear_decoder_of", "log_evidence", "true_posterior"]
 
 
 def has_oracle(vae: VAE) -> bool:
     """Whether the VAE is linear-Gaussian: a linear decoder, Normal noise, a standard Normal prior and a density q."""
-    return is_linear(vae) and isinstance(vae.p_z, StandardNormalPrior) and vae.has_density
+    if not (is_linear(vae) and vae.has_density) or list(vae.p_z.parameters()):
+        return False
+    base = getattr(vae.prior(), "base_dist", None)
+    return isinstance(base, Normal) and bool((base.loc == 0).all() and (base.scale == 1).all())
 
 
 def is_linear(vae: VAE) -> bool:
     """Whether p(x | z) is Normal(W z + b, s^2)."""
     decoder = getattr(vae.p_x, "decoder", None)
-    layers = [type(part) for part in decoder] if isinstance(decoder, nn.Sequential) else []
-    return isinstance(vae.p_x, LinearNormalLikelihood) and layers == [nn.Linear, nn.Unflatten]
+    if not isinstance(decoder, nn.Sequential) or [type(part) for part in decoder] != [nn.Linear, nn.Unflatten]:
+        return False
+    with torch.no_grad():
+        z = torch.ones_like(vae.prior().mean)
+        base = getattr(vae.likelihood(z), "base_dist", None)
+        return isinstance(base, Normal) and torch.equal(base.loc, decoder(z)) and len(base.scale.unique()) == 1
 
 
 def decoder_of(vae: VAE) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,7 +45,7 @@ def decoder_of(vae: VAE) -> tuple[Tensor, Tensor, Tensor]:
         InputError: the VAE is not linear-Gaussian.
     """
     if not has_oracle(vae):
-        raise InputError("log p(x) is known exactly for linear-Gaussian VAEs only: use --system linear-gaussian")
+        raise InputError("log p(x) is known exactly of a linear decoder, Normal noise and a standard Normal prior only")
     return linear_decoder_of(vae)
 
 
@@ -51,12 +56,12 @@ def linear_decoder_of(vae: VAE) -> tuple[Tensor, Tensor, Tensor]:
         InputError: p(x | z) is not Normal(W z + b, s^2).
     """
     if not is_linear(vae):
-        raise InputError("p(x | z) is not a Normal around a linear function of z: use --network linear")
-    p_x: Any = vae.p_x
+        raise InputError("p(x | z) is not a Normal around a linear function of z: give a linear decoder")
     origin = torch.zeros_like(vae.prior().mean)
-    offset = vae.likelihood(origin).mean.flatten()
+    noise: Any = vae.likelihood(origin)
+    offset = noise.mean.flatten()
     loadings = vae.likelihood(torch.eye(len(origin), dtype=origin.dtype)).mean.flatten(1) - offset  # (L, D)
-    return loadings.T, offset, offset.new_tensor(p_x.scale)
+    return loadings.T, offset, noise.base_dist.scale.flatten()[0]
 
 
 def log_evidence(vae: VAE, x: Tensor) -> Tensor:

@@ -419,7 +419,7 @@ def test_what_has_no_bits_is_refused(small_vae, small_images):
     with pytest.raises(InputError, match="groups of 2"), pyro.get_param_store().scope():
         DisARM(3).loss_and_terms(bits.model, bits.guide, x)
     many, row = vae_of(13)
-    with pytest.raises(InputError, match="12 bits"):
+    with pytest.raises(InputError, match="4,096"):
         exact.enumerated(many, row)
     classes, row = vae_of(6, classes=3)
     with pytest.raises(InputError, match="disarm-categories"), pyro.get_param_store().scope():
