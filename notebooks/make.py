@@ -39,7 +39,7 @@ from torch.distributions import MultivariateNormal
 from torchvision.utils import make_grid
 
 import pvae
-from pvae.data.preparation import Preparation
+from pvae.config.build import preparation_of
 from pvae.explore.page import explorer_page
 from pvae.plotting import figures, pictures
 from pvae.plotting.figures import PALETTE
@@ -361,7 +361,7 @@ def mlp_2d_codes(runs: Runs, _: Path) -> tuple[Figure, str]:
     config, epochs = RUNS["mlp-2d"], [epoch for epoch in (0, 1, 2, 4, 8, 16) if epoch <= RUNS["mlp-2d"].epochs]
     figure, shown = Figure(figsize=(8.6, 5.2), dpi=200, layout="constrained"), {}
     for axes, (epoch, vae, data) in zip(figure.subplots(2, 3).flat, train_in_memory(config, epochs)):
-        shown[axes] = latent_space.encode(vae, Preparation.of(config).pixels(data.test))
+        shown[axes] = latent_space.encode(vae, preparation_of(config).x_of(data.test))
         dots(axes, shown[axes], data.test_labels, f"epoch {epoch}")
     limit = max(means.abs().max().item() for means in shown.values())
     for axes in shown:

@@ -1,13 +1,13 @@
 from .config.build import build_elbo as build_elbo
 from .config.build import build_vae as build_vae
+from .config.choices import images_config as images_config
+from .config.choices import values_config as values_config
 from .config.config import Config as Config
 from .config.presets import SYSTEMS as SYSTEMS
 from .config.presets import get_system as get_system
 from .core import __version__ as __version__
 from .core.errors import InputError as InputError
 from .core.errors import TrainingError as TrainingError
-from .data.choices import images_config as images_config
-from .data.choices import values_config as values_config
 from .data.dataset import Dataset as Dataset
 from .data.sources import load_dataset as load_dataset
 from .identification.identify import identify as identify

@@ -355,7 +355,7 @@ def _write_imputed_table(run: Run, out: Path, given: GivenData, found: Imputed, 
     import pandas
     import torch
 
-    from pvae.data.dataset import Column
+    from pvae.data.schema import Column
     from pvae.data.tables import table_text
 
     assert given.fields is not None  # of the file of a table

@@ -14,10 +14,11 @@ from pvae.cli.command import Command, Parser, add_places, add_vae, integer, inte
 from pvae.cli.draw import draw_side_by_side
 from pvae.cli.own_code import own_vae
 from pvae.config.config import OPTIONS, Config
-from pvae.config.options import flag, own_path
+from pvae.config.options import flag
 from pvae.config.presets import SYSTEMS, get_system, list_systems
 from pvae.core.errors import InputError, TrainingError, check_name
 from pvae.core.terminal import is_first_process, print_line
+from pvae.data.reading import own_path
 
 if TYPE_CHECKING:
     from pvae.data.dataset import Dataset
@@ -240,7 +241,7 @@ def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
     config = SYSTEMS.get(chosen.get("system", default), Config()).replace(**chosen)
     config.check_used(chosen)
     if config.system in ("images", "values"):
-        from pvae.data.choices import images_config, values_config
+        from pvae.config.choices import images_config, values_config
         from pvae.runs.data import load_for
 
         chosen.pop("system", None)

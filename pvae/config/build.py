@@ -15,6 +15,7 @@ from pvae.config.config import OPTIONS, Config
 from pvae.config.presets import as_option
 from pvae.config.refusals import Case, refuse
 from pvae.core.errors import InputError, check_name, listed
+from pvae.data.preparation import Preparation
 from pvae.elbos.base import PerDatumELBO
 from pvae.elbos.registry import ELBOS
 from pvae.models.features import ColumnFeatures, CountUnits, Standardize, WithMask
@@ -31,6 +32,7 @@ __all__ = [
     "elbo_of",
     "loss_text",
     "meta_state_dict",
+    "preparation_of",
     "sizes_of",
     "start_from",
     "start_like_burda",
@@ -329,3 +331,9 @@ def loss_text(config: Config) -> str:
     if config.free_bits:
         text += f", where the rate of each latent counts as at least {config.free_bits:g} nats"
     return text
+
+
+def preparation_of(config: Config, has_own_vae: bool = False) -> Preparation:
+    """Return how data become the x of a VAE; one that was built in Python takes float32."""
+    is_exact = not (has_own_vae or config.likelihood_family.is_of_images)
+    return Preparation(config.binarize, config.pad, config.pixels, is_exact)

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from pvae.config.columns import COLUMNS, MISSING_VALUES, column_kinds
 from pvae.config.families import (
     FLAT,
     LIKELIHOODS,
@@ -21,11 +20,12 @@ from pvae.config.families import (
     names_where,
     text_where,
 )
-from pvae.config.options import DATASETS, Option, flag, option
+from pvae.config.options import Option, flag, option
 from pvae.config.refusals import Case, refuse
 from pvae.core.errors import InputError, check_name
+from pvae.data.reading import DATASETS, MISSING_VALUES
 from pvae.elbos.registry import ELBOS
-from pvae.models.columns import ColumnKind
+from pvae.models.columns import COLUMNS, ColumnKind, column_kinds
 
 __all__ = ["OPTIONS", "Config"]
 

@@ -1,4 +1,4 @@
-"""`Option`, one field of `Config`: its type, range and help text; and the names of data sets."""
+"""`Option`, one field of `Config`: its type, range and help text."""
 
 from __future__ import annotations
 
@@ -13,21 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from pvae.core.errors import InputError, check_name, shown
+from pvae.data.reading import own_path
 
-__all__ = ["DATASETS", "Option", "flag", "option", "own_path", "without_removed"]
+__all__ = ["Option", "flag", "option", "without_removed"]
 
-DATASETS = (
-    "auto",
-    "mnist",
-    "fashion-mnist",
-    "mnist-5k",
-    "binarized-mnist",
-    "celeba",
-    "linear-gaussian",
-    "folder:PATH",
-    "array:FILE",
-    "table:FILE",
-)
 _KINDS_OF_FILES = dict.fromkeys((".csv", ".tsv", ".parquet", ".xlsx"), "table")
 _KINDS_OF_FILES |= dict.fromkeys((".npy", ".npz", ".h5", ".h5ad", ".mtx"), "array")
 _MOST_LAYERS = 1000  # building a layer takes memory even where its width is 1
@@ -109,12 +98,6 @@ class Option:
 def option(default: Any, help: str, **rest: Any) -> Any:
     """Return a dataclass field of `Config`, whose metadata hold an `Option` with these arguments."""
     return field(default=default, metadata={"option": Option(default=default, help=help, **rest)})
-
-
-def own_path(dataset: str) -> str:
-    """Return the path in "folder:PATH", "array:FILE" or "table:FILE"; "" for the name of a published data set."""
-    prefix, _, path = dataset.partition(":")
-    return path if prefix in ("folder", "array", "table") else ""
 
 
 def without_removed(options: dict[str, Any]) -> dict[str, Any]:

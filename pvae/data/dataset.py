@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,172 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pvae.core.errors import InputError, brief, is_out_of_memory, joined, one_line, total_memory
+from pvae.core.errors import InputError, brief, is_out_of_memory, joined, total_memory
+from pvae.data.schema import Column, Constant, DataRecord, title_of
 
 if TYPE_CHECKING:
     from pvae.data.stream import Stream
 
-__all__ = [
-    "EPOCH",
-    "Column",
-    "Constant",
-    "DataRecord",
-    "Dataset",
-    "check_domain",
-    "is_classes",
-    "random_subset",
-    "split_rows",
-    "value_name",
-]
-
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _AT_ONCE = 1000  # data in a batch
-_MOST_DECIMALS = 8  # of numbers that a person wrote
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table: how its fields become values of x, and values become fields again.
-
-    Args:
-        name: its name.
-        categories: the texts whose codes 0, 1, ... are the values of x, of an ordinal column in their order; () for
-            numbers and dates.
-        kind: "real", "count", "binary", "categorical" or "ordinal", if `--columns` names one for it; or "".
-        decimals: digits behind the point of its numbers, 0 if they are whole; None if that is not known.
-        least: the least value in the file.
-        greatest: the greatest value in the file.
-        origin: what is added to a value of x to give the number in the file, or for dates the days since 1970-01-01.
-        unit: the unit of the values of x, for instance "days from 2020-03-01", or "".
-        date_format: how dates are written, as `datetime.strftime` takes it, %z in UTC; "" for a column of other values.
-        suffix: "%" behind each number, or "".
-        point: "." or the decimal comma.
-    """
-
-    name: str
-    categories: tuple[str, ...] = ()
-    kind: str = ""
-    decimals: int | None = None
-    least: float | None = None
-    greatest: float | None = None
-    origin: float = 0.0
-    unit: str = ""
-    date_format: str = ""
-    suffix: str = ""
-    point: str = "."
-
-    def rounded(self, value: float) -> float:
-        """Return a value that was drawn or computed as one of the file: in its decimals and, if whole, in its range.
-
-        A value above 0 of a column that is all above 0 does not become 0.
-        """
-        if self.decimals is None or self.decimals > _MOST_DECIMALS or math.isnan(value):
-            return value
-        number = round(self.origin + value, self.decimals)
-        if self.least is not None and self.least > 0 and number == 0 and self.origin + value > 0:
-            number = 10.0**-self.decimals
-        value = number - self.origin
-        if self.decimals == 0:
-            value = max(value, self.least if self.least is not None else -math.inf)
-            value = min(value, self.greatest if self.greatest is not None else math.inf)
-        return value
-
-    def text(self, value: float, is_given: bool = False) -> str:
-        """Return a value as the file has it: the text of a category, a date, or a number with the file's decimals.
-
-        Whole numbers and dates that were drawn or computed are rounded, whole numbers are clamped into the range of the
-        file, and numbers of a column that are all above 0 do not become 0.
-
-        Args:
-            value: a value of x; NaN becomes "".
-            is_given: the value is from a file, and keeps all of its digits.
-        """
-        if math.isnan(value):
-            return ""
-        if self.categories:
-            return self.categories[min(max(round(value), 0), len(self.categories) - 1)]
-        value = value if is_given else self.rounded(value)
-        number = self.origin + value
-        if self.date_format:
-            parts = ("days", "%d"), ("hours", "%H"), ("minutes", "%M"), ("seconds", "%S"), ("microseconds", "%f")
-            unit = timedelta(**{[name for name, code in parts if code in self.date_format or code == "%d"][-1]: 1})
-            return f"{EPOCH + round(timedelta(days=number) / unit) * unit:{self.date_format.replace('%z', '+00:00')}}"
-        if self.decimals is None:
-            text = f"{number:.{15 if is_given else 6}g}"
-        elif self.decimals > _MOST_DECIMALS:  # written from doubles: the shortest text of this number
-            single = np.float32(number)
-            text = str(single) if float(single) == number else repr(number)
-        else:
-            text = f"{round(number, self.decimals) + 0.0:.{self.decimals}f}"  # 0.0 makes -0 a 0
-            if is_given and float(text) != number:
-                text = f"{number:.15g}"
-        return text.replace(".", self.point) + self.suffix
-
-
-@dataclass(frozen=True)
-class Constant:
-    """A column of a table whose fields are all equal, and which is no part of x.
-
-    Args:
-        name: its name.
-        text: the text of its fields.
-        place: how many columns of x stand before it, and a half more if the labels stand between those and it.
-    """
-
-    name: str
-    text: str
-    place: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataRecord:
-    """The description of a data set in a run folder: where it was found, and a checksum of the images.
-
-    Args:
-        name: the name in titles.
-        dataset: the name for `sources.load_dataset`; empty for data given from Python.
-        folder: the folder in which the data set was found; empty if it was not searched in folders.
-        num_train: number of training images.
-        num_test: number of test images.
-        datum_shape: the shape of a datum: (C, H, W) of an image.
-        sha256: SHA-256 of the splits, with their shapes.
-        num_valid: number of validation images.
-        value_range: the values of the files that became the levels 0 and 255, as in `levels.to_bytes`; () for bytes
-            that stay as they are.
-        note: the note on the data that the training printed, such as the files that were left out.
-        is_images: the data are images as bytes.
-        label_names: the names of the classes or attributes.
-        has_attributes: the labels are attributes; a datum may have several of them.
-        labels_sha256: SHA-256 of the labels and their names; "" if there are none.
-        columns: the columns, if the data are a table.
-        left_out: names of columns of the table that are no part of x; other files may have them too.
-        label_place: how many of the columns stand before that of the labels.
-        constants: columns of the table whose fields are all equal, which come back in new rows.
-    """
-
-    name: str
-    dataset: str
-    folder: str
-    num_train: int
-    num_test: int
-    datum_shape: tuple[int, ...]
-    sha256: str
-    num_valid: int = 0
-    value_range: tuple[float, ...] = ()
-    note: str = ""
-    is_images: bool = True
-    label_names: tuple[str, ...] = ()
-    has_attributes: bool = False
-    labels_sha256: str = ""
-    columns: tuple[Column, ...] = ()
-    left_out: tuple[str, ...] = ()
-    label_place: int = 0
-    constants: tuple[Constant, ...] = ()
-
-    @property
-    def title(self) -> str:
-        """The name and the number of data in each split, for the terminal and for titles of figures."""
-        return _title(self.name, self.num_train, self.num_valid, self.num_test)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -332,7 +171,7 @@ class Dataset:
     @property
     def title(self) -> str:
         """The name and the number of data in each split."""
-        return _title(self.name, self.num_train, 0 if self.valid is None else len(self.valid), len(self.test))
+        return title_of(self.name, self.num_train, 0 if self.valid is None else len(self.valid), len(self.test))
 
     @property
     def is_binary(self) -> bool:
@@ -576,9 +415,3 @@ def random_subset(total: int, count: int, seed: int) -> Tensor:
     Unlike the first data, they represent a data set that is sorted, as the test images of binarized-mnist are by digit.
     """
     return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].sort().values
-
-
-def _title(name: str, num_train: int, num_valid: int, num_test: int) -> str:
-    name = one_line(name if len(name) <= 450 else f"{name[:450]} ...")  # the name of a folder may be any bytes
-    valid = f" / {num_valid:,} valid" if num_valid else ""
-    return f"{name} ({num_train:,} train{valid} / {num_test:,} test)"

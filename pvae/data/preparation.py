@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pvae.config.config import Config
 from pvae.core.batch import Batch
-
-__all__ = ["Pixels", "Preparation", "TrainingData"]
+from pvae.core.options import Option
 
 # The binary images do not depend on the seed of a run.
 _BINARIZATION_SEED = {"train": 20070501, "test": 20070502, "valid": 20070503}
@@ -25,23 +24,29 @@ class Preparation:
     Other data become float32, binarized if asked for. `prepared` returns bytes of images or floats, and `x` floats.
 
     Args:
-        binarize: "none", "threshold", "static" or "dynamic", as in `Config`.
+        binarize: "none", "threshold", "static" or "dynamic".
         pad: black pixels added on each side.
-        is_symmetric: pixels in [-1, 1] in place of [0, 1].
+        pixels: "unit", in [0, 1], or "symmetric", in [-1, 1].
         is_exact: other data that float32 does not hold exactly, of type float64 or int64 for instance, become float64,
             for a VAE that takes values in any unit.
     """
 
-    binarize: str = "none"
-    pad: int = 0
-    is_symmetric: bool = False
+    binarize: Annotated[
+        str,
+        Option(
+            help="none: pixels stay grey, and the bound of a Bernoulli is a pseudo-ELBO; threshold: at 0.5; static: "
+            "each drawn once with its grey value as probability; dynamic: drawn anew at every visit",
+            choices=("none", "threshold", "static", "dynamic"),
+        ),
+    ] = "none"
+    pad: Annotated[int, Option(help="black pixels added on each side of the images", most=1000)] = 0
+    pixels: Annotated[str, Option(help="unit: [0, 1]; symmetric: [-1, 1]", choices=("unit", "symmetric"))] = "unit"
     is_exact: bool = False
 
-    @classmethod
-    def of(cls, config: Config, has_own_vae: bool = False) -> Preparation:
-        """Return the preparation that a configuration describes; a VAE that was built in Python takes float32."""
-        is_exact = not (has_own_vae or config.likelihood_family.is_of_images)
-        return cls(config.binarize, config.pad, config.pixels == "symmetric", is_exact)
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether pixels are in [-1, 1] in place of [0, 1]."""
+        return self.pixels == "symmetric"
 
     @property
     def is_dynamic(self) -> bool:
@@ -116,7 +121,7 @@ class Preparation:
         pixels = self.x(prepared[index])
         return torch.bernoulli(pixels) if self.is_dynamic else pixels
 
-    def pixels(self, images: Tensor, split: str = "test", rows: Tensor | None = None) -> Pixels:
+    def x_of(self, images: Tensor, split: str = "test", rows: Tensor | None = None) -> Pixels:
         """Return the images, or those of the rows int64 (M,), as x, converted in parts."""
         if rows is not None and self.binarize in ("static", "dynamic"):  # drawn by the place of each among all images
             return Pixels(self.prepared(images, split)[rows], self)

@@ -1,22 +1,33 @@
-"""`Reading`, how a file of data that are no images is read, and `Values`, what it holds."""
+"""`Reading`, how data are read, declared once; and what is read of a file that holds no images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from numpy.typing import NDArray
-
-from pvae.config.columns import MISSING_VALUES
-from pvae.data.dataset import Column, Constant
+from pvae.core.options import Option
+from pvae.data.schema import Column, Constant
+from pvae.models.columns import COLUMNS
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from pandas import DataFrame
 
-__all__ = ["PACKAGES", "Fields", "Reading", "Values", "is_table"]
-
+DATASETS = (
+    "auto",
+    "mnist",
+    "fashion-mnist",
+    "mnist-5k",
+    "binarized-mnist",
+    "celeba",
+    "linear-gaussian",
+    "folder:PATH",
+    "array:FILE",
+    "table:FILE",
+)
+MISSING_VALUES = "NA,N/A,n/a,#N/A,<NA>,NaN,nan,null,NULL,None,?,-"
 PACKAGES = {  # that read files beside numpy, scipy and pandas
     ".parquet": "pyarrow",
     ".xlsx": "openpyxl",
@@ -28,24 +39,81 @@ PACKAGES = {  # that read files beside numpy, scipy and pandas
 
 @dataclass(frozen=True)
 class Reading:
-    """How the columns of a table are read.
+    """How data are read: image files, by the first three, and tables, by the others.
 
     Args:
+        image_size: height and width of images.
+        grey: read colour images as grey ones.
+        skip_broken: leave out image files that cannot be decoded.
         label_column: the column of the labels, or "".
         name_column: the column of the names of rows, or "".
         ignore: names of columns that are no part of x, with commas in between.
-        columns: as `Config.columns`.
         missing_values: the texts that stand for a missing value, with commas in between.
+        columns: the kinds of columns, as `models.columns.COLUMNS` says.
         known: the columns of the table that a run was trained on, which the table must have; or ().
         left_out: names of other columns of that table, which the table may have.
         in_parts: a Parquet file that is large for the memory is read in parts.
     """
 
-    label_column: str = ""
-    name_column: str = ""
-    ignore: str = ""
-    columns: str = ""
-    missing_values: str = MISSING_VALUES
+    image_size: Annotated[
+        str,
+        Option(
+            help="height and width to which image files are resized: 28x20, or 64 for 64x64. auto: their median size, "
+            "reduced to a longer side of 64 if it is larger; what does not fit its shape is cut off at both ends",
+            pattern=r"auto|[1-9]\d{0,3}(x[1-9]\d{0,3})?",
+            described="auto, a size such as 28x20 (height x width), or 64 for 64x64",
+        ),
+    ] = "auto"
+    grey: Annotated[
+        bool, Option(help="read colour images as grey ones; images that are all grey have one channel anyway")
+    ] = False
+    skip_broken: Annotated[bool, Option(help="leave out image files that cannot be decoded")] = False
+    label_column: Annotated[
+        str,
+        Option(
+            help="the column of a table that holds the labels, and is no part of x; an empty field is a label that is "
+            "not known",
+            pattern=r"[^\n]{0,200}",
+            described="the name of a column",
+        ),
+    ] = ""
+    name_column: Annotated[
+        str,
+        Option(
+            help="the column of a table that names its rows, and is no part of x: encode, score and sample --impute "
+            "write the names",
+            pattern=r"[^\n]{0,200}",
+            described="the name of a column",
+        ),
+    ] = ""
+    ignore: Annotated[
+        str,
+        Option(
+            help="columns of a table that are no part of x: their names, with commas in between",
+            pattern=r"[^\n]{0,10000}",
+            described="names of columns, with commas in between",
+        ),
+    ] = ""
+    missing_values: Annotated[
+        str,
+        Option(
+            help="the texts that stand for a missing value in a table, beside an empty field, with commas in between; "
+            "they replace the default ones",
+            pattern=r"[^\n]{0,1000}",
+            described="texts, with commas in between",
+        ),
+    ] = MISSING_VALUES
+    columns: Annotated[
+        str,
+        Option(
+            help="the kind of single columns of a table, as in income=real,room=categorical,"
+            "size=ordinal:small<medium<large; or of each column of a row, in order: real, count (a negative binomial), "
+            "binary, categorical:K or ordinal:K, of codes 0 to K - 1; *N repeats one, as in "
+            "real*10,count,categorical:5",
+            pattern=COLUMNS[0],
+            described=COLUMNS[1],
+        ),
+    ] = ""
     known: tuple[Column, ...] = ()
     left_out: tuple[str, ...] = ()
     in_parts: bool = True
@@ -97,3 +165,9 @@ class Values(NamedTuple):
 def is_table(file: Path) -> bool:
     """Return whether the name of a file is that of a table."""
     return file.name.lower().endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".xlsx"))
+
+
+def own_path(dataset: str) -> str:
+    """Return the path in "folder:PATH", "array:FILE" or "table:FILE"; "" for the name of a published data set."""
+    prefix, _, path = dataset.partition(":")
+    return path if prefix in ("folder", "array", "table") else ""

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset
 
-from pvae.config.options import DATASETS, own_path
 from pvae.core.errors import InputError, brief, check_name, joined
 from pvae.core.files import cache_dir, expanded
 from pvae.data.arrays import FILES, SPLITS, is_array_file, read_arrays
@@ -27,7 +26,7 @@ from pvae.data.folders import NotFoundError, find, is_file
 from pvae.data.images import ImageArrays, ImageFiles, Images, ImageTransform, image_files, load_images
 from pvae.data.labels import coded_labels
 from pvae.data.parquet import large_parquet
-from pvae.data.reading import PACKAGES, Reading, Values, is_table
+from pvae.data.reading import DATASETS, PACKAGES, Reading, Values, is_table, own_path
 
 __all__ = ["SETS", "as_dataset", "batches_of", "dataset_of", "linear_gaussian", "load_dataset", "read_values"]
 

@@ -28,11 +28,11 @@ from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype, is_numeric_
 from pandas.tseries.api import guess_datetime_format
 from torch import Tensor
 
-from pvae.config.columns import column_kinds, named_kinds
 from pvae.core.errors import InputError, brief, check_name, joined, listed, shown
-from pvae.data.dataset import EPOCH, Column, Constant
 from pvae.data.labels import UNKNOWN, names_of
 from pvae.data.reading import Fields, Reading, Values
+from pvae.data.schema import EPOCH, Column, Constant
+from pvae.models.columns import column_kinds, named_kinds
 
 __all__ = ["checked", "class_codes", "field_texts", "frame_values", "read_frame", "read_table", "table_text"]
 

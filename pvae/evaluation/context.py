@@ -122,7 +122,7 @@ class Context:
         """The test data as the VAE was trained on them."""
         if not self.vae.is_pseudo:
             return self.test
-        return Batch(self.run.preparation.pixels(self.data.test, rows=self.rows), self.test.y)
+        return Batch(self.run.preparation.x_of(self.data.test, rows=self.rows), self.test.y)
 
     @cached_property
     def terms(self) -> dict[str, Tensor]:

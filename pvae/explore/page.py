@@ -125,7 +125,7 @@ def _image_content(run: Run, data: Dataset, frame: str, chosen: Tensor, tensors:
     """Return what the page holds as JSON: the run's networks and distributions, codes and images of the test data."""
     vae: Any = run.vae()
     config = run.config
-    images = run.preparation.pixels(data.test, rows=chosen)
+    images = run.preparation.x_of(data.test, rows=chosen)
     y = data.labels["test"][chosen] if config.condition else None
     batch = Batch(images, y)
     given = None if y is None else tensors.add(label_values(y[:_NUM_IMAGES], len(data.label_names), y.dtype), "u1")
@@ -175,7 +175,7 @@ def _history(run: Run, data: Dataset, chosen: Tensor, tensors: Tensors) -> dict[
         return {"history": []}
     y = data.labels["test"][rows] if run.config.condition else None
     with seeded(0, torch.device("cpu")):
-        terms = elbo_terms(vae, Batch(run.preparation.pixels(data.test, rows=rows), y), 1)
+        terms = elbo_terms(vae, Batch(run.preparation.x_of(data.test, rows=rows), y), 1)
     order = order[: len(chosen)]
     found = []
     tensors.is_small = True

@@ -11,7 +11,8 @@ from torch import Tensor
 from pvae.config.families import LIKELIHOODS
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
-from pvae.data.dataset import Column, Dataset
+from pvae.data.dataset import Dataset
+from pvae.data.schema import Column
 from pvae.explore.networks import Tensors, map_of, networks_of, notes_of
 from pvae.models.features import ColumnFeatures, Units, WithMask
 from pvae.models.likelihoods import (
@@ -70,7 +71,7 @@ def table_content(run: Run, data: Dataset, rows: Tensor, tensors: Tensors) -> di
         tensors: to which tensors are added.
     """
     vae: Any = run.vae()
-    batch = Batch(run.preparation.pixels(data.test, rows=rows))
+    batch = Batch(run.preparation.x_of(data.test, rows=rows))
     (x,) = batch.x.split(len(rows))
     features = x
     for layer in (one for one in vae.q_z.modules() if isinstance(one, Units | WithMask)):

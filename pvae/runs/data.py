@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 
 from pvae.config.config import Config
-from pvae.config.options import own_path
 from pvae.core.errors import InputError, brief, joined
 from pvae.core.files import expanded
+from pvae.core.options import options_of
 from pvae.core.random_state import seeded
 from pvae.data.arrays import is_array_file
-from pvae.data.dataset import DataRecord, Dataset
+from pvae.data.dataset import Dataset
 from pvae.data.folders import is_file, is_folder
 from pvae.data.images import ImageArrays, ImageFiles, ImageSource, ImageTransform, colours, image_files, load_images
 from pvae.data.labels import names_of
 from pvae.data.parquet import ParquetParts
-from pvae.data.reading import Fields, Reading
+from pvae.data.reading import Fields, Reading, own_path
+from pvae.data.schema import DataRecord
 from pvae.data.sources import as_dataset, batches_of, load_dataset, read_values
 from pvae.runs.record import RunRecord
 
@@ -158,12 +159,12 @@ def _transform(config: Config) -> ImageTransform:
 
 
 def _reading(config: Config, data: DataRecord | None = None) -> Reading:
-    """Return how a table is read: for a new run, or with the columns of a run's record of its data."""
-    names = config.label_column, config.name_column, config.ignore
+    """Return how data are read: for a new run, or with the columns of a run's record of its data."""
+    reading = Reading(**{name: getattr(config, name) for name in options_of(Reading)})
     if data is None:
-        return Reading(*names, config.columns, config.missing_values)
+        return reading
     columns = "" if data.columns else f"real*{data.datum_shape[0]}"  # of a run on arrays
-    return Reading(*names, columns, config.missing_values, data.columns, data.left_out, in_parts=False)
+    return replace(reading, columns=columns, known=data.columns, left_out=data.left_out, in_parts=False)
 
 
 class OtherData(NamedTuple):

@@ -19,7 +19,7 @@ from pvae.config.presets import as_option
 from pvae.core import __version__
 from pvae.core.errors import InputError
 from pvae.core.files import expanded, from_record, to_json, write_whole
-from pvae.data.dataset import DataRecord
+from pvae.data.schema import DataRecord
 
 __all__ = ["CONFIG", "READY_MADE", "RunRecord"]
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pvae.config.build import build_vae
+from pvae.config.build import build_vae, preparation_of
 from pvae.config.presets import system_title
 from pvae.core.errors import InputError, LacksOptionError
 from pvae.core.random_state import seeded
@@ -134,7 +134,7 @@ class Run(RunRecord):
     @property
     def preparation(self) -> Preparation:
         """How the bytes of images become the x of the VAE."""
-        return Preparation.of(self.config, self.has_own_vae)
+        return preparation_of(self.config, self.has_own_vae)
 
     def seeded(self) -> contextlib.AbstractContextManager[None]:
         """Return a context manager that seeds torch's generator with the run's seed, and restores its state at exit."""

@@ -40,7 +40,7 @@ __all__ = [
 @cached
 def run_batch(run: Run, split: str) -> Batch:
     """Return the data of a split as the VAE takes them, with their labels if it was trained given labels."""
-    return Batch(run.preparation.pixels(run.dataset().splits[split], split), given_y(run, split))
+    return Batch(run.preparation.x_of(run.dataset().splits[split], split), given_y(run, split))
 
 
 def given_y(run: Run, split: str) -> Tensor | None:

@@ -45,7 +45,7 @@ class GivenData(NamedTuple):
 
     def batch(self, run: Run) -> Batch:
         """Return the data as the VAE of the run takes them."""
-        return Batch(run.preparation.pixels(self.x), self.y)
+        return Batch(run.preparation.x_of(self.x), self.y)
 
 
 def given_data(

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pvae.config.build import build_vae
+from pvae.config.build import build_vae, preparation_of
 from pvae.config.config import Config
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
 from pvae.core.files import markdown_of
-from pvae.data.preparation import Pixels, Preparation
+from pvae.data.preparation import Pixels
 from pvae.distributions.joint import Joint
 from pvae.distributions.power_spherical import PowerSpherical
 from pvae.marginal.chunks import data_at_once
@@ -192,8 +192,8 @@ def with_normalised_likelihood(
                 "p(x | z) is a pseudo-likelihood, and log p(x) needs a likelihood: give one to the VAE"
             ) from None
         vae, kind = binary, "binarized: each drawn once, with its grey value as probability"
-    preparation = Preparation.of(config, has_own_vae)
-    pixels = preparation.pixels(x, split, rows)
+    preparation = preparation_of(config, has_own_vae)
+    pixels = preparation.x_of(x, split, rows)
     batch = Batch(pixels, y if y is None or rows is None or len(y) == 1 else y[rows])
     return vae, batch, kind or (preparation.kind if pixels.is_bytes else "")
 

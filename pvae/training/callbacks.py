@@ -21,8 +21,9 @@ from pvae.core.errors import InputError, TrainingError, listed
 from pvae.core.files import write_whole
 from pvae.core.random_state import seeded
 from pvae.core.terminal import Interruptions, print_line, progress_bar
-from pvae.data.dataset import Column, random_subset
+from pvae.data.dataset import random_subset
 from pvae.data.preparation import Pixels
+from pvae.data.schema import Column
 from pvae.evaluation.forecast import forecast
 from pvae.evaluation.learned import what_was_learned
 from pvae.evaluation.measures.floor import floor

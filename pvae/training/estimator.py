@@ -18,14 +18,14 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from pvae.config.build import build_vae
+from pvae.config.build import build_vae, preparation_of
+from pvae.config.choices import values_config
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError, check_name
 from pvae.core.random_state import seeded
-from pvae.data.choices import values_config
-from pvae.data.dataset import Column, check_domain
-from pvae.data.preparation import Preparation
+from pvae.data.dataset import check_domain
 from pvae.data.reading import Reading
+from pvae.data.schema import Column
 from pvae.data.sources import as_dataset
 from pvae.data.tables import checked, class_codes, read_frame
 from pvae.marginal.log_likelihood import log_likelihood
@@ -232,7 +232,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         vae, frame = self.vae_of(), self._frame(X)
         known = Reading(missing_values="", known=self.columns_, left_out=self.left_out_)
         values = read_frame(frame, known, "X")
-        pixels = Preparation.of(self.config_).pixels(torch.from_numpy(values.x["train"]))
+        pixels = preparation_of(self.config_).x_of(torch.from_numpy(values.x["train"]))
         check_domain(getattr(vae.p_x, "check", None), pixels.images, "X", values.names["train"], self.columns_)
         return Batch(pixels, class_codes(frame, self.condition, self.classes_, "X") if self.condition else None)
 

@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from pvae.compile.inductor import missing
 from pvae.config.build import ELBO_CLASSES, elbo_of, start_from
+from pvae.config.choices import images_config, values_config
 from pvae.config.config import Config
 from pvae.config.presets import SYSTEMS
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
 from pvae.core.files import expanded, locked
 from pvae.core.random_state import resolve_device, seeded
 from pvae.core.terminal import Interruptions, print_line
-from pvae.data.choices import images_config, values_config
 from pvae.data.dataset import Dataset
 from pvae.runs import writer
 from pvae.runs.data import data_of_python, load_for

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
-from pvae.config.build import ELBO_CLASSES, build_vae, elbo_of, meta_state_dict, sizes_of, start_like_burda
+from pvae.config.build import (
+    ELBO_CLASSES,
+    build_vae,
+    elbo_of,
+    meta_state_dict,
+    preparation_of,
+    sizes_of,
+    start_like_burda,
+)
 from pvae.config.config import Config
 from pvae.config.refusals import Case, refuse
 from pvae.core.batch import Batch
@@ -24,7 +32,7 @@ from pvae.core.errors import (
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset, check_domain
 from pvae.data.labels import few_labels
-from pvae.data.preparation import Pixels, Preparation, TrainingData
+from pvae.data.preparation import Pixels, TrainingData
 from pvae.models.features import fit_to
 from pvae.models.labels import found_labels
 from pvae.models.start import start_exactly
@@ -86,7 +94,7 @@ def build_trainer(
         )
     )
     prepared = dict(prepared or prepare(config, data, device, vae is not None))
-    preparation = Preparation.of(config, vae is not None)
+    preparation = preparation_of(config, vae is not None)
     vae = _at_start(vae, config, data, prepared, note if vae is None and not has_weights else None)
     labels = {split: y.to(device) for split, y in _labels_of(config, data, vae, note).items()}
     train = TrainingData(prepared.pop("train"), preparation, labels.get("train"))
@@ -147,7 +155,7 @@ def build_trainer(
 
 def prepare(config: Config, data: Dataset, device: torch.device, has_own_vae: bool = False) -> dict[str, Tensor]:
     """Return the data of each split as a trainer keeps them in memory."""
-    preparation = Preparation.of(config, has_own_vae)
+    preparation = preparation_of(config, has_own_vae)
     return {
         split: preparation.prepared(x, split, is_redrawn=split == "train").to(device)
         for split, x in data.splits.items()
@@ -233,7 +241,7 @@ def _at_start(
         for split, values in prepared.items():
             check_domain(check, values, data.name, data.names.get(split, split), data.columns)
         if data.extremes is not None:
-            seldom = Preparation.of(config, own is not None).prepared(data.extremes, "train").to(x.device)
+            seldom = preparation_of(config, own is not None).prepared(data.extremes, "train").to(x.device)
             check_domain(check, seldom, data.name, "row", data.columns)
     if note and config.initialization == "exact":
         note(start_exactly(vae, x, prepared.get("valid", x)))

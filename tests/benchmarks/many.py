@@ -17,9 +17,9 @@ from torch.optim import Adam
 from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.members import Members
-from pvae.config.build import build_vae, elbo_of
+from pvae.config.build import build_vae, elbo_of, preparation_of
 from pvae.config.config import Config
-from pvae.data.preparation import Preparation, TrainingData
+from pvae.data.preparation import TrainingData
 
 SYSTEMS = {"49-64-2": (49, 64, 2, 32), "784-64-2": (784, 64, 2, 128), "784-400-20": (784, 400, 20, 128)}
 STEPS, NUM = 20, 2000
@@ -47,7 +47,7 @@ def measured(size, hidden, latent_dim, batch_size, given, clock=time.perf_counte
     config = Config(hidden=(hidden,), latent_dim=latent_dim, batch_size=batch_size, elbo="analytic")
     shape, device = (1, size // 7, 7), torch.device(given.device)
     images = torch.randint(256, (NUM, *shape), dtype=torch.uint8, device=device)
-    data = TrainingData(images, Preparation.of(config), None)
+    data = TrainingData(images, preparation_of(config), None)
 
     def svi():
         vae = build_vae(config, shape, 0).to(device)

@@ -37,9 +37,9 @@ from pandas import DataFrame
 from torch import Tensor
 
 from pvae.cli.command import run_command
+from pvae.config.choices import values_config
 from pvae.config.config import Config
 from pvae.core.errors import InputError
-from pvae.data.choices import values_config
 from pvae.data.dataset import Dataset
 from pvae.runs.data import data_for, load_for
 from pvae.runs.run import Run

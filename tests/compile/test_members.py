@@ -13,11 +13,11 @@ from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.graph import RecordingError
 from pvae.compile.members import Members
-from pvae.config.build import build_vae, elbo_of
+from pvae.config.build import build_vae, elbo_of, preparation_of
 from pvae.config.config import Config
 from pvae.core.errors import NotFiniteError
 from pvae.core.random_state import rng_state
-from pvae.data.preparation import Preparation, TrainingData
+from pvae.data.preparation import TrainingData
 
 CPU = torch.device("cpu")
 SYSTEMS = {
@@ -109,7 +109,7 @@ def check(config, data, shape=(1, 4, 4), num_labels=0, steps=100):
 
 def images(config):
     x = (torch.rand(NUM, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 255).round().double() / 255
-    return [TrainingData(x, Preparation.of(config), None)] * 3
+    return [TrainingData(x, preparation_of(config), None)] * 3
 
 
 FAST = ("plain",)
@@ -132,14 +132,14 @@ def test_a_member_equals_its_single_run_on_images_of_digits():
     """Of 28 x 28 pixels, whose convolutions copy them to channels_last."""
     config = Config(network="conv", hidden=(3, 4), latent_dim=3, elbo="analytic")
     x = torch.rand(NUM, 1, 28, 28, generator=torch.Generator().manual_seed(0)).double()
-    check(config, [TrainingData(x, Preparation.of(config), None)] * 3, shape=(1, 28, 28), steps=20)
+    check(config, [TrainingData(x, preparation_of(config), None)] * 3, shape=(1, 28, 28), steps=20)
 
 
 @pytest.mark.parametrize("name", ["poisson", pytest.param("negative-binomial", marks=pytest.mark.workflow)])
 def test_a_member_equals_its_single_run_on_counts(name):
     config = Config(hidden=(6,), latent_dim=3, likelihood=name, elbo="analytic")
     x = torch.poisson(torch.full((NUM, 7), 3.0), generator=torch.Generator().manual_seed(0)).double()
-    check(config, [TrainingData(x, Preparation.of(config), None)] * 3, shape=(7,), steps=20)
+    check(config, [TrainingData(x, preparation_of(config), None)] * 3, shape=(7,), steps=20)
 
 
 @pytest.mark.parametrize("elbo", ["analytic", pytest.param("enumerate", marks=pytest.mark.workflow)])
@@ -152,7 +152,7 @@ def test_a_member_equals_its_single_run_with_labels(elbo):
     if elbo == "enumerate":
         for member, one in enumerate(labels):
             one[torch.arange(NUM) % 3 == member] = -1
-    check(config, [TrainingData(x, Preparation.of(config), one) for one in labels], num_labels=3, steps=20)
+    check(config, [TrainingData(x, preparation_of(config), one) for one in labels], num_labels=3, steps=20)
 
 
 REFUSED = {

@@ -183,7 +183,7 @@ def test_a_batch_is_the_pixels_of_its_indices(few_digits):
     pixels = Preparation().batch(few_digits.train, index)
     assert pixels.dtype == torch.float32
     assert torch.equal((pixels * 255).round().byte(), few_digits.train[index])
-    assert torch.equal(Preparation(is_symmetric=True).batch(few_digits.train, index), 2 * pixels - 1)
+    assert torch.equal(Preparation(pixels="symmetric").batch(few_digits.train, index), 2 * pixels - 1)
 
 
 def test_wrong_tensors_are_refused():

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from pvae.cli.data import _write_values
+from pvae.config.choices import values_config
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.files import from_record, to_json
-from pvae.data.choices import values_config
 from pvae.data.dataset import Column, DataRecord, Dataset
 from pvae.data.labels import names_of
 from pvae.data.reading import Reading

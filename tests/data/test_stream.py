@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from pvae.config.choices import values_config
 from pvae.core.errors import InputError, TrainingError
 from pvae.data import sources, stream
-from pvae.data.choices import values_config
 from pvae.data.preparation import Preparation, TrainingData
 from pvae.data.reading import Reading
 from pvae.data.sources import as_dataset

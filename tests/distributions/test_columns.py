@@ -12,10 +12,10 @@ import scipy.stats
 import torch
 
 from pvae.config.build import build_vae
-from pvae.config.columns import column_kinds
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.distributions.columns import Columns, ordered_logits
+from pvae.models.columns import column_kinds
 from pvae.models.features import fit_to
 
 KINDS = (

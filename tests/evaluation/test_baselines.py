@@ -9,8 +9,8 @@ from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
 from pvae.config.build import build_vae
+from pvae.config.choices import values_config
 from pvae.config.config import Config
-from pvae.data.choices import values_config
 from pvae.data.dataset import Column, Dataset
 from pvae.evaluation.context import Context
 from pvae.evaluation.learned import what_was_learned

@@ -144,7 +144,7 @@ def test_no_collapse_is_found_where_latents_are_used(x, name):
 @pytest.mark.parametrize("name", ["deep-bayes", "fashion-vae"])
 def test_the_runs_that_come_with_pvae_use_their_latents(name):
     run = Run.open(name)
-    data = run.preparation.pixels(shown_data(run, offline=True).test[:100])
+    data = run.preparation.x_of(shown_data(run, offline=True).test[:100])
     vae = pvae.load(name)
     used, total = found(vae, data)
     assert not used.is_collapsed

@@ -11,11 +11,11 @@ import scipy.special
 import scipy.stats
 import torch
 
-from pvae.config.build import build_vae
+from pvae.config.build import build_vae, preparation_of
 from pvae.config.config import Config
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Column, Dataset
-from pvae.data.preparation import Pixels, Preparation
+from pvae.data.preparation import Pixels
 from pvae.evaluation.measures.floor import beside_no_latent, floor
 from pvae.evaluation.report import evaluate, to_text
 from pvae.models.features import fit_to
@@ -28,7 +28,7 @@ N = 600  # of which 400 are trained on
 
 def found(config, values):
     """The floor of each value, and training and held-out values (N, D) in float64."""
-    preparation = Preparation.of(config)
+    preparation = preparation_of(config)
     x = torch.from_numpy(values)
     train, test = (
         Pixels(preparation.prepared(part, split, is_redrawn=True), preparation)
@@ -123,7 +123,7 @@ def test_pixels_of_a_bernoulli(binarize):
 def test_the_probability_of_a_pixel_that_is_0_in_all_images(count):
     """It solves p = -logit(p) / (25 n): 7.8e-6 for 60,000 images."""
     config = Config(likelihood="bernoulli", binarize="threshold", latent_dim=2, hidden=(4,))
-    p_x, preparation = build_vae(config, (1, 1, 2)).p_x, Preparation.of(config)
+    p_x, preparation = build_vae(config, (1, 1, 2)).p_x, preparation_of(config)
     images = torch.zeros(count, 1, 1, 2, dtype=torch.uint8)
     images[::2, ..., 1] = 255
     reached = floor(p_x, Pixels(images, preparation), Pixels(torch.full_like(images[:2], 255), preparation))
@@ -174,7 +174,7 @@ def test_a_module_of_your_own_has_no_floor():
         def forward(self, z):
             return vae.p_x(z)
 
-    x = Pixels(torch.from_numpy(images()), Preparation.of(config))
+    x = Pixels(torch.from_numpy(images()), preparation_of(config))
     assert floor(VAE(vae.p_z, vae.q_z, Own()).p_x, x, x) is None
     assert floor(build_vae(config.replace(likelihood="normal-optimal"), (1, 5, 4)).p_x, x, x) is None
     assert floor(build_vae(config.replace(condition=True), (1, 5, 4), 10).p_x, x, x) is None
@@ -199,7 +199,7 @@ def test_a_training_says_its_floor_and_whether_it_ends_below(tmp_path, capsys, v
         )
         run = fit(config, data=data, out=tmp_path / str(lr), quiet=False)
         train, held_out = run.dataset().train, run.dataset().splits["valid" if valid else "test"]
-        reached = floor(run.vae().p_x, *(run.preparation.pixels(part) for part in (train, held_out))).sum().item()
+        reached = floor(run.vae().p_x, *(run.preparation.x_of(part) for part in (train, held_out))).sum().item()
         said = capsys.readouterr().out
         assert f"ELBO {reached:.2f}" in said.split("epoch ")[0] + said.split("into")[1].split("epoch")[0]
         assert ("warning" in said) == (lr == 1e-9)

@@ -395,7 +395,7 @@ def test_the_page_shows_the_history(moving):
     history = [one for one in history if one.step < run.read_checkpoint().step]  # the last step is the run as it is
     assert len(history) > 1
     end = len(history)
-    codes = encode(run.vae(), run.preparation.pixels(run.loaded.test))[shown]
+    codes = encode(run.vae(), run.preparation.x_of(run.loaded.test))[shown]
     close(dots_at(end).tolist(), codes, 2e-3)
     page.find_elements("css selector", "#strip button")[0].click()
     vae = build_vae(run.config, run.data.datum_shape).eval()
@@ -539,7 +539,7 @@ def test_a_dot_under_the_pointer_is_decoded_by_its_whole_code(train, opened, sys
     run = train(SYSTEMS[system])
     page = opened(run)
     shown = torch.randperm(20, generator=torch.Generator().manual_seed(0))  # the order on the page
-    codes = encode(run.vae(), run.preparation.pixels(run.loaded.test))[shown].double()
+    codes = encode(run.vae(), run.preparation.x_of(run.loaded.test))[shown].double()
     codes = torch.nn.functional.normalize(codes, dim=-1) if system == "sphere" else codes
     found = page.execute_script(
         "const {state, content, vae, drawHere} = pvae, columns = content.points.shape[1];"
@@ -680,7 +680,7 @@ def test_a_vae_given_labels_is_given_those_that_are_chosen(train, opened, networ
     shown = torch.randperm(20, generator=torch.Generator().manual_seed(0))  # the order on the page
     x = run.preparation.x(run.loaded.test[shown])
     with torch.no_grad():
-        codes = encode(vae, Batch(run.preparation.pixels(run.loaded.test), run.loaded.test_labels))[shown]
+        codes = encode(vae, Batch(run.preparation.x_of(run.loaded.test), run.loaded.test_labels))[shown]
         for i in range(3):
             own = run.loaded.test_labels[shown[i]][None]
             page.find_elements("css selector", "#strip button")[i].click()

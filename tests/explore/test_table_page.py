@@ -13,10 +13,10 @@ from helpers.commands import refuse
 from torch.distributions import Bernoulli, Categorical, LogNormal, Normal
 
 from pvae.cli.explore import main
+from pvae.config.choices import values_config
 from pvae.config.config import Config
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
-from pvae.data.choices import values_config
 from pvae.data.dataset import Column, Dataset
 from pvae.distributions.columns import Columns
 from pvae.distributions.values import InSteps, WithAtom
@@ -157,7 +157,7 @@ def _compare_densities(run, p, outputs, page):
     )  # outputs x columns x rows
     shown = page.execute_script("return pvae.content.rows")
     places = [run.dataset().test_names.index(one) for one in shown]
-    (x,) = run.preparation.pixels(run.dataset().test, rows=torch.tensor(places)).split(len(places))
+    (x,) = run.preparation.x_of(run.dataset().test, rows=torch.tensor(places)).split(len(places))
     p = p.expand((len(x), len(outputs)))
     each = p.log_prob_of_each(x[:, None]) if isinstance(p, Columns) else p.base_dist.log_prob(x[:, None].nan_to_num())
     for d in range(x.shape[1]):
@@ -169,7 +169,7 @@ def _compare_densities(run, p, outputs, page):
 
 def _compare_codes(case, run, page, vae, row):
     place = run.dataset().test_names.index(page.execute_script("return pvae.content.rows[arguments[0]]", row))
-    (x,) = run.preparation.pixels(run.dataset().test[[place]]).split(1)
+    (x,) = run.preparation.x_of(run.dataset().test[[place]]).split(1)
     for out in ([], *([d] for d in range(x.shape[1]) if run.config.missing)):
         left = x.clone()
         left[:, out] = torch.nan
@@ -297,7 +297,7 @@ def test_columns_are_set_to_the_values_of_other_rows(train, opened):
     for d, i in other.items():
         x[0, d] = x[i, d]
         assert f"set to: {texts[i][d]}" in page.find_elements("css selector", "#columns > li")[d].text
-    code = encode(run.vae(), Batch(run.preparation.pixels(x[:1])))
+    code = encode(run.vae(), Batch(run.preparation.x_of(x[:1])))
     close(page.execute_script("return pvae.state.z"), code[0], 1e-4)
     assert (code[0] - torch.tensor(before)).abs().max() > 1e-3
     for d in other:
@@ -318,7 +318,7 @@ def test_log_p_of_what_is_given_is_that_of_quadrature(train, opened, case):
         left[:, out] = torch.nan
         left[:, 1] = x[5, 1] if row == 2 else left[:, 1]
         given = [d for d in range(x.shape[1]) if not left[0, d].isnan()]
-        expected = log_likelihood(run.vae(), run.preparation.pixels(left), "quadrature").log_p
+        expected = log_likelihood(run.vae(), run.preparation.x_of(left), "quadrature").log_p
         found = page.execute_script("return pvae.logP(...arguments)", given, row, {1: 5} if row == 2 else {}, 4000)
         assert abs(found["log"] - expected[0].item()) < 0.2
         assert 1e-4 < found["stderr"] < 0.2

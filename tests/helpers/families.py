@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pvae.config.build import preparation_of
 from pvae.config.config import Config
 from pvae.config.families import LIKELIHOODS, POSTERIORS, PRIORS, Family
-from pvae.data.preparation import Preparation
 from pvae.distributions.discretized_logistic import eight_bit_level
 
 ROWS: dict[str, Family] = {
@@ -63,7 +63,7 @@ def data_for(config: Config, count: int, shape: tuple[int, ...] | None = None) -
 
 def x_for(config: Config, count: int, shape: tuple[int, ...] | None = None) -> Tensor:
     """The x of these data, as a VAE of the configuration takes it."""
-    preparation = Preparation.of(config)
+    preparation = preparation_of(config)
     return preparation.x(preparation.prepared(data_for(config, count, shape), "test"))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pvae.config.columns import column_kinds
+from pvae.models.columns import column_kinds
 from pvae.models.features import ColumnFeatures, LogUnits, RealUnits, steps_of
 from pvae.models.likelihoods import ZeroInflatedLikelihood
 

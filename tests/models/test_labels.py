@@ -315,7 +315,7 @@ def test_codes_of_all_data_are_data(conditional, tmp_path):
     assert read.label_names == data.label_names == NAMES
     assert read.splits.keys() == data.splits.keys()
     for split, x in data.splits.items():
-        codes = encode_images(run.vae(), Batch(run.preparation.pixels(x, split), data.labels[split]))
+        codes = encode_images(run.vae(), Batch(run.preparation.x_of(x, split), data.labels[split]))
         assert torch.allclose(read.splits[split], codes.loc, atol=1e-6)
         assert torch.equal(read.labels[split], data.labels[split])
 
@@ -324,7 +324,7 @@ def test_codes_of_all_data_are_data(conditional, tmp_path):
 def test_each_command_takes_each_image_at_its_own_label(conditional, tmp_path, capsys):
     folder, path = conditional
     run = Run.open(path)
-    x, y, vae = run.preparation.pixels(run.dataset().test), run.dataset().labels["test"], run.vae()
+    x, y, vae = run.preparation.x_of(run.dataset().test), run.dataset().labels["test"], run.vae()
     codes = encode_images(vae, Batch(x, y))
     assert encode([str(path), "--out", str(tmp_path / "codes.npz")]) == 0
     with np.load(tmp_path / "codes.npz") as arrays:

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from pvae.config.build import build_elbo, build_vae
-from pvae.config.columns import column_kinds
 from pvae.config.config import Config
 from pvae.config.families import LIKELIHOODS, names_where
 from pvae.distributions.bernoulli import PseudoBernoulli
 from pvae.distributions.discretized_logistic import DiscretizedLogistic
+from pvae.models.columns import column_kinds
 from pvae.models.features import Standardize
 from pvae.models.likelihoods import (
     BernoulliLikelihood,

@@ -6,7 +6,7 @@ import torch
 from sklearn.covariance import LedoitWolf
 
 from pvae.config.build import build_vae
-from pvae.data.choices import values_config
+from pvae.config.choices import values_config
 from pvae.data.dataset import Column, Dataset
 from pvae.models import start
 from pvae.models.features import fit_to

@@ -11,10 +11,10 @@ from helpers.families import ROWS, config_with, shape_for, x_for
 
 from pvae.cli.export import main as export
 from pvae.config.build import build_vae
+from pvae.config.choices import values_config
 from pvae.config.config import Config
 from pvae.config.families import LIKELIHOODS, POSTERIORS, PRIORS
 from pvae.core.random_state import seeded
-from pvae.data.choices import values_config
 from pvae.data.dataset import Dataset
 from pvae.models.features import fit_to
 from pvae.runs.run import Run

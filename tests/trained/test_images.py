@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
-from pvae.config.build import build_vae
+from pvae.config.build import build_vae, preparation_of
 from pvae.config.config import Config
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
-from pvae.data.preparation import Pixels, Preparation
+from pvae.data.preparation import Pixels
 from pvae.marginal.importance import importance_sample
 from pvae.trained import latent_space
 from pvae.trained.latent_space import draw_codes, encode_images, sample
@@ -39,7 +39,7 @@ def given():
             images = torch.randint(256, (7, 1, 5, 4), dtype=torch.uint8)
         if config.binarize == "static":
             images = (images > 100).to(torch.uint8) * 255
-        return vae, Pixels(images, Preparation.of(config))
+        return vae, Pixels(images, preparation_of(config))
 
     return build
 

@@ -21,10 +21,10 @@ from pyro.infer import SVI, Trace_ELBO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import pvae
+from pvae.config.choices import values_config
 from pvae.config.config import Config
 from pvae.core.errors import InputError, InterruptedTrainingError
 from pvae.core.random_state import resolve_device, seeded
-from pvae.data.choices import values_config
 from pvae.data.dataset import Dataset
 from pvae.data.sources import load_dataset
 from pvae.plotting import pictures

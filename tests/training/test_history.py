@@ -53,7 +53,7 @@ def test_what_is_kept_is_of_the_training_which_it_does_not_change(tmp_path, data
     assert [step for step, one in kept.items() if one.weights] == [2, 3, 4, 6, 8, 11, 16, 22]
     rows = torch.randperm(660, generator=torch.Generator().manual_seed(0))[:500]
     for step, vae, _ in train_in_memory(CONFIG, [*kept], data=data):
-        batch = Batch(run.preparation.pixels(data.test, rows=rows), None)
+        batch = Batch(run.preparation.x_of(data.test, rows=rows), None)
         codes = encode(vae.eval(), batch).detach()
         assert (kept[step].codes - codes).abs().max() <= codes.abs().max() / 253
         with seeded(0, torch.device("cpu")):
@@ -73,7 +73,7 @@ def test_runs_that_are_trained_at_once_keep_ends_of_epochs(tmp_path, data):
         assert [*kept] == [0, 4, 8, 12, 16, 20, 24]
         for epoch, vae, _ in train_in_memory(run.config, range(7), data=data):
             rows = torch.randperm(660, generator=torch.Generator().manual_seed(0))[:500]
-            codes = encode(vae.eval(), Batch(run.preparation.pixels(data.test, rows=rows), None)).detach()
+            codes = encode(vae.eval(), Batch(run.preparation.x_of(data.test, rows=rows), None)).detach()
             assert (kept[4 * epoch].codes - codes).abs().max() <= codes.abs().max() / 253 + 1e-5
             vae.train()
 

@@ -14,7 +14,7 @@ from torch import nn
 import pvae
 from pvae import Config, InputError
 from pvae.cli.evaluate import main as evaluate_command
-from pvae.data.preparation import Preparation
+from pvae.config.build import preparation_of
 from pvae.evaluation.report import evaluate
 from pvae.models.posteriors import NormalPosterior, PowerSphericalPosterior
 from pvae.models.priors import FlatPrior, SpherePrior, StandardNormalPrior
@@ -114,7 +114,7 @@ def test_posteriors_without_a_closed_form_a_mean_or_rsample_are_evaluated(tmp_pa
     run = pvae.fit(config, vae=vae, data=few_digits, out=tmp_path / "run", device="cpu")
     run.vae(vae)
     report = evaluate(run, 200)
-    x = Preparation.of(config).x(Preparation.of(config).prepared(few_digits.test, "test"))
+    x = preparation_of(config).x(preparation_of(config).prepared(few_digits.test, "test"))
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         q = vae.posterior(x)

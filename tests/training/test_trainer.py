@@ -8,10 +8,10 @@ import pyro
 import pytest
 import torch
 
+from pvae.config.choices import values_config
 from pvae.config.config import Config
 from pvae.core.batch import Batch
 from pvae.core.random_state import seeded
-from pvae.data.choices import values_config
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Pixels
 from pvae.training.setup import build_trainer

@@ -13,8 +13,8 @@ from sklearn.datasets import load_iris
 import pvae
 from pvae.cli.train import main
 from pvae.config.build import build_vae
+from pvae.config.choices import images_config, values_config
 from pvae.core.errors import InputError
-from pvae.data.choices import images_config, values_config
 from pvae.data.dataset import Column, Dataset
 from pvae.runs.data import load_for
 from pvae.runs.run import Run

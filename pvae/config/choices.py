@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvae.config.columns import columns_text
 from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
-from pvae.data.dataset import Column, Dataset
+from pvae.data.dataset import Dataset
 from pvae.data.reading import Reading
+from pvae.data.schema import Column
 from pvae.data.sources import as_dataset
 from pvae.elbos.registry import ELBOS
-from pvae.models.columns import ColumnKind
+from pvae.models.columns import ColumnKind, columns_text
 
 __all__ = ["images_config", "values_config"]
 
