@@ -14,7 +14,6 @@ from pyro.infer import SVI
 from torch import Tensor, nn
 
 from pvae.compile.adam import AdamUpdate
-from pvae.compile.cuda_graph import captured
 from pvae.compile.graph import Function, check_engine, record
 from pvae.compile.inductor import MayCompile
 from pvae.core.batch import LossAndTerms, Terms
@@ -92,9 +91,7 @@ class Step:
         """Record the step; nothing but Pyro's store changes."""
         devices = [row.device] if row.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), self.svi.update.held():
-            self._function = record(self._function, [row, *batch], self.engine, self.svi.precision, may_compile)
-            if self.svi.captures and row.device.type == "cuda":
-                self._function = captured(self._function, [row, *batch], self.svi.pool)
+            self._function = record(self._function, [row, *batch], self.engine, may_compile)
         self._state = [self.svi.update.state_of(one)["exp_avg"] for one in self.trained]
 
     def matches(self, engine: str, layout: tuple[object, ...]) -> bool:
@@ -190,18 +187,16 @@ class CompiledSVI(SVI):
         update: holds Adam over all their parameters.
         elbo: one of `pvae.build_elbo`.
         engine: "graph" or "inductor", see `graph.record`; or "none": model and guide run at every step.
-        precision: "fp32" or "bf16", see `graph.record`.
         batch_size: inductor compiles steps on batches of this size only; others, such as the short last batch of an
             epoch, are only recorded. By default all are compiled.
         prepare: converts what `step` is given (for example an index) to the tensors that model and guide take, on the
             same device; it is recorded too. `evaluate_loss` takes these tensors themselves.
-        captures: on a GPU, replay a recorded step as one CUDA graph.
 
     Attributes:
         num_recordings: how often it has recorded.
 
     Raises:
-        InputError: there is no such engine or precision.
+        InputError: there is no such engine.
     """
 
     def __init__(
@@ -211,17 +206,14 @@ class CompiledSVI(SVI):
         update: AdamUpdate,
         elbo: PerDatumELBO,
         engine: str = "graph",
-        precision: str = "fp32",
         batch_size: int | None = None,
         prepare: Callable[[Tensor], Iterable[Tensor]] | None = None,
-        captures: bool = False,
     ) -> None:
         super().__init__(model, guide, update, elbo)  # type: ignore[no-untyped-call]
         if engine != "none":
-            check_engine(engine, precision)
-        self.update, self.elbo, self.engine, self.precision = update, elbo, engine, precision
-        self.batch_size, self.prepare, self.captures = batch_size, prepare, captures
-        self.pool = torch.cuda.graph_pool_handle() if captures else None
+            check_engine(engine)
+        self.update, self.elbo, self.engine = update, elbo, engine
+        self.batch_size, self.prepare = batch_size, prepare
         self.num_recordings = 0
         self._recorded: list[Step] = []
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
-from pvae.compile.decompositions import bfloat16_products, onednn_products
 from pvae.compile.inductor import MayCompile, compile_graph, missing
 from pvae.core.errors import InputError, brief, check_name, is_out_of_memory
 
@@ -33,7 +32,6 @@ def record(
     function: Function,
     inputs: Sequence[Tensor],
     engine: str = "graph",
-    precision: str = "fp32",
     may_compile: MayCompile = lambda num_operators: True,
 ) -> Function:
     """Run a function once, and return its operators as a function of the same inputs.
@@ -45,20 +43,15 @@ def record(
         function: of tensors; its control flow may not depend on their values.
         inputs: the inputs of this run; the result takes tensors of the same shapes, strides and dtypes only.
         engine: "graph" calls torch's operators one by one; "inductor" compiles them to C++ or Triton.
-        precision: "fp32" leaves dtypes as they are; "bf16" computes float32 matrix products and convolutions in
-            bfloat16, and everything else as before.
         may_compile: asked, with the number of operators, before "inductor" compiles what is not kept from an earlier
             run.
 
     Raises:
         RecordingError: (an InputError) the function cannot be recorded or compiled, or may not be compiled.
-        InputError: there is no such engine, precision or compiler.
+        InputError: there is no such engine or compiler.
     """
-    check_engine(engine, precision)
-    products = bfloat16_products() if precision == "bf16" else onednn_products(is_compiled=engine == "inductor")
-    graph = graph_of(function, [x.view_as(x) for x in inputs], products)  # one tensor given twice is two inputs
-    if inputs[0].device.type == "cuda":
-        _move_constants(graph, inputs[0].device)
+    check_engine(engine)
+    graph = graph_of(function, [x.view_as(x) for x in inputs])  # one tensor given twice is two inputs
     if engine == "graph":
         return graph.forward
     try:
@@ -72,21 +65,19 @@ def record(
         ) from error
 
 
-def check_engine(engine: str, precision: str) -> None:
-    """Raise an `InputError` unless engine and precision exist, and inductor finds what it needs."""
+def check_engine(engine: str) -> None:
+    """Raise an `InputError` unless the engine exists, and inductor finds what it needs."""
     check_name("--compile engine", engine, ["graph", "inductor"])
-    check_name("precision", precision, ["fp32", "bf16"])
     if engine == "inductor" and missing():
         raise InputError(f"--compile inductor needs {missing()}, or take --compile graph")
 
 
-def graph_of(function: Function, inputs: Sequence[Tensor], products: Any) -> fx.GraphModule:
+def graph_of(function: Function, inputs: Sequence[Tensor]) -> fx.GraphModule:
     """Run a function once, and return its operators as a graph.
 
     Args:
         function: as for `record`.
         inputs: as for `record`.
-        products: a decomposition table, as of `decompositions`.
 
     Raises:
         RecordingError: (an InputError) the function cannot be recorded.
@@ -98,7 +89,7 @@ def graph_of(function: Function, inputs: Sequence[Tensor], products: Any) -> fx.
 
     try:
         with pyro.validation_enabled(False):
-            graph = make_fx(unread, decomposition_table=products)(*inputs)
+            graph = make_fx(unread)(*inputs)
     except InputError:
         raise
     except Exception as error:
@@ -130,11 +121,3 @@ def _depends_on_values(node: fx.Node, graph: fx.GraphModule) -> bool:
                 return True
         return False
     return torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
-
-
-def _move_constants(graph: fx.GraphModule, device: torch.device) -> None:
-    """Move the constants that a recording made on the CPU to a GPU: a CUDA graph copies nothing from the host."""
-    for node in graph.graph.find_nodes(op="get_attr"):
-        value = getattr(graph, str(node.target))
-        if value.device.type == "cpu" and not isinstance(value, nn.Parameter):
-            setattr(graph, str(node.target), value.to(device))

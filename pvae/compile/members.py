@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, fx
 
 from pvae.compile.compiled_svi import CompiledSVI, Done, Step
-from pvae.compile.cuda_graph import captured
-from pvae.compile.decompositions import bfloat16_products
 from pvae.compile.graph import Function, RecordingError, graph_of, record
 from pvae.compile.inductor import MayCompile, lifted
 from pvae.core.batch import Terms
@@ -166,9 +164,8 @@ class Members:
 
     def _record(self, engine: str, row: Tensor, index: Tensor, may_compile: MayCompile) -> _Step:
         first, is_held = Step(self.svis[0], "graph", ()), self.is_held.clone()
-        products = bfloat16_products() if self.svis[0].precision == "bf16" else {}
         with pyro.get_param_store().scope():
-            graph = graph_of(first.gradients, [row[0], index[0]], products)
+            graph = graph_of(first.gradients, [row[0], index[0]])
         if first.buffers:
             raise RecordingError("a module changes its buffers in each step, as BatchNorm does")
         for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.clone.default):
@@ -193,14 +190,11 @@ class Members:
         stacked = [one.expand(len(row), *one.shape).clone() for one in noise]
         try:
             with _without_fallback_warnings():
-                replay = record(step, [*stacked, row, index], engine, "fp32", may_compile)
+                replay = record(step, [*stacked, row, index], engine, may_compile)
         except RecordingError as error:
             if engine != "graph":
                 raise
             raise RecordingError(f"torch.vmap cannot map the step ({brief(error.__cause__ or error)})") from error
-        else:
-            if self.svis[0].captures and index.is_cuda:
-                replay = captured(replay, [*stacked, row, index], self.svis[0].pool)
         finally:
             self.is_held.copy_(is_held)
         return _Step(replay, draws.forward, sum(one.numel() for one in stacked))

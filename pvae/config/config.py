@@ -326,16 +326,10 @@ class Config:
     compile: str = option(
         "auto",
         "none: model and guide run at every step; graph: record the operators of a step once and replay them, the same "
-        "training in less time; cuda-graph: the same, and on a GPU launch each step as one CUDA graph, not yet tried "
-        "on one; inductor: compile them to C++ or Triton, the fastest after some seconds at the start, "
+        "training in less time; inductor: compile them to C++ or Triton, the fastest after some seconds at the start, "
         "with torch 2.14 and a C++ compiler only; auto: graph, and inductor if its code is kept from an earlier run or "
         "the epochs are expected to repay the compilation",
-        choices=("auto", "none", "graph", "cuda-graph", "inductor"),
-    )
-    precision: str = option(
-        "fp32",
-        "fp32; bf16, of a compiled step: matrix products and convolutions in bfloat16, everything else in float32",
-        choices=("fp32", "bf16"),
+        choices=("auto", "none", "graph", "inductor"),
     )
     source: str = option(
         "",

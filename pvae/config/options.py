@@ -103,17 +103,20 @@ def option(default: Any, help: str, **rest: Any) -> Any:
 def without_removed(options: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of `Config` of a run of the version before, without those that were removed since.
 
-    A rate_reduction "mean", of the rate over latent dimensions, becomes beta / latent_dim.
+    A rate_reduction "mean", of the rate over latent dimensions, becomes beta / latent_dim; a compile "cuda-graph"
+    becomes "graph"; a precision is forgotten, since the VAE is the same.
 
     Raises:
         InputError: a removed field has another value than its default.
     """
     if options.get("rate_reduction") == "mean":
         options = {**options, "rate_reduction": "sum", "beta": options["beta"] / options["latent_dim"]}
+    if options.get("compile") == "cuda-graph":
+        options = {**options, "compile": "graph"}
     for name, default in _REMOVED_FIELDS.items():
         if options.get(name, default) != default:
             raise InputError(f"it was trained with {flag(name)} {options[name]}, which was removed")
-    return {name: value for name, value in options.items() if name not in _REMOVED_FIELDS}
+    return {name: value for name, value in options.items() if name not in (*_REMOVED_FIELDS, "precision")}
 
 
 def _number(name: str, value: Any, convert: Callable[[Any], Any], least: float, most: float) -> Any:

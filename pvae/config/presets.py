@@ -84,7 +84,7 @@ def differences(configs: Sequence[Config]) -> list[str]:
     ]
     titles = []
     for config, own in zip(configs, effective):
-        without = ("system", "source", "dataset", "compile", "precision")
+        without = ("system", "source", "dataset", "compile")
         names = [
             name
             for name in own

@@ -142,8 +142,6 @@ REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...
      "--labels sums over all classes, which would enter the batch statistics of --network {c.network}: give another "
      "--network"),
     # How it is trained.
-    ("config", lambda c: c.precision != "fp32" and c.compile == "none",
-     "--precision {c.precision} does not go with --compile none: leave --compile out"),
     ("config", lambda c: c.initialization == "burda" and not (c.network == "mlp" and c.likelihood_family.is_of_logits),
      'initialization = "burda" goes with --network mlp and --likelihood {of_logits} only'),
     ("config", lambda c: c.initialization == "exact" and not c.has_exact_start,

@@ -225,7 +225,7 @@ def _recorded_log_likelihood(vae: VAE, engine: str, decoded: int) -> Callable[..
     if engine == "auto":
         engine = "inductor" if decoded >= DECODED_TO_COMPILE and not missing() else "graph"
     if engine != "none":
-        check_engine(engine, "fp32")
+        check_engine(engine)
     visits: Counter[torch.Size] = Counter()
     recorded: dict[torch.Size, Function] = {}
 

@@ -129,11 +129,11 @@ class Engine:
         note: Callable[[str], object] = lambda line: None,
     ) -> None:
         is_auto = config.compile == "auto"
-        self.name = name or ("graph" if config.compile in ("auto", "cuda-graph") else config.compile)
+        self.name = name or ("graph" if is_auto else config.compile)
         is_fixed = threads is not None or world.size > 1 or torch.device(device).type != "cpu"
         self._threads = Threads(threads or torch.get_num_threads(), is_fixed)
         self._batch_size, self._left = config.batch_size, steps_left
-        self._is_chosen, self._may_fall_back = name is not None or not is_auto, is_auto and config.precision == "fp32"
+        self._is_chosen, self._may_fall_back = name is not None or not is_auto, is_auto
         self.make, self._svi, self._world, self._note = make, make(self.name), world, note
         self._seconds = math.inf  # of a step in the last call
 

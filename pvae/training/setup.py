@@ -114,9 +114,7 @@ def build_trainer(
     def svi(name: str) -> CompiledSVI:
         reduce = world.sum_ if world.size > 1 else None
         update = AdamUpdate(adam, dict(vae.named_parameters()), config.clip_norm, reduce)
-        captures = config.compile == "cuda-graph" and device.type == "cuda" and world.size == 1
-        size, precision = config.batch_size, config.precision
-        return CompiledSVI(vae.model, vae.guide, update, elbo, name, precision, size, train.batch, captures)
+        return CompiledSVI(vae.model, vae.guide, update, elbo, name, config.batch_size, train.batch)
 
     def accuracy(split: str) -> float | None:
         if not config.labels:
@@ -125,9 +123,6 @@ def build_trainer(
         found = found_labels(vae.q_z, parts, data.labels.get(split))
         return None if found is None else found.double().mean().item()
 
-    has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001 - torch has no public name for it
-    if config.precision == "bf16" and device.type == "cpu" and not has_bfloat16:
-        note("this CPU has no instructions for bfloat16: --precision fp32 is several times as fast here")
     num_steps = steps_in_epoch(len(train), config.batch_size, config.passes)
     steps_left = config.epochs * num_steps - steps_done
     if config.patience:  # after fewer epochs than all, as a rule

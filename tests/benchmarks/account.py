@@ -96,13 +96,10 @@ def _ours(engine: str, without: str = "") -> Callable[[Task], Events]:
 
 
 def _leave_out(part: str) -> None:
-    from pvae.compile import decompositions, inductor
+    from pvae.compile import inductor
 
     if part == "packages of its own":
         inductor._load_or_compile = lambda graph, inputs, _: _called_with_list(torch.compile(graph))
-    elif part == "the other products":
-        is_faster = decompositions.onednn_is_faster()
-        decompositions.onednn_is_faster = lambda: not is_faster
 
 
 def _called_with_list(function: Any) -> Any:
@@ -113,9 +110,7 @@ ACCOUNT_SIDES: dict[str, Callable[[Task], Events]] = {
     "by hand": _hand,
     "pvae, none": _ours("none"),
     "pvae, graph": _ours("graph"),
-    "graph, products by the other library": _ours("graph", "the other products"),
     "pvae, inductor": _ours("inductor"),
     "inductor by torch.compile, without packages": _ours("inductor", "packages of its own"),
-    "inductor, products by the other library": _ours("inductor", "the other products"),
     "NumPyro, jit + scan": numpyro,
 }

@@ -26,7 +26,7 @@ from turns import END, LEAN, START, Result, chosen, counted
 from pvae.compile import inductor
 
 _ROOT = Path(__file__).parents[2]
-_HAND, _ONE, _EIGHT = "by hand", "pvae, cuda-graph", "pvae, eight seeds"
+_HAND, _ONE, _EIGHT = "by hand", "pvae, graph", "pvae, eight seeds"
 _SECONDS_OF_CHECKS = 180
 _LEAST = 10  # seconds in which a side can start
 
@@ -53,7 +53,7 @@ def gpu(arguments: argparse.Namespace) -> None:
         if why:
             print(f"| {side} | - | {why} |", flush=True)
     for batch_size in sorted({size for _, size in medians}):
-        one = medians.get((_ONE, batch_size)) or medians.get(("pvae, graph", batch_size))
+        one = medians.get((_ONE, batch_size))
         if one and (_EIGHT, batch_size) in medians:
             print(f"batches of {batch_size}: eight seeds take {medians[_EIGHT, batch_size] / one:.2f} times one")
     print(f"{arguments.seconds - (end - time.perf_counter()):.0f} s")
@@ -61,7 +61,7 @@ def gpu(arguments: argparse.Namespace) -> None:
 
 def _check() -> None:
     """Run the tests of steps on a GPU, and print their summary as they go."""
-    tests = ["tests/compile/test_cuda_graph.py", "tests/compile/test_blocks.py", "-k", "cuda-graph"]
+    tests = ["tests/compile/test_replays.py", "tests/compile/test_blocks.py", "-k", "cuda"]
     options = ["-n", "4", "-p", "no:cacheprovider", "-m", "not slow", "--durations", "3"]
     command = [sys.executable, "-m", "pytest", *options, *tests]
     try:
@@ -72,7 +72,7 @@ def _check() -> None:
 
 def _lacks(side: str, device: torch.device) -> str:
     """Return what a side needs and is not there, or an empty string."""
-    if device.type == "cpu" and ("cuda-graph" in side or "TF32" in side):
+    if device.type == "cpu" and "TF32" in side:
         return "needs an NVIDIA GPU"
     return inductor.missing() if device.type == "cpu" and "inductor" in side else ""
 
@@ -120,15 +120,11 @@ def _row(side: str, result: Result, medians: dict[tuple[str, int], float]) -> st
     return f"| {' | '.join(map(str, cells))} |" + (f" {result['note']}" if result.get("note") else "")
 
 
-def _of_any_torch(compile: str, precision: str = "fp32") -> Callable[[Task], Events]:
+def _inductor_of_any_torch(task: Task) -> Events:
     """A training of this package that is compiled, on a GPU by an older torch than it asks for, too."""
-
-    def run(task: Task) -> Events:
-        if task.device != "cpu":
-            inductor.OLDEST_FOR_INDUCTOR = ""
-        yield from ours("trace", compile, precision, "inductor")(task)
-
-    return run
+    if task.device != "cpu":
+        inductor.OLDEST_FOR_INDUCTOR = ""
+    yield from ours("trace", "inductor")(task)
 
 
 def _tf32(side: Callable[[Task], Events]) -> Callable[[Task], Events]:
@@ -149,7 +145,7 @@ def _eight_seeds(task: Task) -> Events:
     from pvae.plotting import pictures
 
     pictures.save_figures = lambda *_: None  # it is the steps that are timed
-    config = config_of(task, "trace", "cuda-graph").replace(epochs=min(3, task.epochs))
+    config = config_of(task, "trace", "graph").replace(epochs=min(3, task.epochs))
     configs = [config.replace(seed=seed) for seed in range(8)]
     data = pvae.Dataset("benchmark", task.train, task.test)
     with tempfile.TemporaryDirectory() as folder:
@@ -167,14 +163,10 @@ GPU_SIDES: dict[str, Callable[[Task], Events]] = {
     _HAND: by_hand(trace),
     LEAN: lean,
     "pvae, none": ours("trace", "none"),
-    "pvae, graph": ours("trace", "graph"),
-    _ONE: ours("trace", "cuda-graph"),
+    _ONE: ours("trace", "graph"),
     _EIGHT: _eight_seeds,
-    "pvae, cuda-graph, inductor": _of_any_torch("cuda-graph"),
-    "pvae, inductor": _of_any_torch("inductor"),
+    "pvae, inductor": _inductor_of_any_torch,
     "lean loop, torch.compile": _compiled_lean,
-    "pvae, cuda-graph, bf16": ours("trace", "cuda-graph", "bf16"),
-    "pvae, cuda-graph, TF32": _tf32(ours("trace", "cuda-graph")),
-    "pvae, cuda-graph, inductor, bf16": _of_any_torch("cuda-graph", "bf16"),
+    "pvae, TF32": _tf32(ours("trace", "graph")),
     "lean loop, TF32": _tf32(lean),
 }

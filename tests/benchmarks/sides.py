@@ -297,7 +297,7 @@ def numpyro(task: Task) -> Events:
             yield "elbo", -float(evaluate(state))
 
 
-def config_of(task: Task, elbo: str, compile: str, precision: str = "fp32") -> Any:
+def config_of(task: Task, elbo: str, compile: str) -> Any:
     """Return the configuration of the system."""
     from pvae.config.config import Config
 
@@ -310,17 +310,16 @@ def config_of(task: Task, elbo: str, compile: str, precision: str = "fp32") -> A
         batch_size=task.batch_size,
         epochs=task.epochs,
         compile=compile,
-        precision=precision,
     )
 
 
-def trainer_of(task: Task, elbo: str, compile: str, precision: str = "fp32", engine: str | None = None) -> Any:
+def trainer_of(task: Task, elbo: str, compile: str, engine: str | None = None) -> Any:
     """Return this package's trainer of the system."""
     from pvae.data.dataset import Dataset
     from pvae.training.setup import build_trainer
 
     data, device = Dataset("benchmark", task.train, task.test), torch.device(task.device)
-    return build_trainer(config_of(task, elbo, compile, precision), data, device, engine=engine)
+    return build_trainer(config_of(task, elbo, compile), data, device, engine=engine)
 
 
 def trained_by_pvae(training: Any, batch_size: int, task: Task) -> Events:
@@ -335,9 +334,7 @@ def trained_by_pvae(training: Any, batch_size: int, task: Task) -> Events:
         training.epoch += 1
 
 
-def ours(
-    elbo: str, compile: str = "auto", precision: str = "fp32", engine: str | None = None
-) -> Callable[[Task], Events]:
+def ours(elbo: str, compile: str = "auto", engine: str | None = None) -> Callable[[Task], Events]:
     """A training of this package; `engine` is one that an earlier session would have chosen."""
 
     def run(task: Task) -> Events:
@@ -346,7 +343,7 @@ def ours(
         from pvae.core.random_state import seeded
 
         with seeded(0, torch.device(task.device)), pyro.get_param_store().scope():
-            yield from trained_by_pvae(trainer_of(task, elbo, compile, precision, engine), task.batch_size, task)
+            yield from trained_by_pvae(trainer_of(task, elbo, compile, engine), task.batch_size, task)
 
     return run
 
@@ -369,5 +366,4 @@ SIDES: dict[str, Callable[[Task], Events]] = {
     "pvae iwae K=5, graph": ours("iwae", "graph"),
     "pvae dreg K=5, graph": ours("dreg", "graph"),
     "pvae trace, inductor": ours("trace", "inductor"),
-    "pvae trace, inductor, bf16": ours("trace", "inductor", "bf16"),
 }

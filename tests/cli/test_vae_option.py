@@ -132,7 +132,7 @@ def test_each_option_of_networks_and_distributions_that_it_does_not_read_is_refu
     config = Watched(**{"elbo": "trace", "latent_dim": 2, "hidden": (4,), **options})
     read.clear()
     build_vae(config, (4,))
-    others = {"binarize", "missing", "condition", "labels", "pixels", "pad", "columns", "free_bits", "precision"}
+    others = {"binarize", "missing", "condition", "labels", "pixels", "pad", "columns", "free_bits"}
     names = read & {*OPTIONS} - others
     assert {"network", "likelihood", *options} <= names
     for name in names:

@@ -16,7 +16,6 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 from torch.optim import SGD, AdamW
 
-from pvae.compile import graph
 from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.graph import RecordingError
@@ -276,60 +275,21 @@ def test_the_preparation_of_a_batch_is_recorded(small_vae, small_images):
     assert_trained_alike(ours, trained(small_vae("static"), built("trace"), index, Prepares))
 
 
-def wide_vae():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return build_vae(Config(hidden=(300,), latent_dim=4), (1, 16, 16)), torch.rand(128, 1, 16, 16)
-
-
-def _gradient(vae, x, engine, precision="fp32"):
-    """The loss and the gradients of a step, to which the first moment of Adam is proportional."""
-    names = dict(vae.named_parameters())
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
-        update = AdamUpdate(adam(vae.parameters(), lr=0.0))
-        torch.manual_seed(5)
-        loss = CompiledSVI(vae.model, vae.guide, update, build_elbo("trace"), engine, precision).step(x).loss
-        return loss.item(), {name: update.state_of(one)["exp_avg"] for name, one in names.items()}
-
-
-@pytest.mark.parametrize(("precision", "loss_rel", "rel"), [("fp32", 1e-5, 1e-4), ("bf16", 1e-3, 0.05)])
-def test_large_products_change_the_last_digits_of_a_gradient_in_float32(precision, loss_rel, rel):
-    """By the library that is faster on this CPU, or in bfloat16."""
-    vae, x = wide_vae()
-    theirs = _gradient(vae, x, "none")
-    loss, gradients = _gradient(vae, x, "graph", precision)
-    assert loss == pytest.approx(theirs[0], rel=loss_rel)
-    assert precision == "fp32" or loss != theirs[0]
-    for name, gradient in theirs[1].items():
-        assert gradients[name].dtype == torch.float32
-        assert (gradients[name] - gradient).norm() < rel * gradient.norm(), name
-
-
-def test_a_bias_of_any_shape_is_added_to_a_large_product():
-    """oneDNN would ignore a scalar."""
-    left, right = torch.randn(128, 400), torch.randn(300, 400)
-    for bias in (torch.tensor(5.0), torch.randn(128, 1), torch.randn(300)):
-        replay = graph.record(lambda a, b, c: (torch.addmm(c, a, b.t()),), [left, right, bias])
-        assert torch.allclose(replay(left, right, bias)[0], torch.addmm(bias, left, right.t()), rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("network", ["conv", "conv-batchnorm"])
-def test_convolutions_train_as_eager_under_the_fused_optimiser(network, precision):
+def test_convolutions_train_as_eager_under_the_fused_optimiser(network):
     """It reads a gradient in memory order, and oneDNN returns some gradients channels last."""
     config = Config(network=network, hidden=(8, 8), latent_dim=2, likelihood="normal", elbo="analytic")
     generator = torch.Generator().manual_seed(0)
     batches, moved = [torch.rand(6, 1, 8, 8, generator=generator) for _ in range(5)], []
-    for svi, options in ((SVI, {}), (CompiledSVI, {"precision": precision})):
+    for svi in (SVI, CompiledSVI):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             vae = build_vae(config, (1, 8, 8))
         start = parameters_to_vector(vae.parameters()).detach().clone()
         optimizer = functools.partial(adam, lr=1e-3, eps=1e-2)
-        trained(vae, build_elbo("analytic"), batches, svi, optimizer=optimizer, **options)
+        trained(vae, build_elbo("analytic"), batches, svi, optimizer=optimizer)
         moved.append(parameters_to_vector(vae.parameters()).detach() - start)
-    assert (moved[0] - moved[1]).norm() < (1e-3 if precision == "fp32" else 0.1) * moved[0].norm()
-    assert precision == "fp32" or (moved[0] - moved[1]).norm() > 1e-4 * moved[0].norm()
+    assert (moved[0] - moved[1]).norm() < 1e-3 * moved[0].norm()
 
 
 @needs_inductor

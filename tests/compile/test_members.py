@@ -50,7 +50,7 @@ def vae_of(config, seed, shape=(1, 4, 4), num_labels=0):
 def svi_of(vae, config, data, engine="graph"):
     adam = Adam(vae.parameters(), lr=config.lr, eps=config.adam_eps, fused=True)
     update = AdamUpdate(adam, dict(vae.named_parameters()), config.clip_norm)
-    return CompiledSVI(vae.model, vae.guide, update, elbo_of(config), engine, config.precision, BATCH, data.batch)
+    return CompiledSVI(vae.model, vae.guide, update, elbo_of(config), engine, BATCH, data.batch)
 
 
 def table(step, lr, beta):

@@ -229,7 +229,8 @@ def test_list_systems(capsys):
 
 def test_what_was_removed_is_read_at_its_default_and_a_mean_of_the_rate_as_a_beta():
     options = {"beta": 2.048, "latent_dim": 2, "crop": 0, "warm_up_cycles": 1, "rate_reduction": "mean"}
-    assert without_removed(options) == {"beta": 1.024, "latent_dim": 2}
+    options |= {"compile": "cuda-graph", "precision": "bf16"}
+    assert without_removed(options) == {"beta": 1.024, "latent_dim": 2, "compile": "graph"}
     for name, value in {"crop": 8, "warm_up_cycles": 3}.items():
         with pytest.raises(InputError):
             without_removed({**options, name: value})

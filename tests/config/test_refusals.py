@@ -42,7 +42,6 @@ OF_CONFIG = [
     {"labels": 10, "condition": True},
     {"condition": True, **TWO},
     {"labels": 10, "network": "mlp-batchnorm"},
-    {"precision": "bf16", "compile": "none"},
     {"initialization": "burda", "network": "conv"},
     {"initialization": "exact", "binarize": "threshold", "network": "conv"},
 ]
