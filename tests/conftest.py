@@ -29,8 +29,7 @@ from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.data.dataset import Dataset
 from pvae.data.sources import load_dataset
-from pvae.explore.page import explorer_page
-from pvae.explore.side_by_side import side_by_side_page
+from pvae.explore.page import explorer_page, side_by_side_page
 from pvae.runs.run import Run, shown_data
 from pvae.vae import VAE
 

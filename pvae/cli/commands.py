@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pvae.cli.command import Command, run_command
 from pvae.core.errors import InputError, check_name
 
-__all__ = ["COMMANDS", "command_of", "main"]
-
 # The sentence that `pvae --help` prints, and where in pvae.cli the command is; imported when it is run.
 COMMANDS = {
     "train": ("train a VAE on digits, or on images and tables of your own, into a run folder", "train:main"),
@@ -47,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name; `sys.argv` if left out.
     """
-    name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    if argv is None:
+        argv = sys.argv[1:]
+    name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
         return run_command("pvae", lambda: print(_HELP, flush=True))
     try:

@@ -10,8 +10,6 @@ from pvae.cli.own_code import open_run
 from pvae.cli.results import output_path, write
 from pvae.core.terminal import print_line
 
-__all__ = ["main"]
-
 _DESCRIPTION = """\
 Write a trained run as one HTML file, which a double click opens: the map of its codes, the image under the
 pointer, decoded as it moves, q(z | x) and the ELBO of an image of the test data or of your own, and samples. Of
@@ -44,17 +42,23 @@ def _parser() -> Parser:
 
 
 def _explore(arguments: argparse.Namespace) -> None:
-    from pvae.explore.page import check_run, explorer_page
-    from pvae.explore.side_by_side import check_runs, side_by_side_page
+    from pvae.explore.page import check_run, check_runs, explorer_page, side_by_side_page
     from pvae.runs.run import shown_data
 
     is_one = len(arguments.run) == 1
     runs = [open_run(path, arguments.vae, is_one) for path in arguments.run]
-    check_run(runs[0]) if is_one else check_runs(runs)
-    out = output_path(arguments.out, runs[0].place / ("explore.html" if is_one else "side-by-side.html"))
+    if is_one:
+        check_run(runs[0])
+        name = "explore.html"
+    else:
+        check_runs(runs)
+        name = "side-by-side.html"
+    out = output_path(arguments.out, runs[0].place / name)
     data = [shown_data(run, arguments.data_dir, arguments.offline) for run in runs]
-    num_codes = arguments.dots
-    page = explorer_page(runs[0], data[0], num_codes=num_codes) if is_one else side_by_side_page(runs, data, num_codes)
+    if is_one:
+        page = explorer_page(runs[0], data[0], num_codes=arguments.dots)
+    else:
+        page = side_by_side_page(runs, data, arguments.dots)
     write(out, page)
     print_line(f"{out}: {len(page) / 1e6:.2f} MB")
     if arguments.open:

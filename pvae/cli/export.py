@@ -9,8 +9,6 @@ from pvae.cli.own_code import open_run
 from pvae.cli.results import output_path
 from pvae.core.terminal import print_line
 
-__all__ = ["main"]
-
 _DESCRIPTION = """\
 Write the VAE of a trained run as programs of torch.export, which torch opens without pvae and Pyro: encode.pt2, from x
 to the mean of q(z | x); decode.pt2, from z to the mean of p(x | z); and log_probs.pt2, from x to log p(x | z), log p(z)

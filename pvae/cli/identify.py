@@ -12,8 +12,6 @@ from pvae.cli.command import Command, Parser
 from pvae.cli.own_code import load_function
 from pvae.core.terminal import print_line
 
-__all__ = ["main"]
-
 _EPILOG = """\
 The loss is a function of x, its reconstruction, the encoder's two outputs and perhaps a draw z. The command says that
 it is a factor times the negative ELBO of a likelihood, a posterior and a beta, checked in value and gradients at 200

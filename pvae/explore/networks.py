@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -24,79 +25,98 @@ from pvae.trained.codes import latent_names
 from pvae.trained.latent_space import attribute_vector
 from pvae.vae import VAE
 
-__all__ = ["Tensors", "map_of", "networks_of", "notes_of", "operations"]
-
 _MOST = 31  # of the integers of a small matrix, which are compressed to some five bits each
 _TYPES = {"f8": np.float64, "f4": np.float32, "f2": np.float16, "u1": np.uint8, "i1": np.int8}
 
 
+@dataclass
 class Tensors:
     """Tensors one after another in bytes; in JSON, each is its type, place, shape, and a factor of its values.
 
-    Attributes:
+    Args:
+        bytes: to which the tensors are added.
         is_small: whether matrices are added as small integers.
     """
 
-    def __init__(self) -> None:
-        self.bytes = bytearray()
-        self.is_small = False
+    bytes: bytearray = field(default_factory=bytearray)
+    is_small: bool = False
 
     def add(self, tensor: Tensor, kind: str = "f4") -> dict[str, Any]:
         """Add a tensor as float32, or as another of `_TYPES`, and return what stands for it in JSON."""
-        step, place = 1.0, len(self.bytes)
-        if kind == "i1" or (self.is_small and kind == "f4" and tensor.dim() > 1):
-            kind, (tensor, step) = "i1", in_8_bits(tensor, 127 if kind == "i1" else _MOST)
+        step = 1.0
+        if kind == "i1":
+            tensor, step = in_8_bits(tensor, 127)
+        elif self.is_small and kind == "f4" and tensor.dim() > 1:
+            kind = "i1"
+            tensor, step = in_8_bits(tensor, _MOST)
+        place = len(self.bytes)
         self.bytes += tensor.detach().numpy().astype(_TYPES[kind]).tobytes()
         return {"tensor": [kind, place, len(self.bytes), list(tensor.shape)], "step": step}
 
 
 def networks_of(config: Config, vae: Any, tensors: Tensors, has_encoder: bool = True) -> dict[str, Any]:
     """Return the distributions of a VAE for network.js; without its encoder, no q(z | x)."""
-    decoder = operations(vae.p_x.decoder, tensors)
-    likelihood = _likelihood(config, vae.p_x) if config.likelihood_family.page else None
-    q_z = vae.q_z.posterior if config.condition else vae.q_z
-    plane = operations(vae.q_z.join.plane, tensors) if config.condition and config.is_conv else None
-    posterior = _posterior(config, q_z, tensors) if has_encoder else None
-    distributions = {"posterior": posterior, "prior": _prior(config, vae, tensors)}
-    return {**distributions, "plane": plane, "decoder": decoder, "likelihood": likelihood}
+    found: dict[str, Any] = dict.fromkeys(("posterior", "prior", "plane", "decoder", "likelihood"))
+    found["decoder"] = operations(vae.p_x.decoder, tensors)
+    if config.likelihood_family.page:
+        found["likelihood"] = _likelihood(config, vae.p_x)
+    q_z = vae.q_z
+    if config.condition:
+        if config.is_conv:
+            found["plane"] = operations(q_z.join.plane, tensors)
+        q_z = q_z.posterior
+    if has_encoder:
+        found["posterior"] = _posterior(config, q_z, tensors)
+    found["prior"] = _prior(config, vae, tensors)
+    return found
 
 
 def map_of(run: Run, data: Dataset, codes: Tensor, chosen: Tensor, tensors: Tensors) -> dict[str, Any]:
     """Return the planes of the map, the codes (N, L) in them, and the labels of the chosen test data."""
     if run.config.prior_family.is_on_sphere:
         codes = normalize(codes, dim=-1)  # a mean is inside the sphere
-    names, sizes = latent_names(run), run.config.latent_dims
+    names = latent_names(run)
+    sizes = run.config.latent_dims
     top = codes[:, -sizes[-1] :]
-    planes, active = _planes(top, names[-sizes[-1] :])
-    labels = None if data.test_labels is None else data.test_labels[chosen]
-    is_class = labels is not None and labels.dim() == 1
-    attributes = []
-    if labels is not None and not is_class:
-        varying = [a for a in range(labels.shape[1]) if 0 < labels[:, a].sum() < len(labels)]
-        attributes = [(data.label_names[a], tensors.add(attribute_vector(top, labels[:, a]))) for a in varying]
-    return {
+    active = top.std(0).argsort(descending=True).tolist()
+    planes = _planes(top, names[-sizes[-1] :], active)
+    found: dict[str, Any] = {
         "names": names,
         "planes": planes,
         "active": active,
         "lower": [one.argsort(descending=True)[:8].tolist() for one in codes.std(0).split(list(sizes))[:-1]],
-        "codes": tensors.add(codes, "f2") if codes.shape[1] > 2 else None,
+        "codes": None,
         "points": tensors.add(torch.cat([top @ torch.tensor(plane["axes"]).T for plane in planes], 1), "f2"),
-        "labels": tensors.add(labels) if labels is not None and is_class else None,
-        "attributes": attributes,
+        "labels": None,
+        "attributes": [],
     }
+    if codes.shape[1] > 2:
+        found["codes"] = tensors.add(codes, "f2")
+    if data.test_labels is None:
+        return found
+    labels = data.test_labels[chosen]
+    if labels.dim() == 1:  # of classes
+        found["labels"] = tensors.add(labels)
+        return found
+    for name, one in zip(data.label_names, labels.unbind(1)):
+        if 0 < one.sum() < len(one):
+            found["attributes"].append((name, tensors.add(attribute_vector(top, one))))
+    return found
 
 
-def _planes(codes: Tensor, names: list[str]) -> tuple[list[dict[str, Any]], list[int]]:
-    """Return the planes of the map, each with its two axes, and the dimensions in order of their spread."""
-    size, unit = codes.shape[1], torch.eye(codes.shape[1])
-    active = codes.std(0).argsort(descending=True).tolist()
-    first = [0, 1][:size] if size <= 2 else active[:2]
-    axes = torch.cat([unit[first], torch.zeros(2 - len(first), size)])
+def _planes(codes: Tensor, names: list[str], active: list[int]) -> list[dict[str, Any]]:
+    """Return the planes of the map, each with its two axes, of codes and their dimensions in order of spread."""
+    size = codes.shape[1]
+    first = active[:2]
+    if size <= 2:
+        first = list(range(size))
+    axes = torch.zeros(2, size)
+    axes[range(len(first)), first] = 1
     planes = [{"name": ", ".join(names[d] for d in first), "axes": axes.tolist(), "dims": first}]
     if size > 2:
         directions = torch.linalg.svd(codes - codes.mean(0), full_matrices=False)[2][:2]
         planes.append({"name": "principal directions", "axes": directions.tolist(), "dims": []})
-    return planes, active
+    return planes
 
 
 def operations(network: nn.Module, tensors: Tensors) -> list[dict[str, Any]]:
@@ -108,24 +128,31 @@ def operations(network: nn.Module, tensors: Tensors) -> list[dict[str, Any]]:
         case WithPaths():
             return [{"op": "sum", "branches": [operations(one, tensors) for one in layer.children()]}]
         case nn.Linear():
-            weight = layer.weight * layer.mask if hasattr(layer, "mask") else layer.weight  # zuko's are masked
-            return [{"op": "linear", "weight": tensors.add(weight), "bias": _bias(layer, tensors)}]
+            weight = layer.weight
+            if hasattr(layer, "mask"):  # zuko's
+                weight = weight * layer.mask
+            return [{"op": "linear", **_weights(weight, layer.bias, tensors)}]
         case nn.Conv2d() | nn.ConvTranspose2d():
-            op, weight, more = "conv", layer.weight, [0, 0]
-            kernel, stride, padding = layer.kernel_size[0], layer.stride[0], layer.padding[0]
+            kernel = layer.kernel_size[0]
+            found = {"op": "conv-transpose", "stride": layer.stride[0], "kernel": kernel, "more": [0, 0]}
+            found["padding"] = layer.padding[0]
+            weight = layer.weight
             if isinstance(layer, nn.ConvTranspose2d):
-                op, weight, more = "conv-transpose", weight.permute(0, 2, 3, 1), list(layer.output_padding)
-            elif stride == 1:  # as the transposed convolution by the reversed kernel, which is faster in the page
-                op, weight, padding = "conv-transpose", weight.flip(2, 3).permute(1, 2, 3, 0), kernel - 1 - padding
-            sizes = {"kernel": kernel, "stride": stride, "padding": padding, "more": more}
-            return [{"op": op, "weight": tensors.add(weight.flatten(1)), "bias": _bias(layer, tensors), **sizes}]
+                weight = weight.permute(0, 2, 3, 1)
+                found["more"] = list(layer.output_padding)
+            elif layer.stride[0] == 1:  # as the transposed one by the reversed kernel, which is faster in the page
+                weight = weight.flip(2, 3).permute(1, 2, 3, 0)
+                found["padding"] = kernel - 1 - layer.padding[0]
+            else:
+                found["op"] = "conv"
+            return [{**found, **_weights(weight.flatten(1), layer.bias, tensors)}]
         case nn.BatchNorm1d() | nn.BatchNorm2d():  # in eval mode
             scale = layer.weight / (layer.running_var + layer.eps).sqrt()
             shift = layer.bias - layer.running_mean * scale
             return [{"op": "affine", "scale": tensors.add(scale), "shift": tensors.add(shift)}]
         case nn.GroupNorm():
-            affine = {"scale": tensors.add(layer.weight), "shift": tensors.add(layer.bias)}
-            return [{"op": "group-norm", "groups": layer.num_groups, "eps": layer.eps, **affine}]
+            found = {"scale": tensors.add(layer.weight), "shift": tensors.add(layer.bias)}
+            return [{"op": "group-norm", "groups": layer.num_groups, "eps": layer.eps, **found}]
         case nn.LeakyReLU():
             return [{"op": "leaky-relu", "slope": layer.negative_slope}]
         case nn.Unflatten() if len(layer.unflattened_size) == 3:
@@ -139,8 +166,11 @@ def operations(network: nn.Module, tensors: Tensors) -> list[dict[str, Any]]:
     raise InputError(f"the page cannot compute a layer {type(layer).__name__}")
 
 
-def _bias(layer: Any, tensors: Tensors) -> dict[str, Any] | None:
-    return None if layer.bias is None else tensors.add(layer.bias)
+def _weights(weight: Tensor, bias: Tensor | None, tensors: Tensors) -> dict[str, Any]:
+    found: dict[str, Any] = {"weight": tensors.add(weight), "bias": None}
+    if bias is not None:
+        found["bias"] = tensors.add(bias)
+    return found
 
 
 def _transforms(transforms: nn.ModuleList, tensors: Tensors) -> list[Any] | None:

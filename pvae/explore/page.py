@@ -1,4 +1,4 @@
-"""`explorer_page`: what the page of a run holds, and its text.
+"""`explorer_page`: what the page of a run holds, and its text; `side_by_side_page`: that of two or three runs.
 
 The page holds the networks as lists of simple operations, the distributions by their names and parameters, codes of
 test data, and some of these images or all of these rows. `network.js` computes from them what torch computes here.
@@ -11,7 +11,9 @@ import copy
 import html
 import inspect
 import json
+import re
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from torch.nn.functional import normalize
 
 from pvae.config.build import loss_text
 from pvae.config.config import Config
+from pvae.config.presets import differences
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
@@ -34,9 +37,11 @@ from pvae.trained.latent_space import encode
 from pvae.trained.scores import elbo_terms
 from pvae.vae import VAE
 
-__all__ = ["check_run", "explorer_page"]
-
-_NUM_IMAGES, _NUM_TRAINED = 200, 2000  # of the test data
+_FOLDER = Path(__file__).parent
+_SCRIPTS = ("page.css", "network.js", "common.js", "train.js", "page.js", "table.js")
+_MOST_RUNS = 3  # side by side
+_NUM_IMAGES = 200  # of the test data
+_NUM_TRAINED = 2000
 _PICTURES = {"MNIST": "pictures of digits", "FashionMNIST": "pictures of clothes", "CelebA": "pictures of faces"}
 _MOST_TRAINED = 1024  # pixels of an image of which a VAE trains in the page
 
@@ -58,12 +63,38 @@ def check_run(run: Run) -> None:
         raise InputError(
             f"{run.path} was trained on data other than images and tables, which are all that the page shows"
         )
-    if (support := run.config.prior_family.support) in ("categories", "codes"):
+    support = run.config.prior_family.support
+    if support in ("categories", "codes"):
         raise InputError(f"{run.path} has a latent of {support}, which the page does not compute: pvae draw does")
     if not run.config.likelihood_family.page:
         raise InputError(f"{run.path} has --likelihood {run.config.likelihood}, which the page does not compute")
     if run.data.datum_shape[0] not in (1, 3):
         raise InputError(f"the page shows 1 or 3 channels, and the images of {run.path} have {run.data.datum_shape[0]}")
+
+
+def check_runs(runs: Sequence[Run]) -> None:
+    """Check that runs can be shown side by side.
+
+    Raises:
+        InputError: as for `check_run`; or there are more than three, one is given twice, one has not two latents, so
+            that a place on one map is no place on another, or their data differ.
+    """
+    if not 2 <= len(runs) <= _MOST_RUNS:
+        raise InputError(f"the page shows one, two or three runs, not {len(runs)}: leave some out")
+    for place, run in enumerate(runs):
+        check_run(run)
+        if run.data.columns:
+            raise InputError(
+                f"{run.path} was trained on a table, and only runs on images stand side by side: show it alone"
+            )
+        if any(run.path.resolve() == other.path.resolve() for other in runs[:place]):
+            raise InputError(f"{run.path} is given twice: give runs that differ")
+        if run.config.latent_dims != (2,):
+            size = sum(run.config.latent_dims)
+            raise InputError(f"{run.path} has {size} latents, and linked maps need --latent-dim 2: show it alone")
+        first = runs[0].data
+        if run.data.sha256 != first.sha256 or run.data.labels_sha256 != first.labels_sha256:
+            raise InputError(f"{run.path} was trained on other data than {runs[0].path}: give runs on the same data")
 
 
 def explorer_page(run: Run, data: Dataset | None = None, frame: str = "", num_codes: int = 2000) -> str:
@@ -79,57 +110,103 @@ def explorer_page(run: Run, data: Dataset | None = None, frame: str = "", num_co
         InputError: as for `check_run`; or the data or the weights cannot be read.
     """
     check_run(run)
-    folder = Path(__file__).parent
-    page = (folder / ("table.html" if run.data.columns else "page.html")).read_text("utf-8")
-    for name in ("page.css", "network.js", "common.js", "train.js", "page.js", "table.js"):
-        page = page.replace(f"/* {name} */", (folder / name).read_text("utf-8"))
-    for name in ("guide", "log_likelihood", "model", "posterior", "prior"):
-        line = inspect.getsourcelines(getattr(VAE, name))[1]
-        page = page.replace(f"{{{{ {name} }}}}", f"pvae/vae.py:{line} VAE.{name}")
-    page = page.replace("{{ loss }}", loss_text(run.config))
-    page = page.replace("{{ kernel }}", base64.b64encode((folder / "kernel.wasm").read_bytes()).decode())
-    tensors, data = Tensors(), data or shown_data(run)
+    data = data or shown_data(run)
     rows = shown_rows(len(data.test), num_codes)
+    tensors = Tensors()
     with torch.no_grad():
-        more = (rows, tensors)
-        content = table_content(run, data, *more) if run.data.columns else _image_content(run, data, frame, *more)
-    content["label_names"], lines = [_short(name) for name in data.label_names], run.title.split("\n")
-    title = frame or _headline(run)
-    content["title"] = [title, *lines[: 1 if frame else None]]
+        if run.data.columns:
+            template = "table.html"
+            what = "rows"
+            content = table_content(run, data, rows, tensors)
+        else:
+            template = "page.html"
+            what = "images"
+            content = _image_content(run, data, rows, tensors, is_frame=bool(frame))
+    content["label_names"] = [re.sub(r"^(\d+) - .*", r"\1", name) for name in data.label_names]  # "0 - zero" of MNIST
     if len(rows) < run.data.num_test:
-        of = "rows" if run.data.columns else "images"
-        content["notes"].append(f"The map shows {len(rows):,} of the {run.data.num_test:,} test {of}.")
+        content["notes"].append(f"The map shows {len(rows):,} of the {run.data.num_test:,} test {what}.")
+    title = frame or _headline(run, what)
+    lines = run.title.split("\n")
+    kind = "is-page"
+    if frame:
+        lines = lines[:1]
+        kind = "is-frame"
+    elif content.get("takes_out"):
+        kind = "takes-out"
+    content["title"] = [title, *lines]
     text = json.dumps(content).encode()
     packed = zlib.compress(len(text).to_bytes(4, "little") + text + bytes(tensors.bytes), 9)
-    encoded = base64.b64encode(packed).decode()  # zlib(length of the JSON, JSON, tensors)
-    page = page.replace("{{ class }}", "is-frame" if frame else "takes-out" if content.get("takes_out") else "is-page")
-    return page.replace("{{ content }}", encoded).replace("{{ title }}", html.escape(title))
+    fields = {
+        "loss": loss_text(run.config),
+        "kernel": base64.b64encode((_FOLDER / "kernel.wasm").read_bytes()).decode(),
+        "class": kind,
+        "content": base64.b64encode(packed).decode(),  # zlib(length of the JSON, JSON, tensors)
+        "title": html.escape(title),
+    }
+    for name in ("guide", "log_likelihood", "model", "posterior", "prior"):
+        line = inspect.getsourcelines(getattr(VAE, name))[1]
+        fields[name] = f"pvae/vae.py:{line} VAE.{name}"
+    return _filled(template, fields)
 
 
-def _headline(run: Run) -> str:
+def side_by_side_page(runs: Sequence[Run], data: Sequence[Dataset], num_codes: int = 2000) -> str:
+    """Return the text of an HTML file with a frame for each run, which decode the same z and show the same image.
+
+    Args:
+        runs: two or three runs with two latents, on the same images.
+        data: of each run, as in `explorer_page`.
+        num_codes: as in `explorer_page`.
+
+    Raises:
+        InputError: as for `check_runs` and `explorer_page`.
+    """
+    check_runs(runs)
+    frames = []
+    for name, run, images in zip(differences([run.config for run in runs]), runs, data):
+        name = name or run.path.resolve().name
+        page = html.escape(explorer_page(run, images, name, num_codes))
+        frames.append(f'<iframe title="{html.escape(name)}" srcdoc="{page}"></iframe>')
+    title = f"{runs[0].data.title.rpartition(' (')[0]}: {len(runs)} runs side by side"
+    fields = {"title": html.escape(title), "count": str(len(runs)), "frames": "\n".join(frames)}
+    return _filled("side_by_side.html", fields)
+
+
+def _filled(template: str, fields: Mapping[str, str]) -> str:
+    """Return the text of a file beside this one with values in place of {{ their names }}."""
+    page = (_FOLDER / template).read_text("utf-8")
+    for name in _SCRIPTS:
+        page = page.replace(f"/* {name} */", (_FOLDER / name).read_text("utf-8"))
+    for name, value in fields.items():
+        page = page.replace(f"{{{{ {name} }}}}", value)
+    return page
+
+
+def _headline(run: Run, what: str) -> str:
     """Return the heading of the page: what was pressed into how many numbers."""
-    what, size = "rows" if run.data.columns else "images", sum(run.config.latent_dims)
-    name = "" if run.data.name in _PICTURES else f"{run.data.name}: "
-    number = ("", "one number", "two numbers", "three numbers")[size] if size < 4 else f"{size} numbers"
-    count = run.data.num_train + run.data.num_valid + run.data.num_test
-    return f"{name}{count:,} {_PICTURES.get(run.data.name, what)}, each pressed into {number}"
+    data = run.data
+    size = sum(run.config.latent_dims)
+    number = {1: "one number", 2: "two numbers", 3: "three numbers"}.get(size, f"{size} numbers")
+    count = data.num_train + data.num_valid + data.num_test
+    if data.name in _PICTURES:
+        return f"{count:,} {_PICTURES[data.name]}, each pressed into {number}"
+    return f"{data.name}: {count:,} {what}, each pressed into {number}"
 
 
-def _short(name: str) -> str:
-    """Return the name of a class; of torchvision's MNIST "0" of "0 - zero"."""
-    digit, dash, _ = name.partition(" - ")
-    return digit if dash and digit.isdigit() else name
-
-
-def _image_content(run: Run, data: Dataset, frame: str, chosen: Tensor, tensors: Tensors) -> dict[str, Any]:
+def _image_content(run: Run, data: Dataset, chosen: Tensor, tensors: Tensors, is_frame: bool) -> dict[str, Any]:
     """Return what the page holds as JSON: the run's networks and distributions, codes and images of the test data."""
     vae: Any = run.vae()
     config = run.config
     images = run.preparation.x_of(data.test, rows=chosen)
-    y = data.labels["test"][chosen] if config.condition else None
-    batch = Batch(images, y)
-    given = None if y is None else tensors.add(label_values(y[:_NUM_IMAGES], len(data.label_names), y.dtype), "u1")
+    y = None
+    given = None
+    if config.condition:
+        y = data.labels["test"][chosen]
+        given = tensors.add(label_values(y[:_NUM_IMAGES], len(data.label_names), y.dtype), "u1")
     networks = networks_of(config, vae, tensors)
+    only_of_page: dict[str, Any] = {"history": [], "bits": None}
+    if not is_frame:
+        only_of_page = _history(run, data, chosen, tensors)
+        only_of_page["bits"] = _bits(config, images.images[:_NUM_TRAINED], tensors)
     return {
         "notes": notes_of(vae, networks["posterior"], networks["prior"]),
         "shape": [*images.images.shape[1:]],
@@ -139,11 +216,10 @@ def _image_content(run: Run, data: Dataset, frame: str, chosen: Tensor, tensors:
         "binarize": config.binarize,
         **networks,
         "pseudo": vae.is_pseudo,
-        **({"history": []} if frame else _history(run, data, chosen, tensors)),
-        **map_of(run, data, encode(vae, batch), chosen, tensors),
+        **only_of_page,
+        **map_of(run, data, encode(vae, Batch(images, y)), chosen, tensors),
         "given": given,
         "images": tensors.add(images.images[:_NUM_IMAGES], "u1"),
-        "bits": None if frame else _bits(config, images.images[:_NUM_TRAINED], tensors),
         "image_names": [data.test_names[i] for i in chosen[:_NUM_IMAGES].tolist()],
     }
 
@@ -161,33 +237,47 @@ def _bits(config: Config, images: Tensor, tensors: Tensors) -> dict[str, Any] | 
 
 def _history(run: Run, data: Dataset, chosen: Tensor, tensors: Tensors) -> dict[str, Any]:
     """Return instants of the training, of which the codes are those of the first data of the page, and then its end."""
-    if not (kept := run.history()):
+    kept = run.history()
+    if not kept:
         return {"history": []}
-    checkpoint, vae = run.best_checkpoint(), copy.deepcopy(run.vae())
+    checkpoint = run.best_checkpoint()
     instants = [one for one in kept if one.step < checkpoint.step]
     rows = shown_rows(len(data.test), HISTORY_ROWS)  # of which `chosen` are the first, or more
-    order = [*range(len(rows))]
-    if len(data.test) < run.data.num_test:  # the images that come with pvae, whose names have their rows
-        of_run = shown_rows(run.data.num_test, HISTORY_ROWS).tolist()
-        places = {f"test-{row}": place for place, row in enumerate(of_run)}
-        order = [places[name] for row in rows.tolist() if (name := data.test_names[row]) in places]
+    order = _places_in_history(run, data, rows)
     if not instants or len(order) < len(rows):
         return {"history": []}
-    y = data.labels["test"][rows] if run.config.condition else None
+    vae = copy.deepcopy(run.vae())
+    y = None
+    if run.config.condition:
+        y = data.labels["test"][rows]
     with seeded(0, torch.device("cpu")):
         terms = elbo_terms(vae, Batch(run.preparation.x_of(data.test, rows=rows), y), 1)
-    order = order[: len(chosen)]
-    found = []
-    tensors.is_small = True
+    small = Tensors(tensors.bytes, is_small=True)
+    history = []
     for one in instants:
-        codes = one.codes[order]
-        points = normalize(codes, dim=-1) if run.config.prior_family.is_on_sphere else codes
-        found.append(
-            {"after": one.step, "distortion": one.distortion, "rate": one.rate, "points": tensors.add(points, "i1")}
-        )
+        points = one.codes[order[: len(chosen)]]
+        if run.config.prior_family.is_on_sphere:
+            points = normalize(points, dim=-1)
+        shown = {"after": one.step, "distortion": one.distortion, "rate": one.rate, "points": small.add(points, "i1")}
         if one.weights:
             vae.load_state_dict(one.weights)
-            found[-1] |= networks_of(run.config, vae, tensors, has_encoder=False)
-    tensors.is_small = False
-    end = {name: terms[name].mean().item() for name in ("distortion", "rate")}
-    return {"after": checkpoint.step, **end, "history": found, "history_rows": len(rows)}
+            shown |= networks_of(run.config, vae, small, has_encoder=False)
+        history.append(shown)
+    return {
+        "after": checkpoint.step,
+        "distortion": terms["distortion"].mean().item(),
+        "rate": terms["rate"].mean().item(),
+        "history": history,
+        "history_rows": len(rows),
+    }
+
+
+def _places_in_history(run: Run, data: Dataset, rows: Tensor) -> list[int]:
+    """Return where the codes of test rows are in the history; fewer if it lacks some."""
+    if len(data.test) >= run.data.num_test:
+        return list(range(len(rows)))
+    # the images that come with pvae, whose names have their rows
+    of_run = shown_rows(run.data.num_test, HISTORY_ROWS).tolist()
+    places = {f"test-{row}": place for place, row in enumerate(of_run)}
+    names = [data.test_names[row] for row in rows.tolist()]
+    return [places[name] for name in names if name in places]

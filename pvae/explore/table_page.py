@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -29,8 +30,6 @@ from pvae.models.likelihoods import (
 from pvae.runs.run import Run
 from pvae.trained.latent_space import encode
 
-__all__ = ["check_table", "table_content"]
-
 _MOST_COLUMNS = 200
 _RANGE = (0.01, 0.99)  # quantiles of the rows, between which a bar lies
 
@@ -42,23 +41,23 @@ def check_table(run: Run) -> None:
         InputError: its VAE is given labels or has several layers of latents, there are more than 200 columns, or the
             page does not compute p(x | z).
     """
-    config, count = run.config, len(run.data.columns)
-    computed = ", ".join(one.name for one in LIKELIHOODS.values() if one.is_on_table_page)
+    config = run.config
+    count = len(run.data.columns)
     likelihood = f"--likelihood {config.likelihood}"
-    refused = {
-        "--condition, and the page of a table shows VAEs without labels: train one without it": config.condition,
-        "--upper-latent-dims, and the page of a table shows one layer: train one without it": config.upper_latent_dims,
-        f"{likelihood} of values between 0 and 1: train with --likelihood normal-diagonal": config.is_pseudo,
-        f"{likelihood}, and the page of a table computes {computed}: train with one of these": (
-            not config.likelihood_family.is_on_table_page
-        ),
-        f"{count} columns, and the page shows at most {_MOST_COLUMNS}: leave some out with --ignore": (
-            count > _MOST_COLUMNS
-        ),
-    }
-    for message, is_refused in refused.items():
-        if is_refused:
-            raise InputError(f"{run.path} has {message}")
+    reason = ""
+    if config.condition:
+        reason = "--condition, and the page of a table shows VAEs without labels: train one without it"
+    elif config.upper_latent_dims:
+        reason = "--upper-latent-dims, and the page of a table shows one layer: train one without it"
+    elif config.is_pseudo:
+        reason = f"{likelihood} of values between 0 and 1: train with --likelihood normal-diagonal"
+    elif not config.likelihood_family.is_on_table_page:
+        computed = ", ".join(one.name for one in LIKELIHOODS.values() if one.is_on_table_page)
+        reason = f"{likelihood}, and the page of a table computes {computed}: train with one of these"
+    elif count > _MOST_COLUMNS:
+        reason = f"{count} columns, and the page shows at most {_MOST_COLUMNS}: leave some out with --ignore"
+    if reason:
+        raise InputError(f"{run.path} has {reason}")
 
 
 def table_content(run: Run, data: Dataset, rows: Tensor, tensors: Tensors) -> dict[str, Any]:
@@ -77,10 +76,11 @@ def table_content(run: Run, data: Dataset, rows: Tensor, tensors: Tensors) -> di
     for layer in (one for one in vae.q_z.modules() if isinstance(one, Units | WithMask)):
         features = layer(features)
     networks = networks_of(run.config, vae, tensors)
-    dates = "Means of dates, and the ends of their bars, are written as year-month-day."
     notes = notes_of(vae, networks["posterior"], networks["prior"])
+    if any(one.date_format for one in run.data.columns):
+        notes.append("Means of dates, and the ends of their bars, are written as year-month-day.")
     return {
-        "notes": [*notes, *[dates] * any(one.date_format for one in run.data.columns)],
+        "notes": notes,
         "takes_out": run.config.missing and networks["posterior"] is not None,
         "shape": [features.shape[1], 1, 1],
         **networks,
@@ -95,42 +95,61 @@ def table_content(run: Run, data: Dataset, rows: Tensor, tensors: Tensors) -> di
 
 def _columns(run: Run, vae: Any, x: Tensor) -> list[dict[str, Any]]:
     """Return the columns of rows x for table.js."""
-    p_x, size = vae.p_x, x.shape[1]
-    is_mixed = isinstance(p_x, ColumnsLikelihood)
-    parts = zip(p_x.parts, p_x.order.split(p_x.sizes)) if is_mixed else [(p_x, torch.arange(size))]
-    inputs = _inputs(vae, size) if run.config.missing else [[]] * size
-    found, first = dict[int, dict[str, Any]](), 0
+    p_x = vae.p_x
+    size = x.shape[1]
+    parts = [(p_x, range(size))]
+    if isinstance(p_x, ColumnsLikelihood):
+        parts = [(part, places.tolist()) for part, places in zip(p_x.parts, p_x.order.split(p_x.sizes))]
+    inputs: list[list[int]] = [[]] * size
+    if run.config.missing:
+        inputs = _inputs(vae, size)
+    found = dict[int, dict[str, Any]]()
+    first = 0
     for part, places in parts:
-        each = part.num_categories if type(part) is CategoricalLikelihood else getattr(part, "outputs_each", 1)
-        outputs = torch.arange(first, first + len(places) * each)  # of the decoder: the categories of a column together
-        outputs = outputs.view(-1, each) if type(part) is CategoricalLikelihood else outputs.view(each, -1).T
-        first += outputs.numel()
-        for i, d in enumerate(places.tolist()):
+        if type(part) is CategoricalLikelihood:  # the categories of a column together
+            outputs = torch.arange(len(places) * part.num_categories).view(-1, part.num_categories)
+        else:
+            outputs = torch.arange(len(places) * getattr(part, "outputs_each", 1)).view(-1, len(places)).T
+        for i, d in enumerate(places):
             column = run.data.columns[d]
-            shown = {"name": column.name, "inputs": inputs[d], "outputs": outputs[i].tolist()}
-            found[d] = shown | _distribution(part, i, column)
-            if "levels" not in found[d]:
-                is_log = found[d]["kind"] == "positive"
-                low, high = _ends(x[:, d].double().log() if is_log else x[:, d].double())
-                low, high = (math.exp(low), math.exp(high)) if is_log else (low, high)
-                unit = min(high - low, math.sqrt(low * high)) if is_log else high - low
-                found[d] |= {"is_log": is_log, "low": low, "high": high, **_writing(column, unit)}
+            shown = {"name": column.name, "inputs": inputs[d], "outputs": (first + outputs[i]).tolist()}
+            shown |= _distribution(part, i, column)
+            if "levels" not in shown:
+                shown |= _bar(x[:, d].double(), shown["kind"] == "positive", column)
+            found[d] = shown
+        first += outputs.numel()
     return [found[d] for d in range(size)]
 
 
-def _ends(values: Tensor) -> tuple[float, float]:
-    """Return the ends of the bar of a column of numbers."""
+def _bar(values: Tensor, is_log: bool, column: Column) -> dict[str, Any]:
+    """Return the ends of the bar of a column of numbers, and how table.js writes them: a unit with three digits."""
+    if is_log:
+        values = values.log()
     seen = values[~values.isnan()]
-    low, high = torch.quantile(seen, torch.tensor(_RANGE).double()).tolist() if len(seen) else (0.0, 0.0)
-    return low, high if high > low else low + 1
-
-
-def _writing(column: Column, unit: float) -> dict[str, Any]:
-    """Return how table.js writes the numbers of a column: a unit of them with three digits."""
-    decimals = min(max(3 - math.ceil(math.log10(unit)), 0), 20)
-    lengths = {"%S": 19, "%H": 16, "%I": 16, "": 10}  # of 2020-03-01T12:30:00
-    date = next(length for code, length in lengths.items() if code in column.date_format) * bool(column.date_format)
-    return {"decimals": decimals, "date": date, "origin": column.origin, "suffix": column.suffix, "point": column.point}
+    low = high = 0.0
+    if len(seen):
+        low, high = torch.quantile(seen, torch.tensor(_RANGE).double()).tolist()
+    if high <= low:
+        high = low + 1
+    unit = high - low
+    if is_log:
+        low = math.exp(low)
+        high = math.exp(high)
+        unit = min(high - low, math.sqrt(low * high))
+    date = 0  # the length of 2020-03-01T12:30:00
+    if column.date_format:
+        lengths = {"%S": 19, "%H": 16, "%I": 16, "": 10}
+        date = next(length for code, length in lengths.items() if code in column.date_format)
+    return {
+        "is_log": is_log,
+        "low": low,
+        "high": high,
+        "decimals": min(max(3 - math.ceil(math.log10(unit)), 0), 20),
+        "date": date,
+        "origin": column.origin,
+        "suffix": column.suffix,
+        "point": column.point,
+    }
 
 
 def _distribution(part: Any, place: int, column: Column) -> dict[str, Any]:
@@ -176,10 +195,12 @@ def _inputs(vae: Any, size: int) -> list[list[int]]:
     features = next(one for one in vae.q_z.modules() if isinstance(one, ColumnFeatures | WithMask))
     if isinstance(features, WithMask):
         return [[d, d + size] for d in range(size)]
-    first, inputs = 0, [list[int]() for _ in range(size)]
+    inputs = [list[int]() for _ in range(size)]
+    count = itertools.count()
     for d in features.order.tolist():
-        count = features.kinds[d].num_categories or 1
-        inputs[d], first = [*range(first, first + count)], first + count
+        inputs[d] += itertools.islice(count, features.kinds[d].num_categories or 1)
     for d in features.atoms:  # whether it is the least value
-        inputs[d], first = [*inputs[d], first], first + 1
-    return [[*some, first + d] for d, some in enumerate(inputs)]
+        inputs[d].append(next(count))
+    for one in inputs:
+        one.append(next(count))
+    return inputs
