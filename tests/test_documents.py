@@ -13,11 +13,11 @@ import pytest
 import torch
 from nbclient import NotebookClient
 from PIL import Image
+from pvae.config.families import LIKELIHOODS, POSTERIORS, PRIORS
 
 import pvae
 from pvae.cli.export import main as export
 from pvae.config.build import ELBO_CLASSES
-from pvae.config.families import LIKELIHOODS, POSTERIORS, PRIORS
 from pvae.data.sources import load_dataset
 from pvae.models import hierarchy, likelihoods, networks, posteriors, priors
 

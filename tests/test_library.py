@@ -21,11 +21,11 @@ from pyro.infer import SVI
 from torch import nn
 from pvae.elbos.enumerated import EnumeratedELBO
 from pvae.elbos.trace import AnalyticELBO, TraceELBO
-from pvae.models.columns import ColumnKind
-from pvae.models.features import ColumnFeatures, fit_to
+from pvae.models.columns import ColumnFeatures, ColumnsLikelihood, column_kinds
+from pvae.models.features import fit_to
 from pvae.models.hierarchy import FirstLayer, HierarchyPrior, LadderPosterior
 from pvae.models.labels import EncoderJoin, LabelPosterior, LabelPrior, PosteriorGivenLabels
-from pvae.models.likelihoods import ColumnsLikelihood, LinearNormalLikelihood
+from pvae.models.likelihoods import LinearNormalLikelihood
 from pvae.models.networks import mlp
 from pvae.models.posteriors import NormalPosterior, PlanarPosterior
 from pvae.models.priors import MixturePrior, StandardNormalPrior
@@ -38,7 +38,7 @@ rows = torch.stack([z[:, 0] * 50 + 7e3, (z[:, 0] > 0).float(), (3 * z[:, 0].exp(
 y = (z[:, 0] > 0).long()
 normal = lambda inputs, *first: LinearNormalLikelihood(nn.Sequential(*first, mlp(inputs, 32, 3)), (3,), 0.2)
 sizes = (2, 1)
-kinds = [ColumnKind("real"), ColumnKind("binary"), ColumnKind("count")]
+kinds = "real,binary,count"
 up, down = [mlp(8, 2)], [mlp(1, 4)]
 given_y = PosteriorGivenLabels(nn.Identity(), EncoderJoin((3,), 2, False), NormalPosterior(mlp(5, 32, 4)))
 vaes = {
@@ -50,8 +50,8 @@ vaes = {
         VAE(LabelPrior(2, StandardNormalPrior(2), 2), LabelPosterior(mlp(3, 32, 2), given_y, 2),
             normal(4)), EnumeratedELBO(label_weight=1.0), (x, y)),
     "columns": (
-        VAE(MixturePrior(2, 3), NormalPosterior(nn.Sequential(ColumnFeatures(kinds, False), mlp(3, 32, 4))),
-            ColumnsLikelihood(mlp(2, 32, sum(one.num_outputs for one in kinds)), (3,), kinds)), TraceELBO(), (rows,)),
+        VAE(MixturePrior(2, 3), NormalPosterior(nn.Sequential(ColumnFeatures(column_kinds(kinds), False), mlp(3, 32, 4))),
+            ColumnsLikelihood(mlp(2, 32, sum(one.num_outputs for one in column_kinds(kinds))), (3,), kinds)), TraceELBO(), (rows,)),
     "a Normal": (VAE(StandardNormalPrior(2), NormalPosterior(mlp(3, 32, 4)), normal(2)), AnalyticELBO(), (x,)),
 }
 for name, (vae, elbo, batch) in vaes.items():

@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pvae.cli.command import Command, Parser, integer, integers, run_parser
 from pvae.cli.own_code import open_run
 from pvae.cli.results import output_path, write
-from pvae.config.presets import get_system
 from pvae.core.errors import InputError, check_name
 from pvae.core.terminal import print_line, progress_bar
-from pvae.elbos.registry import ELBOS
 
 if TYPE_CHECKING:
     from pvae.config.config import Config
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_ALL = ",".join(name for name in ELBOS if name != "handwritten")
 _STAGES = (2, 16)
 _GROUPS = 5  # of miwae and piwae, if the configuration has only one
 
@@ -46,23 +43,28 @@ examples:
 def _compare(arguments: argparse.Namespace) -> None:
     from pandas import json_normalize
 
+    from pvae.config.presets import get_system
+    from pvae.elbos.base import PerDatumELBO
     from pvae.evaluation import estimators
     from pvae.marginal.log_likelihood import MOST_UNTRUSTED
     from pvae.plotting import figures
 
-    names = [check_name("--elbo", name, ELBOS) for name in arguments.elbo.split(",")]
+    members = PerDatumELBO.members
+    names = [name for name in members if name != "handwritten"]
+    if arguments.elbo is not None:
+        names = [check_name("--elbo", name, members) for name in arguments.elbo.split(",")]
     run = open_run(arguments.run, arguments.vae) if arguments.run else None
     config = run.config if run else get_system(arguments.system or "linear-gaussian")
     if config.is_autoencoder:
         raise InputError(f"{arguments.run or config.system} is an autoencoder: a point posterior has no bound")
-    if config.posterior_family.support == "codes":
+    if config.posterior_class.support == "codes":
         raise InputError(f"{arguments.run or config.system} has codes of a codebook, which have one gradient to take")
     groups = config.groups if config.groups > 1 else _GROUPS
     options: dict[str, Any] = {
         "alpha": config.alpha,
         "mix": config.mix,
         "temperature": config.temperature,
-        "num_groups": groups,
+        "groups": groups,
     }
     default = run.place / "comparison" if run else Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare"
     folder = output_path(arguments.out, default)
@@ -72,7 +74,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         pairs, reasons = estimators.pairs_to_compare(vae, batch.rows(slice(1)), names, arguments.particles, groups)
         if not pairs:
             raise InputError("; ".join(reasons))
-        if arguments.elbo != _ALL:
+        if arguments.elbo is not None:
             for reason in reasons:
                 print_line(reason)
         log_p, untrusted = estimators.reference(vae, batch)
@@ -134,8 +136,7 @@ def _parser() -> Parser:
     add("--system", metavar="NAME", help="train this in place of a RUN (default: linear-gaussian)")
     stages = f"epochs after which to compare (default: {','.join(map(str, _STAGES))})"
     add("--stages", metavar="N,N", type=integers(0, 10**6), help=stages)
-    names = f"of {', '.join(ELBOS)} (default: those that apply)"
-    add("--elbo", metavar="NAME,NAME", default=_ALL, help=names)
+    add("--elbo", metavar="NAME,NAME", help="as for `python -m pvae.train` (default: those that apply)")
     add("--particles", metavar="K,K", type=integers(1, 10**6), default="1,5,50", help="K (default: 1,5,50)")
     add("--repetitions", metavar="R", type=integer(3), default=100, help="with other draws each (default: 100)")
     batch_size = "random test data, or all if there are fewer (default: 100)"

@@ -14,8 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from pvae.config.config import Config
-from pvae.config.options import flag
+from pvae.config.config import OPTIONS, Config
 from pvae.core.errors import InputError, brief, listed
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def own_vae(place: str, config: Config, datum_shape: tuple[int, ...], chosen: It
         raise
     except (Exception, SystemExit) as error:  # of any type: it is the user's code
         raise InputError(f"--vae {place} raises {type(error).__name__}: {brief(error)}") from None
-    if unused := [flag(name) for name in chosen if name in _OF_A_VAE - read]:
+    if unused := [OPTIONS[name].flag for name in chosen if name in _OF_A_VAE - read]:
         raise InputError(f"--vae {place} does not read {listed(unused)} of its configuration: leave it out")
     if not isinstance(vae, VAE):
         raise InputError(f"--vae {place} returns a {type(vae).__name__}: return pvae.VAE(p_z=..., q_z=..., p_x=...)")

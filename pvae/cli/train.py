@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from pvae.cli.command import Command, Parser, add_places, add_vae, integer, integers, nonempty_path
 from pvae.cli.draw import draw_side_by_side
 from pvae.cli.own_code import own_vae
-from pvae.config.config import OPTIONS, Config
-from pvae.config.options import flag
+from pvae.config.config import OPTIONS, Config, help_text
 from pvae.config.presets import SYSTEMS, get_system, list_systems
 from pvae.core.errors import InputError, TrainingError, check_name
+from pvae.core.options import Option
 from pvae.core.terminal import is_first_process, print_line
 from pvae.data.reading import own_path
 
@@ -114,21 +114,27 @@ def _add_config_options(parser: argparse.ArgumentParser) -> None:
     for name, option in OPTIONS.items():
         if name == "elbo":
             group = parser.add_argument_group("how it is trained")
-        if not option.has_flag:
-            continue
-        text = f"published system to start from: {', '.join(SYSTEMS)}" if name == "system" else option.text
-        how: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
-        if isinstance(option.default, bool):
-            how["action"] = "store_true"
-        else:
-            how["type"] = int if isinstance(option.default, tuple) else type(option.default)
-            how["metavar"] = {int: "N", float: "X"}.get(how["type"], "NAME")
-            if name == "beta":
-                how["type"], how["metavar"] = _betas, "X[,X...]"
-                how["help"] += "; several, 0.25,1,4, are a sweep, with a run for each and the rate-distortion curve"
-            if isinstance(option.default, tuple):
-                how["nargs"] = "+" if option.default else "*"
-        group.add_argument(flag(name), **how)
+        if option.has_flag:
+            group.add_argument(option.flag, **_argument(option))
+
+
+def _argument(option: Option) -> dict[str, Any]:
+    """Return how argparse takes an option."""
+    how: dict[str, Any] = {"default": argparse.SUPPRESS, "help": help_text(option.name).replace("%", "%%")}
+    if option.name == "system":
+        how["help"] = f"published system to start from: {', '.join(SYSTEMS)}"
+    if isinstance(option.default, bool):
+        return {**how, "action": "store_true"}
+    how["type"] = type(option.default)
+    if isinstance(option.default, tuple):
+        how["type"] = int
+        how["nargs"] = "+" if option.default else "*"
+    how["metavar"] = {int: "N", float: "X"}.get(how["type"], "NAME")
+    if option.name == "beta":
+        how["type"] = _betas
+        how["metavar"] = "X[,X...]"
+        how["help"] += "; several, 0.25,1,4, are a sweep, with a run for each and the rate-distortion curve"
+    return how
 
 
 def _train_many(options: Mapping[str, Any]) -> None:
@@ -174,7 +180,7 @@ def _resume(path: Path, chosen: Mapping[str, Any], options: Mapping[str, Any]) -
     from pvae.training.fit import resume
 
     run = Run.open(path)
-    run.check_options({name: OPTIONS[name].check(name, value) for name, value in chosen.items()})
+    run.check_options({name: OPTIONS[name].check(value) for name, value in chosen.items()})
     vae = None if options["vae"] is None else own_vae(options["vae"], run.config, run.data.datum_shape)
     return resume(run, chosen.get("epochs"), vae=vae, **{name: options[name] for name in _WHERE})
 
@@ -214,7 +220,7 @@ def _chosen(options: Mapping[str, Any]) -> dict[str, Any]:
     try:
         chosen = tomllib.loads(path.read_text(encoding="utf-8")) if path else {}
         for name, value in chosen.items():
-            OPTIONS[check_name("option", name, OPTIONS)].check(name, value)
+            OPTIONS[check_name("option", name, OPTIONS)].check(value)
     except OSError as error:
         raise InputError(f"--config {path} cannot be read ({error.strerror}): name a TOML file") from None
     except (ValueError, RecursionError) as error:

@@ -2,50 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from pkgutil import resolve_name
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pvae.config.config import OPTIONS, Config
+from pvae.config.config import OPTIONS, Config, call_with
 from pvae.config.presets import as_option
 from pvae.config.refusals import Case, refuse
 from pvae.core.errors import InputError, check_name, listed
+from pvae.core.options import arguments_of
 from pvae.data.preparation import Preparation
 from pvae.elbos.base import PerDatumELBO
-from pvae.elbos.registry import ELBOS
-from pvae.models.features import ColumnFeatures, CountUnits, Standardize, WithMask
-from pvae.models.hierarchy import BottomUpPosterior, FirstLayer, HierarchyPrior, LadderPosterior, TopDownPosterior
+from pvae.models.hierarchy import FirstLayer
 from pvae.models.labels import EncoderJoin, LabelPosterior, LabelPrior, LikelihoodGivenLabels, PosteriorGivenLabels
-from pvae.models.networks import FlatBatch, WithPaths, conv_decoder, conv_encoder, groupnorm_decoder, mlp
-from pvae.models.posteriors import bits, bounded_normal
 from pvae.vae import VAE
-
-__all__ = [
-    "ELBO_CLASSES",
-    "build_elbo",
-    "build_vae",
-    "elbo_of",
-    "loss_text",
-    "meta_state_dict",
-    "preparation_of",
-    "sizes_of",
-    "start_from",
-    "start_like_burda",
-]
-
-ELBO_CLASSES: dict[str, type[PerDatumELBO]] = {name: resolve_name(where) for name, where in ELBOS.items()}
 
 
 def build_vae(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -> VAE:
     """Return the untrained VAE that a configuration describes; its weights are drawn from torch's generator.
 
+    Each class is given those of the options, and of the sizes that follow from them, that it has arguments for.
+
     Args:
-        config: the system; the rows of its families in `pvae.config.families` name the classes.
+        config: the system.
         datum_shape: of the data, (C, H, W) of images; `config.pad` is added to it.
         num_labels: number of classes or attributes of the data, for `config.condition` and `config.labels`.
 
@@ -57,147 +37,65 @@ def build_vae(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -
         InputError: a size is below 1, or the convolutions are given no images (C, H, W) or cannot halve them.
     """
     refuse(Case(config=config, datum_shape=tuple(datum_shape), num_labels=num_labels))
-    datum_shape = config.padded(tuple(datum_shape))
-    num_labels *= config.takes_labels
-    seen, shape = _encoder_input(config, datum_shape)
-    encoder, decoder = _networks(config, shape, datum_shape, _num_outputs(config), num_labels)
+    if not config.takes_labels:
+        num_labels = 0
+    known = {name: getattr(config, name) for name in OPTIONS}
+    known |= {
+        "datum_shape": config.padded(tuple(datum_shape)),
+        "has_missing": config.missing,
+        "symmetric": config.is_symmetric,
+        "num_context": config.hidden[-1],
+        "sizes": config.latent_dims,
+        "posterior": config.posterior_class,
+        "batch_norm": config.network_class.has_batch_norm,
+        "num_labels": num_labels,
+    }
+    p_x = config.likelihood_class
+    if config.is_pseudo and p_x.grey is not None:
+        p_x = p_x.grey
+    seen, shape = call_with(p_x.features, known)
+    num_outputs = call_with(config.posterior_class.num_outputs, known)
+    latent_dim = config.latent_dim
+    layers = None
+    if config.inference_class is not None:
+        layers = call_with(config.inference_class, known)
+        num_outputs = layers.num_outputs(num_outputs)
+        if layers.decodes_all:
+            latent_dim = sum(config.latent_dims)
+    known |= {"shape": shape, "decoded_shape": call_with(p_x.decoded_shape, known)}
+    known |= {"num_outputs": num_outputs, "latent_dim": num_labels + latent_dim}
+    network = call_with(config.network_class, known)
+    if config.initialization == "exact":
+        known["num_components"] = config.components if "components" in arguments_of(config.prior_class) else 0
+    encoder, decoder = call_with(network.pair, known)
     if not num_labels:
         for module in reversed(seen):
             encoder = nn.Sequential(module, encoder)
-    if config.upper_latent_dims:
-        prior, posterior = _hierarchy(config, encoder, datum_shape)
-        if config.inference != "top-down":
-            decoder = nn.Sequential(FirstLayer(config.latent_dim), decoder)
+    known["latent_dim"] = config.latent_dim
+    if layers is None:
+        posterior = call_with(config.posterior_class, {**known, "encoder": encoder})
+        prior = call_with(config.prior_class, {**known, "posterior": posterior})
     else:
-        posterior = _posterior(config, encoder)
-        prior = _prior(config, posterior, datum_shape)
-    family = config.likelihood_family
-    likelihood: nn.Module = resolve_name(family.grey if config.is_pseudo else family.module)(
-        decoder, datum_shape, has_missing=config.missing, **family.arguments(config)
-    )
+        up = layers.networks_up()
+        down = layers.networks_down()
+        first = call_with(config.posterior_class, {**known, "encoder": encoder})
+        posterior = layers.posterior(encoder, first, up, down)
+        top = {"latent_dim": config.latent_dims[-1], "posterior": getattr(posterior, "top", None)}
+        prior = layers.prior(call_with(config.prior_class, {**known, **top}), down)
+        if not layers.decodes_all:
+            decoder = nn.Sequential(FirstLayer(config.latent_dim), decoder)
+    likelihood: nn.Module = call_with(p_x, {**known, "decoder": decoder})
     if num_labels:
-        join = EncoderJoin(shape, num_labels, config.is_conv)
+        join = EncoderJoin(shape, num_labels, network.is_conv)
         posterior = PosteriorGivenLabels(nn.Sequential(*seen), join, posterior)
     if config.condition:
         likelihood = LikelihoodGivenLabels(likelihood, num_labels)
     elif config.labels:
-        classifier = nn.Sequential(*seen, _networks(config, shape, datum_shape, num_labels)[0])
-        posterior = LabelPosterior(classifier, posterior, config.latent_dim)
+        known |= {"num_outputs": num_labels, "num_labels": 0}
+        found, _ = call_with(network.pair, known)
+        posterior = LabelPosterior(nn.Sequential(*seen, found), posterior, config.latent_dim)
         prior = LabelPrior(num_labels, prior, config.latent_dim)
     return VAE(p_z=prior, q_z=posterior, p_x=likelihood).float()
-
-
-def _encoder_input(config: Config, datum_shape: tuple[int, ...]) -> tuple[list[nn.Module], tuple[int, ...]]:
-    """Return the transforms of x before the encoder, and the shape of their result.
-
-    Args:
-        config: its likelihood says what the encoder sees; with `missing` it also sees which values are NaN.
-        datum_shape: of x.
-    """
-    family = config.likelihood_family
-    if family.is_of_columns:
-        features = ColumnFeatures(config.column_kinds, config.missing)
-        return [features], (features.num_features,)
-    seen: list[nn.Module] = []
-    if family.is_count:
-        seen.append(CountUnits(datum_shape))
-    elif family.is_real:
-        seen.append(Standardize(datum_shape))
-    if not config.missing:
-        return seen, datum_shape
-    return [*seen, WithMask(datum_shape)], (2 * datum_shape[0], *datum_shape[1:])  # the values and their mask
-
-
-def _num_outputs(config: Config) -> int:
-    """Return the number of outputs of the encoder: parameters of q, and the context of the layers drawn after it."""
-    if not config.upper_latent_dims or config.inference == "bottom-up":
-        return config.posterior_family.num_outputs(config)
-    first = config.latent_dim if config.inference == "ladder" else config.latent_dims[-1]
-    return 2 * first + config.hidden[-1]
-
-
-def _posterior(config: Config, encoder: nn.Module) -> Any:
-    family = config.posterior_family
-    return resolve_name(family.module)(encoder, **family.arguments(config))
-
-
-def _prior(config: Config, posterior: Any, datum_shape: Sequence[int]) -> nn.Module:
-    """Return the prior of the top layer; `posterior` is the module or function that returns its posterior."""
-    family = config.prior_family
-    first: tuple[Any, ...] = (posterior,) * (family.support == "codes") + (config.latent_dims[-1],)
-    if family.is_of_posterior:
-        first = (getattr(posterior, "forward", posterior), datum_shape)
-    prior: nn.Module = resolve_name(family.module)(*first, **family.arguments(config))
-    return prior
-
-
-def _hierarchy(config: Config, encoder: nn.Module, datum_shape: Sequence[int]) -> tuple[nn.Module, nn.Module]:
-    """Return the prior and the posterior of several stochastic layers."""
-    sizes, context = config.latent_dims, config.hidden[-1]
-
-    def network(width: int, num_outputs: int, hidden: Sequence[int] = config.upper_hidden) -> nn.Module:
-        batch_norm = config.network == "mlp-batchnorm"
-        return mlp(width, *hidden, num_outputs, activation=config.activation, batch_norm=batch_norm)
-
-    pairs, from_top = [*pairwise(sizes)], config.upper_hidden[::-1]
-    layer, each = (bits, 1) if config.posterior_family.support == "bits" else (bounded_normal, 2)
-    if config.inference == "bottom-up":
-        up = [network(below, each * size) for below, size in pairs]
-    elif config.inference == "ladder":
-        contexts = [context] * (len(pairs) - 1) + [0]
-        up = [network(context, 2 * size + more) for size, more in zip(sizes[1:], contexts)]
-    else:
-        up = [network(context + above, 2 * size, from_top) for size, above in pairs]
-    down = [network(above, each * size, from_top) for size, above in pairs]
-    if config.inference == "bottom-up":
-        posterior: Any = BottomUpPosterior(_posterior(config, encoder), up, sizes, layer)
-    elif config.inference == "ladder":
-        posterior = LadderPosterior(encoder, up, down, sizes)
-    else:
-        posterior = TopDownPosterior(encoder, up, sizes)
-    top = _prior(config, getattr(posterior, "top", None), datum_shape)
-    return HierarchyPrior(top, down, sizes, layer), posterior
-
-
-def _networks(
-    config: Config, shape: tuple[int, ...], datum_shape: tuple[int, ...], num_outputs: int, num_labels: int = 0
-) -> tuple[nn.Module, nn.Module]:
-    """Return encoder and decoder.
-
-    Args:
-        config: the system.
-        shape: of what the encoder takes; given labels, `EncoderJoin` adds them to it.
-        datum_shape: the shape of x; the decoder returns one value for each of its values, or for a row of columns as
-            many as their kinds need. Given labels, the decoder takes them beside z.
-        num_outputs: of the encoder.
-        num_labels: number of classes or attributes; 0 without labels.
-    """
-    kinds, each = config.column_kinds, config.likelihood_family.outputs_each
-    decoded = (sum(kind.num_outputs for kind in kinds),) if kinds else (each * datum_shape[0], *datum_shape[1:])
-    latent_dim = num_labels + (sum(config.latent_dims) if config.inference == "top-down" else config.latent_dim)
-    batch_norm = config.has_batch_norm
-    if not config.is_conv:
-        hidden = () if config.network == "linear" else config.hidden
-        width, num_dims = math.prod(shape) + num_labels, 1 if num_labels else len(shape)
-        up = mlp(width, *hidden, num_outputs, activation=config.activation, batch_norm=batch_norm)
-        widths = (latent_dim, *reversed(hidden), math.prod(decoded))
-        down = mlp(*widths, activation=config.activation, batch_norm=batch_norm)
-        if config.initialization == "exact":
-            number = config.components * config.prior_family.is_mixture
-            ends = (width, num_outputs), (latent_dim, math.prod(decoded))
-            up, down = (
-                nn.Sequential(WithPaths(*end, number, network if hidden else None))
-                for end, network in zip(ends, (up, down))
-            )
-        return nn.Sequential(nn.Flatten(-num_dims), *up), nn.Sequential(*down, nn.Unflatten(-1, decoded))
-    shape = (shape[0] + (num_labels > 0), *shape[1:])
-    norm = {"conv": "none", "conv-batchnorm": "batch", "conv-groupnorm": "group"}[config.network]
-    if norm == "group":  # its decoder draws its weights first
-        decoder = groupnorm_decoder(latent_dim, config.hidden, decoded)
-    encoder: nn.Module = conv_encoder(shape, config.hidden, num_outputs, norm)
-    if norm != "group":
-        decoder = conv_decoder(latent_dim, config.hidden, decoded, norm)
-    return FlatBatch(encoder, 3) if num_labels else encoder, decoder
 
 
 def meta_state_dict(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -> dict[str, Tensor]:
@@ -263,36 +161,30 @@ def start_like_burda(vae: VAE, images: Tensor) -> None:
 def sizes_of(config: Config) -> str:
     """Return the options that set the sizes of the networks."""
     sizes = ("hidden", "latent_dim", "upper_latent_dims", "upper_hidden", "flow_length", "flow_hidden", "components")
-    given = {name: getattr(config, name) for name in ("posterior", *sizes) if OPTIONS[name].only_with[1](config)}
-    return " ".join(as_option(name, value) for name, value in given.items() if value)
+    used = config.used()
+    given = {name: used[name] for name in ("posterior", *sizes) if used.get(name)}
+    return " ".join(as_option(name, value) for name, value in given.items())
 
 
 def build_elbo(name: str, num_particles: int = 1, **options: float) -> PerDatumELBO:
     """Return the ELBO of that name, whose loss is a mean over the batch, where that of Pyro's own ELBOs is a sum.
 
     Args:
-        name: one of `ELBO_CLASSES`.
+        name: one of `PerDatumELBO.members`.
         num_particles: K, the number of draws of z for each datum.
-        options: those that its class takes.
-            beta: weight of the rate in the loss.
-            free_bits: nats per latent dimension that cost nothing.
-            alpha: order of "renyi"; below 0 the objective is not a lower bound on log p(x), -inf is VR-max.
-            mix: share of the ELBO in "ciwae".
-            temperature: of the relaxed bits of "gumbel".
-            num_groups: number of groups M of "miwae" and "piwae".
-            label_weight: weight of the classifier's loss at known labels in "enumerate".
+        options: arguments of its class: `beta`, `free_bits`, `alpha`, `mix`, `temperature`, `groups` or `label_weight`.
 
     Raises:
         InputError: the name is unknown, or an option is out of range or is none of this ELBO.
     """
-    kind = ELBO_CLASSES[check_name("ELBO", name, ELBO_CLASSES)]
-    elbo = kind(num_particles, **options)
-    fields: dict[str, Any] = {
-        "groups" if option == "num_groups" else option: value for option, value in options.items()
-    }
-    config = Config(elbo=name, particles=num_particles, labels=int(kind.sums_over_labels), **fields)
+    kind = PerDatumELBO.members[check_name("ELBO", name, PerDatumELBO.members)]
+    for option in options:
+        if option not in arguments_of(kind):
+            known = ", ".join(sorted(arguments_of(kind) - {"self"}))
+            raise InputError(f"{kind.__name__} takes no {option}: its arguments are {known}")
+    config = Config(elbo=name, particles=num_particles, labels=int(kind.sums_over_labels), **options)
     refuse(Case(config=config, elbo=kind, has_own_vae=True))  # of which the configuration says nothing
-    return elbo
+    return kind(num_particles, **options)
 
 
 def elbo_of(config: Config, labelled: float = 1.0) -> PerDatumELBO:
@@ -305,25 +197,21 @@ def elbo_of(config: Config, labelled: float = 1.0) -> PerDatumELBO:
     Raises:
         InputError: an option, or the VAE that the configuration describes, does not go with the ELBO.
     """
-    kind = ELBO_CLASSES[config.elbo]
-    refuse(Case(config=config, elbo=kind))
-    given: dict[str, float] = {
-        "beta": 0.0 if config.warm_up else config.beta,  # of the first step
-        "free_bits": config.free_bits,
-        "alpha": config.alpha,
-        "mix": config.mix,
-        "temperature": config.temperature,
-        "num_groups": config.groups,
-        "label_weight": config.label_weight / labelled,
-    }
-    return kind(config.particles, **{option: given[option] for option in kind.options})
+    refuse(Case(config=config, elbo=config.elbo_class))
+    known = config.used() | {"num_particles": config.particles}
+    if config.warm_up:
+        known["beta"] = 0.0  # of the first step
+    if config.labels:
+        known["label_weight"] = config.label_weight / labelled
+    elbo: PerDatumELBO = call_with(config.elbo_class, known)
+    return elbo
 
 
 def loss_text(config: Config) -> str:
     """Return a phrase for the loss that a training of the configuration minimises."""
     if config.is_autoencoder:
         return "the distortion"
-    if "beta" not in ELBO_CLASSES[config.elbo].options:
+    if "beta" not in arguments_of(config.elbo_class):
         return f"the loss of --elbo {config.elbo} with {config.particles} draws of z for each image"
     text = f"distortion + {config.beta:g} x rate (--elbo {config.elbo})"
     if config.warm_up:
@@ -335,5 +223,5 @@ def loss_text(config: Config) -> str:
 
 def preparation_of(config: Config, has_own_vae: bool = False) -> Preparation:
     """Return how data become the x of a VAE; one that was built in Python takes float32."""
-    is_exact = not (has_own_vae or config.likelihood_family.is_of_images)
+    is_exact = not (has_own_vae or config.likelihood_class.is_of_images)
     return Preparation(config.binarize, config.pad, config.pixels, is_exact)

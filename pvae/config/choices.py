@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -16,8 +15,9 @@ from pvae.data.dataset import Dataset
 from pvae.data.reading import Reading
 from pvae.data.schema import Column
 from pvae.data.sources import as_dataset
-from pvae.elbos.registry import ELBOS
+from pvae.elbos.base import PerDatumELBO
 from pvae.models.columns import ColumnKind, columns_text
+from pvae.models.networks import Network
 
 __all__ = ["images_config", "values_config"]
 
@@ -27,17 +27,9 @@ _LEAST_SIDE = 4  # pixels that the last convolution leaves of the shorter side
 # Inputs of the encoder's last layer, at 128 x 128 pixels by four convolutions. Each step of Adam moves its outputs in
 # proportion to their number, and at 65,536 the log scale of q runs away.
 _MOST_INPUTS = 16_384
-# The mean of a column that is one of counts: beyond, a Normal in steps of 1 does as well; and of one that has no 0, as
-# of ages, whose variance given z may be below their mean, which that of a negative binomial is not.
-_MOST_COUNTS, _FEW_COUNTS = 500, 5
-_LEAST_VARIANCE = 0.85  # of counts, as a share of their mean: that of a sample of a Poisson may be below 1
 _STEPS, _EVALUATED = 8000, 100  # of a training of other data, and between two evaluations
 _COMPONENTS, _ROWS_OF_COMPONENT = 16, 20  # of the prior; and training data for each
-# Of a zero-inflated column, the share of rows that have the least value, as a multiple of those that have another one;
-# and the most that may have this other one, as a share of the rest.
-_LEAST_SHARE, _TIMES, _MOST_OF_REST = 0.05, 4, 0.1
 _WIDEST = 2000  # values of a datum, beyond which `models.start` would take minutes
-_CLOSER = 0.05  # nats by which a log-Normal must describe positive values better than a Normal
 _PIXELS = 5e8  # that a training processes, in five to ten minutes on two cores
 
 
@@ -62,17 +54,20 @@ def images_config(data: Any, **options: Any) -> Config:
         raise InputError(f"{data.name} holds no images, (N, C, H, W) bytes: call values_config for other data")
     config, num_train, chosen = _common(get_system("images"), data, options)
     _, height, width = data.datum_shape
-    network = options.get("network", "mlp" if min(height, width) == 1 else config.network)
+    network = str(config.network)
+    if min(height, width) == 1 and "network" not in options:
+        network = "mlp"
+    kind = Network.members[network]
     chosen |= {
         "network": network,
-        "hidden": _channels(height, width) if network.startswith("conv") else _WIDTHS,
+        "hidden": _channels(height, width) if kind.is_conv else _WIDTHS,
         "epochs": min(200, max(10, round(_PIXELS / (num_train * height * width)))),
     }
     if options.get("binarize", "none") != "none":
         chosen["likelihood"] = "bernoulli"
     elif options.get("likelihood", "bernoulli") == "bernoulli" and data.is_binary:
         chosen |= {"likelihood": "bernoulli", "binarize": "threshold"}
-    while network.endswith("batchnorm") and num_train % chosen["batch_size"] == 1:
+    while kind.has_batch_norm and num_train % chosen["batch_size"] == 1:
         chosen["batch_size"] += 1  # BatchNorm cannot normalise a last batch of one image
     return config.replace(**(chosen | options))
 
@@ -114,16 +109,16 @@ def values_config(data: Any, **options: Any) -> Config:
         pass
     elif len({*kinds}) > 1 or names & {"categorical", "ordinal", "positive", "zero-inflated"}:
         chosen |= {"likelihood": "columns", "columns": columns_text(kinds)}
-    elif data.is_binary and (names == {"binary"} or _are_bits(every)):
+    elif data.is_binary and (names == {"binary"} or _fits("binary", every)):
         chosen |= {"likelihood": "bernoulli", "binarize": "threshold"}
-    elif names == {"count"} or (not kinds and _are_whole(every)):
+    elif names == {"count"} or (not kinds and _fits("count", every)):
         chosen["likelihood"] = "negative-binomial"
     system = get_system("values")
     chosen["latent_dim"] = max(1, min(system.latent_dim, data.train[0].numel()))
     num_train = data.num_train - (round(system.valid * len(data.train)) if data.valid is None else 0)
     if data.train[0].numel() <= _WIDEST and system.replace(**(chosen | options)).has_exact_start:
         chosen["initialization"] = "exact"
-        elbo = resolve_name(ELBOS[given.get("elbo", "trace")])
+        elbo = PerDatumELBO.members[given.get("elbo", "trace")]
         needs_normal = elbo.needs_closed_form or given.get("free_bits")
         if given.get("prior", "standard-normal" if needs_normal else "mixture") == "mixture":
             chosen |= {"prior": "mixture", "components": max(1, min(_COMPONENTS, num_train // _ROWS_OF_COMPONENT))}
@@ -148,34 +143,18 @@ def _common(system: Config, data: Dataset, options: dict[str, Any]) -> tuple[Con
 def _kind(column: Column, values: Tensor) -> ColumnKind:
     """Return the kind of a column of a table."""
     if column.categories:
-        return ColumnKind(column.kind or "categorical", len(column.categories))
-    x = values[~values.isnan()].double()
-    if column.kind or column.unit:
-        return ColumnKind(column.kind or "real")
-    if _are_bits(x):
-        return ColumnKind("binary")
-    if not len(x) or bool(x.amin() == x.amax()):
-        return ColumnKind("real")
-    values, counts = x.unique(return_counts=True)
-    is_continuous = counts[1:].max() <= _MOST_OF_REST * counts[1:].sum()
-    if is_continuous and counts[0] >= max(_LEAST_SHARE * len(x), _TIMES * counts[1:].max()):
-        return ColumnKind("zero-inflated")
-    is_count = _are_whole(x) and bool(x.var(correction=0) >= _LEAST_VARIANCE * x.mean())
-    if is_count and bool(x.mean() < (_MOST_COUNTS if x.amin() == 0 else _FEW_COUNTS)):
-        return ColumnKind("count")
-    is_positive = bool(x.amin() > 0) and bool(x.log().mean() + x.log().std().log() + _CLOSER < x.std().log())
-    return ColumnKind("positive" if is_positive else "real")
+        kind: ColumnKind = ColumnKind.members[column.kind or "categorical"](len(column.categories))
+    elif column.kind or column.unit:
+        kind = ColumnKind.members[column.kind or "real"]()
+    else:
+        kind = ColumnKind.of(values)
+    return kind
 
 
-def _are_bits(x: Tensor) -> bool:
-    """Return whether all values that are not missing are 0 or 1."""
-    return bool(((x == 0) | (x == 1) | x.isnan()).all())
-
-
-def _are_whole(x: Tensor) -> bool:
-    """Return whether all values that are not missing are whole numbers from 0 on."""
-    x = x if x.is_floating_point() else x.double()
-    return bool((((x >= 0) & (x == x.round())) | x.isnan()).all())
+def _fits(name: str, x: Tensor) -> bool:
+    """Return whether all values that are not missing are of a kind of column."""
+    numbers = x[~x.isnan()].double()
+    return bool(ColumnKind.members[name].allows(numbers))
 
 
 def _channels(height: int, width: int) -> tuple[int, ...]:

@@ -6,20 +6,16 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pvae.config.config import OPTIONS, Config
-from pvae.config.options import flag
 from pvae.core.errors import check_name
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-__all__ = ["SYSTEMS", "as_option", "command_line", "differences", "get_system", "list_systems", "system_title"]
 
 _TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 SYSTEMS = {name: Config(system=name, **options) for name, options in _TABLES.items()}
@@ -73,25 +69,26 @@ def differences(configs: Sequence[Config]) -> list[str]:
     ['latent-dim 32, beta 0.1', 'latent-dim 2, beta 4.0', 'autoencoder, latent-dim 32']
     """
     of_density = ("posterior", "prior", "elbo", "particles", "beta", "warm_up", "free_bits")  # in an autoencoder unused
+    without: tuple[str, ...] = ("system", "source", "dataset", "compile")
     has_both = len({config.is_autoencoder for config in configs}) == 2
-    effective = [
-        {
-            name: value
-            for name, value in asdict(config).items()
-            if OPTIONS[name].only_with[1](config) and not (config.is_autoencoder and name in of_density)
-        }
-        for config in configs
-    ]
+    used = []
+    for config in configs:
+        left_out = without
+        if config.is_autoencoder:
+            left_out += of_density
+        used.append({name: value for name, value in config.used().items() if name not in left_out})
     titles = []
-    for config, own in zip(configs, effective):
-        without = ("system", "source", "dataset", "compile")
-        names = [
-            name
-            for name in own
-            if name not in without and any(own[name] != one.get(name, own[name]) for one in effective)
-        ]
-        texts = [as_option(name, own[name]).removeprefix("--") for name in names]
-        titles.append(", ".join(["autoencoder"] * (config.is_autoencoder and has_both) + texts) or "VAE" * has_both)
+    for config, own in zip(configs, used):
+        texts = []
+        if has_both:
+            texts.append("autoencoder" if config.is_autoencoder else "")
+        for name, value in own.items():
+            if any(value != one.get(name, value) for one in used):
+                texts.append(as_option(name, value).removeprefix("--"))
+        title = ", ".join(filter(None, texts))
+        if has_both and not title:
+            title = "VAE"
+        titles.append(title)
     return titles
 
 
@@ -107,12 +104,8 @@ def command_line(config: Config) -> str:
 
 def _changed(config: Config, other: Config, without: Sequence[str]) -> dict[str, Any]:
     """Return the options in which a configuration differs from another one."""
-    before = asdict(other)
-    return {
-        name: value
-        for name, value in asdict(config).items()
-        if value != before[name] and name not in without and OPTIONS[name].only_with[1](config)
-    }
+    used = config.used().items()
+    return {name: value for name, value in used if value != getattr(other, name) and name not in without}
 
 
 def as_option(name: str, value: object) -> str:
@@ -127,5 +120,5 @@ def as_option(name: str, value: object) -> str:
 
 def _words(name: str, value: object) -> list[str]:
     if isinstance(value, bool):
-        return [flag(name)] if value else ["no", flag(name)]
-    return [flag(name), *map(str, value if isinstance(value, tuple) else (value,))]
+        return [OPTIONS[name].flag] if value else ["no", OPTIONS[name].flag]
+    return [OPTIONS[name].flag, *map(str, value if isinstance(value, tuple) else (value,))]

@@ -1,20 +1,21 @@
-"""What does not go together: one table, read from top to bottom, of what is refused and why.
+"""What does not go together, in one place: the contradictions between two parts of a training, and why.
 
-A case is refused if the function of a row returns true. A row is skipped if the case lacks a part that the row needs,
-so that each caller gives what it knows.
+Each function yields the messages of the contradictions that it finds; `refuse` raises the first one. A function is
+skipped if the case lacks a part that it needs, so that each caller gives what it knows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from shlex import quote
 from typing import Any
 
-from pvae.config.families import LIKELIHOODS, POSTERIORS, PRIORS, text_where
-from pvae.core.errors import InputError
-
-__all__ = ["REFUSALS", "Case", "refuse"]
+from pvae.core.errors import InputError, either
+from pvae.core.options import arguments_of
+from pvae.models.likelihoods import Likelihood
+from pvae.models.posteriors import Posterior
+from pvae.models.priors import Prior
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,29 +44,203 @@ class Case:
 
 
 def refuse(case: Case) -> None:
-    """Raise the error of the first row that applies.
+    """Raise the error of the first contradiction.
 
     Raises:
-        InputError: the message of the first such row.
+        InputError: there is one.
     """
-    for needed, is_refused, message in REFUSALS:
-        parts = [getattr(case, name) for name in needed.split()]
-        if not any(part is None for part in parts) and is_refused(*parts):
-            raise InputError(message(*parts) if callable(message) else message.format(c=case.config, k=case, **_NAMES))
+    for message in contradictions(case):
+        raise InputError(message)
 
 
-def _with_support_of(family: Any) -> Callable[[Any], bool]:
-    return lambda row: bool(row.support == family.support)
+def contradictions(case: Case) -> Iterator[str]:
+    """Yield the message of each contradiction."""
+    config = case.config
+    yield from _of_latents(config)
+    yield from _of_likelihood(config)
+    yield from _of_labels(config)
+    yield from _of_start(config)
+    if case.elbo is not None:
+        yield from _of_elbo(config, case)
+    if case.data is not None:
+        yield from _of_data(config, case.data, case.has_own_vae)
+    if case.num_processes > 1:
+        yield from _of_processes(config, case.has_own_vae)
+    if case.datum_shape is not None:
+        yield from _of_shape(config, case.datum_shape)
+    if case.num_labels is not None and config.takes_labels and not case.num_labels:
+        yield "--condition and --labels need data with labels: classes, int64 (N,), or attributes, bool (N, A)"
 
 
-def _texts(data: Any) -> list[str]:
-    """Return the names of the columns that hold texts."""
-    return [column.name for column in data.columns if column.categories]
+def _of_latents(c: Any) -> Iterator[str]:
+    q = c.posterior_class
+    p = c.prior_class
+    is_point = c.is_autoencoder or q.support == "codes"
+    if is_point and (c.beta != 1 or c.warm_up or c.free_bits):
+        yield (
+            f"--posterior {c.posterior} has no rate that changes: --beta, --warm-up and --free-bits must be the "
+            "defaults"
+        )
+    if c.is_autoencoder and c.prior != "standard-normal":
+        yield (
+            f"--posterior {c.posterior}, of an autoencoder, takes no prior: leave --prior out, or give another "
+            "--posterior"
+        )
+    if q.support != p.support:
+        yield (
+            f"--posterior {c.posterior} draws {q.support}, and --prior {c.prior} is of {p.support}: give --prior "
+            f"{either(Prior.names_where('support', q.support))}, or --posterior "
+            f"{either(Posterior.names_where('support', p.support))}"
+        )
+    if q.support == "categories" and c.latent_dim % c.categories:
+        yield (
+            f"--latent-dim {c.latent_dim} is not a multiple of --categories {c.categories}: N variables of K "
+            "categories have N times K latent dimensions"
+        )
+    if "code_dim" in arguments_of(q) and c.latent_dim % c.code_dim:
+        yield (
+            f"--latent-dim {c.latent_dim} is not a multiple of --code-dim {c.code_dim}: N codes have N times as many "
+            "dimensions"
+        )
+    if p.support == "points on the unit sphere" and c.latent_dim < 2:
+        yield f"--posterior {c.posterior} needs at least 2 dimensions: give --latent-dim 2 or more"
+    if c.upper_latent_dims and c.inference not in q.of_layers:
+        able = [name for name, one in Posterior.members.items() if c.inference in one.of_layers]
+        yield (
+            f"--upper-latent-dims and --inference {c.inference} go with --posterior {either(able)}, not {c.posterior}"
+        )
+    if c.upper_latent_dims and c.inference == "bottom-up" and p.is_of_posterior:
+        yield (
+            f"--inference bottom-up has no q(z | x) of the top layer alone, so --prior {c.prior} goes with --inference "
+            "ladder or top-down only"
+        )
+    if c.free_bits and not (q.is_normal and c.prior == "standard-normal"):
+        yield (
+            "--free-bits needs a rate of each latent dimension: leave --prior out, and give --posterior "
+            f"{either(Posterior.names_where('is_normal'))}"
+        )
+    if p.is_of_posterior and c.network_class.has_batch_norm:
+        yield (
+            f"the pseudo-inputs of --prior {c.prior} would enter the batch statistics of --network {c.network}: give "
+            "--network mlp, conv or conv-groupnorm"
+        )
+
+
+def _of_likelihood(c: Any) -> Iterator[str]:
+    p = c.likelihood_class
+    if p.is_linear and (c.network != "linear" or c.upper_latent_dims):
+        yield f"--likelihood {c.likelihood} goes with --network linear and one stochastic layer only"
+    if "columns" in arguments_of(p) and not c.columns:
+        yield (
+            f"--likelihood {c.likelihood} needs a kind of each column: give --columns real*3,categorical:5 or the like"
+        )
+    if c.is_symmetric and (c.is_binarized or "symmetric" not in arguments_of(p)):
+        able = [name for name, one in Likelihood.members.items() if "symmetric" in arguments_of(one)]
+        yield f"--pixels symmetric goes with --binarize none and --likelihood {either(able)} only"
+    if not p.is_of_images and (c.pad or c.is_binarized or c.prior_class.is_of_posterior):
+        yield f"--pad, --binarize and --prior vamp do not go with --likelihood {c.likelihood}: leave them out"
+    if p.needs_batch and c.missing:
+        yield f"--likelihood {c.likelihood} needs all values of a batch: leave --missing out"
+
+
+def _of_labels(c: Any) -> Iterator[str]:
+    if c.labels and c.condition:
+        yield "--condition uses all labels, and --labels some of them: leave one out"
+    if c.takes_labels and (c.prior_class.is_of_posterior or c.upper_latent_dims):
+        yield "--upper-latent-dims and --prior vamp do not go with --labels or --condition: leave them out"
+    if c.labels and c.network_class.has_batch_norm:
+        yield (
+            f"--labels sums over all classes, which would enter the batch statistics of --network {c.network}: give "
+            "another --network"
+        )
+
+
+def _of_start(c: Any) -> Iterator[str]:
+    if c.initialization == "burda" and not (c.network == "mlp" and c.likelihood_class.is_of_logits):
+        able = either(Likelihood.names_where("is_of_logits"))
+        yield f'initialization = "burda" goes with --network mlp and --likelihood {able} only'
+    if c.initialization == "exact" and not c.has_exact_start:
+        q, p, p_x = (either(kind.names_where("has_exact_start")) for kind in (Posterior, Prior, Likelihood))
+        yield (
+            f"--initialization exact goes with --network mlp or linear, --posterior {q}, --prior {p} and --likelihood "
+            f"{p_x}, without labels and --upper-latent-dims: leave it out"
+        )
+
+
+def _of_elbo(c: Any, case: Case) -> Iterator[str]:
+    elbo = case.elbo
+    takes = arguments_of(elbo)
+    q = c.posterior_class
+    if elbo.sums_over_labels != (c.labels > 0):
+        yield f"--elbo {c.elbo} and --labels {c.labels}: --elbo enumerate goes with --labels above 0"
+    if (c.is_autoencoder or q.support == "codes") and "free_bits" not in takes:
+        yield f"--posterior {c.posterior} is a point, without a density: train it by --elbo trace, not {c.elbo}"
+    if elbo.needs_closed_form and not any(c.closed_forms):
+        yield f"no closed-form KL is known for --posterior {c.posterior} and --prior {c.prior}: give --elbo trace"
+    if elbo.needs_separate_draws and (c.likelihood_class.needs_batch or c.network_class.has_batch_norm):
+        yield (
+            f"--elbo {c.elbo} needs weights that each depend on their own draw only, and --likelihood normal-optimal "
+            "and BatchNorm make them depend on all draws: take --elbo trace, analytic, stl or iwae"
+        )
+    if "beta" not in takes and (c.beta != 1 or c.warm_up or case.has_own_beta):
+        yield f"--elbo {c.elbo} has no rate to weigh: leave --beta and --warm-up out, or take --elbo trace or analytic"
+    if "free_bits" not in takes and c.free_bits:
+        yield f"--elbo {c.elbo} has no free bits: give --free-bits 0, or take --elbo trace or analytic"
+    if q.support in ("bits", "categories") and elbo.reparameterised:
+        yield (
+            f"{q.support} have no derivative, which --elbo {c.elbo} needs: give --elbo score-loo with --particles 4, "
+            "or another one of notebooks/bits.ipynb"
+        )
+    if elbo.supports and q.support not in elbo.supports and not case.has_own_vae:
+        able = [name for name, one in Posterior.members.items() if one.support in elbo.supports]
+        yield (
+            f"--elbo {c.elbo} is of {either(elbo.supports)}, and --posterior {c.posterior} draws {q.support}: give "
+            f"--posterior {either(able)}, or another --elbo"
+        )
+    if elbo.supports and c.upper_latent_dims:
+        yield (f"--elbo {c.elbo} is of one stochastic layer: give --elbo score-loo, or leave --upper-latent-dims out")
+    if c.particles % elbo.draws_together:
+        yield f"--elbo {c.elbo} draws in pairs: give an even number of --particles, not {c.particles}"
+    if c.particles < elbo.least_particles:
+        yield f"--elbo {c.elbo} needs --particles {elbo.least_particles} or more, not {c.particles}"
+    if "groups" in takes and c.particles % c.groups:
+        yield f"--elbo {c.elbo}: --particles {c.particles} must be a multiple of --groups {c.groups}"
+
+
+def _of_data(c: Any, data: Any, has_own_vae: bool) -> Iterator[str]:
+    if data.is_images and c.initialization == "exact":
+        yield "--initialization exact is for data that are no images: leave it out"
+    if data.is_images and not c.likelihood_class.is_of_images:
+        yield f"--likelihood {c.likelihood} is for data that are no images: give another one"
+    if not data.is_images and (c.pad or c.is_symmetric or c.binarize in ("static", "dynamic")):
+        yield "--pad, --pixels symmetric and --binarize static or dynamic are for images: leave them out"
+    texts = [column.name for column in data.columns if column.categories]
+    if texts and "columns" not in arguments_of(c.likelihood_class) and not has_own_vae:
+        yield f"column {texts[0]} of {data.name} holds texts: give --likelihood columns, or leave it out"
+    constant = "" if has_own_vae else _constant(c, data)
+    if constant:
+        yield (
+            f"column {constant} of {data.name} has one value in the training data, and others in the rest, so that no "
+            f"scale can be learned: leave it out (--ignore {quote(constant)})"
+        )
+    if c.batch_size > data.num_train:
+        yield (
+            f"--batch-size {c.batch_size} is larger than the {data.num_train:,} training data of {data.name}: give at "
+            f"least --batch-size 1 and at most {data.num_train}"
+        )
+    is_single = (data.num_train - 1) % c.batch_size == 0
+    if is_single and c.network_class.has_batch_norm and not has_own_vae:
+        yield (
+            f"--network {c.network} cannot normalise a batch of one datum, the last of {data.num_train:,} by "
+            f"--batch-size {c.batch_size}: give another --batch-size"
+        )
 
 
 def _constant(c: Any, data: Any) -> str:
     """Return the name of a column of real values that has one value in the training data, and others in the rest."""
-    kinds = [kind.name for kind in c.column_kinds] or ["real"] * (c.likelihood == "normal-diagonal") * len(data.columns)
+    kinds = [kind.name for kind in c.column_kinds]
+    if c.likelihood == "normal-diagonal":
+        kinds = ["real"] * len(data.columns)
     for place, (column, kind) in enumerate(zip(data.columns, kinds)):
         if kind in ("real", "positive"):
             of_train, *others = (x[:, place][~x[:, place].isnan()] for x in data.splits.values())
@@ -74,156 +249,15 @@ def _constant(c: Any, data: Any) -> str:
     return ""
 
 
-_NAMES = {  # of families, in messages
-    "of_posterior": text_where(PRIORS, lambda row: row.is_of_posterior),
-    "normal": text_where(POSTERIORS, lambda row: row.is_normal),
-    "symmetric": text_where(LIKELIHOODS, lambda row: row.can_be_symmetric),
-    "of_batch": text_where(LIKELIHOODS, lambda row: row.needs_batch),
-    "of_start": text_where(POSTERIORS, lambda row: row.has_exact_start),
-    "prior_of_start": text_where(PRIORS, lambda row: row.has_exact_start),
-    "likelihood_of_start": text_where(LIKELIHOODS, lambda row: row.has_exact_start),
-    "of_logits": text_where(LIKELIHOODS, lambda row: row.is_of_logits),
-}
-# What a row needs to know, when it refuses, and what it says; in a message `c` is the configuration, and `k` the case.
-# fmt: off
-REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...] = (
-    # Posterior and prior.
-    ("config",
-     lambda c: (c.is_autoencoder or c.posterior_family.support == "codes")
-     and (c.beta != 1 or c.warm_up or c.free_bits),
-     "--posterior {c.posterior} has no rate that changes: --beta, --warm-up and --free-bits must be the defaults"),
-    ("config", lambda c: c.is_autoencoder and c.prior != "standard-normal",
-     "--posterior {c.posterior}, of an autoencoder, takes no prior: leave --prior out, or give another --posterior"),
-    ("config", lambda c: c.posterior_family.support != c.prior_family.support,
-     lambda c: (
-         f"--posterior {c.posterior} draws {c.posterior_family.support}, and --prior {c.prior} is of "
-         f"{c.prior_family.support}: give --prior {text_where(PRIORS, _with_support_of(c.posterior_family))}, or "
-         f"--posterior {text_where(POSTERIORS, _with_support_of(c.prior_family))}"
-     )),
-    ("config", lambda c: c.posterior_family.support == "categories" and c.latent_dim % c.categories,
-     "--latent-dim {c.latent_dim} is not a multiple of --categories {c.categories}: N variables of K categories have "
-     "N times K latent dimensions"),
-    ("config", lambda c: c.latent_dim % c.code_dim,
-     "--latent-dim {c.latent_dim} is not a multiple of --code-dim {c.code_dim}: N codes have N times as "
-     "many dimensions"),
-    ("config", lambda c: c.prior_family.is_on_sphere and c.latent_dim < 2,
-     "--posterior {c.posterior} needs at least 2 dimensions: give --latent-dim 2 or more"),
-    ("config", lambda c: c.upper_latent_dims and c.inference not in c.posterior_family.inference,
-     lambda c: (
-         f"--upper-latent-dims and --inference {c.inference} go with --posterior "
-         f"{text_where(POSTERIORS, lambda row: c.inference in row.inference)}, not {c.posterior}"
-     )),
-    ("config", lambda c: c.upper_latent_dims and c.inference == "bottom-up" and c.prior_family.is_of_posterior,
-     "--inference bottom-up has no q(z | x) of the top layer alone, so --prior {c.prior} goes with --inference ladder "
-     "or top-down only"),
-    ("config", lambda c: c.free_bits and not (c.posterior_family.is_normal and c.prior == "standard-normal"),
-     "--free-bits needs a rate of each latent dimension: leave --prior out, and give --posterior {normal}"),
-    ("config", lambda c: c.prior_family.is_of_posterior and c.has_batch_norm,
-     "the pseudo-inputs of --prior {c.prior} would enter the batch statistics of --network {c.network}: give --network"
-     " mlp, conv or conv-groupnorm"),
-    # The likelihood.
-    ("config", lambda c: c.likelihood_family.is_linear and (c.network != "linear" or c.upper_latent_dims),
-     "--likelihood {c.likelihood} goes with --network linear and one stochastic layer only"),
-    ("config", lambda c: c.likelihood_family.is_of_columns and not c.columns,
-     "--likelihood {c.likelihood} needs a kind of each column: give --columns real*3,categorical:5 or the like"),
-    ("config", lambda c: c.is_symmetric and (c.is_binarized or not c.likelihood_family.can_be_symmetric),
-     "--pixels symmetric goes with --binarize none and --likelihood {symmetric} only"),
-    ("config",
-     lambda c: not c.likelihood_family.is_of_images and (c.pad or c.is_binarized or c.prior_family.is_of_posterior),
-     "--pad, --binarize and --prior {of_posterior} do not go with --likelihood {c.likelihood}: leave them out"),
-    ("config", lambda c: c.likelihood_family.needs_batch and c.missing,
-     "--likelihood {c.likelihood} needs all values of a batch: leave --missing out"),
-    # Labels.
-    ("config", lambda c: c.labels and c.condition,
-     "--condition uses all labels, and --labels some of them: leave one out"),
-    ("config", lambda c: c.takes_labels and (c.prior_family.is_of_posterior or c.upper_latent_dims),
-     "--upper-latent-dims and --prior {of_posterior} do not go with --labels or --condition: leave them out"),
-    ("config", lambda c: c.labels and c.has_batch_norm,
-     "--labels sums over all classes, which would enter the batch statistics of --network {c.network}: give another "
-     "--network"),
-    # How it is trained.
-    ("config", lambda c: c.initialization == "burda" and not (c.network == "mlp" and c.likelihood_family.is_of_logits),
-     'initialization = "burda" goes with --network mlp and --likelihood {of_logits} only'),
-    ("config", lambda c: c.initialization == "exact" and not c.has_exact_start,
-     "--initialization exact goes with --network mlp or linear, --posterior {of_start}, --prior {prior_of_start} and "
-     "--likelihood {likelihood_of_start}, without labels and --upper-latent-dims: leave it out"),
-    # The ELBO.
-    ("config elbo", lambda c, elbo: elbo.sums_over_labels != (c.labels > 0),
-     "--elbo {c.elbo} and --labels {c.labels}: --elbo enumerate goes with --labels above 0"),
-    ("config elbo",
-     lambda c, elbo: (c.is_autoencoder or c.posterior_family.support == "codes") and "free_bits" not in elbo.options,
-     "--posterior {c.posterior} is a point, without a density: train it by --elbo trace, not {c.elbo}"),
-    ("config elbo", lambda c, elbo: elbo.needs_closed_form and not any(c.closed_forms),
-     "no closed-form KL is known for --posterior {c.posterior} and --prior {c.prior}: give --elbo trace"),
-    ("config elbo", lambda c, elbo: elbo.needs_separate_draws and (c.likelihood_family.needs_batch or c.has_batch_norm),
-     "--elbo {c.elbo} needs weights that each depend on their own draw only, and --likelihood {of_batch} and "
-     "BatchNorm make them depend on all draws: take --elbo trace, analytic, stl or iwae"),
-    ("config elbo has_own_beta",
-     lambda c, elbo, has_own_beta: "beta" not in elbo.options and (c.beta != 1 or c.warm_up or has_own_beta),
-     "--elbo {c.elbo} has no rate to weigh: leave --beta and --warm-up out, or take --elbo trace or analytic"),
-    ("config elbo", lambda c, elbo: "free_bits" not in elbo.options and c.free_bits,
-     "--elbo {c.elbo} has no free bits: give --free-bits 0, or take --elbo trace or analytic"),
-    ("config elbo", lambda c, elbo: c.posterior_family.is_discrete and elbo.reparameterised,
-     "{c.posterior_family.support} have no derivative, which --elbo {c.elbo} needs: give --elbo score-loo with "
-     "--particles 4, or another one of notebooks/bits.ipynb"),
-    ("config elbo has_own_vae",
-     lambda c, elbo, is_own: elbo.supports and c.posterior_family.support not in elbo.supports and not is_own,
-     lambda c, elbo, _: (
-         f"--elbo {c.elbo} is of {' or '.join(elbo.supports)}, and --posterior {c.posterior} draws "
-         f"{c.posterior_family.support}: give --posterior "
-         f"{text_where(POSTERIORS, lambda row: row.support in elbo.supports)}, or another --elbo"
-     )),
-    ("config elbo", lambda c, elbo: elbo.supports and c.upper_latent_dims,
-     "--elbo {c.elbo} is of one stochastic layer: give --elbo score-loo, or leave --upper-latent-dims out"),
-    ("config elbo", lambda c, elbo: c.particles % elbo.draws_together,
-     "--elbo {c.elbo} draws in pairs: give an even number of --particles, not {c.particles}"),
-    ("config elbo", lambda c, elbo: c.particles < elbo.least_particles,
-     "--elbo {c.elbo} needs --particles {k.elbo.least_particles} or more, not {c.particles}"),
-    ("config elbo", lambda c, elbo: "num_groups" in elbo.options and c.particles % c.groups,
-     "--elbo {c.elbo}: --particles {c.particles} must be a multiple of --groups {c.groups}"),
-    # The data.
-    ("config data", lambda c, data: data.is_images and c.initialization == "exact",
-     "--initialization exact is for data that are no images: leave it out"),
-    ("config data", lambda c, data: data.is_images and not c.likelihood_family.is_of_images,
-     "--likelihood {c.likelihood} is for data that are no images: give another one"),
-    ("config data",
-     lambda c, data: not data.is_images and (c.pad or c.is_symmetric or c.binarize in ("static", "dynamic")),
-     "--pad, --pixels symmetric and --binarize static or dynamic are for images: leave them out"),
-    ("config data has_own_vae",
-     lambda c, data, is_own: _texts(data) and not c.likelihood_family.is_of_columns and not is_own,
-     lambda c, data, _: (
-         f"column {_texts(data)[0]} of {data.name} holds texts: give --likelihood columns, or leave it out"
-     )),
-    ("config data has_own_vae",
-     lambda c, data, is_own: not is_own and _constant(c, data),
-     lambda c, data, _: (
-         f"column {(name := _constant(c, data))} of {data.name} has one value in the training data, and others in the "
-         f"rest, so that no scale can be learned: leave it out (--ignore {quote(name)})"
-     )),
-    ("config data", lambda c, data: c.batch_size > data.num_train,
-     "--batch-size {c.batch_size} is larger than the {k.data.num_train:,} training data of {k.data.name}: give at "
-     "least --batch-size 1 and at most {k.data.num_train}"),
-    ("config data has_own_vae",
-     lambda c, data, is_own: (data.num_train - 1) % c.batch_size == 0 and c.has_batch_norm and not is_own,
-     "--network {c.network} cannot normalise a batch of one datum, the last of {k.data.num_train:,} by "
-     "--batch-size {c.batch_size}: give another --batch-size"),
-    ("config data", lambda c, data: data.num_streamed and data.stream is None,
-     "{k.data.name} are the rows that the run keeps of a stream: to train on, give the iterable again, as data="),
-    ("config data", lambda c, data: data.num_streamed and (c.labels or c.binarize == "static"),
-     "--labels and --binarize static need all data in memory, and {k.data.name} are read in batches: leave them out"),
-    ("config data num_processes", lambda c, data, number: data.num_streamed and number > 1,
-     "{k.data.name} are read in batches, by one process: train without torchrun"),
-    ("config num_processes", lambda c, number: number > 1 and c.free_bits,
-     "--free-bits needs the whole batch at once: train in one process"),
-    ("config has_own_vae num_processes",
-     lambda c, is_own, number: number > 1 and not is_own and (c.has_batch_norm or c.likelihood_family.needs_batch),
-     "BatchNorm and --likelihood {of_batch} need the whole batch at once: train in one process"),
-    # The shape of a datum and its labels, for which a VAE is built.
-    ("config datum_shape", lambda c, shape: not shape or min(shape) < 1 or (c.is_conv and len(shape) != 3),
-     "datum_shape must be at least one size, (C, H, W) for convolutions, each at least 1, not {k.datum_shape}"),
-    ("config datum_shape", lambda c, shape: c.likelihood_family.is_of_columns and shape != (len(c.column_kinds),),
-     "--columns {c.columns} is not of a datum of shape {k.datum_shape}: name each of its columns"),
-    ("config num_labels", lambda c, num_labels: c.takes_labels and not num_labels,
-     "--condition and --labels need data with labels: classes, int64 (N,), or attributes, bool (N, A)"),
-)
-# fmt: on
+def _of_processes(c: Any, has_own_vae: bool) -> Iterator[str]:
+    if c.free_bits:
+        yield "--free-bits needs the whole batch at once: train in one process"
+    if not has_own_vae and (c.network_class.has_batch_norm or c.likelihood_class.needs_batch):
+        yield "BatchNorm and --likelihood normal-optimal need the whole batch at once: train in one process"
+
+
+def _of_shape(c: Any, shape: tuple[int, ...]) -> Iterator[str]:
+    if not shape or min(shape) < 1 or (c.network_class.is_conv and len(shape) != 3):
+        yield f"datum_shape must be at least one size, (C, H, W) for convolutions, each at least 1, not {shape}"
+    if "columns" in arguments_of(c.likelihood_class) and shape != (len(c.column_kinds),):
+        yield f"--columns {c.columns} is not of a datum of shape {shape}: name each of its columns"

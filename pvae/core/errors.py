@@ -21,6 +21,7 @@ __all__ = [
     "brief",
     "check_finite",
     "check_name",
+    "either",
     "is_out_of_memory",
     "joined",
     "listed",
@@ -183,6 +184,14 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     """Return the first names, and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def either(names: Sequence[str]) -> str:
+    """Return the names as "one, two or three"."""
+    *rest, last = names
+    if not rest:
+        return last
+    return f"{', '.join(rest)} or {last}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -16,8 +16,9 @@ from typing import Annotated, Any, ClassVar, get_args, get_origin
 
 from pvae.core.errors import InputError, check_name, shown
 
-__all__ = ["Family", "Option", "options_of"]
+__all__ = ["Family", "Option", "arguments_of", "options_of"]
 
+_ARGUMENTS: dict[Any, frozenset[str]] = {}
 _MOST_WIDTHS = 1000  # building a layer takes memory even where its width is 1
 
 
@@ -32,7 +33,8 @@ class Option:
         choices: the allowed values of a text.
         pattern: a regular expression for a text without choices.
         described: what the pattern allows, in words.
-        needs: the name of another option that must be given too, for this one to have an effect.
+        needs: with what it has an effect beside the classes that take it: another option, as "valid", or some of its
+            values, as "dataset=folder:PATH,celeba".
         has_flag: it is an option of the command line too, and not of TOML files and Python alone.
         name: the name of the argument; `options_of` sets it.
         default: the default of the argument, whose type is that of the option; `options_of` sets it.
@@ -106,22 +108,35 @@ class Option:
 def options_of(kind: Callable[..., Any]) -> dict[str, Option]:
     """Return the annotated arguments of a class or a function, each with its name and default.
 
-    Where a constructor takes `**options` that it hands on, these are the arguments of the class above it.
+    Where a constructor takes `**options` that it hands on, these are the arguments of the class above it too.
 
     >>> def fit(lr: Annotated[float, Option(help="learning rate")] = 1e-3): ...
     >>> options_of(fit)["lr"].default
     0.001
     """
     found: dict[str, Option] = {}
+    for one in _parameters(kind):
+        if get_origin(one.annotation) is Annotated:
+            option = next(note for note in get_args(one.annotation) if isinstance(note, Option))
+            found.setdefault(one.name, replace(option, name=one.name, default=one.default))
+    return found
+
+
+def arguments_of(kind: Callable[..., Any]) -> frozenset[str]:
+    """Return the names of all arguments of a class or a function, as `options_of` finds them."""
+    if kind not in _ARGUMENTS:
+        _ARGUMENTS[kind] = frozenset(one.name for one in _parameters(kind))
+    return _ARGUMENTS[kind]
+
+
+def _parameters(kind: Callable[..., Any]) -> list[inspect.Parameter]:
     makers: list[Any] = [kind]
     if inspect.isclass(kind):
         makers = [vars(one)["__init__"] for one in inspect.getmro(kind) if "__init__" in vars(one)]
+    found: list[inspect.Parameter] = []
     for make in makers:
-        parameters = inspect.signature(make, eval_str=True).parameters.values()
-        for one in parameters:
-            if get_origin(one.annotation) is Annotated:
-                option = next(note for note in get_args(one.annotation) if isinstance(note, Option))
-                found.setdefault(one.name, replace(option, name=one.name, default=one.default))
+        parameters = [*inspect.signature(make, eval_str=True).parameters.values()]
+        found += parameters
         if not any(one.kind is one.VAR_KEYWORD for one in parameters):
             break
     return found
@@ -155,11 +170,16 @@ class Family:
             cls.members[name] = cls
 
     @classmethod
-    def names_where(cls, is_one: Callable[[Any], object]) -> tuple[str, ...]:
-        """Return the names of the members for which a function is true."""
-        return tuple(name for name, member in cls.members.items() if is_one(member))
+    def names_where(cls, attribute: str, value: object = True) -> tuple[str, ...]:
+        """Return the names of the members for which an attribute has a value."""
+        return tuple(name for name, member in cls.members.items() if getattr(member, attribute) == value)
 
     @classmethod
     def listed(cls) -> str:
         """Return the names of the members, each with its help."""
-        return "; ".join(f"{name}: {one.help}" if one.help else name for name, one in cls.members.items())
+        texts = []
+        for name, member in cls.members.items():
+            texts.append(name)
+            if member.help:
+                texts[-1] += f": {member.help}"
+        return "; ".join(texts)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pvae.core.options import Option
 from pvae.data.schema import Column, Constant
-from pvae.models.columns import COLUMNS
+from pvae.models.columns import ColumnsText
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,6 +28,8 @@ DATASETS = (
     "table:FILE",
 )
 MISSING_VALUES = "NA,N/A,n/a,#N/A,<NA>,NaN,nan,null,NULL,None,?,-"
+_IMAGE_FILES = "dataset=folder:PATH,celeba"
+_TABLES = "dataset=table:FILE"
 PACKAGES = {  # that read files beside numpy, scipy and pandas
     ".parquet": "pyarrow",
     ".xlsx": "openpyxl",
@@ -62,12 +64,19 @@ class Reading:
             "reduced to a longer side of 64 if it is larger; what does not fit its shape is cut off at both ends",
             pattern=r"auto|[1-9]\d{0,3}(x[1-9]\d{0,3})?",
             described="auto, a size such as 28x20 (height x width), or 64 for 64x64",
+            needs=_IMAGE_FILES,
         ),
     ] = "auto"
     grey: Annotated[
-        bool, Option(help="read colour images as grey ones; images that are all grey have one channel anyway")
+        bool,
+        Option(
+            help="read colour images as grey ones; images that are all grey have one channel anyway",
+            needs=_IMAGE_FILES,
+        ),
     ] = False
-    skip_broken: Annotated[bool, Option(help="leave out image files that cannot be decoded")] = False
+    skip_broken: Annotated[bool, Option(help="leave out image files that cannot be decoded", needs=_IMAGE_FILES)] = (
+        False
+    )
     label_column: Annotated[
         str,
         Option(
@@ -75,6 +84,7 @@ class Reading:
             "not known",
             pattern=r"[^\n]{0,200}",
             described="the name of a column",
+            needs=_TABLES,
         ),
     ] = ""
     name_column: Annotated[
@@ -84,6 +94,7 @@ class Reading:
             "write the names",
             pattern=r"[^\n]{0,200}",
             described="the name of a column",
+            needs=_TABLES,
         ),
     ] = ""
     ignore: Annotated[
@@ -92,6 +103,7 @@ class Reading:
             help="columns of a table that are no part of x: their names, with commas in between",
             pattern=r"[^\n]{0,10000}",
             described="names of columns, with commas in between",
+            needs=_TABLES,
         ),
     ] = ""
     missing_values: Annotated[
@@ -101,19 +113,10 @@ class Reading:
             "they replace the default ones",
             pattern=r"[^\n]{0,1000}",
             described="texts, with commas in between",
+            needs=_TABLES,
         ),
     ] = MISSING_VALUES
-    columns: Annotated[
-        str,
-        Option(
-            help="the kind of single columns of a table, as in income=real,room=categorical,"
-            "size=ordinal:small<medium<large; or of each column of a row, in order: real, count (a negative binomial), "
-            "binary, categorical:K or ordinal:K, of codes 0 to K - 1; *N repeats one, as in "
-            "real*10,count,categorical:5",
-            pattern=COLUMNS[0],
-            described=COLUMNS[1],
-        ),
-    ] = ""
+    columns: ColumnsText = ""
     known: tuple[Column, ...] = ()
     left_out: tuple[str, ...] = ()
     in_parts: bool = True

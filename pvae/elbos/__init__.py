@@ -1,1 +1,3 @@
-"""The ELBOs that SVI takes: trace, analytic, importance-weighted, score-function, handwritten, and their registry."""
+"""Pyro ELBOs. The modules are imported here, so that `PerDatumELBO.members` has all of them."""
+
+from pvae.elbos import trace, handwritten, importance, gradients, discrete, enumerated  # noqa: F401, I001

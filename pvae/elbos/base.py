@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import pyro
 import torch
@@ -19,15 +19,30 @@ from torch.distributions import Distribution, Independent
 
 from pvae.core.batch import LossAndTerms, Terms
 from pvae.core.errors import InputError
+from pvae.core.options import Family, Option
 from pvae.core.tracing import shared_calls
 from pvae.elbos.sites import Draws, Latent
 
-__all__ = ["PerDatumELBO", "PyroFunction", "penalty_of", "refuse_dependent_dimensions", "require_rsample"]
+__all__ = [
+    "Beta",
+    "FreeBits",
+    "PerDatumELBO",
+    "PyroFunction",
+    "penalty_of",
+    "refuse_dependent_dimensions",
+    "require_rsample",
+]
 
 PyroFunction = Callable[..., Any]  # of *batch: data x, and perhaps labels y
+Beta = Annotated[float, Option(help="weight of the rate in the loss, never in a reported ELBO")]
+_FREE_BITS = (
+    "the rate of each latent dimension, a mean over the batch, counts as at least this number of nats; requires "
+    "--prior standard-normal, --posterior normal or normal-log-variance, and --elbo trace, analytic or handwritten"
+)
+FreeBits = Annotated[float, Option(help=_FREE_BITS)]
 
 
-class PerDatumELBO(Trace_ELBO):
+class PerDatumELBO(Trace_ELBO, Family):
     """Base class of the ELBOs, whose loss is a mean over the batch, where that of Pyro's own ELBOs is a sum.
 
         loss = mean over the batch of (distortion + beta rate), in nats per datum
@@ -35,20 +50,15 @@ class PerDatumELBO(Trace_ELBO):
     The loss and its terms are computed from the draws in Pyro's traces of guide and model. The particles are an
     additional batch dimension, not a loop. With free bits, the rate of each latent dimension, averaged over the batch,
     counts at least `free_bits` nats in the loss. The `penalty` of a posterior that has one, as that of a codebook, is
-    added to the loss, and not to the terms. `pyro.infer.SVI` accepts these ELBOs like its own. The class
-    attributes say what a subclass takes; `pvae.config.build` reads them.
+    added to the loss, and not to the terms. `pyro.infer.SVI` accepts these ELBOs like its own. The
+    arguments of a subclass are its options: to add one, write a subclass with a name, and a test.
 
     Args:
         num_particles: K, samples z ~ q(z | x) per datum.
-        options: those that the class attribute `options` names, by default `beta`, the weight of the rate in the loss,
-            which each method has an argument to override for one call; and `free_bits`, the nats per latent dimension
-            that cost nothing.
-
-    Raises:
-        InputError: an option is none of this ELBO.
+        beta: the weight of the rate in the loss, which each method has an argument to override for one call.
+        free_bits: the nats per latent dimension that cost nothing.
 
     Attributes:
-        options: keyword arguments of the constructor; the class attribute of each name is its default.
         least_particles: the smallest K.
         needs_closed_form: the rate, or with several stochastic layers a part of it, is a KL divergence in closed form.
         is_importance_weighted: a bound of importance weights, which equals the ELBO for one particle.
@@ -60,7 +70,6 @@ class PerDatumELBO(Trace_ELBO):
         messenger: a Pyro handler that is active while guide and model are traced.
     """
 
-    options: tuple[str, ...] = ("beta", "free_bits")
     least_particles = 1
     needs_closed_form = False
     is_importance_weighted = False
@@ -71,19 +80,13 @@ class PerDatumELBO(Trace_ELBO):
     sums_over_labels = False
     messenger: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
-    beta: float = 1.0
-    free_bits: float | Tensor = 0.0
-
-    def __init__(self, num_particles: int = 1, **options: float) -> None:
+    def __init__(self, num_particles: int = 1, beta: Beta = 1.0, free_bits: FreeBits = 0.0) -> None:
         # The only plate, "data", is dimension -1; the particles are dimension -2.
         super().__init__(  # type: ignore[no-untyped-call]
             num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1
         )
-        for name, value in options.items():
-            if name not in self.options:
-                known = ", ".join(("num_particles", *self.options))
-                raise InputError(f"{type(self).__name__} takes no {name}: its options are {known}")
-            setattr(self, name, value)
+        self.beta = beta
+        self.free_bits: float | Tensor = free_bits
 
     def loss_and_terms(
         self, model: PyroFunction, guide: PyroFunction, *batch: Tensor, beta: float | Tensor | None = None
@@ -220,8 +223,8 @@ def require_rsample(name: str, posterior: Distribution) -> None:
     """Raise an `InputError` if the posterior of the latent site of that name is not reparameterised."""
     if not posterior.has_rsample:
         raise InputError(
-            f"q of {name!r} is not reparameterised (it has no rsample): use --elbo score, or score-loo with 2 "
-            "particles or more"
+            f"q of {name!r} is not reparameterised (it has no rsample): use ScoreELBO, or LeaveOneOutScoreELBO "
+            "with 2 particles or more"
         )
 
 

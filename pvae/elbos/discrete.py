@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pyro.distributions import Bernoulli
@@ -16,8 +16,9 @@ from torch.distributions import Independent
 
 from pvae.core.batch import LossAndTerms, Terms
 from pvae.core.errors import InputError
+from pvae.core.options import Option
 from pvae.distributions.discrete import OneHotVector
-from pvae.elbos.base import PerDatumELBO, PyroFunction
+from pvae.elbos.base import Beta, PerDatumELBO, PyroFunction
 from pvae.elbos.gradients import NoPathThroughDraws, ScoreELBO
 from pvae.elbos.importance import IWAE, log_mean_exp
 from pvae.elbos.sites import Draws
@@ -32,6 +33,9 @@ __all__ = [
     "antithetic",
     "correlation",
 ]
+
+_TEMPERATURE = "of relaxed bits or categories: at a lower one, gradients have less bias and more noise"
+_Temperature = Annotated[float, Option(help=_TEMPERATURE, least=1e-3, most=100.0)]
 
 
 def antithetic(probs: Tensor, num_draws: int) -> Tensor:
@@ -73,7 +77,7 @@ def _antithetic_bits(probs: Tensor, size: int) -> Tensor:
     return antithetic(probs.unflatten(0, (-1, size))[:, 0], size).transpose(0, 1).flatten(0, 1)
 
 
-class ARMS(ScoreELBO):
+class ARMS(ScoreELBO, name="arms", help="of bits, antithetic draws"):
     """The ELBO of bits, with a score-function gradient from n = K draws that are negatively correlated.
 
         d/d a_l ELBO  =  E [ 1 / (n - 1) sum_i (f_i - mean_j f_j) (z_il - p_l) / (1 - rho_l) ],    p = sigmoid(a)
@@ -98,7 +102,9 @@ class ARMS(ScoreELBO):
     @property
     def size(self) -> int:
         """n, the number of draws that are antithetic to each other."""
-        return self.draws_together if self.draws_together > 1 else self.num_particles
+        if self.draws_together > 1:
+            return self.draws_together
+        return self.num_particles
 
     def messenger(self) -> Messenger:  # type: ignore[override]  # of a class elsewhere
         """Return the handler that draws the bits."""
@@ -131,7 +137,7 @@ class ARMS(ScoreELBO):
         return (by_logit * q.logits).sum(-1)
 
 
-class DisARM(ARMS):
+class DisARM(ARMS, name="disarm", help="of bits, antithetic pairs"):
     """`ARMS` in pairs: the ELBO of bits, with the gradient of K / 2 pairs z, z' that are drawn from u and 1 - u.
 
         d/d a_l ELBO  =  E [ 1/2 (f(z) - f(z')) (z_l - z'_l) sigmoid(|a_l|) ]
@@ -150,7 +156,7 @@ class DisARM(ARMS):
     draws_together = 2
 
 
-class CategoricalDisARM(DisARM):
+class CategoricalDisARM(DisARM, name="disarm-categories", help="the same of categories"):
     """The ELBO of categories, with the gradient of K / 2 pairs of draws, whose bits by stick-breaking are antithetic.
 
         class k is drawn if bit k is the first that is 1,   bit k ~ Bernoulli(sigmoid(a_k)), k < C
@@ -191,7 +197,7 @@ class CategoricalDisARM(DisARM):
         return (by_stick.repeat_interleave(2, 0) * sticks).sum((-1, -2))
 
 
-class VIMCO(IWAE):
+class VIMCO(IWAE, name="vimco", help="iwae with baselines"):
     """The importance-weighted bound with the score-function gradient of the encoder, and a baseline for each draw.
 
         d/d phi L_K  =  E [ sum_k (L_K - L_-k) d/d phi log q(z_k | x)  -  sum_k v_k d/d phi log q(z_k | x) ]
@@ -222,7 +228,7 @@ class VIMCO(IWAE):
         return surrogate - surrogate.detach() + value
 
 
-class GumbelSoftmax(PerDatumELBO):
+class GumbelSoftmax(PerDatumELBO, name="gumbel", help="a relaxed bound of bits or categories"):
     """The ELBO of bits or categories, trained on a relaxed bound, whose z is a differentiable function of the logits a.
 
         bits        z = sigmoid((a + log u - log(1 - u)) / temperature),    u ~ U(0, 1)
@@ -244,11 +250,13 @@ class GumbelSoftmax(PerDatumELBO):
         Jang, Gu and Poole, arXiv:1611.01144; Maddison, Mnih and Teh, arXiv:1611.00712 (who relax the KL too).
     """
 
-    options: tuple[str, ...] = ("beta", "temperature")
-    temperature: float = 0.5
     reparameterised = False
     supports = ("bits", "categories")
     needs_closed_form = True
+
+    def __init__(self, num_particles: int = 1, beta: Beta = 1.0, temperature: _Temperature = 0.5) -> None:
+        super().__init__(num_particles, beta)
+        self.temperature = temperature
 
     def relaxed(self, q: Any) -> Tensor:
         """Return relaxed bits or categories, (K, B, L) or (B, L)."""
@@ -281,7 +289,7 @@ class GumbelSoftmax(PerDatumELBO):
         return super().loss_and_terms(model, guide, *batch).terms
 
 
-class StraightThrough(GumbelSoftmax):
+class StraightThrough(GumbelSoftmax, name="straight-through", help="of bits or categories, whose draws count as p"):
     """The ELBO of bits or categories, whose gradient passes through a draw z as if it were its probabilities p.
 
         z ~ Bernoulli(p) or Categorical(p),    dz / da := dp / da,    p = sigmoid(a) or softmax(a)
@@ -299,7 +307,8 @@ class StraightThrough(GumbelSoftmax):
         Bengio, Leonard and Courville, arXiv:1308.3432.
     """
 
-    options = ("beta",)
+    def __init__(self, num_particles: int = 1, beta: Beta = 1.0) -> None:
+        super().__init__(num_particles, beta)
 
     def relaxed(self, q: Any) -> Tensor:
         """Return draws, (K, B, L) or (B, L), with the gradient of their probabilities."""
@@ -320,7 +329,7 @@ def correlation(probs: Tensor, num_draws: int) -> Tensor:
 def _sticks(q: Any) -> Tensor:
     """Return the logits of the bits by stick-breaking of categories, (..., N, C - 1)."""
     if not isinstance(q, OneHotVector):
-        raise InputError("q(z | x) is of bits, and this ELBO is of categories: take --elbo disarm")
+        raise InputError("q(z | x) is of bits, and this ELBO is of categories: take DisARM")
     logits = q.logits.unflatten(-1, (-1, q.num_classes))
     after = logits.flip(-1).logcumsumexp(-1).flip(-1)[..., 1:]
     return logits[..., :-1] - after
@@ -331,8 +340,8 @@ def _discrete(name: str, distribution: Any) -> Any:
     base = getattr(distribution, "base_dist", distribution)
     if len(distribution.event_shape) != 1 or not isinstance(base, (Bernoulli, OneHotVector)):
         raise InputError(
-            f"q of {name!r} is not a vector of independent bits or categories: give --posterior bernoulli or "
-            "categorical, or --elbo score"
+            f"q of {name!r} is not a vector of independent bits or categories: give a BernoulliPosterior or "
+            "CategoricalPosterior, or take ScoreELBO"
         )
     return base
 
@@ -340,7 +349,7 @@ def _discrete(name: str, distribution: Any) -> Any:
 def _bits(q: Any) -> Any:
     """Return Bernoulli distributions, or refuse other ones."""
     if not isinstance(q, Bernoulli):
-        raise InputError("q(z | x) is of categories, and this ELBO is of bits: take --elbo disarm-categories")
+        raise InputError("q(z | x) is of categories, and this ELBO is of bits: take CategoricalDisARM")
     return q
 
 
@@ -348,5 +357,5 @@ def _of_one_site(draws: Draws) -> tuple[Any, Tensor]:
     """Return q and the draws of the one latent site."""
     latents = [*draws.latents]
     if len(latents) != 1:
-        raise InputError(f"there are {len(latents)} latent sites, and this ELBO needs one: take --elbo score-loo")
+        raise InputError(f"there are {len(latents)} latent sites, and this ELBO needs one: take LeaveOneOutScoreELBO")
     return _discrete("z", latents[0].posterior), latents[0].z

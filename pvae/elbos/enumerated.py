@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pyro.infer import TraceEnum_ELBO, config_enumerate
@@ -11,15 +11,27 @@ from torch import Tensor
 
 from pvae.core.batch import LossAndTerms, Terms
 from pvae.core.errors import InputError
+from pvae.core.options import Option
 from pvae.core.tracing import shared_calls
 from pvae.distributions.joint import PartlyKnownLabel
-from pvae.elbos.base import PerDatumELBO, PyroFunction, require_rsample
+from pvae.elbos.base import Beta, PerDatumELBO, PyroFunction, require_rsample
 from pvae.elbos.sites import samples
 
 __all__ = ["EnumeratedELBO"]
 
+_LABEL_WEIGHT = (
+    "weight of the classifier q(y | x) in the loss, times its cross-entropy, a mean over the known labels; 0.1 is "
+    "that of Kingma et al., who train for 3,000 passes"
+)
+_LabelWeight = Annotated[float, Option(help=_LABEL_WEIGHT)]
 
-class EnumeratedELBO(PerDatumELBO, TraceEnum_ELBO):
+
+class EnumeratedELBO(
+    PerDatumELBO,
+    TraceEnum_ELBO,
+    name="enumerate",
+    help="the ELBO summed over the labels that are not known, with --labels",
+):
     """The ELBO of a label y and a latent z, with the sum over y: Pyro's `TraceEnum_ELBO` divided by the number of data.
 
         L(x) = sum_y q(y | x) [ log p(x, y, z_y) - log q(y | x) - log q(z_y | x, y) ],    z_y ~ q(z | x, y)
@@ -41,9 +53,11 @@ class EnumeratedELBO(PerDatumELBO, TraceEnum_ELBO):
         Kingma et al., arXiv:1406.5298 (the model M2).
     """
 
-    options = ("beta", "label_weight")
     sums_over_labels = True
-    label_weight: float = 0.0
+
+    def __init__(self, num_particles: int = 1, beta: Beta = 1.0, label_weight: _LabelWeight = 5.0) -> None:
+        super().__init__(num_particles, beta)
+        self.label_weight = label_weight
 
     def loss_and_terms(
         self, model: PyroFunction, guide: PyroFunction, *batch: Tensor, beta: float | Tensor | None = None
@@ -53,7 +67,7 @@ class EnumeratedELBO(PerDatumELBO, TraceEnum_ELBO):
             ((of_model, of_guide),) = self._get_traces(model, guide, batch, {})
         q, p = samples(of_guide), samples(of_model)
         if "_enumerate_dim" not in q.get("y", {}).get("infer", {}):
-            raise InputError("the guide has no label y to be summed over: train it by --elbo trace")
+            raise InputError("the guide has no label y to be summed over: train it by TraceELBO")
         for name in q.keys() - {"y"}:
             require_rsample(name, q[name]["fn"])
         label, log_q_y = q["y"]["fn"], _log_prob(q["y"])

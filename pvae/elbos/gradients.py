@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
 from pvae.core.errors import InputError
-from pvae.elbos.base import PyroFunction
-from pvae.elbos.importance import ImportanceELBO, log_mean_exp
+from pvae.elbos.base import Beta, PyroFunction
+from pvae.elbos.importance import Groups, ImportanceELBO, log_mean_exp
 from pvae.elbos.sites import Draws, Latent
 
 __all__ = ["PIWAE", "DReG", "LeaveOneOutScoreELBO", "NoPathThroughDraws", "ScoreELBO", "StickingTheLanding"]
@@ -71,11 +71,13 @@ class PathDerivativeELBO(ImportanceELBO):
                 raise ValueError(f"guide and model share the draw of {name!r}: give a guide that is its own function")
         for name, site in draws.posteriors.items():
             if _has_moving_support(site["fn"]):
-                raise InputError(f"the support of q at {name!r} depends on parameters: use --elbo trace or iwae")
+                raise InputError(f"the support of q at {name!r} depends on parameters: use TraceELBO or IWAE")
         return draws
 
 
-class StickingTheLanding(PathDerivativeELBO):
+class StickingTheLanding(
+    PathDerivativeELBO, name="stl", help="the ELBO without the score function (sticking the landing)"
+):
     """The ELBO with a gradient that leaves out the score function: no gradient flows to the parameters of log q(z | x).
 
         d/d phi ELBO  =  E_q [ d/dz (log p(x, z) - log q(z | x)) (dz / d phi) ]
@@ -88,8 +90,11 @@ class StickingTheLanding(PathDerivativeELBO):
         Roeder, Wu and Duvenaud, arXiv:1703.09194.
     """
 
-    options = ("beta",)
     is_importance_weighted = False
+
+    def __init__(self, num_particles: int = 1, beta: Beta = 1.0) -> None:
+        super().__init__(num_particles)
+        self.beta = beta
 
     def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
         """Return distortion + beta rate of each datum, negated: (B,)."""
@@ -97,7 +102,7 @@ class StickingTheLanding(PathDerivativeELBO):
         return (draws.log_p_x + beta * (draws.log_p_z - log_q_z)).mean(0)
 
 
-class DReG(PathDerivativeELBO):
+class DReG(PathDerivativeELBO, name="dreg", help="iwae with doubly reparameterised gradients"):
     """The importance-weighted bound with the doubly reparameterised gradients of the encoder and of Normal priors.
 
         d/d phi L_K  =  E [ sum_k v_k^2 (d log w_k / dz_k) (dz_k / d phi) ],    v_k = w_k / sum_j w_j
@@ -169,7 +174,7 @@ class DReG(PathDerivativeELBO):
         return surrogate - surrogate.detach() + value
 
 
-class PIWAE(PathDerivativeELBO):
+class PIWAE(PathDerivativeELBO, name="piwae", help="iwae, with miwae for the encoder"):
     """The importance-weighted bound, whose encoder is trained by the mean of M bounds of K / M draws each.
 
         encoder            d/d phi    (1/M) sum_m log (M/K) sum_{k in group m} w_k
@@ -181,15 +186,17 @@ class PIWAE(PathDerivativeELBO):
 
     Args:
         num_particles: K, the number of draws of z for each datum, a multiple of M.
-        num_groups: M, the number of groups; 1 is the importance-weighted bound.
+        groups: M, the number of groups; 1 is the importance-weighted bound.
 
     Reference:
         Rainforth et al., arXiv:1802.04537.
     """
 
-    options = ("num_groups",)
-    num_groups: int = 1
     needs_separate_draws = True
+
+    def __init__(self, num_particles: int = 1, groups: Groups = 1) -> None:
+        super().__init__(num_particles)
+        self.groups = groups
 
     def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
         """Return L_K of each datum, (B,)."""
@@ -197,7 +204,7 @@ class PIWAE(PathDerivativeELBO):
         value = log_mean_exp(log_w)
         if not torch.is_grad_enabled():
             return value
-        of_group = log_w.unflatten(0, (self.num_groups, -1)).softmax(1).flatten(0, 1) / self.num_groups
+        of_group = log_w.unflatten(0, (self.groups, -1)).softmax(1).flatten(0, 1) / self.groups
         # These derivatives by z, with the weights of the groups, replace those that log p(x, z) has in the surrogate.
         log_p = draws.log_p_x + draws.log_p_z
         at = [latent.z for latent in draws.latents]
@@ -212,7 +219,7 @@ class PIWAE(PathDerivativeELBO):
         return surrogate - surrogate.detach() + value
 
 
-class ScoreELBO(ImportanceELBO):
+class ScoreELBO(ImportanceELBO, name="score", help="the ELBO with the gradient of the score function"):
     """The ELBO with the score-function gradient of the encoder, which needs no derivative of the decoder by z.
 
         d/d phi ELBO  =  E_q [ (log w - b) d/d phi log q(z | x) ],    b = 0
@@ -225,11 +232,14 @@ class ScoreELBO(ImportanceELBO):
         Post 002, first half; Ranganath, Gerrish and Blei, arXiv:1401.0118.
     """
 
-    options = ("beta",)
     is_importance_weighted = False
     needs_separate_draws = True
     reparameterised = False
     messenger = NoPathThroughDraws
+
+    def __init__(self, num_particles: int = 1, beta: Beta = 1.0) -> None:
+        super().__init__(num_particles)
+        self.beta = beta
 
     def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
         """Return the bound of each datum, (B,), with the score function's gradient."""
@@ -243,7 +253,7 @@ class ScoreELBO(ImportanceELBO):
         return log_w
 
 
-class LeaveOneOutScoreELBO(ScoreELBO):
+class LeaveOneOutScoreELBO(ScoreELBO, name="score-loo", help="with a leave-one-out baseline"):
     """`ScoreELBO` with a baseline: b_k is the mean of log w over the K - 1 other draws.
 
         d/d phi ELBO  =  E_q [ (1/K) sum_k (log w_k - b_k) d/d phi log q(z_k | x) ]

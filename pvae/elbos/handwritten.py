@@ -16,7 +16,9 @@ from pvae.vae import VAE
 __all__ = ["HandwrittenELBO"]
 
 
-class HandwrittenELBO(PerDatumELBO):
+class HandwrittenELBO(
+    PerDatumELBO, name="handwritten", help="log p(x|z) + log p(z) - log q(z|x) without Pyro's inference"
+):
     """The Monte Carlo bound written by hand, without Pyro's traces, trained by the same SVI.
 
         L(x) = E_q [ log p(x | z) + log p(z) - log q(z | x) ]

@@ -7,14 +7,24 @@ exact log p(x).
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from pvae.core.options import Option
 from pvae.elbos.base import PerDatumELBO
 from pvae.elbos.sites import Draws
 
-__all__ = ["CIWAE", "IWAE", "MIWAE", "ImportanceELBO", "RenyiELBO", "log_mean_exp"]
+__all__ = ["CIWAE", "IWAE", "MIWAE", "Groups", "ImportanceELBO", "RenyiELBO", "log_mean_exp"]
+
+_ALPHA = (
+    "order of the Renyi bound: 0 is iwae, 1 the ELBO, -inf the largest weight (VR-max); below 0 the objective is not a "
+    "lower bound. The reported elbo is the ELBO"
+)
+_Alpha = Annotated[float, Option(help=_ALPHA, least=-math.inf, most=1e38)]
+_Mix = Annotated[float, Option(help="share of the ELBO in the bound, the rest is iwae", most=1.0)]
+Groups = Annotated[int, Option(help="number of groups into which the K particles are divided", least=1, most=10**6)]
 
 
 class ImportanceELBO(PerDatumELBO):
@@ -26,8 +36,10 @@ class ImportanceELBO(PerDatumELBO):
         num_particles: K, the number of draws of z for each datum.
     """
 
-    options: tuple[str, ...] = ()
     is_importance_weighted = True
+
+    def __init__(self, num_particles: int = 1) -> None:
+        super().__init__(num_particles)
 
     def loss_of(self, draws: Draws, distortion: Tensor, rate: Tensor, beta: float | Tensor) -> Tensor:
         """Return the loss, a scalar, of the draws."""
@@ -38,7 +50,7 @@ class ImportanceELBO(PerDatumELBO):
         raise NotImplementedError
 
 
-class IWAE(ImportanceELBO):
+class IWAE(ImportanceELBO, name="iwae", help="the importance-weighted bound"):
     """The importance-weighted bound; `pvae.reference.bounds.iwae` describes its weaknesses.
 
         L_K(x) = E [ log (1/K) sum_k w_k ],    w_k = p(x, z_k) / q(z_k | x),    L_1 <= L_K <= log p(x)
@@ -57,7 +69,7 @@ class IWAE(ImportanceELBO):
         return log_mean_exp(draws.log_w)
 
 
-class RenyiELBO(ImportanceELBO):
+class RenyiELBO(ImportanceELBO, name="renyi", help="the Renyi bound of order --alpha"):
     """The variational Renyi bound, between the ELBO and the importance-weighted bound.
 
         L(x) = E [ 1 / (1 - alpha) log (1/K) sum_k w_k^(1 - alpha) ]
@@ -71,8 +83,9 @@ class RenyiELBO(ImportanceELBO):
         Li and Turner, arXiv:1602.02311, equation 5; they name VR-max.
     """
 
-    options = ("alpha",)
-    alpha: float = 0.5
+    def __init__(self, num_particles: int = 1, alpha: _Alpha = 0.5) -> None:
+        super().__init__(num_particles)
+        self.alpha = alpha
 
     def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
         """Return the bound of each datum, (B,)."""
@@ -84,7 +97,7 @@ class RenyiELBO(ImportanceELBO):
         return (log_mean_exp((1 - self.alpha) * log_w.double()) / (1 - self.alpha)).to(log_w.dtype)
 
 
-class CIWAE(ImportanceELBO):
+class CIWAE(ImportanceELBO, name="ciwae", help="a mix of the ELBO and iwae"):
     """The convex mix of ELBO and importance-weighted bound.
 
         L(x) = E [ mix (1/K) sum_k log w_k + (1 - mix) log (1/K) sum_k w_k ]
@@ -97,33 +110,35 @@ class CIWAE(ImportanceELBO):
         Rainforth et al., arXiv:1802.04537.
     """
 
-    options = ("mix",)
-    mix: float = 0.5
+    def __init__(self, num_particles: int = 1, mix: _Mix = 0.5) -> None:
+        super().__init__(num_particles)
+        self.mix = mix
 
     def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
         """Return the bound of each datum, (B,)."""
         return self.mix * draws.log_w.mean(0) + (1 - self.mix) * log_mean_exp(draws.log_w)
 
 
-class MIWAE(ImportanceELBO):
+class MIWAE(ImportanceELBO, name="miwae", help="the mean of iwae over --groups groups of draws"):
     """The mean of M importance-weighted bounds of K / M draws each.
 
         L(x) = E [ (1/M) sum_m log (M/K) sum_{k in group m} w_k ]
 
     Args:
         num_particles: K, the number of draws of z for each datum, a multiple of M.
-        num_groups: M, the number of groups; 1 is the importance-weighted bound, K the ELBO.
+        groups: M, the number of groups; 1 is the importance-weighted bound, K the ELBO.
 
     Reference:
         Rainforth et al., arXiv:1802.04537.
     """
 
-    options = ("num_groups",)
-    num_groups: int = 1
+    def __init__(self, num_particles: int = 1, groups: Groups = 1) -> None:
+        super().__init__(num_particles)
+        self.groups = groups
 
     def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
         """Return the bound of each datum, (B,)."""
-        return log_mean_exp(draws.log_w.unflatten(0, (self.num_groups, -1)).transpose(0, 1)).mean(0)
+        return log_mean_exp(draws.log_w.unflatten(0, (self.groups, -1)).transpose(0, 1)).mean(0)
 
 
 def log_mean_exp(values: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from pvae.elbos.sites import Draws, Latent
 __all__ = ["AnalyticELBO", "TraceELBO"]
 
 
-class TraceELBO(PerDatumELBO):
+class TraceELBO(PerDatumELBO, name="trace", help="the ELBO, by Monte Carlo, as Pyro's Trace_ELBO"):
     """The Monte Carlo bound, for a reparameterised q: Pyro's `Trace_ELBO` divided by the number of data.
 
         L(x) = E_q [ log p(x, z) - log q(z | x) ]
@@ -33,7 +33,12 @@ class TraceELBO(PerDatumELBO):
     """
 
 
-class AnalyticELBO(PerDatumELBO, TraceMeanField_ELBO):
+class AnalyticELBO(
+    PerDatumELBO,
+    TraceMeanField_ELBO,
+    name="analytic",
+    help="with the KL in closed form, as TraceMeanField_ELBO",
+):
     """The bound with the KL divergence in closed form: Pyro's `TraceMeanField_ELBO` divided by the number of data.
 
         L(x) = E_q [ log p(x | z) ] - KL(q(z | x) || p(z))
@@ -65,7 +70,7 @@ class AnalyticELBO(PerDatumELBO, TraceMeanField_ELBO):
         divergences = [_divergence(latent, latent.posterior, latent.prior) for latent in latents]
         if all(divergence is None for divergence in divergences):
             families = "; ".join(f"({_family(latent.posterior)}, {_family(latent.prior)})" for latent in latents)
-            raise InputError(f"no closed-form KL is known for {families}: use --elbo trace")
+            raise InputError(f"no closed-form KL is known for {families}: use TraceELBO")
         pairs = zip(latents, divergences)
         rates = [
             PerDatumELBO.rate_of(self, one, one.posterior, one.prior) if rate is None else rate for one, rate in pairs

@@ -13,13 +13,15 @@ import pyro
 import torch
 from torch import Tensor
 
-from pvae.config.build import ELBO_CLASSES, build_elbo
+from pvae.config.build import build_elbo
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError, check_finite
 from pvae.core.files import markdown_of
+from pvae.core.options import arguments_of
 from pvae.core.random_state import seeded
 from pvae.distributions.discrete import MOST_CODES, num_codes, support_of
 from pvae.distributions.joint import Joint
+from pvae.elbos.base import PerDatumELBO
 from pvae.marginal.chunks import data_at_once
 from pvae.marginal.log_likelihood import log_likelihood
 from pvae.reference import discrete, linear_gaussian
@@ -170,7 +172,7 @@ class Measurement:
 
     Args:
         stage: the stage of training at which the weights were taken.
-        estimator: name of the estimator, one of `pvae.config.build.ELBO_CLASSES`.
+        estimator: name of the estimator, one of `PerDatumELBO.members`.
         particles: K, the number of draws of z for each datum.
         value: the bound, mean over repetitions, in nats per datum.
         bias: the bound minus log p(x).
@@ -195,7 +197,7 @@ class Measurement:
 
 
 def pairs_to_compare(
-    vae: VAE, data: Data, names: Iterable[str], particles: Iterable[int], num_groups: int
+    vae: VAE, data: Data, names: Iterable[str], particles: Iterable[int], groups: int
 ) -> tuple[list[tuple[str, int]], list[str]]:
     """Return the pairs of estimator and K that are defined and distinct, and for each other pair why it is left out.
 
@@ -204,7 +206,7 @@ def pairs_to_compare(
         data: x (B, *D), or a `Batch` of them with their labels.
         names: names of the estimators.
         particles: values of K.
-        num_groups: number of groups of "miwae" and "piwae".
+        groups: number of groups of "miwae" and "piwae".
     """
     batch = Batch.of(data)
     pairs, reasons, has_closed_form, prior = [], [], True, vae.given(batch.y).prior()
@@ -217,7 +219,7 @@ def pairs_to_compare(
         has_closed_form = False
     for count in particles:
         for name in names:
-            kind = ELBO_CLASSES[name]
+            kind = PerDatumELBO.members[name]
             obstacles = {
                 "the KL divergence of this posterior from this prior has no closed form": (
                     kind.needs_closed_form and not (has_closed_form or support)
@@ -229,8 +231,8 @@ def pairs_to_compare(
                 "there is no other draw to compare with": count < kind.least_particles,
                 f"it draws in groups of {kind.draws_together}": count % kind.draws_together,
                 "with one particle its bound equals the ELBO": count == 1 and kind.is_importance_weighted,
-                f"K must be a multiple of {num_groups}": "num_groups" in kind.options and count % num_groups != 0,
-                "with one draw in each group its bound equals the ELBO": name == "miwae" and count == num_groups,
+                f"K must be a multiple of {groups}": "groups" in arguments_of(kind) and count % groups != 0,
+                "with one draw in each group its bound equals the ELBO": name == "miwae" and count == groups,
             }
             reason = next((reason for reason, is_so in obstacles.items() if is_so), None)
             if reason is None:
@@ -256,18 +258,18 @@ def measure_estimator(
     Args:
         vae: in eval mode.
         data: x (B, *D), or a `Batch` of them with their labels.
-        name: one of `pvae.config.build.ELBO_CLASSES`.
+        name: one of `PerDatumELBO.members`.
         num_particles: K, the number of draws of z for each datum.
         log_p: log p(x) of the batch, as `reference` returns it.
         stage: the stage of training at which the weights were taken.
         repetitions: R, at least 3.
         exact: the encoder's gradient of the ELBO as `exact_gradient` returns it, for the bias.
-        options: `alpha`, `mix`, `temperature` or `num_groups`, which the estimators that take them are given.
+        options: `alpha`, `mix`, `temperature` or `groups`, which the estimators that take them are given.
 
     Raises:
         NotFiniteError: a bound or a gradient is NaN or infinite.
     """
-    taken = {option: value for option, value in options.items() if option in ELBO_CLASSES[name].options}
+    taken = {option: value for option, value in options.items() if option in arguments_of(PerDatumELBO.members[name])}
     elbo = build_elbo(name, num_particles, **taken)
     batch = Batch.of(data)
     parts = [*batch.split(data_at_once(vae, batch, num_particles))]

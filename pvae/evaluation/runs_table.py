@@ -10,7 +10,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -240,7 +239,7 @@ def compare_runs(
         subset = None if num_images is None else random_subset(len(test), num_images, seed)
         vae, batch, kind = with_likelihood(run, test, given_y(run, "test"), subset)
         levels = getattr(vae.p_x, "levels_per_unit", 1.0)  # 1 of a probability
-        of_columns = [resolve_name(one.likelihood).is_density for one in run.config.column_kinds]
+        of_columns = [one.likelihood.is_density for one in run.config.column_kinds]
         found = {
             "other test data than {}: train both on the same data, or evaluate each alone": test,
             "other labels given than {}: train both with --condition, or neither": batch.y is None,

@@ -58,11 +58,11 @@ def networks_of(config: Config, vae: Any, tensors: Tensors, has_encoder: bool = 
     """Return the distributions of a VAE for network.js; without its encoder, no q(z | x)."""
     found: dict[str, Any] = dict.fromkeys(("posterior", "prior", "plane", "decoder", "likelihood"))
     found["decoder"] = operations(vae.p_x.decoder, tensors)
-    if config.likelihood_family.page:
+    if config.likelihood_class.page:
         found["likelihood"] = _likelihood(config, vae.p_x)
     q_z = vae.q_z
     if config.condition:
-        if config.is_conv:
+        if config.network_class.is_conv:
             found["plane"] = operations(q_z.join.plane, tensors)
         q_z = q_z.posterior
     if has_encoder:
@@ -73,7 +73,7 @@ def networks_of(config: Config, vae: Any, tensors: Tensors, has_encoder: bool = 
 
 def map_of(run: Run, data: Dataset, codes: Tensor, chosen: Tensor, tensors: Tensors) -> dict[str, Any]:
     """Return the planes of the map, the codes (N, L) in them, and the labels of the chosen test data."""
-    if run.config.prior_family.is_on_sphere:
+    if run.config.prior_class.support == "points on the unit sphere":
         codes = normalize(codes, dim=-1)  # a mean is inside the sphere
     names = latent_names(run)
     sizes = run.config.latent_dims
@@ -182,7 +182,7 @@ def _transforms(transforms: nn.ModuleList, tensors: Tensors) -> list[Any] | None
 
 def _posterior(config: Config, module: Any, tensors: Tensors) -> dict[str, Any] | None:
     """Return q(z | x) for network.js, or None if that cannot compute it."""
-    family = config.posterior_family
+    family = config.posterior_class
     if config.upper_latent_dims and hasattr(module, "sizes"):
         lists = [name for name in ("networks", "up") if hasattr(module, name)]
         networks = {name: [operations(one, tensors) for one in getattr(module, name)] for name in lists}
@@ -193,7 +193,7 @@ def _posterior(config: Config, module: Any, tensors: Tensors) -> dict[str, Any] 
     if not family.page:
         return None
     found = {**family.page, "size": config.latent_dim, "encoder": operations(module.encoder, tensors)}
-    if family.has_flow_networks:
+    if found["kind"] == "flow":
         transforms = _transforms(module.transforms, tensors)
         return None if transforms is None else {**found, "transforms": transforms}
     return found
@@ -207,9 +207,9 @@ def _prior(config: Config, vae: Any, tensors: Tensors) -> dict[str, Any]:
         module, prior = module.top, prior.first
         if support_of(prior):
             raise InputError("the page cannot compute several layers of bits: pvae draw RUN has their pictures")
-    family = config.prior_family
+    family = config.prior_class
     top: dict[str, Any] = {"kind": family.page or "unknown", "size": sizes[-1]}
-    if family.is_flow:
+    if family.page == "flow":
         transforms = _transforms(module.transforms, tensors)
         top |= {"kind": "unknown"} if transforms is None else {"transforms": transforms}
     if support_of(prior) == "bits":
@@ -226,7 +226,7 @@ def _prior(config: Config, vae: Any, tensors: Tensors) -> dict[str, Any]:
 
 def _likelihood(config: Config, p_x: Any) -> dict[str, Any]:
     """Return p(x | z) for network.js."""
-    family = config.likelihood_family
+    family = config.likelihood_class
     scale = p_x.log_scale.exp().item() if p_x.learns_scale else float(getattr(p_x, "running_scale", p_x.scale))
     mean = family.page_mean or ("tanh" if p_x.symmetric else "sigmoid")
     return {"kind": family.page, "scale": scale, "mean": mean}

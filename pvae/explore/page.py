@@ -63,10 +63,10 @@ def check_run(run: Run) -> None:
         raise InputError(
             f"{run.path} was trained on data other than images and tables, which are all that the page shows"
         )
-    support = run.config.prior_family.support
+    support = run.config.prior_class.support
     if support in ("categories", "codes"):
         raise InputError(f"{run.path} has a latent of {support}, which the page does not compute: pvae draw does")
-    if not run.config.likelihood_family.page:
+    if not run.config.likelihood_class.page:
         raise InputError(f"{run.path} has --likelihood {run.config.likelihood}, which the page does not compute")
     if run.data.datum_shape[0] not in (1, 3):
         raise InputError(f"the page shows 1 or 3 channels, and the images of {run.path} have {run.data.datum_shape[0]}")
@@ -256,7 +256,7 @@ def _history(run: Run, data: Dataset, chosen: Tensor, tensors: Tensors) -> dict[
     history = []
     for one in instants:
         points = one.codes[order[: len(chosen)]]
-        if run.config.prior_family.is_on_sphere:
+        if run.config.prior_class.support == "points on the unit sphere":
             points = normalize(points, dim=-1)
         shown = {"after": one.step, "distortion": one.distortion, "rate": one.rate, "points": small.add(points, "i1")}
         if one.weights:

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pvae.config.families import LIKELIHOODS
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
 from pvae.data.schema import Column
 from pvae.explore.networks import Tensors, map_of, networks_of, notes_of
-from pvae.models.features import ColumnFeatures, Units, WithMask
-from pvae.models.likelihoods import (
-    BernoulliLikelihood,
-    CategoricalLikelihood,
-    ColumnsLikelihood,
-    DiagonalNormalLikelihood,
-    OrdinalLikelihood,
-    PoissonLikelihood,
-    PositiveLikelihood,
-    StudentTLikelihood,
-    ZeroInflatedLikelihood,
-)
+from pvae.models.columns import ColumnFeatures
+from pvae.models.features import Units, WithMask
+from pvae.models.likelihoods import Likelihood
 from pvae.runs.run import Run
 from pvae.trained.latent_space import encode
 
@@ -51,8 +40,8 @@ def check_table(run: Run) -> None:
         reason = "--upper-latent-dims, and the page of a table shows one layer: train one without it"
     elif config.is_pseudo:
         reason = f"{likelihood} of values between 0 and 1: train with --likelihood normal-diagonal"
-    elif not config.likelihood_family.is_on_table_page:
-        computed = ", ".join(one.name for one in LIKELIHOODS.values() if one.is_on_table_page)
+    elif not config.likelihood_class.is_on_table_page:
+        computed = ", ".join(Likelihood.names_where("is_on_table_page"))
         reason = f"{likelihood}, and the page of a table computes {computed}: train with one of these"
     elif count > _MOST_COLUMNS:
         reason = f"{count} columns, and the page shows at most {_MOST_COLUMNS}: leave some out with --ignore"
@@ -95,30 +84,20 @@ def table_content(run: Run, data: Dataset, rows: Tensor, tensors: Tensors) -> di
 
 def _columns(run: Run, vae: Any, x: Tensor) -> list[dict[str, Any]]:
     """Return the columns of rows x for table.js."""
-    p_x = vae.p_x
-    size = x.shape[1]
-    parts = [(p_x, range(size))]
-    if isinstance(p_x, ColumnsLikelihood):
-        parts = [(part, places.tolist()) for part, places in zip(p_x.parts, p_x.order.split(p_x.sizes))]
-    inputs: list[list[int]] = [[]] * size
+    inputs: list[list[int]] = [[] for _ in run.data.columns]
     if run.config.missing:
-        inputs = _inputs(vae, size)
-    found = dict[int, dict[str, Any]]()
-    first = 0
-    for part, places in parts:
-        if type(part) is CategoricalLikelihood:  # the categories of a column together
-            outputs = torch.arange(len(places) * part.num_categories).view(-1, part.num_categories)
+        features = next(one for one in vae.q_z.modules() if isinstance(one, ColumnFeatures | WithMask))
+        inputs = features.inputs_of(len(inputs))
+    found = []
+    for place, column in enumerate(run.data.columns):
+        shown = {"name": column.name, "inputs": inputs[place], **vae.p_x.table_page(place)}
+        num_levels = shown.pop("num_levels", 0)
+        if num_levels:
+            shown["levels"] = [column.text(float(code), is_given=True) for code in range(num_levels)]
         else:
-            outputs = torch.arange(len(places) * getattr(part, "outputs_each", 1)).view(-1, len(places)).T
-        for i, d in enumerate(places):
-            column = run.data.columns[d]
-            shown = {"name": column.name, "inputs": inputs[d], "outputs": (first + outputs[i]).tolist()}
-            shown |= _distribution(part, i, column)
-            if "levels" not in shown:
-                shown |= _bar(x[:, d].double(), shown["kind"] == "positive", column)
-            found[d] = shown
-        first += outputs.numel()
-    return [found[d] for d in range(size)]
+            shown |= _bar(x[:, place].double(), shown["kind"] == "positive", column)
+        found.append(shown)
+    return found
 
 
 def _bar(values: Tensor, is_log: bool, column: Column) -> dict[str, Any]:
@@ -150,57 +129,3 @@ def _bar(values: Tensor, is_log: bool, column: Column) -> dict[str, Any]:
         "suffix": column.suffix,
         "point": column.point,
     }
-
-
-def _distribution(part: Any, place: int, column: Column) -> dict[str, Any]:
-    """Return the kind in `COLUMNS` of table.js, and the parameters, of the column at a place of a likelihood."""
-    match part:
-        case DiagonalNormalLikelihood():
-            units = part.units
-            numbers = {"loc": units.loc, "scale": units.scale, "log_scale": part.log_scale, "step": units.step}
-            name = "positive" if isinstance(part, PositiveLikelihood) else "real"
-            if isinstance(part, ZeroInflatedLikelihood):
-                p, name = part.pixels(torch.zeros(part.output_shape)), "zero-inflated"
-                numbers |= {"atom": p.atom, "log_odds": p.logits}
-            return {"kind": name, **{key: one[place].item() for key, one in numbers.items()}}
-        case StudentTLikelihood():
-            p = part.pixels(torch.zeros(part.datum_shape))
-            numbers = {"loc": p.mean, "unit": p.scale, "scale": p.base.scale * p.scale, "df": p.base.df}
-            found = {name: one[place].item() for name, one in numbers.items()}
-            sd = p.variance[place].sqrt().item()
-            return {"kind": "student-t", "sd": sd if math.isfinite(sd) else None, **found}
-        case PoissonLikelihood():
-            p = part.pixels(torch.zeros(part.datum_shape))
-            unit, shift = part.units.unit_and_shift()
-            theta = getattr(p.base, "total_count", torch.full(part.datum_shape, math.inf))[place].item()
-            numbers = {"unit": unit, "shift": shift, "slope": part.units.slope}
-            found = {name: one[place].item() for name, one in numbers.items()}
-            return {"kind": "count", "theta": theta if math.isfinite(theta) else None, **found}
-        case OrdinalLikelihood():
-            kind = {"kind": "ordinal", "cuts": part.cutpoints[place].tolist()}
-        case CategoricalLikelihood():
-            kind = {"kind": "categorical"}
-        case BernoulliLikelihood():
-            kind = {"kind": "binary"}
-        case _:
-            raise InputError(f"the page cannot compute a likelihood {type(part).__name__}")
-    return {
-        **kind,
-        "levels": [column.text(float(code), is_given=True) for code in range(getattr(part, "num_categories", 2))],
-    }
-
-
-def _inputs(vae: Any, size: int) -> list[list[int]]:
-    """Return which features of an encoder are 0 where a column is missing: of its value, and of the mask."""
-    features = next(one for one in vae.q_z.modules() if isinstance(one, ColumnFeatures | WithMask))
-    if isinstance(features, WithMask):
-        return [[d, d + size] for d in range(size)]
-    inputs = [list[int]() for _ in range(size)]
-    count = itertools.count()
-    for d in features.order.tolist():
-        inputs[d] += itertools.islice(count, features.kinds[d].num_categories or 1)
-    for d in features.atoms:  # whether it is the least value
-        inputs[d].append(next(count))
-    for one in inputs:
-        one.append(next(count))
-    return inputs

@@ -8,5 +8,5 @@
     labels       the same given labels, or with a label as a latent
     networks     encoders and decoders for them; features, what an encoder sees of x
 
-`build.build_vae` makes them of a configuration. The rows of `pvae.config.families` name the classes.
+`pvae.config.build.build_vae` makes them of a configuration.
 """

@@ -1,86 +1,244 @@
-"""`ColumnKind`, the kind of a column of a table, and the text of `--columns` that names kinds."""
+"""Tables whose columns are of different kinds: the kinds, what an encoder sees of such rows, and their likelihood.
+
+To add a kind, write a subclass of `ColumnKind` with a name here, and a test.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar
 
-__all__ = ["COLUMNS", "ColumnKind", "column_kinds", "columns_text", "named_kinds"]
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
 
-_LIKELIHOODS = {  # of `pvae.models.likelihoods`
-    "real": "DiagonalNormalLikelihood",
-    "positive": "PositiveLikelihood",
-    "zero-inflated": "ZeroInflatedLikelihood",
-    "count": "NegativeBinomialLikelihood",
-    "binary": "BernoulliLikelihood",
-    "categorical": "CategoricalLikelihood",
-    "ordinal": "OrdinalLikelihood",
-}
-_OUTPUTS = {"real": 2, "positive": 2, "zero-inflated": 3}
+from pvae.core.options import Family, Option
+from pvae.distributions.columns import Columns
+from pvae.distributions.values import is_atom
+from pvae.models.features import Standardize, Units
+from pvae.models.likelihoods import (
+    BernoulliLikelihood,
+    CategoricalLikelihood,
+    DiagonalNormalLikelihood,
+    Likelihood,
+    NegativeBinomialLikelihood,
+    OrdinalLikelihood,
+    PositiveLikelihood,
+    ScaledLikelihood,
+    ZeroInflatedLikelihood,
+)
 
-_KIND = (
-    r"(real|positive|zero-inflated|count|binary|categorical:[1-9]\d{0,4}|ordinal:([2-9]|[1-9]\d{1,2}))(\*[1-9]\d{0,4})?"
-)
-_NAMED = (
-    r"[^,=\n]+=(real|positive|zero-inflated|count|binary|(categorical|ordinal)(:[1-9]\d{0,2})?"
-    r"|ordinal:[^,<\n]+(<[^,<\n]+)+)"
-)
-COLUMNS = (
-    rf"({_KIND}(,{_KIND})*|{_NAMED}(,{_NAMED})*)?",
-    "a comma-separated list of real, positive, zero-inflated, count, binary, categorical:K and ordinal:K, each perhaps "
-    "with *N to repeat it; or of NAME=KIND, such as age=real,size=ordinal:small<medium<large",
-)
+__all__ = [
+    "ColumnFeatures",
+    "ColumnKind",
+    "ColumnsLikelihood",
+    "ColumnsText",
+    "ZeroInflatedColumn",
+    "column_kinds",
+    "columns_text",
+    "named_kinds",
+]
+
+# The mean of a column that is one of counts: beyond, a Normal in steps of 1 does as well; and of one that has no 0, as
+# of ages, whose variance given z may be below their mean, which that of a negative binomial is not.
+_MOST_COUNTS = 500
+_FEW_COUNTS = 5
+_LEAST_VARIANCE = 0.85  # of counts, as a share of their mean: that of a sample of a Poisson may be below 1
+# Of a zero-inflated column, the share of rows that have the least value, as a multiple of those that have another one;
+# and the most that may have this other one, as a share of the rest.
+_LEAST_SHARE = 0.05
+_TIMES = 4
+_MOST_OF_REST = 0.1
+_CLOSER = 0.05  # nats by which a log-Normal must describe positive values better than a Normal
 
 
 @dataclass(frozen=True)
-class ColumnKind:
-    """The kind of a column.
+class ColumnKind(Family):
+    """The kind of a column of a table.
 
     Args:
-        name: "real", "positive", "zero-inflated", "count", "binary", "categorical" or "ordinal".
         num_categories: K of "categorical:K" and "ordinal:K", whose codes are 0 to K - 1; 0 of the others.
 
-    >>> str(ColumnKind("categorical", 5))
+    Attributes:
+        likelihood: p(x | z) of such columns.
+        is_standardized: an encoder sees it less its mean, divided by its standard deviation.
+        is_count: an encoder sees log(1 + x) of it.
+        is_log: an encoder sees the logarithm of it, or of its distance from the least value.
+        has_atom: an encoder sees too whether it is the least value.
+        has_categories: its values are codes of K categories.
+
+    >>> str(ColumnKind.members["categorical"](5))
     'categorical:5'
     """
 
-    name: str
     num_categories: int = 0
+
+    likelihood: ClassVar[type[Likelihood]]
+    is_standardized: ClassVar[bool] = True
+    is_count: ClassVar[bool] = False
+    is_log: ClassVar[bool] = False
+    has_atom: ClassVar[bool] = False
+    has_categories: ClassVar[bool] = False
 
     def __str__(self) -> str:
         """Return the kind as `--columns` names it."""
-        return f"{self.name}:{self.num_categories}" if self.num_categories else self.name
-
-    @property
-    def likelihood(self) -> str:
-        """The class of its likelihood, as in `pvae.config.families.Family.module`."""
-        return f"pvae.models.likelihoods:{_LIKELIHOODS[self.name]}"
+        if self.has_categories:
+            return f"{self.name}:{self.num_categories}"
+        return self.name
 
     @property
     def num_outputs(self) -> int:
-        """The number of outputs of the decoder: K for a "categorical", location and scale where it has both, or 1."""
-        return self.num_categories if self.name == "categorical" else _OUTPUTS.get(self.name, 1)
+        """The number of outputs of the decoder."""
+        return self.likelihood.outputs_each
 
     @property
     def num_features(self) -> int:
-        """The number of features that an encoder sees: one for each category, or the value; and if it is the least."""
-        return self.num_categories or (2 if self.name == "zero-inflated" else 1)
+        """The number of features that an encoder sees."""
+        return 1 + self.has_atom
+
+    @classmethod
+    def allows(cls, x: Tensor) -> bool:
+        """Return whether numbers, float64, of which none is missing, are in the domain of its likelihood."""
+        return True
+
+    @classmethod
+    def fits(cls, x: Tensor) -> bool:
+        """Return whether it is chosen for such numbers (N,), if no kind above is."""
+        return False
+
+    @staticmethod
+    def of(x: Tensor) -> ColumnKind:
+        """Return the first kind that fits numbers (N,); NaN is left out."""
+        numbers = x[~x.isnan()].double()
+        return next(kind() for kind in ColumnKind.members.values() if kind.fits(numbers))
+
+    def part(self, num_columns: int, scale: float) -> Likelihood:
+        """Return the likelihood of that number of such columns; its decoder is not used."""
+        arguments: dict[str, Any] = {}
+        if issubclass(self.likelihood, ScaledLikelihood):
+            arguments = {"scale": scale}
+        return self.likelihood(nn.Identity(), (num_columns,), **arguments)
+
+
+class BinaryColumn(ColumnKind, name="binary"):
+    """0 and 1."""
+
+    likelihood = BernoulliLikelihood
+    is_standardized = False
+
+    @classmethod
+    def allows(cls, x: Tensor) -> bool:
+        """Return whether all values are 0 or 1."""
+        return bool(((x == 0) | (x == 1)).all())
+
+    @classmethod
+    def fits(cls, x: Tensor) -> bool:
+        """Return whether all values are 0 or 1."""
+        return cls.allows(x)
+
+
+class ZeroInflatedColumn(ColumnKind, name="zero-inflated"):
+    """Values of which many are the least one."""
+
+    likelihood = ZeroInflatedLikelihood
+    is_log = True
+    has_atom = True
+
+    @classmethod
+    def fits(cls, x: Tensor) -> bool:
+        """Return whether the least value is far more frequent than any other, and the rest is continuous."""
+        values, counts = x.unique(return_counts=True)
+        if len(values) < 2:
+            return False
+        is_continuous = counts[1:].max() <= _MOST_OF_REST * counts[1:].sum()
+        return bool(is_continuous and counts[0] >= max(_LEAST_SHARE * len(x), _TIMES * counts[1:].max()))
+
+
+class CountColumn(ColumnKind, name="count"):
+    """Whole numbers from 0 on."""
+
+    likelihood = NegativeBinomialLikelihood
+    is_count = True
+
+    @classmethod
+    def allows(cls, x: Tensor) -> bool:
+        """Return whether all are whole numbers from 0 on."""
+        return bool(((x >= 0) & (x == x.round())).all())
+
+    @classmethod
+    def fits(cls, x: Tensor) -> bool:
+        """Return whether all are whole numbers from 0 on, of a small mean, which vary as counts do."""
+        if not cls.allows(x) or x.var(correction=0) < _LEAST_VARIANCE * x.mean():
+            return False
+        most = _FEW_COUNTS
+        if x.amin() == 0:
+            most = _MOST_COUNTS
+        return bool(x.mean() < most)
+
+
+class PositiveColumn(ColumnKind, name="positive"):
+    """Values above 0 whose logarithms are closer to a Normal."""
+
+    likelihood = PositiveLikelihood
+    is_log = True
+
+    @classmethod
+    def fits(cls, x: Tensor) -> bool:
+        """Return whether all are above 0, and a log-Normal describes them better than a Normal."""
+        return bool(x.amin() > 0) and bool(x.log().mean() + x.log().std().log() + _CLOSER < x.std().log())
+
+
+class RealColumn(ColumnKind, name="real"):
+    """Any other numbers."""
+
+    likelihood = DiagonalNormalLikelihood
+
+    @classmethod
+    def fits(cls, x: Tensor) -> bool:
+        """Return True."""
+        return True
+
+
+class CategoricalColumn(ColumnKind, name="categorical"):
+    """Codes of K categories in no order."""
+
+    likelihood = CategoricalLikelihood
+    is_standardized = False
+    has_categories = True
 
     @property
-    def is_count(self) -> bool:
-        """Whether an encoder sees log(1 + x) of it."""
-        return self.name == "count"
+    def num_outputs(self) -> int:
+        """K."""
+        return self.num_categories
 
     @property
-    def is_log(self) -> bool:
-        """Whether an encoder sees the logarithm of it, or of its distance from the least value."""
-        return self.name in ("positive", "zero-inflated")
+    def num_features(self) -> int:
+        """K, one for each category."""
+        return self.num_categories
+
+    def part(self, num_columns: int, scale: float) -> Likelihood:
+        """Return the likelihood of that number of such columns."""
+        return self.likelihood(nn.Identity(), (num_columns,), num_categories=self.num_categories)
+
+
+class OrdinalColumn(CategoricalColumn, name="ordinal"):
+    """Codes of K categories in an order."""
+
+    likelihood = OrdinalLikelihood
 
     @property
-    def is_standardized(self) -> bool:
-        """Whether an encoder sees it less its mean, divided by its standard deviation."""
-        return self.name in ("real", "count") or self.is_log
+    def num_outputs(self) -> int:
+        """1."""
+        return 1
+
+
+def _kind(name: str, num_categories: int = 0) -> ColumnKind:
+    kind: ColumnKind = ColumnKind.members[name](num_categories)
+    return kind
 
 
 def column_kinds(text: str) -> tuple[ColumnKind, ...]:
@@ -89,12 +247,13 @@ def column_kinds(text: str) -> tuple[ColumnKind, ...]:
     >>> [str(kind) for kind in column_kinds("real*2,categorical:5")]
     ['real', 'real', 'categorical:5']
     """
-    kinds = list[ColumnKind]()
-    text = "" if "=" in text else text
+    kinds: list[ColumnKind] = []
+    if "=" in text:
+        return ()
     for item in filter(None, text.split(",")):
         kind, _, times = item.partition("*")
         name, _, number = kind.partition(":")
-        kinds += [ColumnKind(name, int(number or 0))] * int(times or 1)
+        kinds += [_kind(name, int(number or 0))] * int(times or 1)
     return tuple(kinds)
 
 
@@ -104,12 +263,16 @@ def named_kinds(text: str) -> dict[str, tuple[str, tuple[str, ...]]]:
     >>> named_kinds("age=real,size=ordinal:small<large,room=ordinal:3")
     {'age': ('real', ()), 'size': ('ordinal', ('small', 'large')), 'room': ('ordinal', ('0', '1', '2'))}
     """
-    kinds = {}
-    for item in text.split(",") if "=" in text else ():
+    kinds: dict[str, tuple[str, tuple[str, ...]]] = {}
+    if "=" not in text:
+        return kinds
+    for item in text.split(","):
         name, _, kind = item.partition("=")
         kind, _, levels = kind.partition(":")
-        categories = map(str, range(int(levels))) if levels.isdecimal() else filter(None, levels.split("<"))
-        kinds[name.strip()] = kind, tuple(level.strip() for level in categories)
+        categories = levels.split("<")
+        if levels.isdecimal():
+            categories = [str(code) for code in range(int(levels))]
+        kinds[name.strip()] = kind, tuple(level.strip() for level in categories if level)
     return kinds
 
 
@@ -119,5 +282,217 @@ def columns_text(kinds: Iterable[ColumnKind]) -> str:
     >>> columns_text(column_kinds("real,real,binary"))
     'real*2,binary'
     """
-    runs = [(str(kind), len([*run])) for kind, run in groupby(kinds)]
-    return ",".join(f"{kind}*{count}" if count > 1 else kind for kind, count in runs)
+    items = []
+    for kind, run in itertools.groupby(map(str, kinds)):
+        count = len([*run])
+        items.append(kind)
+        if count > 1:
+            items[-1] += f"*{count}"
+    return ",".join(items)
+
+
+_NUMBERS = "|".join(name for name, kind in ColumnKind.members.items() if not kind.has_categories)
+_LISTED = rf"({_NUMBERS}|categorical:[1-9]\d{{0,4}}|ordinal:([2-9]|[1-9]\d{{1,2}}))(\*[1-9]\d{{0,4}})?"
+_NAMED = rf"[^,=\n]+=({_NUMBERS}|(categorical|ordinal)(:[1-9]\d{{0,2}})?|ordinal:[^,<\n]+(<[^,<\n]+)+)"
+ColumnsText = Annotated[
+    str,
+    Option(
+        help="the kind of single columns of a table, as in income=real,room=categorical,size=ordinal:small<medium<"
+        "large; or of each column of a row, in order: real, positive, zero-inflated, count (a negative binomial), "
+        "binary, categorical:K or ordinal:K, of codes 0 to K - 1; *N repeats one, as in real*10,count,categorical:5",
+        pattern=rf"({_LISTED}(,{_LISTED})*|{_NAMED}(,{_NAMED})*)?",
+        described=f"a comma-separated list of {_NUMBERS.replace('|', ', ')}, categorical:K and ordinal:K, each perhaps "
+        "with *N to repeat it; or of NAME=KIND, such as age=real,size=ordinal:small<medium<large",
+        needs="dataset=table:FILE",
+    ),
+]
+
+
+class ColumnFeatures(Standardize):
+    """Return what an encoder sees of rows (..., D) of columns of different kinds: (..., F), and with a mask F + D.
+
+    Real values, log(1 + count), log x of positive values and log(x - a) of a zero-inflated one are standardised, a
+    binary value is as it is, and a category is one-hot. A zero-inflated value has another feature, 1 where it is a, its
+    least value, where log(x - a) counts as its mean. What is missing, NaN, is 0 in all of these.
+
+    Args:
+        kinds: the kind of each column.
+        has_mask: add 1 for each value that is not NaN.
+    """
+
+    unfitted: ClassVar[Mapping[str, float]] = MappingProxyType({**Standardize.unfitted, "atom": 0.0})
+    is_count: Tensor
+    is_log: Tensor
+    order: Tensor
+    atom: Tensor
+
+    def __init__(self, kinds: Sequence[ColumnKind], has_mask: bool) -> None:
+        super().__init__((len(kinds),))
+        self.kinds = tuple(kinds)
+        self.has_mask = has_mask
+        sizes = [kind.num_categories for kind in kinds]  # K, or 0 of a number
+        self.counts = {size: sizes.count(size) for size in sorted({*sizes})}
+        order = sorted(range(len(kinds)), key=sizes.__getitem__)
+        self.register_buffer("order", torch.tensor(order), persistent=False)
+        self.atoms = [place for place, kind in enumerate(kinds) if kind.has_atom]
+        for name in ("is_count", "is_log"):
+            self.register_buffer(name, torch.tensor([getattr(kind, name) for kind in kinds]), persistent=False)
+
+    @property
+    def num_features(self) -> int:
+        """F, or F + D with a mask."""
+        count = sum(kind.num_features for kind in self.kinds)
+        if self.has_mask:
+            count += len(self.kinds)
+        return count
+
+    def fit_to(self, data: Tensor) -> None:
+        """Store mean and standard deviation of numbers and their logarithms, and leave others as they are."""
+        self.atom[self.atoms] = data[:, self.atoms].nan_to_num(nan=math.inf).amin(0).to(self.atom.dtype)
+        self._fit_mean(data, self._logs)
+        others = [place for place, kind in enumerate(self.kinds) if not kind.is_standardized]
+        self.mean[others] = self.mean_rest[others] = 0.0
+        self.std[others] = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features."""
+        values = super().forward(self._logs(x))[..., self.order]
+        parts: list[Tensor] = []
+        are_atoms = is_atom(x.double(), self.atom.double())[..., self.atoms].to(values.dtype)
+        for size, part in zip(self.counts, values.split([*self.counts.values()], -1)):
+            if size:  # NaN equals no code
+                part = (part[..., None] == torch.arange(size, device=x.device)).to(part.dtype).flatten(-2)
+            parts.append(torch.where(part.isnan(), torch.zeros_like(part), part))
+        parts.append(are_atoms)
+        if self.has_mask:
+            parts.append((~x.isnan()).to(values.dtype))
+        return torch.cat(parts, -1)
+
+    def inputs_of(self, size: int) -> list[list[int]]:
+        """Return for each of the columns which features are 0 where it is missing: of its value, and of the mask."""
+        inputs: list[list[int]] = [[] for _ in range(size)]
+        feature = itertools.count()
+        for place in self.order.tolist():
+            inputs[place] += itertools.islice(feature, self.kinds[place].num_categories or 1)
+        for place in (*self.atoms, *range(size)):
+            inputs[place].append(next(feature))
+        return inputs
+
+    def _logs(self, x: Tensor) -> Tensor:
+        x = x.double()
+        x = torch.where(self.is_count, x.clamp(min=0).log1p(), x)
+        atom = self.atom.double()
+        return torch.where(self.is_log, torch.where(is_atom(x, atom), math.nan, x - atom).log(), x)
+
+
+class ColumnsLikelihood(ScaledLikelihood, name="columns", help="of rows whose columns are of different kinds"):
+    """Rows of columns of different kinds, independent given z, as `Columns`.
+
+        p(x | z) = prod_d p_d(x_d | z)
+
+    Each column has the likelihood of its `ColumnKind`; columns of one kind are computed together. NaN is a value that
+    is missing, as in `Observed`.
+
+    Args:
+        decoder: a network from (..., L) to the outputs of all columns, `ColumnKind.num_outputs` of each.
+        datum_shape: (D,), the number of columns.
+        columns: the kind of each column, as `column_kinds` reads it.
+        scale: initial scale of the real columns, as a share of their standard deviations.
+        has_missing: NaN is a value that is missing, as in `Observed`.
+
+    Reference:
+        Nazabal et al., arXiv:1807.03653, where counts are Poisson.
+    """
+
+    domain = "finite in a real column, 0, 1, 2, ... in a count, 0 or 1 in a binary one, and codes below K"
+    is_of_images = False
+    has_exact_start = True
+    is_on_table_page = True
+    order: Tensor
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        datum_shape: Sequence[int],
+        columns: ColumnsText = "",
+        scale: float = 1.0,
+        has_missing: bool = False,
+    ) -> None:
+        super().__init__(decoder, datum_shape, scale, has_missing=has_missing)
+        kinds = column_kinds(columns)
+        places: dict[ColumnKind, list[int]] = {}
+        for place, kind in enumerate(kinds):
+            places.setdefault(kind, []).append(place)
+        self.register_buffer("order", torch.tensor([p for group in places.values() for p in group]), persistent=False)
+        parts = [kind.part(len(group), scale) for kind, group in places.items()]
+        for part, group in zip(parts, places.values()):
+            units = getattr(part, "units", None)
+            if isinstance(units, Units):
+                units.columns = group
+        self.parts = nn.ModuleList(parts)
+        self.sizes = [len(group) for group in places.values()]
+        self.num_outputs = [math.prod(part.output_shape) for part in parts]
+        self.output_shape = (sum(self.num_outputs),)
+
+    @classmethod
+    def decoded_shape(cls, datum_shape: Sequence[int], columns: str = "") -> tuple[int, ...]:
+        """Return the shape of the decoder's output for one latent."""
+        return (sum(kind.num_outputs for kind in column_kinds(columns)),)
+
+    @classmethod
+    def features(
+        cls, datum_shape: Sequence[int], has_missing: bool = False, columns: str = ""
+    ) -> tuple[list[nn.Module], tuple[int, ...]]:
+        """Return `ColumnFeatures`, and the shape of its result."""
+        features = ColumnFeatures(column_kinds(columns), has_missing)
+        return [features], (features.num_features,)
+
+    def table_page(self, place: int) -> dict[str, Any]:
+        """Return that of the part of this column, whose outputs follow those of the parts before it."""
+        first = 0
+        parts: Any = zip(self.parts, self.order.split(self.sizes), self.num_outputs)
+        for part, columns, count in parts:
+            if place in columns.tolist():
+                found: dict[str, Any] = part.table_page(columns.tolist().index(place))
+                return {**found, "outputs": [first + one for one in found["outputs"]]}
+            first += count
+        raise IndexError(place)
+
+    def pixels(self, output: Tensor) -> TorchDistribution:
+        """Return the joint distribution of a row, given the decoder's output (..., F)."""
+        parts: Any = zip(self.parts, output.split(self.num_outputs, -1))
+        return Columns([part.pixels(one) for part, one in parts], self.order)
+
+    def outputs_for(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Return the outputs of all parts."""
+        return torch.cat([part.outputs_for(one, weights).flatten(1) for part, one in self._split(x)], 1)
+
+    def normal_values(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return those of all parts, in the order of x, or None if one part has none."""
+        found = [part.normal_values(one) for part, one in self._split(x)]
+        if any(one is None for one in found):
+            return None
+        back = self.order.argsort()
+        y = torch.cat([one for one, _ in found], -1)
+        log_slope = torch.cat([one for _, one in found], -1)
+        return y[:, back], log_slope[:, back]
+
+    @property
+    def inside(self) -> Tensor:  # type: ignore[override]
+        """That of each column."""
+        parts: Any = zip(self.parts, self.sizes)
+        values = torch.cat([self.order.new_ones(size) * part.inside for part, size in parts])
+        return values[self.order.argsort()]
+
+    def _refusal(self, x: Tensor) -> str:
+        for part, one in self._split(x):
+            if not x.isnan().any() and not part._in_domain(one):  # noqa: SLF001
+                return f"values must be {part.domain}: otherwise, give another kind of column"
+        return super()._refusal(x)
+
+    def _in_domain(self, x: Tensor) -> Tensor:
+        return torch.stack([part._in_domain(one) for part, one in self._split(x)]).all()  # noqa: SLF001
+
+    def _split(self, x: Tensor) -> Iterator[tuple[Any, Tensor]]:
+        """Yield the likelihood of each kind, with its columns of x."""
+        yield from zip(self.parts, x[..., self.order].split(self.sizes, -1))

@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pvae.distributions.values import is_atom
-from pvae.models.columns import ColumnKind
 
 __all__ = [
-    "ColumnFeatures",
     "CountUnits",
     "LogUnits",
     "RealUnits",
@@ -241,6 +239,10 @@ class WithMask(nn.Module):
         super().__init__()
         self.num_dims = len(datum_shape)
 
+    def inputs_of(self, size: int) -> list[list[int]]:
+        """Return for each value of a row which results are 0 where it is missing."""
+        return [[place, place + size] for place in range(size)]
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the values and then the mask, along the first dimension of a datum."""
         is_missing = x.isnan()
@@ -300,62 +302,3 @@ class CountUnits(Units):
         mean = self.mean.double()
         unit = (mean / math.log(2)).clamp(min=1)
         return unit, torch.where(mean > 0, mean.div(unit).expm1().log(), 0.0)
-
-
-class ColumnFeatures(Standardize):
-    """Return what an encoder sees of rows (..., D) of columns of different kinds: (..., F), and with a mask F + D.
-
-    Real values, log(1 + count), log x of positive values and log(x - a) of a zero-inflated one are standardised, a
-    binary value is as it is, and a category is one-hot. A zero-inflated value has another feature, 1 where it is a, its
-    least value, where log(x - a) counts as its mean. What is missing, NaN, is 0 in all of these.
-
-    Args:
-        kinds: the kind of each column.
-        has_mask: add 1 for each value that is not NaN.
-    """
-
-    unfitted: ClassVar[Mapping[str, float]] = MappingProxyType({**Standardize.unfitted, "atom": 0.0})
-    is_count: Tensor
-    is_log: Tensor
-    order: Tensor
-    atom: Tensor
-
-    def __init__(self, kinds: Sequence[ColumnKind], has_mask: bool) -> None:
-        super().__init__((len(kinds),))
-        self.kinds, self.has_mask = tuple(kinds), has_mask
-        sizes = [kind.num_categories for kind in kinds]  # K, or 0 of a number
-        self.counts = {size: sizes.count(size) for size in sorted({*sizes})}
-        order = sorted(range(len(kinds)), key=sizes.__getitem__)
-        self.register_buffer("order", torch.tensor(order), persistent=False)
-        self.atoms = [place for place, kind in enumerate(kinds) if kind.name == "zero-inflated"]
-        for name in ("is_count", "is_log"):
-            self.register_buffer(name, torch.tensor([getattr(kind, name) for kind in kinds]), persistent=False)
-
-    @property
-    def num_features(self) -> int:
-        """F, or F + D with a mask."""
-        return sum(kind.num_features for kind in self.kinds) + self.has_mask * len(self.kinds)
-
-    def fit_to(self, data: Tensor) -> None:
-        """Store mean and standard deviation of numbers and their logarithms, and leave others as they are."""
-        self.atom[self.atoms] = data[:, self.atoms].nan_to_num(nan=math.inf).amin(0).to(self.atom.dtype)
-        self._fit_mean(data, self._logs)
-        others = [place for place, kind in enumerate(self.kinds) if not kind.is_standardized]
-        self.mean[others] = self.mean_rest[others] = 0.0
-        self.std[others] = 1.0
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the features."""
-        values, parts = super().forward(self._logs(x))[..., self.order], list[Tensor]()
-        are_atoms = is_atom(x.double(), self.atom.double())[..., self.atoms].to(values.dtype)
-        for size, part in zip(self.counts, values.split([*self.counts.values()], -1)):
-            if size:  # NaN equals no code
-                part = (part[..., None] == torch.arange(size, device=x.device)).to(part.dtype).flatten(-2)
-            parts.append(torch.where(part.isnan(), torch.zeros_like(part), part))
-        return torch.cat([*parts, are_atoms, *[(~x.isnan()).to(values.dtype)] * self.has_mask], -1)
-
-    def _logs(self, x: Tensor) -> Tensor:
-        x = x.double()
-        x = torch.where(self.is_count, x.clamp(min=0).log1p(), x)
-        atom = self.atom.double()
-        return torch.where(self.is_log, torch.where(is_atom(x, atom), math.nan, x - atom).log(), x)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pvae.core.errors import InputError, brief
+from pvae.core.options import Option
 
-__all__ = ["autoregressive_transforms", "composed"]
+__all__ = ["FlowHidden", "FlowLength", "autoregressive_transforms", "composed"]
+
+_LENGTH = "number of transforms of a flow, of the posterior's and of the prior's"
+FlowLength = Annotated[int, Option(help=_LENGTH, least=1, most=1000)]
+_HIDDEN = "widths of the hidden layers of each transform of an autoregressive flow"
+FlowHidden = Annotated[Sequence[int], Option(help=_HIDDEN)]
 
 
 def autoregressive_transforms(

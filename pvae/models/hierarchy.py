@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Annotated, Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pvae.core.options import Family, Option
 from pvae.core.protocol import PriorModule
 from pvae.core.tracing import call_once
 from pvae.distributions.joint import Joint
-from pvae.models.posteriors import bounded_normal
+from pvae.models.networks import Activation, mlp
+from pvae.models.posteriors import Posterior, bits, bounded_normal
 
 Layer = Callable[[Tensor], dist.Independent]
 
-__all__ = ["BottomUpPosterior", "FirstLayer", "HierarchyPrior", "LadderPosterior", "TopDownPosterior"]
+__all__ = ["BottomUpPosterior", "FirstLayer", "HierarchyPrior", "Inference", "LadderPosterior", "TopDownPosterior"]
+
+_HIDDEN = "widths of the hidden layers between two stochastic layers"
+_UpperHidden = Annotated[Sequence[int], Option(help=_HIDDEN, needs="upper_latent_dims")]
 
 
 class HierarchyPrior(nn.Module):
@@ -194,3 +200,135 @@ def _product(one: dist.Independent, other: dist.Independent) -> dist.Independent
     variance = 1 / (precisions[0] + precisions[1])
     loc = variance * (one.base_dist.loc * precisions[0] + other.base_dist.loc * precisions[1])
     return dist.Normal(loc, variance.sqrt()).to_event(1)
+
+
+class Inference(Family):
+    """In which order a posterior draws several stochastic layers, and the networks between them.
+
+    Args:
+        sizes: L_1, ..., L_L, the number of latent dimensions of each layer.
+        posterior: the class of the posterior of a layer.
+        num_context: length of h(x).
+        batch_norm: the networks have BatchNorm.
+        upper_hidden: widths of the hidden layers of each network.
+        activation: as for `mlp`.
+
+    Attributes:
+        decodes_all: the decoder takes all layers, and not z_1 alone.
+        has_closed_forms: each lower layer is drawn given the one above it, so that its rate has a closed form.
+    """
+
+    decodes_all = False
+    has_closed_forms = True
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        posterior: type[Posterior],
+        num_context: int,
+        batch_norm: bool = False,
+        upper_hidden: _UpperHidden = (100, 100),
+        activation: Activation = "relu",
+    ) -> None:
+        self.sizes = sizes
+        self.num_context = num_context
+        self.batch_norm = batch_norm
+        self.hidden = upper_hidden
+        self.activation = activation
+        self.layer: Layer = bounded_normal
+        self.each = 2  # outputs for each dimension
+        if posterior.support == "bits":
+            self.layer = bits
+            self.each = 1
+
+    def num_outputs(self, of_first: int) -> int:
+        """Return the number of outputs of the encoder, where q(z_1 | x) alone needs `of_first`."""
+        return 2 * self.sizes[0] + self.num_context
+
+    def networks_up(self) -> list[nn.Module]:
+        """Return the networks of the posterior beside the encoder."""
+        raise NotImplementedError
+
+    def networks_down(self) -> list[nn.Module]:
+        """Return the networks of the prior, for l = 1, ..., L - 1."""
+        return [self._network(above, self.each * size, self.hidden[::-1]) for size, above in pairwise(self.sizes)]
+
+    def posterior(self, encoder: nn.Module, first: nn.Module, up: list[nn.Module], down: list[nn.Module]) -> Any:
+        """Return the posterior.
+
+        Args:
+            encoder: has `num_outputs`.
+            first: a module that returns q(z_1 | x), which has this encoder.
+            up: `networks_up`.
+            down: `networks_down`.
+        """
+        raise NotImplementedError
+
+    def prior(self, top: nn.Module, down: list[nn.Module]) -> HierarchyPrior:
+        """Return the prior, of which `top` is p(z_L)."""
+        return HierarchyPrior(top, down, self.sizes, self.layer)
+
+    def _network(self, width: int, num_outputs: int, hidden: Sequence[int]) -> nn.Module:
+        return mlp(width, *hidden, num_outputs, activation=self.activation, batch_norm=self.batch_norm)
+
+
+class BottomUp(Inference, name="bottom-up", help="z1 given x, then each layer given the one below (Burda et al.)"):
+    """`BottomUpPosterior`."""
+
+    has_closed_forms = False  # the posterior draws the layer above later
+
+    def num_outputs(self, of_first: int) -> int:
+        """Return the number of outputs for q(z_1 | x)."""
+        return of_first
+
+    def networks_up(self) -> list[nn.Module]:
+        """Return a network for each layer above z_1."""
+        return [self._network(below, self.each * size, self.hidden) for below, size in pairwise(self.sizes)]
+
+    def posterior(self, encoder: nn.Module, first: nn.Module, up: list[nn.Module], down: list[nn.Module]) -> Any:
+        """Return the posterior."""
+        return BottomUpPosterior(first, up, self.sizes, self.layer)
+
+
+class Ladder(
+    Inference,
+    name="ladder",
+    help="the top layer given x, then each layer from the product of its prior and a Normal computed from x (Sonderby "
+    "et al.)",
+):
+    """`LadderPosterior`."""
+
+    def networks_up(self) -> list[nn.Module]:
+        """Return a network for each layer above z_1; the last gives no context."""
+        outputs = [2 * size + self.num_context for size in self.sizes[1:]]
+        outputs[-1] -= self.num_context
+        return [self._network(self.num_context, count, self.hidden) for count in outputs]
+
+    def posterior(self, encoder: nn.Module, first: nn.Module, up: list[nn.Module], down: list[nn.Module]) -> Any:
+        """Return the posterior."""
+        return LadderPosterior(encoder, up, down, self.sizes)
+
+
+class TopDown(
+    Inference,
+    name="top-down",
+    help="the top layer given x, then each layer given x and the one above, and the decoder takes all layers (the HVAE "
+    "of Tomczak and Welling)",
+):
+    """`TopDownPosterior`."""
+
+    decodes_all = True
+
+    def num_outputs(self, of_first: int) -> int:
+        """Return the number of outputs for q(z_L | x) and h(x)."""
+        return 2 * self.sizes[-1] + self.num_context
+
+    def networks_up(self) -> list[nn.Module]:
+        """Return a network for each layer below z_L."""
+        return [
+            self._network(self.num_context + above, 2 * size, self.hidden[::-1]) for size, above in pairwise(self.sizes)
+        ]
+
+    def posterior(self, encoder: nn.Module, first: nn.Module, up: list[nn.Module], down: list[nn.Module]) -> Any:
+        """Return the posterior."""
+        return TopDownPosterior(encoder, up, self.sizes)

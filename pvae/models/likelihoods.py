@@ -1,14 +1,14 @@
 """Modules that return the likelihood p(x | z) of a latent.
 
-To add a likelihood, write a subclass of `Likelihood` here and its row in `pvae.config.families`.
+To add one, write a subclass of `Likelihood` with a name here, and a test of its density: flags, `Config`, refusals, the
+book and the tests over all families read the class.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from pkgutil import resolve_name
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import pyro.distributions as dist
 import torch
@@ -16,18 +16,17 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from pvae.core.errors import InputError
+from pvae.core.options import Family, Option
 from pvae.core.tracing import require
 from pvae.distributions.bernoulli import ContinuousBernoulli, LogitBernoulli, PseudoBernoulli
-from pvae.distributions.columns import Columns, Observed, ordered_logits
+from pvae.distributions.columns import Observed, ordered_logits
 from pvae.distributions.discretized_logistic import DiscretizedLogistic, eight_bit_level
 from pvae.distributions.values import InFloat64, InSteps, InUnits, WithAtom
-from pvae.models.columns import ColumnKind
-from pvae.models.features import CountUnits, LogUnits, RealUnits, Standardize
+from pvae.models.features import CountUnits, LogUnits, RealUnits, Standardize, WithMask
 
 __all__ = [
     "BernoulliLikelihood",
     "CategoricalLikelihood",
-    "ColumnsLikelihood",
     "ContinuousBernoulliLikelihood",
     "DiagonalNormalLikelihood",
     "DiscretizedLogisticLikelihood",
@@ -41,56 +40,90 @@ __all__ = [
     "PoissonLikelihood",
     "PositiveLikelihood",
     "PseudoBernoulliLikelihood",
+    "ScaledLikelihood",
     "StudentTLikelihood",
     "ZeroInflatedLikelihood",
 ]
 
 
-class Likelihood(nn.Module):
-    """A likelihood p(x | z) that is independent over pixels; the decoder gives the parameter of each pixel.
+_SCALE = "standard deviation of a normal likelihood or scale of a logistic one: fixed, or its initial value"
+_Scale = Annotated[float, Option(help=_SCALE, least=1e-38, most=1e38)]  # float32 holds little beyond
+
+
+class Likelihood(nn.Module, Family):
+    """A likelihood p(x | z) that is independent over pixels; the decoder gives the parameters of each pixel.
 
     A subclass defines `pixels`. It overrides `domain` and `_in_domain` if its pixels are not all values of a range.
-    Some subclasses ignore `scale`.
 
     Args:
         decoder: a network from (..., L) to (..., C, H, W).
         datum_shape: (C, H, W), the event of the likelihood.
-        scale: the scale of each pixel's distribution, or its initial value where the scale is trained.
-        symmetric: the pixels are in [-1, 1] in place of [0, 1].
         has_missing: NaN is a value that is missing, as in `Observed`.
 
     Attributes:
         inside: a value in the domain, in place of one that is missing.
+        symmetric: the pixels are in [-1, 1] in place of [0, 1].
         pseudo: whether it is a pseudo-likelihood: `log_prob` is not the logarithm of a density of the pixels.
         is_density: whether it is a density over pixels and not a probability.
         learns_scale: whether the scale is trained, as the parameter `log_scale`.
+        has_fixed_scale: it is a Normal whose scale is not trained.
         needs_batch: whether in training log p(x | z) of a datum depends on the other data of the batch.
+        outputs_each: the number of outputs of the decoder for each value of a datum.
         output_shape: the shape of the decoder's output for one latent.
+        grey: the class for pixels that are not binarized, if it is another one.
+        is_of_images: its data are images or other values of their range; False: data other than images alone.
+        is_of_logits: outputs of the decoder are logits.
+        is_linear: with a linear network its log p(x) is known exactly; it takes no other one.
+        has_levels: a probability of 8-bit levels, reported in bits per dimension too.
+        has_exact_start: `pvae.models.start` can set it to a model in closed form.
+        page: its name in `LIKELIHOODS` of `explore/network.js`; "" if the page does not compute it.
+        page_mean: for the page, how the output of the decoder becomes the location; "" for the range of the pixels.
+        is_on_table_page: the page of a table computes it, by `COLUMNS` of `explore/table.js`.
     """
 
     inside: float | Tensor = 0.0
+    scale = 1.0
+    symmetric = False
     pseudo = False
     is_density = False
     learns_scale = False
+    has_fixed_scale = False
     needs_batch = False
+    outputs_each = 1
+    grey: type[Likelihood] | None = None
+    is_of_images = True
+    is_of_logits = False
+    is_linear = False
+    has_levels = False
+    has_exact_start = False
+    page = ""
+    page_mean = ""
+    is_on_table_page = False
 
-    def __init__(
-        self,
-        decoder: nn.Module,
-        datum_shape: Sequence[int],
-        scale: float = 1.0,
-        symmetric: bool = False,
-        has_missing: bool = False,
-    ) -> None:
+    def __init__(self, decoder: nn.Module, datum_shape: Sequence[int], has_missing: bool = False) -> None:
         super().__init__()
         self.decoder = decoder
-        self.datum_shape = self.output_shape = tuple(datum_shape)
-        self.scale = scale
-        self.symmetric = symmetric
+        self.datum_shape = tuple(datum_shape)
+        self.output_shape = self.decoded_shape(datum_shape)
         self.has_missing = has_missing
-        if self.learns_scale:
-            # On the CPU also while `build.meta_state_dict` builds it, where a logarithm would import torch's compiler.
-            self.log_scale = nn.Parameter(torch.tensor(float(scale), device="cpu").log())
+
+    @classmethod
+    def decoded_shape(cls, datum_shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the decoder's output for one latent."""
+        return (cls.outputs_each * datum_shape[0], *datum_shape[1:])
+
+    @classmethod
+    def features(cls, datum_shape: Sequence[int], has_missing: bool = False) -> tuple[list[nn.Module], tuple[int, ...]]:
+        """Return what lies between x and the encoder: modules, and the shape of their result."""
+        seen: list[nn.Module] = cls.units_seen(datum_shape)
+        if not has_missing:
+            return seen, tuple(datum_shape)
+        return [*seen, WithMask(datum_shape)], (2 * datum_shape[0], *datum_shape[1:])  # the values and their mask
+
+    @classmethod
+    def units_seen(cls, datum_shape: Sequence[int]) -> list[nn.Module]:
+        """Return a module that gives the units in which the encoder sees x; none for x itself."""
+        return []
 
     def forward(self, z: Tensor) -> TorchDistribution:
         """Return p(x | z): batch shape z.shape[:-1], event shape (C, H, W)."""
@@ -129,12 +162,31 @@ class Likelihood(nn.Module):
     @property
     def domain(self) -> str:
         """A text that says which values of a pixel are allowed."""
-        return "in [-1, 1]" if self.symmetric else "in [0, 1]"
+        if self.symmetric:
+            return "in [-1, 1]"
+        return "in [0, 1]"
 
     @property
     def levels_per_unit(self) -> float:
         """The number of 8-bit levels in an interval of length 1 of pixel values; 1 for a probability."""
-        return (127.5 if self.symmetric else 255.0) if self.is_density else 1.0
+        if not self.is_density:
+            return 1.0
+        if self.symmetric:
+            return 127.5
+        return 255.0
+
+    def output_places(self) -> Tensor:
+        """Return which outputs of the decoder are those of each value of x: int64 (D, number of them)."""
+        each = math.prod(self.output_shape) // math.prod(self.datum_shape)
+        return torch.arange(math.prod(self.output_shape)).view(each, -1).T
+
+    def table_page(self, place: int) -> dict[str, Any]:
+        """Return what the page of a table needs of the value at a place of x: `table_kind`, and its outputs."""
+        return {**self.table_kind(place), "outputs": self.output_places()[place].tolist()}
+
+    def table_kind(self, place: int) -> dict[str, Any]:
+        """Return the kind in `COLUMNS` of `explore/table.js`, and the parameters, of the value at a place of x."""
+        raise NotImplementedError
 
     def check(self, x: Tensor) -> Tensor:
         """Return `x` if it is a batch of images in the domain.
@@ -161,8 +213,28 @@ class Likelihood(nn.Module):
         return f"values must be {self.domain}: otherwise, give another likelihood"
 
     def _in_domain(self, x: Tensor) -> Tensor:
-        low, high = x.amin(), x.amax()  # NaN makes both comparisons false
-        return (low >= (-1 if self.symmetric else 0)) & (high <= 1)
+        least = 0.0
+        if self.symmetric:
+            least = -1.0
+        return (x.amin() >= least) & (x.amax() <= 1)  # NaN makes both comparisons false
+
+
+class ScaledLikelihood(Likelihood):
+    """Base class of the likelihoods that have a scale.
+
+    Args:
+        decoder: as for `Likelihood`, as are `options`.
+        datum_shape: of x.
+        scale: the scale of each pixel's distribution, or its initial value where the scale is trained.
+        options: further arguments.
+    """
+
+    def __init__(self, decoder: nn.Module, datum_shape: Sequence[int], scale: _Scale = 1.0, **options: Any) -> None:
+        super().__init__(decoder, datum_shape, **options)
+        self.scale = scale
+        if self.learns_scale:
+            # On the CPU also while `build.meta_state_dict` builds it, where a logarithm would import torch's compiler.
+            self.log_scale = nn.Parameter(torch.tensor(float(scale), device="cpu").log())
 
 
 def _means(x: Tensor, weights: Tensor, count: float = 1.0) -> Tensor:
@@ -171,32 +243,6 @@ def _means(x: Tensor, weights: Tensor, count: float = 1.0) -> Tensor:
     of_all = values.sum(0) / is_seen.sum(0).clamp(min=1)
     total, number = (torch.einsum("nk,n...->k...", weights, one) for one in (values, is_seen))
     return (total + count * of_all) / (number + count)
-
-
-class BernoulliLikelihood(Likelihood):
-    """The likelihood of binary pixels.
-
-        p(x | z) = prod_d Bernoulli(x_d; sigmoid(decoder_d(z)))
-
-    The decoder gives logits and not probabilities: with a sigmoid in between, log p would be cut off at about -16,
-    where its gradient is zero.
-
-    Reference:
-        Kingma and Welling, arXiv:1312.6114, appendix C.1, equation 11.
-    """
-
-    domain = "exactly 0 or 1"
-
-    def pixels(self, output: Tensor) -> TorchDistribution:
-        """Return Bernoulli(logits=output)."""
-        return LogitBernoulli(logits=output)
-
-    def outputs_for(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Return the logits of weighted means."""
-        return _means(x, weights).clamp(1e-6, 1 - 1e-6).logit()
-
-    def _in_domain(self, x: Tensor) -> Tensor:
-        return ((x == 0) | (x == 1)).all()
 
 
 class PseudoBernoulliLikelihood(Likelihood):
@@ -214,7 +260,44 @@ class PseudoBernoulliLikelihood(Likelihood):
         return PseudoBernoulli(logits=output)
 
 
-class ContinuousBernoulliLikelihood(Likelihood):
+class BernoulliLikelihood(Likelihood, name="bernoulli", help="of binary pixels, or the cross-entropy of grey ones"):
+    """The likelihood of binary pixels.
+
+        p(x | z) = prod_d Bernoulli(x_d; sigmoid(decoder_d(z)))
+
+    The decoder gives logits and not probabilities: with a sigmoid in between, log p would be cut off at about -16,
+    where its gradient is zero.
+
+    Reference:
+        Kingma and Welling, arXiv:1312.6114, appendix C.1, equation 11.
+    """
+
+    domain = "exactly 0 or 1"
+    grey = PseudoBernoulliLikelihood
+    is_on_table_page = True
+    is_of_logits = True
+    has_exact_start = True
+    page = "bernoulli"
+
+    def pixels(self, output: Tensor) -> TorchDistribution:
+        """Return Bernoulli(logits=output)."""
+        return LogitBernoulli(logits=output)
+
+    def outputs_for(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Return the logits of weighted means."""
+        return _means(x, weights).clamp(1e-6, 1 - 1e-6).logit()
+
+    def table_kind(self, place: int) -> dict[str, Any]:
+        """Return the kind: all parameters are outputs of the decoder."""
+        return {"kind": "binary", "num_levels": 2}
+
+    def _in_domain(self, x: Tensor) -> Tensor:
+        return ((x == 0) | (x == 1)).all()
+
+
+class ContinuousBernoulliLikelihood(
+    Likelihood, name="continuous-bernoulli", help="a density of grey pixels of the same shape"
+):
     """The density over grey pixels in [0, 1] that has the cross-entropy's shape and integrates to 1.
 
         p(x | z) = prod_d C(p_d) p_d^x_d (1 - p_d)^(1 - x_d),    p_d = sigmoid(decoder_d(z))
@@ -231,32 +314,52 @@ class ContinuousBernoulliLikelihood(Likelihood):
     """
 
     is_density = True
+    is_of_logits = True
+    page = "continuous-bernoulli"
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return ContinuousBernoulli(logits=output)."""
         return ContinuousBernoulli(logits=output)
 
 
-class NormalLikelihood(Likelihood):
+class NormalLikelihood(ScaledLikelihood, name="normal", help="of a fixed scale: a squared error"):
     """A Normal around the decoded image, at a fixed scale.
 
         p(x | z) = prod_d Normal(x_d; loc_d(z), scale^2),    loc_d(z) = sigmoid(decoder_d(z))
 
     The log-density is a squared error, -||x - loc||^2 / (2 scale^2), up to a constant. A sigmoid keeps loc in [0, 1],
     or a tanh in [-1, 1].
+
+    Args:
+        decoder: as for `ScaledLikelihood`, as are further arguments.
+        datum_shape: of x.
+        scale: of each pixel, or its initial value.
+        symmetric: the pixels are in [-1, 1] in place of [0, 1].
     """
 
     is_density = True
+    has_fixed_scale = True
+    page = "normal"
+
+    def __init__(self, *args: Any, symmetric: bool = False, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.symmetric = symmetric
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return Normal(loc, scale), where loc is the decoded image."""
-        return dist.Normal(self._loc(output), self.log_scale.exp() if self.learns_scale else self.scale)
+        if self.learns_scale:
+            return dist.Normal(self._loc(output), self.log_scale.exp())
+        return dist.Normal(self._loc(output), self.scale)
 
     def _loc(self, output: Tensor) -> Tensor:
-        return output.tanh() if self.symmetric else output.sigmoid()
+        if self.symmetric:
+            return output.tanh()
+        return output.sigmoid()
 
 
-class LinearNormalLikelihood(NormalLikelihood):
+class LinearNormalLikelihood(
+    NormalLikelihood, name="normal-linear", help="around the decoder's output itself, with --network linear"
+):
     """A Normal around the decoder's output itself.
 
         p(x | z) = prod_d Normal(x_d; decoder_d(z), scale^2)
@@ -265,6 +368,8 @@ class LinearNormalLikelihood(NormalLikelihood):
     """
 
     domain = "finite"
+    is_linear = True
+    page_mean = "identity"
 
     def _loc(self, output: Tensor) -> Tensor:
         return output
@@ -273,7 +378,7 @@ class LinearNormalLikelihood(NormalLikelihood):
         return x.isfinite().all()
 
 
-class LearnedNormalLikelihood(NormalLikelihood):
+class LearnedNormalLikelihood(NormalLikelihood, name="normal-learned", help="with one trained scale"):
     """A Normal with one trained scale, shared by all pixels.
 
         p(x | z) = prod_d Normal(x_d; loc_d(z), scale^2),    scale = exp(log_scale)
@@ -282,6 +387,7 @@ class LearnedNormalLikelihood(NormalLikelihood):
     """
 
     learns_scale = True
+    has_fixed_scale = False
 
 
 _LEAST_LOG_SCALE = -6  # as in github.com/orybkin/sigma-vae-pytorch
@@ -303,7 +409,9 @@ class _ProfileNormal(dist.Normal):
         return dist.Normal(self.loc, scale).log_prob(value)
 
 
-class OptimalNormalLikelihood(NormalLikelihood):
+class OptimalNormalLikelihood(
+    NormalLikelihood, name="normal-optimal", help="with the scale that is best for each batch (sigma-VAE)"
+):
     """A Normal with the scale that maximises the likelihood of the data: sigma-VAE.
 
         p(x | z) = prod_d Normal(x_d; loc_d(z), scale^2)
@@ -322,6 +430,7 @@ class OptimalNormalLikelihood(NormalLikelihood):
         Rybkin, Daniilidis and Levine, arXiv:2006.13202, equation 5 (as submitted; there it should read sigma^2).
     """
 
+    has_fixed_scale = False
     needs_batch = True
     momentum = 0.1
     running_scale: Tensor
@@ -343,7 +452,9 @@ class OptimalNormalLikelihood(NormalLikelihood):
         return not self.training
 
 
-class DiscretizedLogisticLikelihood(Likelihood):
+class DiscretizedLogisticLikelihood(
+    ScaledLikelihood, name="discretized-logistic", help="a probability of the 256 levels of each pixel"
+):
     """The probability of the 256 levels of each pixel: `DiscretizedLogistic` with one trained scale for all pixels.
 
         p(x | z) = prod_d [ F(x_d + 1/510) - F(x_d - 1/510) ],    F(x) = sigmoid((x - loc_d(z)) / scale)
@@ -354,6 +465,8 @@ class DiscretizedLogisticLikelihood(Likelihood):
 
     domain = "k / 255 with whole k"
     learns_scale = True
+    has_levels = True
+    page = "discretized-logistic"
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return DiscretizedLogistic(sigmoid(output), exp(log_scale))."""
@@ -369,7 +482,9 @@ _MOST_LOG_SCALE = 4.0  # of such a scale
 _SMOOTHING = 0.01  # data at the mean of all, beside those of a component
 
 
-class DiagonalNormalLikelihood(Likelihood):
+class DiagonalNormalLikelihood(
+    ScaledLikelihood, name="normal-diagonal", help="of real values, each with a scale that depends on z too"
+):
     """A Normal whose location and scale both depend on z: real values of any location and scale.
 
         p(x | z) = prod_d Normal(x_d; m_d + s_d loc_d, (s_d scale_d)^2)
@@ -389,14 +504,22 @@ class DiagonalNormalLikelihood(Likelihood):
     domain = "finite in float32"
     is_density = True
     outputs_each = 2
+    is_on_table_page = True
+    is_of_images = False
+    has_exact_start = True
     least_share = _LEAST_SHARE
+    table_name = "real"
     units: RealUnits
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.log_scale = nn.Parameter(torch.full(self.datum_shape, float(self.scale), device="cpu").log())
         self.units = self._units(self.datum_shape)
-        self.output_shape = (self.outputs_each * self.datum_shape[0], *self.datum_shape[1:])
+
+    @classmethod
+    def units_seen(cls, datum_shape: Sequence[int]) -> list[nn.Module]:
+        """Return `Standardize`."""
+        return [Standardize(datum_shape)]
 
     def _units(self, datum_shape: Sequence[int]) -> RealUnits:
         """Return new units of x."""
@@ -420,6 +543,12 @@ class DiagonalNormalLikelihood(Likelihood):
         """Return the values in units of the training data, and log |dy/dx|."""
         y = (self._of_normal(x) - self.units.loc) / self.units.scale
         return y.flatten(1), (self._log_slope(x) - self.units.scale.log()).flatten(1)
+
+    def table_kind(self, place: int) -> dict[str, Any]:
+        """Return the units of the training data, the scale, and the step."""
+        units = self.units
+        found = {"loc": units.loc, "scale": units.scale, "log_scale": self.log_scale, "step": units.step}
+        return {"kind": self.table_name, **{name: one[place].item() for name, one in found.items()}}
 
     def _of_normal(self, x: Tensor) -> Tensor:
         """Return the values that are Normal given z, in float64."""
@@ -454,6 +583,7 @@ class PositiveLikelihood(DiagonalNormalLikelihood):
 
     domain = "above 0, and finite in float32"
     inside = 1.0
+    table_name = "positive"
     units: LogUnits
 
     def _units(self, datum_shape: Sequence[int]) -> LogUnits:
@@ -485,6 +615,7 @@ class ZeroInflatedLikelihood(PositiveLikelihood):
 
     domain = "at least the least value of the training data"
     outputs_each = 3
+    table_name = "zero-inflated"
 
     def _units(self, datum_shape: Sequence[int]) -> LogUnits:
         return LogUnits(datum_shape, has_atom=True)
@@ -501,6 +632,11 @@ class ZeroInflatedLikelihood(PositiveLikelihood):
 
     def normal_values(self, x: Tensor) -> None:
         """Return None: the least value is not Normal."""
+
+    def table_kind(self, place: int) -> dict[str, Any]:
+        """Return what `PositiveLikelihood` returns, with the least value and its log odds."""
+        atom = self.units.atom[place].double().item()
+        return super().table_kind(place) | {"atom": atom, "log_odds": self._log_odds[place].item()}
 
     def outputs_for(self, x: Tensor, weights: Tensor) -> Tensor:
         """Return means and standard deviations of logarithms above a, and log odds of a beside those of all data."""
@@ -521,7 +657,7 @@ class ZeroInflatedLikelihood(PositiveLikelihood):
 _MOST_LOG_DF = 15  # beyond which it is a Normal to 1e-6
 
 
-class StudentTLikelihood(Likelihood):
+class StudentTLikelihood(ScaledLikelihood, name="student-t", help="of real values with outliers"):
     """A Student t with trained scale and degrees of freedom for each value of a datum: real values with outliers.
 
         p(x | z) = prod_d StudentT(x_d; df_d, m_d + s_d output_d, s_d exp(log_scale_d))
@@ -537,12 +673,28 @@ class StudentTLikelihood(Likelihood):
 
     domain = "finite in float32"
     is_density = True
+    is_on_table_page = True
+    is_of_images = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.log_scale = nn.Parameter(torch.full(self.datum_shape, float(self.scale), device="cpu").log())
         self.units = Standardize(self.datum_shape)
         self.log_df = nn.Parameter(torch.full(self.datum_shape, 2.0))
+
+    @classmethod
+    def units_seen(cls, datum_shape: Sequence[int]) -> list[nn.Module]:
+        """Return `Standardize`."""
+        return [Standardize(datum_shape)]
+
+    def table_kind(self, place: int) -> dict[str, Any]:
+        """Return the units of the training data, scale, degrees of freedom, and standard deviation or None."""
+        p: Any = self.pixels(torch.zeros(self.datum_shape))
+        sd = p.variance[place].sqrt().item()
+        found = {"loc": p.mean, "unit": p.scale, "scale": p.base.scale * p.scale, "df": p.base.df}
+        if not math.isfinite(sd):
+            sd = None
+        return {"kind": "student-t", "sd": sd, **{name: one[place].item() for name, one in found.items()}}
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return StudentT(1 + exp(log_df), m + s output, s exp(log_scale))."""
@@ -555,7 +707,7 @@ class StudentTLikelihood(Likelihood):
         return x.float().isfinite().all()
 
 
-class PoissonLikelihood(Likelihood):
+class PoissonLikelihood(Likelihood, name="poisson", help="of counts"):
     """Counts, whose variance given z is their mean, in the units of `CountUnits`.
 
         p(x | z) = prod_d Poisson(x_d; a_d softplus(c_d output_d + b_d))
@@ -566,10 +718,24 @@ class PoissonLikelihood(Likelihood):
     """
 
     domain = "whole numbers from 0 on"
+    is_on_table_page = True
+    is_of_images = False
+    has_exact_start = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.units = CountUnits(self.datum_shape)
+
+    @classmethod
+    def units_seen(cls, datum_shape: Sequence[int]) -> list[nn.Module]:
+        """Return `CountUnits`."""
+        return [CountUnits(datum_shape)]
+
+    def table_kind(self, place: int) -> dict[str, Any]:
+        """Return the units of the training data, and theta of a negative binomial or None."""
+        unit, shift = self.units.unit_and_shift()
+        found = {"unit": unit, "shift": shift, "slope": self.units.slope}
+        return {"kind": "count", "theta": None, **{name: one[place].item() for name, one in found.items()}}
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return Poisson(a softplus(c output + b) + 1e-6)."""
@@ -592,7 +758,9 @@ class PoissonLikelihood(Likelihood):
         return ((x >= 0) & (x == x.round()) & x.float().isfinite()).all()
 
 
-class NegativeBinomialLikelihood(PoissonLikelihood):
+class NegativeBinomialLikelihood(
+    PoissonLikelihood, name="negative-binomial", help="of counts that vary more than a Poisson's"
+):
     """Counts that vary more than a Poisson's: a negative binomial of mean mu_d, with a trained theta_d.
 
         p(x | z) = prod_d NB(x_d; mean mu_d, variance mu_d + mu_d^2 / theta_d)
@@ -612,9 +780,16 @@ class NegativeBinomialLikelihood(PoissonLikelihood):
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return NegativeBinomial(theta, logits = log mu - log theta)."""
-        log_theta = (self.units.log_theta.double() + self.log_theta).clamp(-10, 15)
+        log_theta = self._log_theta()
         logits = self.units.mean_of(output).log() - log_theta
         return InFloat64(dist.NegativeBinomial(log_theta.exp().expand_as(logits), logits=logits), output.dtype)
+
+    def table_kind(self, place: int) -> dict[str, Any]:
+        """Return the units of the training data, and theta."""
+        return super().table_kind(place) | {"theta": self._log_theta().exp()[place].item()}
+
+    def _log_theta(self) -> Tensor:
+        return (self.units.log_theta.double() + self.log_theta).clamp(-10, 15)
 
 
 class CategoricalLikelihood(Likelihood):
@@ -631,6 +806,15 @@ class CategoricalLikelihood(Likelihood):
     def __init__(self, decoder: nn.Module, datum_shape: Sequence[int], num_categories: int) -> None:
         super().__init__(decoder, datum_shape)
         self.num_categories = num_categories
+        self.output_shape = (datum_shape[0] * num_categories, *datum_shape[1:])
+
+    def output_places(self) -> Tensor:
+        """Return which outputs are those of each value: its K categories lie together."""
+        return torch.arange(math.prod(self.output_shape)).view(math.prod(self.datum_shape), -1)
+
+    def table_kind(self, place: int) -> dict[str, Any]:
+        """Return the kind: all parameters are outputs of the decoder."""
+        return {"kind": "categorical", "num_levels": self.num_categories}
 
     @property
     def domain(self) -> str:
@@ -664,6 +848,7 @@ class OrdinalLikelihood(CategoricalLikelihood):
 
     def __init__(self, decoder: nn.Module, datum_shape: Sequence[int], num_categories: int) -> None:
         super().__init__(decoder, datum_shape, num_categories)
+        self.output_shape = self.datum_shape
         start = torch.logit(torch.arange(1, num_categories) / num_categories)
         self.first_cut = nn.Parameter(start[:1].repeat(*datum_shape, 1))
         self.log_gaps = nn.Parameter(start.diff().log().repeat(*datum_shape, 1))
@@ -673,6 +858,10 @@ class OrdinalLikelihood(CategoricalLikelihood):
         """The cut points c_1, ..., c_{K - 1} of each value, (D, K - 1)."""
         return torch.cat([self.first_cut, 1e-3 + self.log_gaps.exp()], -1).cumsum(-1)
 
+    def table_kind(self, place: int) -> dict[str, Any]:
+        """Return the cut points."""
+        return {"kind": "ordinal", "num_levels": self.num_categories, "cuts": self.cutpoints[place].tolist()}
+
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return Categorical(logits=ordered_logits(output, cut points))."""
         return dist.Categorical(logits=ordered_logits(output, self.cutpoints))
@@ -681,90 +870,3 @@ class OrdinalLikelihood(CategoricalLikelihood):
         """Return the outputs at which the cumulative shares are about the weighted ones."""
         below = self._shares(x, weights).cumsum(-1)[..., :-1].clamp(1e-4, 1 - 1e-4)
         return (self.cutpoints.double() - below.logit()).mean(-1)
-
-
-class ColumnsLikelihood(Likelihood):
-    """Rows of columns of different kinds, independent given z, as `Columns`.
-
-        p(x | z) = prod_d p_d(x_d | z)
-
-    real is a `DiagonalNormalLikelihood`, positive a `PositiveLikelihood`, zero-inflated a `ZeroInflatedLikelihood`,
-    count a `NegativeBinomialLikelihood`, binary a `BernoulliLikelihood`, categorical:K a `CategoricalLikelihood` and
-    ordinal:K an `OrdinalLikelihood`. Columns of one kind are computed together. NaN is a value that is
-    missing, as in `Observed`.
-
-    Args:
-        decoder: a network from (..., L) to the outputs of all columns, `ColumnKind.num_outputs` of each.
-        datum_shape: (D,), the number of columns.
-        kinds: the kind of each column.
-        scale: initial scale of the real columns, as a share of their standard deviations.
-        has_missing: NaN is a value that is missing, as in `Observed`.
-
-    Reference:
-        Nazabal et al., arXiv:1807.03653, where counts are Poisson.
-    """
-
-    domain = "finite in a real column, 0, 1, 2, ... in a count, 0 or 1 in a binary one, and codes below K"
-    order: Tensor
-
-    def __init__(
-        self,
-        decoder: nn.Module,
-        datum_shape: Sequence[int],
-        kinds: Sequence[ColumnKind],
-        scale: float = 1.0,
-        has_missing: bool = False,
-    ) -> None:
-        super().__init__(decoder, datum_shape, scale, has_missing=has_missing)
-        places = {kind: [place for place, one in enumerate(kinds) if one == kind] for kind in dict.fromkeys(kinds)}
-        self.register_buffer("order", torch.tensor([p for group in places.values() for p in group]), persistent=False)
-        self.parts = nn.ModuleList(_part(kind, group, scale) for kind, group in places.items())
-        self.sizes = [len(group) for group in places.values()]
-        self.num_outputs = [len(group) * kind.num_outputs for kind, group in places.items()]
-        self.output_shape = (sum(self.num_outputs),)
-
-    def pixels(self, output: Tensor) -> TorchDistribution:
-        """Return the joint distribution of a row, given the decoder's output (..., F)."""
-        outputs = output.split(self.num_outputs, -1)
-        parts: Any = zip(self.parts, outputs)
-        return Columns([part.pixels(one) for part, one in parts], self.order)
-
-    def outputs_for(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Return the outputs of all parts."""
-        return torch.cat([part.outputs_for(one, weights).flatten(1) for part, one in self._split(x)], 1)
-
-    def normal_values(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return those of all parts, in the order of x, or None if one part has none."""
-        found = [part.normal_values(one) for part, one in self._split(x)]
-        if any(one is None for one in found):
-            return None
-        y, log_slope = (torch.cat(some, -1)[:, self.order.argsort()] for some in zip(*found))
-        return y, log_slope
-
-    @property
-    def inside(self) -> Tensor:  # type: ignore[override]
-        """That of each column."""
-        parts: Any = zip(self.parts, self.sizes)
-        values = torch.cat([self.order.new_ones(size) * part.inside for part, size in parts])
-        return values[self.order.argsort()]
-
-    def _refusal(self, x: Tensor) -> str:
-        domains = (part.domain for part, one in self._split(x) if not part._in_domain(one))  # noqa: SLF001
-        domain = "" if x.isnan().any() else next(domains, "")
-        return f"values must be {domain}: otherwise, give another kind of column" if domain else super()._refusal(x)
-
-    def _in_domain(self, x: Tensor) -> Tensor:
-        return torch.stack([part._in_domain(one) for part, one in self._split(x)]).all()  # noqa: SLF001
-
-    def _split(self, x: Tensor) -> Iterator[tuple[Any, Tensor]]:
-        """Yield the likelihood of each kind, with its columns of x."""
-        yield from zip(self.parts, x[..., self.order].split(self.sizes, -1))
-
-
-def _part(kind: ColumnKind, columns: Sequence[int], scale: float) -> Likelihood:
-    """Return the likelihood of columns of one kind, whose decoder is not used."""
-    arguments = {"num_categories": kind.num_categories} if kind.num_categories else {"scale": scale}
-    part: Likelihood = resolve_name(kind.likelihood)(nn.Identity(), (len(columns),), **arguments)
-    if isinstance(part, DiagonalNormalLikelihood | PoissonLikelihood):
-        part.units.columns = [*columns]
-    return part

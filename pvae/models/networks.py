@@ -1,20 +1,179 @@
-"""Encoder and decoder networks, from tensors to tensors."""
+"""Encoder and decoder networks, from tensors to tensors; `Network` is the base class of their kinds.
+
+To add a kind, write a subclass of `Network` with a name here, and a test.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Linear
 
 from pvae.core.errors import InputError
+from pvae.core.options import Family, Option
 
-__all__ = ["ChannelsLast", "FlatBatch", "WithPaths", "conv_decoder", "conv_encoder", "groupnorm_decoder", "mlp"]
+__all__ = [
+    "Activation",
+    "ChannelsLast",
+    "FlatBatch",
+    "Network",
+    "WithPaths",
+    "conv_decoder",
+    "conv_encoder",
+    "groupnorm_decoder",
+    "mlp",
+]
 
 _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus, "elu": nn.ELU, "gated": nn.GLU}
+_HIDDEN = "widths of the encoder's hidden layers, or channels of its convolutions; the decoder takes them in reverse"
+_Hidden = Annotated[Sequence[int], Option(help=_HIDDEN)]
+_ACTIVATION = "{choices}, of the hidden layers; a gated layer is h * sigmoid(g), of two linear layers"
+Activation = Annotated[str, Option(help=_ACTIVATION, choices=tuple(_ACTIVATIONS))]
+Pair = tuple[nn.Module, nn.Module]
+
+
+class Network(Family):
+    """A kind of encoder and decoder.
+
+    Attributes:
+        is_conv: they are convolutions, of images (C, H, W).
+        has_batch_norm: they have BatchNorm.
+        can_have_paths: `pair` takes `num_components`.
+    """
+
+    is_conv = False
+    has_batch_norm = False
+    can_have_paths = False
+
+    def pair(
+        self, shape: Sequence[int], num_outputs: int, latent_dim: int, decoded_shape: Sequence[int], num_labels: int = 0
+    ) -> Pair:
+        """Return an encoder from (..., *shape) to (..., num_outputs), and a decoder to (..., *decoded_shape).
+
+        Args:
+            shape: of what the encoder takes.
+            num_outputs: of the encoder.
+            latent_dim: the width of what the decoder takes, with the labels.
+            decoded_shape: of the decoder's output.
+            num_labels: number of classes or attributes; 0 without labels. The encoder takes them beside x, as
+                `EncoderJoin` gives them.
+        """
+        raise NotImplementedError
+
+
+class LinearNetwork(Network, name="linear", help="no hidden layers"):
+    """Linear functions."""
+
+    can_have_paths = True
+    hidden: Sequence[int] = ()
+    activation = "relu"
+
+    def pair(
+        self,
+        shape: Sequence[int],
+        num_outputs: int,
+        latent_dim: int,
+        decoded_shape: Sequence[int],
+        num_labels: int = 0,
+        num_components: int | None = None,
+    ) -> Pair:
+        """Return encoder and decoder.
+
+        Args:
+            shape: of what the encoder takes.
+            num_outputs: of the encoder.
+            latent_dim: the width of what the decoder takes, with the labels.
+            decoded_shape: of the decoder's output.
+            num_labels: number of classes or attributes.
+            num_components: of `WithPaths`, beside each network; None for the networks alone.
+        """
+        width = math.prod(shape) + num_labels
+        num_decoded = math.prod(decoded_shape)
+        encoder = self._mlp(width, *self.hidden, num_outputs)
+        decoder = self._mlp(latent_dim, *reversed(self.hidden), num_decoded)
+        if num_components is not None:
+            encoder = self._with_paths(width, num_outputs, num_components, encoder)
+            decoder = self._with_paths(latent_dim, num_decoded, num_components, decoder)
+        num_dims = len(shape)
+        if num_labels:
+            num_dims = 1
+        return nn.Sequential(nn.Flatten(-num_dims), *encoder), nn.Sequential(
+            *decoder, nn.Unflatten(-1, tuple(decoded_shape))
+        )
+
+    def _mlp(self, *widths: int) -> nn.Sequential:
+        return mlp(*widths, activation=self.activation, batch_norm=self.has_batch_norm)
+
+    def _with_paths(self, width: int, num_outputs: int, num_components: int, network: nn.Sequential) -> nn.Sequential:
+        beside = network if self.hidden else None
+        return nn.Sequential(WithPaths(width, num_outputs, num_components, beside))
+
+
+class MLPNetwork(LinearNetwork, name="mlp"):
+    """Multilayer perceptrons."""
+
+    def __init__(self, hidden: _Hidden = (100, 100), activation: Activation = "relu") -> None:
+        self.hidden = hidden
+        self.activation = activation
+
+
+class BatchNormMLPNetwork(
+    MLPNetwork, name="mlp-batchnorm", help="the same with BatchNorm, also in the networks between stochastic layers"
+):
+    """Multilayer perceptrons with BatchNorm."""
+
+    can_have_paths = False
+    has_batch_norm = True
+
+
+class ConvNetwork(Network, name="conv", help="3x3 convolutions that each halve the image"):
+    """Convolutions; those of the decoder are transposed."""
+
+    is_conv = True
+    norm = "none"
+
+    def __init__(self, hidden: _Hidden = (100, 100)) -> None:
+        self.hidden = hidden
+
+    def pair(
+        self, shape: Sequence[int], num_outputs: int, latent_dim: int, decoded_shape: Sequence[int], num_labels: int = 0
+    ) -> Pair:
+        """Return encoder and decoder."""
+        encoder = self._encoder(shape, num_outputs, num_labels)
+        return encoder, conv_decoder(latent_dim, self.hidden, decoded_shape, self.norm)
+
+    def _encoder(self, shape: Sequence[int], num_outputs: int, num_labels: int) -> nn.Module:
+        if not num_labels:
+            return conv_encoder(shape, self.hidden, num_outputs, self.norm)
+        shape = (shape[0] + 1, *shape[1:])
+        return FlatBatch(conv_encoder(shape, self.hidden, num_outputs, self.norm), 3)
+
+
+class BatchNormConvNetwork(ConvNetwork, name="conv-batchnorm", help="with BatchNorm and LeakyReLU"):
+    """Convolutions with BatchNorm."""
+
+    has_batch_norm = True
+    norm = "batch"
+
+
+class GroupNormConvNetwork(
+    ConvNetwork, name="conv-groupnorm", help="4x4 convolutions with GroupNorm and SiLU, the fastest"
+):
+    """Convolutions with GroupNorm."""
+
+    norm = "group"
+
+    def pair(
+        self, shape: Sequence[int], num_outputs: int, latent_dim: int, decoded_shape: Sequence[int], num_labels: int = 0
+    ) -> Pair:
+        """Return encoder and decoder, which draws its weights first."""
+        decoder = groupnorm_decoder(latent_dim, self.hidden, decoded_shape)
+        return self._encoder(shape, num_outputs, num_labels), decoder
 
 
 def mlp(*widths: int, activation: str = "relu", batch_norm: bool = False) -> nn.Sequential:
@@ -128,8 +287,8 @@ def _shapes(
         shapes.append((after, (shapes[-1][1] + round_up) // 2, (shapes[-1][2] + round_up) // 2))
     if min(shapes[-1]) < 1:
         raise InputError(
-            f"--hidden gives {len(channels)} convolutions, each of which halves the image, and {datum_shape[1]} x "
-            f"{datum_shape[2]} pixels are too few for that: give --hidden fewer widths, or --network mlp"
+            f"{len(channels)} convolutions each halve the image, and {datum_shape[1]} x {datum_shape[2]} pixels are "
+            "too few for that: give hidden fewer widths, or network mlp"
         )
     return shapes
 

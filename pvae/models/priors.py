@@ -1,8 +1,12 @@
-"""Modules that return a prior p(z)."""
+"""Modules that return a prior p(z).
+
+To add one, write a subclass of `Prior` with a name here, and a test of its density.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import pyro.distributions as dist
 import torch
@@ -10,12 +14,13 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, constraints
 
+from pvae.core.options import Family, Option
 from pvae.distributions.discrete import CodeVector, OneHotVector
 from pvae.distributions.flow import Flow
 from pvae.distributions.normal_mixture import NormalMixture
 from pvae.distributions.power_spherical import SphereUniform
-from pvae.models.flows import autoregressive_transforms, composed
-from pvae.models.posteriors import bits, bounded_normal
+from pvae.models.flows import FlowHidden, FlowLength, autoregressive_transforms, composed
+from pvae.models.posteriors import Categories, bits, bounded_normal
 
 __all__ = [
     "BernoulliPrior",
@@ -24,13 +29,36 @@ __all__ = [
     "FlatPrior",
     "FlowPrior",
     "MixturePrior",
+    "Prior",
     "SpherePrior",
     "StandardNormalPrior",
+    "UniformBernoulliPrior",
+    "UniformCategoricalPrior",
     "VampPrior",
 ]
 
 
-class StandardNormalPrior(nn.Module):
+_COMPONENTS = "number of Normals of a prior that is a mixture, or of pseudo-inputs"
+_Components = Annotated[int, Option(help=_COMPONENTS, least=1, most=10**6)]
+
+
+class Prior(nn.Module, Family):
+    """A prior p(z).
+
+    Attributes:
+        support: what z is made of, which is the same for the posterior.
+        is_of_posterior: it is made of posteriors at data of its own.
+        has_exact_start: `pvae.models.start` can set it to a model in closed form.
+        page: its name in `PRIORS` of `explore/network.js`; "" if the page does not compute it.
+    """
+
+    support = "real numbers"
+    is_of_posterior = False
+    has_exact_start = False
+    page = ""
+
+
+class StandardNormalPrior(Prior, name="standard-normal", help="N(0, I)"):
     """The standard Normal prior, whose dimensions are independent.
 
         p(z) = prod_l Normal(z_l; 0, 1)
@@ -39,6 +67,8 @@ class StandardNormalPrior(nn.Module):
         latent_dim: L, the number of latent dimensions.
     """
 
+    has_exact_start = True
+    page = "normal"
     loc: Tensor
     scale: Tensor
 
@@ -53,47 +83,70 @@ class StandardNormalPrior(nn.Module):
         return dist.Normal(self.loc, self.scale).to_event(1)
 
 
-class BernoulliPrior(nn.Module):
+class BernoulliPrior(Prior, name="bits", help="learned, with --posterior bernoulli"):
     """The prior of independent bits, whose logits are learned, and start at 0.
 
         p(z) = prod_l Bernoulli(z_l; sigmoid(logit_l))
 
     Args:
         latent_dim: L, the number of bits.
-        is_learned: train the logits; otherwise each bit is 1 with probability 1/2.
+
+    Attributes:
+        is_learned: train the logits.
     """
 
-    def __init__(self, latent_dim: int, is_learned: bool = True) -> None:
+    support = "bits"
+    page = "bits"
+    is_learned = True
+
+    def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        self.logits = nn.Parameter(torch.zeros(latent_dim), requires_grad=is_learned)
+        self.logits = nn.Parameter(torch.zeros(latent_dim), requires_grad=self.is_learned)
 
     def forward(self) -> dist.Independent:
         """Return p(z): batch shape (), event shape (L,)."""
         return bits(self.logits)
 
 
-class CategoricalPrior(nn.Module):
+class UniformBernoulliPrior(BernoulliPrior, name="uniform-bits", help="each bit 1 with probability 1/2"):
+    """The same as `BernoulliPrior`, where each bit is 1 with probability 1/2."""
+
+    is_learned = False
+
+
+class CategoricalPrior(Prior, name="categories", help="learned, with --posterior categorical"):
     """The prior of N independent variables of K classes, whose logits are learned, and start at 0.
 
         p(z) = prod_n Categorical(z_n; softmax(logits_n))
 
     Args:
         latent_dim: N K, the length of z.
-        num_classes: K, of each variable.
-        is_learned: train the logits; otherwise all classes are equally probable.
+        categories: K, of each variable.
+
+    Attributes:
+        is_learned: train the logits.
     """
 
-    def __init__(self, latent_dim: int, num_classes: int, is_learned: bool = True) -> None:
+    support = "categories"
+    is_learned = True
+
+    def __init__(self, latent_dim: int, categories: Categories = 10) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.logits = nn.Parameter(torch.zeros(latent_dim), requires_grad=is_learned)
+        self.num_classes = categories
+        self.logits = nn.Parameter(torch.zeros(latent_dim), requires_grad=self.is_learned)
 
     def forward(self) -> OneHotVector:
         """Return p(z): batch shape (), event shape (N K,)."""
         return OneHotVector(self.logits, self.num_classes)
 
 
-class CodebookPrior(nn.Module):
+class UniformCategoricalPrior(CategoricalPrior, name="uniform-categories", help="all classes equally probable"):
+    """The same as `CategoricalPrior`, where all classes are equally probable."""
+
+    is_learned = False
+
+
+class CodebookPrior(Prior, name="uniform-codes", help="all codes equally probable, with --posterior vq or fsq"):
     """The uniform prior of N codes of the codebook of a posterior.
 
         log p(z) = - N log K
@@ -102,6 +155,8 @@ class CodebookPrior(nn.Module):
         posterior: a `QuantizedPosterior`, whose codebook it is; it stays a part of the posterior.
         latent_dim: N D, the length of z.
     """
+
+    support = "codes"
 
     def __init__(self, posterior: nn.Module, latent_dim: int) -> None:
         super().__init__()
@@ -114,7 +169,7 @@ class CodebookPrior(nn.Module):
         return CodeVector(codebook, self.latent_dim // codebook.shape[1])
 
 
-class FlatPrior(nn.Module):
+class FlatPrior(Prior):
     """An improper prior, from which no z can be drawn.
 
         log p(z) = 0
@@ -124,6 +179,8 @@ class FlatPrior(nn.Module):
     Args:
         latent_dim: L, the number of latent dimensions.
     """
+
+    page = "flat"
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
@@ -141,7 +198,7 @@ class _Flat(dist.ImproperUniform):
         return value.new_zeros(value.shape[:-1])
 
 
-class MixturePrior(nn.Module):
+class MixturePrior(Prior, name="mixture", help="a learned mixture of Normals"):
     """A learned mixture of Normals.
 
         p(z) = sum_k weight_k prod_l Normal(z_l; loc_kl, scale_kl^2)
@@ -151,17 +208,20 @@ class MixturePrior(nn.Module):
 
     Args:
         latent_dim: L, the number of latent dimensions.
-        num_components: K, the number of components.
+        components: K, the number of components.
 
     Reference:
         Tomczak and Welling, arXiv:1705.07120, section 2, compare it with the VampPrior ("MoG").
     """
 
-    def __init__(self, latent_dim: int, num_components: int) -> None:
+    has_exact_start = True
+    page = "mixture"
+
+    def __init__(self, latent_dim: int, components: _Components = 500) -> None:
         super().__init__()
-        self.loc = nn.Parameter(torch.randn(num_components, latent_dim))
-        self.log_scale = nn.Parameter(torch.zeros(num_components, latent_dim))
-        self.logits = nn.Parameter(torch.zeros(num_components))
+        self.loc = nn.Parameter(torch.randn(components, latent_dim))
+        self.log_scale = nn.Parameter(torch.zeros(components, latent_dim))
+        self.logits = nn.Parameter(torch.zeros(components))
 
     def forward(self) -> NormalMixture:
         """Return p(z): batch shape (), event shape (L,)."""
@@ -169,7 +229,7 @@ class MixturePrior(nn.Module):
         return NormalMixture(dist.Categorical(logits=self.logits), components)
 
 
-class VampPrior(nn.Module):
+class VampPrior(Prior, name="vamp", help="a mixture of the posteriors at learned pseudo-inputs"):
     """The mean of the approximate posteriors at K learned pseudo-inputs u_k.
 
         p(z) = (1/K) sum_k q(z | u_k)
@@ -183,7 +243,7 @@ class VampPrior(nn.Module):
             returns the distribution of its top layer. Its parameters are not registered here: they are trained and
             saved once, with the posterior.
         datum_shape: (C, H, W) of an image, after padding.
-        num_components: K, the number of components.
+        components: K, the number of components.
         symmetric: pixels in [-1, 1] in place of [0, 1].
 
     Reference:
@@ -192,21 +252,25 @@ class VampPrior(nn.Module):
         starts all of them at Normal(-0.05, 0.01^2), below the range.
     """
 
+    is_of_posterior = True
+    page = "mixture"
     logits: Tensor
 
     def __init__(
         self,
         posterior: Callable[[Tensor], TorchDistribution],
         datum_shape: Sequence[int],
-        num_components: int,
+        components: _Components = 500,
         symmetric: bool = False,
     ) -> None:
         super().__init__()
         # A method, and not its module, which torch would register here too.
-        self._posterior = posterior.forward if isinstance(posterior, nn.Module) else posterior
-        self.lowest = -1.0 if symmetric else 0.0
-        self.unclipped = nn.Parameter(self.lowest + 0.1 * torch.rand(num_components, *datum_shape))
-        self.register_buffer("logits", torch.zeros(num_components), persistent=False)
+        self._posterior = getattr(posterior, "forward", posterior)
+        self.lowest = 0.0
+        if symmetric:
+            self.lowest = -1.0
+        self.unclipped = nn.Parameter(self.lowest + 0.1 * torch.rand(components, *datum_shape))
+        self.register_buffer("logits", torch.zeros(components), persistent=False)
 
     @property
     def pseudo_inputs(self) -> Tensor:
@@ -221,7 +285,7 @@ class VampPrior(nn.Module):
         return mixture(dist.Categorical(logits=self.logits), components)
 
 
-class FlowPrior(nn.Module):
+class FlowPrior(Prior, name="flow", help="learned, by masked autoregressive flow, which needs zuko"):
     """A learned prior by masked autoregressive flow: p(z) is the density of z = f^-1(e) with e ~ N(0, I).
 
         log p(z) = log N(f(z); 0, I) + log |det df/dz|,    f = f_T(... f_1(z))
@@ -231,8 +295,8 @@ class FlowPrior(nn.Module):
 
     Args:
         latent_dim: L, the number of latent dimensions.
-        num_transforms: T, the number of transforms.
-        hidden: widths of the hidden layers of each masked network.
+        flow_length: T, the number of transforms.
+        flow_hidden: widths of the hidden layers of each masked network.
 
     Raises:
         InputError: zuko is not installed.
@@ -241,17 +305,19 @@ class FlowPrior(nn.Module):
         Papamakarios et al., arXiv:1705.07057, section 3.1; Chen et al., arXiv:1611.02731, as the prior of a VAE.
     """
 
-    def __init__(self, latent_dim: int, num_transforms: int, hidden: Sequence[int]) -> None:
+    page = "flow"
+
+    def __init__(self, latent_dim: int, flow_length: FlowLength = 2, flow_hidden: FlowHidden = (100, 100)) -> None:
         super().__init__()
         self.base = StandardNormalPrior(latent_dim)
-        self.transforms = autoregressive_transforms(latent_dim, num_transforms, hidden)
+        self.transforms = autoregressive_transforms(latent_dim, flow_length, flow_hidden)
 
     def forward(self) -> Flow:
         """Return p(z): batch shape (), event shape (L,)."""
         return Flow(self.base(), composed(self.transforms).inv)
 
 
-class SpherePrior(nn.Module):
+class SpherePrior(Prior, name="sphere", help="uniform on the unit sphere, with --posterior power-spherical"):
     """The uniform prior on the unit sphere in R^L, for a `PowerSphericalPosterior`.
 
         log p(z) = log Gamma(L / 2) - log 2 - (L / 2) log pi
@@ -260,6 +326,8 @@ class SpherePrior(nn.Module):
         latent_dim: L, the number of latent dimensions, at least 2.
     """
 
+    support = "points on the unit sphere"
+    page = "sphere"
     loc: Tensor
 
     def __init__(self, latent_dim: int) -> None:

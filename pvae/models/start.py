@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pvae.models.columns import ColumnsLikelihood
 from pvae.models.features import features_seen
-from pvae.models.likelihoods import ColumnsLikelihood, DiagonalNormalLikelihood, ZeroInflatedLikelihood
+from pvae.models.likelihoods import DiagonalNormalLikelihood, ZeroInflatedLikelihood
 from pvae.models.networks import WithPaths
 from pvae.models.priors import MixturePrior
 from pvae.vae import VAE

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pvae.config.config import Config
-from pvae.config.options import without_removed
 from pvae.config.presets import as_option
 from pvae.core import __version__
 from pvae.core.errors import InputError
@@ -26,7 +25,7 @@ __all__ = ["CONFIG", "READY_MADE", "RunRecord"]
 CONFIG = "config.json"
 READY_MADE = ("deep-bayes", "fashion-vae")  # names of the runs that come with pvae
 _READY_MADE = Path(__file__).parents[1] / "pretrained"
-_FORMAT = 2
+_FORMAT = 3
 R = TypeVar("R", bound="RunRecord")
 _OWN_VAE = "built in Python: the options of config from network to scale do not describe it"
 
@@ -93,7 +92,7 @@ class RunRecord:
             record = json.loads(content)
             if record["format"] != _FORMAT:
                 raise InputError(f"its format is not {_FORMAT}")
-            options = without_removed(dict(record["config"]))
+            options = dict(record["config"])
             if options.get("alpha") == "-inf":  # JSON has no infinity
                 options["alpha"] = -math.inf
             return cls(

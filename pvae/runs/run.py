@@ -173,7 +173,7 @@ class Run(RunRecord):
 
     def bits(self, row: Metrics) -> str:
         """Return ", 3.210 bits per dimension" for the bound of a row; "" if the likelihood has no levels of a pixel."""
-        if not self.config.likelihood_family.has_levels or self.has_own_vae or row.elbo is None:
+        if not self.config.likelihood_class.has_levels or self.has_own_vae or row.elbo is None:
             return ""
         num_values = math.prod(self.config.padded(self.data.datum_shape))
         return f", {-row.elbo / (num_values * math.log(2)):.3f} bits per dimension"

@@ -138,7 +138,7 @@ class History(Callback):
     def on_train_begin(self, trainer: Trainer) -> None:
         """Read what an earlier session kept, and keep the codes before the first step."""
         config, data = self.run.config, self.run.data
-        is_map = config.latent_dims == (2,) and config.prior_family.support not in ("categories", "codes")
+        is_map = config.latent_dims == (2,) and config.prior_class.support not in ("categories", "codes")
         size = sum(map(torch.numel, trainer.vae.state_dict().values()))
         if not (is_map and data.is_images and size <= _MOST_WEIGHTS) or config.labels or self.run.has_own_vae:
             return
@@ -281,7 +281,7 @@ class Console(Callback):
             what = "pixel" if data.is_images else "column" if data.columns else "value"
             bound = f"{self.held_out} {'pseudo-' * trainer.vae.is_pseudo}ELBO"
             print_line(f"without a latent, by the best distribution of each {what}: {bound} {self.floor:.2f}")
-        has_fixed_scale = config.likelihood_family.has_fixed_scale and not run.has_own_vae
+        has_fixed_scale = config.likelihood_class.has_fixed_scale and not run.has_own_vae
         if has_fixed_scale and trainer.vae.has_density and not (trainer.epoch or loaded.has_missing):
             sample = trainer.data.sample
             x = Pixels(sample[:: math.ceil(len(sample) / _FORECAST)], trainer.data.preparation)

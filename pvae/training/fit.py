@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from pvae.compile.inductor import missing
-from pvae.config.build import ELBO_CLASSES, elbo_of, start_from
+from pvae.config.build import elbo_of, start_from
 from pvae.config.choices import images_config, values_config
 from pvae.config.config import Config
 from pvae.config.presets import SYSTEMS
@@ -151,7 +151,7 @@ def fit(
                 loaded=data,
             )
             with lock_of(run, world):
-                same = config.particles == 1 and ELBO_CLASSES[config.elbo].is_importance_weighted
+                same = config.particles == 1 and config.elbo_class.is_importance_weighted
                 note = f"with --particles 1, --elbo {config.elbo} is the ELBO" if same else ""
                 _train(trainer, run, (note, taken, data.note), quiet, on_epoch, has_figures)
     return run

@@ -22,8 +22,7 @@ from pvae.compile.compiled_svi import CompiledSVI, Done
 from pvae.compile.graph import RecordingError
 from pvae.compile.members import Members
 from pvae.config.build import elbo_of
-from pvae.config.config import Config
-from pvae.config.options import flag
+from pvae.config.config import OPTIONS, Config
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError, listed
 from pvae.core.files import expanded
 from pvae.core.random_state import resolve_device, restore_rng_state, rng_state, seeded
@@ -202,11 +201,15 @@ def _names(configs: Sequence[Config]) -> list[str]:
     """
     differing = [one.name for one in fields(Config) if len({getattr(config, one.name) for config in configs}) > 1]
     if refused := [name for name in differing if name not in _MAY_DIFFER]:
-        may = listed([flag(name) for name in _MAY_DIFFER])
-        raise InputError(f"runs trained at once may differ in {may}, not in {listed([flag(one) for one in refused])}")
+        may = listed([OPTIONS[name].flag for name in _MAY_DIFFER])
+        raise InputError(
+            f"runs trained at once may differ in {may}, not in {listed([OPTIONS[one].flag for one in refused])}"
+        )
 
     def name(config: Config) -> str:
-        parts = [f"{flag(one)[2:]}-{getattr(config, one)!r}".removesuffix(".0") for one in differing if one != "seed"]
+        parts = [
+            f"{OPTIONS[one].flag[2:]}-{getattr(config, one)!r}".removesuffix(".0") for one in differing if one != "seed"
+        ]
         return "-".join([*parts, f"seed-{config.seed}"])
 
     names = [name(one) for one in configs]

@@ -10,7 +10,6 @@ from torch import Tensor
 from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.config.build import (
-    ELBO_CLASSES,
     build_vae,
     elbo_of,
     meta_state_dict,
@@ -86,7 +85,7 @@ def build_trainer(
     refuse(
         Case(
             config=config,
-            elbo=ELBO_CLASSES[config.elbo],
+            elbo=config.elbo_class,
             has_own_beta=beta is not None,
             data=data,
             has_own_vae=vae is not None,

@@ -53,15 +53,15 @@ def test_the_ends_of_each_family(small_vae, small_images):
     assert iwae[0] < elbo[0] - 0.01, "the two must differ for their ends to say anything"
     for end, options in [(elbo, {"mix": 1.0}), (iwae, {"mix": 0.0})]:
         assert_same_gradients(seeded_loss(vae, x, build_elbo("ciwae", 4, **options)), end)
-    for end, options in [(elbo, {"num_groups": 4}), (iwae, {"num_groups": 1})]:
+    for end, options in [(elbo, {"groups": 4}), (iwae, {"groups": 1})]:
         assert_same_gradients(seeded_loss(vae, x, build_elbo("miwae", 4, **options)), end)
     for end, options in [(elbo, {"alpha": 1.0}), (iwae, {"alpha": 0.0})]:
         assert_same_gradients(seeded_loss(vae, x, build_elbo("renyi", 4, **options)), end)
     decoder = {name: gradient for name, gradient in iwae[1].items() if not name.startswith("q_z")}
-    for num_groups in (1, 2, 4):  # the groups matter to the encoder only
-        miwae = seeded_loss(vae, x, build_elbo("miwae", 4, num_groups=num_groups))
+    for groups in (1, 2, 4):  # the groups matter to the encoder only
+        miwae = seeded_loss(vae, x, build_elbo("miwae", 4, groups=groups))
         assert_same_gradients(
-            seeded_loss(vae, x, build_elbo("piwae", 4, num_groups=num_groups)), (iwae[0], {**miwae[1], **decoder})
+            seeded_loss(vae, x, build_elbo("piwae", 4, groups=groups)), (iwae[0], {**miwae[1], **decoder})
         )
     largest = by_hand(vae, x, lambda log_w: log_w.max(0).values, 4)
     assert largest[0] < iwae[0] - 0.01

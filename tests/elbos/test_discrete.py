@@ -32,7 +32,7 @@ from pvae.elbos.trace import AnalyticELBO, TraceELBO
 from pvae.marginal.importance import importance_sample
 from pvae.marginal.log_likelihood import log_likelihood
 from pvae.models.likelihoods import LinearNormalLikelihood
-from pvae.models.posteriors import QuantizedPosterior, bits
+from pvae.models.posteriors import LevelsPosterior, QuantizedPosterior, bits
 from pvae.models.priors import BernoulliPrior, CategoricalPrior, CodebookPrior
 from pvae.reference import bounds
 from pvae.reference import discrete as exact
@@ -278,7 +278,7 @@ def test_a_codebook_has_the_loss_and_gradients_written_by_hand(is_fixed):
     size = 1 if is_fixed else 2
     encoder = nn.Linear(4, 3 * size).double()
     with seeded(0):
-        q = QuantizedPosterior(encoder, 5, size, is_fixed).double()
+        q = (LevelsPosterior(encoder, 5) if is_fixed else QuantizedPosterior(encoder, 5, size)).double()
     network = nn.Sequential(nn.Linear(3 * size, 4), nn.Unflatten(-1, (4,))).double()
     p_x = LinearNormalLikelihood(network, (4,), scale=0.7)
     vae, x = VAE(CodebookPrior(q, 3 * size), q, p_x), torch.randn(6, 4, generator=draw, dtype=torch.float64)
@@ -422,7 +422,7 @@ def test_what_has_no_bits_is_refused(small_vae, small_images):
     with pytest.raises(InputError, match="4,096"):
         exact.enumerated(many, row)
     classes, row = vae_of(6, classes=3)
-    with pytest.raises(InputError, match="disarm-categories"), pyro.get_param_store().scope():
+    with pytest.raises(InputError, match="CategoricalDisARM"), pyro.get_param_store().scope():
         ARMS(2).loss_and_terms(classes.model, classes.guide, row)
-    with pytest.raises(InputError, match="disarm"), pyro.get_param_store().scope():
+    with pytest.raises(InputError, match="DisARM"), pyro.get_param_store().scope():
         CategoricalDisARM(2).loss_and_terms(bits.model, bits.guide, x)

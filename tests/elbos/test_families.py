@@ -12,11 +12,14 @@ from pyro.distributions import Laplace
 from torch import nn
 from torch.distributions import kl_divergence
 
-from pvae.config.build import ELBO_CLASSES, build_elbo, build_vae, elbo_of, meta_state_dict
+from pvae.config.build import build_elbo, build_vae, elbo_of, meta_state_dict
 from pvae.config.config import OPTIONS, Config
-from pvae.config.families import POSTERIORS, PRIORS
 from pvae.core.batch import Terms
 from pvae.core.errors import InputError
+from pvae.core.options import arguments_of
+from pvae.elbos.base import PerDatumELBO
+from pvae.models.posteriors import Posterior
+from pvae.models.priors import Prior
 from pvae.reference import bounds
 from pvae.reference import elbo as reference_elbo
 
@@ -42,11 +45,11 @@ PAIRS = [
     (posterior, prior)
     for posterior in OPTIONS["posterior"].choices
     for prior in OPTIONS["prior"].choices
-    if posterior != "delta" and POSTERIORS[posterior].support == PRIORS[prior].support
-    if POSTERIORS[posterior].support not in ("bits", "categories", "codes")
+    if posterior != "delta" and Posterior.members[posterior].support == Prior.members[prior].support
+    if Posterior.members[posterior].support not in ("bits", "categories", "codes")
 ]
 CLOSED = [*((name, "standard-normal") for name in ("normal", "normal-log-variance", "normal-full")), SPHERE]
-OPTIONS_OF = {"renyi": {"alpha": 0.3}, "ciwae": {"mix": 0.2}, "miwae": {"num_groups": 2}, "piwae": {"num_groups": 2}}
+OPTIONS_OF = {"renyi": {"alpha": 0.3}, "ciwae": {"mix": 0.2}, "miwae": {"groups": 2}, "piwae": {"groups": 2}}
 BOUNDS = {
     "trace": bounds.elbo,
     "handwritten": bounds.elbo,
@@ -66,7 +69,7 @@ GRADIENTS = {  # and the bound, whose value they do not change
 
 
 def config_of(posterior="normal", prior="standard-normal", elbo="trace", **rest):
-    least = ELBO_CLASSES[elbo].least_particles
+    least = PerDatumELBO.members[elbo].least_particles
     return Config(
         latent_dim=3, hidden=(8,), posterior=posterior, prior=prior, components=5, elbo=elbo, particles=least,
         flow_hidden=(7,), **rest,
@@ -116,7 +119,8 @@ def test_each_estimator_of_a_hierarchy_equals_the_handwritten(hierarchy, name, x
 
 @pytest.mark.parametrize("name", [name for name in ELBOS if name not in ("miwae", "piwae")])
 def test_with_the_fewest_particles_each_estimator_equals_the_handwritten(name, x):
-    compare(vae_of(), name, x, lambda vae: reference_elbo.closed_form(vae, x), ELBO_CLASSES[name].least_particles)
+    least = PerDatumELBO.members[name].least_particles
+    compare(vae_of(), name, x, lambda vae: reference_elbo.closed_form(vae, x), least)
 
 
 @pytest.mark.parametrize("name", ["stl", "dreg", "score"])
@@ -181,7 +185,7 @@ def test_each_pair_of_options_is_built_or_refused(posterior, prior):
 
 @pytest.mark.parametrize("elbo", ELBOS)
 def test_an_autoencoder_is_trained_by_an_elbo_that_needs_no_density_of_q(elbo):
-    if "free_bits" in ELBO_CLASSES[elbo].options:
+    if "free_bits" in arguments_of(PerDatumELBO.members[elbo]):
         assert elbo_of(config_of("delta", elbo=elbo))
     else:
         with pytest.raises(InputError):

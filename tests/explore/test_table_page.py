@@ -180,7 +180,7 @@ def _compare_codes(case, run, page, vae, row):
             drawn, log_q = page.execute_script("const {z, logQ} = pvae.state.q.at([0.5, -1]); return [z, logQ]")
             close(log_q, q.log_prob(torch.tensor([drawn])), 1e-4)
         else:
-            is_on_sphere = run.config.prior_family.is_on_sphere
+            is_on_sphere = run.config.prior_class.support == "points on the unit sphere"
             close(loc, torch.nn.functional.normalize(q.mean, dim=-1)[0] if is_on_sphere else q.mean[0])
             close(state, loc)
         for one, expected in zip(shown, distributions(vae.likelihood(torch.tensor([state]))), strict=True):

@@ -1,4 +1,4 @@
-"""A small configuration for each row of the families, data that suit it, and the sum of a density over its support."""
+"""A small configuration for each family, data that suit it, and the sum of a density over its support."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pvae.config.build import preparation_of
-from pvae.config.config import Config
-from pvae.config.families import LIKELIHOODS, POSTERIORS, PRIORS, Family
+from pvae.config.config import FAMILIES, Config
+from pvae.core.options import arguments_of
 from pvae.distributions.discretized_logistic import eight_bit_level
+from pvae.models.features import CountUnits
 
-ROWS: dict[str, Family] = {
+ROWS: dict[str, Any] = {
     f"{kind} {name}": row
-    for kind, rows in (("posterior", POSTERIORS), ("prior", PRIORS), ("likelihood", LIKELIHOODS))
-    for name, row in rows.items()
+    for kind in ("posterior", "prior", "likelihood")
+    for name, row in FAMILIES[kind].members.items()
 }
 COLUMNS = "real,count,binary,categorical:3,ordinal:4,positive,zero-inflated"
 
 
-def config_with(row: Family, **options: Any) -> Config:
+def config_with(row: Any, **options: Any) -> Config:
     """A small system that has the family, and what that needs beside it."""
     needed: dict[str, Any] = {"hidden": (8,), "latent_dim": 3, "flow_hidden": (8,), "components": 4}
-    if getattr(row, "is_on_sphere", False):
+    kind = next(kind for kind, family in FAMILIES.items() if issubclass(row, family))
+    if getattr(row, "support", "") == "points on the unit sphere":
         needed |= {"posterior": "power-spherical", "prior": "sphere"}
     if getattr(row, "support", "") == "bits":
         needed |= {"posterior": "bernoulli", "prior": "bits", "elbo": "arms", "particles": 4}
@@ -33,32 +35,36 @@ def config_with(row: Family, **options: Any) -> Config:
         needed |= {"elbo": "disarm-categories", "particles": 4}
     if getattr(row, "support", "") == "codes":
         needed |= {"posterior": "vq", "prior": "uniform-codes", "categories": 5}
-    needed[type(row).__name__.lower()] = row.name
-    likelihood = LIKELIHOODS[needed.get("likelihood", "bernoulli")]
-    needed |= {"scale": 0.3} if likelihood.has_scale else {}
-    needed |= {"network": "linear"} if likelihood.is_linear else {}
-    needed |= {"columns": COLUMNS} if likelihood.is_of_columns else {}
+    needed[kind] = row.name
+    likelihood = FAMILIES["likelihood"].members[needed.get("likelihood", "bernoulli")]
+    if "scale" in arguments_of(likelihood):
+        needed["scale"] = 0.3
+    if likelihood.is_linear:
+        needed["network"] = "linear"
+    if "columns" in arguments_of(likelihood):
+        needed["columns"] = COLUMNS
     return Config(**{**needed, **options})
 
 
 def shape_for(config: Config) -> tuple[int, ...]:
     """The shape of a datum of `data_for`."""
-    if config.likelihood_family.is_of_columns:
+    if config.column_kinds:
         return (len(config.column_kinds),)
-    return (1, 8, 6) if config.likelihood_family.is_of_images else (7,)
+    return (1, 8, 6) if config.likelihood_class.is_of_images else (7,)
 
 
 def data_for(config: Config, count: int, shape: tuple[int, ...] | None = None) -> Tensor:
     """Data that the likelihood takes: bytes of images, counts, values, or rows of columns."""
-    family, shape = config.likelihood_family, shape or shape_for(config)
+    family, shape = config.likelihood_class, shape or shape_for(config)
     generator = torch.Generator().manual_seed(0)
     draws = torch.rand(count, *shape, generator=generator)
-    if family.is_of_columns:
+    if config.column_kinds:
         sizes = torch.tensor([kind.num_categories or 2 for kind in config.column_kinds])
         return (draws * sizes).floor() + torch.tensor([kind.name == "positive" for kind in config.column_kinds])
     if family.is_of_images:
         return (255 * draws).to(torch.uint8)
-    return (9 * draws).floor() if family.is_count else 100 * draws if family.is_real else draws
+    units = {type(one) for one in family.units_seen(shape)}
+    return (9 * draws).floor() if CountUnits in units else 100 * draws if units else draws
 
 
 def x_for(config: Config, count: int, shape: tuple[int, ...] | None = None) -> Tensor:

@@ -13,11 +13,12 @@ from torch.optim import Adam
 
 from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
-from pvae.config.build import ELBO_CLASSES, build_elbo
+from pvae.config.build import build_elbo
 from pvae.core.batch import LossAndTerms
+from pvae.elbos.base import PerDatumELBO
 
 # Of VAEs without labels, of any latents.
-ELBOS = tuple(name for name, one in ELBO_CLASSES.items() if not (one.sums_over_labels or one.supports))
+ELBOS = tuple(name for name, one in PerDatumELBO.members.items() if not (one.sums_over_labels or one.supports))
 
 
 class Trained(NamedTuple):
@@ -31,7 +32,7 @@ class Trained(NamedTuple):
 
 
 def built(name, particles=4, **options):
-    groups = {"num_groups": 2} if name == "miwae" and particles > 1 else {}
+    groups = {"groups": 2} if name == "miwae" and particles > 1 else {}
     return build_elbo(name, particles, **groups, **options)
 
 

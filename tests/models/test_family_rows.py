@@ -1,9 +1,8 @@
-"""What holds for every row of `pvae.config.families`: a new one is tried here without a line of test code."""
+"""What holds for every posterior, prior and likelihood: a new one is tried here without a line of test code."""
 
 from __future__ import annotations
 
 import math
-from pkgutil import resolve_name
 
 import pyro
 import pytest
@@ -11,15 +10,16 @@ import torch
 from helpers.families import ROWS, config_with, data_for, points_of, shape_for, x_for
 
 from pvae.config.build import build_elbo, build_vae
-from pvae.config.families import LIKELIHOODS
+from pvae.core.options import options_of
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
 from pvae.models.features import fit_to
+from pvae.models.likelihoods import Likelihood
 from pvae.training.fit import fit
 
 CPU = torch.device("cpu")
 EVERY_ROW = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-EVERY_LIKELIHOOD = pytest.mark.parametrize("row", LIKELIHOODS.values(), ids=LIKELIHOODS)
+EVERY_LIKELIHOOD = pytest.mark.parametrize("row", Likelihood.members.values(), ids=Likelihood.members)
 
 
 @EVERY_ROW
@@ -31,8 +31,7 @@ def test_each_family_is_built_by_its_class_and_every_parameter_gets_a_gradient(r
         fit_to(vae, x)
         elbo = build_elbo(config.elbo, config.particles)
         loss, terms = elbo.loss_and_terms(vae.model, vae.guide, x)
-    names = {type(module).__name__ for module in (vae.p_z, vae.q_z, vae.p_x)}
-    assert names & {resolve_name(module).__name__ for module in (row.module, getattr(row, "grey", "")) if module}
+    assert {type(module) for module in (vae.p_z, vae.q_z, vae.p_x)} & {row, getattr(row, "grey", None)}
     assert loss.isfinite()
     assert terms.distortion.shape == terms.rate.shape == (9,)
     loss.backward()
@@ -55,25 +54,26 @@ def test_each_family_trains(tmp_path, row):
     assert last.distortion + last.rate < first.distortion + first.rate
     assert last.pseudo == config.is_pseudo
     assert (first.elbo is None) == config.is_autoencoder
-    assert (run.metrics()[0].elbo is None) == (config.is_autoencoder or config.likelihood_family.needs_batch)
+    assert (run.metrics()[0].elbo is None) == (config.is_autoencoder or config.likelihood_class.needs_batch)
 
 
 @pytest.mark.parametrize("output", [-4.0, 0.7, 3.0])
 @EVERY_LIKELIHOOD
 def test_each_likelihood_is_normalised(row, output):
     """The sum or integral over the support of one value is 1, to 1e-9, at each output of the decoder."""
-    one_column = {"columns": "categorical:3"} if row.is_of_columns else {}
+    is_of_columns = "columns" in options_of(row)
+    one_column = {"columns": "categorical:3"} if is_of_columns else {}
     config = config_with(row, latent_dim=1, binarize="static" if row.grey else "none", **one_column)
     shape = (1, 1, 1) if row.is_of_images else (1,)
     likelihood = build_vae(config, shape).double().eval().p_x
-    if row.is_of_columns:
+    if is_of_columns:
         likelihood.decoder = torch.nn.Linear(1, 3, dtype=torch.float64)
         x, weight = torch.arange(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
     else:
         likelihood.decoder = torch.nn.Unflatten(-1, likelihood.output_shape)
         x, weight = points_of(likelihood.given(torch.full(likelihood.output_shape, output).double()).base_dist.support)
     with torch.no_grad():
-        p_x = likelihood(torch.full((1 if row.is_of_columns else row.outputs_each,), output, dtype=torch.float64))
+        p_x = likelihood(torch.full((1 if is_of_columns else row.outputs_each,), output, dtype=torch.float64))
         total = (weight * p_x.log_prob(x.view(-1, *shape)).exp()).sum().item()
     assert total == pytest.approx(1, rel=1e-9)
 

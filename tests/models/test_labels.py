@@ -24,7 +24,7 @@ from torch import nn
 from pvae.cli.data import encode, reconstruct, sample, score
 from pvae.cli.train import main as train
 from pvae.compile.compiled_svi import CompiledSVI
-from pvae.config.build import ELBO_CLASSES, build_elbo, build_vae
+from pvae.config.build import build_elbo, build_vae
 from pvae.config.config import Config
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
@@ -34,6 +34,7 @@ from pvae.data.labels import few_labels
 from pvae.data.preparation import Pixels
 from pvae.data.sources import load_dataset
 from pvae.distributions.joint import Joint
+from pvae.elbos.base import PerDatumELBO
 from pvae.elbos.enumerated import EnumeratedELBO
 from pvae.evaluation.report import evaluate
 from pvae.evaluation.runs_table import compare_runs
@@ -95,10 +96,10 @@ def dataset(change=lambda y: y, **options):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, one in ELBO_CLASSES.items() if name != "enumerate" and not one.supports]
+    "name", [name for name, one in PerDatumELBO.members.items() if name != "enumerate" and not one.supports]
 )
 def test_given_labels_every_elbo_is_that_of_the_vae_at_these_labels(name):
-    vae, elbo = vae_of("condition"), build_elbo(name, 4, **({"num_groups": 2} if name in ("miwae", "piwae") else {}))
+    vae, elbo = vae_of("condition"), build_elbo(name, 4, **({"groups": 2} if name in ("miwae", "piwae") else {}))
     given = vae.given(Y)
     ours = drawn(lambda: elbo.loss_and_terms(vae.model, vae.guide, X, Y))
     theirs = drawn(lambda: elbo.loss_and_terms(given.model, given.guide, X))
@@ -111,7 +112,7 @@ def test_given_labels_every_elbo_is_that_of_the_vae_at_these_labels(name):
 def test_at_the_true_posterior_the_bound_is_log_p_of_x_given_y(name):
     truth = LinearGaussian(250, K)
     vae, log_p = truth.vae(), truth.log_p()
-    loss = drawn(lambda: build_elbo(name, 4, **({"num_groups": 2} if name == "miwae" else {})).loss(
+    loss = drawn(lambda: build_elbo(name, 4, **({"groups": 2} if name == "miwae" else {})).loss(
         vae.model, vae.guide, truth.x, truth.y
     ))  # fmt: skip
     assert loss == pytest.approx(-log_p.mean().item(), abs=1e-10)
@@ -168,7 +169,7 @@ def gradients(vae, loss):
 def test_the_enumerated_elbo_is_pyros_and_the_handwritten_one(particles, y):
     vae = vae_of("labels")
     batch = (X,) if y is None else (X, y)
-    ours = drawn(lambda: EnumeratedELBO(particles).loss_and_terms(vae.model, vae.guide, *batch))
+    ours = drawn(lambda: EnumeratedELBO(particles, label_weight=0.0).loss_and_terms(vae.model, vae.guide, *batch))
     pyros = TraceEnum_ELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=1)
     theirs = drawn(lambda: pyros.differentiable_loss(vae.model, config_enumerate(vae.guide), *batch)) / len(X)
     by_hand = drawn(lambda: reference.enumerated(vae.given(y), X, particles))

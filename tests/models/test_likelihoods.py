@@ -15,16 +15,15 @@ from torch import nn
 
 from pvae.config.build import build_elbo, build_vae
 from pvae.config.config import Config
-from pvae.config.families import LIKELIHOODS, names_where
 from pvae.distributions.bernoulli import PseudoBernoulli
 from pvae.distributions.discretized_logistic import DiscretizedLogistic
-from pvae.models.columns import column_kinds
+from pvae.models.columns import ColumnsLikelihood
 from pvae.models.features import Standardize
 from pvae.models.likelihoods import (
     BernoulliLikelihood,
     CategoricalLikelihood,
-    ColumnsLikelihood,
     DiagonalNormalLikelihood,
+    Likelihood,
     NegativeBinomialLikelihood,
     OrdinalLikelihood,
     PoissonLikelihood,
@@ -32,10 +31,9 @@ from pvae.models.likelihoods import (
     ZeroInflatedLikelihood,
 )
 
-OF_IMAGES = names_where(LIKELIHOODS, lambda row: row.is_of_images)
-COUNTS, REALS = (
-    names_where(LIKELIHOODS, lambda row, kind=kind: row.sees == kind) for kind in ("log1p", "standardized")
-)
+OF_IMAGES = Likelihood.names_where("is_of_images")
+COUNTS = ("poisson", "negative-binomial")
+REALS = ("normal-diagonal", "student-t")
 
 
 LEVELS = torch.arange(256, dtype=torch.float64) / 255
@@ -405,7 +403,7 @@ def test_outputs_for_an_ordinal_value_are_those_of_its_probabilities():
 
 def test_outputs_for_columns_are_those_of_the_greatest_log_likelihood():
     """Of 1e9 times the weights, beside which one datum more is nothing; in the order of the columns."""
-    kinds = column_kinds("positive,binary,real,zero-inflated,categorical:3,count,real")
+    kinds = "positive,binary,real,zero-inflated,categorical:3,count,real"
     x = [
         [0.7, 0, math.nan, 0.0, 2, 4, 1.0],
         [math.nan, 1, PI, 3 * PI, 0, 0, -PI],
@@ -433,7 +431,7 @@ def test_outputs_for_columns_are_those_of_the_greatest_log_likelihood():
 @pytest.mark.parametrize("has_steps", [False, True])
 def test_normal_values_and_their_steps_are_those_of_the_density(has_steps):
     """log p(x | z) = log Normal(y; loc, scale) + log |dy/dx|, dy/dx by differences; in the order of the columns."""
-    kinds = column_kinds("positive,real,positive,real")
+    kinds = "positive,real,positive,real"
     x = torch.tensor([[2.0, -7.5, 40.0, 0.25], [1.0, 3.0, 70.0, 0.75], [5.0, 8.25, 20.0, 1.0]], dtype=torch.float64)
     x = x if has_steps else x * PI
     likelihood = ColumnsLikelihood(nn.Identity(), (4,), kinds).double()
@@ -448,7 +446,7 @@ def test_normal_values_and_their_steps_are_those_of_the_density(has_steps):
     else:
         of_y = torch.distributions.Normal(loc, scale).log_prob(y) + log_slope
         torch.testing.assert_close(likelihood(outputs).log_prob(x), of_y.sum(-1), rtol=1e-12, atol=0)
-    with_count = ColumnsLikelihood(nn.Identity(), (2,), column_kinds("real,binary")).double()
+    with_count = ColumnsLikelihood(nn.Identity(), (2,), "real,binary").double()
     assert with_count.normal_values(x[:, :2]) is None
 
 

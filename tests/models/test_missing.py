@@ -19,11 +19,11 @@ from pvae.cli.train import main as train
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.config.build import build_elbo, build_vae, elbo_of
 from pvae.config.config import Config
-from pvae.config.families import LIKELIHOODS
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Pixels
+from pvae.models.likelihoods import Likelihood
 from pvae.trained.imputation import impute
 from pvae.training.fit import fit
 
@@ -75,7 +75,7 @@ def test_the_encoder_sees_which_values_are_missing(network, shape):
 @pytest.mark.parametrize("likelihood", ["normal-diagonal", "columns"])
 @pytest.mark.parametrize("name", ["analytic", "dreg", "score-loo"])
 def test_recorded_steps_equal_eager_ones(likelihood, name):
-    config = config_with(LIKELIHOODS[likelihood], missing=True)
+    config = config_with(Likelihood.members[likelihood], missing=True)
     with seeded(0, CPU):
         vae = build_vae(config, shape_for(config))
     batches, elbo = with_missing(data_for(config, 40)).double().split(10), build_elbo(name, 3)

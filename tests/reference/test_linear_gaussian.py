@@ -70,7 +70,7 @@ def loss_and_gradients(vae, x, elbo, seed):
 @pytest.mark.parametrize("name", [name for name in ELBOS if name != "analytic"])
 def test_at_the_exact_posterior_there_is_no_noise(linear, x, name):
     """Every bound is log p(x), whatever is drawn; and STL's and DReG's gradients have no variance either."""
-    vae, elbo = linear(), build_elbo(name, 6, **({"num_groups": 3} if name in ("miwae", "piwae") else {}))
+    vae, elbo = linear(), build_elbo(name, 6, **({"groups": 3} if name in ("miwae", "piwae") else {}))
     assert torch.allclose(linear_gaussian.elbo(vae, x), linear_gaussian.log_evidence(vae, x), rtol=1e-12)
     draws = [loss_and_gradients(vae, x, elbo, seed) for seed in range(30)]
     for loss, _ in draws:

@@ -13,10 +13,12 @@ from pvae.cli.export import main as export
 from pvae.config.build import build_vae
 from pvae.config.choices import values_config
 from pvae.config.config import Config
-from pvae.config.families import LIKELIHOODS, POSTERIORS, PRIORS
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
 from pvae.models.features import fit_to
+from pvae.models.likelihoods import Likelihood
+from pvae.models.posteriors import Posterior
+from pvae.models.priors import Prior
 from pvae.runs.run import Run
 from pvae.trained.codes import run_batch
 from pvae.trained.export import programs
@@ -28,11 +30,11 @@ CPU = torch.device("cpu")
 TWO = {"upper_latent_dims": (5, 3), "upper_hidden": (8,), "binarize": "threshold"}
 CONFIGS = {
     **{name: config_with(row) for name, row in ROWS.items()},
-    "bottom-up": config_with(POSTERIORS["normal"], **TWO),
-    "top-down mixture": config_with(PRIORS["mixture"], **TWO, inference="top-down"),
-    "ladder vamp": config_with(PRIORS["vamp"], **TWO, inference="ladder"),
-    "given labels": config_with(POSTERIORS["normal"], condition=True),
-    "exact": config_with(LIKELIHOODS["columns"], initialization="exact", prior="mixture", network="mlp"),
+    "bottom-up": config_with(Posterior.members["normal"], **TWO),
+    "top-down mixture": config_with(Prior.members["mixture"], **TWO, inference="top-down"),
+    "ladder vamp": config_with(Prior.members["vamp"], **TWO, inference="ladder"),
+    "given labels": config_with(Posterior.members["normal"], condition=True),
+    "exact": config_with(Likelihood.members["columns"], initialization="exact", prior="mixture", network="mlp"),
     "images": Config(network="conv-batchnorm", hidden=(4, 8), latent_dim=3),
 }
 ON_SPHERE = {"posterior power-spherical", "prior sphere"}  # torch.export does not know their draws

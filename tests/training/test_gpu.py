@@ -5,16 +5,16 @@ import math
 import pytest
 import torch
 
-from pvae.config.build import ELBO_CLASSES
 from pvae.config.config import Config
 from pvae.config.presets import SYSTEMS
 from pvae.data.dataset import Dataset
+from pvae.elbos.base import PerDatumELBO
 from pvae.training.fit import fit, resume
 
 pytestmark = [pytest.mark.workflow, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
 CASES = {name: config for name, config in SYSTEMS.items() if name not in ("celeba-vae", "linear-gaussian", "values")}
-for elbo in ELBO_CLASSES:
+for elbo in PerDatumELBO.members:
     CASES[elbo] = Config(elbo=elbo, particles=2 if elbo == "score-loo" else 1, labels=100 if elbo == "enumerate" else 0)
 
 

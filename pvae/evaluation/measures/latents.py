@@ -157,5 +157,5 @@ def said_of_collapse(run: Run, baselines: Baselines | None = None) -> str:
     if baselines is not None:
         name, _, gain = min(baselines.models, key=lambda one: one[2].mean)
         cost = {"cost": -gain.mean, "baseline": name}
-    has_fixed_scale = run.config.likelihood_family.has_fixed_scale and not run.has_own_vae
+    has_fixed_scale = run.config.likelihood_class.has_fixed_scale and not run.has_own_vae
     return collapse_text(beta=run.config.beta, has_fixed_scale=has_fixed_scale, **cost)

@@ -98,7 +98,7 @@ class SampleQuality(Measure):
         for place, one in enumerate(columns):
             drawn[:, place] = drawn[:, place].cpu().apply_(one.rounded)
         kinds = run.config.column_kinds or [None] * len(columns)
-        is_bits = run.config.likelihood_family.is_of_logits
+        is_bits = run.config.likelihood_class.is_of_logits
         are_codes = [is_bits or bool(one.categories) or str(kind) == "binary" for one, kind in zip(columns, kinds)]
         names = [one.name for one in columns]
         return sample_quality(drawn, data.test.double(), data.train.double(), names, are_codes)
