@@ -98,7 +98,7 @@ reference/test_linear_gaussian.py
     elbos.gradients | gradient * each | gradient + 0 * each & reference.bounds | -(v**2) * of_log_w | -v * of_log_w
 distributions/test_joint.py
     models.hierarchy | 1 / (precisions[0] + precisions[1]) | 1 / precisions[0]
-    distributions.joint | if self.top_down else list(sites) | if not self.top_down else list(sites)
+    distributions.joint | return [*reversed(sites)] | return [*sites]
 distributions/test_flow.py
     distributions.flow | log_det + torch.log1p( | log_det - torch.log1p(
     distributions.flow | log_det - torch.log1p( | log_det + torch.log1p(

@@ -22,8 +22,12 @@ class LogitBernoulli(dist.Bernoulli):  # type: ignore[misc]  # Pyro makes its cl
 
     def to_event(self, reinterpreted_batch_ndims: int | None = None) -> TorchDistribution:
         """Return the distribution whose event is the last dimensions of the batch shape."""
-        count = len(self.batch_shape) if reinterpreted_batch_ndims is None else reinterpreted_batch_ndims
-        return JointBernoulli(self, count) if count > 0 else super().to_event(count)
+        count = reinterpreted_batch_ndims
+        if count is None:
+            count = len(self.batch_shape)
+        if count == 0:
+            return super().to_event(count)
+        return JointBernoulli(self, count)
 
 
 class JointBernoulli(dist.Independent):
@@ -38,12 +42,13 @@ class JointBernoulli(dist.Independent):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(value), of the batch shape."""
-        base, count = self.base_dist, self.reinterpreted_batch_ndims
+        base = self.base_dist
         if torch.is_grad_enabled() or base.logits.dtype not in (torch.float32, torch.float64):
             return super().log_prob(value)  # type: ignore[no-untyped-call]
         if base._validate_args:
             base._validate_sample(value)
         logits = base.logits
+        count = self.reinterpreted_batch_ndims
         linear = (value * logits).sub_(logits.relu()).flatten(-count).sum(-1)
         num_factors = self.event_shape.numel()
         sizes = [size for size in range(1, _MOST_FACTORS + 1) if num_factors % size == 0]
@@ -118,7 +123,8 @@ class ContinuousBernoulli(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         is_near, near, far = self._parts()
-        square, log_sinhc = (near / 2).square(), near * 0
+        square = (near / 2).square()
+        log_sinhc = near * 0
         for coefficient in reversed(_SERIES):
             log_sinhc = (log_sinhc + coefficient) * square
         size = far.abs()
@@ -130,7 +136,8 @@ class ContinuousBernoulli(TorchDistribution):
     def mean(self) -> Tensor:
         """E[x] = 1/2 + (d/dl) log( sinh(l/2) / (l/2) ); for large |l|, about 1/|l| from 0 or 1."""
         is_near, near, far = self._parts()
-        square, slope = (near / 2).square(), near * 0
+        square = (near / 2).square()
+        slope = near * 0
         for place in reversed(range(len(_SERIES))):
             slope = slope * square + (place + 1) * _SERIES[place]
         size = far.abs()

@@ -56,7 +56,8 @@ class Columns(TorchDistribution):
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # each part checks its own
 
     def __init__(self, parts: Sequence[TorchDistribution], order: Tensor, validate_args: bool | None = None) -> None:
-        self.parts, self.order = tuple(parts), order
+        self.parts = tuple(parts)
+        self.order = order
         self._sizes = [part.batch_shape[-1] for part in parts]
         super().__init__(parts[0].batch_shape[:-1], Size([sum(self._sizes)]), validate_args=validate_args)
 
@@ -76,9 +77,12 @@ class Columns(TorchDistribution):
     def _each(self, value: Tensor) -> Tensor:
         is_missing = value.isnan()
         values = torch.where(is_missing, torch.zeros_like(value), value).split(self._sizes, -1)
-        # A Bernoulli takes values of the dtype of its logits.
-        parts = [(p, x.to(p.logits.dtype) if isinstance(p, dist.Bernoulli) else x) for p, x in zip(self.parts, values)]
-        each = torch.cat([part.log_prob(x) for part, x in parts], -1)
+        parts = []
+        for part, x in zip(self.parts, values):
+            if isinstance(part, dist.Bernoulli):
+                x = x.to(part.logits.dtype)  # the only one that it takes
+            parts.append(part.log_prob(x))
+        each = torch.cat(parts, -1)
         return torch.where(is_missing, torch.zeros_like(each), each)
 
     @torch.no_grad()
@@ -93,7 +97,13 @@ class Columns(TorchDistribution):
 
         Unlike codes, they can be averaged, over draws of z for instance; `from_features` returns to columns.
         """
-        return torch.cat([part.probs.flatten(-2) if _is_coded(part) else part.mean for part in self.parts], -1)
+        features = []
+        for part in self.parts:
+            if _is_coded(part):
+                features.append(part.probs.flatten(-2))
+            else:
+                features.append(part.mean)
+        return torch.cat(features, -1)
 
     def from_features(self, features: Tensor) -> Tensor:
         """Return the most likely code of each category and binary column, and the means of the others, (..., D).
@@ -101,14 +111,19 @@ class Columns(TorchDistribution):
         Args:
             features: as `features`, or an average of such, (..., F).
         """
-        widths = [part.param_shape[-2:].numel() if _is_coded(part) else n for part, n in zip(self.parts, self._sizes)]
         columns = []
-        for part, size, one in zip(self.parts, self._sizes, features.split(widths, -1)):
+        start = 0
+        for part, size in zip(self.parts, self._sizes):
             if _is_coded(part):
-                one = one.unflatten(-1, (size, -1)).argmax(-1).to(features.dtype)
-            elif isinstance(part, dist.Bernoulli):
-                one = (one > 0.5).to(features.dtype)
+                width = part.param_shape[-2:].numel()
+                one = features[..., start : start + width].unflatten(-1, (size, -1)).argmax(-1).to(features.dtype)
+            else:
+                width = size
+                one = features[..., start : start + width]
+                if isinstance(part, dist.Bernoulli):
+                    one = (one > 0.5).to(features.dtype)
             columns.append(one)
+            start += width
         return self._in_order(torch.cat(columns, -1))
 
     @property
@@ -147,6 +162,7 @@ def ordered_logits(location: Tensor, cutpoints: Tensor) -> Tensor:
     Returns:
         (..., K) nats.
     """
-    below, above = logsigmoid(cutpoints - location[..., None]), logsigmoid(location[..., None] - cutpoints)
+    below = logsigmoid(cutpoints - location[..., None])
+    above = logsigmoid(location[..., None] - cutpoints)
     between = (-torch.expm1(cutpoints[..., :-1] - cutpoints[..., 1:])).log()
     return torch.cat([below[..., :1], below[..., 1:] + above[..., :-1] + between, above[..., -1:]], -1)

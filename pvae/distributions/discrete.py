@@ -114,7 +114,8 @@ def rate_of_each(q: Any, p: Any) -> Tensor:
     if isinstance(q, OneHotVector):
         ratio = q.classes.logits - p.classes.logits
         return (q.classes.probs * ratio.where(q.classes.probs > 0, 0.0)).sum(-1)
-    a, b = q.base_dist.logits, p.base_dist.logits
+    a = q.base_dist.logits
+    b = p.base_dist.logits
     return cast(Tensor, q.mean * (a - b) - softplus(a) + softplus(b))
 
 
@@ -155,7 +156,8 @@ class CodeVector(TorchDistribution):
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, codebook: Tensor, num_variables: int, batch_shape: Any = ()) -> None:
-        self.codebook, self.num_variables = codebook, num_variables
+        self.codebook = codebook
+        self.num_variables = num_variables
         event_shape = torch.Size([num_variables * codebook.shape[1]])
         super().__init__(torch.Size(batch_shape), event_shape, validate_args=False)
 
@@ -200,21 +202,26 @@ class QuantizedPoint(Delta):
     """
 
     def __init__(self, point: Tensor, indices: Tensor, penalty: Tensor) -> None:
-        self.indices, self.penalty = indices, penalty
+        self.indices = indices
+        self.penalty = penalty
         super().__init__(point, event_dim=1)  # type: ignore[no-untyped-call]
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> QuantizedPoint:
         """Return this distribution expanded to another batch shape."""
-        parts = (self.v, *self.event_shape), (self.indices, self.indices.shape[-1]), (self.penalty,)
-        return QuantizedPoint(*(one.expand(*batch_shape, *rest) for one, *rest in parts))
+        point = self.v.expand(*batch_shape, *self.event_shape)
+        indices = self.indices.expand(*batch_shape, self.indices.shape[-1])
+        return QuantizedPoint(point, indices, self.penalty.expand(*batch_shape))
 
 
 def support_of(distribution: Any) -> str:
     """Return "bits", "categories" or "codes" of a vector of them, and "" of any other distribution."""
-    if isinstance(distribution, OneHotVector | CodeVector):
-        return "categories" if isinstance(distribution, OneHotVector) else "codes"
-    is_bits = isinstance(getattr(distribution, "base_dist", None), Bernoulli) and len(distribution.event_shape) == 1
-    return "bits" if is_bits else ""
+    if isinstance(distribution, OneHotVector):
+        return "categories"
+    if isinstance(distribution, CodeVector):
+        return "codes"
+    if isinstance(getattr(distribution, "base_dist", None), Bernoulli) and len(distribution.event_shape) == 1:
+        return "bits"
+    return ""
 
 
 def num_codes(distribution: Any) -> float:
@@ -231,11 +238,11 @@ def codes(distribution: Any) -> Tensor:
     Raises:
         InputError: it has more than 4,096 values, or is no such vector.
     """
-    if (number := num_codes(distribution)) > MOST_CODES:
-        what = "a discrete latent of so many values" if number < math.inf else "a latent of real numbers"
+    number = num_codes(distribution)
+    if number > MOST_CODES:
         raise InputError(
-            f"the codes of {what} cannot be summed over: it takes at most {MOST_CODES:,}, as of 12 bits; take the "
-            "method importance"
+            f"a latent of {number:,} codes cannot be summed over: it takes at most {MOST_CODES:,}, as of 12 bits; take "
+            "the method importance"
         )
     each = values_of(distribution)
     places = [torch.arange(len(each), device=each.device)] * (distribution.event_shape[0] // each.shape[1])
@@ -244,9 +251,9 @@ def codes(distribution: Any) -> Tensor:
 
 def values_of(distribution: Any) -> Tensor:
     """Return the K values of one of the variables of a vector of bits, categories or codes, (K, D)."""
-    support, mean = support_of(distribution), distribution.mean
+    support = support_of(distribution)
     if support == "codes":
         return cast(Tensor, distribution.codebook)
-    return (
-        torch.eye(distribution.num_classes).to(mean) if support == "categories" else torch.arange(2.0).to(mean)[:, None]
-    )
+    if support == "categories":
+        return torch.eye(distribution.num_classes).to(distribution.mean)
+    return torch.arange(2.0).to(distribution.mean)[:, None]

@@ -68,7 +68,8 @@ class DiscretizedLogistic(TorchDistribution):
             self._validate_sample(value)
         lower = (value - 0.5 * _STEP - self.loc) / self.scale
         upper = (value + 0.5 * _STEP - self.loc) / self.scale
-        at_bottom, at_top = value < 0.5 * _STEP, value > 1 - 0.5 * _STEP
+        at_bottom = value < 0.5 * _STEP
+        at_top = value > 1 - 0.5 * _STEP
         zero = torch.zeros_like(lower)
         inside = torch.log(-torch.expm1(-_STEP / self.scale))
         return (

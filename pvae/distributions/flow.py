@@ -58,7 +58,8 @@ class Flow(TorchDistribution):
     has_rsample = True
 
     def __init__(self, base: TorchDistribution, bijection: Bijection) -> None:
-        self.base, self.bijection = base, bijection
+        self.base = base
+        self.bijection = bijection
         self._drawn: _Draw | None = None
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
@@ -75,13 +76,15 @@ class Flow(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log q(z) of vectors (..., L), in nats."""
-        draw, has_grad = self._drawn, torch.is_grad_enabled()
+        draw = self._drawn
+        has_grad = torch.is_grad_enabled()
         if draw is not None and (draw.has_graph or not has_grad):
-            if value is draw.z:
+            is_same_memory = value.dtype == draw.z.dtype and value.is_set_to(draw.z)
+            if value is draw.z or (is_same_memory and not has_grad):
                 return draw.log_q
-            if value.dtype == draw.z.dtype and value.is_set_to(draw.z):  # the same memory
+            if is_same_memory:
                 # The added term is 0. It gives the derivative by `value`, and takes that by the draw from log q(z).
-                return draw.log_q + (self._derivative(draw.e) * (value - draw.z)).sum(-1) if has_grad else draw.log_q
+                return draw.log_q + (self._derivative(draw.e) * (value - draw.z)).sum(-1)
         e, log_det = self.bijection.inv.call_and_ladj(value)
         return self.base.log_prob(e) + log_det
 
@@ -107,9 +110,10 @@ class Flow(TorchDistribution):
 
         All elements of the batch share their noise, so that the means of equal distributions are equal.
         """
-        mean, scale = self.base.mean, self.base.stddev
-        noise = torch.randn(num_samples, *[1] * len(self.batch_shape), *self.event_shape).to(mean)
-        return self.bijection.call_and_ladj(mean + scale * noise)[0].mean(0)
+        mean = self.base.mean
+        shared = torch.Size([1] * len(self.batch_shape))
+        noise = torch.randn(num_samples, *shared, *self.event_shape).to(mean)
+        return self.bijection.call_and_ladj(mean + self.base.stddev * noise)[0].mean(0)
 
 
 _STEPS = 12  # of Newton's method; for w u' up to 10^5 the root is then exact to rounding in float64
@@ -138,7 +142,9 @@ class Planar:
         product = (w * u).sum(-1)
         self.slope = elu(product.clamp(-7, 1e5))  # w u', greater than -1
         norm = w.square().sum(-1).clamp(min=torch.finfo(w.dtype).tiny)
-        self.u, self.w, self.b = u + ((self.slope - product) / norm).unsqueeze(-1) * w, w, b
+        self.u = u + ((self.slope - product) / norm).unsqueeze(-1) * w
+        self.w = w
+        self.b = b
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return y = f_T(... f_1(x)), (..., L), and log |det dy/dx|, (...)."""
@@ -179,7 +185,8 @@ def _root(slope: Tensor, target: Tensor) -> Tensor:
     """
     with torch.no_grad():
         size = target.abs()
-        far, near = size - slope, size / (1 + slope)
+        far = size - slope
+        near = size / (1 + slope)
         v = torch.where(slope > 0, torch.maximum(far, near), torch.minimum(far, near)).copysign(target)
         for _ in range(_STEPS):
             v = v - _step(v, slope, target)

@@ -51,7 +51,10 @@ class Joint(TorchDistribution):
         top_down: bool = False,
     ) -> None:
         self.has_rsample = first.has_rsample
-        self.first, self.rest, self.sizes, self.top_down = first, tuple(rest), tuple(sizes), top_down
+        self.first = first
+        self.rest = tuple(rest)
+        self.sizes = tuple(sizes)
+        self.top_down = top_down
         self.names = tuple(names) or tuple(f"z{number + 1}" for number in range(len(sizes)))
         super().__init__(first.batch_shape, Size([sum(sizes)]), validate_args=False)
 
@@ -62,7 +65,9 @@ class Joint(TorchDistribution):
     @property
     def top(self) -> TorchDistribution:
         """The distribution of the last site: of the layer drawn first, or of z at the mean of a label y."""
-        return self.first if self.top_down else self.rest[-1](self.first.mean)
+        if self.top_down:
+            return self.first
+        return self.rest[-1](self.first.mean)
 
     @property
     def is_enumerable(self) -> bool:
@@ -75,12 +80,12 @@ class Joint(TorchDistribution):
         Args:
             draw: is given the site's name, and its distribution given the value drawn before it.
         """
-        drawn: list[Tensor] = []
-        for name, one in zip(self._in_order(self.names), (lambda _: self.first, *self.rest)):
-            drawn.append(draw(name, one(drawn[-1] if drawn else None)))
+        first, *later = self._in_order(self.names)
+        drawn = [draw(first, self.first)]
+        for name, conditional in zip(later, self.rest):
+            drawn.append(draw(name, conditional(drawn[-1])))
         shape = torch.broadcast_shapes(*(one.shape[:-1] for one in drawn))
-        drawn = [one if one.shape[:-1] == shape else one.expand(*shape, -1) for one in drawn]
-        return torch.cat(self._in_order(drawn), dim=-1)
+        return torch.cat([one.expand(*shape, -1) for one in self._in_order(drawn)], dim=-1)
 
     def conditionals(self, value: Tensor) -> list[tuple[Tensor, TorchDistribution]]:
         """Return for each site of a vector its value, and its distribution given the value drawn before it."""
@@ -95,12 +100,14 @@ class Joint(TorchDistribution):
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
         """Return reparameterised draws, sample_shape + (..., L1 + ... + LL)."""
-        return self.draw(lambda _, one: one.rsample(sample_shape if one is self.first else Size()))
+        first = self.first.rsample(sample_shape)
+        return self.draw(lambda _, one: first if one is self.first else one.rsample())
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
         """Return draws, sample_shape + (..., L1 + ... + LL), which need no reparameterisation."""
-        return self.draw(lambda _, one: one.sample(sample_shape if one is self.first else Size()))
+        first = self.first.sample(sample_shape)
+        return self.draw(lambda _, one: first if one is self.first else one.sample())
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the joint log-density at vectors (..., L1 + ... + LL), in nats."""
@@ -140,10 +147,13 @@ class Joint(TorchDistribution):
                 return one.mean + one.stddev * torch.randn(*noise_shape, *one.event_shape).to(one.mean)
             return (torch.rand(*noise_shape, *one.event_shape).to(one.mean) < one.mean).to(one.mean)
 
-        draws = self.draw(drawn)
-        return torch.cat(
-            [one.mean if one is self.first else one.mean.mean(0) for _, one in self.conditionals(draws)], -1
-        )
+        means = []
+        for _, one in self.conditionals(self.draw(drawn)):
+            if one is self.first:
+                means.append(one.mean)
+            else:
+                means.append(one.mean.mean(0))
+        return torch.cat(means, -1)
 
     def _classes(self) -> Any:
         if not self.is_enumerable:
@@ -159,12 +169,16 @@ class Joint(TorchDistribution):
 
     def _in_order(self, sites: Sequence[Any]) -> list[Any]:
         """Convert between the order of `names` and the order of drawing: reversed if top-down."""
-        return list(reversed(sites)) if self.top_down else list(sites)
+        if self.top_down:
+            return [*reversed(sites)]
+        return [*sites]
 
 
 def sites_of(distribution: Any, value: Tensor) -> list[tuple[Tensor, Any]]:
     """Return `Joint.conditionals(value)`, or for any other distribution the one pair of value and distribution."""
-    return distribution.conditionals(value) if isinstance(distribution, Joint) else [(value, distribution)]
+    if isinstance(distribution, Joint):
+        return distribution.conditionals(value)
+    return [(value, distribution)]
 
 
 _NEVER = -1e30  # the log-probability of a class that a label is known not to be; its product with 0 is 0
@@ -179,7 +193,8 @@ class PartlyKnownLabel(dist.OneHotCategorical):
     """
 
     def __init__(self, logits: Tensor, y: Tensor) -> None:
-        self.inferred, self.y = logits, y
+        self.inferred = logits
+        self.y = y
         self._known = one_hot(y, logits.shape[-1])
         known = torch.where(self._known, torch.zeros_like(logits), torch.full_like(logits, _NEVER))
         super().__init__(logits=torch.where((y >= 0)[..., None], known, logits))

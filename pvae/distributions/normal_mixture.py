@@ -49,7 +49,9 @@ class NormalMixture(dist.MixtureSameFamily):  # type: ignore[misc]
         if self._validate_args:
             self._validate_sample(value)
         normal: Any = mixture.component_distribution.base_dist
-        z, loc, scale = value.double(), normal.loc.double(), normal.scale.double()
+        z = value.double()
+        loc = normal.loc.double()
+        scale = normal.scale.double()
         precision = scale.square().reciprocal()
         by_component = mixture.mixture_distribution.logits - (0.5 * loc.square() * precision + scale.log()).sum(-1)
         by_component = by_component - 0.5 * math.log(2 * math.pi) * value.shape[-1]

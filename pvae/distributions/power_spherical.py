@@ -44,14 +44,16 @@ class PowerSpherical(TorchDistribution):
 
     def __init__(self, loc: Tensor, concentration: Tensor, validate_args: bool | None = None) -> None:
         shape = torch.broadcast_shapes(loc.shape[:-1], concentration.shape)
-        self.loc, self.concentration = loc.expand(*shape, -1), concentration.expand(shape)
+        self.loc = loc.expand(*shape, -1)
+        self.concentration = concentration.expand(shape)
         super().__init__(shape, loc.shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> PowerSpherical:
         """Return the same distribution over a larger batch shape."""
         shape = Size(batch_shape)
         new = type(self).__new__(type(self))
-        new.loc, new.concentration = self.loc.expand(*shape, -1), self.concentration.expand(shape)
+        new.loc = self.loc.expand(*shape, -1)
+        new.concentration = self.concentration.expand(shape)
         TorchDistribution.__init__(new, shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new

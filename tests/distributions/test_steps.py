@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pvae.distributions.values import InFloat64, InSteps, WithAtom, is_atom
+from pvae.distributions.values import InFloat64, InSteps, InUnits, WithAtom, is_atom, log_tail_of_t
 
 mpmath = pytest.importorskip("mpmath")
 
 STEPS = (1e-9, 1e-6, 1e-4, 3e-3, 0.1, 0.9, 7.0, 50.0)  # in scales
 FAR = (0.0, 0.01, -0.6, 2.0, -2.0, 8.0, -8.0, 37.0, -37.0, 200.0, -200.0)
 NEAR = (0.01, -0.6, 2.0, -2.0)  # where a cdf says what the tail is too
+DF = 2.5  # of Student's t
 
 
 def tails_of_normal(y):
@@ -30,9 +31,20 @@ def tails_of_laplace(y):
     return (tail, 1 - tail) if y < 0 else (1 - tail, tail)
 
 
+def tails_of_t(y, df=DF):
+    """P(T <= y) and P(T > y) of Student's t."""
+    tail = mpmath.betainc(df / 2, 0.5, 0, df / (df + y * y), regularized=True) / 2
+    return (tail, 1 - tail) if y < 0 else (1 - tail, tail)
+
+
+def student_t(loc, scale, **how):
+    return dist.StudentT(torch.full_like(loc, DF), loc, scale, **how)
+
+
 NAMES = {  # a distribution, its tails, whether it is that of the logarithm, and distances from its location in scales
     "normal": (dist.Normal, tails_of_normal, False, FAR),
     "log-normal": (dist.LogNormal, tails_of_normal, True, FAR),
+    "student-t": (student_t, tails_of_t, False, FAR),
     "laplace": (dist.Laplace, tails_of_laplace, False, NEAR),  # of which only the cdf is known
 }
 
@@ -118,6 +130,7 @@ SUMS = {  # a base and its parameters, and a range beyond which there is nothing
     "uniform": (dist.Uniform, (-1.1, 2.3), -2.0, 3.0),
     "exponential": (dist.Exponential, (2.0,), 0.0, 20.0),
     "laplace": (dist.Laplace, (0.3, 0.2), -20.0, 20.0),
+    "student-t": (dist.StudentT, (30.0, 0.3, 0.2), -20.0, 20.0),
 }
 
 
@@ -131,7 +144,7 @@ def test_the_steps_of_all_values_have_probability_1(name, step):
     log_p = InSteps(base(*parameters, validate_args=False), torch.tensor(step, dtype=torch.float64)).log_prob(x)
     assert (log_p.exp() * step).sum().item() == pytest.approx(1, abs=1e-10)
     assert (log_p <= -math.log(step) + 1e-12).all()
-    is_whole = name in ("normal", "laplace")
+    is_whole = name in ("normal", "laplace", "student-t")
     assert is_whole or (log_p == -math.inf).any(), "there are steps beyond the support"
     for gradient in torch.autograd.grad(log_p.sum(), parameters):
         assert gradient.isfinite()
@@ -143,6 +156,32 @@ def test_no_scale_makes_a_value_more_likely_than_its_step():
     assert log_p.max().item() == pytest.approx(math.log(10), rel=1e-12)
     assert (log_p.diff() <= 1e-12).all()
     assert torch.autograd.grad(log_p.sum(), scale)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("df", [1.01, 2.5, 50.0, 1e4])
+def test_the_tail_of_students_t_and_its_gradients_are_those_of_40_digits(df):
+    t = torch.tensor([-300.0, -4.0, -0.3, 0.3, 4.0], dtype=torch.float64, requires_grad=True)
+    freedom = torch.full_like(t, df, requires_grad=True)
+    found = log_tail_of_t(t, freedom)
+    ours = torch.stack([found, *torch.autograd.grad(found.sum(), [t, freedom])], 1).tolist()
+    with mpmath.workdps(40):
+        for one, mine in zip(t.tolist(), ours):
+            log_tail = lambda y, k: mpmath.log(tails_of_t(y, k)[0])  # noqa: E731
+            by_t, by_df = (mpmath.diff(log_tail, (one, df), n) for n in ((1, 0), (0, 1)))
+            right = [*map(float, (log_tail(one, df), by_t, by_df))]
+            assert mine == pytest.approx(right, rel=1e-7, abs=1e-13), one
+
+
+def test_students_t_in_units_makes_no_value_more_likely_than_its_step():
+    """On {1, 2}, whatever its scale is; where the scale is much more than the step, it is the density."""
+    scale = torch.logspace(-6, 6, 49, dtype=torch.float64, requires_grad=True)
+    p = InUnits(dist.StudentT(1.5, 0.0, scale), torch.tensor(1.0).double(), torch.tensor(0.5).double(), torch.float32)
+    one, two = InSteps(p, torch.ones(()).double()).log_prob(torch.tensor([[1.0], [2.0]]))
+    assert (torch.logaddexp(one, two) <= 1e-6).all()
+    assert one[0] > -1e-8
+    assert one.dtype == torch.float32
+    torch.testing.assert_close(one[-9:], p.log_prob(torch.ones(()))[-9:])
+    assert torch.autograd.grad((one + two).sum(), scale)[0].isfinite().all()
 
 
 def test_without_a_step_it_is_the_base():
@@ -206,8 +245,8 @@ def test_it_can_be_recorded_and_mapped(name):
 
     with pyro.validation_enabled(False):
         expected = torch.stack([log_p(*one, x) for one in zip(loc, scale)])
-        assert torch.equal(log_p(loc, scale, x), expected)
-        torch.testing.assert_close(torch.func.vmap(log_p, (0, 0, None))(loc, scale, x), expected, rtol=1e-14, atol=0)
+        torch.testing.assert_close(log_p(loc, scale, x), expected, rtol=1e-14, atol=0)
+        torch.testing.assert_close(torch.func.vmap(log_p, (0, 0, None))(loc, scale, x), expected, rtol=1e-13, atol=0)
         assert torch.equal(make_fx(log_p)(loc[0], scale[0], x)(loc[1], scale[1], x), expected[1])
         wider = InSteps(kind(loc[0], scale[0]), step).expand((4, 6))
         assert wider.log_prob(x).shape == wider.batch_shape == (4, 6)
