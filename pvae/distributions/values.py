@@ -124,8 +124,8 @@ class InUnits(InFloat64):
         return self.scale.square() * self.base.variance
 
 
-_POINTS = 48
-_RANGE = (-3.3, 4.0)  # of s
+_POINTS = 44
+_RANGE = (-3.4, 4.0)  # of s
 
 
 def log_tails(p: Any, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,12 +167,13 @@ def log_tails(p: Any, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_tail_of_t(t: Tensor, df: Tensor) -> Tensor:
-    """Return log P(T <= t) of Student's t, in nats, to 1e-11 in float64; it is differentiable by both.
+    """Return log P(T <= t) of Student's t, in nats, to 1e-11 in float64 (1e-8 above 10^5 degrees); it has derivatives.
 
-        P(T > t) = I(t) / (2 I(0)),    I(t) = int_v^inf cosh(a / r)^-df da,    v = r arcsinh(t / r),    r = sqrt(df)
+        P(T > t) = I(x) / (2 I(0)),    I(x) = int_x^inf cosh(a)^-df da,    x = arcsinh(t / sqrt(df)),    t > 0
+        2 I(0) = sqrt(pi) Gamma(df / 2) / Gamma((df + 1) / 2)
 
-    The integrand falls like a Normal density, and further out like an exponential. The integral is a sum over 48 points
-    a = v + w exp(s - exp(-s)), whose s have equal distances, with w the length over which the integrand falls.
+    The integrand falls like a Normal density, and further out like an exponential. The integral is a sum over 44 points
+    a = x + w exp(s - exp(-s)), whose s have equal distances, with w the length over which the integrand falls.
 
     Args:
         t: values.
@@ -181,24 +182,33 @@ def log_tail_of_t(t: Tensor, df: Tensor) -> Tensor:
     Reference:
         Takahasi and Mori, "Double exponential formulas for numerical integration", 1974 (the points).
     """
-    log_tail = _log_integral(torch.asinh(t.abs() / df.sqrt()), df) - _log_integral(torch.zeros_like(df), df)
-    log_tail = log_tail - math.log(2)
-    return torch.where(t > 0, torch.log1p(-torch.exp(log_tail)), log_tail)
-
-
-def _log_integral(start: Tensor, df: Tensor) -> Tensor:
-    """Return log I, less log r, given v / r."""
-    length = (df + (df * start.tanh()).square()).rsqrt()  # w / r
-    s = torch.linspace(*_RANGE, _POINTS, dtype=start.dtype, device=start.device)
-    distance = torch.exp(s - torch.exp(-s))
-    weight = distance * (1 + torch.exp(-s)) * s.diff()[0]
-    a = start.unsqueeze(-1) + length.unsqueeze(-1) * distance
-    log_ratio = df.unsqueeze(-1) * (_log_cosh(start).unsqueeze(-1) - _log_cosh(a))
-    return length.log() + (log_ratio.exp() * weight).sum(-1).log() - df * _log_cosh(start)
+    with torch.no_grad():
+        x = torch.asinh(t.abs() / df.sqrt())
+        length = (df + (df * x.tanh()).square()).rsqrt()
+        s = torch.linspace(*_RANGE, _POINTS, dtype=x.dtype, device=x.device)
+        distance = torch.exp(s - torch.exp(-s))
+        log_cosh = _log_cosh(x)
+        of_points = _log_cosh(x.unsqueeze(-1) + length.unsqueeze(-1) * distance)
+        ratio = (df.unsqueeze(-1) * (log_cosh.unsqueeze(-1) - of_points)).exp()
+        ratio = ratio * (distance * (1 + torch.exp(-s)) * s.diff()[0])
+        total = ratio.sum(-1)
+        half = df / 2
+        log_whole = torch.lgamma(half) - torch.lgamma(half + 0.5) + math.log(math.pi) / 2
+        log_tail = (length * total).log() - df * log_cosh - log_whole
+        by_t = (-(df + 1) * log_cosh - log_whole - df.log() / 2 - log_tail).exp()
+        by_df = x.tanh() / (2 * df * length * total)  # since x depends on df
+        by_df = by_df - (ratio * of_points).sum(-1) / total - (torch.digamma(half) - torch.digamma(half + 0.5)) / 2
+        is_right = t > 0
+        odds = torch.where(is_right, 1 / torch.expm1(-log_tail), 1.0)
+        log_cdf = torch.where(is_right, torch.log1p(-log_tail.exp()), log_tail)
+        by_df = torch.where(is_right, -by_df, by_df)
+    # The added terms are 0. Their derivatives are those of the sum, which needs no graph.
+    return log_cdf + odds * (by_t * (t - t.detach()) + by_df * (df - df.detach()))
 
 
 def _log_cosh(a: Tensor) -> Tensor:
-    return torch.log1p(2 * (a / 2).sinh().square())
+    more = torch.expm1(a)
+    return torch.log1p(more * more / (2 * (1 + more)))
 
 
 class InSteps(TorchDistribution):
