@@ -39,19 +39,20 @@ y = (z[:, 0] > 0).long()
 normal = lambda inputs, *first: LinearNormalLikelihood(nn.Sequential(*first, mlp(inputs, 32, 3)), (3,), 0.2)
 sizes = (2, 1)
 kinds = "real,binary,count"
+features = ColumnFeatures(column_kinds(kinds), False)
 up, down = [mlp(8, 2)], [mlp(1, 4)]
 given_y = PosteriorGivenLabels(nn.Identity(), EncoderJoin((3,), 2, False), NormalPosterior(mlp(5, 32, 4)))
 vaes = {
     "a hierarchy": (
         VAE(HierarchyPrior(StandardNormalPrior(1), down, sizes), LadderPosterior(mlp(3, 4 + 8), up, down, sizes),
             normal(2, FirstLayer(2))), TraceELBO(), (x,)),
-    "a flow": (VAE(StandardNormalPrior(2), PlanarPosterior(mlp(3, 32, 4 + 3 * 5), 2), normal(2)), TraceELBO(), (x,)),
+    "a flow": (VAE(StandardNormalPrior(2), PlanarPosterior(mlp(3, 32, 4 + 3 * 5), 2, 3), normal(2)), TraceELBO(), (x,)),
     "M2": (
         VAE(LabelPrior(2, StandardNormalPrior(2), 2), LabelPosterior(mlp(3, 32, 2), given_y, 2),
             normal(4)), EnumeratedELBO(label_weight=1.0), (x, y)),
     "columns": (
-        VAE(MixturePrior(2, 3), NormalPosterior(nn.Sequential(ColumnFeatures(column_kinds(kinds), False), mlp(3, 32, 4))),
-            ColumnsLikelihood(mlp(2, 32, sum(one.num_outputs for one in column_kinds(kinds))), (3,), kinds)), TraceELBO(), (rows,)),
+        VAE(MixturePrior(2, 3), NormalPosterior(nn.Sequential(features, mlp(3, 32, 4))),
+            ColumnsLikelihood(mlp(2, 32, 4), (3,), kinds)), TraceELBO(), (rows,)),
     "a Normal": (VAE(StandardNormalPrior(2), NormalPosterior(mlp(3, 32, 4)), normal(2)), AnalyticELBO(), (x,)),
 }
 for name, (vae, elbo, batch) in vaes.items():

@@ -252,6 +252,8 @@ def _constant(c: Any, data: Any) -> str:
 def _of_processes(c: Any, has_own_vae: bool) -> Iterator[str]:
     if c.free_bits:
         yield "--free-bits needs the whole batch at once: train in one process"
+    if c.elbo_class.needs_whole_batch:
+        yield f"--elbo {c.elbo} needs the whole batch at once: train in one process"
     if not has_own_vae and (c.network_class.has_batch_norm or c.likelihood_class.needs_batch):
         yield "BatchNorm and --likelihood normal-optimal need the whole batch at once: train in one process"
 

@@ -63,6 +63,7 @@ class PerDatumELBO(Trace_ELBO, Family):
         needs_closed_form: the rate, or with several stochastic layers a part of it, is a KL divergence in closed form.
         is_importance_weighted: a bound of importance weights, which equals the ELBO for one particle.
         needs_separate_draws: its gradient needs importance weights that each depend on one draw of z only.
+        needs_whole_batch: its loss is no mean of losses of single data.
         reparameterised: z must be a differentiable function of the parameters of q.
         supports: what z may be, "bits" or "categories"; () for any z.
         draws_together: the size of the groups in which z is drawn; K is a multiple of it.
@@ -74,6 +75,7 @@ class PerDatumELBO(Trace_ELBO, Family):
     needs_closed_form = False
     is_importance_weighted = False
     needs_separate_draws = False
+    needs_whole_batch = False
     reparameterised = True
     supports: tuple[str, ...] = ()
     draws_together = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from typing import Any
 
 import torch
@@ -71,6 +72,13 @@ class AnalyticELBO(
         if all(divergence is None for divergence in divergences):
             families = "; ".join(f"({_family(latent.posterior)}, {_family(latent.prior)})" for latent in latents)
             raise InputError(f"no closed-form KL is known for {families}: use TraceELBO")
+        num_drawn = sum(divergence is None for divergence in divergences)
+        if num_drawn:
+            warnings.warn(
+                f"{num_drawn} of {len(latents)} layers of latents have no KL in closed form: their rate is a mean of "
+                "log q - log p at the draws",
+                stacklevel=2,
+            )
         pairs = zip(latents, divergences)
         rates = [
             PerDatumELBO.rate_of(self, one, one.posterior, one.prior) if rate is None else rate for one, rate in pairs

@@ -104,7 +104,7 @@ def build_trainer(
     splits = {split: Batch(Pixels(x, preparation), labels.get(split)) for split, x in prepared.items()}
 
     known = (labels["train"] >= 0).float().mean().item() if config.labels else 1.0
-    elbo = elbo_of(config, known)
+    elbo = elbo_of(config, known, data.num_train)
     if world.size > 1:
         elbo = SharedELBO(elbo, world)
     parameters = [parameter for parameter in vae.parameters() if parameter.requires_grad]

@@ -61,6 +61,7 @@ OTHERS = [
     ({"batch_size": 32}, {"data": IMAGES}),
     ({"network": "mlp-batchnorm", "batch_size": 10}, {"data": IMAGES}),
     ({"free_bits": 0.1}, {"num_processes": 2}),
+    ({"elbo": "beta-tc"}, {"num_processes": 2}),
     ({"likelihood": "normal-optimal"}, {"num_processes": 2}),
     ({"network": "conv"}, {"datum_shape": (5,)}),
     ({"likelihood": "columns", "columns": "real*2"}, {"datum_shape": (3,)}),

@@ -66,6 +66,7 @@ GRADIENTS = {  # and the bound, whose value they do not change
     "score-loo": (lambda *arguments: bounds.score_gradients(*arguments, leave_one_out=True), bounds.elbo),
     "vimco": (bounds.vimco_gradients, bounds.iwae),
 }
+COMPARED = [name for name in ELBOS if name in {"analytic", *BOUNDS, *GRADIENTS}]  # written by hand in `pvae.reference`
 
 
 def config_of(posterior="normal", prior="standard-normal", elbo="trace", **rest):
@@ -91,14 +92,14 @@ def x():
     return torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", ELBOS)
+@pytest.mark.parametrize("name", COMPARED)
 @pytest.mark.parametrize(("posterior", "prior"), PAIRS)
 def test_each_estimator_equals_the_handwritten_in_value_and_every_gradient(posterior, prior, name, x):
     closed_form = (lambda vae: reference_elbo.closed_form(vae, x, K)) if (posterior, prior) in CLOSED else None
     compare(vae_of(posterior, prior), name, x, closed_form)
 
 
-@pytest.mark.parametrize("name", ELBOS)
+@pytest.mark.parametrize("name", COMPARED)
 @pytest.mark.parametrize("hierarchy", HIERARCHIES)
 def test_each_estimator_of_a_hierarchy_equals_the_handwritten(hierarchy, name, x):
     options, closed = HIERARCHIES[hierarchy]
@@ -117,7 +118,7 @@ def test_each_estimator_of_a_hierarchy_equals_the_handwritten(hierarchy, name, x
     compare(vae_of(**options), name, x, by_layer if any(closed) else None)
 
 
-@pytest.mark.parametrize("name", [name for name in ELBOS if name not in ("miwae", "piwae")])
+@pytest.mark.parametrize("name", [name for name in COMPARED if name not in ("miwae", "piwae")])
 def test_with_the_fewest_particles_each_estimator_equals_the_handwritten(name, x):
     least = PerDatumELBO.members[name].least_particles
     compare(vae_of(), name, x, lambda vae: reference_elbo.closed_form(vae, x), least)

@@ -18,7 +18,11 @@ from pvae.core.batch import LossAndTerms
 from pvae.elbos.base import PerDatumELBO
 
 # Of VAEs without labels, of any latents.
-ELBOS = tuple(name for name, one in PerDatumELBO.members.items() if not (one.sums_over_labels or one.supports))
+ELBOS = tuple(
+    name
+    for name, one in PerDatumELBO.members.items()
+    if not (one.sums_over_labels or one.supports or one.needs_whole_batch)
+)
 
 
 class Trained(NamedTuple):
