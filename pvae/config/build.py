@@ -16,6 +16,7 @@ from pvae.data.preparation import Preparation
 from pvae.elbos.base import PerDatumELBO
 from pvae.models.hierarchy import FirstLayer
 from pvae.models.labels import EncoderJoin, LabelPosterior, LabelPrior, LikelihoodGivenLabels, PosteriorGivenLabels
+from pvae.models.networks import Sizes
 from pvae.vae import VAE
 
 
@@ -48,7 +49,6 @@ def build_vae(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -
         "sizes": config.latent_dims,
         "posterior": config.posterior_class,
         "batch_norm": config.network_class.has_batch_norm,
-        "num_labels": num_labels,
     }
     p_x = config.likelihood_class
     if config.is_pseudo and p_x.grey is not None:
@@ -62,16 +62,15 @@ def build_vae(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -
         num_outputs = layers.num_outputs(num_outputs)
         if layers.decodes_all:
             latent_dim = sum(config.latent_dims)
-    known |= {"shape": shape, "decoded_shape": call_with(p_x.decoded_shape, known)}
-    known |= {"num_outputs": num_outputs, "latent_dim": num_labels + latent_dim}
-    network = call_with(config.network_class, known)
+    sizes = Sizes(shape, num_outputs, num_labels + latent_dim, call_with(p_x.decoded_shape, known), num_labels)
     if config.initialization == "exact":
-        known["num_components"] = config.components if "components" in arguments_of(config.prior_class) else 0
-    encoder, decoder = call_with(network.pair, known)
+        num_components = config.components if "components" in arguments_of(config.prior_class) else 0
+        sizes = sizes._replace(num_components=num_components)
+    network = call_with(config.network_class, known)
+    encoder, decoder = network.pair(sizes)
     if not num_labels:
         for module in reversed(seen):
             encoder = nn.Sequential(module, encoder)
-    known["latent_dim"] = config.latent_dim
     if layers is None:
         posterior = call_with(config.posterior_class, {**known, "encoder": encoder})
         prior = call_with(config.prior_class, {**known, "posterior": posterior})
@@ -91,8 +90,7 @@ def build_vae(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -
     if config.condition:
         likelihood = LikelihoodGivenLabels(likelihood, num_labels)
     elif config.labels:
-        known |= {"num_outputs": num_labels, "num_labels": 0}
-        found, _ = call_with(network.pair, known)
+        found, _ = network.pair(Sizes(shape, num_labels, config.latent_dim, sizes.decoded_shape))
         posterior = LabelPosterior(nn.Sequential(*seen, found), posterior, config.latent_dim)
         prior = LabelPrior(num_labels, prior, config.latent_dim)
     return VAE(p_z=prior, q_z=posterior, p_x=likelihood).float()

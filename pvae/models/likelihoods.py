@@ -348,7 +348,8 @@ class NormalLikelihood(ScaledLikelihood, name="normal", help="of a fixed scale: 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return Normal(loc, scale), where loc is the decoded image."""
         if self.learns_scale:
-            return dist.Normal(self._loc(output), self.log_scale.exp())
+            least = 1 / (self.levels_per_unit * math.sqrt(2 * math.pi))  # no density of a byte exceeds that of its step
+            return dist.Normal(self._loc(output), self.log_scale.exp().clamp(min=least))
         return dist.Normal(self._loc(output), self.scale)
 
     def _loc(self, output: Tensor) -> Tensor:
@@ -381,9 +382,10 @@ class LinearNormalLikelihood(
 class LearnedNormalLikelihood(NormalLikelihood, name="normal-learned", help="with one trained scale"):
     """A Normal with one trained scale, shared by all pixels.
 
-        p(x | z) = prod_d Normal(x_d; loc_d(z), scale^2),    scale = exp(log_scale)
+        p(x | z) = prod_d Normal(x_d; loc_d(z), scale^2),    scale = max(exp(log_scale), u / sqrt(2 pi))
 
-    The loss then weighs the squared error by 1 / (2 scale^2), which training chooses.
+    The loss then weighs the squared error by 1 / (2 scale^2), which training chooses. u is the distance of two 8-bit
+    levels: the density of a pixel is at most 1 / u.
     """
 
     learns_scale = True

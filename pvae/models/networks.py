@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ __all__ = [
     "ChannelsLast",
     "FlatBatch",
     "Network",
+    "Sizes",
     "WithPaths",
     "conv_decoder",
     "conv_encoder",
@@ -37,32 +38,42 @@ Activation = Annotated[str, Option(help=_ACTIVATION, choices=tuple(_ACTIVATIONS)
 Pair = tuple[nn.Module, nn.Module]
 
 
+class Sizes(NamedTuple):
+    """The sizes of an encoder and a decoder.
+
+    Args:
+        shape: of what the encoder takes.
+        num_outputs: of the encoder.
+        latent_dim: the width of what the decoder takes, with the labels.
+        decoded_shape: of the decoder's output.
+        num_labels: number of classes or attributes; 0 without labels. The encoder takes them beside x, as
+            `EncoderJoin` gives them.
+        num_components: of `WithPaths`, beside each network; None for the networks alone.
+    """
+
+    shape: tuple[int, ...]
+    num_outputs: int
+    latent_dim: int
+    decoded_shape: tuple[int, ...]
+    num_labels: int = 0
+    num_components: int | None = None
+
+
 class Network(Family):
     """A kind of encoder and decoder.
 
     Attributes:
         is_conv: they are convolutions, of images (C, H, W).
         has_batch_norm: they have BatchNorm.
-        can_have_paths: `pair` takes `num_components`.
+        can_have_paths: they take `Sizes.num_components`.
     """
 
     is_conv = False
     has_batch_norm = False
     can_have_paths = False
 
-    def pair(
-        self, shape: Sequence[int], num_outputs: int, latent_dim: int, decoded_shape: Sequence[int], num_labels: int = 0
-    ) -> Pair:
-        """Return an encoder from (..., *shape) to (..., num_outputs), and a decoder to (..., *decoded_shape).
-
-        Args:
-            shape: of what the encoder takes.
-            num_outputs: of the encoder.
-            latent_dim: the width of what the decoder takes, with the labels.
-            decoded_shape: of the decoder's output.
-            num_labels: number of classes or attributes; 0 without labels. The encoder takes them beside x, as
-                `EncoderJoin` gives them.
-        """
+    def pair(self, sizes: Sizes) -> Pair:
+        """Return an encoder from (..., *shape) to (..., num_outputs), and a decoder to (..., *decoded_shape)."""
         raise NotImplementedError
 
 
@@ -73,38 +84,20 @@ class LinearNetwork(Network, name="linear", help="no hidden layers"):
     hidden: Sequence[int] = ()
     activation = "relu"
 
-    def pair(
-        self,
-        shape: Sequence[int],
-        num_outputs: int,
-        latent_dim: int,
-        decoded_shape: Sequence[int],
-        num_labels: int = 0,
-        num_components: int | None = None,
-    ) -> Pair:
-        """Return encoder and decoder.
-
-        Args:
-            shape: of what the encoder takes.
-            num_outputs: of the encoder.
-            latent_dim: the width of what the decoder takes, with the labels.
-            decoded_shape: of the decoder's output.
-            num_labels: number of classes or attributes.
-            num_components: of `WithPaths`, beside each network; None for the networks alone.
-        """
-        width = math.prod(shape) + num_labels
-        num_decoded = math.prod(decoded_shape)
-        encoder = self._mlp(width, *self.hidden, num_outputs)
-        decoder = self._mlp(latent_dim, *reversed(self.hidden), num_decoded)
-        if num_components is not None:
-            encoder = self._with_paths(width, num_outputs, num_components, encoder)
-            decoder = self._with_paths(latent_dim, num_decoded, num_components, decoder)
-        num_dims = len(shape)
-        if num_labels:
+    def pair(self, sizes: Sizes) -> Pair:
+        """Return encoder and decoder, each beside simple paths if there are some."""
+        width = math.prod(sizes.shape) + sizes.num_labels
+        num_decoded = math.prod(sizes.decoded_shape)
+        encoder = self._mlp(width, *self.hidden, sizes.num_outputs)
+        decoder = self._mlp(sizes.latent_dim, *reversed(self.hidden), num_decoded)
+        if sizes.num_components is not None:
+            encoder = self._with_paths(width, sizes.num_outputs, sizes.num_components, encoder)
+            decoder = self._with_paths(sizes.latent_dim, num_decoded, sizes.num_components, decoder)
+        num_dims = len(sizes.shape)
+        if sizes.num_labels:
             num_dims = 1
-        return nn.Sequential(nn.Flatten(-num_dims), *encoder), nn.Sequential(
-            *decoder, nn.Unflatten(-1, tuple(decoded_shape))
-        )
+        flat = nn.Flatten(-num_dims)
+        return nn.Sequential(flat, *encoder), nn.Sequential(*decoder, nn.Unflatten(-1, sizes.decoded_shape))
 
     def _mlp(self, *widths: int) -> nn.Sequential:
         return mlp(*widths, activation=self.activation, batch_norm=self.has_batch_norm)
@@ -140,18 +133,16 @@ class ConvNetwork(Network, name="conv", help="3x3 convolutions that each halve t
     def __init__(self, hidden: _Hidden = (100, 100)) -> None:
         self.hidden = hidden
 
-    def pair(
-        self, shape: Sequence[int], num_outputs: int, latent_dim: int, decoded_shape: Sequence[int], num_labels: int = 0
-    ) -> Pair:
+    def pair(self, sizes: Sizes) -> Pair:
         """Return encoder and decoder."""
-        encoder = self._encoder(shape, num_outputs, num_labels)
-        return encoder, conv_decoder(latent_dim, self.hidden, decoded_shape, self.norm)
+        encoder = self._encoder(sizes)
+        return encoder, conv_decoder(sizes.latent_dim, self.hidden, sizes.decoded_shape, self.norm)
 
-    def _encoder(self, shape: Sequence[int], num_outputs: int, num_labels: int) -> nn.Module:
-        if not num_labels:
-            return conv_encoder(shape, self.hidden, num_outputs, self.norm)
-        shape = (shape[0] + 1, *shape[1:])
-        return FlatBatch(conv_encoder(shape, self.hidden, num_outputs, self.norm), 3)
+    def _encoder(self, sizes: Sizes) -> nn.Module:
+        if not sizes.num_labels:
+            return conv_encoder(sizes.shape, self.hidden, sizes.num_outputs, self.norm)
+        shape = (sizes.shape[0] + 1, *sizes.shape[1:])
+        return FlatBatch(conv_encoder(shape, self.hidden, sizes.num_outputs, self.norm), 3)
 
 
 class BatchNormConvNetwork(ConvNetwork, name="conv-batchnorm", help="with BatchNorm and LeakyReLU"):
@@ -168,12 +159,10 @@ class GroupNormConvNetwork(
 
     norm = "group"
 
-    def pair(
-        self, shape: Sequence[int], num_outputs: int, latent_dim: int, decoded_shape: Sequence[int], num_labels: int = 0
-    ) -> Pair:
+    def pair(self, sizes: Sizes) -> Pair:
         """Return encoder and decoder, which draws its weights first."""
-        decoder = groupnorm_decoder(latent_dim, self.hidden, decoded_shape)
-        return self._encoder(shape, num_outputs, num_labels), decoder
+        decoder = groupnorm_decoder(sizes.latent_dim, self.hidden, sizes.decoded_shape)
+        return self._encoder(sizes), decoder
 
 
 def mlp(*widths: int, activation: str = "relu", batch_norm: bool = False) -> nn.Sequential:

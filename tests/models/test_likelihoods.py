@@ -47,6 +47,14 @@ def one_pixel(name, **options):
     return likelihood
 
 
+@pytest.mark.parametrize(("pixels", "levels"), [("unit", 255.0), ("symmetric", 127.5)])
+def test_a_learned_normal_gives_no_byte_a_density_above_that_of_its_step(pixels, levels):
+    likelihood = one_pixel("normal-learned", pixels=pixels)
+    likelihood.log_scale.data.fill_(-12.0)
+    density = likelihood(torch.zeros(1, dtype=torch.float64))
+    assert density.log_prob(density.mean).item() == pytest.approx(math.log(levels), rel=1e-6)
+
+
 @pytest.mark.parametrize("name", ["normal", "normal-learned", "normal-optimal"])
 def test_the_location_of_a_normal_is_in_the_range_of_the_pixels(name):
     z = torch.tensor([0.7], dtype=torch.float64)
