@@ -1,7 +1,8 @@
 """The pages of the book that are made from the code: a Sphinx extension, which conf.py loads.
 
-A page that has the line MADE gets in its place what stands in docstrings, in the parsers of the commands and in
-choices.toml, so that nothing is said twice.
+A page that has the line MADE gets in its place what stands in docstrings and in the parsers of the commands, so
+that nothing is said twice. The pages of posteriors, priors, ... are made of all classes of these families; choices.toml
+adds to some of them.
 """
 
 from __future__ import annotations
@@ -19,17 +20,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import latex2mathml.converter
 import pyro
 import torch
-from docutils.nodes import SkipNode
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 import pvae
 from pvae.cli.commands import COMMANDS, command_of
+from pvae.config.config import FAMILIES
+from pvae.core.options import options_of
 from pvae.evaluation.measures import MEASURES
 from pvae.explore.page import explorer_page
+from pvae.models.columns import ColumnKind
+from pvae.models.hierarchy import Inference
 from pvae.plotting.figures import PALETTE
 from pvae.runs.run import READY_MADE, Run
 
@@ -42,6 +45,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MADE = "*What follows is made from the code when the book is built.*"
 CHOICES = tomllib.loads((ROOT / "notebooks" / "choices.toml").read_text(encoding="utf-8"))
 KINDS = CHOICES.pop("kinds")
+PAGES = ("posteriors", "priors", "likelihoods", "elbos", "networks")
 STYLE = dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), "#808080") | {"font.size": 8}
 MADE_PAGES = ROOT / "notebooks" / "made"
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
@@ -75,47 +79,104 @@ def table(titles: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [titles, ["---"] * len(titles), *lines])
 
 
+def classes(kind: str) -> dict[str, tuple[type[Any], str]]:
+    """Return the classes of a page, "posteriors" for instance, by their names, each with the option that chooses it."""
+    flag = kind.removesuffix("s")
+    found = {one.__name__: (one, f"--{flag} {name}") for name, one in FAMILIES[flag].members.items()}
+    if kind == "likelihoods":
+        for name, column in ColumnKind.members.items():
+            found.setdefault(column.likelihood.__name__, (column.likelihood, f"--likelihood columns, of {name} ones"))
+    for name, said in CHOICES.get(kind, {}).items():
+        if "module" in said:
+            found[name] = getattr(importlib.import_module(said["module"]), name), said["option"]
+    return found
+
+
+def code_of(kind: str, name: str) -> str:
+    """Return the code of the page of a class, which its picture is drawn from; "" if it has none."""
+    one, _ = classes(kind)[name]
+    about = KINDS.get(kind, {})
+    said = {"arguments": "", **CHOICES.get(kind, {}).get(name, {})}
+    code = said.get("code", "")
+    if kind == "elbos" and not code and not one.sums_over_labels:
+        latent = "code"
+        if one.supports:
+            latent = one.supports[0]
+        code = about.get(latent, "").format(option=one.name, **said)
+    if not code:
+        return ""
+    return f"{about['before'].format(name=name, module=one.__module__)}\n{code}".strip()
+
+
 def choices(kind: str) -> Iterator[str]:
     """Yield a table of the posteriors, priors, likelihoods, elbos or networks, and the list of their pages."""
-    names = CHOICES[kind]
-    rows = [[f"[{name}](made/{kind}/{name}.md)", f"`{said['option']}`", said["take"]] for name, said in names.items()]
+    rows = []
+    for name, (one, option) in classes(kind).items():
+        link = f"[{name}](made/{kind}/{name}.md)"
+        if code_of(kind, name):
+            link += f"<br>![{name}](made/{kind}/{name}.svg){{width=130px}}"
+        first = re.split(r"(?<=\.)\s", sections(one.__doc__)[""])[0]
+        rows.append([link, f"`{option}`", CHOICES.get(kind, {}).get(name, {}).get("take", first)])
     if kind in KINDS:
         yield f"The pictures show {KINDS[kind]['picture']}. The code on each page makes its own."
-        for row, name in zip(rows, names):
-            row[0] += f"<br>![{name}](made/{kind}/{name}.svg){{width=130px}}"
     yield table(["name", "option", "when to take it"], rows)
-    pages = "\n".join(f"made/{kind}/{name}" for name in names)
+    if kind == "likelihoods":
+        yield "## Kinds of columns"
+        yield "`--columns` names them. [What a column is](values.md#what-a-column-is) says which one is chosen."
+        rows = []
+        for name, column in ColumnKind.members.items():
+            likelihood = column.likelihood.__name__
+            rows.append([f"`{name}`", column.__doc__, f"[{likelihood}](made/{kind}/{likelihood}.md)"])
+        yield table(["kind", "values", "likelihood"], rows)
+    if kind == "posteriors":
+        yield "## Orders of inference"
+        rows = [[f"`--inference {name}`", one.help, one.__doc__] for name, one in Inference.members.items()]
+        yield table(["option", "how several layers are drawn", "posterior"], rows)
+    pages = "\n".join(f"made/{kind}/{name}" for name in classes(kind))
     yield f"```{{toctree}}\n:hidden:\n\n{pages}\n```"
 
 
-def choice(kind: str, name: str) -> Iterator[str]:
-    """Yield the page of one of them."""
-    said = CHOICES[kind][name]
-    one = getattr(importlib.import_module(f"pvae.{said['module']}"), name)
-    parts = sections(one.__doc__)
-    arguments = next((text for base in (one, *getattr(one, "__mro__", [])) if (text := arguments_of(base))), "")
-    yield f"# {name}"
-    yield f"`{said['option']}`, in Python `pvae.{said['module']}.{name}`"
-    yield re.sub("^ {4}(.*)", lambda line: f"$${typeset(line[1])}$$\n", parts[""], flags=re.MULTILINE)
-    entries = re.findall(r"^(\w+): (.*(?:\n .*)*)", arguments, re.MULTILINE)
+def arguments_table(one: type[Any], more: list[list[str]]) -> str:
+    """Return a table of the arguments of a class: symbol, meaning and name; "" if there are none."""
+    described = next((text for base in one.__mro__ if (text := arguments_of(base))), "")
+    options = options_of(one)
     rows = []
-    for argument, text in entries:
+    for argument, text in re.findall(r"^(\w+): (.*(?:\n .*)*)", described, re.MULTILINE):
         symbol, meaning = re.fullmatch(r"(?:([A-Z])\b[.,;]? ?)?(.*)", " ".join(text.split())).groups()
         rows.append([symbol or "", meaning, f"`{argument}`"])
-    rows += [[symbol, meaning, where] for symbol, meaning, where in said.get("rows", [])]
+        if argument in options:
+            rows[-1][-1] += f", `{options.pop(argument).flag}`"
+    for name, option in options.items():
+        meaning = _literal(option.help.format(choices=", ".join(option.choices)))
+        rows.append(["", meaning, f"`{name}`, `{option.flag}`"])
+    rows += [[symbol, meaning, where] for symbol, meaning, where in more]
+    if not rows:
+        return ""
     has_symbols = any(symbol for symbol, *_ in rows)
-    columns = ["symbol", "meaning", "name in the code"][not has_symbols :]
-    yield table(columns, [row[not has_symbols :] for row in rows])
-    yield f"**When to take it.** {said['take']}"
-    yield f"**When not to take it.** {said['avoid']}"
-    if "code" in said:
-        code = f"{KINDS[kind]['before'].format(name=name, **said)}\n{said['code']}".strip()
+    titles = ["symbol", "meaning", "name in the code"][not has_symbols :]
+    return table(titles, [row[not has_symbols :] for row in rows])
+
+
+def choice(kind: str, name: str) -> Iterator[str]:
+    """Yield the page of one of them: its docstring, and what choices.toml says."""
+    one, option = classes(kind)[name]
+    said = CHOICES.get(kind, {}).get(name, {})
+    parts = sections(one.__doc__)
+    yield f"# {name}"
+    yield f"`{option}`, in Python `{one.__module__}.{name}`"
+    yield re.sub("^ {4}(.*)", lambda line: f"$${typeset(line[1])}$$\n", parts[""], flags=re.MULTILINE)
+    yield arguments_table(one, said.get("rows", []))
+    if "take" in said:
+        yield f"**When to take it.** {said['take']}"
+        yield f"**When not to take it.** {said['avoid']}"
+    code = code_of(kind, name)
+    if code:
         yield f"```python\n{code}\n```"
         draw(code, MADE_PAGES / kind / f"{name}.svg")
         yield f"![{name}](made/{kind}/{name}.svg)"
         yield f"The picture shows {said.get('picture', KINDS[kind]['picture'])}."
-    yield f"**Figures:** {said['figures']}"
-    yield f"**Tests:** {', '.join(f'`{test}`' for test in said['tests'])}"
+    if "figures" in said:
+        yield f"**Figures:** {said['figures']}"
     if "Reference" in parts:
         yield f"**Reference:** {' '.join(parts['Reference'].split())}"
 
@@ -238,7 +299,7 @@ def room(name: str) -> Iterator[str]:
 def write_pages(*_: Any) -> None:
     """Write a page for each room and for each posterior, prior, ..., before Sphinx looks for pages."""
     pages = {f"rooms/{name}": room(name) for name in ROOMS}
-    pages |= {f"{kind}/{name}": choice(kind, name) for kind, names in CHOICES.items() for name in names}
+    pages |= {f"{kind}/{name}": choice(kind, name) for kind in PAGES for name in classes(kind)}
     shutil.rmtree(MADE_PAGES, ignore_errors=True)
     MADE_PAGES.mkdir()
     (MADE_PAGES / "logo.svg").write_text(LOGO.format(*PALETTE), encoding="utf-8")
@@ -303,6 +364,9 @@ def is_skipped(_: Any, what: str, name: str, obj: Any, skip: bool, options: Any)
 
 def mathml(translator: Any, node: Any, display: str = "inline") -> None:
     """Write an equation as MathML, which browsers typeset without a script."""
+    import latex2mathml.converter
+    from docutils.nodes import SkipNode
+
     text = latex2mathml.converter.convert(node.astext(), display=display)
     # What browsers leave out of MathML: variants of letters, and a space between log and p.
     text = re.sub(r'<mi mathvariant="(double-struck|script)">(\w)</mi>', lambda one: _letter(*one.groups()), text)
@@ -326,7 +390,7 @@ def setup(app: Any) -> None:
     app.add_html_math_renderer("mathml", (mathml, None), (partial(mathml, display="block"), None))
     app.connect("config-inited", write_pages, priority=100)  # before the logo is looked for
     app.connect("build-finished", write_explorer)
-    app.connect("env-get-outdated", lambda *_: [*CHOICES, "api", "commands"])  # the code may have changed
+    app.connect("env-get-outdated", lambda *_: [*PAGES, "api", "commands"])  # the code may have changed
     app.connect("source-read", fill)
     app.connect("html-page-context", add_download)
     app.connect("autodoc-process-docstring", to_rst, priority=100)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-import sys
+import runpy
 from pathlib import Path
 
 import nbformat
@@ -13,25 +13,19 @@ import pytest
 import torch
 from nbclient import NotebookClient
 from PIL import Image
-from pvae.config.families import LIKELIHOODS, POSTERIORS, PRIORS
 
 import pvae
 from pvae.cli.export import main as export
-from pvae.config.build import ELBO_CLASSES
 from pvae.data.sources import load_dataset
-from pvae.models import hierarchy, likelihoods, networks, posteriors, priors
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from pvae.models.likelihoods import Likelihood
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PLACES = {"README": README, "CONTRIBUTING": ROOT / ".github" / "CONTRIBUTING.md"}
 PAGES = sorted((ROOT / "notebooks").glob("*.md"))
 DOCUMENTS = [*PLACES.values(), *PAGES, ROOT / "tests/benchmarks/README.md"]
-CHOICES = tomllib.loads((ROOT / "notebooks" / "choices.toml").read_text())
+BOOK = runpy.run_path(str(ROOT / "notebooks" / "book.py"))
+CHOICES = BOOK["CHOICES"]
 
 
 def blocks(path):
@@ -206,26 +200,33 @@ def test_every_page_and_notebook_is_in_the_books_index():
     assert "](notebooks/index.md)" in README.read_text()
 
 
-def test_every_choice_has_a_section_in_the_book():
-    choices = CHOICES
-    posterior = {name for name in (*posteriors.__all__, *hierarchy.__all__) if name.endswith("Posterior")}
-    prior = {name for name in (*priors.__all__, *hierarchy.__all__) if name.endswith("Prior")}
-    assert set(choices["posteriors"]) == posterior
-    assert set(choices["priors"]) == prior
-    assert set(choices["likelihoods"]) == {*likelihoods.__all__} - {"Likelihood"}
-    rows = {"posteriors": POSTERIORS, "priors": PRIORS, "likelihoods": LIKELIHOODS}
-    for kind, families in rows.items():
-        assert {row.module.partition(":")[2] for row in families.values()} <= set(choices[kind])
-    assert set(choices["elbos"]) == {kind.__name__ for kind in ELBO_CLASSES.values()}
-    assert set(choices["networks"]) == {name for name in networks.__all__ if name.islower()}
-    tests = {test for kind in choices if kind != "kinds" for one in choices[kind].values() for test in one["tests"]}
-    assert [test for test in tests if not (ROOT / test).exists()] == []
+def test_what_is_said_of_choices_is_said_of_classes_that_exist():
+    assert {kind: set(said) - set(BOOK["classes"](kind)) for kind, said in CHOICES.items() if said} == {
+        kind: set() for kind in BOOK["PAGES"]
+    }
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in CHOICES["kinds"] for name in CHOICES[kind]])
+def test_a_new_family_is_in_the_book_by_its_class_alone(monkeypatch):
+    monkeypatch.setattr(Likelihood, "members", dict(Likelihood.members))
+
+    class NewLikelihood(Likelihood, name="new", help="for a test"):
+        """What it is.
+
+            p(x | z) = 1
+
+        And more.
+        """
+
+    assert "| `--likelihood new` | What it is. |" in "\n".join(BOOK["choices"]("likelihoods"))
+    assert "$$p(x\\mid z) = 1$$" in "\n".join(BOOK["choice"]("likelihoods", NewLikelihood.__name__))
+
+
+PICTURED = [(kind, name) for kind in BOOK["PAGES"] for name in BOOK["classes"](kind) if BOOK["code_of"](kind, name)]
+
+
+@pytest.mark.parametrize(("kind", "name"), PICTURED)
 def test_the_code_of_a_choice_leaves_what_its_picture_shows(kind, name):
-    said = CHOICES[kind][name]
-    code = f"{CHOICES['kinds'][kind]['before'].format(name=name, **said)}\n{said['code']}"
+    code = BOOK["code_of"](kind, name)
     assert max(map(len, code.splitlines())) <= 88
     made = {}
     with torch.random.fork_rng(), pyro.get_param_store().scope():
@@ -235,11 +236,8 @@ def test_the_code_of_a_choice_leaves_what_its_picture_shows(kind, name):
     assert drawn.isfinite().all()
     if kind == "elbos":
         mean, error = drawn[:, 0].mean(), drawn[:, 0].std() / len(drawn) ** 0.5
-        is_other = made["elbo"].is_importance_weighted or name in (
-            "EnumeratedELBO",
-            "GumbelSoftmax",
-        )  # another gradient
-        assert is_other or abs(mean + 1) < 5 * error
+        has_another_mean = made["elbo"].is_importance_weighted or name in ("EnumeratedELBO", "GumbelSoftmax")
+        assert has_another_mean or abs(mean + 1) < 5 * error
 
 
 def test_no_argument_is_explained_by_its_shape_alone():

@@ -78,7 +78,7 @@ class Network(Family):
 
 
 class LinearNetwork(Network, name="linear", help="no hidden layers"):
-    """Linear functions."""
+    """Linear functions, of which log p(x) is known exactly with `--likelihood normal-linear`."""
 
     can_have_paths = True
     hidden: Sequence[int] = ()
@@ -108,7 +108,7 @@ class LinearNetwork(Network, name="linear", help="no hidden layers"):
 
 
 class MLPNetwork(LinearNetwork, name="mlp"):
-    """Multilayer perceptrons."""
+    """Multilayer perceptrons, by `mlp`: linear layers with an activation between them."""
 
     def __init__(self, hidden: _Hidden = (100, 100), activation: Activation = "relu") -> None:
         self.hidden = hidden
@@ -118,14 +118,14 @@ class MLPNetwork(LinearNetwork, name="mlp"):
 class BatchNormMLPNetwork(
     MLPNetwork, name="mlp-batchnorm", help="the same with BatchNorm, also in the networks between stochastic layers"
 ):
-    """Multilayer perceptrons with BatchNorm."""
+    """Multilayer perceptrons with BatchNorm before each activation."""
 
     can_have_paths = False
     has_batch_norm = True
 
 
 class ConvNetwork(Network, name="conv", help="3x3 convolutions that each halve the image"):
-    """Convolutions; those of the decoder are transposed."""
+    """3x3 convolutions of stride 2, by `conv_encoder`, and a decoder of transposed ones, by `conv_decoder`."""
 
     is_conv = True
     norm = "none"
@@ -146,7 +146,7 @@ class ConvNetwork(Network, name="conv", help="3x3 convolutions that each halve t
 
 
 class BatchNormConvNetwork(ConvNetwork, name="conv-batchnorm", help="with BatchNorm and LeakyReLU"):
-    """Convolutions with BatchNorm."""
+    """The same as `ConvNetwork`, with BatchNorm and LeakyReLU of slope 0.3, the default of Keras."""
 
     has_batch_norm = True
     norm = "batch"
@@ -155,7 +155,7 @@ class BatchNormConvNetwork(ConvNetwork, name="conv-batchnorm", help="with BatchN
 class GroupNormConvNetwork(
     ConvNetwork, name="conv-groupnorm", help="4x4 convolutions with GroupNorm and SiLU, the fastest"
 ):
-    """Convolutions with GroupNorm."""
+    """4x4 convolutions with GroupNorm and SiLU, by `conv_encoder` and `groupnorm_decoder`."""
 
     norm = "group"
 
