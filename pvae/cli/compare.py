@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,10 @@ from pvae.core.terminal import print_line, progress_bar
 
 if TYPE_CHECKING:
     from pvae.config.config import Config
-    from pvae.core.batch import Batch
+    from pvae.data.dataset import Dataset
     from pvae.evaluation.estimators import Measurement
     from pvae.runs.run import Run
     from pvae.vae import VAE
-
-__all__ = ["main"]
 
 _STAGES = (2, 16)
 _GROUPS = 5  # of miwae and piwae, if the configuration has only one
@@ -53,78 +51,74 @@ def _compare(arguments: argparse.Namespace) -> None:
     names = [name for name in members if name != "handwritten"]
     if arguments.elbo is not None:
         names = [check_name("--elbo", name, members) for name in arguments.elbo.split(",")]
-    run = open_run(arguments.run, arguments.vae) if arguments.run else None
-    config = run.config if run else get_system(arguments.system or "linear-gaussian")
+    run = None
+    if arguments.run:
+        run = open_run(arguments.run, arguments.vae)
+        config = run.config
+        title = run.path.resolve().name
+        default = run.place / "comparison"
+    else:
+        config = get_system(arguments.system or "linear-gaussian")
+        title = config.system
+        default = Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare"
     if config.is_autoencoder:
         raise InputError(f"{arguments.run or config.system} is an autoencoder: a point posterior has no bound")
     if config.posterior_class.support == "codes":
         raise InputError(f"{arguments.run or config.system} has codes of a codebook, which have one gradient to take")
-    groups = config.groups if config.groups > 1 else _GROUPS
-    options: dict[str, Any] = {
-        "alpha": config.alpha,
-        "mix": config.mix,
-        "temperature": config.temperature,
-        "groups": groups,
-    }
-    default = run.place / "comparison" if run else Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare"
+    options: dict[str, Any] = {name: getattr(config, name) for name in ("alpha", "mix", "temperature")}
+    options["groups"] = config.groups
+    if config.groups == 1:
+        options["groups"] = _GROUPS
     folder = output_path(arguments.out, default)
     rows: list[Measurement] = []
     warnings: list[str] = []
-    for stage, vae, batch, kind, every in _weights(arguments, run, config):
-        pairs, reasons = estimators.pairs_to_compare(vae, batch.rows(slice(1)), names, arguments.particles, groups)
+    for epoch, vae, data in _weights(arguments, run, config):
+        name = f"epoch {epoch}"
+        stage = estimators.Stage.of(config, vae, data, arguments.batch_size, run is not None and run.has_own_vae)
+        pairs, reasons = estimators.pairs_to_compare(
+            stage.vae, stage.batch.rows(slice(1)), names, arguments.particles, options["groups"]
+        )
         if not pairs:
             raise InputError("; ".join(reasons))
         if arguments.elbo is not None:
             for reason in reasons:
                 print_line(reason)
-        log_p, untrusted = estimators.reference(vae, batch)
-        exact = estimators.exact_gradient(vae, batch)
-        value = log_p if log_p.stderr else f"{log_p.mean:.2f} exactly"
-        pixels = f"; pixels {kind}" if kind else ""
-        low = " (not reliable: see below)" if untrusted > MOST_UNTRUSTED else ""
-        print_line(f"{stage}: log p(x) = {value}{low}, mean of {len(batch)} of {every}{pixels}")
-        if low:
+        log_p, untrusted = estimators.reference(stage.vae, stage.batch)
+        value = str(log_p)
+        if not log_p.stderr:
+            value = f"{log_p.mean:.2f} exactly"
+        if untrusted > MOST_UNTRUSTED:
+            value += " (not reliable: see below)"
             warnings.append(
-                f"{stage}: log p(x) of {untrusted:.1%} of the data cannot be trusted, and is probably too low, so "
+                f"{name}: log p(x) of {untrusted:.1%} of the data cannot be trusted, and is probably too low, so "
                 "that the bias is too near 0; the variances are not affected"
             )
-        with progress_bar(stage, len(pairs), "estimator") as bar:
-            for name, count in pairs:
-                what = (name, count, log_p, stage, arguments.repetitions)
-                rows.append(estimators.measure_estimator(vae, batch, *what, exact, **options))
+        print_line(f"{name}: log p(x) = {value}, mean of {len(stage.batch)} of {stage.every}")
+        exact = estimators.exact_gradient(stage.vae, stage.batch)
+        with progress_bar(name, len(pairs), "estimator") as bar:
+            for pair in pairs:
+                found = estimators.measure_estimator(
+                    stage.vae, stage.batch, *pair, log_p, arguments.repetitions, exact, **options
+                )
+                rows.append(replace(found, stage=name))
                 bar.update()
     table = "\n\n".join([estimators.to_markdown(rows), estimators.LEGEND, *warnings])
     print_line(f"\n{table}\n")
-    title = run.path.resolve().name if run else config.system
     write(folder / "comparison.md", table + "\n")
     write(folder / "comparison.csv", json_normalize([asdict(row) for row in rows], sep="_"))
     write(folder / "comparison.png", figures.comparison_figure(rows, title))
     print_line(f"{folder}: comparison.csv, comparison.md, comparison.png")
 
 
-def _weights(
-    arguments: argparse.Namespace, run: Run | None, config: Config
-) -> Iterator[tuple[str, VAE, Batch, str, str]]:
-    """Yield the name of each stage, the VAE, a batch of test data, their kind of pixels, and a text on all of them."""
-    from pvae.data.dataset import random_subset
+def _weights(arguments: argparse.Namespace, run: Run | None, config: Config) -> Iterable[tuple[int, VAE, Dataset]]:
+    """Return the epochs, the VAEs and the data of the stages that are compared."""
     from pvae.runs.run import shown_data
-    from pvae.trained.scores import with_normalised_likelihood
     from pvae.training.fit import train_in_memory
 
-    if run:
-        data = shown_data(run, arguments.data_dir, arguments.offline)
-        given = iter([(f"epoch {run.best_checkpoint().epoch}", run.vae(), data)])
-    else:
-        in_memory = train_in_memory(config, arguments.stages or _STAGES, arguments.data_dir, arguments.offline)
-        given = ((f"epoch {epoch}", vae, data) for epoch, vae, data in in_memory)
-    for progress, trained, data in given:
-        count = min(arguments.batch_size, len(data.test))
-        subset = random_subset(len(data.test), count, seed=0)
-        is_given = run.is_given_labels if run else config.condition
-        y, num_labels = data.labels["test"][subset] if is_given else None, len(data.label_names)
-        what = (data.datum_shape, data.test[subset], y, None, num_labels, run is not None and run.has_own_vae)
-        vae, batch, kind = with_normalised_likelihood(config, trained, *what)
-        yield progress, vae, next(batch.split(count)), kind, f"{len(data.test):,} test data of {data.name}"
+    if run is None:
+        return train_in_memory(config, arguments.stages or _STAGES, arguments.data_dir, arguments.offline)
+    data = shown_data(run, arguments.data_dir, arguments.offline)
+    return [(run.best_checkpoint().epoch, run.vae(), data)]
 
 
 def _parser() -> Parser:

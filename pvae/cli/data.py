@@ -167,7 +167,6 @@ def _score(arguments: argparse.Namespace) -> None:
 
     from pvae.core.random_state import seeded
     from pvae.data.preparation import Preparation
-    from pvae.marginal.importance import TRUSTED
     from pvae.plotting.figures import named_images_figure
     from pvae.trained.scores import score_images, to_text, with_likelihood
 
@@ -203,9 +202,9 @@ def _score(arguments: argparse.Namespace) -> None:
     print_line(to_text(scores.iloc[least_likely], beside))
     print_line(f"the least likely {len(least_likely):,} of {len(scores):,}, {what}")
     print_line("+- is the standard error over seeds of the draws; ELBO, distortion and rate are means over ten draws")
-    if untrusted := int((~(scores["effective"] >= TRUSTED)).sum()):
-        low = f"below {TRUSTED:.0f}: their log p(x) is underestimated; the ELBO is not affected"
-        print_line(f"the effective sample size of {untrusted:,} of them is {low}")
+    if untrusted := int((~scores["is_trusted"]).sum()):
+        low = "they are probably too low; the ELBO is not affected"
+        print_line(f"the log p(x) of {untrusted:,} of them, by importance sampling, cannot be trusted: {low}")
     if "missing" in scores:
         of = f"{int((scores['missing'] > 0).sum()):,} of them"
         print_line(f"values are missing in {of}: their log p(x) is that of the values that are there")

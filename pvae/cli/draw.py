@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,8 +15,6 @@ from pvae.cli.results import output_path, write
 from pvae.core.errors import InputError, NotFiniteError, check_name, naming_refused_parameters
 from pvae.core.files import to_json
 from pvae.core.terminal import print_line
-
-__all__ = ["PICTURES", "draw_side_by_side", "main"]
 
 PICTURES = {
     "reconstructions": "test data beside their reconstructions; of a table over intervals of p(x | z)",
@@ -51,7 +48,9 @@ examples:
 
 
 def _draw(arguments: argparse.Namespace) -> None:
-    wanted = [check_name("picture", name, PICTURES) for name in arguments.what.split(",")] if arguments.what else None
+    wanted = None
+    if arguments.what:
+        wanted = [check_name("picture", name, PICTURES) for name in arguments.what.split(",")]
     runs = runs_in(arguments.run)
     if not runs:
         _draw_run(arguments, wanted)
@@ -72,7 +71,9 @@ def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> No
     run = open_run(arguments.run, arguments.vae)
     folder = output_path(arguments.out, run.place / "figures")
     names = wanted or [*PICTURES]
-    of_weights = _OF_WEIGHTS if run.data.is_images and not run.is_given_labels else ()
+    of_weights: tuple[str, ...] = ()
+    if run.data.is_images and not run.is_given_labels:
+        of_weights = _OF_WEIGHTS
     if {*names} - {*of_weights}:
         try:
             run.dataset(None, arguments.data_dir, arguments.offline)
@@ -83,7 +84,9 @@ def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> No
             names = [*of_weights]
     figures = {}
     for name in names:
-        options = [arguments.attribute] if name == "attributes" and arguments.attribute else []
+        options = []
+        if name == "attributes" and arguments.attribute:
+            options.append(arguments.attribute)
         try:
             figures[name] = getattr(pictures, name)(run, *options)
         except InputError as error:
@@ -113,18 +116,15 @@ def draw_side_by_side(runs: Sequence[Path], folder: Path, options: Mapping[str, 
         folder: where to write.
         options: of the command line: vae, data_dir and offline, and perhaps quiet.
     """
-    from pvae.evaluation.runs_table import runs_table, to_markdown, without_beta
-    from pvae.plotting.gallery import Entry, code_figures, entry_of, rate_distortion_figure, sheet_figure
+    from pvae.plotting.gallery import Entry, entry_of, side_by_side
 
     read: dict[tuple[str, int], Entry] = {}  # by configuration and seed
-    alike = set()  # what the runs have in common, if they are a sweep over beta
     for path in runs:
         try:
             with naming_refused_parameters():
                 run = open_run(path, options["vae"], is_only=False)
                 run.dataset(None, options["data_dir"], options["offline"])
                 entry = entry_of(run)
-                alike.add((run.config.replace(seed=0, beta=1.0, source=""), run.data.sha256, run.has_own_vae))
             kept = read.setdefault((entry.row["configuration"], entry.row["seed"]), entry)
             if kept is not entry:
                 raise InputError(f"it has the same configuration and seed as {kept.row['run']}, which is kept")
@@ -134,24 +134,13 @@ def draw_side_by_side(runs: Sequence[Path], folder: Path, options: Mapping[str, 
             print(f"pvae draw: {path.name} is left out: {error}", file=sys.stderr)
     if not read:
         raise InputError(f"none of the {len(runs)} runs can be shown: the lines above say why")
-    table = runs_table([entry.row for entry in read.values()])
-    firsts = table.drop_duplicates("configuration")  # the other runs of a configuration differ in their seed alone
-    entries = [read[key] for key in zip(firsts["configuration"], firsts["seed"])]
-    text = to_markdown(table)
-    files: dict[str, Any] = {"table.csv": table.to_csv(index=False, lineterminator="\n"), "table.md": text}
-    if any(len(entry.images) for entry in entries):
-        files["sheet.png"] = sheet_figure(entries)
-    if len(alike) == 1 and table["beta"].nunique() > 1 and table["elbo"].notna().all():
-        title = f"{without_beta(table['system'])[0]} on {table['data'][0]}"
-        files["rate-distortion.png"] = rate_distortion_figure(table, title)
-    for data, figure in code_figures(entries).items():
-        files[f"codes-{re.sub('[^a-z0-9]+', '-', data.lower())}.png"] = figure
+    files = side_by_side([*read.values()])
     for name, content in files.items():
         write(folder / name, content)
     if options.get("quiet"):
         print_line(folder)
     else:
-        print_line("\n".join(["", text, *(str(folder / name) for name in files)]))
+        print_line("\n".join(["", str(files["table.md"]), *(str(folder / name) for name in files)]))
 
 
 def _parser() -> Parser:

@@ -17,7 +17,7 @@ from pvae.core.files import to_json
 from pvae.core.terminal import print_line, progress_bar
 
 if TYPE_CHECKING:
-    from pvae.evaluation.measures.measure import Request
+    from pvae.evaluation.context import Request
     from pvae.evaluation.report import Report
     from pvae.runs.run import Run
 
@@ -62,25 +62,31 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     is_large = math.prod(first.data.datum_shape) > _LARGE
     num_draws = arguments.importance_samples or (_FEW_DRAWS if is_large else _DRAWS)
     method = arguments.method or ("importance" if arguments.importance_samples else "auto")
-    annealing = _annealing(arguments, method)
+    how: dict[str, Any] = {
+        "num_particles": num_draws,
+        "num_images": arguments.images,
+        "seed": arguments.seed,
+        "method": method,
+        "annealing": _annealing(arguments, method),
+        "engine": arguments.compile,
+        "progress": functools.partial(progress_bar, unit="datum", quiet=is_quiet, in_logs=True),
+    }
     out = arguments.out
     if out is not None or not is_table:
         out = output_path(out, first.place / "evaluation.json")
     for run in runs:
         run.dataset(None, arguments.data_dir, arguments.offline)
         check_density(run)
-    progress = functools.partial(progress_bar, unit="datum", quiet=is_quiet, in_logs=True)
-    settings = (num_draws, arguments.images, arguments.seed, method, annealing, arguments.compile, progress)
     if is_table:
         from pvae.evaluation import runs_table  # imports pandas
 
-        compared = runs_table.compare_runs(runs, *settings)
+        compared = runs_table.compare_runs(runs, **how)
         if folders:
             compared = runs_table.over_seeds(compared, folders)
         as_text = runs_table.comparison_to_latex if arguments.latex else runs_table.comparison_to_markdown
         text = content = as_text(compared)
     else:
-        report = evaluate(first, *settings, arguments.seconds, **requests)
+        report = evaluate(first, seconds=arguments.seconds, **how, **requests)
         content, text = to_json(report.record(), indent=2), f"{to_text(report)}\n\n{out}"
     if out:
         write(out, f"{content}\n")

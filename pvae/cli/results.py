@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-__all__ = ["output_path", "write"]
-
 
 def output_path(out: Path | None, default: Path) -> Path:
     """Return where a command writes; nothing is made there yet, so that a command that fails leaves nothing.
@@ -34,8 +32,11 @@ def output_path(out: Path | None, default: Path) -> Path:
     is_empty = place.is_dir() and not any(place.iterdir())
     if out is not None and os.path.lexists(out) and not is_empty and out.resolve() != default.resolve():
         raise InputError(f"--out {out} exists and is not replaced: remove it, or name another place")
-    folders = place.absolute().parents if place.is_file() else (place.absolute(), *place.absolute().parents)
-    folder = next(path for path in folders if os.path.lexists(path))
+    folder = place.absolute()
+    if place.is_file():
+        folder = folder.parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
         raise InputError(f"{place} cannot be written, as {folder} is read-only or no folder: name a place with --out")
     return place

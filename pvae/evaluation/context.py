@@ -1,12 +1,12 @@
-"""`Context`, what the measures of a run share: each part is computed once, when it is first asked for."""
+"""`Measure`, the base of the records of `pvae evaluate`, and `Context`, what the measures of a run share."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -14,10 +14,7 @@ from torch import Tensor
 
 from pvae.core.batch import Batch
 from pvae.data.dataset import Dataset, random_subset
-from pvae.data.preparation import Pixels
-from pvae.evaluation.measures.floor import floor
-from pvae.evaluation.measures.measure import Measure
-from pvae.marginal.log_likelihood import ANNEALING, Progress, hidden, log_likelihood
+from pvae.marginal.log_likelihood import log_likelihood
 from pvae.marginal.log_p import LogP
 from pvae.runs.run import Run
 from pvae.trained.codes import given_y
@@ -25,54 +22,48 @@ from pvae.trained.latent_space import posteriors
 from pvae.trained.scores import elbo_terms, with_likelihood
 from pvae.vae import VAE
 
-__all__ = ["Context", "Settings"]
+_FIRST = 10  # data whose log p(x) is estimated before the first look at the clock
+_MOST_AT_A_TIME = 160  # of the data between two later looks
 
-_FIRST, _MOST_AT_A_TIME = 10, 160  # data whose log p(x) is estimated between two looks at the clock
-
-M = TypeVar("M", bound=Measure)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a run is evaluated: the arguments of `evaluate`."""
-
-    num_particles: int = 5000
-    num_images: int | None = None
-    seed: int = 0
-    method: str = "auto"
-    annealing: Mapping[str, Any] = field(default_factory=lambda: ANNEALING)
-    engine: str = "auto"
-    progress: Progress = hidden
-    seconds: float | None = None
-    requests: Mapping[str, Any] = field(default_factory=dict)
+T = TypeVar("T")
 
 
 class Context:
-    """A run, how it is evaluated, and what its measures share.
+    """A run, how it is evaluated, and what its measures share: each part is computed once, when it is first asked for.
 
     Args:
         run: the run; its data must be at hand.
-        settings: how it is evaluated.
+        num_images: number of test data, a random subset; all if None.
+        seed: seed of the subset.
+        seconds: estimate log p(x) of data in random order, some at a time, until these seconds have passed.
+        requests: the values of the options that ask for measures, by their names.
+        how: the arguments of `log_likelihood`.
     """
 
-    def __init__(self, run: Run, settings: Settings = Settings()) -> None:
-        self.run, self.settings = run, settings
+    def __init__(
+        self,
+        run: Run,
+        num_images: int | None = None,
+        seed: int = 0,
+        seconds: float | None = None,
+        requests: Mapping[str, Any] = {},
+        how: Mapping[str, Any] = {},
+    ) -> None:
+        self.run = run
+        self.num_images = num_images
+        self.seed = seed
+        self.seconds = seconds
+        self.requests = requests
+        self.how = how
         self.vae: VAE = run.vae()
-        self._measures, self._asked = dict[type[Measure], Any](), dict[type[Measure], Any]()
+        self._found = dict[Callable[[Context], Any], Any]()
 
-    def measure(self, kind: type[M]) -> M | None:
-        """Return a measure of the run, computed once; None where it does not apply."""
-        if kind not in self._measures:
-            self._measures[kind] = kind.of(self)
-        found: M | None = self._measures[kind]
+    def once(self, compute: Callable[[Context], T]) -> T:
+        """Return what a function finds in this context, which it is called with once; `kind.of` of a measure too."""
+        if compute not in self._found:
+            self._found[compute] = compute(self)
+        found: T = self._found[compute]
         return found
-
-    def asked(self, kind: type[Measure]) -> Any:
-        """Return the value of the option that asks for a measure; None if it was not given."""
-        if kind not in self._asked:
-            value = self.settings.requests.get(kind.request.name) if kind.request else None
-            self._asked[kind] = None if value is None else kind.asked_for(self.run, value)
-        return self._asked[kind]
 
     @cached_property
     def data(self) -> Dataset:
@@ -85,18 +76,13 @@ class Context:
 
         They are shuffled if log p(x) is estimated for some seconds; None for all in their order.
         """
-        how = self.settings
-        if how.num_images is None and how.seconds is None:
+        if self.num_images is None and self.seconds is None:
             return None
-        rows = random_subset(len(self.data.test), how.num_images or len(self.data.test), how.seed)
-        if how.seconds is None:
+        count = len(self.data.test)
+        rows = random_subset(count, self.num_images or count, self.seed)
+        if self.seconds is None:
             return rows
-        return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(how.seed))]
-
-    @cached_property
-    def places(self) -> Tensor:
-        """The same as indices of the test data, where all are taken too."""
-        return torch.arange(len(self.data.test)) if self.rows is None else self.rows
+        return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))]
 
     @cached_property
     def _normalised(self) -> tuple[VAE, Batch, str]:
@@ -108,14 +94,14 @@ class Context:
         return self._normalised[0]
 
     @property
-    def kind(self) -> str:
-        """The kind of the pixels that it takes."""
-        return self._normalised[2]
-
-    @property
     def test(self) -> Batch:
         """The test data as it takes them."""
         return self._normalised[1]
+
+    @property
+    def kind(self) -> str:
+        """The kind of the pixels that it takes."""
+        return self._normalised[2]
 
     @cached_property
     def seen(self) -> Batch:
@@ -137,33 +123,93 @@ class Context:
     @cached_property
     def log_p(self) -> LogP:
         """Log p(x) of the data of `test`; of the first of them, if it was estimated for some seconds."""
-        if self.settings.seconds is None:
+        if self.seconds is None:
             return self.log_p_of(self.test)
-        parts, started, count, size = list[LogP](), time.monotonic(), 0, _FIRST
-        while count < len(self.test) and (not parts or time.monotonic() - started < self.settings.seconds):
+        started = time.monotonic()
+        parts = list[LogP]()
+        count = 0
+        size = _FIRST
+        while count < len(self.test) and (not parts or time.monotonic() - started < self.seconds):
             parts.append(self.log_p_of(self.test.rows(slice(count, count + size))))
-            count, size = count + size, min(2 * size, _MOST_AT_A_TIME)
+            count += size
+            size = min(2 * size, _MOST_AT_A_TIME)
         return LogP(*map(torch.cat, zip(*parts)))
 
     def log_p_of(self, batch: Batch) -> LogP:
         """Return log p(x) of other data by the same methods."""
         return log_likelihood(self.normalised, batch, **self.how)
 
-    @property
-    def how(self) -> dict[str, Any]:
-        """The arguments of `log_likelihood`."""
-        names = ("method", "num_particles", "annealing", "engine", "progress")
-        return {name: getattr(self.settings, name) for name in names}
-
     @cached_property
     def batch(self) -> Batch:
         """The data of `log_p`."""
         return self.test.rows(slice(len(self.log_p.log_p)))
 
-    @cached_property
-    def floor(self) -> Tensor | None:
-        """What a model without a latent reaches on `seen`, for each value of a datum, as `floor` says."""
-        if self.run.config.labels:  # whose bound is of labels too
-            return None
-        train = self.run.preparation.prepared(self.data.train, "train", is_redrawn=True)
-        return floor(self.vae.p_x, Pixels(train, self.run.preparation), self.seen.x)
+
+@dataclass(frozen=True)
+class Request:
+    """An option of `pvae evaluate`, and a keyword argument of `evaluate`, that asks for a measure.
+
+    Args:
+        name: of the argument; the option is --NAME.
+        help: of the option.
+        metavar: of its value; "" for an option without one.
+        least: the least value of a whole number; None for a text.
+    """
+
+    name: str
+    help: str
+    metavar: str = ""
+    least: int | None = None
+
+
+class Measure:
+    """What one measure says of a run on its test data.
+
+    A subclass is a frozen dataclass, in `MEASURES`. The name of a field is its key in `evaluation.json`.
+
+    Attributes:
+        title: the line above it in the text; "" for none.
+        absent: what stands there where it does not apply; "" for nothing.
+        request: the option that asks for it; None for a measure that is always computed where it applies.
+        words: the label and the note of each field that has a line in the text.
+    """
+
+    title: ClassVar[str] = ""
+    absent: ClassVar[str] = ""
+    request: ClassVar[Request | None] = None
+    words: ClassVar[Mapping[str, tuple[str, str]]] = {}
+
+    @classmethod
+    def check(cls, context: Context) -> None:
+        """Raise an `InputError` if it was asked for and cannot be computed; called before anything is computed."""
+
+    @classmethod
+    def of(cls, context: Context) -> Measure | None:
+        """Return the measure of a run; None where it does not apply, or was not asked for."""
+        raise NotImplementedError
+
+    def lines(self) -> Iterator[str]:
+        """Yield its lines in the text."""
+        yield from self.lines_of(self.words)
+
+    def lines_of(self, words: Mapping[str, tuple[str, str]]) -> Iterator[str]:
+        """Yield a line for each of these fields that has a value."""
+        for name, (label, note) in words.items():
+            value = getattr(self, name)
+            if value is None or value is False or value in ("", ()):
+                continue
+            if isinstance(value, tuple):
+                shown = ", ".join(map(_text, value))
+            else:
+                shown = _text(value)
+            yield f"{label:26}{shown:22}  {note}".rstrip()
+
+    def warnings(self) -> Iterator[str]:
+        """Yield lines for the end of the text."""
+        yield from ()
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)

@@ -7,38 +7,28 @@ import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from torch import Tensor
 
 from pvae.config.build import build_elbo
+from pvae.config.config import Config
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError, check_finite
 from pvae.core.files import markdown_of
 from pvae.core.options import arguments_of
 from pvae.core.random_state import seeded
+from pvae.data.dataset import Dataset, random_subset
 from pvae.distributions.discrete import MOST_CODES, num_codes, support_of
 from pvae.distributions.joint import Joint
 from pvae.elbos.base import PerDatumELBO
 from pvae.marginal.chunks import data_at_once
 from pvae.marginal.log_likelihood import log_likelihood
 from pvae.reference import discrete, linear_gaussian
-from pvae.trained.scores import Estimate
+from pvae.trained.scores import Estimate, Normalised
 from pvae.vae import VAE
-
-__all__ = [
-    "LEGEND",
-    "Gradient",
-    "Measurement",
-    "Moments",
-    "exact_gradient",
-    "measure_estimator",
-    "pairs_to_compare",
-    "reference",
-    "to_markdown",
-]
 
 _GROUPS = 20  # the jackknife divides the repetitions into this number of groups, and leaves out one at a time
 
@@ -124,9 +114,11 @@ class Moments:
     def add(self, gradient: Tensor) -> None:
         """Add a gradient (P,)."""
         if self.count == 0:
-            self._first, self._sums = gradient, gradient.new_zeros(_GROUPS, len(gradient), dtype=torch.float64)
+            self._first = gradient
+            self._sums = gradient.new_zeros(_GROUPS, len(gradient), dtype=torch.float64)
             self._counts, self._squares = torch.zeros(2, _GROUPS, dtype=torch.float64)
-        group, offset = self.count % _GROUPS, gradient - self._first
+        group = self.count % _GROUPS
+        offset = gradient - self._first
         self.count += 1
         self._counts[group] += 1
         self._sums[group] += offset
@@ -138,32 +130,39 @@ class Moments:
         Args:
             exact: the gradient that they estimate, (P,), if it is known.
         """
-        groups = [sums[: self.count] for sums in (self._counts, self._sums, self._squares)]
-        totals = [sums.sum(0) for sums in groups]
-
-        def variance_and_ratio(count: Tensor, sums: Tensor, squares: Tensor) -> Tensor:
-            variance = ((squares - sums @ sums / count) / (count - 1)).clamp(min=0)
-            mean, target = self._first + sums / count, torch.zeros(()) if exact is None else exact
-            signal, off = ((one.square().sum() - variance / count).clamp(min=0).sqrt() for one in (mean, mean - target))
-            return torch.stack([variance, torch.where(variance == 0, math.inf, signal / variance.sqrt()), off])
-
+        sums = [one[: self.count] for one in (self._counts, self._sums, self._squares)]
+        totals = [one.sum(0) for one in sums]
+        whole = self._statistics(totals, exact)
         without = torch.stack(
-            [variance_and_ratio(*(total - one for total, one in zip(totals, group))) for group in zip(*groups)]
+            [self._statistics([total - one for total, one in zip(totals, group)], exact) for group in zip(*sums)]
         )
-        errors = (without.std(0, correction=0) * math.sqrt(len(without) - 1)).tolist()
-        variance, ratio, off = variance_and_ratio(*totals).tolist()
-        variance_stderr, ratio_stderr, off_stderr = errors
-        size = 0.0 if exact is None else exact.norm().item()
-        return Gradient(
-            variance=variance,
-            variance_stderr=variance_stderr,
-            signal_to_noise=ratio,
-            signal_to_noise_stderr=ratio_stderr,
-            resolution=1 / math.sqrt(self.count),
-            bias=off / size if size else None,
-            bias_stderr=off_stderr / size if size else None,
-            bias_resolution=math.sqrt(variance / self.count) / size if size else None,
-        )
+        errors = without.std(0, correction=0) * math.sqrt(len(without) - 1)
+        found = dict(zip(("variance", "signal_to_noise", "bias"), whole.tolist()))
+        found |= dict(zip(("variance_stderr", "signal_to_noise_stderr", "bias_stderr"), errors.tolist()))
+        size = 0.0
+        if exact is not None:
+            size = exact.norm().item()
+        if not size:
+            return Gradient(resolution=1 / math.sqrt(self.count), **found | {"bias": None, "bias_stderr": None})
+        found["bias"] /= size
+        found["bias_stderr"] /= size
+        found["bias_resolution"] = math.sqrt(found["variance"] / self.count) / size
+        return Gradient(resolution=1 / math.sqrt(self.count), **found)
+
+    def _statistics(self, totals: Sequence[Tensor], exact: Tensor | None) -> Tensor:
+        """Return variance, signal-to-noise ratio and distance from the exact gradient, from sums over repetitions."""
+        count, sums, squares = totals
+        variance = ((squares - sums @ sums / count) / (count - 1)).clamp(min=0)
+        mean = self._first + sums / count
+
+        def length(vector: Tensor) -> Tensor:
+            return (vector.square().sum() - variance / count).clamp(min=0).sqrt()
+
+        ratio = torch.where(variance == 0, math.inf, length(mean) / variance.sqrt())
+        distance = variance
+        if exact is not None:
+            distance = length(mean - exact)
+        return torch.stack([variance, ratio, distance])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +183,7 @@ class Measurement:
         noise_stderr: its standard error from the draws.
     """
 
-    stage: str
+    stage: str = ""
     estimator: str
     particles: int
     value: Estimate
@@ -194,6 +193,33 @@ class Measurement:
     milliseconds: float
     noise: float
     noise_stderr: float
+
+
+class Stage(NamedTuple):
+    """The weights at which estimators are compared, and the data.
+
+    Args:
+        vae: with a likelihood that is a probability or a density.
+        batch: random test data, as it takes them.
+        every: says of which test data they are a random subset, and the kind of their pixels.
+    """
+
+    vae: VAE
+    batch: Batch
+    every: str
+
+    @classmethod
+    def of(cls, config: Config, vae: VAE, data: Dataset, most: int, has_own_vae: bool = False) -> Stage:
+        """Return a stage of at most some random test data, the same in every call; arguments as of `Normalised`."""
+        rows = random_subset(len(data.test), min(most, len(data.test)), seed=0)
+        y = None
+        if config.condition or (has_own_vae and vae.takes_labels and not config.labels):
+            y = data.labels["test"][rows]
+        vae, batch, kind = Normalised.of(config, vae, data, has_own_vae).batch(data.test[rows], y)
+        every = f"{len(data.test):,} test data of {data.name}"
+        if kind:
+            every += f"; pixels {kind}"
+        return cls(vae, next(batch.split(len(rows))), every)
 
 
 def pairs_to_compare(
@@ -209,14 +235,18 @@ def pairs_to_compare(
         groups: number of groups of "miwae" and "piwae".
     """
     batch = Batch.of(data)
-    pairs, reasons, has_closed_form, prior = [], [], True, vae.given(batch.y).prior()
+    prior = vae.given(batch.y).prior()
     has_label = isinstance(prior, Joint) and prior.is_enumerable
-    support, has_rsample = support_of(prior), vae.given(batch.y).posterior(batch.x).has_rsample
+    support = support_of(prior)
+    has_rsample = vae.given(batch.y).posterior(batch.x).has_rsample
+    has_closed_form = True
     try:
         with seeded(0, next(vae.parameters()).device), pyro.get_param_store().scope():
-            build_elbo("analytic").loss(vae.model, vae.guide, *Batch.of(data))
+            build_elbo("analytic").loss(vae.model, vae.guide, *batch)
     except InputError:
         has_closed_form = False
+    pairs = []
+    reasons = []
     for count in particles:
         for name in names:
             kind = PerDatumELBO.members[name]
@@ -248,7 +278,6 @@ def measure_estimator(
     name: str,
     num_particles: int,
     log_p: Estimate,
-    stage: str = "",
     repetitions: int = 100,
     exact: Tensor | None = None,
     **options: Any,
@@ -261,7 +290,6 @@ def measure_estimator(
         name: one of `PerDatumELBO.members`.
         num_particles: K, the number of draws of z for each datum.
         log_p: log p(x) of the batch, as `reference` returns it.
-        stage: the stage of training at which the weights were taken.
         repetitions: R, at least 3.
         exact: the encoder's gradient of the ELBO as `exact_gradient` returns it, for the bias.
         options: `alpha`, `mix`, `temperature` or `groups`, which the estimators that take them are given.
@@ -273,34 +301,45 @@ def measure_estimator(
     elbo = build_elbo(name, num_particles, **taken)
     batch = Batch.of(data)
     parts = [*batch.split(data_at_once(vae, batch, num_particles))]
-    encoder, decoder = list(vae.q_z.parameters()), [*vae.p_x.parameters(), *vae.p_z.parameters()]
-    values, seconds, of_encoder, of_decoder = [], [], Moments(), Moments()
+    encoder = list(vae.q_z.parameters())
+    decoder = [*vae.p_x.parameters(), *vae.p_z.parameters()]
+    of_encoder = Moments()
+    of_decoder = Moments()
+    values = []
+    seconds = []
     for repetition in range(repetitions):
-        started, value = time.perf_counter(), 0.0
+        started = time.perf_counter()
+        value = 0.0
         vae.zero_grad()
         with seeded(repetition, next(vae.parameters()).device), pyro.get_param_store().scope():
             for part in parts:
                 share = len(part) / len(batch)
                 loss, terms = elbo.loss_and_terms(vae.model, vae.guide, *part)
                 (loss * share).backward()
-                value += share * (-loss if elbo.is_importance_weighted else terms.elbo.mean()).item()
+                bound = terms.elbo.mean()
+                if elbo.is_importance_weighted:
+                    bound = -loss
+                value += share * bound.item()
         of_encoder.add(_gradient(encoder))
         of_decoder.add(_gradient(decoder))
         seconds.append(time.perf_counter() - started)
         values.append(value)
     vae.zero_grad()
-    bound = Estimate.of(torch.tensor(values))
+    if elbo.is_importance_weighted:
+        exact = None
+    mean = Estimate.of(torch.tensor(values))
+    gradient = of_encoder.gradient(exact)
+    of_a_step = statistics.median(seconds)
     measurement = Measurement(
-        stage=stage,
         estimator=name,
         particles=num_particles,
-        value=bound,
-        bias=bound.mean - log_p.mean,
-        encoder_gradient=(gradient := of_encoder.gradient(None if elbo.is_importance_weighted else exact)),
+        value=mean,
+        bias=mean.mean - log_p.mean,
+        encoder_gradient=gradient,
         decoder_gradient=of_decoder.gradient(),
-        milliseconds=1000 * statistics.median(seconds),
-        noise=gradient.variance * statistics.median(seconds),
-        noise_stderr=gradient.variance_stderr * statistics.median(seconds),
+        milliseconds=1000 * of_a_step,
+        noise=gradient.variance * of_a_step,
+        noise_stderr=gradient.variance_stderr * of_a_step,
     )
     variances = [measurement.encoder_gradient.variance, measurement.decoder_gradient.variance]
     check_finite({"bias": measurement.bias, "variance": variances}, f"{name}, K = {num_particles}")
@@ -314,14 +353,22 @@ def exact_gradient(vae: VAE, data: Data) -> Tensor | None:
         vae: linear-Gaussian; or of bits with a linear decoder, or at most 4,096 codes of bits or categories.
         data: x (B, *D), or a `Batch` of them.
     """
-    batch, parameters = Batch.of(data), [*vae.q_z.parameters()]
-    if batch.y is not None or (support := support_of(vae.prior())) == "codes":
+    batch = Batch.of(data)
+    if batch.y is not None:
         return None
-    oracle, total = discrete if support else linear_gaussian, torch.zeros(())
-    number = num_codes(vae.prior()) if support else 1
+    support = support_of(vae.prior())
+    if support == "codes":
+        return None
+    elbo = linear_gaussian.elbo
+    number = 1.0
+    if support:
+        elbo = discrete.elbo
+        number = num_codes(vae.prior())
+    parameters = [*vae.q_z.parameters()]
+    total = torch.zeros(())
     try:
         for part in batch.split(data_at_once(vae, batch, int(min(number, MOST_CODES)))):
-            value = -oracle.elbo(vae, part.x).sum() / len(batch)
+            value = -elbo(vae, part.x).sum() / len(batch)
             gradients = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
             total = total + torch.cat([one.flatten() for one in gradients]).double()
     except ValueError:
@@ -330,8 +377,13 @@ def exact_gradient(vae: VAE, data: Data) -> Tensor | None:
 
 
 def _gradient(parameters: Sequence[Tensor]) -> Tensor:
-    gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
-    return torch.cat([gradient.flatten() for gradient in gradients]).double()
+    gradients = []
+    for one in parameters:
+        gradient = one.grad
+        if gradient is None:
+            gradient = torch.zeros_like(one)
+        gradients.append(gradient.flatten())
+    return torch.cat(gradients).double()
 
 
 LEGEND = """\

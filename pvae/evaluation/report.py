@@ -1,4 +1,4 @@
-"""The evaluation of a trained VAE on test data: the measures that apply, as a record and as text."""
+"""What a trained VAE is worth: the measures that apply, as a record and as text, and the last lines of a training."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import torch
 
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
-from pvae.evaluation.context import Context, Settings
+from pvae.evaluation.context import Context
 from pvae.evaluation.measures import MEASURES
-from pvae.evaluation.measures.measure import Measure
-from pvae.marginal.log_likelihood import ANNEALING, Progress, hidden
+from pvae.evaluation.measures.baselines import Baselines
+from pvae.evaluation.measures.floor import beside_no_latent, floor_of_each
+from pvae.evaluation.measures.latents import latents_used, said_of_collapse
 from pvae.runs.run import Run
+from pvae.trained.codes import examples
+from pvae.trained.scores import Estimate
 
-__all__ = ["Report", "check_density", "evaluate", "to_text"]
+_FEW = 1000  # test data of which the rate of each latent is computed at the end of a training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +52,12 @@ class Report:
 
     def record(self) -> dict[str, Any]:
         """Return its content for JSON, a measure below its name."""
-        header = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "measures"}
-        return header | {name: None if one is None else asdict(one) for name, one in self.measures.items()}
+        record: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "measures"}
+        for name, one in self.measures.items():
+            record[name] = one
+            if one is not None:
+                record[name] = asdict(one)
+        return record
 
 
 def check_density(run: Run) -> None:
@@ -70,12 +77,8 @@ def evaluate(
     num_particles: int = 5000,
     num_images: int | None = None,
     seed: int = 0,
-    method: str = "auto",
-    annealing: Mapping[str, Any] = ANNEALING,
-    engine: str = "auto",
-    progress: Progress = hidden,
     seconds: float | None = None,
-    **requests: Any,
+    **options: Any,
 ) -> Report:
     """Evaluate a trained VAE on test data.
 
@@ -84,31 +87,27 @@ def evaluate(
         num_particles: K, the number of importance weights for each datum, at least 2.
         num_images: number of test data, a random subset; all if None.
         seed: seed of the subset and of all draws.
-        method: of log p(x), as in `log_likelihood`.
-        annealing: as in `log_likelihood`.
-        engine: "auto", "none", "graph" or "inductor", as in `importance_sample`.
-        progress: as in `log_likelihood`.
         seconds: estimate log p(x) of data in random order, some at a time, until these seconds have passed.
-        requests: measures that are computed on request, by the names of their options: `gaps`, how many test and
+        options: measures that are computed on request, by the names of their options: `gaps`, how many test and
             training data; `calibration`, True; `given`, a mask of x, bool (*D), true where given, or a text that
-            `given_values` takes.
+            `given_values` takes; and the other arguments of `pvae.marginal.log_likelihood.log_likelihood`: `method`,
+            `annealing`, `engine` and `progress`.
 
     Raises:
         InputError: the run is an autoencoder, which has no likelihood, or there are fewer than two data, or the
             method or a measure that was asked for cannot be taken for this VAE.
     """
     check_density(run)
-    settings = Settings(
-        num_particles=num_particles, num_images=num_images, seed=seed, method=method, annealing=annealing,
-        engine=engine, progress=progress, seconds=seconds, requests=requests,
-    )  # fmt: skip
-    context = Context(run, settings)
+    names = {kind.request.name for kind in MEASURES.values() if kind.request}
+    requests = {name: options.pop(name) for name in names & options.keys()}
+    how = {"num_particles": num_particles, **options}
+    context = Context(run, num_images, seed, seconds, requests, how)
     if len(context.seen) < 2 or num_particles < 2:
         raise InputError("an evaluation needs at least 2 test images and 2 importance samples")
     for kind in MEASURES.values():
         kind.check(context)
     with seeded(seed, torch.device("cpu")):
-        measures = {name: context.measure(kind) for name, kind in MEASURES.items()}
+        measures = {name: context.once(kind.of) for name, kind in MEASURES.items()}
     return Report(
         run=run.path.resolve().name,
         epoch=run.best_checkpoint().epoch,
@@ -126,17 +125,68 @@ def to_text(report: Report) -> str:
 
 
 def _text(report: Report) -> Iterator[str]:
-    tested = f"{'random ' if report.is_subset else ''}test data"
+    tested = "test data"
+    if report.is_subset:
+        tested = "random test data"
     yield f"{report.run}, epoch {report.epoch}, {report.num_images:,} {tested} of {report.data}"
     yield "nats per datum; +- is the standard error over data; another seed may change a run by more"
     yield ""
     for name, measure in report.measures.items():
-        kind: type[Measure] = MEASURES[name]
+        kind = MEASURES[name]
         if measure is None and not kind.absent:
             continue
         if kind.title:
-            yield from ("", kind.title)
-        yield from [kind.absent] if measure is None else measure.lines()
-    for measure in report.measures.values():
-        warnings = [] if measure is None else [*measure.warnings()]
-        yield from [""] * bool(warnings) + warnings
+            yield ""
+            yield kind.title
+        if measure is None:
+            yield kind.absent
+        else:
+            yield from measure.lines()
+    for measure in filter(None, report.measures.values()):
+        warnings = [*measure.warnings()]
+        if warnings:
+            yield ""
+        yield from warnings
+
+
+def what_was_learned(run: Run) -> Iterator[str]:
+    """Yield the last lines of a training: its ELBO beside simple models, and the latents that it uses.
+
+    They are of the test data; of a VAE of your own there are none.
+    """
+    test = run.test_metrics()
+    if run.has_own_vae or test is None or test.elbo is None:
+        return
+    context = Context(run)
+    if not context.vae.has_density:
+        return
+    with run.seeded():
+        latents = latents_used(context.vae, examples(run, min(_FEW, run.data.num_test)), test.rate)
+        baselines = context.once(Baselines.of)
+        each = context.once(floor_of_each)
+    reached = list[str]()
+    if each is not None:
+        alone = each.sum().item()
+        reached.append(f"without a latent {alone:.2f}")
+    elbo: float = test.elbo
+    said = str(test)
+    if baselines is not None:  # beside which it is of the same ten draws of z
+        reached += [f"{name} {log_p.mean:.2f}" for name, log_p, _ in baselines.models]
+        mean = Estimate.of(context.terms["elbo"])
+        elbo = mean.mean
+        said = f"test ELBO {mean}"
+    if reached:
+        yield "; ".join([said, *reached])
+    if latents.is_collapsed:
+        yield f"warning: {said_of_collapse(run, baselines)}"
+        return
+    verdict = ""
+    if each is not None:
+        verdict = beside_no_latent(elbo, alone)
+    if baselines is not None:
+        verdict = verdict or baselines.verdict
+    elif each is not None:
+        verdict = verdict or f"{elbo - alone:.2f} nats more than without a latent"
+    if verdict:
+        yield f"learned: {verdict}"
+    yield latents.summary

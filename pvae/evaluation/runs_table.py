@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,32 +17,20 @@ import torch
 from scipy import stats
 
 from pvae.config.presets import system_title
+from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.core.files import markdown_of
 from pvae.core.random_state import seeded
 from pvae.data.dataset import random_subset
 from pvae.evaluation.measures.log_likelihood import pixels_of
 from pvae.evaluation.report import check_density
-from pvae.marginal.log_likelihood import ANNEALING, MOST_UNTRUSTED, Progress, check_method, hidden, log_likelihood
+from pvae.marginal.log_likelihood import MOST_UNTRUSTED, check_method, log_likelihood
 from pvae.marginal.log_p import METHODS
 from pvae.runs.metrics import is_out_of_patience
 from pvae.runs.run import Run
 from pvae.trained.codes import LatentReport, given_y
 from pvae.trained.scores import Estimate, elbo_terms, with_likelihood
-
-__all__ = [
-    "compare_runs",
-    "comparison_to_latex",
-    "comparison_to_markdown",
-    "legend_of",
-    "over_seeds",
-    "progress_of",
-    "row_of",
-    "runs_table",
-    "short_names",
-    "to_markdown",
-    "without_beta",
-]
+from pvae.vae import VAE
 
 _NOTE = """\
 Nats per datum, on the test data. +- is the standard error over seeds, and SD the standard deviation over them; for the
@@ -65,6 +52,14 @@ _MEASURES = {  # the columns over seeds, each of a column of the runs, and its d
 
 _DEVIATION = "SD of ELBO"  # over seeds
 _VALUES = ("log_p", "elbo", "distortion", "rate")  # of `compare_runs`
+_TITLES = {
+    "log p(x)": "log_p",
+    "difference": "log_p_difference",
+    "ELBO": "elbo",
+    "difference of ELBO": "elbo_difference",
+    "distortion": "distortion",
+    "rate": "rate",
+}
 _OF_RUNS = """\
 Nats per datum, on the same test data. +- is the standard error over data; another seed may change a run by more: see
 pvae evaluate FOLDER FOLDER, of folders of runs that differ in the seed (python -m pvae.train --seeds 0:3). Two
@@ -115,9 +110,16 @@ def row_of(run: Run, codes: LatentReport) -> dict[str, Any]:
     if chosen is None:
         raise InputError(f"{run.path} has not finished an epoch; go on with: {run.how_to_resume}")
     seconds = [sum(row.seconds for row in rows if row.epoch == epoch) for epoch in {row.epoch for row in rows}]
-    options, epochs = asdict(run.config.replace(seed=0, source="")), rows[-1].epoch
-    planned = epochs if is_out_of_patience(rows, run.config.patience) else run.config.epochs
-    same = [options, run.data.sha256, *[epochs] * (epochs < planned)]
+    epochs = rows[-1].epoch
+    planned = run.config.epochs
+    if is_out_of_patience(rows, run.config.patience):
+        planned = epochs
+    same: list[Any] = [asdict(run.config.replace(seed=0, source="")), run.data.sha256]
+    if epochs < planned:
+        same.append(epochs)
+    distance = None
+    if codes.kolmogorov_smirnov:
+        distance = max(codes.kolmogorov_smirnov)
     return {
         "run": run.path.resolve().name,
         "configuration": hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12],
@@ -136,20 +138,21 @@ def row_of(run: Run, codes: LatentReport) -> dict[str, Any]:
         "rate": chosen.rate,
         **_evaluated(run, chosen.epoch),
         "accuracy": codes.accuracy,
-        "kolmogorov_smirnov": max(codes.kolmogorov_smirnov) if codes.kolmogorov_smirnov else None,
+        "kolmogorov_smirnov": distance,
         "seconds_per_epoch": statistics.median(seconds),
     }
 
 
 def _evaluated(run: Run, epoch: int) -> dict[str, Any]:
     """Return log p(x), its error and K from evaluation.json; None each unless it is of this epoch and all test data."""
-    values = [None, None, None]
+    values = dict.fromkeys(("log_likelihood", "log_likelihood_stderr", "importance_samples"))
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no such file, or without a log-likelihood
         report = json.loads((run.place / "evaluation.json").read_bytes())
         found = report["log_likelihood"]
         if (report["epoch"], report["num_images"]) == (epoch, run.data.num_test):
-            values = [found["estimate"]["mean"], found["estimate"]["stderr"], found["num_particles"]]
-    return dict(zip(("log_likelihood", "log_likelihood_stderr", "importance_samples"), values))
+            mean_and_error = found["estimate"]
+            values = dict(zip(values, (mean_and_error["mean"], mean_and_error["stderr"], found["num_particles"])))
+    return values
 
 
 def runs_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -167,49 +170,44 @@ def without_beta(systems: pd.Series) -> pd.Series:
 
 def progress_of(row: Any) -> str:
     """Return the finished epochs of a row: "16", "3 of 16" for an unfinished run, "16, best 12" if one was chosen."""
-    planned = f" of {row['planned_epochs']}" if row["epochs"] < row["planned_epochs"] else ""
-    best = f", best {row['chosen_epoch']}" if row["epochs"] != row["chosen_epoch"] else ""
-    return f"{row['epochs']}{planned}{best}"
+    said = str(row["epochs"])
+    if row["epochs"] < row["planned_epochs"]:
+        said += f" of {row['planned_epochs']}"
+    if row["epochs"] != row["chosen_epoch"]:
+        said += f", best {row['chosen_epoch']}"
+    return said
 
 
 def to_markdown(table: pd.DataFrame) -> str:
     """Return a row for each configuration of a table, with means over its seeds and their standard errors."""
-    names, errors = [name for name, _ in _MEASURES.values()], ["elbo_stderr", "log_likelihood_stderr"]
+    names = [name for name, _ in _MEASURES.values()]
+    errors = ["elbo_stderr", "log_likelihood_stderr"]
     runs = table.astype(dict.fromkeys([*names, *errors], float)).groupby("configuration", sort=False)
     first = table.drop_duplicates("configuration").set_index("configuration")
-    means, stderrs = runs[names].mean(), runs[errors].mean().rename(columns=lambda name: name.removesuffix("_stderr"))
-    spreads = runs[names].sem().fillna(stderrs)  # of a single run there is no error over seeds
+    means = runs[names].mean()
+    of_one = runs[errors].mean().rename(columns=lambda name: name.removesuffix("_stderr"))
+    spreads = runs[names].sem().fillna(of_one)  # of a single run there is no error over seeds
     shown = first[["system", "estimator", "data"]].rename(columns={"estimator": "--elbo"})
-    shown["seeds"], shown["epochs"] = runs.size().astype(str), first.apply(progress_of, axis=1)
+    shown["seeds"] = runs.size().astype(str)
+    shown["epochs"] = first.apply(progress_of, axis=1)
     for title, (name, digits) in _MEASURES.items():
-        shown[title] = [_cell(*both, digits) for both in zip(means[name], spreads[name])]
-    shown.loc[first["pseudo"].astype(bool) & means["elbo"].notna(), "ELBO"] += " (pseudo)"
-    shown.insert(shown.columns.get_loc("ELBO") + 1, _DEVIATION, _deviations(runs["elbo"].std()))
-    shown["s an epoch"] = runs["seconds_per_epoch"].min().map("{:.1f}".format)
+        shown[title] = _fixed(means[name], digits) + (" +- " + _fixed(spreads[name], digits)).mask(
+            spreads[name].isna(), ""
+        )
+        if name == "elbo":
+            shown.loc[first["pseudo"].astype(bool) & means["elbo"].notna(), title] += " (pseudo)"
+            shown[_DEVIATION] = _fixed(runs["elbo"].std())
+    shown["s an epoch"] = _fixed(runs["seconds_per_epoch"].min(), 1)
     return f"{markdown_of(shown.to_dict('records'))}\n\n{_NOTE}{_few(runs.size())}"
 
 
-def _deviations(values: pd.Series) -> list[str]:
-    """Return standard deviations over seeds, a dash where there is one seed."""
-    return ["-" if math.isnan(one) else f"{one:.2f}" for one in values]
-
-
-def _cell(mean: float, error: float, digits: int) -> str:
-    """Return a mean and its error, or the mean alone; a dash if there is no mean."""
-    if math.isnan(mean):
-        return "-"
-    return f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" +- {error:.{digits}f}")
+def _fixed(values: pd.Series, digits: int = 2) -> pd.Series:
+    """Return numbers as texts, a dash where there is none."""
+    return values.map(f"{{:.{digits}f}}".format).mask(values.isna(), "-")
 
 
 def compare_runs(
-    runs: Sequence[Run],
-    num_particles: int,
-    num_images: int | None = None,
-    seed: int = 0,
-    method: str = "auto",
-    annealing: Mapping[str, Any] = ANNEALING,
-    engine: str = "auto",
-    progress: Progress = hidden,
+    runs: Sequence[Run], num_particles: int, num_images: int | None = None, seed: int = 0, **how: Any
 ) -> pd.DataFrame:
     """Return log p(x) and ELBO of several runs on the same test data, with paired differences, in nats per datum.
 
@@ -224,41 +222,32 @@ def compare_runs(
         num_particles: K, the number of importance weights for each datum.
         num_images: number of test data, a random subset; all if None.
         seed: seed of the subset and of the draws of each run.
-        method: of log p(x), as in `log_likelihood`; for each datum and run another by "auto".
-        annealing: as in `log_likelihood`.
-        engine: as in `importance_sample`.
-        progress: as in `log_likelihood`.
+        how: other arguments of `pvae.marginal.log_likelihood.log_likelihood`.
 
     Raises:
         InputError: a run is an autoencoder, or their test data, labels, pixels or kinds of p(x) differ.
     """
-    opened, rows, values, first = [], [], [], dict[str, Any]()
+    opened = list[tuple[Any, VAE, Batch, str]]()
     for run in runs:  # all are checked before the first draws
         check_density(run)
         test = run.dataset().test
-        subset = None if num_images is None else random_subset(len(test), num_images, seed)
+        subset = None
+        if num_images is not None:
+            subset = random_subset(len(test), num_images, seed)
         vae, batch, kind = with_likelihood(run, test, given_y(run, "test"), subset)
-        levels = getattr(vae.p_x, "levels_per_unit", 1.0)  # 1 of a probability
-        of_columns = [one.likelihood.is_density for one in run.config.column_kinds]
-        found = {
-            "other test data than {}: train both on the same data, or evaluate each alone": test,
-            "other labels given than {}: train both with --condition, or neither": batch.y is None,
-            "other pixels than {}: train both with the same --likelihood, --binarize and --pad": batch.x.images,
-            "p(x) of another kind than {}, a density or a probability: train both with one kind of --likelihood": (
-                of_columns or [levels != 1] * test[0].numel()
-            ),
-            "pixels in another unit than {}: train both with one kind of --pixels": levels if run.data.is_images else 1,
-        }
-        first = first or found
-        for why, value in found.items():
+        traits = _traits(run, vae, batch)
+        if not opened:
+            first = traits
+        for why, value in traits.items():
             if not np.array_equal(value, first[why], equal_nan=True):
                 raise InputError(f"{run.path} has {why.format(runs[0].path)}")
-        check_method(vae, batch, method)
+        check_method(vae, batch, how.get("method", "auto"))
         opened.append((run.config, vae, batch, pixels_of(kind, batch)))
+    rows = []
+    values = []
     for config, vae, batch, pixels in opened:
         with seeded(seed, torch.device("cpu")):
-            how: dict[str, Any] = {"annealing": annealing, "engine": engine, "progress": progress}
-            sample = log_likelihood(vae, batch, method, num_particles=num_particles, **how)
+            sample = log_likelihood(vae, batch, num_particles=num_particles, **how)
             terms = {"log_p": sample.log_p, **elbo_terms(vae, batch)}
         by = {"untrusted": sample.untrusted, "by": ", ".join(sample.counts)}
         rows.append({"beta": config.beta, "seed": config.seed, "pixels": pixels, **by})
@@ -268,22 +257,47 @@ def compare_runs(
     return names.join(pd.DataFrame([row | _means(one, best) for row, one in zip(rows, values)]))
 
 
+def _traits(run: Run, vae: VAE, batch: Batch) -> dict[str, Any]:
+    """Return what must be the same of two runs, by what is said of a run where it differs."""
+    levels = getattr(vae.p_x, "levels_per_unit", 1.0)  # 1 of a probability
+    is_density = [one.likelihood.is_density for one in run.config.column_kinds]
+    unit = 1.0
+    if run.data.is_images:
+        unit = levels
+    return {
+        "other test data than {}: train both on the same data, or evaluate each alone": run.dataset().test,
+        "other labels given than {}: train both with --condition, or neither": batch.y is None,
+        "other pixels than {}: train both with the same --likelihood, --binarize and --pad": batch.x.images,
+        "p(x) of another kind than {}, a density or a probability: train both with one kind of --likelihood": (
+            is_density or [levels != 1] * run.dataset().test[0].numel()
+        ),
+        "pixels in another unit than {}: train both with one kind of --pixels": unit,
+    }
+
+
 def _means(values: pd.DataFrame, best: pd.DataFrame) -> dict[str, float]:
     """Return means over rows, data or seeds, with errors and differences, paired if both tables have the same rows."""
-    mean, of_best, error = np.mean(values.to_numpy(), 0), np.mean(best.to_numpy(), 0), stats.sem(values)
     is_paired = {*values.index} == {*best.index}
-    error_of_difference = stats.sem(values - best) if is_paired else np.hypot(error, stats.sem(best))
-    found = {"": mean, "_stderr": error, "_difference": mean - of_best, "_difference_stderr": error_of_difference}
-    columns = {f"{name}{part}": found[part][place] for place, name in enumerate(_VALUES) for part in found}
+    error = np.hypot(values.sem(), best.sem())
+    if is_paired:
+        error = (values - best).sem()
+    found = {
+        "": values.mean(),
+        "_stderr": values.sem(),
+        "_difference": values.mean() - best.mean(),
+        "_difference_stderr": error,
+    }
+    columns = {f"{name}{part}": float(found[part][name]) for name in _VALUES for part in found}
     return columns | {"paired": is_paired}
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
     """Return for each folder as few of its last parts as no other folder has: "seed-0"; "a/seed-0" and "b/seed-0"."""
-    parts, names = [path.resolve().parts for path in paths], []
+    parts = [path.resolve().parts for path in paths]
+    names = []
     for ours in parts:
-        others, length = [theirs for theirs in parts if theirs != ours], 1
-        while any(theirs[-length:] == ours[-length:] for theirs in others):
+        length = 1
+        while any(theirs != ours and theirs[-length:] == ours[-length:] for theirs in parts):
             length += 1
         names.append(str(Path(*ours[-length:])))
     return names
@@ -308,17 +322,14 @@ def over_seeds(comparison: pd.DataFrame, folders: Sequence[Path]) -> pd.DataFram
     names = np.array(short_names(folders), dtype=object)  # not texts of pandas, as above
     runs = {name: part.set_index("seed") for name, part in comparison.groupby(names, sort=False)}
     best = max(runs.values(), key=lambda one: one["log_p"].mean())
-    rows = [
-        {"seeds": len(one), **one[["beta", "pixels"]].iloc[0]}
-        | {
-            "untrusted": one["untrusted"].max(),
-            "elbo_deviation": one["elbo"].std(),
-            "by": ", ".join(m for m in METHODS if one["by"].str.contains(m).any()),
-            **_means(one[[*_VALUES]], best[[*_VALUES]]),
-        }
-        for one in runs.values()
-    ]
-    return pd.DataFrame({"run": [*runs]}, dtype=object).join(pd.DataFrame(rows))
+    rows = []
+    for name, one in runs.items():
+        row = {"run": name, "seeds": len(one), **one[["beta", "pixels"]].iloc[0]}
+        row["untrusted"] = one["untrusted"].max()
+        row["elbo_deviation"] = one["elbo"].std()
+        row["by"] = ", ".join(method for method in METHODS if one["by"].str.contains(method).any())
+        rows.append(row | _means(one[[*_VALUES]], best[[*_VALUES]]))
+    return pd.DataFrame(rows).astype({"run": object})
 
 
 def _cells(comparison: pd.DataFrame) -> pd.DataFrame:
@@ -328,37 +339,56 @@ def _cells(comparison: pd.DataFrame) -> pd.DataFrame:
         pairs = zip(comparison[name], comparison[f"{name}_stderr"])
         return [str(Estimate(mean=mean, stderr=stderr)) for mean, stderr in pairs]
 
-    titles = {"log p(x)": "log_p", "difference": "log_p_difference"}
-    titles |= {"ELBO": "elbo", "difference of ELBO": "elbo_difference", "distortion": "distortion", "rate": "rate"}
-    columns = {"beta": comparison["beta"].map("{:g}".format)} if comparison["beta"].nunique() > 1 else {}
-    columns |= {"seeds": comparison["seeds"].astype(str)} if "seeds" in comparison else {}
-    columns |= {title: estimates(name) for title, name in titles.items()}
-    columns |= {_DEVIATION: _deviations(comparison["elbo_deviation"])} if "seeds" in comparison else {}
-    shown = pd.DataFrame({"run": comparison["run"], **columns, "by": comparison["by"]}, dtype=object)
-    is_low, first = comparison["untrusted"] > MOST_UNTRUSTED, comparison["log_p"].argmax()
+    has_seeds = "seeds" in comparison
+    shown = pd.DataFrame({"run": comparison["run"]}, dtype=object)
+    if comparison["beta"].nunique() > 1:
+        shown["beta"] = comparison["beta"].map("{:g}".format)
+    if has_seeds:
+        shown["seeds"] = comparison["seeds"].astype(str)
+    for title, name in _TITLES.items():
+        shown[title] = estimates(name)
+    freedom = np.inf
+    if has_seeds:
+        shown[_DEVIATION] = _fixed(comparison["elbo_deviation"])
+        freedom = comparison["seeds"].min() - 1
+    shown["by"] = comparison["by"]
+    is_low = comparison["untrusted"] > MOST_UNTRUSTED
     shown.loc[is_low, "log p(x)"] += " (not reliable)"
-    margins = stats.t.ppf(0.975, comparison["seeds"].min() - 1 if "seeds" in comparison else math.inf)
-    is_lower = -comparison["log_p_difference"] > margins * comparison["log_p_difference_stderr"]
-    is_best = not is_low.any() and is_lower.sum() == len(comparison) - 1 > 0
-    shown.loc[first, ["difference", "difference of ELBO"]] = "best" if is_best else "-", "-"
+    margins = stats.t.ppf(0.975, freedom) * comparison["log_p_difference_stderr"]
+    num_lower = (-comparison["log_p_difference"] > margins).sum()
+    said = "-"
+    if num_lower == len(comparison) - 1 > 0 and not is_low.any():
+        said = "best"
+    shown.loc[comparison["log_p"].argmax(), ["difference", "difference of ELBO"]] = said, "-"
     return shown
 
 
 def _few(seeds: pd.Series) -> str:
     """Return a line on the least number of seeds above one, "" if it is not 2 or 3."""
     least = seeds[seeds > 1].min()
+    if not least <= 3:  # NaN where there is one seed
+        return ""
     interval = f"a 95 % interval is {stats.t.ppf(0.975, least - 1):.1f} standard errors to each side"
-    return f"{least} seeds tell little about the spread: {interval}.\n" if least <= 3 else ""
+    return f"{least} seeds tell little about the spread: {interval}.\n"
 
 
 def legend_of(comparison: pd.DataFrame) -> str:
     """Return what the cells of a table of `compare_runs` or `over_seeds` mean."""
-    over, unit = (_OF_FOLDERS + _few(comparison["seeds"]), "seed") if "seeds" in comparison else (_OF_RUNS, "datum")
-    pairing = f"taken {unit} by {unit}" if comparison["paired"].all() else "of means, paired where seeds are equal"
+    over = _OF_RUNS
+    unit = "datum"
+    if "seeds" in comparison:
+        over = _OF_FOLDERS + _few(comparison["seeds"])
+        unit = "seed"
+    pairing = "of means, paired where seeds are equal"
+    if comparison["paired"].all():
+        pairing = f"taken {unit} by {unit}"
+    said = f"{over}Differences are {pairing}, {_BEST}"
     pixels = " or ".join(sorted({*comparison["pixels"]}))
-    of_pixels = f"\nNo value is a pseudo-ELBO; pixels {pixels}." if pixels else ""
-    is_low = (comparison["untrusted"] > MOST_UNTRUSTED).any()
-    return f"{over}Differences are {pairing}, {_BEST}" + of_pixels + _NOT_RELIABLE * bool(is_low)
+    if pixels:
+        said += f"\nNo value is a pseudo-ELBO; pixels {pixels}."
+    if (comparison["untrusted"] > MOST_UNTRUSTED).any():
+        said += _NOT_RELIABLE
+    return said
 
 
 def comparison_to_markdown(comparison: pd.DataFrame) -> str:

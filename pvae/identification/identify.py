@@ -38,7 +38,7 @@ _PROOF = 200  # further points, at which the answer is checked
 _DOUBLE, _SINGLE = 1e-9, 1e-4  # relative tolerances of what is computed in float64 and in float32
 _KNOWN = "(Bernoulli, Normal, Laplace, Poisson, categorical, ...); are x and reconstruction given in this order?"
 _DIRICHLET = "(1 - 1 / L)"  # the variance of the Normal that is nearest to a Dirichlet of L topics, a factor of weights
-# The largest standard deviation of MNIST in [0, 1] along any direction. With `forecast` of `pvae.evaluation.forecast`,
+# The largest standard deviation of MNIST in [0, 1] along any direction. With `forecast` of measures/latents.py,
 # `print(forecast(Pixels(load_dataset("mnist").train), 1.0, 20).largest_std)` prints 2.262.
 _MNIST_STD = 2.26
 _MNIST = {"C": 1, "H": 28, "W": 28, "D": 784, "L": 20}
@@ -596,7 +596,7 @@ class _Identification:
         Both readings have the same beta scale^2, and the variance of a prior N(0, c^2 I) does not change it.
 
         Reference:
-            Lucas et al., arXiv:1911.02469, theorem 1; `pvae.evaluation.forecast` derives it for any beta.
+            Lucas et al., arXiv:1911.02469, theorem 1; `pvae.evaluation.measures.latents` derives it for any beta.
         """
         if claim.likelihood.name.endswith("scale^2 = {v})") and claim.rate.num_of_prior:  # a Normal's, and N(0, c^2 I)
             square = claim.of_z / claim.of_x

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import textwrap
-import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,11 +16,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Circle
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+from pandas import json_normalize
 from torch import Tensor
 from torch.distributions import Normal
 from torch.nn.functional import pad
@@ -28,36 +29,15 @@ from pvae.core.files import write_whole
 from pvae.runs.metrics import Metrics
 
 if TYPE_CHECKING:
-    from pvae.evaluation.estimators import Gradient, Measurement
-    from pvae.trained.scores import Estimate
-
-__all__ = [
-    "PALETTE",
-    "WIDTH",
-    "ScatterData",
-    "band_figure",
-    "calibration_figure",
-    "comparison_figure",
-    "deviation_figure",
-    "drawable",
-    "gaps_figure",
-    "histogram_figure",
-    "image_figure",
-    "loss_figure",
-    "named_images_figure",
-    "reconstruction_figure",
-    "scatter_figure",
-    "titled_figure",
-    "without_title",
-    "write_figure",
-]
+    from pvae.evaluation.estimators import Measurement
 
 # Ten colours near those of Okabe and Ito, "Color Universal Design", 2008, https://jfly.uni-koeln.de/color/, moved until
 # any two are at least 25 apart in CIE Lab, also as people without red or green cones see them.
 PALETTE = (
     "#246FB3", "#C38200", "#037654", "#FF926B", "#4CBFF9", "#CE7BA7", "#7E1D0E", "#E2D524", "#272388", "#010100",
 )  # fmt: skip
-_DATA, _PRIOR = PALETTE[0], PALETTE[6]
+_DATA = PALETTE[0]
+_PRIOR = PALETTE[6]
 _LINE = 0.17  # inches, the height of a line of a title
 _MOST_CLASSES = 50  # beyond which their names would cover a figure
 WIDTH = 6.2  # inches: letters of 10 points are of 5.6 where a figure of this width fills a paper's column of 88 mm
@@ -85,15 +65,14 @@ class _PlainFigure(Figure):
         for text in self.findobj(Text):
             assert isinstance(text, Text)
             text.set(text=drawable(text.get_text()), parse_math=False)
-        super().draw(renderer)
+        with warnings.catch_warnings():  # of a character that the font lacks, which is drawn as a box
+            warnings.filterwarnings("ignore", "Glyph")
+            super().draw(renderer)
 
 
 def drawable(text: str) -> str:
-    """Return a text with "?" in place of each character that the font of the figures lacks, such as a Chinese one."""
-    font = get_font(findfont(FontProperties()))
-    # File names on macOS have decomposed characters.
-    characters = unicodedata.normalize("NFC", text)
-    return "".join(one if one == "\n" or font.get_char_index(ord(one)) else "?" for one in characters)
+    """Return a text with "?" in place of each byte that is of no character, as in a file's name."""
+    return text.encode(errors="replace").decode()
 
 
 def titled_figure(title: str, width: float, height: float) -> Figure:
@@ -127,26 +106,36 @@ def without_title(figure: Figure) -> str:
 
 def image_figure(images: Tensor, num_columns: int, title: str, row_labels: Sequence[str] = ()) -> Figure:
     """Return images (N, C, H, W) in [0, 1] in rows, with an optional label for each row."""
-    num_rows, ratio = -(-len(images) // num_columns), images.shape[-2] / images.shape[-1]
-    cell = min(1.5, (WIDTH - (1.1 if row_labels else 0.2)) / num_columns)
+    num_rows = math.ceil(len(images) / num_columns)
+    ratio = images.shape[-2] / images.shape[-1]
+    margin = 0.2
+    if row_labels:
+        margin = 1.1
+    cell = min(1.5, (WIDTH - margin) / num_columns)
     figure = titled_figure(title, WIDTH, num_rows * cell * min(5.0, max(0.2, ratio)) + 0.4)
-    _show_images(figure.add_subplot(), images, num_columns, row_labels)
+    show_images(figure.add_subplot(), images, num_columns, row_labels)
     return figure
 
 
-def _show_images(axes: Axes, images: Tensor, num_columns: int, row_labels: Sequence[str] = ()) -> None:
+def show_images(axes: Axes, images: Tensor, num_columns: int, row_labels: Sequence[str] = ()) -> None:
     """Show images (N, C, H, W) in [0, 1] row by row, with grey lines between them; unused places are white."""
-    num_rows = -(-len(images) // num_columns)
+    num_rows = math.ceil(len(images) / num_columns)
     unused = images.new_ones(num_rows * num_columns - len(images), *images.shape[1:])
     places = pad(torch.cat([images, unused]).cpu(), (1, 0, 1, 0), value=0.5).unflatten(0, (num_rows, num_columns))
     grid = pad(places.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3), (0, 1, 0, 1), value=0.5)  # (C, rows, columns)
-    shown = grid.permute(1, 2, 0) if len(grid) == 3 else grid.mean(0)  # neither grey nor colour: the mean over channels
-    axes.imshow(shown.clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="none")
+    if len(grid) != 3:  # neither grey nor colour: the mean over channels
+        grid = grid.mean(0, keepdim=True)
+    axes.imshow(grid.permute(1, 2, 0).clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="none")
     axes.set_xticks([])
     labels = [*map(drawable, row_labels)]  # an axis writes its labels anew while it is drawn
-    axes.set_yticks([(row + 0.5) * (images.shape[-2] + 1) for row in range(len(labels))], labels)
+    axes.set_yticks(middles(len(labels), images.shape[-2]), labels)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+
+
+def middles(count: int, size: int) -> list[float]:
+    """Return the places of images of a size in a row or column of `show_images`."""
+    return [(place + 0.5) * (size + 1) for place in range(count)]
 
 
 def named_images_figure(rows: Mapping[str, Sequence[tuple[str, Tensor]]], title: str) -> Figure:
@@ -156,7 +145,7 @@ def named_images_figure(rows: Mapping[str, Sequence[tuple[str, Tensor]]], title:
     for places, (label, row) in zip(figure.subplots(len(rows), num_columns, squeeze=False), rows.items()):
         places[0].set_ylabel(label, fontsize=8)
         for axes, (name, image) in zip(places, row):
-            _show_images(axes, image[None], 1)
+            show_images(axes, image[None], 1)
             axes.set_xlabel(textwrap.fill(name[-45:], 16), fontsize=6)
     return figure
 
@@ -181,37 +170,50 @@ def band_figure(bands: Mapping[str, tuple[Tensor, Tensor]], num_columns: int, ti
         for axes, images in zip(band.subplots(1, 2), sides):
             axes.set_axis_off()
             if len(images):
-                _show_images(axes, images, min(num_columns, -(-len(images) // 2)))
+                show_images(axes, images, min(num_columns, math.ceil(len(images) / 2)))
     return figure
+
+
+_LINES = {  # of the splits: style, width and colour; where losses are nearly equal, a thin line lies on a wide one
+    "train": ("o--", 1.5, PALETTE[0]),
+    "valid": ("o-", 4, PALETTE[4]),
+    "test": ("o-", 1.5, PALETTE[6]),
+}
 
 
 def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
     """Return the loss of each split against the epoch, and the rate; early values far beyond the others are named."""
-    # The distortion, loss - beta rate, needs no panel of its own.
-    quantities = ["loss", "rate"] if any(row.rate for row in rows) else ["loss"]  # an autoencoder has no rate
+    quantities = ["loss"]
+    if any(row.rate for row in rows):  # an autoencoder has no rate; the distortion, loss - beta rate, needs no panel
+        quantities.append("rate")
     figure = titled_figure(title, WIDTH, 1.9 * len(quantities) + 1.1)
     panels = figure.subplots(len(quantities), 1, sharex=True, squeeze=False)[:, 0]
-    first = rows[-1].epoch // 10
     for axes, name in zip(panels, quantities):
-        values = [(getattr(row, name), row) for row in rows]
-        # Where losses are nearly equal, the thin line of the test data lies on the wide one of the validation data.
-        for split, line, width, place in (("train", "o--", 1.5, 0), ("valid", "o-", 4, 4), ("test", "o-", 1.5, 6)):
-            x, y = [row.epoch for row in rows if row.split == split], [y for y, row in values if row.split == split]
-            axes.plot(x, y, line, linewidth=width, color=PALETTE[place], markersize=3, label=split * bool(x))
-        # The first tenth of the epochs widens the range to three times that of the others at most.
-        later = [y for y, row in values if row.epoch > first]
-        length = max(later) - min(later) or abs(later[0]) or 1.0
-        low, high = min(later) - length, max(later) + length
-        inside = [y for y, _ in values if low <= y <= high]
-        axes.set_ylim(min(inside) - 0.05 * length, max(inside) + 0.05 * length)
-        beyond = [f"{row.split} {y:.5g} at epoch {row.epoch}" for y, row in values if not low <= y <= high]
-        head = f"{len(beyond)} beyond the axis:\n" * bool(beyond)
-        axes.set_title(head + "\n".join(beyond[:3]), loc="right", fontsize=10)
-        axes.set(xlabel="epoch" if axes is panels[-1] else "", ylabel=f"{name}, nats per datum")
+        for split, (line, width, colour) in _LINES.items():
+            points = [(row.epoch, getattr(row, name)) for row in rows if row.split == split]
+            if points:
+                axes.plot(*zip(*points), line, linewidth=width, color=colour, markersize=3, label=split)
+        _limit(axes, {f"{row.split} {getattr(row, name):.5g} at epoch {row.epoch}": row for row in rows}, name)
+        axes.set_ylabel(f"{name}, nats per datum")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
+    panels[-1].set_xlabel("epoch")
     panels[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
     return figure
+
+
+def _limit(axes: Axes, rows: Mapping[str, Metrics], name: str) -> None:
+    """Let the first tenth of the epochs widen the range to three times that of the others; name what is beyond."""
+    values = {said: getattr(row, name) for said, row in rows.items()}
+    first = max(row.epoch for row in rows.values()) // 10
+    later = [values[said] for said, row in rows.items() if row.epoch > first]
+    length = max(later) - min(later) or abs(later[0]) or 1.0
+    beyond = [said for said, y in values.items() if not min(later) - length <= y <= max(later) + length]
+    inside = [y for said, y in values.items() if said not in beyond]
+    axes.set_ylim(min(inside) - 0.05 * length, max(inside) + 0.05 * length)
+    if beyond:
+        head = f"{len(beyond)} beyond the axis:"
+        axes.set_title("\n".join([head, *beyond[:3]]), loc="right", fontsize=10)
 
 
 def scatter_figure(splits: Mapping[str, ScatterData], names: Sequence[str], title: str) -> Figure:
@@ -227,33 +229,48 @@ def scatter_figure(splits: Mapping[str, ScatterData], names: Sequence[str], titl
         title: title of the figure.
     """
     is_coloured = len(names) <= _MOST_CLASSES and any(split.labels is not None for split in splits.values())
-    side, text = (WIDTH, 10) if len(splits) == 1 else (3.5, 7)
+    side = 3.5
+    text = 7
+    if len(splits) == 1:
+        side = WIDTH
+        text = 10
     figure = titled_figure(title, side * len(splits), side)
-    of_classes = "\nnames of classes stand at the median of their codes, or near it" * is_coloured
-    of_prior = "\ncircles of 1, 2 and 3 standard deviations hold 39, 86 and 99 % of the prior, N(0, I)"
-    figure.set_label(title + of_classes + of_prior * any(split.is_prior_normal for split in splits.values()))
-    panels = figure.subplots(1, len(splits), squeeze=False)[0]
-    for axes, (split, (codes, labels, is_prior_normal)) in zip(panels, splits.items()):
+    caption = [title]
+    if is_coloured:
+        caption.append("names of classes stand at the median of their codes, or near it")
+    if any(split.is_prior_normal for split in splits.values()):
+        caption.append("circles of 1, 2 and 3 standard deviations hold 39, 86 and 99 % of the prior, N(0, I)")
+    figure.set_label("\n".join(caption))
+    halo = [withStroke(linewidth=2, foreground="white")]
+    for axes, (split, (codes, labels, is_prior_normal)) in zip(
+        figure.subplots(1, len(splits), squeeze=False)[0], splits.items()
+    ):
         points = codes.cpu().numpy()
-        classes = labels.cpu().numpy() if labels is not None and is_coloured else np.zeros(len(points), dtype=int)
+        classes = np.zeros(len(points), dtype=int)
+        shown: list[int] = []
+        if labels is not None and is_coloured:
+            classes = labels.cpu().numpy()
+        if is_coloured:
+            shown = np.unique(classes).tolist()
         colours = np.asarray(PALETTE)[classes % len(PALETTE)]  # in the order of the images, so that no class is on top
         size = 0.07 * side**2 * min(max(1, 3000 / max(1, len(points))), 18)
         # Opaque and with sharp edges, ten colours stay ten, which can be told apart, and the file is small.
         axes.scatter(*points.T, c=colours, s=size, linewidths=0, rasterized=True, antialiased=len(points) <= 1000)
-        halo = [withStroke(linewidth=2, foreground="white")]
-        for radius in (1, 2, 3) if is_prior_normal else ():
-            axes.add_patch(Circle((0, 0), radius, fill=False, linewidth=0.7, edgecolor="#333333", path_effects=halo))
-            axes.text(0, -radius, f"{radius} sd", fontsize=text, ha="center", va="bottom", path_effects=halo)
+        width = np.ptp(points, axis=0).max()
+        if is_prior_normal:
+            width = max(6.0, width)
+            for radius in (1, 2, 3):
+                style: Any = {"edgecolor": "#333333", "path_effects": halo}
+                axes.add_patch(Circle((0, 0), radius, fill=False, linewidth=0.7, **style))
+                axes.text(0, -radius, f"{radius} sd", fontsize=text, ha="center", va="bottom", path_effects=halo)
         axes.set_aspect("equal", adjustable="datalim")
-        shown = np.unique(classes) if is_coloured else np.array([], dtype=int)
-        middles = np.array([np.median(points[classes == index], axis=0) for index in shown]).reshape(-1, 2)
         written = [names[index].removeprefix(f"{index} - ")[:20] for index in shown]
+        medians = np.array([np.median(points[classes == index], axis=0) for index in shown]).reshape(-1, 2)
         # A letter is about as wide as 0.6 of its height; the axes show some `side` inches.
-        unit = max(6.0 * is_prior_normal, np.ptp(points, axis=0).max()) * text / (72 * side)
-        sizes = unit * np.array([(0.6 * len(name) + 1, 1.8) for name in written]).reshape(-1, 2)
-        for index, name, middle in zip(shown, written, _apart(middles, sizes)):
+        letters = np.array([(0.6 * len(name) + 1, 1.8) for name in written]).reshape(-1, 2)
+        for index, name, place in zip(shown, written, _apart(medians, width * text / (72 * side) * letters)):
             box = {"facecolor": "white", "edgecolor": PALETTE[index % len(PALETTE)], "pad": 1.5}
-            axes.annotate(name, tuple(middle), fontsize=text, ha="center", va="center", bbox=box)
+            axes.annotate(name, tuple(place), fontsize=text, ha="center", va="center", bbox=box)
         axes.set_title(split, fontsize=9)
         axes.set(xlabel="z_1", ylabel="z_2")
     return figure
@@ -261,7 +278,8 @@ def scatter_figure(splits: Mapping[str, ScatterData], names: Sequence[str], titl
 
 def _apart(places: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Return places (N, 2), moved up and down until boxes of the sizes (N, 2) about them do not overlap."""
-    places, order = places.copy(), np.arange(len(places))
+    places = places.copy()
+    order = np.arange(len(places))
     for _ in range(200):
         gaps = places[:, None] - places
         wide, high = np.moveaxis(np.maximum((sizes[:, None] + sizes) / 2 - np.abs(gaps), 0), 2, 0)
@@ -271,19 +289,26 @@ def _apart(places: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 def histogram_figure(codes: Tensor, draws: Tensor, names: Sequence[str], title: str) -> Figure:
     """Return a histogram of codes (N, L) in 2 N^(1/3) bins for each latent, and of draws from the prior (S, L)."""
-    columns, drawn = (tensor.cpu().double().numpy().T for tensor in (codes, draws))
-    num_columns, num_rows = min(len(columns), 5), -(-len(columns) // 5)
-    figure = titled_figure(title, WIDTH, (1.5 if num_columns > 2 else 2.4) * num_rows + 0.5)
-    for place, (name, column, of_prior) in enumerate(zip(names, columns, drawn), 1):
-        axes = figure.add_subplot(num_rows, num_columns, place)
+    num_columns = min(len(names), 5)
+    num_rows = math.ceil(len(names) / 5)
+    height = 2.4
+    if num_columns > 2:
+        height = 1.5
+    figure = titled_figure(title, WIDTH, height * num_rows + 0.5)
+    columns = codes.cpu().double().numpy().T
+    of_prior = draws.cpu().double().numpy().T
+    for place, name in enumerate(names):
+        axes = figure.add_subplot(num_rows, num_columns, place + 1)
+        column = columns[place]
         margin = 1e-6 * np.abs(column).max()  # without it, hist fails for large codes that are all equal
-        limits, bins = (column.min() - margin, column.max() + margin), min(40, math.ceil(2 * len(column) ** (1 / 3)))
-        of_draws: dict[str, Any] = {"bins": 30}
-        if set(of_prior) <= {0.0, 1.0}:  # bits, of which one may always be 1
-            limits, bins = (-0.05, 1.05), 11
-            of_draws = {"bins": bins, "range": limits}
-        axes.hist(column, bins=bins, range=limits, density=True, color=_DATA, alpha=0.6)
-        axes.hist(of_prior, density=True, color=_PRIOR, histtype="step", **of_draws)
+        of_codes: Any = {"range": (column.min() - margin, column.max() + margin)}
+        of_codes["bins"] = min(40, math.ceil(2 * len(column) ** (1 / 3)))
+        of_draws: Any = {"bins": 30}
+        if set(of_prior[place]) <= {0.0, 1.0}:  # bits, of which one may always be 1
+            of_codes = {"bins": 11, "range": (-0.05, 1.05)}
+            of_draws = of_codes
+        axes.hist(column, density=True, color=_DATA, alpha=0.6, **of_codes)
+        axes.hist(of_prior[place], density=True, color=_PRIOR, histtype="step", **of_draws)
         axes.set_title(name, pad=3, fontsize=10)
         axes.locator_params(axis="x", nbins=4, steps=[1, 2, 5, 10])
         axes.set_yticks([])
@@ -296,9 +321,11 @@ def deviation_figure(draws: Tensor, names: Sequence[str], title: str) -> Figure:
     F_n is the distribution function of draws (N, L), F that of N(0, 1), and the greatest difference the distance of
     Kolmogorov and Smirnov: at most 1.36 / sqrt(N), the grey band, with probability 0.95 if the draws are of N(0, 1).
     """
-    z, count = draws.double().sort(0).values, len(draws)
+    z = draws.double().sort(0).values
+    count = len(draws)
     deviations = (torch.arange(count)[:, None] + 0.5) / count - Normal(0.0, 1.0).cdf(z)
-    distances, band = deviations.abs().max(0).values + 0.5 / count, 1.36 / count**0.5
+    distances = deviations.abs().max(0).values + 0.5 / count
+    band = 1.36 / count**0.5
     said = f"grey: the band of N(0, 1) at 95 %, which {int((distances > band).sum())} of {len(names)} latents leave"
     figure = titled_figure(f"{title}\n{said}", WIDTH, 3.6)
     axes = figure.subplots()
@@ -316,96 +343,38 @@ def comparison_figure(measurements: Sequence[Measurement], title: str) -> Figure
     Both axes are logarithmic; values that are not positive and finite are left out. Bars are standard errors.
     """
     last = [one for one in measurements if one.stage == measurements[-1].stage]
-    figure = titled_figure(f"{title}, {last[0].stage}: the same weights, data and noise for all", 16.0, 4.4)
-
-    def ratio(gradient: Gradient) -> tuple[float, float]:
-        return gradient.signal_to_noise, gradient.signal_to_noise_stderr
-
-    panels: dict[str, Callable[[Measurement], tuple[float, float]]] = {
-        "log p(x) - bound, nats per datum": lambda one: (-one.bias, one.value.stderr),
-        "encoder's gradient, signal / noise": lambda one: ratio(one.encoder_gradient),
-        "decoder's gradient, signal / noise": lambda one: ratio(one.decoder_gradient),
-        "encoder's variance x seconds of a step": lambda one: (one.noise, one.noise_stderr),
+    table = json_normalize([asdict(one) for one in last], sep="_")
+    table["bias"] *= -1
+    table["bias_stderr"] = table["value_stderr"]
+    panels = {
+        "log p(x) - bound, nats per datum": "bias",
+        "encoder's gradient, signal / noise": "encoder_gradient_signal_to_noise",
+        "decoder's gradient, signal / noise": "decoder_gradient_signal_to_noise",
+        "encoder's variance x seconds of a step": "noise",
     }
-    names = list(dict.fromkeys(one.estimator for one in last))
+    figure = titled_figure(f"{title}, {last[0].stage}: the same weights, data and noise for all", 16.0, 4.4)
+    groups = [*table.groupby("estimator", sort=False)]
     counts = sorted({one.particles for one in last})
-    for axes, (label, value) in zip(figure.subplots(1, 4), panels.items()):
+    for axes, (label, name) in zip(figure.subplots(1, len(panels)), panels.items()):
         axes.set(xscale="log", yscale="log", xlabel="particles K", title=label)
-        for index, name in enumerate(names):
-            shift = 1.03 ** (index - len(names) / 2)  # so that markers of equal values do not overlap
-            points = [(one.particles * shift, *value(one)) for one in last if one.estimator == name]
-            points = [(x, y, error) for x, y, error in points if 0 < y < float("inf")]
-            x, y, error = np.array(points).reshape(-1, 3).T
+        for index, (estimator, rows) in enumerate(groups):
+            shown = rows[(rows[name] > 0) & (rows[name] < np.inf)]
+            x = shown["particles"] * 1.03 ** (index - len(groups) / 2)  # so that markers do not overlap
+            y = shown[name]
+            errors = shown[f"{name}_stderr"]
             # A bar that reached 0 would have no lower end on a logarithmic axis.
-            bars = np.minimum(error, 0.9 * y), error
-            style = {"color": PALETTE[index % len(PALETTE)], "marker": "osD^vPX*<>"[index % 10]}
-            axes.errorbar(x, y, bars, label=name, elinewidth=1, capsize=2, **style)
+            bars = [np.minimum(errors, 0.9 * y), errors]
+            style: Any = {"color": PALETTE[index % len(PALETTE)], "marker": "osD^vPX*<>"[index % 10]}
+            axes.errorbar(x, y, bars, label=estimator, elinewidth=1, capsize=2, **style)
         low, high = axes.get_ylim()
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
-        axes.set_xticks(counts, [str(count) for count in counts], minor=False)
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        if high < 10 * low:
+            axes.yaxis.set_minor_formatter("{x:g}")
+        axes.set_xticks(counts, [*map(str, counts)], minor=False)
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
-    return figure
-
-
-def gaps_figure(bars: Mapping[str, Mapping[str, Estimate]], images: Tensor, names: Sequence[str], title: str) -> Figure:
-    """Return a plot for each title: the parts of a sum, each bar starting where the last one ended; images below.
-
-    Args:
-        bars: for each title the parts, by their names, in nats.
-        images: (N, C, H, W) in [0, 1], or of shape (0,).
-        names: of the images.
-        title: title of the figure.
-    """
-    figure = titled_figure(title, 10.0, 3.6 if len(images) else 2.2)
-    grid = figure.add_gridspec(2 if len(images) else 1, len(bars))
-    panels = [figure.add_subplot(grid[0, 0])]
-    panels += [figure.add_subplot(grid[0, place], sharex=panels[0], sharey=panels[0]) for place in range(1, len(bars))]
-    for axes, (name, parts) in zip(panels, bars.items()):
-        start = 0.0
-        for place, one in enumerate(parts.values()):
-            axes.barh(place, one.mean, left=start, xerr=one.stderr, color=PALETTE[place], capsize=2)
-            end = max(start, start + one.mean) + one.stderr
-            axes.annotate(str(one), (end, place), (4, 0), textcoords="offset points", va="center", fontsize=7)
-            start += one.mean
-        axes.set_yticks(range(len(parts)), [*parts])
-        axes.tick_params(labelsize=7, labelleft=axes is panels[0])
-        axes.set_title(name, fontsize=8)
-        axes.set_xlabel("nats per datum above the ELBO L[q]", fontsize=7)
-    low, high = panels[0].get_xlim()
-    panels[0].set(xlim=(low, high + 0.35 * (high - low)), ylim=(len(parts) - 0.4, -0.6))
-    if len(images):
-        axes = figure.add_subplot(grid[1, :])
-        _show_images(axes, images, len(images))
-        axes.set_xticks([(place + 0.5) * (images.shape[-1] + 1) for place in range(len(images))], names, fontsize=7)
-        axes.set_xlabel("log p(x) - L[q] of the test images that lose most, in nats", fontsize=7)
-    return figure
-
-
-def calibration_figure(latents: Sequence[Sequence[float]], regions: Sequence[float], band: float, title: str) -> Figure:
-    """Return the shares of z_l below quantiles of q, a line for each latent, and of z in regions of highest density.
-
-    Args:
-        latents: for each latent the shares at 0.1, 0.2, ..., 0.9.
-        regions: the shares of z in the regions of these masses.
-        band: how far a share may be from the mass; lines that leave it are dark red.
-        title: title of the figure.
-    """
-    figure = titled_figure(title, 9.0, 3.6)
-    masses = np.arange(0, 11) / 10
-    ends = np.array([0, *[band] * 9, 0])
-    labels = "mass of q(z_l | x) below a quantile", "mass of a region of highest density of q(z | x)"
-    for axes, lines, label in zip(figure.subplots(1, 2), (latents, [regions]), labels):
-        axes.fill_between(masses, masses - ends, masses + ends, color="#d8d8d8", linewidth=0)
-        for line in lines:
-            is_outside = np.abs(np.array(line) - masses[1:-1]).max() > band
-            axes.plot(masses, [0, *line, 1], color=PALETTE[6 if is_outside else 0], linewidth=0.9, alpha=0.8)
-        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-        axes.set_xlabel(label, fontsize=8)
-    figure.axes[0].set_ylabel("share of data whose z_l is below it", fontsize=8)
-    figure.axes[1].set_ylabel("share of data whose z is in it", fontsize=8)
     return figure
 
 

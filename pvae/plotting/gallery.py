@@ -1,7 +1,8 @@
-"""Figures of several runs side by side: a sheet of images, and scatter plots of codes."""
+"""Several runs side by side: a table of their results, a sheet of images, and scatter plots of codes."""
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,14 +12,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pvae.evaluation.runs_table import progress_of, row_of
+from pvae.evaluation.runs_table import progress_of, row_of, runs_table, to_markdown, without_beta
 from pvae.plotting import figures
 from pvae.plotting.figures import ScatterData
+from pvae.plotting.pictures import plane
 from pvae.runs.run import Run
 from pvae.trained import codes
 from pvae.trained.latent_space import reconstruct, sample
-
-__all__ = ["Entry", "code_figures", "entry_of", "rate_distortion_figure", "sheet_figure"]
 
 _SHOWN = 8
 
@@ -33,6 +33,7 @@ class Entry(NamedTuple):
         samples: samples from the prior; empty for an autoencoder and for other data.
         codes: means of q(z | x) of the test data, (M, 2), and their classes; None unless there are two latents.
         label_names: names of the classes.
+        sweep: what the runs of a sweep over beta have in common.
     """
 
     row: dict[str, Any]
@@ -41,6 +42,7 @@ class Entry(NamedTuple):
     samples: Tensor
     codes: ScatterData | None
     label_names: tuple[str, ...]
+    sweep: Any
 
 
 def entry_of(run: Run) -> Entry:
@@ -49,22 +51,51 @@ def entry_of(run: Run) -> Entry:
     Raises:
         InputError: the run has not finished an epoch.
     """
-    row, vae, test = row_of(run, codes.latent_report(run)), run.vae(), run.test_metrics()
+    row = row_of(run, codes.latent_report(run))
+    vae = run.vae()
+    test = run.test_metrics()
     assert test is not None  # or `row_of` would have raised
-    images = samples = torch.empty(0)
+    images = torch.empty(0)
+    samples = images
     if run.data.is_images:
-        batch, shown = codes.examples(run, _SHOWN), run.preparation.shown
-        labels = run.dataset().shown_labels if run.is_given_labels else None
+        shown = run.preparation.shown
+        batch = codes.examples(run, _SHOWN)
+        labels = None
+        if run.is_given_labels:
+            labels = run.dataset().shown_labels
         with run.seeded():
-            samples = shown(sample(vae, 2 * _SHOWN, y=labels) if vae.has_density else batch.x[:0])
+            if vae.has_density:
+                samples = shown(sample(vae, 2 * _SHOWN, y=labels))
             images = shown(torch.cat([batch.x, reconstruct(vae, batch)]))
-    elbo = f" --elbo {row['estimator']}" if vae.has_density else ""
-    title = f"{row['system']}{elbo} on {row['data']}, epoch {progress_of(row)}: {test}{run.bits(test)}"
-    plane = None
-    if codes.is_plane(run):
-        has_prior = vae.has_density and codes.has_normal_prior(run)
-        plane = ScatterData(codes.codes_of(run, "test"), codes.classes(run)[1], has_prior)
-    return Entry(row, title, images, samples, plane, run.dataset().label_names)
+    system = row["system"]
+    if vae.has_density:
+        system += f" --elbo {row['estimator']}"
+    title = f"{system} on {row['data']}, epoch {progress_of(row)}: {test}{run.bits(test)}"
+    sweep = (run.config.replace(seed=0, beta=1.0, source=""), run.data.sha256, run.has_own_vae)
+    return Entry(row, title, images, samples, plane(run), run.dataset().label_names, sweep)
+
+
+def side_by_side(entries: Sequence[Entry]) -> dict[str, str | Figure]:
+    """Return the files of several runs by their names: the table, the sheet, the curve of a sweep over beta, the codes.
+
+    Args:
+        entries: of runs that differ in their configuration or seed. Of several seeds the first is drawn.
+    """
+    table = runs_table([entry.row for entry in entries])
+    firsts = table.drop_duplicates("configuration")
+    places = {(entry.row["configuration"], entry.row["seed"]): entry for entry in entries}
+    shown = [places[key] for key in zip(firsts["configuration"], firsts["seed"])]
+    files: dict[str, str | Figure] = {"table.csv": table.to_csv(index=False, lineterminator="\n")}
+    files["table.md"] = to_markdown(table)
+    if any(len(entry.images) for entry in shown):
+        files["sheet.png"] = sheet_figure(shown)
+    is_sweep = all(entry.sweep == entries[0].sweep for entry in entries) and table["beta"].nunique() > 1
+    if is_sweep and table["elbo"].notna().all():
+        title = f"{without_beta(table['system'])[0]} on {table['data'][0]}"
+        files["rate-distortion.png"] = rate_distortion_figure(table, title)
+    for data, figure in code_figures(shown).items():
+        files[f"codes-{re.sub('[^a-z0-9]+', '-', data.lower())}.png"] = figure
+    return files
 
 
 def sheet_figure(entries: Sequence[Entry]) -> Figure:
@@ -76,16 +107,17 @@ def sheet_figure(entries: Sequence[Entry]) -> Figure:
 
 def code_figures(entries: Sequence[Entry]) -> dict[str, Figure]:
     """Return a figure for each data set: the codes of all entries with two latents, side by side."""
-    names = {entry.row["data"]: entry.label_names for entry in entries if entry.codes is not None}
-    found = {}
-    for data in names:
-        splits = {
-            "\n".join(textwrap.fill(line, 44) for line in entry.title.split(f" on {data}, ")): entry.codes
-            for entry in entries
-            if entry.codes is not None and entry.row["data"] == data
-        }
-        found[data] = figures.scatter_figure(splits, names[data], f"{data}: means of q(z | x) of the test data")
-    return found
+    splits: dict[str, dict[str, ScatterData]] = {}
+    names = {}
+    for entry in entries:
+        if entry.codes is None:
+            continue
+        data = entry.row["data"]
+        lines = [textwrap.fill(line, 44) for line in entry.title.split(f" on {data}, ")]
+        splits.setdefault(data, {})["\n".join(lines)] = entry.codes
+        names[data] = entry.label_names
+    title = "means of q(z | x) of the test data"
+    return {data: figures.scatter_figure(splits[data], names[data], f"{data}: {title}") for data in splits}
 
 
 def rate_distortion_figure(table: pd.DataFrame, title: str) -> Figure:
@@ -103,18 +135,24 @@ def rate_distortion_figure(table: pd.DataFrame, title: str) -> Figure:
     """
     quantities = ["rate", "distortion", "elbo", "elbo_stderr"]
     runs = table.astype(dict.fromkeys(quantities, float)).groupby("beta")[quantities]
-    means, errors = runs.mean(), runs.sem()  # NaN of one seed, for which no bar is drawn
+    means = runs.mean()
+    errors = runs.sem()  # NaN of one seed, for which no bar is drawn
     said = "standard errors over seeds"
     if runs.size().max() == 1:
-        errors["distortion"], said = means["elbo_stderr"], "standard errors of the ELBO over data"
-    figure, best = figures.titled_figure(title, figures.WIDTH, figures.WIDTH), -means["elbo"].max()
-    axes, (x, y) = figure.subplots(), (means["rate"], means["distortion"])
+        errors["distortion"] = means["elbo_stderr"]
+        said = "standard errors of the ELBO over data"
+    x = means["rate"]
+    y = means["distortion"]
+    figure = figures.titled_figure(title, figures.WIDTH, figures.WIDTH)
+    axes = figure.subplots()
     bars: Any = {"color": figures.PALETTE[0], "markersize": 5, "capsize": 3, "label": f"beta; bars: {said}"}
     axes.errorbar(x, y, errors["distortion"], errors["rate"], fmt="o-", **bars)
     for beta, place in zip(means.index, zip(x, y)):
         axes.annotate(f"{beta:g}", place, (6, 6), textcoords="offset points")
     side = 1.25 * max(x.max() - x.min(), y.max() - y.min() + 2 * errors["distortion"].max())
-    left, bottom = max(0.0, (x.min() + x.max() - side) / 2), (y.min() + y.max() - side) / 2
+    left = max(0.0, (x.min() + x.max() - side) / 2)
+    bottom = (y.min() + y.max() - side) / 2
+    best = -means["elbo"].max()
     named = f"distortion + rate = {best:.2f}, the best -ELBO"
     axes.plot((left, left + side), (best - left, best - left - side), "k--", linewidth=1, label=named)
     axes.set(xlim=(left, left + side), ylim=(bottom, bottom + side), aspect="equal")

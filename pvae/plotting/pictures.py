@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -26,23 +27,6 @@ from pvae.runs.run import Run
 from pvae.trained import codes, latent_space
 from pvae.trained.given import label_texts
 
-__all__ = [
-    "OF_REPORTS",
-    "attributes",
-    "calibration",
-    "cdf",
-    "gaps",
-    "histograms",
-    "interpolation",
-    "losses",
-    "manifold",
-    "reconstructions",
-    "samples",
-    "save_figures",
-    "scatter",
-    "traversal",
-]
-
 _PRIOR_DRAWS = 20_000
 _ROW_DRAWS = 400  # from p(x | z) for each row of a table
 _MOST_ROWS = 5_000  # of data beside samples
@@ -55,12 +39,17 @@ _SHOWN_ATTRIBUTES = ("Blond_Hair", "Smiling", "Male", "Eyeglasses")
 
 def reconstructions(run: Run) -> Figure:
     """Return eight test images, vectors or series with means of p(x | z); four rows of a table over its intervals."""
-    data, shown = run.dataset(), run.preparation.shown
-    batch, times = (codes.examples(run, 4), _ROW_DRAWS) if data.columns else (codes.examples(run, 8), 1)
+    data = run.dataset()
+    batch = codes.examples(run, 8)
+    times = 1
+    if data.columns:
+        batch = codes.examples(run, 4)
+        times = _ROW_DRAWS
     with run.seeded():
         repeated = batch.rows(torch.arange(len(batch)).repeat(times))
         found = latent_space.reconstruct(run.vae(), repeated, draws=times > 1).unflatten(0, (times, -1))
     if run.data.is_images:
+        shown = run.preparation.shown
         return figures.reconstruction_figure(shown(batch.x), shown(found[0]), run.title)
     rows = random_subset(len(data.test), len(batch), seed=0).tolist()  # as `codes.examples`
     names = [": ".join(filter(None, (data.test_names[row], _class_of(run, row)))) for row in rows]
@@ -76,49 +65,66 @@ def samples(run: Run) -> Figure:
 
     With labels there is a row for each class, or for the labels of the first test images, and one z in a column.
     """
-    _require(run, run.vae().has_density, "a prior to draw from")
+    vae = run.vae()
+    _require(run, vae.has_density, "a prior to draw from")
     with run.seeded():
         if not run.data.is_images:
-            parts = [codes.run_batch(run, split) for split in run.dataset().splits]
-            rows = random_subset(sum(map(len, parts)), _MOST_ROWS, seed=0)
-            shown, given = torch.cat([part.x.images for part in parts])[rows], "p(x | z), z ~ p(z)"
-            given_labels = [part.y for part in parts if part.y is not None]
-            y = torch.cat(given_labels)[rows] if given_labels else None
-            drawn = latent_space.sample(run.vae(), len(rows), draws=True, y=y)
-            if y is not None:
-                given = "p(x | z, y), z ~ p(z), y the labels of these data"
-                if run.data.label_names:
-                    classes = Counter(label_texts(run, y)).most_common(5)
-                    given += f" ({', '.join(f'{count} {name}' for name, count in classes)})"
-            return value_figures.sampled_values_figure(shown, drawn, run.title, run.data.columns, given)
-        if not run.vae().takes_labels:
+            return _sampled_values(run)
+        if not vae.takes_labels:
             title = f"{run.title}\nmean of p(x | z), z ~ p(z)"
-            return figures.image_figure(run.preparation.shown(latent_space.sample(run.vae(), 64)), 8, title)
+            return figures.image_figure(run.preparation.shown(latent_space.sample(vae, 64)), 8, title)
         data = run.dataset()
-        labels = data.shown_labels
-        assert labels is not None  # or it could not have been trained
-        images = run.preparation.shown(latent_space.sample_given(run.vae(), labels))
-        names = () if data.has_attributes else data.label_names[:10]
+        assert data.shown_labels is not None  # or it could not have been trained
+        images = run.preparation.shown(latent_space.sample_given(vae, data.shown_labels))
+        names = data.label_names[:10]
+        if data.has_attributes:
+            names = ()
         title = f"{run.title}\nmeans of p(x | z, y): a label in a row, a z in a column"
         return figures.image_figure(images, 8, title, names)
+
+
+def _sampled_values(run: Run) -> Figure:
+    """Return draws from p(x | z), or given labels p(x | z, y), beside data of all splits."""
+    parts = [codes.run_batch(run, split) for split in run.dataset().splits]
+    rows = random_subset(sum(map(len, parts)), _MOST_ROWS, seed=0)
+    shown = torch.cat([part.x.images for part in parts])[rows]
+    y = None
+    given = "p(x | z), z ~ p(z)"
+    labels = [part.y for part in parts if part.y is not None]
+    if labels:
+        y = torch.cat(labels)[rows]
+        given = "p(x | z, y), z ~ p(z), y the labels of these data"
+        if run.data.label_names:
+            classes = Counter(label_texts(run, y)).most_common(5)
+            given += f" ({', '.join(f'{count} {name}' for name, count in classes)})"
+    drawn = latent_space.sample(run.vae(), len(rows), draws=True, y=y)
+    return value_figures.sampled_values_figure(shown, drawn, run.title, run.data.columns, given)
 
 
 def _require(run: Run, has: bool, what: str) -> None:
     """Raise an `InputError` that names what a picture needs, unless `has` is true."""
     if not has:
-        raise InputError(f"this picture needs {what}, which {run.path} lacks")
+        raise _lacking(run, what)
+
+
+def _lacking(run: Run, what: str) -> InputError:
+    return InputError(f"this picture needs {what}, which {run.path} lacks")
 
 
 def _label_of(run: Run, row: int) -> Tensor | None:
     """Return the label of a test datum, (1, ...), at which latents are decoded, if the run was trained given labels."""
     y = codes.given_y(run, "test")
-    return None if y is None else y[row : row + 1]
+    if y is None:
+        return None
+    return y[row : row + 1]
 
 
 def _class_of(run: Run, row: int) -> str:
     """Return the name of the class of a test datum, or "" if there is none or it is not known."""
-    labels, data = codes.classes(run)[1], run.dataset()
-    return data.label_names[labels[row]] if labels is not None and labels[row] >= 0 else ""
+    _, labels = codes.classes(run)
+    if labels is None or labels[row] < 0:
+        return ""
+    return run.dataset().label_names[labels[row]]
 
 
 def losses(run: Run) -> Figure:
@@ -130,17 +136,26 @@ def losses(run: Run) -> Figure:
 
 def scatter(run: Run) -> Figure:
     """Return the codes of the test data, coloured by class; the run must have two latents."""
-    _require(run, codes.is_plane(run), _PLANE)
+    shown = plane(run)
+    if shown is None:
+        raise _lacking(run, _PLANE)
+    return figures.scatter_figure({"means of q(z | x), test data": shown}, run.dataset().label_names, run.title)
+
+
+def plane(run: Run) -> ScatterData | None:
+    """Return the codes of the test data and their classes; None unless there are two latents."""
+    if not codes.is_plane(run):
+        return None
     has_prior = run.vae().has_density and codes.has_normal_prior(run)
-    shown = {"means of q(z | x), test data": ScatterData(codes.codes_of(run, "test"), codes.classes(run)[1], has_prior)}
-    return figures.scatter_figure(shown, run.dataset().label_names, run.title)
+    return ScatterData(codes.codes_of(run, "test"), codes.classes(run)[1], has_prior)
 
 
 def cdf(run: Run) -> Figure:
     """Return how far each latent of the aggregate posterior, of the top layer, is from N(0, 1), the prior if any."""
     _require(run, codes.has_normal_prior(run), "the prior N(0, 1)")
-    draws, title = codes.top_layer_draws(run), f"{run.title}\nz ~ q(z | x) over the test data"
-    return figures.deviation_figure(draws, codes.latent_names(run)[-draws.shape[1] :], title)
+    draws = codes.top_layer_draws(run)
+    names = codes.latent_names(run)[-draws.shape[1] :]
+    return figures.deviation_figure(draws, names, f"{run.title}\nz ~ q(z | x) over the test data")
 
 
 def manifold(run: Run) -> Figure:
@@ -151,22 +166,27 @@ def manifold(run: Run) -> Figure:
     images = run.preparation.shown(latent_space.manifold(run.vae(), _STEPS, _label_of(run, 0)))
     ticks = [f"{z:.2f}" for z in Normal(0.0, 1.0).icdf((torch.arange(_STEPS) + 0.5) / _STEPS)]
     figure = figures.image_figure(images, _STEPS, f"{run.title}\nmean of p(x | z) at quantiles of p(z)", ticks[::-1])
-    places = [(place + 0.5) * (images.shape[-1] + 1) for place in range(_STEPS)]
+    places = figures.middles(_STEPS, images.shape[-1])
     figure.axes[0].set(xlabel="z_1", ylabel="z_2", xticks=places, xticklabels=ticks)
     return figure
 
 
 def _most_used(run: Run, places: range) -> tuple[list[int], list[str], str]:
     """Return ten latents in the order of their rates, or where unknown of the variance of codes; names; the order."""
-    rates, every = latents_used(run.vae(), codes.run_batch(run, "test"), 0.0).rates, codes.latent_names(run)
-    is_known = len(rates) == len(every)
-    use = rates if is_known else codes.codes_of(run, "test").var(0).tolist()
+    every = codes.latent_names(run)
+    use: Sequence[float] = latents_used(run.vae(), codes.run_batch(run, "test"), 0.0).rates
+    names = []
+    said = "sorted by rate, in nats"
+    if len(use) == len(every):
+        names = [f"{name}: {rate:.2f}" for name, rate in zip(every, use)]
+    else:
+        names = every
+        use = codes.codes_of(run, "test").var(0).tolist()
+        said = "sorted by the variance of their codes"
     chosen = sorted(places, key=lambda place: -use[place])
-    names = [every[place] + f": {use[place]:.2f}" * is_known for place in chosen[:10]]
-    said = f"sorted by {'rate, in nats' if is_known else 'the variance of their codes'}"
     if len(chosen) > 10:
         said += f"; the {len(chosen) - 10} others have {use[chosen[10]]:.2g} or less"
-    return chosen[:10], names, said
+    return chosen[:10], [names[place] for place in chosen[:10]], said
 
 
 def traversal(run: Run) -> Figure:
@@ -178,15 +198,18 @@ def traversal(run: Run) -> Figure:
     _require(run, run.data.is_images, "images")
     if support_of(codes.prior(run)) and not run.config.upper_latent_dims:
         return _values_of_each(run)
+    vae = run.vae()
+    y = _label_of(run, 0)
     means = codes.codes_of(run, "test")
     spread = means.std(0)
-    is_first_read = run.config.upper_latent_dims and run.config.inference != "top-down"  # by the decoder, it alone
-    dimensions, each, order = _most_used(run, range(run.config.latent_dim if is_first_read else len(spread)))
+    num_read = len(spread)
+    if run.config.upper_latent_dims and run.config.inference != "top-down":  # by the decoder, the first layer alone
+        num_read = run.config.latent_dim
+    dimensions, each, order = _most_used(run, range(num_read))
     ways = torch.linspace(-3, 3, 11).expand(len(dimensions), -1)
-    has_layers = run.vae().prior().event_shape != codes.prior(run).event_shape
-    if has_layers or not (run.vae().has_density and codes.has_normal_prior(run)):
+    has_layers = vae.prior().event_shape != codes.prior(run).event_shape
+    if has_layers or not (vae.has_density and codes.has_normal_prior(run)):
         ways = means.mean(0)[dimensions, None] + ways * spread[dimensions, None]
-    vae, y = run.vae(), _label_of(run, 0)
     rows = [latent_space.traverse(vae, means[0], d, way, y) for d, way in zip(dimensions, ways)]
     names = [f"{name}\n{way[0]:+.1f} to {way[-1]:+.1f}" for name, way in zip(each, ways)]
     title = (
@@ -198,10 +221,12 @@ def traversal(run: Run) -> Figure:
 
 def _values_of_each(run: Run) -> Figure:
     """Return a row of images for each of ten discrete variables, which is set to each of its values."""
-    vae, support = run.vae(), support_of(codes.prior(run))
-    spread = codes.codes_of(run, "test").var(0).unflatten(-1, (-1, values_of(codes.prior(run)).shape[1])).sum(-1)
-    chosen, first = spread.argsort(descending=True)[:10].tolist(), next(codes.run_batch(run, "test").split(1))
-    rows = [latent_space.set_each(vae, first, variable)[:_MOST_VALUES] for variable in chosen]
+    prior = codes.prior(run)
+    support = support_of(prior)
+    spread = codes.codes_of(run, "test").var(0).unflatten(-1, (-1, values_of(prior).shape[1])).sum(-1)
+    chosen = spread.argsort(descending=True)[:10].tolist()
+    first = next(codes.run_batch(run, "test").split(1))
+    rows = [latent_space.set_each(run.vae(), first, variable)[:_MOST_VALUES] for variable in chosen]
     title = (
         f"{run.title}\nmean of p(x | z), the likeliest code of a test image; one of its {support} at a time is set to "
         f"each of its values\n{len(chosen)} of {len(spread)} {support}, the one that varies most first"
@@ -232,10 +257,16 @@ def histograms(run: Run) -> Figure:
     """
     with run.seeded(), torch.no_grad():
         draws = codes.prior(run).sample((_PRIOR_DRAWS,))
-    name = "N(0, 1)" if codes.has_normal_prior(run) else "p(z)"
-    name = f"the prior {name}" if run.vae().has_density else f"{name} (an autoencoder has no prior)"
+    name = "p(z)"
+    if codes.has_normal_prior(run):
+        name = "N(0, 1)"
+    if run.vae().has_density:
+        name = f"the prior {name}"
+    else:
+        name += " (an autoencoder has no prior)"
     every = codes.latent_names(run)
-    layer, first = every[-1].split("_")[0], len(every) - draws.shape[1]
+    layer = every[-1].split("_")[0]
+    first = len(every) - draws.shape[1]
     chosen, names, order = _most_used(run, range(first, len(every)))
     title = f"{run.title}\nblue: {layer} ~ q(z | x) over the test data; dark red: {name}\nlatents {order}"
     drawn = draws[:, [place - first for place in chosen]]
@@ -253,15 +284,17 @@ def attributes(run: Run, names: Sequence[str] = ()) -> Figure:
     """
     _require(run, run.data.is_images, "images")
     data = run.dataset()
-    train, test = data.train_labels, data.test_labels
+    train = data.train_labels
+    test = data.test_labels
     if train is None or test is None or train.dim() != 2:
-        raise InputError(f"this picture needs attributes of its images, which {run.path} lacks")
+        raise _lacking(run, "attributes of its images")
     names = names or [name for name in _SHOWN_ATTRIBUTES if name in data.label_names]
     _require(run, bool(names), "attributes to show: give --attribute")
     rows = []
     for name in names:
         column = data.label_names.index(check_name("attribute", name, data.label_names))
-        in_train, in_test = train[:, column].bool(), test[:, column].bool()
+        in_train = train[:, column].bool()
+        in_test = test[:, column].bool()
         has_both = all(has.any() and not has.all() for has in (in_train, in_test))
         _require(run, has_both, f"training and test images with and without {name}")
         start = int((~in_test).int().argmax())
@@ -276,36 +309,60 @@ def attributes(run: Run, names: Sequence[str] = ()) -> Figure:
     return figures.image_figure(images, len(_ALPHAS) + 1, title, names)
 
 
+_PARTS = {  # of a gap, in the order in which they are added
+    "amortisation": "by the encoder: L[q*] - L[q]",
+    "correlations": "by independence: L of full covariance - L[q*]",
+    "shape": "by the shape: L of a flow - L of full covariance",
+    "rest": "by the rest: log p(x) - L of a flow",
+}
+
+
 def gaps(run: Run, report: Report) -> Figure | None:
     """Return how log p(x) - ELBO falls into parts, of test and training data, above the test images that lose most.
 
-    None where it was not computed, or too few data are trusted.
+    Each bar starts where the last one ended. None where it was not computed, or too few data are trusted.
     """
     if not (report.gaps and report.gaps.rest):
         return None
     both = {"test data": report.gaps, "training data": report.train_gaps}
-    found = {f"{part.num_images:,} {name}": part for name, part in both.items() if part and part.rest}
-    parts = {
-        "amortisation": "by the encoder: L[q*] - L[q]",
-        "correlations": "by independence: L of full covariance - L[q*]",
-        "shape": "by the shape: L of a flow - L of full covariance",
-        "rest": "by the rest: log p(x) - L of a flow",
-    }
-    bars = {name: {label: getattr(one, part) for part, label in parts.items()} for name, one in found.items()}
-    images, lost = torch.empty(0), list[str]()
-    if run.data.is_images:
-        places, nats = zip(*report.gaps.largest)
-        (x,) = codes.run_batch(run, "test").rows(torch.tensor(places)).x.split(len(places))
-        images = run.preparation.shown(x)
-        lost = [f"{one:.1f}" for one in nats]
+    shown = {name: part for name, part in both.items() if part and part.rest}
     title = f"{run.title.splitlines()[0]}\nfrom the ELBO L[q] to log p(x); q* is the best Normal for each datum alone"
-    return figures.gaps_figure(bars, images, lost, title)
+    height = 2.2
+    if run.data.is_images:
+        height = 3.6
+    figure = figures.titled_figure(title, 10.0, height)
+    grid = figure.add_gridspec(1 + run.data.is_images, len(shown))
+    first = figure.add_subplot(grid[0, 0])
+    panels = [first]
+    panels += [figure.add_subplot(grid[0, place], sharex=first, sharey=first) for place in range(1, len(shown))]
+    for axes, (name, found) in zip(panels, shown.items()):
+        start = 0.0
+        for place, part in enumerate(_PARTS):
+            one = getattr(found, part)
+            axes.barh(place, one.mean, left=start, xerr=one.stderr, color=figures.PALETTE[place], capsize=2)
+            end = max(start, start + one.mean) + one.stderr
+            axes.annotate(str(one), (end, place), (4, 0), textcoords="offset points", va="center", fontsize=7)
+            start += one.mean
+        axes.set_yticks(range(len(_PARTS)), [*_PARTS.values()])
+        axes.tick_params(labelsize=7, labelleft=axes is first)
+        axes.set_title(f"{found.num_images:,} {name}", fontsize=8)
+        axes.set_xlabel("nats per datum above the ELBO L[q]", fontsize=7)
+    low, high = first.get_xlim()
+    first.set(xlim=(low, high + 0.35 * (high - low)), ylim=(len(_PARTS) - 0.4, -0.6))
+    if run.data.is_images:
+        rows, lost = zip(*report.gaps.largest)
+        (x,) = codes.run_batch(run, "test").rows(torch.tensor(rows)).x.split(len(rows))
+        axes = figure.add_subplot(grid[1, :])
+        figures.show_images(axes, run.preparation.shown(x), len(rows))
+        axes.set_xticks(figures.middles(len(rows), x.shape[-1]), [f"{one:.1f}" for one in lost], fontsize=7)
+        axes.set_xlabel("log p(x) - L[q] of the test images that lose most, in nats", fontsize=7)
+    return figure
 
 
 def calibration(run: Run, report: Report) -> Figure | None:
     """Return how often z is below quantiles of q(z | x), for each latent, and in regions of its highest density.
 
-    None where it was not computed.
+    A line that leaves the band is dark red. None where it was not computed.
     """
     coverage = report.coverage
     if coverage is None:
@@ -314,7 +371,24 @@ def calibration(run: Run, report: Report) -> Figure | None:
         f"{run.title.splitlines()[0]}\n{coverage.num_images:,} data drawn from the VAE; grey: the band that holds "
         "all points at 95 % if q(z | x) is p(z | x)"
     )
-    return figures.calibration_figure(coverage.latents, coverage.regions, coverage.band, title)
+    figure = figures.titled_figure(title, 9.0, 3.6)
+    masses = np.arange(0, 11) / 10
+    ends = np.array([0, *[coverage.band] * 9, 0])
+    panels = [
+        (coverage.latents, "mass of q(z_l | x) below a quantile", "share of data whose z_l is below it"),
+        ([coverage.regions], "mass of a region of highest density of q(z | x)", "share of data whose z is in it"),
+    ]
+    for axes, (lines, mass, share) in zip(figure.subplots(1, 2), panels):
+        axes.fill_between(masses, masses - ends, masses + ends, color="#d8d8d8", linewidth=0)
+        for line in lines:
+            colour = figures.PALETTE[0]
+            if np.abs(np.array(line) - masses[1:-1]).max() > coverage.band:
+                colour = figures.PALETTE[6]
+            axes.plot(masses, [0, *line, 1], color=colour, linewidth=0.9, alpha=0.8)
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axes.set_xlabel(mass, fontsize=8)
+        axes.set_ylabel(share, fontsize=8)
+    return figure
 
 
 OF_REPORTS = {"gaps": gaps, "calibration": calibration}  # of a run and its report; None where it lacks what is drawn

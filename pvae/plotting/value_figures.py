@@ -19,11 +19,11 @@ from pvae.core.errors import InputError, one_line
 from pvae.data.schema import Column
 from pvae.plotting.figures import PALETTE, WIDTH, drawable, titled_figure
 
-__all__ = ["reconstructed_rows_figure", "reconstructed_values_figure", "sampled_values_figure"]
-
-_DATA, _MODEL = PALETTE[0], PALETTE[1]
+_DATA = PALETTE[0]
+_MODEL = PALETTE[1]
 _MOST = 8  # columns of a table, or values of a series at one time, that are drawn
-_SHOWN, _TAIL = 0.98, 0.4  # the share of values that is drawn where these take less than such a share of the range
+_SHOWN = 0.98  # the share of values that is drawn,
+_TAIL = 0.4  # where they take less than this share of the range
 _MISSING: Any = {"facecolor": "#e4e4e4", "edgecolor": "#8a8a8a", "hatch": "////", "linewidth": 0, "label": "missing"}
 
 
@@ -43,9 +43,12 @@ def reconstructed_values_figure(data: Tensor, means: Tensor, title: str, test: T
         InputError: the data are neither vectors nor series.
     """
     _check_shape(data)
-    (mean, std), units = _moments(test), "test data"
+    mean, std = _moments(test)
+    units = "test data"
     if data.dim() == 2 and std.max() > 20 * std.min():
-        data, means, units = (data - mean) / std, (means - mean) / std, "test data, each column standardised"
+        data = (data - mean) / std
+        means = (means - mean) / std
+        units = "test data, each column standardised"
     figure, panels = _panels(f"{title}\n{units}, and means of p(x | z), z ~ q(z | x)", len(data))
     for axes, x, mean, name in zip(panels, data, means, names):
         if data.dim() == 2:
@@ -71,29 +74,35 @@ def reconstructed_rows_figure(
     """
     shown = columns[: 2 * _MOST]
     data, draws, test = (one[..., : len(shown)] for one in (data, draws, test))
-    (mean, std), of_draws = _moments(test), {"color": _MODEL, "edgecolor": _MODEL, "height": 0.6}
+    mean, std = _moments(test)
     texts = [d for d, column in enumerate(shown) if column.categories]
     parts = [part for part in ([d for d in range(len(shown)) if d not in texts], texts) if part]
     said = f"test data, {len(shown)} of {len(columns):,} columns; {len(draws)} draws of p(x | z), z ~ q(z | x)"
     figure = titled_figure(f"{title}\n{said}", WIDTH, 0.2 * len(shown) + 0.3 * len(parts) + 0.9)
     heights = [len(part) + 1.5 for part in parts]
     grid = figure.subplots(len(parts), len(data), sharex="row", sharey="row", squeeze=False, height_ratios=heights)
+    bar: Any = {"color": _MODEL, "edgecolor": _MODEL, "height": 0.6}
     for panels, part in zip(grid, parts):
         for axes, x, drawn in zip(panels, data, draws.unbind(1)):
-            value, low, high = (x - mean) / std, *(((drawn - mean) / std).quantile(q, 0) for q in (0.05, 0.95))
-            axes.use_sticky_edges = part is texts  # an interval does not end at the edge of the panel
+            value = (x - mean) / std
+            low, high = ((drawn - mean) / std).quantile(torch.tensor([0.05, 0.95]).to(drawn), 0)
             for y, d in enumerate(part):
                 if x[d].isnan():
                     axes.axhspan(y - 0.4, y + 0.4, **_MISSING)
                 elif part is texts:
-                    axes.barh(y, (drawn[:, d] == x[d]).double().mean().item(), label="probability", **of_draws)
+                    axes.barh(y, (drawn[:, d] == x[d]).double().mean().item(), label="probability", **bar)
                     axes.text(0.03, y, _label(shown[d].text(x[d].item()), 10), va="center")
                 else:
-                    axes.barh(y, (high - low)[d].item(), left=low[d].item(), label="90 % of p(x | z)", **of_draws)
+                    axes.barh(y, (high - low)[d].item(), left=low[d].item(), label="90 % of p(x | z)", **bar)
                     axes.plot(value[d].item(), y, "o", color=_DATA, markersize=4, label="x")
             axes.set_yticks(range(len(part)), [_label(shown[d].name) for d in part])
-            axes.set(ylim=(len(part) - 0.5, -0.5), **({"xlim": (0, 1)} if part is texts else {}))
-        panels[0].set_xlabel("probability of the category" if part is texts else "standard deviations", loc="left")
+            axes.set_ylim(len(part) - 0.5, -0.5)
+            axes.use_sticky_edges = part is texts  # an interval does not end at the edge of the panel
+        if part is texts:
+            panels[0].set_xlim(0, 1)
+            panels[0].set_xlabel("probability of the category", loc="left")
+        else:
+            panels[0].set_xlabel("standard deviations", loc="left")
     for axes, name in zip(grid[0], names):
         axes.set_title(_label(name, 14), fontsize=10)
     _add_key(figure, [*grid.flat])
@@ -121,15 +130,17 @@ def _check_shape(data: Tensor) -> None:
 
 def _panels(title: str, count: int, num_columns: int = 4) -> tuple[Figure, list[Axes]]:
     """Return a figure and its panels in rows."""
-    num_rows = -(-count // num_columns)
+    num_rows = math.ceil(count / num_columns)
     figure = titled_figure(title, WIDTH, 1.5 * num_rows + 0.6)
     return figure, [figure.add_subplot(num_rows, num_columns, place + 1) for place in range(count)]
 
 
 def _draw_series(axes: Axes, x: Tensor, style: str, label: str) -> None:
     """Draw the first values at each time of a series (T, D)."""
-    for number, values in enumerate(x.T[:_MOST]):
-        axes.plot(values.tolist(), style, color=PALETTE[number % len(PALETTE)], label=label * (number == 0))
+    lines = axes.plot(x[:, :_MOST].numpy(force=True), style)
+    for line, colour in zip(lines, PALETTE):
+        line.set_color(colour)
+    lines[0].set_label(label)
 
 
 def sampled_values_figure(
@@ -165,13 +176,19 @@ def sampled_values_figure(
     text = f"{title}\nmarginals of {rows}, {count} of {data.shape[1]:,} columns"
     figure, panels = _panels(text, count, 3)
     for number, axes in enumerate(panels):
-        name = _label(columns[number].name) if columns else f"x_{number + 1}"
-        if missing := data[:, number].isnan().double().mean().item():
+        values = [one[:, number][one[:, number].isfinite()].double() for one in (data, samples)]
+        column = None
+        name = f"x_{number + 1}"
+        if columns:
+            column = columns[number]
+            name = _label(column.name)
+        missing = data[:, number].isnan().double().mean().item()
+        if missing:
             name += f", {missing:.0%} missing"
-        both = [one[:, number][one[:, number].isfinite()].double() for one in (data, samples)]
-        column = columns[number] if columns else None
-        categories = column.categories if column else ()
-        name += _draw_shares(axes, both, categories) if categories else _draw_densities(axes, both, column)
+        if column is not None and column.categories:
+            name += _draw_shares(axes, values, column.categories)
+        else:
+            name += _draw_densities(axes, values, column)
         axes.set_title(textwrap.fill(name, 26), fontsize=9)
     _add_key(figure, panels)
     return figure
@@ -181,33 +198,44 @@ def _draw_shares(axes: Axes, both: Sequence[Tensor], categories: Sequence[str]) 
     """Draw the shares of the most frequent categories in data and samples; return how many there are."""
     counts = both[0].long().bincount(minlength=len(categories))
     codes = counts.argsort(descending=True, stable=True)[: 2 * _MOST].sort().values.tolist()
-    for side, (one, label, colour) in enumerate(zip(both, ("data", "samples"), (_DATA, _MODEL))):
-        shares = [(one == code).double().mean().item() for code in codes]
-        axes.bar(np.arange(len(shares)) + 0.4 * side - 0.2, shares, 0.4, color=colour, label=label)
+    for values, label, colour, shift in zip(both, ("data", "samples"), (_DATA, _MODEL), (-0.2, 0.2)):
+        shares = [(values == code).double().mean().item() for code in codes]
+        axes.bar(np.arange(len(shares)) + shift, shares, 0.4, color=colour, label=label)
     axes.set_xticks(range(len(codes)), [_label(categories[code]) for code in codes], rotation=90)
-    return f", {len(codes)} of {len(categories)} categories" * (len(codes) < len(categories))
+    if len(codes) == len(categories):
+        return ""
+    return f", {len(codes)} of {len(categories)} categories"
 
 
 def _draw_densities(axes: Axes, both: Sequence[Tensor], column: Column | None) -> str:
     """Draw histograms of the numbers in data and samples; return what is not drawn as it is."""
-    bins: Any = 20
-    values, said = torch.cat([*both]), ""
-    low, high = (values.min().item(), values.max().item()) if len(values) else (0.0, 1.0)
-    lengths = [len(one) for one in both]
-    if (cut := _cut(both[0])) is not None and any(one <= cut for one in both[1].tolist()):
-        said = f", {(both[0] <= cut).double().mean():.0%} of the data"
-        both, high = [one[one <= cut] for one in both], cut
+    data, samples = both
+    said = ""
+    every = torch.cat([data, samples])
+    if not len(every):
+        every = torch.tensor([0.0, 0.5, 1.0])
+    low = every.min().item()
+    high = every.max().item()
+    is_whole = bool(((every == every.round()) & (every.abs() < 2**24)).all())  # of larger ones float32 has no fractions
+    shown = [data, samples]
+    cut = _cut(data)
+    if cut is not None and (samples <= cut).any():
+        said = f", {(data <= cut).double().mean():.0%} of the data"
+        shown = [one[one <= cut] for one in both]
+        high = cut
     # Between large values whose differences are small there are too few floats for bins and bars.
-    if is_narrow := (high - low or 1.0) < 1000 * np.spacing(max(abs(low), abs(high))):
-        both, said = [one - low for one in both], f"{said}, less {low:.17g}"
-    # Of larger numbers float32 holds no fractions.
-    if is_whole := len(values) > 0 and bool(((values == values.round()) & (values.abs() < 2**24)).all()):
+    is_narrow = (high - low or 1.0) < 1000 * np.spacing(max(abs(low), abs(high)))
+    if is_narrow:
+        shown = [one - low for one in shown]
+        said += f", less {low:.17g}"
+    style: Any = {"color": [_DATA, _MODEL], "label": ["data", "samples"], "bins": 20, "density": True}
+    if is_whole:
         width = math.ceil((high - low + 1) / 20)
-        bins = np.arange(low - 0.5, high + 0.5 + width, width)
+        style["bins"] = np.arange(low - 0.5, high + 0.5 + width, width)
+        style["weights"] = [[1 / len(whole)] * len(one) for whole, one in zip(both, shown)]
+        style["density"] = False
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    weights = [[1 / length] * len(one) for one, length in zip(both, lengths)] if is_whole else None
-    style: Any = {"color": [_DATA, _MODEL], "label": ["data", "samples"], "density": not is_whole}
-    axes.hist([one.tolist() for one in both], bins, weights=weights, **style)
+    axes.hist([one.tolist() for one in shown], **style)
     axes.yaxis.set_major_formatter("{x:g}")  # without a power of ten beside the title
     if column is not None and not is_narrow:
         axes.locator_params(axis="x", nbins=3)
@@ -220,14 +248,20 @@ def _cut(x: Tensor) -> float | None:
     if not len(x):
         return None
     low, cut, high = np.quantile(x, (0, _SHOWN, 1)).tolist()
-    return cut if 0 < cut - low < _TAIL * (high - low) else None
+    if 0 < cut - low < _TAIL * (high - low):
+        return float(cut)
+    return None
 
 
 def _label(text: str, most: int = 20) -> str:
     """Return the name of a column or a category for an axis: an axis writes its labels anew while it is drawn."""
-    return drawable(one_line(text if len(text) <= most else f"{text[: most - 3]}..."))
+    if len(text) > most:
+        text = f"{text[: most - 3]}..."
+    return drawable(one_line(text))
 
 
 def _tick(column: Column, value: float, _: int | None) -> str:
     """Return the text of a value of a column on an axis."""
-    return column.text(value, is_given=True) if column.date_format else f"{column.origin + value:.9g}{column.suffix}"
+    if column.date_format:
+        return column.text(value, is_given=True)
+    return f"{column.origin + value:.9g}{column.suffix}"

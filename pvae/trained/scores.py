@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,30 +16,19 @@ from pvae.config.config import Config
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
 from pvae.core.files import markdown_of
-from pvae.data.preparation import Pixels
+from pvae.data.dataset import Dataset
+from pvae.data.preparation import Pixels, Preparation
+from pvae.data.schema import DataRecord
 from pvae.distributions.joint import Joint
 from pvae.distributions.power_spherical import PowerSpherical
 from pvae.marginal.chunks import data_at_once
 from pvae.marginal.importance import importance_sample
+from pvae.marginal.log_p import METHODS
 from pvae.runs.run import Run
 from pvae.vae import VAE
 
 if TYPE_CHECKING:
     import pandas
-
-
-__all__ = [
-    "LAYER_RATE",
-    "Estimate",
-    "bits_of",
-    "bits_per_dimension",
-    "elbo_terms",
-    "posterior_mean_loss",
-    "score_images",
-    "to_text",
-    "with_likelihood",
-    "with_normalised_likelihood",
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,62 +129,71 @@ def _exact_rate(posterior: Any, prior: Any) -> Tensor:
     return kl_divergence(posterior, prior.expand(posterior.batch_shape))  # torch's for Bernoulli needs one shape
 
 
-def with_likelihood(
-    run: Run, x: Tensor, y: Tensor | None = None, rows: Tensor | None = None, split: str = "test"
-) -> tuple[VAE, Batch, str]:
-    """Return `with_normalised_likelihood` for the VAE of a run."""
-    num_labels = len(run.data.label_names)
-    return with_normalised_likelihood(
-        run.config, run.vae(), run.data.datum_shape, x, y, rows, num_labels, run.has_own_vae, split
-    )
-
-
-def with_normalised_likelihood(
-    config: Config,
-    vae: VAE,
-    datum_shape: Sequence[int],
-    x: Tensor,
-    y: Tensor | None = None,
-    rows: Tensor | None = None,
-    num_labels: int = 0,
-    has_own_vae: bool = False,
-    split: str = "test",
-) -> tuple[VAE, Batch, str]:
-    """Return a VAE whose likelihood is a probability or a density, data in its domain, and the kind of their pixels.
-
-    A VAE with a pseudo-Bernoulli of grey pixels is replaced by one with a Bernoulli of binary pixels and the same
-    networks.
+class Normalised(NamedTuple):
+    """A VAE whose likelihood is a probability or a density, and how data come into its domain.
 
     Args:
-        config: configuration of the VAE.
-        vae: in eval mode.
-        datum_shape: shape of the images of the data, before padding.
-        x: data: images as bytes, or other data.
-        y: their labels, if the VAE takes labels.
-        rows: the data to take, int64 (M,); all by default. A pixel is binarized by its place among all.
-        num_labels: number of classes or attributes of the data.
-        has_own_vae: the VAE was built in Python.
-        split: of the data, "train", "valid" or "test", each of which is binarized by draws of its own.
-
-    Raises:
-        InputError: the VAE was built in Python, and its likelihood is a pseudo-likelihood.
+        vae: the VAE.
+        preparation: of its data.
+        kind: of their pixels, if these are others than the VAE was trained on; "" if not.
     """
-    kind = ""
-    if vae.is_pseudo:
+
+    vae: VAE
+    preparation: Preparation
+    kind: str
+
+    @classmethod
+    def of(cls, config: Config, vae: VAE, data: Dataset | DataRecord, has_own_vae: bool = False) -> Normalised:
+        """Return a VAE, or in place of one with a pseudo-Bernoulli of grey pixels one of binary pixels.
+
+        Args:
+            config: configuration of the VAE.
+            vae: in eval mode. A VAE of binary pixels has the same networks.
+            data: which it was trained on: their shape and their labels.
+            has_own_vae: the VAE was built in Python.
+
+        Raises:
+            InputError: the VAE was built in Python, and its likelihood is a pseudo-likelihood.
+        """
+        if not vae.is_pseudo:
+            return cls(vae, preparation_of(config, has_own_vae), "")
         config = config.replace(binarize="static")
         with torch.random.fork_rng(devices=[]):
-            binary = build_vae(config, datum_shape, num_labels).eval()
+            binary = build_vae(config, data.datum_shape, len(data.label_names)).eval()
         try:
             binary.load_state_dict(vae.state_dict())
         except RuntimeError:  # a VAE that was built in Python
             raise InputError(
                 "p(x | z) is a pseudo-likelihood, and log p(x) needs a likelihood: give one to the VAE"
             ) from None
-        vae, kind = binary, "binarized: each drawn once, with its grey value as probability"
-    preparation = preparation_of(config, has_own_vae)
-    pixels = preparation.x_of(x, split, rows)
-    batch = Batch(pixels, y if y is None or rows is None or len(y) == 1 else y[rows])
-    return vae, batch, kind or (preparation.kind if pixels.is_bytes else "")
+        kind = "binarized: each drawn once, with its grey value as probability"
+        return cls(binary, preparation_of(config, has_own_vae), kind)
+
+    def batch(
+        self, x: Tensor, y: Tensor | None = None, rows: Tensor | None = None, split: str = "test"
+    ) -> tuple[VAE, Batch, str]:
+        """Return the VAE, data in its domain, and the kind of their pixels.
+
+        Args:
+            x: data: images as bytes, or other data.
+            y: their labels, if the VAE takes labels.
+            rows: the data to take, int64 (M,); all by default. A pixel is binarized by its place among all.
+            split: of the data, "train", "valid" or "test", each of which is binarized by draws of its own.
+        """
+        pixels = self.preparation.x_of(x, split, rows)
+        if y is not None and rows is not None and len(y) > 1:
+            y = y[rows]
+        kind = self.kind
+        if pixels.is_bytes and not kind:
+            kind = self.preparation.kind
+        return self.vae, Batch(pixels, y), kind
+
+
+def with_likelihood(
+    run: Run, x: Tensor, y: Tensor | None = None, rows: Tensor | None = None, split: str = "test"
+) -> tuple[VAE, Batch, str]:
+    """Return the VAE of a run as `Normalised`, and data as its `batch`."""
+    return Normalised.of(run.config, run.vae(), run.data, run.has_own_vae).batch(x, y, rows, split)
 
 
 def bits_per_dimension(vae: VAE, log_p: Tensor, x: Pixels) -> Tensor | None:
@@ -254,6 +252,8 @@ def score_images(
         The names as index "name", and the columns
         log_p: the estimate of log p(x) from K importance weights, in the mean a lower bound;
         stderr: its standard error from the draws of z, too small where the effective sample size is small;
+        method: the name of the method of `log_p`, as `pvae evaluate` says it;
+        is_trusted: whether its diagnostics trust the estimate and its error;
         effective: effective sample size of the importance weights, between 1 and K;
         bits_per_dimension: of `log_p`, as in `normalised.bits_per_dimension`, if it has bits;
         elbo: the ELBO, from ten draws of z, with a closed-form rate where there is one;
@@ -275,16 +275,19 @@ def score_images(
     terms = elbo_terms(vae, batch)
     bits = bits_per_dimension(vae, sample.log_p, batch.x)
     missing = batch.x.images.isnan().flatten(1).sum(1)
-    columns = {
+    columns: dict[str, Any] = {
         "log_p": sample.log_p,
         "stderr": sample.stderr,
+        "method": [METHODS[number] for number in sample.method],
+        "is_trusted": sample.is_trusted,
         "effective": sample.effective,
-        **({} if bits is None else {"bits_per_dimension": bits}),
-        **{name: terms[name] for name in ("elbo", "distortion", "rate")},
-        **({"missing": missing} if missing.any() else {}),
     }
-    values = {name: column.numpy() for name, column in columns.items()}
-    return pandas.DataFrame(values, index=pandas.Index([*names], name="name", dtype=object))
+    if bits is not None:
+        columns["bits_per_dimension"] = bits
+    columns |= {name: terms[name] for name in ("elbo", "distortion", "rate")}
+    if missing.any():
+        columns["missing"] = missing
+    return pandas.DataFrame(columns, index=pandas.Index([*names], name="name", dtype=object))
 
 
 def to_text(scores: pandas.DataFrame, beside: Sequence[str] = ()) -> str:
@@ -293,9 +296,12 @@ def to_text(scores: pandas.DataFrame, beside: Sequence[str] = ()) -> str:
     forms |= dict.fromkeys(("elbo", "distortion", "rate"), "{:.2f}")
     titles = {"effective": "effective sample", "bits_per_dimension": "bits per dimension", "elbo": "ELBO"}
     rows = []
-    for name, score in zip(scores.index, scores.to_dict("records")):
-        row = {"name": name, "log p(x)": f"{score.pop('log_p'):.2f} +- {score.pop('stderr'):.2f}"}
+    for name, score in zip(scores.index, scores.drop(columns="method").to_dict("records")):
+        log_p = f"{score.pop('log_p'):.2f} +- {score.pop('stderr'):.2f}"
+        if not score.pop("is_trusted"):
+            log_p += " (not reliable)"
+        row = {"name": name, "log p(x)": log_p}
         rows.append(row | {titles.get(key, key): forms[key].format(value) for key, value in score.items()})
-    return markdown_of(
-        [row | {"values, the most surprising first": text} for row, text in zip(rows, beside)] if beside else rows
-    )
+    for row, text in zip(rows, beside):
+        row["values, the most surprising first"] = text
+    return markdown_of(rows)

@@ -24,10 +24,9 @@ from pvae.core.terminal import Interruptions, print_line, progress_bar
 from pvae.data.dataset import random_subset
 from pvae.data.preparation import Pixels
 from pvae.data.schema import Column
-from pvae.evaluation.forecast import forecast
-from pvae.evaluation.learned import what_was_learned
 from pvae.evaluation.measures.floor import floor
-from pvae.evaluation.measures.latents import COLLAPSED, said_of_collapse
+from pvae.evaluation.measures.latents import COLLAPSED, forecast, said_of_collapse
+from pvae.evaluation.report import what_was_learned
 from pvae.runs import writer
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience
 from pvae.runs.run import HISTORY_ROWS, Instant, Run, shown_rows

@@ -13,10 +13,9 @@ from pvae.config.choices import values_config
 from pvae.config.config import Config
 from pvae.data.dataset import Column, Dataset
 from pvae.evaluation.context import Context
-from pvae.evaluation.learned import what_was_learned
 from pvae.evaluation.measures.baselines import compare_with, simple_models
 from pvae.evaluation.measures.samples import SampleQuality
-from pvae.evaluation.report import evaluate, to_text
+from pvae.evaluation.report import evaluate, to_text, what_was_learned
 from pvae.models.features import fit_to
 from pvae.training.fit import fit
 
@@ -130,7 +129,7 @@ def test_a_training_says_what_it_learned_and_so_does_its_report(tmp_path):
     assert run.metrics()[0].epoch == 0
     best = max(row.elbo for row in run.metrics() if row.split == "valid")
     assert best >= run.metrics()[0].elbo
-    quality = Context(run).measure(SampleQuality)
+    quality = Context(run).once(SampleQuality.of)
     assert report.samples == quality
     assert quality.num_draws == len(data.train)
     assert quality.column_shapes > 0.85

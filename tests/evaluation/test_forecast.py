@@ -16,7 +16,7 @@ from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.data.preparation import Pixels
-from pvae.evaluation.forecast import forecast
+from pvae.evaluation.measures.latents import forecast
 from pvae.reference import linear_gaussian
 
 LATENTS = 3

@@ -84,7 +84,8 @@ def test_scores_are_the_importance_sample_and_the_elbo(given, kind):
         sample, terms = importance_sample(vae, x, 20), elbo_terms(vae, x)
     assert sum(done) == 7
     assert [*scores.index] == names, "in the order of the data"
-    for name, values in {**sample._asdict(), **terms}.items():
+    assert {*scores["method"]} == {"importance"}
+    for name, values in {**sample._replace(method=scores["method"])._asdict(), **terms}.items():
         assert name not in scores or scores[name].tolist() == values.tolist()
     torch.testing.assert_close(terms["elbo"], -terms["distortion"] - terms["rate"])
     scale = {"density": 127.5}.get(kind, 1)

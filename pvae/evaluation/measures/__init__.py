@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from pvae.evaluation.context import Measure
 from pvae.evaluation.measures.baselines import Baselines
 from pvae.evaluation.measures.codes import CodesUsed
-from pvae.evaluation.measures.columns import ColumnDistortions
 from pvae.evaluation.measures.conditional import Conditional
 from pvae.evaluation.measures.coverage import Coverage
+from pvae.evaluation.measures.disentanglement import Disentanglement
 from pvae.evaluation.measures.elbo import ElboParts
-from pvae.evaluation.measures.floor import Floor
+from pvae.evaluation.measures.floor import ColumnDistortions, Floor
 from pvae.evaluation.measures.gaps import Gaps, TrainGaps
 from pvae.evaluation.measures.latents import LatentsUsed
 from pvae.evaluation.measures.log_likelihood import LogLikelihood
-from pvae.evaluation.measures.measure import Measure
 from pvae.evaluation.measures.rate import RateDecomposition
 from pvae.evaluation.measures.samples import SampleQuality
-
-__all__ = ["MEASURES"]
 
 MEASURES: dict[str, type[Measure]] = {
     "elbo_parts": ElboParts,
@@ -32,4 +30,5 @@ MEASURES: dict[str, type[Measure]] = {
     "train_gaps": TrainGaps,
     "coverage": Coverage,
     "conditional": Conditional,
+    "disentanglement": Disentanglement,
 }

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
+from torch.distributions import Categorical, Distribution, MixtureSameFamily, MultivariateNormal
 
 from pvae.core.protocol import takes_labels
-from pvae.evaluation.measures.measure import Measure
+from pvae.evaluation.context import Context, Measure
 from pvae.models.features import features_seen, steps_of
 from pvae.models.start import SIZES, WIDEST, Array, fit_mixture, linear_models, quietly
 from pvae.trained.scores import Estimate
 from pvae.vae import VAE
-
-if TYPE_CHECKING:
-    from pvae.evaluation.context import Context
-
-__all__ = ["Baselines", "SimpleModel", "compare_with", "simple_models"]
 
 _ROWS = 10_000  # training data, evenly spaced, to which models are fitted
 _MOST_FOR_FULL = 50  # values of a datum, of a mixture with full covariance matrices
@@ -35,11 +30,13 @@ class SimpleModel(NamedTuple):
     Args:
         kind: "linear" or "mixture".
         name: what it is.
-        log_p: log p(x) of each datum, (M,) nats.
+        valid: log p(x) of each datum by which it was chosen, nats.
+        log_p: log p(x) of each held-out datum, (M,) nats.
     """
 
     kind: str
     name: str
+    valid: Tensor
     log_p: Tensor
 
 
@@ -60,13 +57,23 @@ class Baselines(Measure):
         verdict: both gains in words.
     """
 
-    linear_model: str = field(default="", metadata={"linear model": ""})
-    linear: Estimate | None = field(default=None, metadata={"  its log p(x)": "exact"})
-    linear_gain: Estimate | None = field(default=None, metadata={"  ELBO - it": "datum by datum"})
-    mixture_model: str = field(default="", metadata={"mixture": ""})
-    mixture: Estimate | None = field(default=None, metadata={"  its log p(x)": "exact"})
-    mixture_gain: Estimate | None = field(default=None, metadata={"  ELBO - it": "datum by datum"})
-    verdict: str = field(metadata={"verdict": ""})
+    linear_model: str = ""
+    linear: Estimate | None = None
+    linear_gain: Estimate | None = None
+    mixture_model: str = ""
+    mixture: Estimate | None = None
+    mixture_gain: Estimate | None = None
+    verdict: str
+
+    words = {
+        "linear_model": ("linear model", ""),
+        "linear": ("  its log p(x)", "exact"),
+        "linear_gain": ("  ELBO - it", "datum by datum"),
+        "mixture_model": ("mixture", ""),
+        "mixture": ("  its log p(x)", "exact"),
+        "mixture_gain": ("  ELBO - it", "datum by datum"),
+        "verdict": ("verdict", ""),
+    }
 
     @classmethod
     def of(cls, context: Context) -> Baselines | None:
@@ -75,23 +82,26 @@ class Baselines(Measure):
         if run.data.is_images or run.config.takes_labels:
             return None
         (held_out,) = batch.x.split(len(batch))
-        splits = [context.data.splits.get(name, context.data.train) for name in ("train", "valid")]
-        train, valid = (run.preparation.prepared(x, name) for x, name in zip(splits, ("train", "valid")))
+        train = run.preparation.prepared(context.data.train, "train")
+        valid = run.preparation.prepared(context.data.splits.get("valid", context.data.train), "valid")
         return compare_with(simple_models(context.vae, train, valid, held_out), context.terms["elbo"])
 
     @property
     def models(self) -> list[tuple[str, Estimate, Estimate]]:
         """Name, log p(x) and gain of the models that there are; the linear one is the first."""
-        linear = self.linear_model, self.linear, self.linear_gain
-        mixture = self.mixture_model, self.mixture, self.mixture_gain
-        return [(name, log_p, gain) for name, log_p, gain in (linear, mixture) if log_p and gain]
+        every = [
+            (self.linear_model, self.linear, self.linear_gain),
+            (self.mixture_model, self.mixture, self.mixture_gain),
+        ]
+        return [(name, log_p, gain) for name, log_p, gain in every if log_p and gain]
 
 
 def compare_with(models: list[SimpleModel], elbo: Tensor) -> Baselines | None:
     """Return what simple models reach beside the ELBO of each datum, (M,) nats; None if there are none."""
     if not models:
         return None
-    found, said = dict[str, Any](), list[str]()
+    found = dict[str, Any]()
+    said = list[str]()
     for one in models:
         gain = Estimate.of(elbo - one.log_p)
         found |= {f"{one.kind}_model": one.name, one.kind: Estimate.of(one.log_p), f"{one.kind}_gain": gain}
@@ -132,57 +142,66 @@ def simple_models(vae: VAE, train: Tensor, valid: Tensor, held_out: Tensor) -> l
     p_x: Any = vae.p_x
     if takes_labels(p_x) or not hasattr(p_x, "outputs_for") or train[0].numel() > WIDEST:
         return []
-    train, splits = train[:: math.ceil(len(train) / _ROWS)], (valid, held_out)
+    train = train[:: math.ceil(len(train) / _ROWS)]
+    splits = [valid, held_out]
     y = p_x.normal_values(train)
     try:
-        if y is None or train.isnan().any() or any(one.isnan().any() for one in splits):
-            name, _, log_p = _products(vae, train, *splits)
-            return [SimpleModel("mixture", name, log_p)]
+        if y is None or any(one.isnan().any() for one in (train, *splits)):
+            return [_products(vae, train, splits)]
     except NotImplementedError:
         return []
-    values = [(one.numpy(force=True), slope.sum(-1)) for one, slope in map(p_x.normal_values, splits)]
     steps = steps_of(train).flatten().to(y[1]) * y[1].exp()  # of y
     noise = (steps.square() / (2 * math.pi)).mean(0)  # whose density is 1 / u at most
     features = y[0].numpy(force=True)
+    values = [(one.cpu(), slope.sum(-1)) for one, slope in map(p_x.normal_values, splits)]
+
+    def fitted(kind: str, name: str, density: Distribution) -> SimpleModel:
+        return SimpleModel(kind, name, *(density.log_prob(one) + slope for one, slope in values))
+
     least = np.where(features.std(0) > 0, noise.numpy(force=True).clip(min=_LEAST_NOISE), 1.0)
-    linear = linear_models(features, values[0][0], train[0].numel(), least)[:-1]  # without principal components
-    found = [[one.name, *(_linear(one, y) + slope for y, slope in values)] for one in linear]
-    mixtures = [[name, *(of(y) + slope for y, slope in values)] for name, of in _mixtures(features, noise)]
+    every = linear_models(features, values[0][0].numpy(), train[0].numel(), least)
+    linear = [fitted("linear", one.name, _normal(one)) for one in every[:-1]]  # without principal components
+    mixtures = [fitted("mixture", name, density) for name, density in _mixtures(features, noise)]
     if not all(part.is_density for part in getattr(p_x, "parts", [p_x])):  # as of counts
-        mixtures.append(_products(vae, train, *splits))
-    best = [("linear", _best(found)), ("mixture", _best(mixtures))]
-    return [SimpleModel(kind, str(name), log_p) for kind, (name, _, log_p) in best]
+        mixtures.append(_products(vae, train, splits))
+    return [_best(linear), _best(mixtures)]
 
 
-def _best(models: list[list[Any]]) -> list[Any]:
-    return max(models, key=lambda one: one[1].mean().item())
+def _best(models: Sequence[SimpleModel]) -> SimpleModel:
+    return max(models, key=lambda one: one.valid.mean().item())
 
 
-def _linear(model: Any, y: Array) -> Tensor:
+def _normal(model: Any) -> Distribution:
     covariance = model.weight @ model.weight.T + np.diag(model.noise)
-    p = MultivariateNormal(torch.from_numpy(model.bias), torch.from_numpy(covariance))
-    return p.log_prob(torch.from_numpy(y))
+    return MultivariateNormal(torch.from_numpy(model.bias), torch.from_numpy(covariance))
 
 
-def _mixtures(y: Array, noise: Tensor) -> Iterator[tuple[str, Any]]:
-    """Yield the name and the log-density of mixtures of Normals that are fitted to rows y (N, D)."""
+def _mixtures(y: Array, noise: Tensor) -> Iterator[tuple[str, Distribution]]:
+    """Yield the name and the density of mixtures of Normals that are fitted to rows y (N, D)."""
     from sklearn.mixture import GaussianMixture
 
-    shapes = ("full", "diag") if y.shape[1] <= _MOST_FOR_FULL else ("diag",)
-    for shape in shapes:
-        for size in [one for one in SIZES if one <= len(y) / 2] or [1]:
+    sizes = [one for one in SIZES if one <= len(y) / 2] or [1]
+    for shape in ("full", "diag"):
+        if shape == "full" and y.shape[1] > _MOST_FOR_FULL:
+            continue
+        for size in sizes:
             fit = GaussianMixture(size, covariance_type=shape, random_state=0).fit(y)
-            parts = [torch.from_numpy(one) for one in (fit.weights_, fit.means_, fit.covariances_)]
-            weights, means, covariances = parts
-            covariances = (covariances if shape == "full" else covariances.diag_embed()) + noise.diag()
-            p = MixtureSameFamily(Categorical(weights), MultivariateNormal(means, covariances))
-            name = f"a mixture of {size} Normals" if size > 1 else "a Normal"
-            yield name, lambda rows, p=p: p.log_prob(torch.from_numpy(rows))
+            covariances = torch.from_numpy(fit.covariances_)
+            if shape == "diag":
+                covariances = covariances.diag_embed()
+            parts = MultivariateNormal(torch.from_numpy(fit.means_), covariances + noise.diag())
+            name = "a Normal"
+            if size > 1:
+                name = f"a mixture of {size} Normals"
+            yield name, MixtureSameFamily(Categorical(torch.from_numpy(fit.weights_)), parts)
 
 
-def _products(vae: VAE, train: Tensor, valid: Tensor, held_out: Tensor) -> list[Any]:
-    """Return the name of the best mixture of products, and its log p(x) of the validation and of the held-out data."""
+def _products(vae: VAE, train: Tensor, splits: Sequence[Tensor]) -> SimpleModel:
+    """Return the best mixture of products, of the likelihoods of the VAE."""
     features = features_seen(vae.q_z, train).double().numpy(force=True)
-    fits = [fit_mixture(vae.p_x, train, features, size) for size in SIZES]
-    found = [[one.log_terms(vae.p_x, x).logsumexp(-1) for x in (valid, held_out)] for one in fits]
-    return _best([[one.name, *both] for one, both in zip(fits, found)])
+    found = list[SimpleModel]()
+    for size in SIZES:
+        fit = fit_mixture(vae.p_x, train, features, size)
+        log_p = (fit.log_terms(vae.p_x, x).logsumexp(-1) for x in splits)
+        found.append(SimpleModel("mixture", fit.name, *log_p))
+    return _best(found)

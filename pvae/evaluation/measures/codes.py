@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pvae.core.batch import Batch
 from pvae.distributions.discrete import CodeVector
-from pvae.evaluation.measures.measure import Measure
+from pvae.evaluation.context import Context, Measure
 from pvae.trained.codes import run_batch
 from pvae.trained.latent_space import posteriors
 from pvae.trained.scores import Estimate, bits_of
 from pvae.vae import VAE
-
-if TYPE_CHECKING:
-    from pvae.evaluation.context import Context
-
-__all__ = ["CodesUsed", "code_indices", "log_prior_of"]
 
 _COLLAPSED = 0.5  # share of the codes that no training datum has, above which it is said
 
@@ -49,15 +44,26 @@ class CodesUsed(Measure):
 
     title = "codes"
 
-    num_variables: int = field(metadata={"codes of a datum": ""})
-    num_codes: int = field(metadata={"  each one of": ""})
-    uniform_rate: float = field(metadata={"  rate": "N log K: all codes are equally probable by the prior"})
-    cross_entropy: Estimate = field(metadata={"  cross-entropy": "the rate by a prior fitted to training codes"})
-    saved: Estimate = field(metadata={"  saved by it": "nats per datum"})
-    fitted_bits: Estimate | None = field(metadata={"  bits per dimension": "by it"})
-    perplexity: float = field(metadata={"perplexity": "codes that are used in effect, a mean over n"})
-    unused: float = field(metadata={"share of unused codes": "that no training datum has at any place"})
+    num_variables: int
+    num_codes: int
+    uniform_rate: float
+    cross_entropy: Estimate
+    saved: Estimate
+    fitted_bits: Estimate | None
+    perplexity: float
+    unused: float
     is_fixed: bool = False
+
+    words = {
+        "num_variables": ("codes of a datum", ""),
+        "num_codes": ("  each one of", ""),
+        "uniform_rate": ("  rate", "N log K: all codes are equally probable by the prior"),
+        "cross_entropy": ("  cross-entropy", "the rate by a prior fitted to training codes"),
+        "saved": ("  saved by it", "nats per datum"),
+        "fitted_bits": ("  bits per dimension", "by it"),
+        "perplexity": ("perplexity", "codes that are used in effect, a mean over n"),
+        "unused": ("share of unused codes", "that no training datum has at any place"),
+    }
 
     @classmethod
     def of(cls, context: Context) -> CodesUsed | None:
@@ -71,13 +77,16 @@ class CodesUsed(Measure):
         cross_entropy = -log_prior.gather(1, test.T).sum(0)
         elbo = -context.terms["distortion"] - cross_entropy.to(context.terms["distortion"])
         rate = prior.num_variables * math.log(len(prior.codebook))
+        fitted_bits = None
+        if not context.vae.is_pseudo:
+            fitted_bits = bits_of(context.vae, elbo, context.seen.x)
         return cls(
             num_variables=prior.num_variables,
             num_codes=len(prior.codebook),
             uniform_rate=rate,
             cross_entropy=Estimate.of(cross_entropy),
             saved=Estimate.of(rate - cross_entropy),
-            fitted_bits=None if context.vae.is_pseudo else bits_of(context.vae, elbo, context.seen.x),
+            fitted_bits=fitted_bits,
             perplexity=(-(log_prior.exp() * log_prior).sum(1)).exp().mean().item(),
             unused=1 - used.any(0).double().mean().item(),
             is_fixed=not prior.codebook.requires_grad,
@@ -85,12 +94,12 @@ class CodesUsed(Measure):
 
     def warnings(self) -> Iterator[str]:
         """Yield what a collapse of the codebook is."""
-        if self.unused > _COLLAPSED:
-            more = "" if self.is_fixed else ", or --posterior fsq, whose codes are fixed"
-            yield (
-                f"warning: {self.unused:.0%} of the codes are never used: the codebook has collapsed; try more "
-                f"--epochs, fewer --categories, another --lr{more}"
-            )
+        if self.unused <= _COLLAPSED:
+            return
+        advice = "try more --epochs, fewer --categories, another --lr"
+        if not self.is_fixed:
+            advice += ", or --posterior fsq, whose codes are fixed"
+        yield f"warning: {self.unused:.0%} of the codes are never used: the codebook has collapsed; {advice}"
 
 
 @torch.no_grad()

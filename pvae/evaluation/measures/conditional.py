@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from pvae.evaluation.measures.log_likelihood import methods_of
-from pvae.evaluation.measures.measure import Measure, Request
+from torch import Tensor
+
+from pvae.evaluation.context import Context, Measure, Request
+from pvae.evaluation.measures.log_likelihood import finite, methods_of
 from pvae.marginal.log_likelihood import conditional_log_likelihood
+from pvae.runs.run import Run
 from pvae.trained.given import given_values
 from pvae.trained.scores import Estimate
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pvae.evaluation.context import Context
-    from pvae.runs.run import Run
-
-__all__ = ["Conditional"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditional(Measure):
-    """The log-likelihood of a part of x given the other part; see `pvae.marginal.log_likelihood`.
+    """The log-likelihood of a part of x given the other part; see `conditional_log_likelihood`.
 
     Args:
         given: the names of the columns that are given, or how many values of a datum are.
@@ -41,38 +35,57 @@ class Conditional(Measure):
         "COLUMNS|MASK",
     )
 
-    given: str = field(metadata={"given": ""})
-    estimate: Estimate = field(metadata={"log p(x_a | x_b)": "log p(x) - log p(x_b), x_b what is given; no bound"})
-    method: str = field(metadata={"  log p(x_b) by": ""})
-    sampling_stderr: float | None = field(metadata={"  error of the methods": "a part of the error above"})
-    untrusted: float = field(metadata={"  share of untrusted": "data, whose log p(x_a | x_b) is not reliable"})
+    given: str
+    estimate: Estimate
+    method: str
+    sampling_stderr: float | None
+    untrusted: float
+
+    words = {
+        "given": ("given", ""),
+        "estimate": ("log p(x_a | x_b)", "log p(x) - log p(x_b), x_b what is given; no bound"),
+        "method": ("  log p(x_b) by", ""),
+        "sampling_stderr": ("  error of the methods", "a part of the error above"),
+        "untrusted": ("  share of untrusted", "data, whose log p(x_a | x_b) is not reliable"),
+    }
 
     @classmethod
     def check(cls, context: Context) -> None:
         """Raise an `InputError` if the text does not name some values of x."""
-        context.asked(cls)
-
-    @classmethod
-    def asked_for(cls, run: Run, value: str | Tensor) -> Tensor:
-        """Return which values are given, bool (*D)."""
-        return given_values(run, value) if isinstance(value, str) else value
+        context.once(_is_given)
 
     @classmethod
     def of(cls, context: Context) -> Conditional | None:
         """Return log p of the values that are not given."""
-        is_given = context.asked(cls)
+        is_given = context.once(_is_given)
         if is_given is None:
             return None
-        run, joint = context.run, context.log_p
+        joint = context.log_p
         values, _, given = conditional_log_likelihood(context.normalised, context.batch, is_given, joint, **context.how)
         error = math.hypot(joint.mean_stderr, given.mean_stderr)
-        names = ", ".join(column.name for column, has in zip(run.data.columns, is_given.tolist()) if has)
-        unpadded = slice(run.config.pad, -run.config.pad or None)
-        inner = is_given[..., unpadded, unpadded] if run.data.is_images else is_given
         return cls(
-            given=names or f"{int(inner.sum()):,} of {inner.numel():,} values",
+            given=_name_of(is_given, context.run),
             estimate=Estimate.of(values),
             method=methods_of(given),
-            sampling_stderr=error if math.isfinite(error) else None,
+            sampling_stderr=finite(error),
             untrusted=(~(joint.is_trusted & given.is_trusted)).double().mean().item(),
         )
+
+
+def _is_given(context: Context) -> Tensor | None:
+    """Return which values are given, bool (*D); None if this was not asked for."""
+    value = context.requests.get("given")
+    if isinstance(value, str):
+        return given_values(context.run, value)
+    return value
+
+
+def _name_of(is_given: Tensor, run: Run) -> str:
+    """Return the names of the columns that are given, or how many values are."""
+    names = [column.name for column, has in zip(run.data.columns, is_given.tolist()) if has]
+    if names:
+        return ", ".join(names)
+    if run.data.is_images:
+        unpadded = slice(run.config.pad, -run.config.pad or None)
+        is_given = is_given[..., unpadded, unpadded]
+    return f"{int(is_given.sum()):,} of {is_given.numel():,} values"

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from pvae.evaluation.measures.measure import Measure, Request
+from pvae.evaluation.context import Context, Measure, Request
 from pvae.marginal.calibration import calibration
 from pvae.marginal.log_p import check_continuous
-
-if TYPE_CHECKING:
-    from pvae.evaluation.context import Context
-
-__all__ = ["Coverage"]
 
 _CALIBRATED = 1000  # data that are drawn from the VAE
 
@@ -37,24 +31,32 @@ class Coverage(Measure):
         "whether q(z | x) is calibrated, on 1,000 data drawn from the VAE; in figures/calibration.png too",
     )
 
-    num_images: int = field(metadata={"data drawn from the VAE": "whose z are draws from p(z | x)"})
-    region: float = field(metadata={"regions of 90 % hold": "this share of them, those of highest density of q"})
-    furthest: float = field(metadata={"largest distance": "between a mass, and the share of z_l below that quantile"})
-    band: float = field(metadata={"  at most, at 95 %": "of each share from its mass, if q is p(z | x)"})
-    outside: int = field(metadata={"  latents beyond it": "whose q(z_l | x) is not calibrated"})
+    num_images: int
+    region: float
+    furthest: float
+    band: float
+    outside: int
     regions: tuple[float, ...]
     latents: tuple[tuple[float, ...], ...]
+
+    words = {
+        "num_images": ("data drawn from the VAE", "whose z are draws from p(z | x)"),
+        "region": ("regions of 90 % hold", "this share of them, those of highest density of q"),
+        "furthest": ("largest distance", "between a mass, and the share of z_l below that quantile"),
+        "band": ("  at most, at 95 %", "of each share from its mass, if q is p(z | x)"),
+        "outside": ("  latents beyond it", "whose q(z_l | x) is not calibrated"),
+    }
 
     @classmethod
     def check(cls, context: Context) -> None:
         """Raise an `InputError` if the latent is not continuous."""
-        if context.asked(cls):
+        if context.requests.get("calibration"):
             check_continuous(context.normalised, context.test)
 
     @classmethod
     def of(cls, context: Context) -> Coverage | None:
         """Return how often z of data drawn from the VAE is where q(z | x) says."""
-        if not context.asked(cls):
+        if not context.requests.get("calibration"):
             return None
         found = calibration(context.normalised, context.batch, _CALIBRATED)
         of_latents = found.distances[:-1]

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pvae.distributions.joint import Joint
-from pvae.evaluation.measures.measure import Measure, lines_of
+from pvae.evaluation.context import Context, Measure
 from pvae.marginal.chunks import data_at_once
 from pvae.models.labels import found_labels
 from pvae.trained.latent_space import mean_of
 from pvae.trained.scores import LAYER_RATE, Estimate, bits_of
-
-if TYPE_CHECKING:
-    from pvae.evaluation.context import Context
-
-__all__ = ["ElboParts", "active_units"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,53 +36,78 @@ class ElboParts(Measure):
     """
 
     is_pseudo: bool
-    elbo: Estimate = field(metadata={"ELBO": "of data as it was trained on"})
-    bits_per_dimension: Estimate | None = field(metadata={"  bits per dimension": ""})
-    distortion: Estimate = field(metadata={"  distortion": "-E_q log p(x | z), the reconstruction error"})
-    rate: Estimate = field(metadata={"  rate": "KL(q(z | x) || p(z)), in closed form"})
-    layer_rates: tuple[Estimate, ...] = field(metadata={"    of each layer": ""})
-    posterior_entropy: Estimate | None = field(metadata={"    posterior entropy": "H(q(z | x))"}, default=None)
-    cross_entropy: Estimate = field(metadata={"    cross entropy": "H(q(z | x), p(z))"})
-    posterior_mean_loss: Estimate | None = field(metadata={"posterior-mean loss": "not a bound"}, default=None)
-    active_units: tuple[int, ...] = field(metadata={"active units": "means with a variance above 0.01"})
-    latent_dims: tuple[int, ...] = field(metadata={"  of latent dimensions": ""})
-    accuracy: Estimate | None = field(metadata={"accuracy": "share of the labels that q(y | x) finds"}, default=None)
+    elbo: Estimate
+    bits_per_dimension: Estimate | None
+    distortion: Estimate
+    rate: Estimate
+    layer_rates: tuple[Estimate, ...]
+    posterior_entropy: Estimate | None = None
+    cross_entropy: Estimate
+    posterior_mean_loss: Estimate | None = None
+    active_units: tuple[int, ...]
+    latent_dims: tuple[int, ...]
+    accuracy: Estimate | None = None
+
+    words = {
+        "elbo": ("ELBO", "of data as it was trained on"),
+        "bits_per_dimension": ("  bits per dimension", ""),
+        "distortion": ("  distortion", "-E_q log p(x | z), the reconstruction error"),
+        "rate": ("  rate", "KL(q(z | x) || p(z)), in closed form"),
+        "layer_rates": ("    of each layer", ""),
+        "posterior_entropy": ("    posterior entropy", "H(q(z | x))"),
+        "cross_entropy": ("    cross entropy", "H(q(z | x), p(z))"),
+        "posterior_mean_loss": ("posterior-mean loss", "not a bound"),
+        "active_units": ("active units", "means with a variance above 0.01"),
+        "latent_dims": ("  of latent dimensions", ""),
+        "accuracy": ("accuracy", "share of the labels that q(y | x) finds"),
+    }
 
     @classmethod
     def of(cls, context: Context) -> ElboParts:
         """Return the ELBO of the test data as the VAE was trained on them."""
-        vae, batch, terms = context.vae, context.seen, dict(context.terms)
+        vae = context.vae
+        terms = dict(context.terms)
         layer_rates = tuple(Estimate.of(terms.pop(name)) for name in [*terms] if name.startswith(LAYER_RATE))
-        parts = context.posteriors
-        active, first = active_units(torch.cat([mean_of(part) for part in parts])), parts[0]
-        layers = active.split(first.sizes if isinstance(first, Joint) else [len(active)])
+        active = active_units(torch.cat([mean_of(part) for part in context.posteriors]))
+        first = context.posteriors[0]
+        sizes = [len(active)]
+        if isinstance(first, Joint):
+            sizes = [*first.sizes]
+        bits = None
+        if not vae.is_pseudo:
+            bits = bits_of(vae, terms["elbo"], context.seen.x)
         return cls(
             **{name: Estimate.of(values) for name, values in terms.items()},
             is_pseudo=vae.is_pseudo,
             layer_rates=layer_rates,
-            bits_per_dimension=None if vae.is_pseudo else bits_of(vae, terms["elbo"], batch.x),
-            active_units=tuple(int(layer.sum()) for layer in layers),
-            latent_dims=tuple(map(len, layers)),
+            bits_per_dimension=bits,
+            active_units=tuple(int(layer.sum()) for layer in active.split(sizes)),
+            latent_dims=tuple(sizes),
             accuracy=_accuracy(context),
         )
 
     def lines(self) -> Iterator[str]:
         """Yield its lines; a pseudo-ELBO, and a rate without a closed form, are named."""
-        special = {}
+        words = dict(self.words)
         if self.is_pseudo:
-            special["elbo"] = "pseudo-ELBO", "of the grey pixels that it was trained on"
+            words["elbo"] = ("pseudo-ELBO", "of the grey pixels that it was trained on")
         if self.posterior_mean_loss is None:  # as without a closed form of the rate
-            special["rate"] = "  rate", "KL(q(z | x) || p(z)), from ten draws of z"
-        yield from lines_of(self, **special)
+            words["rate"] = ("  rate", "KL(q(z | x) || p(z)), from ten draws of z")
+        yield from self.lines_of(words)
 
 
 def _accuracy(context: Context) -> Estimate | None:
     """Return the share of the known labels that q(y | x) finds; None if no label is a latent."""
-    labels = context.data.test_labels if context.run.config.labels else None
-    labels = labels if labels is None or context.rows is None else labels[context.rows]
+    labels = context.data.test_labels
+    if not context.run.config.labels or labels is None:
+        return None
+    if context.rows is not None:
+        labels = labels[context.rows]
     parts = context.seen.split(data_at_once(context.vae, context.seen))
     found = found_labels(context.vae.q_z, (part.x for part in parts), labels)
-    return None if found is None else Estimate.of(found)
+    if found is None:
+        return None
+    return Estimate.of(found)
 
 
 def active_units(means: Tensor, threshold: float = 0.01) -> Tensor:

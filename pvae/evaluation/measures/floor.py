@@ -1,4 +1,4 @@
-"""`Floor`: what a model without a latent reaches on held-out data, which a VAE must exceed to have learned anything."""
+"""`Floor`: what a model without a latent reaches, in all and in each column of a table, which a VAE must exceed."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pyro.distributions import Independent
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from pvae.core.errors import one_line
 from pvae.core.protocol import takes_labels
+from pvae.core.random_state import seeded
 from pvae.data.preparation import Pixels
 from pvae.distributions.columns import Columns
-from pvae.evaluation.measures.measure import Measure
-
-if TYPE_CHECKING:
-    from pvae.evaluation.context import Context
-
-__all__ = ["Floor", "beside_no_latent", "floor", "log_prob_of_each"]
+from pvae.evaluation.context import Context, Measure
+from pvae.marginal.chunks import data_at_once
+from pvae.trained.scores import Estimate
+from pvae.vae import VAE
 
 _LEAST = 0.01  # nats per datum that count as more than none
 _FITTED = 2**18  # values of data by which log p is fitted
@@ -49,15 +49,31 @@ class Floor(Measure):
     @classmethod
     def of(cls, context: Context) -> Floor | None:
         """Return that of the test data as the VAE was trained on them."""
-        reached = context.floor
-        if reached is None:
+        each = context.once(floor_of_each)
+        if each is None:
             return None
-        verdict = beside_no_latent(context.terms["elbo"].mean().item(), reached.sum().item())
-        return cls(elbo=reached.sum().item(), is_pseudo=context.vae.is_pseudo, verdict=verdict)
+        elbo = each.sum().item()
+        verdict = beside_no_latent(context.terms["elbo"].mean().item(), elbo)
+        return cls(elbo=elbo, is_pseudo=context.vae.is_pseudo, verdict=verdict)
+
+    @classmethod
+    def before_training(cls, vae: VAE, train: Pixels, held_out: Pixels) -> Floor | None:
+        """Return that of held-out data for a VAE that is not trained yet; None where it is not known."""
+        each = floor(vae.p_x, train, held_out)
+        if each is None:
+            return None
+        return cls(elbo=each.sum().item(), is_pseudo=vae.is_pseudo, verdict="")
+
+    @property
+    def bound(self) -> str:
+        """The name of what it is."""
+        if self.is_pseudo:
+            return "pseudo-ELBO"
+        return "ELBO"
 
     def lines(self) -> Iterator[str]:
         """Yield one line."""
-        note = f"test {'pseudo-' * self.is_pseudo}ELBO, by the best distribution of each value alone"
+        note = f"test {self.bound}, by the best distribution of each value alone"
         yield f"{'without a latent':26}{self.elbo:<22.2f}  {note}"
 
     def warnings(self) -> Iterator[str]:
@@ -66,12 +82,74 @@ class Floor(Measure):
             yield f"warning: {self.verdict}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class ColumnDistortion:
+    """The distortion of a column of a table, in nats per row.
+
+    Args:
+        name: of the column.
+        distortion: -E_q log p(x_d | z), from one draw of z for each row.
+        without_latent: -log p(x_d) by the best distribution of the column alone, as in `floor`.
+    """
+
+    name: str
+    distortion: Estimate
+    without_latent: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnDistortions(Measure):
+    """The distortion of each column of a table; None of other data.
+
+    Args:
+        columns: in the order of the table.
+    """
+
+    title = f"{'distortion of each column':48}  without a latent"
+
+    columns: tuple[ColumnDistortion, ...]
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, context: Context) -> ColumnDistortions | None:
+        """Return the distortion of each column, at one draw of z for each row."""
+        alone = context.once(floor_of_each)
+        if alone is None or not context.run.data.columns:
+            return None
+        parts = list[Tensor]()
+        with seeded(context.seed, torch.device("cpu")):
+            for part in context.seen.split(data_at_once(context.vae, context.seen)):
+                vae = context.vae.given(part.y)
+                parts.append(-log_prob_of_each(vae.likelihood(vae.posterior(part.x).sample()), part.x))
+        found = list[ColumnDistortion]()
+        for column, values, log_p in zip(context.run.data.columns, torch.cat(parts).T, alone.tolist()):
+            distortion = Estimate.of(values)
+            found.append(ColumnDistortion(name=column.name, distortion=distortion, without_latent=-log_p))
+        return cls(columns=tuple(found))
+
+    def lines(self) -> Iterator[str]:
+        """Yield a line for each column."""
+        for one in self.columns:
+            yield f"  {one_line(one.name):23} {one.distortion!s:22}  {one.without_latent:.4g}"
+
+
+def floor_of_each(context: Context) -> Tensor | None:
+    """Return the `floor` of the test data as the VAE was trained on them; None of a bound that is of labels too."""
+    run = context.run
+    if run.config.labels:
+        return None
+    train = run.preparation.prepared(context.data.train, "train", is_redrawn=True)
+    return floor(context.vae.p_x, Pixels(train, run.preparation), context.seen.x)
+
+
 def beside_no_latent(elbo: float, reached: float) -> str:
     """Return what it means if an ELBO is no greater than what a model without a latent reaches, "" if it is greater."""
     if elbo - reached >= _LEAST:
         return ""
-    more = f", which describes these data better by {reached - elbo:.2f} nats" if reached - elbo > _LEAST else ""
-    return f"no more than a model without a latent{more}: train longer, or these data may need none"
+    said = "no more than a model without a latent"
+    if reached - elbo > _LEAST:
+        said += f", which describes these data better by {reached - elbo:.2f} nats"
+    return f"{said}: train longer, or these data may need none"
 
 
 def floor(p_x: nn.Module, train: Pixels, held_out: Pixels) -> Tensor | None:
@@ -134,9 +212,10 @@ def log_prob_of_each(p_x: TorchDistribution, x: Tensor) -> Tensor:
     """
     if isinstance(p_x, Columns):
         return p_x.log_prob_of_each(x)
-    p: Any = p_x.base_dist if isinstance(p_x, Independent) else p_x
+    if isinstance(p_x, Independent):
+        p_x = p_x.base_dist
     is_missing = x.isnan()
-    return torch.where(is_missing, 0.0, p.log_prob(torch.where(is_missing, 0.0, x)))
+    return torch.where(is_missing, 0.0, p_x.log_prob(torch.where(is_missing, 0.0, x)))
 
 
 def _weighted(data: Pixels, step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -149,12 +228,19 @@ def _weighted(data: Pixels, step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         data: N data.
         step: divides 255; other than 0 it also asks for one part, of evenly spaced data.
     """
-    images, preparation = data.images, data.preparation
-    every = math.ceil(images.numel() / (_COUNTED if data.is_bytes else _FITTED if step else math.inf)) or 1
-    images = images[::every]
-    weight = torch.tensor(len(data) / len(images), dtype=torch.float64, device=images.device)
+    images = data.images
+    most = math.inf
+    if data.is_bytes:
+        most = _COUNTED
+    elif step:
+        most = _FITTED
+    images = images[:: math.ceil(images.numel() / most) or 1]
     if not data.is_bytes:
-        yield from ((x.double(), weight) for x in (images.split(1000) if not step else [images]))
+        size = len(images)
+        if not step:
+            size = 1000
+        weight = torch.tensor(len(data) / len(images), dtype=torch.float64, device=images.device)
+        yield from ((x.double(), weight) for x in images.split(size))
         return
     size = images[0].numel()
     places = 256 * torch.arange(size, device=images.device)
@@ -163,13 +249,14 @@ def _weighted(data: Pixels, step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         counts += torch.bincount((part.flatten(1).long() + places).flatten(), minlength=256 * size)
     weights = counts.view(size, 256).T.double()
     levels = torch.arange(256, device=images.device)
-    if preparation.binarize != "none":  # a byte is 255 times the probability of 1
+    if data.preparation.binarize != "none":  # a byte is 255 times the probability of 1
         share = levels.double() / 255
-        levels, weights = levels[[0, 255]], torch.stack([(1 - share) @ weights, share @ weights])
+        levels = levels[[0, 255]]
+        weights = torch.stack([(1 - share) @ weights, share @ weights])
     elif step:
         near = (levels / step).round().long()
         weights = weights.new_zeros(255 // step + 1, size).index_add_(0, near, weights)
         levels = levels[::step]
-    x = preparation.x(levels.to(torch.uint8)).double()
+    x = data.preparation.x(levels.to(torch.uint8)).double().view(-1, *[1] * (images.dim() - 1))
     shape = (len(levels), *images.shape[1:])
-    yield x.view(-1, *[1] * (images.dim() - 1)).expand(shape), weight * weights.view(shape)
+    yield x.expand(shape), len(data) / len(images) * weights.view(shape)

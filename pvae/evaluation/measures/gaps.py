@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,18 +10,12 @@ from torch import Tensor
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.data.dataset import random_subset
+from pvae.evaluation.context import Context, Measure, Request
 from pvae.evaluation.measures.log_likelihood import methods_of
-from pvae.evaluation.measures.measure import Measure, Request
 from pvae.marginal.gaps import best_elbo
 from pvae.marginal.log_p import LogP, check_continuous
 from pvae.trained.codes import given_y
 from pvae.trained.scores import Estimate, with_likelihood
-from pvae.vae import VAE
-
-if TYPE_CHECKING:
-    from pvae.evaluation.context import Context
-
-__all__ = ["Gaps", "TrainGaps"]
 
 _MOST_LOST = 10  # data that are named
 
@@ -57,38 +50,81 @@ class Gaps(Measure):
         least=2,
     )
 
-    num_images: int = field(metadata={"data": "those of a random subset whose log p(x) is trusted"})
-    method: str = field(metadata={"  log p(x) by": ""})
-    log_p: Estimate | None = field(metadata={"  log p(x)": ""}, default=None)
-    elbo: Estimate | None = field(metadata={"  L[q]": "their ELBO, from 1,000 draws of z each"}, default=None)
-    approximation: Estimate | None = field(
-        metadata={"approximation gap": "log p(x) - L[q*], q* the best Normal for each datum"}, default=None
-    )
-    correlations: Estimate | None = field(
-        metadata={"  by correlations": "what the best Normal of any covariance gains"}, default=None
-    )
-    shape: Estimate | None = field(metadata={"  by another shape": "what planar transforms of it gain"}, default=None)
-    rest: Estimate | None = field(metadata={"  by the rest": "what is left; too low where log p(x) is"}, default=None)
-    amortisation: Estimate | None = field(
-        metadata={"amortisation gap": "L[q*] - L[q], which a better encoder closes"}, default=None
-    )
+    num_images: int
+    method: str
+    log_p: Estimate | None = None
+    elbo: Estimate | None = None
+    approximation: Estimate | None = None
+    correlations: Estimate | None = None
+    shape: Estimate | None = None
+    rest: Estimate | None = None
+    amortisation: Estimate | None = None
     largest: tuple[tuple[int, float], ...] = ()
+
+    words = {
+        "num_images": ("data", "those of a random subset whose log p(x) is trusted"),
+        "method": ("  log p(x) by", ""),
+        "log_p": ("  log p(x)", ""),
+        "elbo": ("  L[q]", "their ELBO, from 1,000 draws of z each"),
+        "approximation": ("approximation gap", "log p(x) - L[q*], q* the best Normal for each datum"),
+        "correlations": ("  by correlations", "what the best Normal of any covariance gains"),
+        "shape": ("  by another shape", "what planar transforms of it gain"),
+        "rest": ("  by the rest", "what is left; too low where log p(x) is"),
+        "amortisation": ("amortisation gap", "L[q*] - L[q], which a better encoder closes"),
+    }
 
     @classmethod
     def check(cls, context: Context) -> None:
         """Raise an `InputError` if the latent has no gaps, or there are fewer data."""
-        if count := context.asked(cls):
-            check_continuous(context.normalised, context.test)
-            if count > len(context.test):
-                raise InputError(f"--gaps {count}: there are {len(context.test):,} test data to choose from")
+        count = context.requests.get("gaps")
+        if not count:
+            return
+        check_continuous(context.normalised, context.test)
+        if count > len(context.test):
+            raise InputError(f"--gaps {count}: there are {len(context.test):,} test data to choose from")
 
     @classmethod
     def of(cls, context: Context) -> Gaps | None:
         """Return the gaps of random test data."""
-        if not (count := context.asked(cls)):
+        count = context.requests.get("gaps")
+        if not count:
             return None
-        rows = random_subset(len(context.batch), count, context.settings.seed)
-        return cls(**_gaps(context.normalised, context.batch, context.log_p, rows, context.places[rows]))
+        rows = random_subset(len(context.batch), count, context.seed)
+        places = rows
+        if context.rows is not None:
+            places = context.rows[rows]
+        return cls._of(context, context.batch.rows(rows), _rows_of(context.log_p, rows), places)
+
+    @classmethod
+    def _of(cls, context: Context, batch: Batch, log_p: LogP, places: Tensor) -> Gaps:
+        """Return the gaps of those data whose log p(x) is trusted; their places are among all data, int64 (M,)."""
+        trusted = log_p.is_trusted.nonzero()[:, 0]
+        if len(trusted) < 2:
+            return cls(num_images=len(trusted), method="none: too few are trusted")
+        batch = batch.rows(trusted)
+        log_p = _rows_of(log_p, trusted)
+        places = places[trusted]
+        best = best_elbo(context.normalised, batch)
+        parts = {
+            "log_p": log_p.log_p,
+            "elbo": best.own,
+            "approximation": log_p.log_p - best.normal,
+            "correlations": best.full - best.normal,
+            "shape": best.flow - best.full,
+            "rest": log_p.log_p - best.flow,
+            "amortisation": best.normal - best.own,
+        }
+        is_finite = torch.stack([*parts.values()]).isfinite().all(0)
+        if not is_finite.all():
+            return cls._of(context, batch, log_p._replace(is_trusted=is_finite), places)
+        lost, order = (log_p.log_p - best.own).topk(min(_MOST_LOST, len(places)))
+        estimates = {name: Estimate.of(values) for name, values in parts.items()}
+        largest = tuple(zip(places[order].tolist(), lost.tolist()))
+        return cls(num_images=len(places), method=methods_of(log_p), largest=largest, **estimates)
+
+
+def _rows_of(log_p: LogP, rows: Tensor) -> LogP:
+    return LogP(*(one[rows] for one in log_p))
 
 
 class TrainGaps(Gaps):
@@ -97,37 +133,13 @@ class TrainGaps(Gaps):
     title = "the same gaps of training data"
 
     @classmethod
-    def of(cls, context: Context) -> TrainGaps | None:
+    def of(cls, context: Context) -> Gaps | None:
         """Return the gaps of random training data."""
-        if not (count := context.asked(cls)):
+        count = context.requests.get("gaps")
+        if not count:
             return None
-        run, train = context.run, context.data.train
-        rows = random_subset(len(train), count, context.settings.seed)
+        run = context.run
+        train = context.data.train
+        rows = random_subset(len(train), count, context.seed)
         _, batch, _ = with_likelihood(run, train, given_y(run, "train"), rows, "train")
-        return cls(**_gaps(context.normalised, batch, context.log_p_of(batch), torch.arange(len(rows)), rows))
-
-
-def _gaps(vae: VAE, batch: Batch, log_p: LogP, rows: Tensor, places: Tensor) -> dict[str, Any]:
-    """Return the fields of the gaps of some rows of a batch, int64 (M,), whose places among all data are (M,)."""
-    trusted = log_p.is_trusted[rows]
-    rows, places = rows[trusted], places[trusted]
-    if len(rows) < 2:
-        return {"num_images": len(rows), "method": "none: too few are trusted"}
-    found, batch = LogP(*(one[rows] for one in log_p)), batch.rows(rows)
-    best = best_elbo(vae, batch)
-    parts = {
-        "log_p": found.log_p,
-        "elbo": best.own,
-        "approximation": found.log_p - best.normal,
-        "correlations": best.full - best.normal,
-        "shape": best.flow - best.full,
-        "rest": found.log_p - best.flow,
-        "amortisation": best.normal - best.own,
-    }
-    is_finite = torch.stack([*parts.values()]).isfinite().all(0)
-    if not is_finite.all():
-        return _gaps(vae, batch, found, is_finite.nonzero()[:, 0], places[is_finite])
-    estimates = {name: Estimate.of(values) for name, values in parts.items()}
-    lost, order = (found.log_p - best.own).topk(min(_MOST_LOST, len(rows)))
-    largest = tuple(zip(places[order].tolist(), lost.tolist()))
-    return {"num_images": len(rows), "method": methods_of(found), **estimates, "largest": largest}
+        return cls._of(context, batch, context.log_p_of(batch), rows)

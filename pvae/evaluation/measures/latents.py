@@ -1,35 +1,34 @@
-"""`LatentsUsed`: the rate of each latent, how many are used, and whether none is: posterior collapse."""
+"""`LatentsUsed`: the rate of each latent, how many are used, and whether none is; `forecast`, before a training."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
 from pvae.core.batch import Batch
-from pvae.core.errors import listed
+from pvae.core.errors import InputError, listed
 from pvae.core.random_state import seeded
+from pvae.data.preparation import Pixels
 from pvae.distributions.discrete import BitVector, OneHotVector, rate_of_each
 from pvae.distributions.normal_mixture import NormalMixture
+from pvae.evaluation.context import Context, Measure
 from pvae.evaluation.measures.baselines import Baselines
-from pvae.evaluation.measures.measure import Measure
 from pvae.marginal.chunks import CHUNK_VALUES, data_at_once
 from pvae.runs.run import Run
 from pvae.vae import VAE
 
-if TYPE_CHECKING:
-    from pvae.evaluation.context import Context
-
-__all__ = ["COLLAPSED", "LatentsUsed", "collapse_text", "latents_used", "said_of_collapse"]
-
 COLLAPSED = 0.01  # nats per datum, below which a rate is that of a latent, or of a VAE, that says nothing about x
 _NAMED = 8  # latents whose rate is printed
 _DRAWS = 10  # of z for each datum, where a rate has no closed form
+_WIDEST_COVARIANCE = 1000  # values of a datum, beyond which the Gram matrix of a few data replaces the covariance
+_MOST_IN_GRAM = 2000  # data in that Gram matrix
+_AT_ONCE = 1000  # data, or values of a datum, that are converted to float64 at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +45,27 @@ class LatentsUsed(Measure):
         collapse: what that means, costs and asks for; "" where it is not.
     """
 
-    num_latents: int = field(metadata={"latents": ""})
-    used: int | None = field(metadata={"  used": "those whose own rate is above 0.01 nats"})
+    num_latents: int
+    used: int | None
     rate: float
-    rates: tuple[float, ...] = field(metadata={"  rate of each alone": "whose sum is more, if p(z) is a mixture"})
-    is_collapsed: bool = field(metadata={"  posterior collapse": "the rate is below 0.01 nats: p(x | z) ignores z"})
+    rates: tuple[float, ...]
+    is_collapsed: bool
     collapse: str = ""
+
+    words = {
+        "num_latents": ("latents", ""),
+        "used": ("  used", "those whose own rate is above 0.01 nats"),
+        "rates": ("  rate of each alone", "whose sum is more, if p(z) is a mixture"),
+        "is_collapsed": ("  posterior collapse", "the rate is below 0.01 nats: p(x | z) ignores z"),
+    }
 
     @classmethod
     def of(cls, context: Context) -> LatentsUsed:
         """Return those of the test data."""
         found = latents_used(context.vae, context.seen, context.terms["rate"].mean().item())
-        said = said_of_collapse(context.run, context.measure(Baselines)) if found.is_collapsed else ""
-        return replace(found, collapse=said)
+        if found.is_collapsed:
+            found = replace(found, collapse=said_of_collapse(context.run, context.once(Baselines.of)))
+        return found
 
     def warnings(self) -> Iterator[str]:
         """Yield what a collapse is."""
@@ -70,9 +77,11 @@ class LatentsUsed(Measure):
         """How many are used, and the largest rates, in one line."""
         if self.used is None:
             return f"latents: {self.num_latents}"
-        rates = ", ".join(f"{one:.2f}" for one in sorted(self.rates, reverse=True)[:_NAMED])
-        more = ", ..." * (self.num_latents > _NAMED)
-        return f"latents used: {self.used} of {self.num_latents}, alone {rates}{more} nats, together {self.rate:.2f}"
+        rates = [f"{one:.2f}" for one in sorted(self.rates, reverse=True)]
+        if len(rates) > _NAMED:
+            rates[_NAMED:] = ["..."]
+        alone = ", ".join(rates)
+        return f"latents used: {self.used} of {self.num_latents}, alone {alone} nats, together {self.rate:.2f}"
 
 
 @torch.no_grad()
@@ -100,10 +109,16 @@ def latents_used(vae: VAE, batch: Batch, total_rate: float) -> LatentsUsed:
     with seeded(0, next((one.device for one in vae.parameters()), None)):
         sums = [_rates(vae.given(part.y), part.x) for part in batch.split(data_at_once(vae, batch, _DRAWS))]
     known = [one for one in sums if one is not None]
-    rates = (torch.stack(known).sum(0) / len(batch)).tolist() if known else []
+    rates = list[float]()
+    used = None
+    count = math.prod(vae.given(next(batch.split(1)).y).prior().event_shape)
+    if known:
+        rates = (torch.stack(known).sum(0) / len(batch)).tolist()
+        used = sum(one > COLLAPSED for one in rates)
+        count = len(rates)
     return LatentsUsed(
-        num_latents=len(rates) or math.prod(vae.given(next(batch.split(1)).y).prior().event_shape),
-        used=sum(one > COLLAPSED for one in rates) if rates else None,
+        num_latents=count,
+        used=used,
         rate=total_rate,
         rates=tuple(max(0.0, one) for one in rates),  # draws may give less than 0
         is_collapsed=vae.has_density and total_rate < COLLAPSED,
@@ -116,9 +131,9 @@ def _rates(vae: VAE, x: Tensor) -> Tensor | None:
     prior: Any = vae.prior()
     if isinstance(posterior, BitVector | OneHotVector):
         return rate_of_each(posterior, prior).double().sum(0)
-    q: Any = posterior.base_dist if isinstance(posterior, Independent) else None
-    if not isinstance(q, Normal):
+    if not (isinstance(posterior, Independent) and isinstance(posterior.base_dist, Normal)):
         return None
+    q = posterior.base_dist
     if isinstance(prior, Independent) and isinstance(prior.base_dist, Normal):
         return kl_divergence(q, prior.base_dist).double().sum(0)
     if not isinstance(prior, NormalMixture) or prior.batch_shape:
@@ -143,12 +158,16 @@ def collapse_text(
         has_fixed_scale: p(x | z) has a scale that is an option, and not trained.
     """
     said = "no latent is used: p(x | z) ignores z"
-    if cost is not None and cost < COLLAPSED:
-        return f"{said}; {baseline} is no better, so these data may need no latent"
-    costs = "" if cost is None else f", which costs {cost:.2f} nats per datum beside {baseline}"
-    flags = ["a smaller --beta"] * (beta > 1) + ["a smaller --scale"] * has_fixed_scale
-    flags = flags or ["a smaller --lr", "--warm-up 10", "a larger decoder (--hidden)"]
-    return f"{said}{costs}; try {listed(flags)}"
+    if cost is not None:
+        if cost < COLLAPSED:
+            return f"{said}; {baseline} is no better, so these data may need no latent"
+        said += f", which costs {cost:.2f} nats per datum beside {baseline}"
+    flags = []
+    if beta > 1:
+        flags.append("a smaller --beta")
+    if has_fixed_scale:
+        flags.append("a smaller --scale")
+    return f"{said}; try {listed(flags or ['a smaller --lr', '--warm-up 10', 'a larger decoder (--hidden)'])}"
 
 
 def said_of_collapse(run: Run, baselines: Baselines | None = None) -> str:
@@ -159,3 +178,109 @@ def said_of_collapse(run: Run, baselines: Baselines | None = None) -> str:
         cost = {"cost": -gain.mean, "baseline": name}
     has_fixed_scale = run.config.likelihood_class.has_fixed_scale and not run.has_own_vae
     return collapse_text(beta=run.config.beta, has_fixed_scale=has_fixed_scale, **cost)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a linear VAE learns of the data; `print` shows it as one sentence.
+
+    Args:
+        scale: s, the fixed scale of p(x | z).
+        beta: the weight of the rate.
+        latent_dim: L, the number of latent dimensions.
+        largest_std: the square root of the largest eigenvalue of the covariance of x: the largest standard deviation of
+            x along any direction.
+        used: the number of latents that are used, at most L.
+        rate: KL(q(z | x) || p(z)) in nats per datum, the sum over these latents.
+    """
+
+    scale: float
+    beta: float
+    latent_dim: int
+    largest_std: float
+    used: int
+    rate: float
+
+    def __str__(self) -> str:
+        """Return one sentence; where no latent is used, it says which option to change."""
+        if self.used:
+            return f"a linear VAE uses {self.used} of {self.latent_dim} latents, with a rate of {self.rate:.3g} nats"
+        given = "the scale of p(x | z)"
+        factor = math.sqrt(self.beta)
+        limit = self.largest_std / factor
+        advice = f"; give a --scale below {limit:.3g}"
+        if factor != 1:
+            given = f"sqrt(beta) times {given}"
+            advice += f", or a --beta below {(self.largest_std / self.scale) ** 2:.3g}"
+        if limit <= 1e-6 * self.scale:
+            advice = ""
+        return (
+            f"{given} is {factor * self.scale:.3g}, and the largest standard deviation of the data along any direction "
+            f"is {self.largest_std:.3g}: no latent will be used{advice}"
+        )
+
+
+@torch.no_grad()
+def forecast(x: Tensor | Pixels, scale: float, latent_dim: int, beta: float = 1.0) -> Forecast:
+    """Forecast which latents are used, for a Normal likelihood of fixed scale s and a weight beta of the rate.
+
+        latent i is used  <=>  l_i > beta s^2,        its rate = 1/2 log(l_i / (beta s^2))
+
+    l_1 >= l_2 >= ... are the eigenvalues of the covariance of x. This is exact for the optimum of a linear VAE. For
+    networks it is an estimate. Whether all latents collapse was right for 35 of 35 MLPs, on five data sets at scales
+    from 0.1 to 19.8, and for 35 of 35 at 0.5 to 2 times the largest standard deviation of the data. It may be wrong
+    just above that: of 20 tight clusters, an MLP learned to use a latent at 1.05 times. The rate is too low where a
+    network learns more than a linear VAE, as at small scales.
+
+    Up to a constant, the beta-ELBO of scale s is beta times the ELBO of scale sqrt(beta) s, so its optimum is that of
+    probabilistic principal components with the noise beta s^2. With W = U (diag(l) - beta s^2 I)^(1/2), q(z | x) is
+    Normal of independent dimensions, of variance beta s^2 / l_i and of a mean whose variance over x is
+    1 - beta s^2 / l_i. The two sum to 1, so the logarithm alone is left of the rate.
+
+    Args:
+        x: the training data, (N, *D). Of data of more than 1,000 values, at most 2,000 evenly spaced ones are taken:
+            the eigenvalues are then those of their Gram matrix.
+        scale: s, in the unit of x.
+        latent_dim: L, the number of latent dimensions.
+        beta: the weight of the rate.
+
+    Returns:
+        The rate is in nats per datum. The covariance is divided by N, as the ELBO of N data is.
+
+    Raises:
+        InputError: there are no data, or a value is missing or infinite.
+
+    Reference:
+        Lucas et al., arXiv:1911.02469, theorem 1 and the analysis of the stationary points before it (beta = 1).
+    """
+    eigenvalues = _eigenvalues(x)[:latent_dim]
+    ratios = eigenvalues / (beta * scale**2)
+    used = ratios[ratios > 1]
+    return Forecast(
+        scale=scale,
+        beta=beta,
+        latent_dim=latent_dim,
+        largest_std=math.sqrt(eigenvalues[0].item()),
+        used=len(used),
+        rate=used.log().sum().item() / 2,
+    )
+
+
+def _eigenvalues(x: Tensor | Pixels) -> Tensor:
+    """Return the eigenvalues of the covariance in falling order, float64, at most as many as x has values."""
+    shift = next(iter(x.split(_AT_ONCE))).flatten(1).double().mean(0)  # near the mean, so that no digits cancel
+    if len(shift) > _WIDEST_COVARIANCE:
+        few = torch.cat([*x[:: math.ceil(len(x) / _MOST_IN_GRAM) or 1].split(_AT_ONCE)]).flatten(1)
+        parts = (one.double() - one.double().mean(0) for one in few.split(_AT_ONCE, 1))
+        covariance = sum((one @ one.T for one in parts), shift.new_zeros(())) / len(few)
+    else:
+        total = torch.zeros_like(shift)
+        outer = torch.outer(total, total)
+        for part in x.split(_AT_ONCE):
+            moved = part.flatten(1).double() - shift
+            total += moved.sum(0)
+            outer += moved.T @ moved
+        covariance = outer / len(x) - torch.outer(total, total) / len(x) ** 2
+    if not (len(x) and covariance.isfinite().all()):
+        raise InputError("there are no data to forecast from, or a value of them is missing or infinite")
+    return torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0)

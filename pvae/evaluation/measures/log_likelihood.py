@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
+from dataclasses import dataclass
+from typing import Any
 
 from pvae.core.batch import Batch
-from pvae.evaluation.measures.measure import Measure, lines_of
+from pvae.evaluation.context import Context, Measure
 from pvae.marginal.annealing import bracket
-from pvae.marginal.log_likelihood import MOST_UNTRUSTED, check_method
+from pvae.marginal.log_likelihood import ANNEALING, MOST_UNTRUSTED, check_method
 from pvae.marginal.log_p import LogP
 from pvae.trained.scores import Estimate, bits_of, elbo_terms
-from pvae.vae import VAE
-
-if TYPE_CHECKING:
-    from pvae.evaluation.context import Context
-
-__all__ = ["LogLikelihood", "methods_of", "pixels_of"]
 
 _SIMULATED = 100  # data that are drawn from the VAE for a bracket
 _ADVICE = {
@@ -63,72 +55,102 @@ class LogLikelihood(Measure):
     """
 
     pixels: str
-    num_images: int = field(metadata={"data": "of which log p(x) was estimated"})
+    num_images: int
     seconds: float | None
-    elbo: Estimate = field(metadata={"ELBO": "of these data"})
-    estimate: Estimate = field(metadata={"log-likelihood": "log p(x)"})
-    method: str = field(metadata={"  by": ""})
-    sampling_stderr: float | None = field(metadata={"  error of the method": "a part of the error above"})
-    bias: float | None = field(metadata={"  too low by about": "a log of a mean is; more if chosen by lucky draws"})
+    elbo: Estimate
+    estimate: Estimate
+    method: str
+    sampling_stderr: float | None
+    bias: float | None = None
     num_particles: int
-    effective_median: float | None = field(metadata={"  effective sample size": "the median over the data"})
-    effective_least: float | None = field(metadata={"  the least": "of a datum"})
-    pareto_k: float | None = field(metadata={"  Pareto k": "median of importance sampling; trusted below 0.7 at most"})
-    untrusted: float = field(metadata={"  share of untrusted": "data, whose log p(x) is not reliable"})
-    annealing: Mapping[str, Any] | None
-    bracket: Estimate | None = field(
-        metadata={"  upper - lower bound": "of data drawn from the VAE; test data have no upper one, and may be harder"}
-    )
-    bracket_median: float | None = field(metadata={"    the median": ""})
-    bracket_largest: float | None = field(metadata={"    the largest": "of a datum"})
-    bracket_images: int | None = field(metadata={"    of drawn data": "as many as were annealed, at most 100"})
-    bits_per_dimension: Estimate | None = field(metadata={"  bits per dimension": ""})
-    is_density: bool = field(metadata={"  of a density": "bits are of density times distance of two levels"})
+    effective_median: float | None = None
+    effective_least: float | None = None
+    pareto_k: float | None
+    untrusted: float
+    annealing: Mapping[str, Any] | None = None
+    bracket: Estimate | None = None
+    bracket_median: float | None = None
+    bracket_largest: float | None = None
+    bracket_images: int | None = None
+    bits_per_dimension: Estimate | None
+    is_density: bool
+
+    words = {
+        "num_images": ("data", "of which log p(x) was estimated"),
+        "elbo": ("ELBO", "of these data"),
+        "estimate": ("log-likelihood", "log p(x)"),
+        "method": ("  by", ""),
+        "sampling_stderr": ("  error of the method", "a part of the error above"),
+        "bias": ("  too low by about", "a log of a mean is; more if chosen by lucky draws"),
+        "effective_median": ("  effective sample size", "the median over the data"),
+        "effective_least": ("  the least", "of a datum"),
+        "pareto_k": ("  Pareto k", "median of importance sampling; trusted below 0.7 at most"),
+        "untrusted": ("  share of untrusted", "data, whose log p(x) is not reliable"),
+        "bracket": (
+            "  upper - lower bound", "of data drawn from the VAE; test data have no upper one, and may be harder",
+        ),
+        "bracket_median": ("    the median", ""),
+        "bracket_largest": ("    the largest", "of a datum"),
+        "bracket_images": ("    of drawn data", "as many as were annealed, at most 100"),
+        "bits_per_dimension": ("  bits per dimension", ""),
+        "is_density": ("  of a density", "bits are of density times distance of two levels"),
+    }  # fmt: skip
 
     @classmethod
     def check(cls, context: Context) -> None:
         """Raise an `InputError` if the method cannot be taken for this VAE."""
-        check_method(context.normalised, context.test, context.settings.method)
+        check_method(context.normalised, context.test, context.how.get("method", "auto"))
 
     @classmethod
     def of(cls, context: Context) -> LogLikelihood:
         """Return log p(x) of the test data, or of as many as the time sufficed for."""
-        vae, batch, found, annealing = context.normalised, context.batch, context.log_p, context.settings.annealing
-        gap = _bracket(vae, batch, found, annealing)
+        vae = context.normalised
+        batch = context.batch
+        found = context.log_p
+        known: dict[str, Any] = {}
+        num_simulated = min(_SIMULATED, found.counts.get("annealed", 0))
+        if num_simulated > 0:
+            known["annealing"] = dict(context.how.get("annealing", ANNEALING))
+        if num_simulated > 1:
+            bounds = bracket(vae, batch.rows(slice(num_simulated)), **known["annealing"])
+            gap = bounds.upper - bounds.lower
+            known["bracket"] = Estimate.of(gap)
+            known["bracket_median"] = gap.quantile(0.5).item()
+            known["bracket_largest"] = gap.max().item()
+            known["bracket_images"] = num_simulated
+        effective = found.effective[~found.effective.isnan()]
+        if len(effective):
+            known["bias"] = found.bias
+            known["effective_median"] = effective.median().item()
+            known["effective_least"] = effective.min().item()
         if len(batch) == len(context.seen) and not context.vae.is_pseudo:
             elbo = context.terms["elbo"]
         else:
             elbo = elbo_terms(vae, batch)["elbo"]
-        effective = found.effective[~found.effective.isnan()]
-        k = found.pareto_k.nanmedian().item()  # NaN without draws, infinite of few
         return cls(
             pixels=pixels_of(context.kind, batch),
-            seconds=context.settings.seconds,
+            seconds=context.seconds,
             elbo=Estimate.of(elbo),
-            num_particles=context.settings.num_particles,
+            num_particles=context.how["num_particles"],
             num_images=len(found.log_p),
             estimate=Estimate.of(found.log_p),
             method=methods_of(found),
-            sampling_stderr=found.mean_stderr if math.isfinite(found.mean_stderr) else None,
-            bias=found.bias if len(effective) else None,
-            effective_median=effective.median().item() if len(effective) else None,
-            effective_least=effective.min().item() if len(effective) else None,
-            pareto_k=k if math.isfinite(k) else None,
+            sampling_stderr=finite(found.mean_stderr),
+            pareto_k=finite(found.pareto_k.nanmedian().item()),  # NaN without draws, infinite of few
             untrusted=found.untrusted,
-            annealing=dict(annealing) if "annealed" in found.counts else None,
-            bracket=None if gap is None else Estimate.of(gap),
-            bracket_median=None if gap is None else gap.quantile(0.5).item(),
-            bracket_largest=None if gap is None else gap.max().item(),
-            bracket_images=None if gap is None else len(gap),
             bits_per_dimension=bits_of(vae, found.log_p, batch.x),
             is_density=batch.x.is_bytes and getattr(vae.p_x, "levels_per_unit", 1.0) != 1,
+            **known,
         )
 
     def lines(self) -> Iterator[str]:
         """Yield its lines, below the kind of data that it is of."""
         yield ""
-        yield f"{self.pixels and 'pixels '}{self.pixels or 'the data as they are'}"
-        yield from lines_of(self)
+        if self.pixels:
+            yield f"pixels {self.pixels}"
+        else:
+            yield "the data as they are"
+        yield from self.lines_of(self.words)
         if self.effective_least is not None:
             yield "  too low, without a sign, where no draw finds a mode of p(z | x): see notebooks/evaluating.md"
 
@@ -143,16 +165,16 @@ class LogLikelihood(Measure):
 
 def pixels_of(kind: str, batch: Batch) -> str:
     """Return the kind of pixels of a batch, "" for data that are no images, and whether they are given labels."""
-    given = "" if batch.y is None else "; given their labels y, so that log p(x) is log p(x | y)"
-    return f"{kind}{given}".lstrip("; ")
+    if batch.y is not None:
+        kind += "; given their labels y, so that log p(x) is log p(x | y)"
+    return kind.lstrip("; ")
 
 
-def _bracket(vae: VAE, batch: Batch, log_p: LogP, annealing: Mapping[str, Any]) -> Tensor | None:
-    """Return upper minus lower bounds, of as many simulated data as were annealed, at most 100."""
-    if (count := min(_SIMULATED, log_p.counts.get("annealed", 0))) < 2:
-        return None
-    found = bracket(vae, batch.rows(slice(count)), **annealing)
-    return found.upper - found.lower
+def finite(value: float) -> float | None:
+    """Return a value, or None if it is NaN or infinite."""
+    if math.isfinite(value):
+        return value
+    return None
 
 
 def methods_of(found: LogP) -> str:

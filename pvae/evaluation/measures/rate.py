@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -14,14 +14,9 @@ from torch.distributions import Independent, Normal
 
 from pvae.core.errors import InputError
 from pvae.data.dataset import random_subset
-from pvae.evaluation.measures.measure import Measure
+from pvae.evaluation.context import Context, Measure
 from pvae.marginal.chunks import CHUNK_VALUES
 from pvae.trained.scores import Estimate
-
-if TYPE_CHECKING:
-    from pvae.evaluation.context import Context
-
-__all__ = ["RateDecomposition", "RateSplit", "split_rate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,24 +40,33 @@ class RateDecomposition(Measure):
     title = "parts of the rate"
     absent = "not computed: they need a Normal q(z | x) and p(z) whose dimensions are independent"
 
-    num_images: int = field(metadata={"test data": "a random subset, if there are more; one draw of z each"})
-    rate: Estimate = field(metadata={"rate": "log q(z | x) - log p(z), the sum of the three parts"})
-    rate_closed_form: Estimate = field(metadata={"  KL(q(z | x) || p(z))": "of the same data, computed as above"})
-    sampling_stderr: float = field(metadata={"  error from the draws": "of z, a part of the error of the rate"})
-    mutual_information: Estimate = field(metadata={"mutual information": "I(x; z) over all data is at least this"})
-    mutual_information_upper: Estimate = field(
-        metadata={"  I(x; z) at most": "over all data; less than the line above only by noise"}
-    )
-    total_correlation: Estimate = field(metadata={"total correlation": "KL(q(z) || prod_l q(z_l))"})
-    dimension_wise_kl: Estimate = field(metadata={"dimension-wise KL": "sum_l KL(q(z_l) || p(z_l))"})
-    log_images: float = field(metadata={"log N": "the most that the mutual information of N data can be"})
+    num_images: int
+    rate: Estimate
+    rate_closed_form: Estimate
+    sampling_stderr: float
+    mutual_information: Estimate
+    mutual_information_upper: Estimate
+    total_correlation: Estimate
+    dimension_wise_kl: Estimate
+    log_images: float
+
+    words = {
+        "num_images": ("test data", "a random subset, if there are more; one draw of z each"),
+        "rate": ("rate", "log q(z | x) - log p(z), the sum of the three parts"),
+        "rate_closed_form": ("  KL(q(z | x) || p(z))", "of the same data, computed as above"),
+        "sampling_stderr": ("  error from the draws", "of z, a part of the error of the rate"),
+        "mutual_information": ("mutual information", "I(x; z) over all data is at least this"),
+        "mutual_information_upper": ("  I(x; z) at most", "over all data; less than the line above only by noise"),
+        "total_correlation": ("total correlation", "KL(q(z) || prod_l q(z_l))"),
+        "dimension_wise_kl": ("dimension-wise KL", "sum_l KL(q(z_l) || p(z_l))"),
+        "log_images": ("log N", "the most that the mutual information of N data can be"),
+    }
 
     @classmethod
     def of(cls, context: Context) -> RateDecomposition | None:
         """Return the means of the parts of the rate, beside those of the rates of all data that were evaluated."""
-        vae, batch = context.vae, context.seen
         try:
-            split = split_rate(context.posteriors, vae.given(batch.y).prior(), seed=context.settings.seed)
+            split = split_rate(context.posteriors, context.vae.given(context.seen.y).prior(), seed=context.seed)
         except InputError:
             return None
         names = ("rate", "mutual_information", "total_correlation", "dimension_wise_kl")

@@ -14,22 +14,18 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pvae.core.errors import InputError, one_line
-from pvae.evaluation.measures.measure import Measure, lines_of
+from pvae.evaluation.context import Context, Measure
 from pvae.trained.latent_space import sample
-
-if TYPE_CHECKING:
-    from pvae.evaluation.context import Context
-
-__all__ = ["NamedDistance", "SampleQuality", "sample_quality"]
 
 _Table: TypeAlias = Tensor | NDArray[Any]
 
@@ -78,19 +74,30 @@ class SampleQuality(Measure):
 
     title = "draws from the VAE beside the test rows"
 
-    num_draws: int = field(metadata={"draws from the VAE": "compared with the test rows"})
-    column_shapes: float = field(metadata={"column shapes": "1 - distance of a column from test rows; 1 at best"})
-    column_shapes_of_train: float = field(metadata={"  of the training rows": "what other rows of the data reach"})
-    pair_trends: float | None = field(metadata={"pair trends": "1 - difference of the association of two columns"})
-    pair_trends_of_train: float | None = field(metadata={"  of the training rows": "what other rows of the data reach"})
-    left_out: str | None = field(metadata={"  left out": "columns without a value"}, default=None)
+    num_draws: int
+    column_shapes: float
+    column_shapes_of_train: float
+    pair_trends: float | None
+    pair_trends_of_train: float | None
+    left_out: str | None = None
     worst_columns: tuple[NamedDistance, ...]
     worst_pairs: tuple[NamedDistance, ...]
+
+    words = {
+        "num_draws": ("draws from the VAE", "compared with the test rows"),
+        "column_shapes": ("column shapes", "1 - distance of a column from test rows; 1 at best"),
+        "column_shapes_of_train": ("  of the training rows", "what other rows of the data reach"),
+        "pair_trends": ("pair trends", "1 - difference of the association of two columns"),
+        "pair_trends_of_train": ("  of the training rows", "what other rows of the data reach"),
+        "left_out": ("  left out", "columns without a value"),
+    }
 
     @classmethod
     def of(cls, context: Context) -> SampleQuality | None:
         """Return that of as many draws as there are training rows; None of other data than tables, or given labels."""
-        run, data, columns = context.run, context.data, context.run.data.columns
+        run = context.run
+        data = context.data
+        columns = run.data.columns
         if not columns or run.config.takes_labels:
             return None
         with run.seeded():
@@ -105,9 +112,11 @@ class SampleQuality(Measure):
 
     def lines(self) -> Iterator[str]:
         """Yield its lines, and the columns and pairs that are most distant."""
-        yield from lines_of(self)
+        yield from super().lines()
         for what, worst in (("columns", self.worst_columns), ("pairs", self.worst_pairs)):
-            yield from [f"  most distant {what}"] * bool(worst) + [f"    {one}" for one in worst]
+            if worst:
+                yield f"  most distant {what}"
+            yield from (f"    {one}" for one in worst)
 
 
 def sample_quality(
@@ -155,82 +164,102 @@ def sample_quality(
         SDMetrics 0.32, github.com/sdv-dev/SDMetrics: a distance is 1 - `KSComplement`, 1 - `TVComplement`,
         1 - `CorrelationSimilarity`, or 1 - `ContingencySimilarity` with 10 bins of the `continuous_column_names`.
     """
-    tables = [  # with a row for each column, whose values are then next to each other in memory
-        np.asarray(table.detach().cpu().double() if isinstance(table, Tensor) else table, np.float64).T.copy()
-        for table in (draws, test, train)
-    ]
+    tables = [_columns_of(table) for table in (draws, test, train)]
     shapes = [table.T.shape for table in tables]
     if any(shape[1:] != (len(names),) for shape in shapes) or len(is_category) != len(names):
         raise InputError(f"tables of {shapes}, {len(names)} names and {len(is_category)} kinds: give D columns of each")
     codes = [np.empty_like(table) for table in tables]
     for d, is_code in enumerate(is_category):
-        edges = np.unique(np.concatenate([x[d] for x in tables])) if is_code else _inner_edges(tables[1][d])
+        if is_code:
+            edges = np.unique(np.concatenate([x[d] for x in tables]))
+        else:
+            edges = _inner_edges(tables[1][d])
         for x, code in zip(tables, codes):
             code[d] = np.where(np.isnan(x[d]), np.nan, np.searchsorted(edges, x[d], side="right"))
-    found = list[NamedDistance]()
+    found: dict[int, list[NamedDistance]] = {1: [], 2: []}  # of columns, and of pairs
     for group in [*([d] for d in range(len(names))), *_pairs(len(names))]:
-        are_codes = any(is_category[d] for d in group)
-        rows = [table[group] for table in (codes if are_codes else tables)]
+        distance = _distance
+        rows = [table[group] for table in tables]
+        if any(is_category[d] for d in group):
+            distance = _distance_of_codes
+            rows = [table[group] for table in codes]
         rows = [part.compress(~np.isnan(part).any(0), axis=1) for part in rows]
         if all(part.size for part in rows):
-            own, of_train = (_distance(part, rows[1], are_codes) for part in (rows[0], rows[2]))
-            found.append(NamedDistance(names=tuple(names[d] for d in group), distance=own, distance_of_train=of_train))
-    found.sort(key=lambda one: -one.distance)
-    columns, pairs = ([one for one in found if len(one.names) == count] for count in (1, 2))
-    if not columns:
+            named = NamedDistance(
+                names=tuple(names[d] for d in group),
+                distance=distance(rows[0], rows[1]),
+                distance_of_train=distance(rows[2], rows[1]),
+            )
+            found[len(group)].append(named)
+    if not found[1]:
         raise InputError("no column has a value in the draws, in the test rows and in the training rows")
+    scores: dict[str, float | None] = {"pair_trends": None, "pair_trends_of_train": None}
+    for name, count in (("column_shapes", 1), ("pair_trends", 2)):
+        found[count].sort(key=lambda one: -one.distance)
+        if found[count]:
+            scores[name] = 1 - fmean(one.distance for one in found[count])
+            scores[f"{name}_of_train"] = 1 - fmean(one.distance_of_train for one in found[count])
+    is_empty = np.any([np.isnan(table).all(1) for table in tables], axis=0)
     return SampleQuality(
         num_draws=tables[0].shape[1],
-        column_shapes=1 - fmean(one.distance for one in columns),
-        column_shapes_of_train=1 - fmean(one.distance_of_train for one in columns),
-        pair_trends=1 - fmean(one.distance for one in pairs) if pairs else None,
-        pair_trends_of_train=1 - fmean(one.distance_of_train for one in pairs) if pairs else None,
-        left_out=", ".join(one_line(n) for n, *x in zip(names, *tables) if any(np.isnan(y).all() for y in x)) or None,
-        worst_columns=tuple(columns[:5]),
-        worst_pairs=tuple(pairs[:5]),
+        left_out=", ".join(one_line(name) for name, is_out in zip(names, is_empty) if is_out) or None,
+        worst_columns=tuple(found[1][:5]),
+        worst_pairs=tuple(found[2][:5]),
+        **scores,  # type: ignore[arg-type]
     )
+
+
+def _columns_of(table: _Table) -> NDArray[np.float64]:
+    """Return the columns of a table, (D, N), the values of each next to each other in memory."""
+    if isinstance(table, Tensor):
+        table = table.double().numpy(force=True)
+    return np.asarray(table, np.float64).T.copy()
 
 
 def _inner_edges(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the edges between bins of numbers, as those of `numpy.histogram_bin_edges`, which refuses small widths."""
     x = x[~np.isnan(x)]
-    low, high = (x.min(), x.max()) if len(x) else (0.0, 0.0)
-    half = 0.5 * (low == high)
-    return np.linspace(low - half, high + half, 11)[1:-1]  # of 10 bins
+    if not len(x):
+        x = np.zeros(1)
+    low = x.min()
+    high = x.max()
+    if low == high:
+        low -= 0.5
+        high += 0.5
+    return np.linspace(low, high, 11)[1:-1]  # of 10 bins
 
 
-def _distance(x: NDArray[np.float64], test: NDArray[np.float64], are_codes: bool) -> float:
-    """Return the distance of one column, or the difference of the association of two, from that of the test rows.
+def _distance(x: NDArray[np.float64], test: NDArray[np.float64]) -> float:
+    """Return the distance of complete numbers, (1, M), from test rows, (1, N); of two columns, of their association."""
+    if len(x) == 2:
+        return abs(_correlation(x) - _correlation(test)) / 2
+    from scipy import stats  # slow to import
 
-    Args:
-        x: complete draws or training rows, (1, M) or (2, M).
-        test: complete test rows, (1, N) or (2, N).
-        are_codes: the values are codes of categories or of bins.
-    """
-    if are_codes:
-        codes = np.concatenate([x, test], axis=1).astype(np.int64)
-        cells = np.ravel_multi_index(tuple(codes), tuple(codes.max(1) + 1))
-        if cells.max() > len(cells):  # memory may not hold all cells, most of which are empty
-            cells = np.unique(cells, return_inverse=True)[1]
-        shares = [np.bincount(part, minlength=cells.max() + 1) / len(part) for part in np.split(cells, [x.shape[1]])]
-        return min(1.0, float(np.abs(shares[0] - shares[1]).sum() / 2))
-    if len(x) == 1:  # the p-value is not used, and the exact one takes seconds
-        from scipy import stats  # slow to import
+    return float(stats.ks_2samp(x[0], test[0], method="asymp").statistic)  # an exact p-value would take seconds
 
-        return float(stats.ks_2samp(x[0], test[0], method="asymp").statistic)
-    return abs(_correlation(x) - _correlation(test)) / 2
+
+def _distance_of_codes(x: NDArray[np.float64], test: NDArray[np.float64]) -> float:
+    """Return the same of codes of categories or of bins, from the shares of their cells."""
+    codes = np.concatenate([x, test], axis=1).astype(np.int64)
+    cells, _ = pd.factorize(codes[0] * (codes[-1].max() + 1) + codes[-1])
+    num_cells = cells.max() + 1
+    shares = np.bincount(cells[: x.shape[1]], minlength=num_cells) / x.shape[1]
+    of_test = np.bincount(cells[x.shape[1] :], minlength=num_cells) / test.shape[1]
+    return min(1.0, float(np.abs(shares - of_test).sum() / 2))
 
 
 def _correlation(x: NDArray[np.float64]) -> float:
     """Return Pearson's correlation of two columns, (2, M), or 0 where it is not defined."""
     if (x.min(1) == x.max(1)).any() or np.isinf(x).any():  # of a constant, rounding may leave a variance
         return 0.0
-    return float(np.corrcoef(x).ravel()[1])
+    return float(np.corrcoef(*x)[0, 1])
 
 
 def _pairs(count: int) -> list[list[int]]:
     """Return all pairs i < j of at most 60 columns, and 1,770 random ones of more."""
     total = math.comb(count, 2)
-    places = sorted(random.Random(count).sample(range(total), min(total, _MOST_PAIRS)))
-    latter = [(1 + math.isqrt(1 + 8 * place)) // 2 for place in places]
-    return [[place - math.comb(j, 2), j] for place, j in zip(places, latter)]
+    pairs = list[list[int]]()
+    for place in sorted(random.Random(count).sample(range(total), min(total, _MOST_PAIRS))):
+        j = (1 + math.isqrt(1 + 8 * place)) // 2
+        pairs.append([place - math.comb(j, 2), j])
+    return pairs
