@@ -292,8 +292,14 @@ def room(name: str) -> Iterator[str]:
         if path != f"pvae.{name}":
             yield f"## {path.removeprefix('pvae.')}"
             yield module.__doc__
-        public = [one for one in module.__all__ if not any(getattr(module, one) is other for other in known)]
+        public = [one for one in public_names(module) if not any(getattr(module, one) is other for other in known)]
         yield from (described(path, one) for one in public)
+
+
+def public_names(module: Any) -> list[str]:
+    """Return what a module declares as public, or else the functions and classes that it defines."""
+    own = [name for name, one in vars(module).items() if getattr(one, "__module__", "") == module.__name__]
+    return getattr(module, "__all__", [name for name in own if not name.startswith("_") and hasattr(module, name)])
 
 
 def write_pages(*_: Any) -> None:

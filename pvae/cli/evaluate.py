@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from pvae.evaluation.context import Request
     from pvae.evaluation.report import Report
     from pvae.runs.run import Run
-
-__all__ = ["main"]
 
 _ANNEALING: dict[str, Any] = {"temperatures": 100, "chains": 8, "start": "posterior"}
 _METHODS = ("quadrature", "importance", "annealed")
@@ -48,7 +46,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from pvae.evaluation.report import check_density, evaluate, to_text
 
     runs, folders = _opened(arguments)
-    first, is_table, is_quiet = runs[0], len(runs) > 1 or arguments.latex, arguments.quiet
+    first = runs[0]
+    is_table = len(runs) > 1 or arguments.latex
     count = arguments.images or first.data.num_test
     if count > first.data.num_test:
         raise InputError(f"--images {count}: {first.data.name} has {first.data.num_test:,} test data")
@@ -59,18 +58,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if is_table and (requests or arguments.seconds):
         of_one = ", ".join(f"--{one.name}" for one in _requests())
         raise InputError(f"{of_one} and --seconds are of one run, without --latex: give one")
-    is_large = math.prod(first.data.datum_shape) > _LARGE
-    num_draws = arguments.importance_samples or (_FEW_DRAWS if is_large else _DRAWS)
-    method = arguments.method or ("importance" if arguments.importance_samples else "auto")
-    how: dict[str, Any] = {
-        "num_particles": num_draws,
-        "num_images": arguments.images,
-        "seed": arguments.seed,
-        "method": method,
-        "annealing": _annealing(arguments, method),
-        "engine": arguments.compile,
-        "progress": functools.partial(progress_bar, unit="datum", quiet=is_quiet, in_logs=True),
-    }
+    how = _how(arguments, math.prod(first.data.datum_shape) > _LARGE)
     out = arguments.out
     if out is not None or not is_table:
         out = output_path(out, first.place / "evaluation.json")
@@ -78,26 +66,59 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         run.dataset(None, arguments.data_dir, arguments.offline)
         check_density(run)
     if is_table:
-        from pvae.evaluation import runs_table  # imports pandas
-
-        compared = runs_table.compare_runs(runs, **how)
-        if folders:
-            compared = runs_table.over_seeds(compared, folders)
-        as_text = runs_table.comparison_to_latex if arguments.latex else runs_table.comparison_to_markdown
-        text = content = as_text(compared)
+        text = _table(runs, folders, arguments.latex, how)
+        content = text
     else:
         report = evaluate(first, seconds=arguments.seconds, **how, **requests)
-        content, text = to_json(report.record(), indent=2), f"{to_text(report)}\n\n{out}"
+        content = to_json(report.record(), indent=2)
+        text = f"{to_text(report)}\n\n{out}"
     if out:
         write(out, f"{content}\n")
     if out == first.path / "evaluation.json":
         from pvae.runs.writer import write_card
 
         write_card(first)
-    print_line(out if is_quiet and out else text)
+    if arguments.quiet and out:
+        text = str(out)
+    print_line(text)
     if requests:
-        name = "figures" if arguments.out is None else f"{out.stem}-figures"
-        _draw(first, report, out.parent / name, is_quiet)
+        folder = out.parent / "figures"
+        if arguments.out is not None:
+            folder = out.parent / f"{out.stem}-figures"
+        _draw(first, report, folder, arguments.quiet)
+
+
+def _how(arguments: argparse.Namespace, is_large: bool) -> dict[str, Any]:
+    """Return how log p(x) is estimated, of which data."""
+    num_draws = arguments.importance_samples
+    method = arguments.method
+    if num_draws is None:
+        method = method or "auto"
+        num_draws = _DRAWS
+        if is_large:
+            num_draws = _FEW_DRAWS
+    method = method or "importance"
+    return {
+        "num_particles": num_draws,
+        "num_images": arguments.images,
+        "seed": arguments.seed,
+        "method": method,
+        "annealing": _annealing(arguments, method),
+        "engine": arguments.compile,
+        "progress": functools.partial(progress_bar, unit="datum", quiet=arguments.quiet, in_logs=True),
+    }
+
+
+def _table(runs: Sequence[Run], folders: Sequence[Path], is_latex: bool, how: Mapping[str, Any]) -> str:
+    """Return the table of several runs, or of several folders of runs."""
+    from pvae.evaluation import runs_table  # imports pandas
+
+    compared = runs_table.compare_runs(runs, **how)
+    if folders:
+        compared = runs_table.over_seeds(compared, folders)
+    if is_latex:
+        return runs_table.comparison_to_latex(compared)
+    return runs_table.comparison_to_markdown(compared)
 
 
 def _draw(run: Run, report: Report, folder: Path, is_quiet: bool) -> None:
@@ -105,10 +126,12 @@ def _draw(run: Run, report: Report, folder: Path, is_quiet: bool) -> None:
     from pvae.plotting.pictures import OF_REPORTS
 
     for name, picture in OF_REPORTS.items():
-        if (figure := picture(run, report)) is not None:
-            write(folder / f"{name}.png", figure)
-            if not is_quiet:
-                print_line(folder / f"{name}.png")
+        figure = picture(run, report)
+        if figure is None:
+            continue
+        write(folder / f"{name}.png", figure)
+        if not is_quiet:
+            print_line(folder / f"{name}.png")
 
 
 def _opened(arguments: argparse.Namespace) -> tuple[list[Run], list[Path]]:
@@ -148,7 +171,8 @@ def _check_seeds(folder: Path, runs: Sequence[Run]) -> None:
     if len(runs) < 2:
         raise InputError(f"{folder} holds one run, which has no error over seeds: give {runs[0].path}")
     configs = [run.config.replace(seed=0, source="") for run in runs]
-    if configs != configs[:1] * len(runs) or len({run.config.seed for run in runs}) < len(runs):
+    seeds = {run.config.seed for run in runs}
+    if any(config != configs[0] for config in configs) or len(seeds) < len(runs):
         raise InputError(f"the runs in {folder} do not differ in the seed alone: give the runs themselves")
 
 
@@ -161,7 +185,8 @@ def _requests() -> list[Request]:
 
 
 def _parser() -> Parser:
-    description, out = "Evaluate a trained run on its test data.", "a new file (default: RUN/evaluation.json)"
+    description = "Evaluate a trained run on its test data."
+    out = "a new file (default: RUN/evaluation.json)"
     run = "a run folder; several give one table, as do folders of runs that differ in the seed"
     parser = run_parser("pvae evaluate", description, _EPILOG, out, "FILE", nargs="+", help=run)
     add = parser.add_argument
@@ -182,7 +207,9 @@ def _parser() -> Parser:
     for one in _requests():
         how: dict[str, Any] = {"action": "store_true"}
         if one.metavar:
-            how = {"metavar": one.metavar, "type": str if one.least is None else integer(one.least)}
+            how = {"metavar": one.metavar}
+        if one.least is not None:
+            how["type"] = integer(one.least)
         add(f"--{one.name}", help=one.help, **how)
     add("--images", metavar="N", type=integer(2), help="a random subset of N test data (default: all)")
     seconds = "estimate log p(x) of test data in random order until S seconds have passed (default: of all)"

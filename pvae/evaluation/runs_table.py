@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -292,15 +293,10 @@ def _means(values: pd.DataFrame, best: pd.DataFrame) -> dict[str, float]:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """Return for each folder as few of its last parts as no other folder has: "seed-0"; "a/seed-0" and "b/seed-0"."""
-    parts = [path.resolve().parts for path in paths]
-    names = []
-    for ours in parts:
-        length = 1
-        while any(theirs != ours and theirs[-length:] == ours[-length:] for theirs in parts):
-            length += 1
-        names.append(str(Path(*ours[-length:])))
-    return names
+    """Return the folders from where their paths begin to differ: "seed-0"; "a/seed-0" and "b/seed-0"."""
+    places = [path.resolve() for path in paths]
+    common = os.path.commonpath([place.parent for place in places])
+    return [str(place.relative_to(common)) for place in places]
 
 
 def over_seeds(comparison: pd.DataFrame, folders: Sequence[Path]) -> pd.DataFrame:

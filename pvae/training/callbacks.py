@@ -24,7 +24,7 @@ from pvae.core.terminal import Interruptions, print_line, progress_bar
 from pvae.data.dataset import random_subset
 from pvae.data.preparation import Pixels
 from pvae.data.schema import Column
-from pvae.evaluation.measures.floor import floor
+from pvae.evaluation.measures.floor import Floor
 from pvae.evaluation.measures.latents import COLLAPSED, forecast, said_of_collapse
 from pvae.evaluation.report import what_was_learned
 from pvae.runs import writer
@@ -230,7 +230,7 @@ class Console(Callback):
         name: printed before the lines at the end of the training.
 
     Attributes:
-        floor: the bound on the held-out data that a model without a latent reaches; None where it is not known.
+        floor: what a model without a latent reaches on the held-out data; None where it is not known.
         held_out: the split of these data.
         seconds: of training since the last line.
         is_collapsed: whether a warning of it was printed.
@@ -238,7 +238,7 @@ class Console(Callback):
 
     run: Run
     name: str = ""
-    floor: float | None = None
+    floor: Floor | None = None
     held_out: str = "test"
     seconds: float = 0.0
     is_collapsed: bool = False
@@ -274,12 +274,10 @@ class Console(Callback):
         self.held_out = "valid" if "valid" in trainer.splits else "test"
         if trainer.vae.has_density and not config.labels:  # whose bound is one on log p(x, y)
             train = Pixels(trainer.data.sample, trainer.data.preparation)
-            reached = floor(trainer.vae.p_x, train, trainer.splits[self.held_out].x)
-            self.floor = None if reached is None else reached.sum().item()
+            self.floor = Floor.before_training(trainer.vae, train, trainer.splits[self.held_out].x)
         if self.floor is not None:
             what = "pixel" if data.is_images else "column" if data.columns else "value"
-            bound = f"{self.held_out} {'pseudo-' * trainer.vae.is_pseudo}ELBO"
-            print_line(f"without a latent, by the best distribution of each {what}: {bound} {self.floor:.2f}")
+            print_line(self.floor.announced(self.held_out, what))
         has_fixed_scale = config.likelihood_class.has_fixed_scale and not run.has_own_vae
         if has_fixed_scale and trainer.vae.has_density and not (trainer.epoch or loaded.has_missing):
             sample = trainer.data.sample
@@ -317,10 +315,8 @@ class Console(Callback):
         chosen = last if best is None else best
         held_out = [row for row in trainer.rows if row.split == self.held_out and row.epoch == chosen]
         for row in held_out:
-            if self.floor is not None and row.elbo is not None and row.elbo < self.floor - COLLAPSED:
-                found = f"the {row.split} {row.bound} of epoch {row.epoch}, {row.elbo:.2f}, is below {self.floor:.2f}"
-                advice = "give more --epochs, or another --lr or --likelihood"
-                print_line(f"{self.name}warning: {found}, which a model without a latent reaches: {advice}")
+            if self.floor is not None and (warning := self.floor.below(row)):
+                print_line(f"{self.name}warning: {warning}")
         if best is not None:
             self._print_best(best, last)
         for line in what_was_learned(self.run):

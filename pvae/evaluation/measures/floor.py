@@ -20,6 +20,7 @@ from pvae.data.preparation import Pixels
 from pvae.distributions.columns import Columns
 from pvae.evaluation.context import Context, Measure
 from pvae.marginal.chunks import data_at_once
+from pvae.runs.metrics import Metrics
 from pvae.trained.scores import Estimate
 from pvae.vae import VAE
 
@@ -63,6 +64,18 @@ class Floor(Measure):
         if each is None:
             return None
         return cls(elbo=each.sum().item(), is_pseudo=vae.is_pseudo, verdict="")
+
+    def announced(self, split: str, what: str) -> str:
+        """Return the line before a training: what it must exceed, of a split of data whose values have a name."""
+        return f"without a latent, by the best distribution of each {what}: {split} {self.bound} {self.elbo:.2f}"
+
+    def below(self, row: Metrics) -> str:
+        """Return what it means if the metrics at the end of a training are below it, "" if they are not."""
+        if row.elbo is None or row.elbo >= self.elbo - _LEAST:
+            return ""
+        found = f"the {row.split} {row.bound} of epoch {row.epoch}, {row.elbo:.2f}, is below {self.elbo:.2f}"
+        advice = "give more --epochs, or another --lr or --likelihood"
+        return f"{found}, which a model without a latent reaches: {advice}"
 
     @property
     def bound(self) -> str:
