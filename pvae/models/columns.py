@@ -447,16 +447,13 @@ class ColumnsLikelihood(ScaledLikelihood, name="columns", help="of rows whose co
         features = ColumnFeatures(column_kinds(columns), has_missing)
         return [features], (features.num_features,)
 
-    def table_page(self, place: int) -> dict[str, Any]:
-        """Return that of the part of this column, whose outputs follow those of the parts before it."""
+    def placed(self) -> Iterator[tuple[Any, list[int], Tensor]]:
+        """Yield each part, its columns, and their outputs, which follow those of the parts before it."""
         first = 0
         parts: Any = zip(self.parts, self.order.split(self.sizes), self.num_outputs)
         for part, columns, count in parts:
-            if place in columns.tolist():
-                found: dict[str, Any] = part.table_page(columns.tolist().index(place))
-                return {**found, "outputs": [first + one for one in found["outputs"]]}
+            yield part, columns.tolist(), first + part.output_places()
             first += count
-        raise IndexError(place)
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return the joint distribution of a row, given the decoder's output (..., F)."""

@@ -7,7 +7,7 @@ book and the tests over all families read the class.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import pyro.distributions as dist
@@ -180,9 +180,15 @@ class Likelihood(nn.Module, Family):
         each = math.prod(self.output_shape) // math.prod(self.datum_shape)
         return torch.arange(math.prod(self.output_shape)).view(each, -1).T
 
+    def placed(self) -> Iterator[tuple[Any, list[int], Tensor]]:
+        """Yield each part of the likelihood, the places of its values in x, and which outputs are those of each."""
+        yield self, list(range(math.prod(self.datum_shape))), self.output_places()
+
     def table_page(self, place: int) -> dict[str, Any]:
-        """Return what the page of a table needs of the value at a place of x: `table_kind`, and its outputs."""
-        return {**self.table_kind(place), "outputs": self.output_places()[place].tolist()}
+        """Return what the page of a table needs of the value at a place of x: its `table_kind`, and its outputs."""
+        part, places, outputs = next(one for one in self.placed() if place in one[1])
+        index = places.index(place)
+        return {**part.table_kind(index), "outputs": outputs[index].tolist()}
 
     def table_kind(self, place: int) -> dict[str, Any]:
         """Return the kind in `COLUMNS` of `explore/table.js`, and the parameters, of the value at a place of x."""

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pvae.models.columns import ColumnsLikelihood
+from pvae.models.columns import ColumnFeatures
 from pvae.models.features import features_seen
 from pvae.models.likelihoods import DiagonalNormalLikelihood, ZeroInflatedLikelihood
 from pvae.models.networks import WithPaths
@@ -190,19 +190,14 @@ class _Parts:
 
     def _places(self) -> Iterator[tuple[int, tuple[int, int, Tensor]]]:
         """Yield each feature that is a real value, with its places in the output of the decoder, and its log scale."""
-        parts, order = [self.p_x], [*range(self.train[0].numel())]
-        if isinstance(self.p_x, ColumnsLikelihood):
-            parts, order = [*self.p_x.parts], self.p_x.order.tolist()
-            features = next(one for one in self.q_z.modules() if hasattr(one, "kinds")).order.tolist()
-        first = done = 0
-        for part in parts:
-            size = math.prod(part.datum_shape)
+        order = list(range(self.train[0].numel()))  # of the features of numbers
+        features = next((one for one in self.q_z.modules() if isinstance(one, ColumnFeatures)), None)
+        if features is not None:
+            order = features.order.tolist()
+        for part, places, outputs in self.p_x.placed():
             if isinstance(part, DiagonalNormalLikelihood) and not isinstance(part, ZeroInflatedLikelihood):
-                for i in range(size):
-                    d = order[done + i]
-                    feature = features.index(d) if len(parts) > 1 or isinstance(self.p_x, ColumnsLikelihood) else d
-                    yield feature, (first + i, first + size + i, part.log_scale.flatten()[i])
-            first, done = first + math.prod(part.output_shape), done + size
+                for place, (loc, log_scale), fixed in zip(places, outputs.tolist(), part.log_scale.flatten()):
+                    yield order.index(place), (loc, log_scale, fixed)
 
 
 @quietly()

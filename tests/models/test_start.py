@@ -7,6 +7,7 @@ from sklearn.covariance import LedoitWolf
 
 from pvae.config.build import build_vae
 from pvae.config.choices import values_config
+from pvae.config.config import Config
 from pvae.data.dataset import Column, Dataset
 from pvae.models import start
 from pvae.models.features import fit_to
@@ -93,3 +94,16 @@ def test_of_columns_of_several_kinds_one_start_is_independent_values_near_which_
         assert outputs.std(0).min() > 0, "z changes each output"
         start._Parts(vae, x).decoder.network[-1].weight.zero_()
         assert torch.allclose(vae.p_x.decoder(z), alone.outputs, atol=1e-12)
+
+
+def test_real_columns_behind_categories_start_at_their_own_outputs():
+    """The linear model of two real columns is the decoder's, whatever the columns before them take of its outputs."""
+    torch.manual_seed(0)
+    real = torch.randn(200, 1) @ torch.ones(1, 2) + 0.1 * torch.randn(200, 2)
+    x = torch.cat([torch.randint(4, (200, 1)), torch.randint(2, (200, 1)), real], 1).double()
+    config = Config(likelihood="columns", columns="categorical:4,binary,real*2", latent_dim=2, initialization="exact")
+    vae = build_vae(config, (4,))
+    fit_to(vae, x)
+    parts = start._Parts(vae, x)
+    assert [place[:2] for place in parts.places.values()] == [(5, 7), (6, 8)]
+    assert [vae.p_x.table_page(d)["outputs"] for d in range(4)] == [[0, 1, 2, 3], [4], [5, 7], [6, 8]]
