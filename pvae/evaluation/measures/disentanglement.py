@@ -125,7 +125,7 @@ def mutual_information_gap(codes: Tensor, factors: Tensor, num_bins: int = _BINS
     selects the second latent.
 
     Args:
-        codes: (N, L).
+        codes: means of q(z | x), (N, L).
         factors: whole numbers, int64 (N, F), each of at least two values.
         num_bins: number of bins.
 
