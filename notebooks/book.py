@@ -18,7 +18,8 @@ import unicodedata
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Annotated, Any, get_origin
 
 import pyro
 import torch
@@ -296,10 +297,16 @@ def room(name: str) -> Iterator[str]:
         yield from (described(path, one) for one in public)
 
 
-def public_names(module: Any) -> list[str]:
-    """Return what a module declares as public, or else the functions and classes that it defines."""
-    own = [name for name, one in vars(module).items() if getattr(one, "__module__", "") == module.__name__]
-    return getattr(module, "__all__", [name for name in own if not name.startswith("_") and hasattr(module, name)])
+def public_names(module: ModuleType) -> list[str]:
+    """Return `__all__` without types of options, or the functions and classes of a module that has none."""
+    if hasattr(module, "__all__"):
+        return [name for name in module.__all__ if get_origin(getattr(module, name)) is not Annotated]
+    found = []
+    for name, one in vars(module).items():
+        is_own = getattr(one, "__module__", "") == module.__name__
+        if is_own and not name.startswith("_") and (inspect.isfunction(one) or inspect.isclass(one)):
+            found.append(name)
+    return found
 
 
 def write_pages(*_: Any) -> None:
