@@ -298,8 +298,8 @@ ColumnsText = Annotated[
     str,
     Option(
         help="the kind of single columns of a table, as in income=real,room=categorical,size=ordinal:small<medium<"
-        "large; or of each column of a row, in order: real, positive, zero-inflated, count (a negative binomial), "
-        "binary, categorical:K or ordinal:K, of codes 0 to K - 1; *N repeats one, as in real*10,count,categorical:5",
+        f"large; or of each column of a row, in order: {_NUMBERS.replace('|', ', ')}, categorical:K or ordinal:K, of "
+        "codes 0 to K - 1; *N repeats one, as in real*10,count,categorical:5",
         pattern=rf"({_LISTED}(,{_LISTED})*|{_NAMED}(,{_NAMED})*)?",
         described=f"a comma-separated list of {_NUMBERS.replace('|', ', ')}, categorical:K and ordinal:K, each perhaps "
         "with *N to repeat it; or of NAME=KIND, such as age=real,size=ordinal:small<medium<large",

@@ -40,7 +40,6 @@ HIERARCHIES = {  # options of several stochastic layers, and which of the layers
         [True, True, False],
     ),
 }
-SPHERE = ("power-spherical", "sphere")
 PAIRS = [
     (posterior, prior)
     for posterior in OPTIONS["posterior"].choices
@@ -48,7 +47,7 @@ PAIRS = [
     if posterior != "delta" and Posterior.members[posterior].support == Prior.members[prior].support
     if Posterior.members[posterior].support not in ("bits", "categories", "codes")
 ]
-CLOSED = [*((name, "standard-normal") for name in ("normal", "normal-log-variance", "normal-full")), SPHERE]
+CLOSED = [(posterior, prior) for posterior, prior in PAIRS if prior in Posterior.members[posterior].closed_forms]
 OPTIONS_OF = {"renyi": {"alpha": 0.3}, "ciwae": {"mix": 0.2}, "miwae": {"groups": 2}, "piwae": {"groups": 2}}
 BOUNDS = {
     "trace": bounds.elbo,
