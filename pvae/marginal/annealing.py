@@ -18,7 +18,7 @@ from pvae.core.errors import InputError, check_name
 from pvae.core.random_state import seeded
 from pvae.core.tracing import deferred
 from pvae.distributions.flow import Flow
-from pvae.marginal.chunks import data_at_once
+from pvae.marginal.chunks import data_at_once, draw_for_each
 from pvae.marginal.importance import DECODED_TO_COMPILE
 from pvae.marginal.log_p import LogP, check_continuous
 from pvae.vae import VAE
@@ -40,7 +40,9 @@ __all__ = [
 STARTS = ("prior", "posterior")
 NUM_LEAPFROG = 10
 _ACCEPTANCE = 0.65
-_MOST_VARIANCE, _LEAST_EFFECTIVE, _LEAST_ACCEPTED = 1.0, 4, 0.2  # of the chains of a datum that can be trusted
+_MOST_VARIANCE = 1.0  # of the chains of a datum that can be trusted
+_LEAST_EFFECTIVE = 4
+_LEAST_ACCEPTED = 0.2
 _SIGMOID = 4.0  # the sigmoid runs from -4 to 4
 _WARM_UP = 30  # transitions of the pilot before its first temperature
 _TRANSITIONS = 100  # of the pilot at all temperatures together, at least
@@ -140,7 +142,8 @@ def annealed(
         schedule); Neal, arXiv:1206.1901, section 3 (the transitions), and the documentation of his program mc-ais (a
         variance of about 1).
     """
-    batch, runs = Batch.of(data), list[tuple[Tensor, Tensor]]()
+    batch = Batch.of(data)
+    runs = []
     schedule = _Schedule.of(vae, batch, num_temperatures, num_chains, start, engine)
     for part in batch.split(schedule.data_at_once):
         runs.append(log_weights(*_started(vae, part, schedule), schedule.betas, schedule.steps))
@@ -176,11 +179,13 @@ def bracket(vae: VAE, data: Data, num_temperatures: int = 1000, num_chains: int 
     Reference:
         Grosse, Ghahramani and Adams, arXiv:1511.02543, section 3; Wu et al., arXiv:1611.04273, section 3.
     """
-    batch, runs = Batch.of(data), list[Bracket]()
+    batch = Batch.of(data)
+    runs = []
     check_continuous(vae, batch)
     parts = [simulated(vae, part) for part in batch.split(data_at_once(vae, batch))]
     drawn = Batch(torch.cat([x for x, _ in parts]), batch.y)
-    exact, done = torch.cat([z for _, z in parts]), 0
+    exact = torch.cat([z for _, z in parts])
+    done = 0
     schedule = _Schedule.of(vae, drawn, num_temperatures, num_chains, start)
     for part in drawn.split(schedule.data_at_once):
         points, z = _started(vae, part, schedule)
@@ -215,13 +220,17 @@ def log_weights(points: Points, z: Tensor, betas: Tensor, steps: list[float]) ->
         betas: b_0, ..., b_T.
         steps: the step sizes at b_1, ..., b_T-1.
     """
-    point, accepted = points(z), z.new_zeros(z.shape[:-1], dtype=torch.float64)
+    point = points(z)
+    accepted = z.new_zeros(z.shape[:-1], dtype=torch.float64)
     increments = betas.diff().tolist()
     log_w = increments[0] * (point.log_joint - point.log_start)
     for beta, step, increment in zip(betas[1:-1].tolist(), steps, increments[1:], strict=True):
         point, acceptance = transition(points, point, beta, step)
-        log_w, accepted = log_w + increment * (point.log_joint - point.log_start), accepted + acceptance
-    return log_w, (accepted / len(steps) if steps else accepted * math.nan).mean(0)
+        log_w = log_w + increment * (point.log_joint - point.log_start)
+        accepted = accepted + acceptance
+    if not steps:
+        return log_w, accepted.mean(0) * math.nan
+    return log_w, (accepted / len(steps)).mean(0)
 
 
 def transition(points: Points, point: Point, beta: float, step: float) -> tuple[Point, Tensor]:
@@ -234,10 +243,10 @@ def transition(points: Points, point: Point, beta: float, step: float) -> tuple[
     kinetic = (last.double().square() - momentum.double().square()).sum(-1) / 2
     log_ratio = moved.log_density(beta) - point.log_density(beta) - kinetic
     is_accepted = torch.rand_like(log_ratio).log() < log_ratio  # NaN is refused
-    kept = [
-        torch.where(is_accepted[..., None] if new.dim() > log_ratio.dim() else is_accepted, new, old)
-        for new, old in zip(moved, point)
-    ]
+    kept = []
+    for new, old in zip(moved, point):
+        shape = is_accepted.shape + (1,) * (new.dim() - log_ratio.dim())
+        kept.append(torch.where(is_accepted.view(shape), new, old))
     return Point(*kept), log_ratio.exp().clamp(max=1).nan_to_num(0)
 
 
@@ -284,32 +293,41 @@ class _Schedule(NamedTuple):
 
 def _adapted(points: Points, z: Tensor, betas: Tensor) -> list[float]:
     """Return a step size for each of b_1, ..., b_T-1, from chains that are not used again."""
-    point, step, steps = points(z), 0.1 * z.std().item(), list[float]()
     inner = betas[1:-1].tolist()
     times = max(1, _TRANSITIONS // len(inner))
-    for beta in [inner[0]] * _WARM_UP + [beta for beta in inner for _ in range(times)]:
-        point, acceptance = transition(points, point, beta, step)
-        step *= math.exp(acceptance.mean().item() - _ACCEPTANCE)
+    point = points(z)
+    step = 0.1 * z.std().item()
+    steps = []
+    for place, beta in enumerate(inner):
+        count = times
+        if place == 0:
+            count += _WARM_UP
+        for _ in range(count):
+            point, acceptance = transition(points, point, beta, step)
+            step *= math.exp(acceptance.mean().item() - _ACCEPTANCE)
         steps.append(step)
-    return steps[_WARM_UP + times - 1 :: times]
+    return steps
 
 
 @torch.no_grad()
 def _started(vae: VAE, batch: Batch, schedule: _Schedule) -> tuple[Points, Tensor]:
     """Return the densities of a few data as a function of z, and draws z (C, B, L) from r."""
-    given, x = vae.given(batch.y), batch.x
-
-    r: Any = given.posterior(x) if schedule.start == "posterior" else given.prior()
+    given = vae.given(batch.y)
+    x = batch.x
     prior: Any = given.prior()
+    r = prior
+    if schedule.start == "posterior":
+        r = given.posterior(x)
     if isinstance(r, Flow):  # whose density elsewhere than at its draws may take L passes
-        drawn = r.sample((_DRAWS,) if r.batch_shape else (_DRAWS, len(x)))
+        drawn = draw_for_each(r, _DRAWS, len(x))
         r = Normal(drawn.mean(0), drawn.std(0)).to_event(1)
-    z = r.sample((schedule.num_chains,) if r.batch_shape else (schedule.num_chains, len(x)))
+    z = draw_for_each(r, schedule.num_chains, len(x))
 
     def densities(z: Tensor) -> list[Tensor]:
         with torch.enable_grad(), pyro.validation_enabled(False):  # a chain that diverges is refused, no error
             z = z.detach().requires_grad_()
-            log_start, log_joint = r.log_prob(z), given.log_likelihood(x, z) + prior.log_prob(z)
+            log_start = r.log_prob(z)
+            log_joint = given.log_likelihood(x, z) + prior.log_prob(z)
             (by_start,) = torch.autograd.grad(log_start.sum(), z, retain_graph=True)
             (by_joint,) = torch.autograd.grad(log_joint.sum(), z)
         return [log_start.detach().double(), log_joint.detach().double(), by_start, by_joint]
@@ -317,22 +335,27 @@ def _started(vae: VAE, batch: Batch, schedule: _Schedule) -> tuple[Points, Tenso
     recorded: Function = densities
     engine = schedule.engine
     if engine == "auto":  # other sizes, of which there are few data, would be compiled anew
-        is_compiled = schedule.is_large and len(batch) == schedule.data_at_once and not missing()
-        engine = "inductor" if is_compiled else "graph"
+        engine = "graph"
+        if schedule.is_large and len(batch) == schedule.data_at_once and not missing():
+            engine = "inductor"
     try:
         with deferred(), seeded(0):  # of checks of labels, which the draw made; compiling draws random numbers
-            recorded = densities if engine == "none" else record(densities, [z.contiguous()], engine)
+            if engine != "none":
+                recorded = record(densities, [z.contiguous()], engine)
     except RecordingError:
         if schedule.engine != "auto":
             raise
-    return lambda z: Point(z, *(one.contiguous() for one in recorded(z.contiguous()))), z
+
+    def points(z: Tensor) -> Point:
+        return Point(z, *(one.contiguous() for one in recorded(z.contiguous())))
+
+    return points, z
 
 
 @torch.no_grad()
 def simulated(vae: VAE, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return data (B, *D) drawn from the model, with the labels and missing values of a batch, and their z (B, L)."""
     given = vae.given(batch.y)
-    prior = given.prior()
-    z = prior.sample(() if prior.batch_shape else (len(batch),))
+    z = draw_for_each(given.prior(), 1, len(batch))[0]
     x = given.likelihood(z).sample().to(batch.x.dtype)
     return x.where(~batch.x.isnan(), math.nan), z

@@ -70,7 +70,8 @@ def calibration(vae: VAE, data: Data, num_data: int = 1000, level: float = 0.95)
     """
     batch = Batch.of(data)
     check_continuous(vae, batch)
-    batch, ranks = batch.rows(torch.randint(len(batch), (num_data,))), list[Tensor]()
+    batch = batch.rows(torch.randint(len(batch), (num_data,)))
+    ranks = []
     for part in batch.split(data_at_once(vae, batch, _DRAWS)):
         x, z = simulated(vae, part)
         q = vae.given(part.y).posterior(x)

@@ -15,7 +15,7 @@ from pvae.core.random_state import seeded
 from pvae.distributions.joint import Joint
 from pvae.vae import VAE
 
-__all__ = ["CHUNK_VALUES", "data_at_once", "latents_at_once", "widest"]
+__all__ = ["CHUNK_VALUES", "data_at_once", "draw_for_each", "latents_at_once", "widest"]
 
 # The largest number of values in a tensor. It bounds the memory for any number of data and draws and for any network.
 # Larger tensors are slower too.
@@ -34,20 +34,30 @@ def latents_at_once(vae: VAE, latents: Batch) -> int:
     return max(1, min(1000, CHUNK_VALUES // max(sizes)))
 
 
+def draw_for_each(p: Any, num_samples: int, num_data: int) -> Tensor:
+    """Return draws (S, B, L) of a distribution of z, whose batch shape is () or (B,)."""
+    if p.batch_shape:
+        return p.sample((num_samples,))
+    return p.sample((num_samples, num_data))
+
+
 def widest(vae: VAE, data: Data) -> int:
     """Return the number of values in the largest output of any layer, or of a mixture, for one datum.
 
     The layers are those of the encoder, the decoder, and the networks of priors, flows and hierarchies at a draw of z.
     """
     first = next(Batch.of(data).split(1))
-    x, vae = first.x, vae.given(first.y)
+    x = first.x
+    vae = vae.given(first.y)
     prior = vae.prior()  # before outputs are counted: a VampPrior encodes all its pseudo-inputs
     with _output_sizes(vae, x.device) as sizes:
         z = vae.posterior(x).sample()
         with contextlib.suppress(ValueError):  # of a prior whose support does not include z
             prior.log_prob(z)
         vae.likelihood(z)
-    mixture = prior.first if isinstance(prior, Joint) else prior
+    mixture = prior
+    if isinstance(prior, Joint):
+        mixture = prior.first
     if isinstance(mixture, MixtureSameFamily):
         sizes.append(2 * mixture.component_distribution.batch_shape.numel())  # a log-density by each, in float64
     return max([x.numel(), *sizes])
@@ -59,7 +69,8 @@ def _output_sizes(vae: VAE, device: torch.device) -> Iterator[list[int]]:
     sizes: list[int] = []
 
     def note(_module: nn.Module, _given: Any, output: Any) -> None:
-        sizes.append(output.numel() if isinstance(output, Tensor) else 0)
+        if isinstance(output, Tensor):
+            sizes.append(output.numel())
 
     hooks = [module.register_forward_hook(note) for module in vae.modules()]
     try:

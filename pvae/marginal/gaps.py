@@ -20,7 +20,8 @@ from pvae.vae import VAE
 
 __all__ = ["BestElbo", "best_elbo"]
 
-_STEPS, _CHECKS = 100, 4  # between two checks of the bound; checks without a better one, after which it ends
+_STEPS = 100  # between two checks of the bound
+_CHECKS = 4  # without a better bound, after which a search ends
 _PLANAR = 8  # transforms of a flow
 _DRAWS = 1000  # for the final bound, and for mean and spread of q(z | x), from which the search starts
 
@@ -89,18 +90,23 @@ def best_elbo(vae: VAE, data: Data, num_particles: int = 20, lr: float = 1e-2) -
 
 
 def _of_part(vae: VAE, batch: Batch, num_particles: int, lr: float) -> list[Tensor]:
-    given, x = vae.given(batch.y), batch.x
+    given = vae.given(batch.y)
+    x = batch.x
     with torch.no_grad():
-        prior, q = given.prior(), given.posterior(x)
+        prior = given.prior()
+        q = given.posterior(x)
         z = q.sample((_DRAWS,))
         parts = [given.log_likelihood(x, part) + prior.log_prob(part) for part in z.split(num_particles)]
         found = _mean(torch.cat(parts) - q.log_prob(z))
-    loc, seed = z.mean(0), int(torch.randint(2**31, ()))
+    loc = z.mean(0)
+    seed = int(torch.randint(2**31, ()))
     standard = Normal(torch.zeros_like(loc), 1.0, validate_args=False).to_event(1)
 
     def bound(loc: Tensor, log_scale: Tensor, *more: Tensor) -> Tensor:
-        e, scale = standard.sample((num_particles,)), torch.diag_embed(log_scale.exp())
-        log_q, moved = standard.log_prob(e) - log_scale.sum(-1), e
+        e = standard.sample((num_particles,))
+        moved = e
+        scale = torch.diag_embed(log_scale.exp())
+        log_q = standard.log_prob(e) - log_scale.sum(-1)
         if more:
             lower, *flow = more
             scale = scale + lower.tril(-1)
@@ -115,7 +121,8 @@ def _of_part(vae: VAE, batch: Batch, num_particles: int, lr: float) -> list[Tens
         elbo = bound(*values).mean(0)
         return [elbo.detach(), *torch.autograd.grad(-elbo.sum(), values)]
 
-    best, w = list[Tensor](), torch.randn(len(x), _PLANAR, loc.shape[-1]).to(z)
+    best = list[Tensor]()
+    w = torch.randn(len(x), _PLANAR, loc.shape[-1]).to(z)
     for more in ([loc, z.std(0).log()], [torch.diag_embed(0 * loc)], [0 * w, w, torch.randn_like(w[..., 0])]):
         best = [*best, *more]
         with deferred():
@@ -134,9 +141,13 @@ def _mean(values: Tensor) -> list[Tensor]:
 def _fitted(step: Function, q: list[Tensor], lr: float) -> list[Tensor]:
     """Return the mean parameters of q over the steps of the best check."""
     q = [one.clone() for one in q]
-    adam, best, kept, num_worse = torch.optim.Adam(q, lr), -math.inf, q, 0
+    adam = torch.optim.Adam(q, lr)
+    kept = q
+    best = -math.inf
+    num_worse = 0
     while num_worse < _CHECKS:
-        total, means = 0.0, [torch.zeros_like(one) for one in q]
+        means = [torch.zeros_like(one) for one in q]
+        total = 0.0
         for _ in range(_STEPS):
             elbo, *gradients = step(*q)
             for one, gradient in zip(q, gradients):
@@ -146,5 +157,7 @@ def _fitted(step: Function, q: list[Tensor], lr: float) -> list[Tensor]:
             torch._foreach_add_(means, q, alpha=1 / _STEPS)
         num_worse += 1
         if total > best:
-            best, kept, num_worse = total, means, 0
+            best = total
+            kept = means
+            num_worse = 0
     return kept

@@ -18,7 +18,7 @@ from pvae.core.errors import InputError
 from pvae.core.tracing import deferred
 from pvae.distributions.joint import Joint
 from pvae.marginal import chunks
-from pvae.marginal.chunks import data_at_once, widest
+from pvae.marginal.chunks import data_at_once, draw_for_each, widest
 from pvae.marginal.log_p import LogP
 from pvae.vae import VAE
 
@@ -26,6 +26,7 @@ __all__ = [
     "DECODED_TO_COMPILE",
     "TRUSTED",
     "Mixture",
+    "from_all_weights",
     "from_weights",
     "importance_sample",
     "num_in_tail",
@@ -72,7 +73,8 @@ def pareto_k(largest: Tensor) -> Tensor:
         (its use) and appendix H (the size of the tail).
     """
     log_w = largest.double().sort(0).values
-    is_nan, log_w = log_w.isnan().any(0), log_w - log_w[-1]
+    is_nan = log_w.isnan().any(0)
+    log_w = log_w - log_w[-1]
     log_cutoff = log_w[0].clamp(min=math.log(torch.finfo(torch.float64).tiny))
     is_tail = log_w > log_cutoff
     num_tail = is_tail.sum(0)  # (N,)
@@ -118,10 +120,15 @@ class Mixture:
 
     def __init__(self, vae: VAE, x: Tensor, num_particles: int) -> None:
         p: Any = vae.prior()
-        self.prior, self.q, self.wide, self.count = p, vae.posterior(x), p, len(x)
+        self.prior = p
+        self.q = vae.posterior(x)
+        self.count = len(x)
+        self.wide = p
         if isinstance(p, Joint) and p.is_enumerable:
             self.wide = Joint(self.q.first, p.rest, p.sizes, p.names)
-        self.num_q = num_particles - (num_particles // _ONE_IN if vae.has_density else 0)
+        self.num_q = num_particles
+        if vae.has_density:
+            self.num_q -= num_particles // _ONE_IN
         self.share = 1 - self.num_q / num_particles
 
     def draw(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -133,7 +140,7 @@ class Mixture:
             z = self.q.sample((num_q,))
             drawn.append((z, self.q.log_prob(z)))  # of the draw itself, whose density a flow knows
         if num_wide:
-            z = self.wide.sample((num_wide,) if self.wide.batch_shape else (num_wide, self.count))
+            z = draw_for_each(self.wide, num_wide, self.count)
             try:
                 drawn.append((z, self.q.log_prob(z)))
             except ValueError:  # some are outside of the support of q
@@ -146,9 +153,12 @@ class Mixture:
 
     def log_weights(self, log_likelihood: Tensor, z: Tensor, log_q: Tensor) -> Tensor:
         """Return log p(x | z) p(z) / r(z) of draws z, (K, B) in float64."""
-        log_prior, log_r = self.prior.log_prob(z), log_q
+        log_prior = self.prior.log_prob(z)
+        log_r = log_q
         if self.share:
-            log_wide = log_prior if self.wide is self.prior else self.wide.log_prob(z)
+            log_wide = log_prior
+            if self.wide is not self.prior:
+                log_wide = self.wide.log_prob(z)
             log_r = torch.logaddexp(log_q + math.log1p(-self.share), log_wide + math.log(self.share))
         return (log_likelihood + log_prior - log_r).double()
 
@@ -188,7 +198,8 @@ def importance_sample(
     Reference:
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 8; `Mixture` and `pareto_k`.
     """
-    batch, parts = Batch.of(data), []
+    batch = Batch.of(data)
+    parts = []
     log_likelihood = _recorded_log_likelihood(vae, engine, len(batch) * num_particles)
     width = widest(vae, batch)
     for part in batch.split(min(100, data_at_once(vae, batch))):
@@ -208,12 +219,18 @@ def from_weights(log_sum: Tensor, log_sum_squares: Tensor, num_particles: int, k
         log_sum: log sum_k w_k, (N,).
         log_sum_squares: log sum_k w_k^2, (N,).
         num_particles: K, the number of draws of z for each datum.
-        k: the shape of the tail of the weights, (N,), as in `pvae.marginal.importance.pareto_k`.
+        k: the shape of the tail of the weights, (N,), as in `pareto_k`.
     """
     found = LogP.of_weights("importance", log_sum, log_sum_squares, num_particles)
     is_even = found.effective > max(TRUSTED, num_particles / 2)
     is_light = (found.effective >= TRUSTED) & (k < trusted_below(num_particles))
     return found._replace(pareto_k=k, is_trusted=is_even | is_light)
+
+
+def from_all_weights(log_w: Tensor) -> LogP:
+    """Return `from_weights` of the logarithms of all weights, (K, N)."""
+    k = pareto_k(log_w.topk(num_in_tail(len(log_w)) + 1, 0).values)
+    return from_weights(log_w.logsumexp(0), (2 * log_w).logsumexp(0), len(log_w), k)
 
 
 def _recorded_log_likelihood(vae: VAE, engine: str, decoded: int) -> Callable[..., Tensor]:
@@ -223,7 +240,9 @@ def _recorded_log_likelihood(vae: VAE, engine: str, decoded: int) -> Callable[..
     """
     may_fail = engine == "auto"  # the caller did not ask for compilation: fall back silently
     if engine == "auto":
-        engine = "inductor" if decoded >= DECODED_TO_COMPILE and not missing() else "graph"
+        engine = "graph"
+        if decoded >= DECODED_TO_COMPILE and not missing():
+            engine = "inductor"
     if engine != "none":
         check_engine(engine)
     visits: Counter[torch.Size] = Counter()
@@ -262,9 +281,10 @@ def _log_sums(vae: VAE, batch: Batch, num_particles: int, log_likelihood: Callab
     size = max(1, chunks.CHUNK_VALUES // (len(batch) * width))
     # Latents are small compared with images, so several chunks are drawn together and decoded one after another. Other
     # posteriors than independent ones are drawn chunk by chunk, because networks may compute them, which may be wide.
-    together, q = size, mixture.q
-    if isinstance(q, Independent):
-        together *= max(1, chunks.CHUNK_VALUES // (size * math.prod(q.batch_shape + q.event_shape)))
+    together = size
+    if isinstance(mixture.q, Independent):
+        values = math.prod(mixture.q.batch_shape + mixture.q.event_shape)
+        together *= max(1, chunks.CHUNK_VALUES // (size * values))
     for start in range(0, num_particles, together):
         drawn = mixture.draw(start, min(start + together, num_particles))
         parts = zip(*(one.split(size) for one in drawn))

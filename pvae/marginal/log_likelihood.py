@@ -94,15 +94,16 @@ def log_likelihood(
     """
     batch = Batch.of(data)
     check_method(vae, batch, method)
-    prior, can = vae.given(batch.y).prior(), is_continuous(vae, batch)
-    has_few = prior.event_shape[0] <= MOST_LATENTS if can else num_codes(prior) <= MOST_CODES
-    names = [method] if method != "auto" else ["quadrature"] * has_few + ["importance"] + ["annealed"] * can
+    names = [method]
+    if method == "auto":
+        names = _methods_of(vae, batch)
     methods: Mapping[str, Callable[..., LogP]] = {
         "quadrature": quadrature,
         "importance": functools.partial(importance_sample, num_particles=num_particles, engine=engine),
         "annealed": functools.partial(annealed, engine=engine, **annealing),
     }
-    found, rows = None, torch.arange(len(batch))
+    found = None
+    rows = torch.arange(len(batch))
     for name in names:
         if name == "annealed" and found is not None:
             each = widest(vae, batch) * annealing["num_chains"] * annealing["num_temperatures"] * NUM_LEAPFROG
@@ -125,6 +126,20 @@ def log_likelihood(
         rows = (~found.is_trusted).nonzero()[:, 0]
     assert found is not None
     return found
+
+
+def _methods_of(vae: VAE, batch: Batch) -> list[str]:
+    """Return the methods that can be taken, in the order of `METHODS`."""
+    prior = vae.given(batch.y).prior()
+    if not is_continuous(vae, batch):
+        methods = ["importance"]
+        has_few = num_codes(prior) <= MOST_CODES
+    else:
+        methods = ["importance", "annealed"]
+        has_few = prior.event_shape[0] <= MOST_LATENTS
+    if has_few:
+        return ["quadrature", *methods]
+    return methods
 
 
 def conditional_log_likelihood(
@@ -156,7 +171,8 @@ def conditional_log_likelihood(
     if is_given.dtype != torch.bool or is_given.shape != shape:
         what = f"{is_given.dtype} of the shape {tuple(is_given.shape)}"
         raise InputError(f"is_given is {what}: give booleans of the shape {tuple(shape)}, true where given")
-    joint = log_likelihood(vae, batch, **how) if joint is None else joint
+    if joint is None:
+        joint = log_likelihood(vae, batch, **how)
     x = torch.cat([part.where(is_given, torch.nan) for part in batch.x.split(1000)])
     given = log_likelihood(vae, Batch(x, batch.y), **how)
     return joint.log_p - given.log_p, joint, given

@@ -110,7 +110,9 @@ def check_bounding(vae: VAE) -> None:
         InputError: it is not.
     """
     if vae.is_pseudo or not vae.is_bounding:
-        what = "p(x | z) is no likelihood" if vae.has_density else "this is an autoencoder"
+        what = "this is an autoencoder"
+        if vae.has_density:
+            what = "p(x | z) is no likelihood"
         raise InputError(f"{what}, so that there is no log p(x): train a VAE with a likelihood")
 
 

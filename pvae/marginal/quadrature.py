@@ -14,7 +14,7 @@ from pvae.core.errors import InputError
 from pvae.distributions.discrete import codes, support_of
 from pvae.marginal import chunks
 from pvae.marginal.chunks import data_at_once, widest
-from pvae.marginal.importance import Mixture, from_weights, num_in_tail, pareto_k
+from pvae.marginal.importance import Mixture, from_all_weights
 from pvae.marginal.log_p import LogP, check_bounding, check_continuous
 from pvae.vae import VAE
 
@@ -28,10 +28,12 @@ _RESOLVED = 12.6  # cells, in effect, that a Normal covers in two dimensions whe
 _TRUSTED = 2e-3  # nats
 _MOST_CELLS = 40_000  # of a datum
 _DRAWS = 500  # of importance sampling, which check the result
-_AROUND, _SHARED = 8.0, 6.0  # standard deviations that the second grid covers, and within which it is taken
+_AROUND = 8.0  # standard deviations that the second grid covers
+_SHARED = 6.0  # standard deviations within which it is taken
 _PEAKS = 4  # cells of the first grid from which modes are looked for, beside q
 _MISSED = 0.05  # nats by which their sum may exceed that of the grids
-_ROUNDS, _ALONG = 12, 16  # of smaller grids that place it, with 16 cells from -4 to 4 standard deviations
+_ROUNDS = 12  # of smaller grids that place it
+_ALONG = 16  # cells of these, from -4 to 4 standard deviations
 
 
 @torch.no_grad()
@@ -76,8 +78,10 @@ def quadrature(
     width = widest(vae, batch)
     parts = list[tuple[Tensor, Tensor]]()
     for part in batch.split(min(100, data_at_once(vae, batch))):
-        is_sum = support_of(vae.given(part.y).prior())
-        parts.append(_of_codes(vae, part, width) if is_sum else _of_part(vae, part, tolerance, width))
+        if support_of(vae.given(part.y).prior()):
+            parts.append(_of_codes(vae, part, width))
+        else:
+            parts.append(_of_part(vae, part, tolerance, width))
         on_images(len(part))
     log_p, error = map(torch.cat, zip(*parts))
     return LogP.of("quadrature", log_p, error, error <= _TRUSTED)
@@ -95,14 +99,17 @@ def check_few(vae: VAE, data: Data) -> None:
         codes(prior)
         return
     check_continuous(vae, data)
-    if (num_latents := vae.given(Batch.of(data).y).prior().event_shape[0]) > MOST_LATENTS:
-        raise InputError(f"quadrature of {num_latents} latents takes too long: take the method annealed, or auto")
+    if prior.event_shape[0] > MOST_LATENTS:
+        raise InputError(
+            f"quadrature of {prior.event_shape[0]} latents takes too long: take annealed or auto"
+        )
 
 
 def _of_codes(vae: VAE, batch: Batch, width: int) -> tuple[Tensor, Tensor]:
     """Return log p(x) of a few data as a sum over all codes of a discrete latent, and 0 as its error."""
-    given, size = vae.given(batch.y), max(1, chunks.CHUNK_VALUES // (width * len(batch)))
+    given = vae.given(batch.y)
     prior = given.prior()
+    size = max(1, chunks.CHUNK_VALUES // (width * len(batch)))
     log_p = torch.cat([_log_joint(given, prior, batch, some) for some in codes(prior).split(size)]).logsumexp(0)
     return log_p, torch.zeros_like(log_p)
 
@@ -142,16 +149,18 @@ class _Grids(NamedTuple):
 
 def _of_part(vae: VAE, batch: Batch, tolerance: float, width: int) -> tuple[Tensor, Tensor]:
     """Return log p(x) of a few data, and its error."""
-    given, size, count = vae.given(batch.y), max(1, chunks.CHUNK_VALUES // width), len(batch)
+    given = vae.given(batch.y)
     prior = given.prior()
+    size = max(1, chunks.CHUNK_VALUES // width)
     sample, from_q = _drawn(given, batch, size)
     lowest, highest = prior.sample((4096,)).flatten(0, -2).double().aminmax(dim=0)
-    lowest, highest = lowest - (highest - lowest) / 3, highest + (highest - lowest) / 3
-    num_latents = len(lowest)
-    along = _CELLS[num_latents][0]
-    first = _every([along] * num_latents, lowest.device)
+    beyond = (highest - lowest) / 3
+    lowest = lowest - beyond
+    highest = highest + beyond
+    along = _CELLS[len(lowest)][0]
+    first = _every(along, len(lowest), lowest.device)
     shared = (lowest + (highest - lowest) * (first.double() + 0.5) / along).to(from_q)  # of all data the same latents
-    log_first = torch.cat([_log_joint(given, prior, batch, some) for some in shared.split(max(1, size // count))])
+    log_first = torch.cat([_log_joint(given, prior, batch, some) for some in shared.split(max(1, size // len(batch)))])
     starts = [from_q, *_near(shared, log_first, along)]
     loc, scale, of_modes = _best([_placed(vae, batch, one, size) for one in starts])
     grids = _Grids.over(lowest, highest, loc, scale, from_q.dtype)
@@ -176,19 +185,21 @@ def _integral(
         tolerance: nats, between the last two grids.
         size: the cells that are decoded at once.
     """
-    count, num_latents, device = len(batch), grids.centre.shape[-1], log_first.device
+    count = len(batch)
+    num_latents = grids.centre.shape[-1]
+    device = log_first.device
     cells = torch.tensor(_CELLS[num_latents], device=device)
     parts = []
     for number, along in enumerate(cells.tolist()):
-        one = _every([along] * num_latents, device)
-        index, datum = one.repeat_interleave(count, 0), torch.arange(count, device=device).repeat(len(one))
-        parts.append((torch.full_like(datum, number), datum, index))
+        one = _every(along, num_latents, device)
+        datum = torch.arange(count, device=device).repeat(len(one))
+        parts.append((torch.full_like(datum, number), datum, one.repeat_interleave(count, 0)))
     grid, datum, index = (torch.cat(one) for one in zip(*parts))
     z = grids.z(cells, grid, datum, index)
     later = grid == 1
     near = _log_joint_of_pairs(vae, batch, z[later], datum[later], size)
     values = torch.cat([log_first.flatten(), near]) + grids.log_volume(cells, z, grid, datum)
-    children = _every([2] * num_latents, device)
+    children = _every(2, num_latents, device)
     log_p, error, border = values.new_full((3, count), math.inf)  # the border stays inf where a grid has too many cells
     while True:
         largest, finer, num_cells = _sums(values, datum, count)
@@ -212,21 +223,26 @@ def _integral(
         values = _log_joint_of_pairs(vae, batch, z, datum, size) + grids.log_volume(cells, z, grid, datum)
 
 
-def _every(sizes: Sequence[int], device: torch.device) -> Tensor:
-    """Return all places of a grid, int64 (cells, L)."""
-    return torch.cartesian_prod(*[torch.arange(one, device=device) for one in sizes]).view(-1, len(sizes))
+def _every(along: int, num_latents: int, device: torch.device) -> Tensor:
+    """Return all places of a grid with as many cells along each dimension, int64 (cells, L)."""
+    return torch.stack(_mesh(torch.arange(along, device=device), num_latents), -1)
+
+
+def _mesh(values: Tensor, num_latents: int) -> list[Tensor]:
+    """Return the coordinates of the points of a grid that has these values along each dimension, (cells,) each."""
+    return [one.flatten() for one in torch.meshgrid([values] * num_latents, indexing="ij")]
 
 
 def _drawn(given: VAE, batch: Batch, size: int) -> tuple[LogP, Tensor]:
     """Return a small importance sample of each datum, and its draws from q(z | x)."""
-    mixture, parts = Mixture(given, batch.x, _DRAWS), []
+    mixture = Mixture(given, batch.x, _DRAWS)
+    parts = []
     step = max(1, size // len(batch))
     for start in range(0, _DRAWS, step):
         z, log_q = mixture.draw(start, min(start + step, _DRAWS))
         parts.append((z, mixture.log_weights(given.log_likelihood(batch.x, z), z, log_q)))
     z, log_w = (torch.cat(one) for one in zip(*parts))
-    k = pareto_k(log_w.topk(num_in_tail(_DRAWS) + 1, 0).values)
-    return from_weights(log_w.logsumexp(0), (2 * log_w).logsumexp(0), _DRAWS, k), z[: mixture.num_q]
+    return from_all_weights(log_w), z[: mixture.num_q]
 
 
 def _near(shared: Tensor, log_joint: Tensor, along: int) -> Iterator[Tensor]:
@@ -234,13 +250,17 @@ def _near(shared: Tensor, log_joint: Tensor, along: int) -> Iterator[Tensor]:
 
     For a datum with fewer of them, cells are taken again.
     """
-    num_latents, count = shared.shape[1], log_joint.shape[1]
-    as_grid = log_joint.T.reshape(count, 1, *[along] * num_latents)
-    pool = torch.nn.functional.max_pool1d if num_latents == 1 else torch.nn.functional.max_pool2d
-    is_peak = (as_grid == pool(as_grid, 3, 1, 1)).view(count, -1)
+    num_latents = shared.shape[1]
+    if num_latents == 1:
+        as_grid = log_joint.T[:, None]
+        best_near = torch.nn.functional.max_pool1d(as_grid, 3, 1, 1)
+    else:
+        as_grid = log_joint.T.reshape(-1, 1, along, along)
+        best_near = torch.nn.functional.max_pool2d(as_grid, 3, 1, 1)
+    is_peak = (as_grid == best_near).flatten(1)
     best = log_joint.T.where(is_peak, -math.inf).topk(_PEAKS, 1)
     width = shared.amax(0).sub(shared.amin(0)) / (along - 1)
-    u = torch.cartesian_prod(*[torch.linspace(-1, 1, _ALONG)] * num_latents).view(-1, num_latents).to(shared)
+    u = torch.stack(_mesh(torch.linspace(-1, 1, _ALONG), num_latents), -1).to(shared)
     for value, cell in zip(best.values.T, best.indices.T):
         yield shared[cell.where(value > -math.inf, best.indices[:, 0])] + (u * width)[:, None]
 
@@ -269,13 +289,15 @@ def _placed(vae: VAE, batch: Batch, start: Tensor, size: int) -> tuple[Tensor, T
         (B,).
     """
     count, num_latents = start.shape[1:]
-    z, share = start.double(), start.new_full(start.shape[:2], 1 / len(start)).double()
+    z = start.double()
+    share = start.new_full(start.shape[:2], 1 / len(start)).double()
     least = torch.eye(num_latents).to(z) * 1e-12
-    u = torch.cartesian_prod(*[(torch.arange(_ALONG).to(z) + 0.5) * 8 / _ALONG - 4] * num_latents).view(-1, num_latents)
+    u = torch.stack(_mesh((torch.arange(_ALONG).to(z) + 0.5) * 8 / _ALONG - 4, num_latents), -1)
     datum = torch.arange(count, device=z.device).repeat(len(u))
     loc = z.mean(0)
     for _ in range(_ROUNDS + 1):
-        moved, loc = loc, (share[..., None] * z).sum(0)
+        moved = loc
+        loc = (share[..., None] * z).sum(0)
         around = torch.cat([z - loc, (moved - loc)[None]])  # as wide as the mean moved, so that it soon arrives
         share = torch.cat([share, torch.ones_like(share[:1])])
         scale = torch.linalg.cholesky(torch.einsum("kb,kbi,kbj->bij", share, around, around) + least)
@@ -289,7 +311,8 @@ def _placed(vae: VAE, batch: Batch, start: Tensor, size: int) -> tuple[Tensor, T
 
 def _is_at_border(grid: Tensor, datum: Tensor, index: Tensor, cells: Tensor, rows: Tensor) -> Tensor:
     """Return whether a cell lacks a neighbour, (M,); false but for the given rows."""
-    along, is_border = int(cells.max()) + 2, torch.zeros_like(rows)
+    along = int(cells.max()) + 2
+    is_border = torch.zeros_like(rows)
 
     def key(index: Tensor) -> Tensor:
         number = 2 * datum[rows] + grid[rows]
@@ -305,7 +328,9 @@ def _is_at_border(grid: Tensor, datum: Tensor, index: Tensor, cells: Tensor, row
 
 def _log_joint(given: VAE, prior: torch.distributions.Distribution, batch: Batch, z: Tensor) -> Tensor:
     """Return log p(x, z) of each latent (G, L) and each datum, (G, B) in float64; without labels z is decoded once."""
-    z = z[:, None] if batch.y is None else z[:, None].expand(-1, len(batch), -1)
+    z = z[:, None]
+    if batch.y is not None:
+        z = z.expand(-1, len(batch), -1)
     return (given.likelihood(z).log_prob(batch.x) + prior.log_prob(z)).double()
 
 
