@@ -79,10 +79,11 @@ class Flow(TorchDistribution):
         draw = self._drawn
         has_grad = torch.is_grad_enabled()
         if draw is not None and (draw.has_graph or not has_grad):
-            is_same_memory = value.dtype == draw.z.dtype and value.is_set_to(draw.z)
-            if value is draw.z or (is_same_memory and not has_grad):
+            if value is draw.z:
                 return draw.log_q
-            if is_same_memory:
+            if value.dtype == draw.z.dtype and value.is_set_to(draw.z):  # the same memory
+                if not has_grad:
+                    return draw.log_q
                 # The added term is 0. It gives the derivative by `value`, and takes that by the draw from log q(z).
                 return draw.log_q + (self._derivative(draw.e) * (value - draw.z)).sum(-1)
         e, log_det = self.bijection.inv.call_and_ladj(value)
