@@ -35,7 +35,8 @@ from pvae.explore.page import explorer_page
 from pvae.models.columns import ColumnKind
 from pvae.models.hierarchy import Inference
 from pvae.plotting.figures import PALETTE
-from pvae.runs.run import READY_MADE, Run
+from pvae.runs.record import READY_MADE
+from pvae.runs.run import Run
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -54,7 +54,9 @@ class Batch:
     @classmethod
     def of(cls, data: Data) -> Batch:
         """Return data without labels as a batch, and a batch as it is."""
-        return data if isinstance(data, Batch) else cls(data)
+        if isinstance(data, Batch):
+            return data
+        return cls(data)
 
     def __len__(self) -> int:
         """Return N."""
@@ -68,7 +70,10 @@ class Batch:
 
     def rows(self, index: Tensor | slice) -> Batch:
         """Return the data of an index, int64 (M,), or of a slice."""
-        return Batch(self.x[index], self.y if self.y is None or len(self.y) == 1 else self.y[index])
+        y = self.y
+        if y is not None and len(y) > 1:
+            y = y[index]
+        return Batch(self.x[index], y)
 
     def split(self, size: int) -> Iterator[Batch]:
         """Yield batches of at most `size` data, whose x is a tensor."""

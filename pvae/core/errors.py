@@ -55,7 +55,8 @@ class LacksOptionError(InputError):
 
     def __init__(self, reason: str, options: Sequence[str], call: str) -> None:
         super().__init__(f"{reason}: give {' '.join(options)}, or {call} in Python")
-        self.reason, self.options = reason, options
+        self.reason = reason
+        self.options = options
 
 
 class TrainingError(RuntimeError):
@@ -133,7 +134,9 @@ def check_name(kind: str, name: str, names: Iterable[str]) -> str:
     if name in known:
         return name
     near = difflib.get_close_matches(shown(name).strip("'"), known, n=2, cutoff=0.5)
-    guess = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {listed(known, most=15) or 'none'}"
+    guess = f"known: {listed(known, most=15) or 'none'}"
+    if near:
+        guess = f"did you mean {' or '.join(map(repr, near))}?"
     raise InputError(f"unknown {kind} {shown(name)}: {guess}")
 
 
@@ -182,8 +185,10 @@ def check_finite(record: object, name: str = "") -> None:
 
 def listed(names: Sequence[str], most: int = 3) -> str:
     """Return the first names, and the number of the others."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    text = ", ".join(names[:most])
+    if len(names) > most:
+        text += f" and {len(names) - most} more"
+    return text
 
 
 def either(names: Sequence[str]) -> str:
@@ -202,4 +207,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def total_memory() -> float:
     """Return the memory of the machine in bytes, or infinity where the system does not tell."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -129,19 +129,24 @@ def from_record(kind: type[T], record: Any) -> T:
     needed = {one.name for one in fields(kind) if one.default is MISSING}  # type: ignore[arg-type]
     if not isinstance(record, Mapping):
         raise InputError(f"{kind.__name__} must be an object of named fields, not a {type(record).__name__}")
-    missing, unknown = sorted(needed - set(record)), sorted(set(record) - set(names))
-    if missing or unknown:
-        parts = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
+    parts = []
+    if missing := sorted(needed - set(record)):
+        parts.append(f"lacks {', '.join(missing)}")
+    if unknown := sorted(set(record) - set(names)):
+        parts.append(f"has unknown {', '.join(unknown)}")
+    if parts:
         raise InputError(f"{kind.__name__} is not of this version of pvae: it {' and '.join(parts)}")
     hints = get_type_hints(kind)
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
-    for name, hint in hints.items():
-        inner: Any = get_args(hint)[0] if get_origin(hint) is tuple else None
-        if is_dataclass(inner) and isinstance(values.get(name), tuple):
-            values[name] = tuple(from_record(inner, item) for item in values[name])  # type: ignore[arg-type]
-    for name, value in values.items():
+    values = {}
+    for name, value in record.items():
+        if isinstance(value, list):
+            inner: Any = get_args(hints[name])[:1]
+            if inner and is_dataclass(inner[0]):
+                value = [from_record(inner[0], item) for item in value]  # type: ignore[arg-type]
+            value = tuple(value)
         if not _fits(value, hints[name]):
             raise InputError(f"{name} of {kind.__name__} has the wrong type: {shown(value)}")
+        values[name] = value
     return kind(**values)
 
 

@@ -99,12 +99,16 @@ def call(vae: Any, module: nn.Module, *given: Tensor, y: Tensor | None) -> Any:
         check_takes_labels(vae)
     elif takes_labels(module) and not getattr(module, "labels_are_optional", False):
         raise InputError("this VAE needs labels y: call vae.given(y), or give y to its methods")
-    return module(*given, y) if y is not None and takes_labels(module) else module(*given)
+    if y is not None and takes_labels(module):
+        return module(*given, y)
+    return module(*given)
 
 
 def for_each(y: Tensor | None, count: int) -> Tensor | None:
     """Return labels (B, ...) of B data, of which (1, ...) is the label of all."""
-    return y if y is None or len(y) == count else y.expand(count, *y.shape[1:])
+    if y is None or len(y) == count:
+        return y
+    return y.expand(count, *y.shape[1:])
 
 
 def check_takes_labels(vae: Any) -> None:
@@ -118,13 +122,17 @@ def check_takes_labels(vae: Any) -> None:
 
 def draw(p: Any, sample: Callable[[str, Any], Tensor]) -> Tensor:
     """Return z = sample("z", p), or sample each site of a joint distribution by its name."""
-    return p.draw(sample) if hasattr(p, "draw") else sample("z", p)
+    if hasattr(p, "draw"):
+        return p.draw(sample)
+    return sample("z", p)
 
 
 def in_domain(p_x: nn.Module, x: Tensor) -> Tensor:
     """Return `p_x.check(x)`, or x itself if the likelihood has no `check`."""
     check: Callable[[Tensor], Tensor] | None = getattr(p_x, "check", None)
-    return x if check is None else check(x)
+    if check is None:
+        return x
+    return check(x)
 
 
 def of_shape(name: str, distribution: TorchDistribution, batch_shape: tuple[int, ...]) -> TorchDistribution:
@@ -142,9 +150,11 @@ def of_shape(name: str, distribution: TorchDistribution, batch_shape: tuple[int,
         while hasattr(base, "reinterpreted_batch_ndims"):
             base = base.base_dist
         shapes = f"batch shape {tuple(distribution.batch_shape)} and event shape {tuple(distribution.event_shape)}"
+        message = f"{name} has {shapes}, where its batch shape must be {tuple(batch_shape)}"
         num_event_dims = len(base.batch_shape) - len(batch_shape)
-        how = f": return it with .to_event({num_event_dims})" if num_event_dims >= 0 else ""
-        raise InputError(f"{name} has {shapes}, where its batch shape must be {tuple(batch_shape)}{how}")
+        if num_event_dims >= 0:
+            message += f": return it with .to_event({num_event_dims})"
+        raise InputError(message)
     return distribution
 
 
@@ -175,7 +185,8 @@ class Given:
 
     def __init__(self, vae: Any, y: Tensor) -> None:
         check_takes_labels(vae)
-        self.vae, self.y = vae, y
+        self.vae = vae
+        self.y = y
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the VAE; a method that returns the VAE, such as `eval`, returns this view."""
@@ -187,13 +198,17 @@ class Given:
 
         def of_view(*arguments: Any, **named: Any) -> Any:
             result = attribute(*arguments, **named)
-            return self if result is self.vae else result
+            if result is self.vae:
+                return self
+            return result
 
         return of_view
 
     def given(self, y: Tensor | None) -> Any:
         """Return the VAE at other labels y; for None this view itself."""
-        return self if y is None else self.vae.given(y)
+        if y is None:
+            return self
+        return self.vae.given(y)
 
     def prior(self) -> TorchDistribution:
         """Return p(z | y): batch shape () or (B,), event shape (L,)."""

@@ -21,7 +21,9 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
         seed: for the generator of the CPU and, if `device` is a GPU, for its generator.
         device: the device on which the block draws random numbers; the CPU by default.
     """
-    devices = [device] if device is not None and device.type == "cuda" else []
+    devices = []
+    if device is not None and device.type == "cuda":
+        devices.append(device)
     with torch.random.fork_rng(devices=devices):
         # Not torch.manual_seed, which also seeds all other devices; fork_rng would not restore these.
         torch.default_generator.manual_seed(seed)
@@ -59,7 +61,7 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise InputError(f"unknown device {shown(name)}: --device takes auto, cpu, cuda or cuda:N")
+        raise InputError(f"unknown device {shown(name)}: the device is auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs here; use --device cpu or auto")
+        raise InputError(f"device {name}: torch sees {torch.cuda.device_count()} GPUs here; take cpu or auto")
     return device

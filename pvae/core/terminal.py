@@ -56,7 +56,9 @@ def progress_bar(title: str, total: int, unit: str, quiet: bool = False, in_logs
     # None: tqdm looks if it is a terminal.
     rest: dict[str, Any] = {"disable": quiet or sys.stderr is None or None, "leave": False}
     if in_logs and not quiet and sys.stderr is not None and not sys.stderr.isatty():
-        units = "data" if unit == "datum" else f"{unit}s"
+        units = f"{unit}s"
+        if unit == "datum":
+            units = "data"
         left = f"{{desc}}: {{n_fmt}} of {{total_fmt}} {units}, {{remaining}} left"
         rest = {"delay": 10, "mininterval": 60, "bar_format": left}  # and at its end, with a line break
     return tqdm(total=total, desc=title, unit=unit, **rest)
@@ -89,7 +91,9 @@ class Interruptions(contextlib.ExitStack):
 
     def __init__(self, at_once: bool = False) -> None:
         super().__init__()
-        self.at_once, self.received, self._last = at_once, 0, 0.0
+        self.at_once = at_once
+        self.received = 0
+        self._last = 0.0
 
     def __enter__(self) -> Interruptions:
         self.enter_context(handled_by(self._receive))
@@ -113,7 +117,9 @@ class Interruptions(contextlib.ExitStack):
         now = time.monotonic()
         if self.received and now - self._last < _MIN_INTERVAL:
             return
-        is_second, self.received, self._last = bool(self.received), number, now
+        is_second = bool(self.received)
+        self.received = number
+        self._last = now
         if is_second or self.at_once:
             raise InterruptedTrainingError("", self.status)
         is_watched = sys.stderr is not None and sys.stderr.isatty()  # a script cannot press Ctrl-C

@@ -100,9 +100,7 @@ def check_few(vae: VAE, data: Data) -> None:
         return
     check_continuous(vae, data)
     if prior.event_shape[0] > MOST_LATENTS:
-        raise InputError(
-            f"quadrature of {prior.event_shape[0]} latents takes too long: take annealed or auto"
-        )
+        raise InputError(f"quadrature of {prior.event_shape[0]} latents takes too long: take annealed or auto")
 
 
 def _of_codes(vae: VAE, batch: Batch, width: int) -> tuple[Tensor, Tensor]:

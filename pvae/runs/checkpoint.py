@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -19,8 +20,6 @@ from torch import Tensor
 
 from pvae.core.errors import InputError
 from pvae.core.files import to_json
-
-__all__ = ["Checkpoint", "in_8_bits", "read_checkpoint", "to_bytes"]
 
 _FORMAT = "pvae checkpoint 1"
 
@@ -72,8 +71,10 @@ def to_bytes(checkpoint: Checkpoint, is_small: bool = False) -> bytes:
     steps = dict[str, float]()
     for name in [name for name, one in tensors.items() if is_small and one.dim() > 1 and one.is_floating_point()]:
         tensors[name], steps[name] = in_8_bits(tensors[name])
-    counts = {"epoch": checkpoint.epoch, "step": checkpoint.step}
-    text = to_json({"counts": counts, "run": checkpoint.run, **({"int8": steps} if is_small else {})})
+    state: dict[str, Any] = {"counts": {"epoch": checkpoint.epoch, "step": checkpoint.step}, "run": checkpoint.run}
+    if is_small:
+        state["int8"] = steps
+    text = to_json(state)
     return safetensors.torch.save(tensors, {"format": _FORMAT, "state": text, "sha256": _digest(text, tensors)})
 
 
@@ -94,8 +95,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         tensors |= {name: tensors[name] * float(step) for name, step in state.get("int8", {}).items()}
         for name, tensor in tensors.items():
             group, _, name_in_group = name.partition(".")
-            # The runs that come with pvae store half-precision weights.
-            groups[group][name_in_group] = tensor.float() if tensor.dtype == torch.float16 else tensor
+            if tensor.dtype == torch.float16:  # as of the runs that come with pvae
+                tensor = tensor.float()
+            groups[group][name_in_group] = tensor
         found = Checkpoint(
             **state["counts"], vae=groups["vae"], moments=groups["adam"], rng=groups["rng"], run=state["run"]
         )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pvae.core.errors import InputError
 from pvae.core.files import from_record
-
-__all__ = ["Metrics", "best_epoch", "is_out_of_patience", "read_metrics"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,9 @@ class Metrics:
     @property
     def bound(self) -> str:
         """The name of `elbo` in texts and figures: "ELBO" or "pseudo-ELBO"."""
-        return "pseudo-ELBO" if self.pseudo else "ELBO"
+        if self.pseudo:
+            return "pseudo-ELBO"
+        return "ELBO"
 
     def __str__(self) -> str:
         """Return split, bound and standard error, for instance "test ELBO -111.24 +- 0.32"."""
@@ -87,9 +88,18 @@ def best_epoch(rows: Iterable[Metrics]) -> int | None:
     The ELBO is compared, whatever the weight of the rate in the loss; where there is no bound, as for an autoencoder,
     the loss is compared. Of equal epochs the first is returned.
     """
-    valid = [row for row in rows if row.split == "valid"]
-    best = max(valid, key=lambda row: -row.loss if row.elbo is None else row.elbo, default=None)
-    return None if best is None else best.epoch
+    best = None
+    most = -math.inf
+    for row in rows:
+        if row.split != "valid":
+            continue
+        reached = row.elbo
+        if reached is None:
+            reached = -row.loss
+        if reached > most:
+            best = row.epoch
+            most = reached
+    return best
 
 
 def is_out_of_patience(rows: Iterable[Metrics], patience: int) -> bool:

@@ -32,28 +32,14 @@ from pvae.data.sources import SETS
 from pvae.runs.checkpoint import Checkpoint, read_checkpoint
 from pvae.runs.data import data_of
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience, read_metrics
-from pvae.runs.record import READY_MADE, RunRecord
+from pvae.runs.record import RunRecord
 from pvae.vae import VAE
 
-__all__ = [
-    "BEST",
-    "CHECKPOINT",
-    "HISTORY",
-    "HISTORY_ROWS",
-    "METRICS",
-    "OWN_CODE",
-    "READY_MADE",
-    "Instant",
-    "Run",
-    "cached",
-    "load",
-    "shown_data",
-    "shown_rows",
-]
-
-CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
+CHECKPOINT = "checkpoint.safetensors"
+METRICS = "metrics.jsonl"
 BEST = "best.safetensors"
-HISTORY, HISTORY_ROWS = "history.safetensors", 500
+HISTORY = "history.safetensors"
+HISTORY_ROWS = 500
 OWN_CODE = "vae.py"  # the text of the file that --vae named; it is never run from here
 
 T = TypeVar("T")
@@ -161,14 +147,19 @@ class Run(RunRecord):
     @property
     def title(self) -> str:
         """Two lines for figures: system, data, epoch of `best_checkpoint`, its test bound; options, number of data."""
-        epoch, test = self.best_checkpoint().epoch, self.test_metrics()
+        epoch = self.best_checkpoint().epoch
+        test = self.test_metrics()
         system, _, options = system_title(self.config).partition(" with ")
-        options += "" if self.config.is_autoencoder else f" --elbo {self.config.elbo}"
+        if not self.config.is_autoencoder:
+            options += f" --elbo {self.config.elbo}"
         data, _, counts = self.data.title.rpartition(" (")
-        title = f"{system} on {data if len(data) <= 40 else data[:37] + '...'}, epoch {epoch}"
+        if len(data) > 40:
+            data = data[:37] + "..."
+        title = f"{system} on {data}, epoch {epoch}"
         if test is not None:  # an epoch is finished
-            best = ", the best on the validation data" if test.epoch == best_epoch(self.metrics()) else ""
-            title += f"{best}: {test} nats{self.bits(test)}"
+            if test.epoch == best_epoch(self.metrics()):
+                title += ", the best on the validation data"
+            title += f": {test} nats{self.bits(test)}"
         return f"{title}\n{options.strip()} ({counts}"
 
     def bits(self, row: Metrics) -> str:
@@ -205,7 +196,8 @@ class Run(RunRecord):
         Raises:
             InputError: as for `read_checkpoint`, or `metrics.jsonl` is damaged.
         """
-        last, best = self.read_checkpoint(), best_epoch(self.metrics())
+        last = self.read_checkpoint()
+        best = best_epoch(self.metrics())
         if best in (None, last.epoch):
             return last
         checkpoint = self.read(BEST)
@@ -231,8 +223,8 @@ class Run(RunRecord):
             found.setdefault(int(step), {})[name] = tensor
         instants = []
         for after, weights in sorted(found.items()):
-            codes, (distortion, rate) = weights.pop("codes"), weights.pop("terms").tolist()
-            instants.append(Instant(after, codes, distortion, rate, weights))
+            distortion, rate = weights.pop("terms").tolist()
+            instants.append(Instant(after, weights.pop("codes"), distortion, rate, weights))
         return instants
 
     def vae(self, vae: VAE | None = None) -> VAE:
@@ -294,10 +286,10 @@ class Run(RunRecord):
         Raises:
             InputError: `metrics.jsonl` or the checkpoint is damaged.
         """
-        epoch, rows = self.read_checkpoint().epoch, self.metrics()
-        is_last = epoch >= self.config.epochs or is_out_of_patience(rows, self.config.patience)
-        has_figures = (self.path / "figures" / "losses.png").exists()  # the last one that a training draws
-        return is_last and has_figures
+        rows = self.metrics()
+        if not (self.path / "figures" / "losses.png").exists():  # the last one that a training draws
+            return False
+        return self.read_checkpoint().epoch >= self.config.epochs or is_out_of_patience(rows, self.config.patience)
 
     def forget(self) -> None:
         """Forget the metrics and checkpoints that were read, and what was computed from them."""
@@ -347,6 +339,7 @@ def shown_data(run: Run, data_dir: str | Path | None = None, offline: bool = Fal
         if data_dir is not None or not kept.exists():
             raise
     with np.load(kept) as arrays:
-        rows, images, labels = arrays["rows"], *(torch.from_numpy(arrays[name]) for name in ("images", "labels"))
-    names, classes = {"test": [f"test-{row}" for row in rows]}, SETS[run.data.dataset].classes
+        names = {"test": [f"test-{row}" for row in arrays["rows"]]}
+        images, labels = (torch.from_numpy(arrays[name]) for name in ("images", "labels"))
+    classes = SETS[run.data.dataset].classes
     return Dataset(run.data.name, images, images, labels, labels, classes, names=names)

@@ -30,18 +30,8 @@ from pvae.runs.metrics import Metrics, best_epoch
 from pvae.runs.record import CONFIG
 from pvae.runs.run import BEST, CHECKPOINT, HISTORY, METRICS, OWN_CODE, Instant, Run
 
-__all__ = [
-    "CARD",
-    "begin",
-    "check_out",
-    "discard",
-    "new_folder",
-    "record_choice",
-    "save",
-    "write_card",
-    "write_history",
-]
-
+CARD = "README.md"
+_PICTURES = ("reconstructions", "samples", "losses")
 _FIRST = (METRICS, CHECKPOINT, ROWS)  # files that are written before config.json
 
 
@@ -58,8 +48,10 @@ def check_out(path: Path) -> Path:
     if taken and not path.is_dir():
         raise InputError(f"--out {path} is a file: name a folder, new or empty")
     if taken:
-        resume = f", or go on with --resume {path}" if (path / CONFIG).exists() else ""
-        raise InputError(f"--out {path} is a folder that is not empty: name a new one{resume}")
+        advice = "name a new one"
+        if (path / CONFIG).exists():
+            advice += f", or go on with --resume {path}"
+        raise InputError(f"--out {path} is a folder that is not empty: {advice}")
     return path
 
 
@@ -164,7 +156,8 @@ def discard(path: Path) -> None:
 def _provenance() -> dict[str, object]:
     """Return threads, package versions, the commit of pvae's checkout ("-dirty" if it was edited), and the time."""
     packages = ("torch", "pyro-ppl", "torchvision", "numpy")
-    file, commit = Path(__file__).resolve(), None
+    commit = None
+    file = Path(__file__).resolve()
     git = functools.partial(subprocess.run, cwd=file.parent, capture_output=True, text=True, timeout=5, check=True)
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         git(["git", "ls-files", "--error-unmatch", file.name])  # fails in the repository of another project
@@ -178,32 +171,30 @@ def _provenance() -> dict[str, object]:
     }
 
 
-CARD = "README.md"
-_PICTURES = ("reconstructions", "samples", "losses")
-
-
 def write_card(run: Run) -> None:
     """Write the card, with the figures of evaluation.json if it is of these weights; an older one's licence stays.
 
     Raises:
         OSError: it cannot be written.
     """
-    config, data, test = run.config, run.data, run.test_metrics()
-    kind, _, path = data.dataset.partition(":")
-    name = f"{kind}:{Path(path).name}" if path else kind
+    data = run.data
+    test = run.test_metrics()
+    name, _, path = data.dataset.partition(":")
+    if path:
+        name += f":{Path(path).name}"
     train = f"python -m pvae.train --dataset {shlex.quote(name)}"
     if not data.dataset or (run.has_own_vae and not run.vae_place):
         train = "pvae.fit in Python, with options"
     elif run.vae_place:
         train += f" --vae {shlex.quote(Path(run.vae_place).name)}"
-    versions = run.sessions[-1]["versions"] if run.sessions else {}
+    versions = [one["versions"] for one in run.sessions][-1:]
     rows = {
         "data": f"{data.title}, each ({', '.join(map(str, data.datum_shape))}), SHA-256 {data.sha256[:16]}...",
-        "command": f"`{train} --seed {config.seed} {command_line(config)}`",
-        "versions": ", ".join(f"{package} {version}" for package, version in versions.items()),
+        "command": f"`{train} --seed {run.config.seed} {command_line(run.config)}`",
+        "versions": ", ".join(f"{package} {version}" for one in versions for package, version in one.items()),
     }
     if test is not None:
-        rows["epoch"] = f"{test.epoch} of {config.epochs}"
+        rows["epoch"] = f"{test.epoch} of {run.config.epochs}"
         if test.elbo is not None:
             rows[f"test {test.bound}"] = f"{test.elbo:.2f} +- {test.elbo_stderr:.2f}"
         rows["distortion, rate"] = f"{test.distortion:.2f}, {test.rate:.2f}"
@@ -218,7 +209,12 @@ def write_card(run: Run) -> None:
     with contextlib.suppress(OSError, UnicodeDecodeError, AttributeError):
         before = re.search(r"^license: *(.+)$", (run.path / CARD).read_text("utf-8"), re.MULTILINE)
         licence = before[1]  # type: ignore[index]
-    given, y = ", vae" * run.has_own_vae, ", y" * run.is_given_labels
+    given = "x"
+    if run.is_given_labels:
+        given += ", y"
+    load = '"FOLDER"'
+    if run.has_own_vae:
+        load += ", vae"
     text = f"""---
 library_name: pvae
 license: {licence}
@@ -236,8 +232,8 @@ Values are in nats per datum, with standard errors over the test data.
 ```python
 import pvae  # pip install pvae-pyro
 
-vae = pvae.load("FOLDER"{given})  # the folder of this file
-z = vae.posterior(x{y}).sample()  # of data x, ({", ".join(["N", *map(str, data.datum_shape)])})
+vae = pvae.load({load})  # the folder of this file
+z = vae.posterior({given}).sample()  # of data x, ({", ".join(["N", *map(str, data.datum_shape)])})
 ```
 
 """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import Independent, Normal
+from torch.distributions import Normal
 
 from pvae.core.batch import Batch
 from pvae.data.dataset import Dataset, random_subset
@@ -16,25 +16,6 @@ from pvae.marginal.chunks import data_at_once
 from pvae.models.priors import StandardNormalPrior
 from pvae.runs.run import Run, cached
 from pvae.trained.latent_space import encode
-
-__all__ = [
-    "LatentReport",
-    "classes",
-    "codes_as_data",
-    "codes_of",
-    "examples",
-    "given_y",
-    "has_normal_prior",
-    "is_plane",
-    "latent_names",
-    "latent_report",
-    "latent_statistics",
-    "nearest_neighbour_accuracy",
-    "prior",
-    "run_batch",
-    "test_draws",
-    "top_layer_draws",
-]
 
 
 @cached
@@ -45,7 +26,9 @@ def run_batch(run: Run, split: str) -> Batch:
 
 def given_y(run: Run, split: str) -> Tensor | None:
     """Return the labels of a split, if the run was trained given labels."""
-    return run.dataset().labels[split] if run.is_given_labels else None
+    if not run.is_given_labels:
+        return None
+    return run.dataset().labels[split]
 
 
 def examples(run: Run, count: int) -> Batch:
@@ -80,7 +63,8 @@ def codes_as_data(run: Run) -> Dataset:
 @cached
 def test_draws(run: Run) -> Tensor:
     """Return draws from the aggregate posterior: one draw of q(z | x) for each test datum, (M, L)."""
-    batch, vae = run_batch(run, "test"), run.vae()
+    batch = run_batch(run, "test")
+    vae = run.vae()
     size = -(-data_at_once(vae, batch) // 16) * 16  # by 16, torch draws the same noise as for all data at once
     with run.seeded(), torch.no_grad():
         return torch.cat([vae.posterior(*part).sample() for part in batch.split(size)])
@@ -99,13 +83,14 @@ def prior(run: Run) -> TorchDistribution:
     p_z = run.vae().prior()
     if not run.vae().has_density:
         return StandardNormalPrior(p_z.event_shape[0])()
-    return p_z.top if isinstance(p_z, Joint) else p_z
+    if isinstance(p_z, Joint):
+        return p_z.top
+    return p_z
 
 
 def has_normal_prior(run: Run) -> bool:
     """Return whether `prior` is N(0, 1) in each latent dimension."""
-    p_z = prior(run)
-    base = p_z.base_dist if isinstance(p_z, Independent) else None
+    base = getattr(prior(run), "base_dist", None)
     return isinstance(base, Normal) and bool(((base.loc == 0) & (base.scale == 1)).all())
 
 
@@ -118,14 +103,19 @@ def is_plane(run: Run) -> bool:
 def latent_names(run: Run) -> list[str]:
     """Return the names of the latent dimensions: z_1, z_2, ...; with several stochastic layers z1_1, ..., z2_1, ...."""
     p_z = run.vae().prior()
-    layers = zip(p_z.names, p_z.sizes) if isinstance(p_z, Joint) else [("z", p_z.event_shape[0])]
-    return [f"{layer}_{1 + d}" for layer, size in layers for d in range(size)]
+    sizes = {"z": p_z.event_shape[0]}
+    if isinstance(p_z, Joint):
+        sizes = dict(zip(p_z.names, p_z.sizes))
+    return [f"{layer}_{1 + d}" for layer, size in sizes.items() for d in range(size)]
 
 
 def classes(run: Run) -> tuple[Tensor | None, Tensor | None]:
     """Return the classes of training and test data; None if the data have no labels, or attributes instead."""
-    labels = run.dataset().train_labels, run.dataset().test_labels
-    return labels if all(part is not None and part.dim() == 1 for part in labels) else (None, None)
+    data = run.dataset()
+    for labels in (data.train_labels, data.test_labels):
+        if labels is None or labels.dim() != 1:
+            return None, None
+    return data.train_labels, data.test_labels
 
 
 def nearest_neighbour_accuracy(
@@ -167,8 +157,9 @@ class LatentReport:
     def __str__(self) -> str:
         """Return the greatest distance from N(0, 1) and the accuracy, each if there is one."""
         parts = []
-        if distances := self.kolmogorov_smirnov:
-            parts.append(f"Kolmogorov-Smirnov distance of a dimension from N(0, 1) {max(distances):.3f} at most")
+        if self.kolmogorov_smirnov:
+            most = max(self.kolmogorov_smirnov)
+            parts.append(f"Kolmogorov-Smirnov distance of a dimension from N(0, 1) {most:.3f} at most")
         if self.accuracy is not None:
             parts.append(f"10-nearest-neighbour accuracy {self.accuracy:.3f}")
         return "; ".join(parts)
@@ -184,11 +175,13 @@ def latent_statistics(codes: Tensor, accuracy: float | None = None, is_prior_nor
     """
     from scipy.stats import kstest  # slow to import, and needed only here
 
-    distances = (float(kstest(column.numpy(), "norm").statistic) for column in codes.T)
+    distances = None
+    if is_prior_normal:
+        distances = tuple(float(kstest(column.numpy(), "norm").statistic) for column in codes.T)
     return LatentReport(
         mean=tuple(codes.mean(0).tolist()),
         std=tuple(codes.std(0).tolist()),
-        kolmogorov_smirnov=tuple(distances) if is_prior_normal else None,
+        kolmogorov_smirnov=distances,
         accuracy=accuracy,
     )
 
@@ -201,7 +194,10 @@ def latent_report(run: Run) -> LatentReport:
     accuracy = None
     train_labels, test_labels = classes(run)
     if train_labels is not None and test_labels is not None and not run.is_given_labels:
-        train, test = train_labels >= 0, test_labels >= 0
-        parts = codes_of(run, "train")[train], train_labels[train], codes_of(run, "test")[test], test_labels[test]
-        accuracy = nearest_neighbour_accuracy(*parts) if train.any() and test.any() else None
+        train = train_labels >= 0
+        test = test_labels >= 0
+        if train.any() and test.any():
+            accuracy = nearest_neighbour_accuracy(
+                codes_of(run, "train")[train], train_labels[train], codes_of(run, "test")[test], test_labels[test]
+            )
     return latent_statistics(top_layer_draws(run), accuracy, has_normal_prior(run))

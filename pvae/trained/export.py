@@ -18,14 +18,12 @@ from pvae.core.errors import InputError
 from pvae.core.files import write_whole
 from pvae.core.random_state import seeded
 from pvae.data.dataset import random_subset
-from pvae.marginal.chunks import data_at_once
-from pvae.marginal.importance import from_weights, num_in_tail, pareto_k
+from pvae.marginal.chunks import data_at_once, draw_for_each
+from pvae.marginal.importance import from_all_weights
 from pvae.marginal.log_p import check_bounding
 from pvae.runs.run import Run
 from pvae.trained.scores import with_likelihood
 from pvae.vae import VAE
-
-__all__ = ["export", "programs", "to_arviz"]
 
 
 class _Part(nn.Module):
@@ -50,7 +48,7 @@ class _Encode(_Part):
         try:
             return q.mean
         except NotImplementedError:
-            return q.rsample() if q.has_rsample else q.sample()
+            return _draw(q)
 
 
 class _Decode(_Part):
@@ -64,9 +62,16 @@ class _LogProbs(_Part):
     """x (N, *D) to log p(x | z), log p(z) and log q(z | x) at a draw of z from q(z | x), three of shape (N,), nats."""
 
     def forward(self, x: Tensor, *y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, p = self._call(self.vae.q_z, x, *y), self._call(self.vae.p_z, *y)
-        z = q.rsample() if q.has_rsample else q.sample()
+        q = self._call(self.vae.q_z, x, *y)
+        p = self._call(self.vae.p_z, *y)
+        z = _draw(q)
         return self._call(self.vae.p_x, z, *y).log_prob(x), p.log_prob(z), q.log_prob(z)
+
+
+def _draw(q: Any) -> Tensor:
+    if q.has_rsample:
+        return q.rsample()
+    return q.sample()
 
 
 def programs(vae: VAE, *batch: Tensor) -> Iterator[tuple[str, torch.export.ExportedProgram | str]]:
@@ -77,10 +82,14 @@ def programs(vae: VAE, *batch: Tensor) -> Iterator[tuple[str, torch.export.Expor
         batch: two data, x (2, *D), and two labels y (2, C) if the VAE takes labels; their values do not matter.
     """
     x, *y = batch
-    z = x.new_zeros(2, *vae.given(y[0] if y else None).prior().event_shape, dtype=torch.float32)
     size = {0: torch.export.Dim("N", min=1)}
+    shapes: Any = (size,)
+    given_labels = vae
+    if y:
+        shapes = (size, (size,))
+        given_labels = vae.given(*y)
+    z = x.new_zeros(2, *given_labels.prior().event_shape, dtype=torch.float32)
     for name, part, given in (("encode", _Encode, x), ("decode", _Decode, z), ("log_probs", _LogProbs, x)):
-        shapes = (size, (size,)) if y else (size,)
         try:
             with torch.no_grad(), pyro.validation_enabled(False):
                 yield name, torch.export.export(part(vae).eval(), (given, *y), dynamic_shapes=shapes, strict=False)
@@ -103,11 +112,13 @@ def export(run: Run, folder: Path) -> tuple[list[Path], list[str]]:
     Raises:
         InputError: no part can be exported.
     """
-    dtype = torch.float64 if run.preparation.is_exact else torch.float32
-    batch = [torch.zeros(2, *run.config.padded(run.data.datum_shape), dtype=dtype)]
+    batch = [torch.zeros(2, *run.config.padded(run.data.datum_shape))]
+    if run.preparation.is_exact:
+        batch = [batch[0].double()]
     if run.is_given_labels:
         batch.append(torch.zeros(2, len(run.data.label_names)))
-    written, notes = list[Path](), list[str]()
+    written = list[Path]()
+    notes = list[str]()
     for name, program in programs(run.vae(), *batch):
         if isinstance(program, str):
             notes.append(f"torch.export cannot write {name}: {program}")
@@ -183,16 +194,18 @@ def to_arviz(vae: VAE | Run, data: Data | None = None, draws: int = 250, chains:
 
 def _drawn(vae: VAE, batch: Batch, draws: int) -> dict[str, dict[str, Tensor]]:
     """Return the variables of each group for a few data, each with dimensions (draw, row, ...), or (row, ...)."""
-    vae, x, num_tried = vae.given(batch.y), batch.x, _TRIED * draws
-    q, p = vae.posterior(x), vae.prior()
-    z = q.sample((num_tried,))
-    log_q, log_prior = q.log_prob(z), p.log_prob(z)
+    vae = vae.given(batch.y)
+    x = batch.x
+    q = vae.posterior(x)
+    p = vae.prior()
+    z = q.sample((_TRIED * draws,))
+    log_q = q.log_prob(z)
+    log_prior = p.log_prob(z)
     log_x = torch.cat([vae.log_likelihood(x, part) for part in z.split(draws)])
     log_w = (log_x + log_prior - log_q).double()
     chosen = Categorical(logits=log_w.T).sample((draws,))
-    of_prior = p.sample((draws,) if p.batch_shape else (draws, len(x)))
-    tail = log_w.topk(num_in_tail(num_tried) + 1, 0).values
-    found = from_weights(log_w.logsumexp(0), (2 * log_w).logsumexp(0), num_tried, pareto_k(tail))
+    of_prior = draw_for_each(p, draws, len(x))
+    found = from_all_weights(log_w)
     z = z.take_along_dim(chosen[..., None], 0)
     log_q, log_prior, log_x = (one.take_along_dim(chosen, 0) for one in (log_q, log_prior, log_x))
     return {
@@ -218,16 +231,25 @@ def _grouped(parts: Sequence[dict[str, dict[str, Tensor]]], coords: dict[str, An
         ) from None
     groups = dict[str, Any]()
     for group, variables in parts[0].items():
-        first = [] if group in ("observed_data", "constant_data") else ["chain", "draw"]
         found = dict[str, Any]()
         for name in variables:
-            values = torch.cat([part[group][name] for part in parts], 1 if first else 0).numpy(force=True)
-            values = values.reshape(chains, -1, *values.shape[1:]) if first else values
-            rest = ["latent"] if name == "z" else ["column"] * ("column" in coords) * (values.ndim > 1 + len(first))
-            rest = rest or [f"x_dim_{place}" for place in range(values.ndim - 1 - len(first))]
-            found[name] = ([*first, "row", *rest], values)
+            tensors = [part[group][name] for part in parts]
+            if group in ("observed_data", "constant_data"):
+                dims = ["row"]
+                values = torch.cat(tensors).numpy(force=True)
+            else:
+                dims = ["chain", "draw", "row"]
+                values = torch.cat(tensors, 1).unflatten(0, (chains, -1)).numpy(force=True)
+            num_rest = values.ndim - len(dims)
+            if name == "z":
+                dims.append("latent")
+            elif "column" in coords and num_rest:
+                dims.append("column")
+            else:
+                dims += [f"x_dim_{place}" for place in range(num_rest)]
+            found[name] = (dims, values)
         sizes = {dim: size for dims, values in found.values() for dim, size in zip(dims, values.shape)}
-        known = {dim: coords.get(dim, range(size)) for dim, size in sizes.items()}
-        groups[group] = Dataset(found, {dim: [*names] for dim, names in known.items()})
-    is_data_tree = not hasattr(arviz, "InferenceData")
-    return DataTree.from_dict(groups) if is_data_tree else arviz.InferenceData(**groups)
+        groups[group] = Dataset(found, {dim: [*coords.get(dim, range(size))] for dim, size in sizes.items()})
+    if hasattr(arviz, "InferenceData"):
+        return arviz.InferenceData(**groups)
+    return DataTree.from_dict(groups)

@@ -15,11 +15,10 @@ from pvae.marginal.chunks import data_at_once, widest
 from pvae.marginal.importance import Mixture, num_in_tail, pareto_k
 from pvae.vae import VAE
 
-__all__ = ["ENOUGH", "Imputed", "impute"]
-
 ENOUGH = 1000.0  # the effective sample size below which a datum gets more draws, and its errors cannot be trusted
 _LIGHT = 0.7  # Pareto k, from which no error of a mean can be trusted
-_MORE, _MOST = 4, 12_800  # times as many draws at each further try, and the most of them
+_MORE = 4  # times as many draws at each further try
+_MOST = 12_800  # draws
 _MOST_VALUES = 2**26  # in the output of a layer
 
 
@@ -77,7 +76,8 @@ def impute(vae: VAE, data: Data, num_particles: int = 200, num_draws: int = 0) -
     batch = Batch.of(data)
     most = min(_MOST, _MOST_VALUES // widest(vae, batch))
     found = _imputed(vae, batch, num_particles, num_draws)
-    while num_particles < most and len(rows := (~found.is_trusted).nonzero()[:, 0]):
+    while num_particles < most and not found.is_trusted.all():
+        rows = (~found.is_trusted).nonzero()[:, 0]
         num_particles = min(_MORE * num_particles, most)
         again = _imputed(vae, batch.rows(rows), num_particles, num_draws)
         found = Imputed(*(one.index_copy(0, rows, other) for one, other in zip(found, again)))
@@ -88,11 +88,15 @@ def _imputed(vae: VAE, batch: Batch, num_particles: int, num_draws: int) -> Impu
     """Return what `impute` does, with the same number of draws for each datum."""
     parts = list[tuple[Tensor, ...]]()
     for part in batch.split(data_at_once(vae, batch, num_particles)):
-        x, given = part.x, vae.given(part.y)
-        z, log_q = (mixture := Mixture(given, x, num_particles)).draw(0, num_particles)
+        x = part.x
+        given = vae.given(part.y)
+        mixture = Mixture(given, x, num_particles)
+        z, log_q = mixture.draw(0, num_particles)
         log_w = mixture.log_weights(given.log_likelihood(x, z), z, log_q)
-        weight, is_missing = log_w.softmax(0), x.isnan()
-        if (is_impossible := weight.isnan().any(0)).any():
+        weight = log_w.softmax(0)
+        is_missing = x.isnan()
+        is_impossible = weight.isnan().any(0)
+        if is_impossible.any():
             place = sum(len(done[0]) for done in parts) + int(is_impossible.nonzero()[0])
             raise InputError(
                 f"datum {place + 1} has log p(x) = -inf, as of a value far from the training data: correct it"
@@ -102,16 +106,19 @@ def _imputed(vae: VAE, batch: Batch, num_particles: int, num_draws: int) -> Impu
             chosen = weight.T.multinomial(num_draws, replacement=True).T  # (M, B)
             draws = given.likelihood(z.gather(0, chosen[..., None].expand(*chosen.shape, z.shape[-1]))).sample()
         p_x = given.likelihood(z)
-        means = p_x.features if isinstance(p_x, Columns) else p_x.mean
-        shares = weight.to(means.dtype).reshape(*weight.shape, *[1] * (means.dim() - 2))
+        means = p_x.mean
+        if isinstance(p_x, Columns):
+            means = p_x.features
+        shares = weight.to(means.dtype).view(weight.shape + (1,) * (means.dim() - 2))
         mean = (shares * means).sum(0)
         error = (shares * (means - mean)).square().sum(0).sqrt()
         if isinstance(p_x, Columns):
-            mean, error = p_x.from_features(mean), p_x.from_features(error).where(p_x.has_mean, math.nan)
+            mean = p_x.from_features(mean)
+            error = p_x.from_features(error).where(p_x.has_mean, math.nan)
         std = (shares * (p_x.sample() - mean).square()).sum(0).sqrt().where(~error.isnan(), math.nan)
         k = pareto_k(log_w.topk(num_in_tail(num_particles) + 1, 0).values)
         effective = (1 / weight.square().sum(0)).where(is_missing.flatten(1).any(1), math.inf)
         filled = x.where(~is_missing, mean)
-        spread = std.where(is_missing, 0), error.where(is_missing, 0)
-        parts.append((filled, *spread, effective, k, x.where(~is_missing, draws).transpose(0, 1)))
+        drawn = x.where(~is_missing, draws).transpose(0, 1)
+        parts.append((filled, std.where(is_missing, 0), error.where(is_missing, 0), effective, k, drawn))
     return Imputed(*map(torch.cat, zip(*parts)))

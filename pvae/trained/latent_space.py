@@ -16,27 +16,8 @@ from pvae.core.random_state import seeded
 from pvae.distributions.discrete import values_of
 from pvae.distributions.joint import Joint, one_hot
 from pvae.distributions.power_spherical import PowerSpherical
-from pvae.marginal.chunks import data_at_once, latents_at_once
+from pvae.marginal.chunks import data_at_once, draw_for_each, latents_at_once
 from pvae.vae import VAE
-
-__all__ = [
-    "Codes",
-    "attribute_vector",
-    "decode",
-    "draw_codes",
-    "encode",
-    "encode_images",
-    "interpolate",
-    "manifold",
-    "mean_of",
-    "posteriors",
-    "reconstruct",
-    "reconstruct_images",
-    "sample",
-    "sample_given",
-    "traverse",
-    "with_labels",
-]
 
 
 @torch.no_grad()
@@ -84,7 +65,9 @@ def decode(vae: VAE, z: Tensor, y: Tensor | None = None, *, draws: bool = False)
         z = normalize(z, dim=-1)  # the mean of several points on a sphere is not on it
     latents = Batch(z, y)
     likelihoods = [vae.likelihood(*part) for part in latents.split(latents_at_once(vae, latents))]
-    return torch.cat([p_x.sample() if draws else p_x.mean for p_x in likelihoods])
+    if draws:
+        return torch.cat([p_x.sample() for p_x in likelihoods])
+    return torch.cat([p_x.mean for p_x in likelihoods])
 
 
 class Codes(NamedTuple):
@@ -123,8 +106,10 @@ def draw_codes(vae: VAE, data: Data) -> dict[str, Tensor]:
     The draw is "z", (N, L), or with several stochastic layers "z1", (N, L_1), "z2", (N, L_2), and so on.
     """
     parts = posteriors(vae, data)
-    z, first = torch.cat([q.sample() for q in parts]), parts[0]
-    return dict(zip(first.names, z.split(first.sizes, dim=-1))) if isinstance(first, Joint) else {"z": z}
+    z = torch.cat([q.sample() for q in parts])
+    if isinstance(parts[0], Joint):
+        return dict(zip(parts[0].names, z.split(parts[0].sizes, dim=-1)))
+    return {"z": z}
 
 
 @torch.no_grad()
@@ -165,10 +150,11 @@ def sample(vae: VAE, num_samples: int, draws: bool = False, y: Tensor | None = N
     """
     if not vae.has_density:
         raise InputError("an autoencoder has no prior to draw from: train with --posterior normal")
-    labels = None if y is None else y[torch.arange(num_samples) % len(y)]
-    prior: Any = vae.given(labels).prior()
-    z = prior.sample() if prior.batch_shape else prior.sample((num_samples,))
-    return decode(vae, with_labels(prior, z, labels), labels, draws=draws)
+    if y is not None:
+        y = y[torch.arange(num_samples) % len(y)]
+    prior = vae.given(y).prior()
+    z = draw_for_each(prior, 1, num_samples)[0]
+    return decode(vae, with_labels(prior, z, y), y, draws=draws)
 
 
 def with_labels(prior: Any, z: Tensor, y: Tensor | None) -> Tensor:
@@ -192,7 +178,9 @@ def sample_given(vae: VAE, y: Tensor, num_columns: int = 8) -> Tensor:
     """
     rows = y.repeat_interleave(num_columns, 0)
     prior: Any = vae.given(rows).prior()
-    z = prior.sample() if prior.batch_shape else prior.sample((num_columns,)).repeat(len(y), 1)
+    z = draw_for_each(prior, 1, num_columns)[0]
+    if not prior.batch_shape:
+        z = z.repeat(len(y), 1)
     return decode(vae, with_labels(prior, z, rows), rows)
 
 

@@ -47,7 +47,9 @@ class Estimate:
         """Return mean and error, with two to six decimals: two significant digits of a small error."""
         if not math.isfinite(self.stderr):
             return f"{self.mean} +- {self.stderr}"
-        digits = 2 if self.stderr == 0 else min(6, max(2, 1 - math.floor(math.log10(self.stderr))))
+        digits = 2
+        if self.stderr:
+            digits = min(6, max(2, 1 - math.floor(math.log10(self.stderr))))
         return f"{self.mean:.{digits}f} +- {self.stderr:.{digits}f}"
 
     @classmethod
@@ -87,8 +89,8 @@ def _terms(vae: VAE, x: Tensor, num_draws: int) -> dict[str, Tensor]:
     posterior: Any = vae.posterior(x)
     prior: Any = vae.prior()
     z = posterior.sample((num_draws,))
-    distortion, cross_entropy = -vae.log_likelihood(x, z).mean(0), -prior.log_prob(z).mean(0)
-    terms = {"distortion": distortion, "cross_entropy": cross_entropy}
+    distortion = -vae.log_likelihood(x, z).mean(0)
+    terms = {"distortion": distortion, "cross_entropy": -prior.log_prob(z).mean(0)}
     try:
         terms["posterior_entropy"] = posterior.entropy()
         terms["rate"] = _exact_rate(posterior, prior)
@@ -118,10 +120,12 @@ def posterior_mean_loss(vae: VAE, x: Tensor, posterior: Any = None) -> Tensor:
     Raises:
         NotImplementedError: the pair (q, p) has no closed form in torch.distributions.
     """
-    posterior = vae.posterior(x) if posterior is None else posterior
+    if posterior is None:
+        posterior = vae.posterior(x)
     rate = _exact_rate(posterior, vae.prior())
-    z = posterior.loc if isinstance(posterior, PowerSpherical) else posterior.mean
-    return -vae.log_likelihood(x, z) + rate
+    if isinstance(posterior, PowerSpherical):
+        return -vae.log_likelihood(x, posterior.loc) + rate
+    return -vae.log_likelihood(x, posterior.mean) + rate
 
 
 def _exact_rate(posterior: Any, prior: Any) -> Tensor:
@@ -216,7 +220,9 @@ def bits_per_dimension(vae: VAE, log_p: Tensor, x: Pixels) -> Tensor | None:
     parts = getattr(vae.p_x, "parts", [vae.p_x])  # of columns
     if not x.is_bytes and any(getattr(part, "is_density", True) for part in parts):
         return None
-    levels: float = getattr(vae.p_x, "levels_per_unit", 1.0) if x.is_bytes else 1.0
+    levels: float = 1.0
+    if x.is_bytes:
+        levels = getattr(vae.p_x, "levels_per_unit", 1.0)
     num_values = (~x.images.isnan()).flatten(1).sum(1).clamp(min=1)
     return (-log_p.double() / num_values + math.log(levels)) / math.log(2)
 
@@ -224,7 +230,9 @@ def bits_per_dimension(vae: VAE, log_p: Tensor, x: Pixels) -> Tensor | None:
 def bits_of(vae: VAE, log_p: Tensor, x: Pixels) -> Estimate | None:
     """Return the mean of `bits_per_dimension` over data, with its error."""
     bits = bits_per_dimension(vae, log_p, x)
-    return None if bits is None else Estimate.of(bits)
+    if bits is None:
+        return None
+    return Estimate.of(bits)
 
 
 @torch.no_grad()

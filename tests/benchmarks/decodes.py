@@ -16,7 +16,8 @@ from pathlib import Path
 from selenium import webdriver
 
 from pvae.explore.page import explorer_page
-from pvae.runs.run import READY_MADE, Run
+from pvae.runs.record import READY_MADE
+from pvae.runs.run import Run
 
 OPTIONS = ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "window-size=1280,800")
 DECODES = """

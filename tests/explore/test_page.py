@@ -21,7 +21,8 @@ from pvae.core.errors import InputError
 from pvae.data.dataset import DataRecord, Dataset
 from pvae.data.sources import load_dataset
 from pvae.explore import page
-from pvae.runs.run import READY_MADE, Run
+from pvae.runs.record import READY_MADE
+from pvae.runs.run import Run
 from pvae.trained.latent_space import encode
 from pvae.training.fit import fit
 
