@@ -29,7 +29,7 @@ def main() -> None:
     for name in [arguments.name] if arguments.name else READY_MADE:
         config = pvae.get_system(name).replace(elbo="analytic")
         with tempfile.TemporaryDirectory() as folder:
-            data = replace(pvae.load_dataset(config.dataset, data_dir), folder="")  # where it lies here is of no use
+            data = replace(pvae.read(config.dataset, data_dir), folder="")  # where it lies here is of no use
             run = pvae.fit(config, data=data, out=Path(folder) / name, device="cpu", quiet=False)
             halves = {key: weight.half() for key, weight in run.read_checkpoint().vae.items()}
             weights = replace(run.read_checkpoint(), vae=halves, moments={}, rng={})  # without what only resuming needs

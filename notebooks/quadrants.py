@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import pvae
-from pvae.data.sources import load_dataset
+from pvae.data.read import read
 from pvae.distributions.bernoulli import PseudoBernoulli
 from pvae.models.networks import mlp
 from pvae.models.posteriors import bounded_normal
@@ -121,7 +121,7 @@ def main() -> None:
         : given.observed
     ]:
         unseen[rows, columns] = False
-    mnist = load_dataset("mnist", given.data_dir).with_valid(0.1)
+    mnist = read("mnist", given.data_dir).with_valid(0.1)
     parts = {split: quadrants(images, unseen.flatten()) for split, images in mnist.splits.items()}
     torch.manual_seed(0)
     baseline = train_baseline(parts["train"], parts["valid"])

@@ -9,7 +9,7 @@ from .core import __version__ as __version__
 from .core.errors import InputError as InputError
 from .core.errors import TrainingError as TrainingError
 from .data.dataset import Dataset as Dataset
-from .data.sources import load_dataset as load_dataset
+from .data.read import read as read
 from .identification.identify import identify as identify
 from .runs.run import Run as Run
 from .runs.run import load as load

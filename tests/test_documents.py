@@ -16,7 +16,7 @@ from PIL import Image
 
 import pvae
 from pvae.cli.export import main as export
-from pvae.data.sources import load_dataset
+from pvae.data.read import read
 from pvae.models.likelihoods import Likelihood
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +37,7 @@ def blocks(path):
 def run(tmp_path, monkeypatch):
     """Run a document's block that contains a text, in an empty folder and on 5,000 digits; returns its names."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pvae.training.fit.load_for", lambda *_: load_dataset("mnist-5k"))
+    monkeypatch.setattr("pvae.training.fit.load_for", lambda *_: read("mnist-5k"))
 
     def run_block(path, containing, **names):
         (block,) = [block for block in blocks(path) if containing in block]
@@ -79,7 +79,7 @@ def prints_falling_losses(names, out):
 
 BLOCKS = {  # a page, a text of one of its blocks, and what is true of the block's names and of what it prints
     "README | pvae.Dataset": lambda names, out: names["samples"].shape == (64, 1, 16, 16) and elbos(names),
-    "index | load_dataset": lambda names, out: names["samples"].shape == (64, 1, 28, 28) and elbos(names),
+    "index | read": lambda names, out: names["samples"].shape == (64, 1, 28, 28) and elbos(names),
     "systems | PlanarPosterior": lambda names, out: -300 < names["sample"].log_p.mean() < -100 and "tensor(-" in out,
     "run-folder | pvae.load(": lambda names, out: (
         out.startswith("test ELBO -") and names["images"].shape == (64, 1, 28, 28) and len(names["codes"]) == 1000
@@ -162,7 +162,7 @@ def test_images_are_encoded_scored_and_sampled_as_their_page_says(run, tmp_path,
 @pytest.mark.workflow
 def test_the_columns_of_a_table_are_found_as_the_page_says(run):
     run(ROOT / "notebooks/values.md", "patients.csv")
-    config = pvae.values_config(load_dataset("table:patients.csv"))
+    config = pvae.values_config(read("table:patients.csv"))
     assert f"--likelihood columns --columns {config.columns} " in (ROOT / "notebooks/values.md").read_text()
 
 

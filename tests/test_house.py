@@ -24,7 +24,7 @@ def state():
             pyro.infer.util.is_validation_enabled(), list(pyro.get_param_store()),
             torch.are_deterministic_algorithms_enabled())
 before = state()
-assert pvae.VAE and pvae.load and pvae.Config and pvae.build_elbo and pvae.load_dataset
+assert pvae.VAE and pvae.load and pvae.Config and pvae.build_elbo and pvae.read
 assert "matplotlib" not in sys.modules
 for name in pvae.__all__:
     assert getattr(pvae, name) is not None

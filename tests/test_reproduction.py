@@ -21,7 +21,7 @@ from pvae.compile.compiled_svi import CompiledSVI
 from pvae.config.build import build_elbo, build_vae
 from pvae.config.config import Config
 from pvae.config.presets import get_system
-from pvae.data.sources import load_dataset
+from pvae.data.read import read
 from pvae.distributions.bernoulli import ContinuousBernoulli
 from pvae.evaluation.report import evaluate
 from pvae.runs.run import Run
@@ -42,7 +42,7 @@ def test_deep_bayes_reaches_its_figure(tmp_path, data_dir, elbo):
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_published_files_pass_their_checksums(data_dir, name):
-    data = load_dataset(name, data_dir, offline=True)
+    data = read(name, data_dir, offline=True)
     assert (len(data.train), len(data.test), data.datum_shape) == (60_000, 10_000, (1, 28, 28))
 
 
@@ -179,7 +179,7 @@ def test_the_continuous_bernoulli_reaches_its_table(data_dir):
 
     Both are of p within [1e-4, 1 - 1e-4], where no pixel can have more than 2.22 nats, and of dequantized pixels.
     """
-    data = load_dataset("mnist", data_dir, offline=True)
+    data = read("mnist", data_dir, offline=True)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         x = dequantized(data.test)

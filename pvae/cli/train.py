@@ -150,7 +150,7 @@ def _train_many(options: Mapping[str, Any]) -> None:
     configs = [config.replace(seed=seed, beta=beta) for beta in betas or [config.beta] for seed in seeds]
     where = {name: options[name] for name in _WHERE if options[name] is not None}
     if (place := options["vae"]) is not None:
-        from pvae.runs.data import load_for
+        from pvae.config.choices import load_for
 
         data = data or load_for(config, options["data_dir"], options["offline"])
         shape, chosen = data.datum_shape, _chosen(options)
@@ -167,7 +167,7 @@ def _fit(config: Config, data: Dataset | None, out: Path | None, options: Mappin
     where = {name: options[name] for name in _WHERE if options[name] is not None}
     if (place := options["vae"]) is None:
         return fit(config, data=data, out=out, start=options["from"], **where)
-    from pvae.runs.data import load_for
+    from pvae.config.choices import load_for
 
     data = data or load_for(config, options["data_dir"], options["offline"])
     vae = own_vae(place, config, data.datum_shape, _chosen(options))
@@ -247,8 +247,7 @@ def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
     config = SYSTEMS.get(chosen.get("system", default), Config()).replace(**chosen)
     config.check_used(chosen)
     if config.system in ("images", "values"):
-        from pvae.config.choices import images_config, values_config
-        from pvae.runs.data import load_for
+        from pvae.config.choices import images_config, load_for, values_config
 
         chosen.pop("system", None)
         data = load_for(config, options["data_dir"], options["offline"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
+from pvae.core.options import options_of
 from pvae.data.dataset import Dataset
+from pvae.data.read import read
 from pvae.data.reading import Reading
 from pvae.data.schema import Column
-from pvae.data.sources import as_dataset
 from pvae.elbos.base import PerDatumELBO
 from pvae.models.columns import ColumnKind, columns_text
 from pvae.models.networks import Network
@@ -43,13 +45,13 @@ def images_config(data: Any, **options: Any) -> Config:
     has no closed form.
 
     Args:
-        data: the images, a `Dataset`, or what `fit` takes as data.
+        data: the images, a `Dataset`, or what `pvae.read` takes.
         options: fields of `Config`, which are kept as given.
 
     Raises:
         InputError: an option is unknown or cannot be used.
     """
-    data = as_dataset(data, Reading())
+    data = read(data, **_of_reading(options))
     if not data.is_images:
         raise InputError(f"{data.name} holds no images, (N, C, H, W) bytes: call values_config for other data")
     config, num_train, chosen = _common(get_system("images"), data, options)
@@ -91,15 +93,15 @@ def values_config(data: Any, **options: Any) -> Config:
     positive or zero-inflated, or if `columns` is given.
 
     Args:
-        data: a `Dataset`, or what `fit` takes as data, which is then read once more than by `fit` alone.
+        data: a `Dataset`, or what `pvae.read` takes.
         options: fields of `Config`, which are kept as given.
 
     Raises:
         InputError: an option is unknown or cannot be used.
     """
-    data = as_dataset(data, Reading(columns=options.get("columns", "")))
-    given, every = dict(options), torch.cat(data.every)
-    kinds = [_kind(column, every[:, place]) for place, column in enumerate(data.columns)]
+    data = read(data, **_of_reading(options))
+    given = dict(options)
+    kinds = [_kind(column, _values_of(data, place)) for place, column in enumerate(data.columns)]
     if "=" in options.get("columns", ""):  # of single columns, which are now those of all
         options = {name: value for name, value in options.items() if name != "columns"} | {"likelihood": "columns"}
     names, chosen = {kind.name for kind in kinds}, dict[str, Any]()
@@ -109,13 +111,13 @@ def values_config(data: Any, **options: Any) -> Config:
         pass
     elif len({*kinds}) > 1 or names & {"categorical", "ordinal", "positive", "zero-inflated"}:
         chosen |= {"likelihood": "columns", "columns": columns_text(kinds)}
-    elif data.is_binary and (names == {"binary"} or _fits("binary", every)):
+    elif data.is_binary and (names == {"binary"} or _are_all("binary", data)):
         chosen |= {"likelihood": "bernoulli", "binarize": "threshold"}
-    elif names == {"count"} or (not kinds and _fits("count", every)):
+    elif names == {"count"} or (not kinds and _are_all("count", data)):
         chosen["likelihood"] = "negative-binomial"
     system = get_system("values")
     chosen["latent_dim"] = max(1, min(system.latent_dim, data.train[0].numel()))
-    num_train = data.num_train - (round(system.valid * len(data.train)) if data.valid is None else 0)
+    num_train = data.num_train - data.count_valid(system.valid)
     if data.train[0].numel() <= _WIDEST and system.replace(**(chosen | options)).has_exact_start:
         chosen["initialization"] = "exact"
         elbo = PerDatumELBO.members[given.get("elbo", "trace")]
@@ -131,10 +133,35 @@ def values_config(data: Any, **options: Any) -> Config:
     return config.replace(**(chosen | options))
 
 
+def reading_of(config: Config) -> dict[str, Any]:
+    """Return the options of `pvae.read` of a configuration."""
+    return {name: getattr(config, name) for name in options_of(Reading)}
+
+
+def load_for(config: Config, data_dir: str | Path | None = None, offline: bool = False) -> Dataset:
+    """Return the data set of a configuration, with its validation split; the arguments are those of `pvae.read`."""
+    return read(config.dataset, data_dir=data_dir, offline=offline, **reading_of(config)).with_valid(config.valid)
+
+
+def _of_reading(options: dict[str, Any]) -> dict[str, Any]:
+    """Return those options that say how data are read."""
+    return {name: options[name] for name in options_of(Reading) if name in options}
+
+
+def _values_of(data: Dataset, place: int) -> Tensor:
+    """Return all values of a column."""
+    return torch.cat([x[:, place] for x in data.splits.values()])
+
+
+def _are_all(name: str, data: Dataset) -> bool:
+    """Return whether the data of all splits fit a kind of columns."""
+    return all(_fits(name, x) for x in data.splits.values())
+
+
 def _common(system: Config, data: Dataset, options: dict[str, Any]) -> tuple[Config, int, dict[str, Any]]:
     """Return a system with the given options, the number of data to train on, and what is chosen for any data."""
     config = system.replace(**({"elbo": "enumerate"} if options.get("labels") else {}) | options)
-    num_train = data.num_train - (round(config.valid * len(data.train)) if data.valid is None else 0)
+    num_train = data.num_train - data.count_valid(config.valid)
     elbo = config.elbo if any(config.closed_forms) or config.labels else "trace"
     batch_size = max(2, min(128 if num_train >= 20_000 else 64, num_train // 10))
     return config, num_train, {"elbo": elbo, "batch_size": batch_size}

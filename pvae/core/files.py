@@ -117,8 +117,8 @@ def from_record(kind: type[T], record: Any) -> T:
     """Return the dataclass whose `asdict` is `record`.
 
     Args:
-        kind: a dataclass with fields of type T or T | None, where T is str, bool, int, float, tuple[int, ...] or a
-            tuple of such dataclasses.
+        kind: a dataclass with fields of type T or T | None, where T is str, bool, int, float, tuple[int, ...],
+            such a dataclass or a tuple of them.
         record: a value that `json.loads` returned.
 
     Raises:
@@ -139,12 +139,15 @@ def from_record(kind: type[T], record: Any) -> T:
     hints = get_type_hints(kind)
     values = {}
     for name, value in record.items():
-        if isinstance(value, list):
-            inner: Any = get_args(hints[name])[:1]
+        hint: Any = hints[name]
+        if is_dataclass(hint):
+            value = from_record(hint, value)  # type: ignore[arg-type]
+        elif isinstance(value, list):
+            inner: Any = get_args(hint)[:1]
             if inner and is_dataclass(inner[0]):
                 value = [from_record(inner[0], item) for item in value]  # type: ignore[arg-type]
             value = tuple(value)
-        if not _fits(value, hints[name]):
+        if not _fits(value, hint):
             raise InputError(f"{name} of {kind.__name__} has the wrong type: {shown(value)}")
         values[name] = value
     return kind(**values)

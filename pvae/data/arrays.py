@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from pvae.core.errors import InputError, brief
 from pvae.data.folders import is_file
 from pvae.data.labels import coded_labels
-from pvae.data.reading import Values
-
-__all__ = ["FILES", "SPLITS", "is_array_file", "read_arrays"]
+from pvae.data.schema import Schema, Values
 
 SPLITS = {"train": "train", "test": "test", "valid": "valid", "val": "valid"}  # by the name of an array or folder
 FILES = (".npy", ".npz", ".h5", ".hdf5", ".h5ad", ".mtx", ".mtx.gz")
@@ -82,8 +80,10 @@ def read_arrays(file: Path) -> Values:
         raise InputError(f"{file} cannot be used: {error}") from None
     except Exception as error:  # for damaged files numpy, zipfile and h5py raise exceptions of many types
         raise InputError(f"{file} is damaged, or holds objects, which are never loaded ({brief(error)})") from None
-    note = f"arrays of {file.name} that are not read: {', '.join(sorted(unread))}" if unread else ""
-    return Values(x, labels, names, note=note)
+    note = ""
+    if unread:
+        note = f"arrays of {file.name} that are not read: {', '.join(sorted(unread))}"
+    return Values(x, labels, names, Schema(note=note))
 
 
 def _names(stored: set[str]) -> list[tuple[str, str, str]]:

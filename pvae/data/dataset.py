@@ -1,4 +1,4 @@
-"""`Dataset`, data in memory: images as bytes, or tensors of any other kind."""
+"""`Dataset`, data with their schema: images as bytes, or tensors of any other kind."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pvae.core.errors import InputError, brief, is_out_of_memory, joined, total_memory
-from pvae.data.schema import Column, Constant, DataRecord, title_of
+from pvae.core.errors import InputError, joined
+from pvae.data.labels import is_classes
+from pvae.data.schema import Column, DataRecord, Schema, title_of
 
-if TYPE_CHECKING:
-    from pvae.data.stream import Stream
-
+_SAMPLE = 40_000  # rows of data in parts on which the start of a training depends
+_MOST_VALID = 10_000  # of data in parts
 _AT_ONCE = 1000  # data in a batch
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Dataset:
-    """Data in memory: a tensor for each split, whose first dimension counts the data.
+class Dataset(Schema):
+    """Data in memory, and what they mean: a tensor for each split, whose first dimension counts the data.
 
     Bytes (N, C, H, W) are images, which `Preparation` scales, pads and binarizes. Any other tensor of booleans,
     integers or floats, (N, *shape), such as rows (N, D), series (N, T, D) or volumes (N, C, D, H, W), goes to the VAE
@@ -41,21 +41,12 @@ class Dataset:
             (N, A); or for a VAE of your own any tensor (N, ...). `Config.condition` and `Config.labels` use them.
         test_labels: classes or attributes of the test data.
         label_names: the name of each class or attribute; by default their numbers.
-        dataset: the name for `sources.load_dataset`; empty for data given from Python.
-        folder: the folder in which the data set was found.
-        note: one line that is printed when a training starts, or empty.
         valid: validation data, to choose an epoch by, (V, *shape), or None.
         valid_labels: classes or attributes of the validation data.
         found: number, size and colour of image files, for example "8 images of 28 x 20 pixels, grey"; or empty.
-        value_range: the values of the files that became 0 and 255, as in `DataRecord`.
         names: a name for each datum of a split, by the name of the split, such as the path of an image; or {}.
-        columns: the columns of a table (N, D).
-        left_out: names of columns of the table that are no part of x, such as that of the labels.
-        label_place: how many of the columns stand before that of the labels.
-        constants: columns of the table whose fields are all equal.
-        stream: where the training data are read from in each epoch; `train` is then a sample of them.
-        num_streamed: the number of data of the stream that are no test data.
-        extremes: further rows of the stream, on which the kinds of columns and checks of the domain depend.
+        is_in_parts: the data are mapped into memory, in a random order, and may be larger than it.
+        schema: the fields of `Schema`, by their names.
 
     Raises:
         InputError: the tensors hold complex or infinite values, are empty, or differ in shape or type; a value of a
@@ -68,21 +59,11 @@ class Dataset:
     train_labels: Tensor | None = None
     test_labels: Tensor | None = None
     label_names: tuple[str, ...] = ()
-    dataset: str = ""
-    folder: str = ""
-    note: str = ""
-    valid: Tensor | None = None
-    valid_labels: Tensor | None = None
-    found: str = ""
-    value_range: tuple[float, ...] = ()
-    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    columns: tuple[Column, ...] = ()
-    left_out: tuple[str, ...] = ()
-    label_place: int = 0
-    constants: tuple[Constant, ...] = ()
-    stream: Stream | None = None
-    num_streamed: int = 0
-    extremes: Tensor | None = None
+    valid: Tensor | None = field(default=None, kw_only=True)
+    valid_labels: Tensor | None = field(default=None, kw_only=True)
+    found: str = field(default="", kw_only=True)
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict, kw_only=True)
+    is_in_parts: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         """Check the tensors, and name the classes by their numbers if no names are given."""
@@ -96,7 +77,7 @@ class Dataset:
 
     @classmethod
     def from_torch(cls, name: str, train: Any, test: Any = None) -> Dataset:
-        """Return the data of `torch.utils.data` sets or loaders, read once into memory.
+        """Return the data of `torch.utils.data` sets or loaders, read once.
 
         Args:
             name: the name in titles.
@@ -104,17 +85,16 @@ class Dataset:
             test: the same; None to hold out a tenth of `train`, always the same one if its order is.
 
         Raises:
-            InputError: as for `Dataset`, or a source cannot be read, yields something else or does not fit into memory.
+            InputError: as for `Dataset`, or a source cannot be read, or yields something else.
         """
         x, y, note = _read_torch(train, "train")
-        if test is None:
-            kept, held_out = split_rows(len(x), max(2, len(x) // 10))
-            x, x_test = x[kept], x[held_out]
-            y, y_test = (None, None) if y is None else (y[kept], y[held_out])
-        else:
+        if test is not None:
             x_test, y_test, of_test = _read_torch(test, "test")
-            note = joined(note, of_test)
-        return cls(name, x, x_test, y, y_test, note=note)
+            return cls(name, x, x_test, y, y_test, note=joined(note, of_test))
+        kept, held_out = split_rows(len(x), max(2, len(x) // 10))
+        if y is None:
+            return cls(name, x[kept], x[held_out], note=note)
+        return cls(name, x[kept], x[held_out], y[kept], y[held_out], note=note)
 
     @property
     def is_images(self) -> bool:
@@ -125,7 +105,7 @@ class Dataset:
     def has_missing(self) -> bool:
         """Whether a value is NaN, that is, missing."""
         return self.train.is_floating_point() and any(
-            bool(part.isnan().any()) for split in self.every for _, part in _in_parts(split)
+            bool(part.isnan().any()) for split in self.splits.values() for _, part in _in_parts(split)
         )
 
     @property
@@ -135,26 +115,29 @@ class Dataset:
 
     @property
     def num_train(self) -> int:
-        """The number of training data, of which `train` may be a sample."""
-        if not self.num_streamed:
-            return len(self.train)
-        return self.num_streamed - (0 if self.valid is None else len(self.valid))
+        """The number of training data."""
+        return len(self.train)
+
+    @property
+    def num_sample(self) -> int:
+        """The number of training data, the first ones, on which the start of a training depends."""
+        if self.is_in_parts:
+            return min(_SAMPLE, len(self.train))
+        return len(self.train)
 
     @property
     def splits(self) -> dict[str, Tensor]:
         """The data of each split, by its name: "train", "test" and, if there are validation data, "valid"."""
-        return {"train": self.train, "test": self.test, **({} if self.valid is None else {"valid": self.valid})}
-
-    @property
-    def every(self) -> list[Tensor]:
-        """The data of all splits, and the extremes of a stream."""
-        return [*self.splits.values(), *([] if self.extremes is None else [self.extremes])]
+        splits = {"train": self.train, "test": self.test}
+        if self.valid is not None:
+            splits["valid"] = self.valid
+        return splits
 
     @property
     def labels(self) -> dict[str, Tensor]:
         """The labels of each split that has some, by its name."""
-        labels = {"train": self.train_labels, "test": self.test_labels, "valid": self.valid_labels}
-        return {split: labels[split] for split in self.splits if labels[split] is not None}  # type: ignore[misc]
+        labels = {split: getattr(self, f"{split}_labels") for split in self.splits}
+        return {split: y for split, y in labels.items() if y is not None}
 
     @property
     def has_attributes(self) -> bool:
@@ -166,20 +149,23 @@ class Dataset:
         """Labels (R, ...) for pictures, R at most 10: every class, or the labels of the first test data."""
         if self.label_names and not self.has_attributes:
             return torch.arange(min(10, len(self.label_names)))
-        return None if self.test_labels is None else self.test_labels[:8]
+        if self.test_labels is None:
+            return None
+        return self.test_labels[:8]
 
     @property
     def title(self) -> str:
         """The name and the number of data in each split."""
-        return title_of(self.name, self.num_train, 0 if self.valid is None else len(self.valid), len(self.test))
+        sizes = {split: len(x) for split, x in self.splits.items()}
+        return title_of(self.name, sizes["train"], sizes.get("valid", 0), sizes["test"])
 
     @property
     def is_binary(self) -> bool:
         """Whether the pixels of the training images are all 0 or 255, and both occur; for other data, 0 or 1."""
-        bits, known = (0, 255) if self.is_images else (0, 1), [self.train, *self.every[len(self.splits) :]]
-        parts = [part for one in known for _, part in _in_parts(one)]
-        are_bits = all(bool(((part == bits[0]) | (part == bits[1]) | part.isnan()).all()) for part in parts)
-        return are_bits and all(any(bool((part == bit).any()) for part in parts) for bit in bits)
+        high = 255 if self.is_images else 1
+        parts = [part for _, part in _in_parts(self.train)]
+        are_bits = all(bool(((part == 0) | (part == high) | part.isnan()).all()) for part in parts)
+        return are_bits and all(any(bool((part == bit).any()) for part in parts) for bit in (0, high))
 
     @property
     def test_names(self) -> Sequence[str]:
@@ -206,13 +192,13 @@ class Dataset:
             names = {split: names for split, names in self.names.items() if split != "valid"}
             unused = f"{len(self.valid):,} validation data are not used: --valid above 0 chooses the epoch by them"
             return replace(self, valid=None, valid_labels=None, names=names, note=joined(self.note, unused))
-        if share == 0 or self.valid is not None:
+        num_valid, count = self.count_valid(share), len(self.train)
+        if num_valid == 0:
             return self
-        count, num_valid = len(self.train), max(2, round(share * len(self.train)))
         if count - num_valid < 2:
             raise InputError(f"--valid {share:g} leaves {count - num_valid} of {count} data to train: give --valid 0")
-        # The files of a folder and the rows of a stream are in a random order since they were read.
-        is_shuffled = self.dataset.startswith("folder:") or self.stream is not None
+        # The files of a folder and the rows of data in parts are in a random order since they were read.
+        is_shuffled = self.dataset.startswith("folder:") or self.is_in_parts
         kept, held_out = split_rows(count, num_valid, is_shuffled)
         changed: dict[str, Any] = {"train": self.train[kept], "valid": self.train[held_out]}
         if self.train_labels is not None:
@@ -221,6 +207,15 @@ class Dataset:
             in_order = np.array(self.names["train"], dtype=object)
             changed["names"] = {**self.names, "train": in_order[kept].tolist(), "valid": in_order[held_out].tolist()}
         return replace(self, **changed)
+
+    def count_valid(self, share: float) -> int:
+        """Return how many training data `with_valid` makes validation data; 0 if there are validation data."""
+        if share == 0 or self.valid is not None:
+            return 0
+        number = max(2, round(share * len(self.train)))
+        if self.is_in_parts:
+            return min(number, _MOST_VALID)
+        return number
 
     def split_csv(self) -> bytes:
         """Return a table of the name and the split of each datum, as CSV."""
@@ -255,10 +250,9 @@ class Dataset:
 
     def record(self) -> DataRecord:
         """Return the record for a run folder."""
-        content: dict[str, Any] = {f"num_{split}": len(x) for split, x in self.splits.items()}
-        content["num_train"] = self.num_train
-        same = [entry.name for entry in fields(DataRecord) if not entry.name.startswith("num_")]
-        return DataRecord(**content, **{name: getattr(self, name) for name in same})
+        numbers: dict[str, Any] = {f"num_{split}": len(x) for split, x in self.splits.items()}
+        others = {one.name: getattr(self, one.name) for one in fields(DataRecord) if not one.name.startswith("num_")}
+        return DataRecord(**numbers, **others)
 
 
 def _in_parts(data: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -319,11 +313,6 @@ def _fault(check: Callable[[Tensor], Tensor] | None, values: Tensor) -> InputErr
     return None
 
 
-def is_classes(labels: Tensor) -> bool:
-    """Return whether labels are classes, int64 (N,), and not attributes or values of another kind."""
-    return labels.dtype == torch.int64 and labels.dim() == 1 and len(labels) > 0
-
-
 def _faults(data: Dataset) -> Iterator[str]:
     """Yield what is wrong with a data set; each check assumes that those before it found nothing."""
     for split, x in data.splits.items():
@@ -382,31 +371,19 @@ def _read_torch(source: Any, split: str) -> tuple[Tensor, Tensor | None, str]:
     """Return the data of a map-style dataset or a `DataLoader`, their labels or None, and a note on what it leaves out.
 
     Raises:
-        InputError: the source raises an exception, holds nothing, yields something else, or does not fit into memory.
+        InputError: the source raises an exception, holds nothing, or yields something else.
     """
-    loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=_AT_ONCE)
-    count = len(loader.dataset) if hasattr(loader.dataset, "__len__") else 0  # an iterable dataset has no length
-    too_large = f"{split} does not fit into memory: give fewer data, by torch.utils.data.Subset, or smaller ones"
-    batches = list[Sequence[Tensor]]()
-    try:
-        for batch in loader:
-            items = batch if isinstance(batch, (list, tuple)) else [batch]
-            if len(items) not in (1, 2) or not all(isinstance(item, Tensor) for item in items):
-                found = ", ".join(type(item).__name__ for item in items)
-                raise InputError(f"{split} yields {found}: yield a tensor x, or x and a label")
-            if not batches and 2 * count * items[0][0].nbytes > total_memory():  # in batches, and together
-                raise InputError(too_large)
-            batches.append(items)
-        if not batches:
-            raise InputError(f"{split} holds no data")
-        x, *y = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    except InputError:
-        raise
-    except Exception as error:  # of any type: it is the user's code
-        why = f"{split} cannot be read ({type(error).__name__}: {brief(error)})"
-        raise InputError(too_large if is_out_of_memory(error) else why) from None
-    left_out = f"{count - len(x):,} {split} data are left out by drop_last or a sampler"
-    return x, y[0] if y else None, left_out if count > len(x) else ""
+    from pvae.data.batches import batches_of, in_file
+
+    loader = source
+    if not isinstance(source, DataLoader):
+        loader = DataLoader(source, batch_size=_AT_ONCE)
+    x, y = in_file(batches_of(loader, split))
+    if not len(x):
+        raise InputError(f"{split} holds no data")
+    if not hasattr(loader.dataset, "__len__") or len(loader.dataset) == len(x):  # an iterable dataset has no length
+        return x, y, ""
+    return x, y, f"{len(loader.dataset) - len(x):,} {split} data are left out by drop_last or a sampler"
 
 
 def random_subset(total: int, count: int, seed: int) -> Tensor:

@@ -9,8 +9,6 @@ from pathlib import Path
 from pvae.core.errors import InputError
 from pvae.core.files import cache_dir, expanded
 
-__all__ = ["NotFoundError", "find", "is_file", "is_folder"]
-
 
 class NotFoundError(InputError):
     """A data set is in none of the searched folders, and it cannot be downloaded."""

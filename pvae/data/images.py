@@ -36,11 +36,7 @@ from pvae.core.terminal import progress_bar
 from pvae.data.arrays import read_arrays
 from pvae.data.folders import is_folder
 from pvae.data.levels import Levels, to_bytes
-
-__all__ = [
-    "SUFFIXES", "ImageArrays", "ImageFiles", "ImageSource", "ImageTransform", "Images", "colours", "image_files",
-    "load_images",
-]  # fmt: skip
+from pvae.data.reading import Reading
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -98,6 +94,15 @@ class ImageTransform(NamedTuple):
     skip_broken: bool = False
     keep_aspect: bool = False
     value_range: tuple[float, ...] | None = None
+
+    @classmethod
+    def of(cls, reading: Reading, value_range: tuple[float, ...] | None = None) -> ImageTransform:
+        """Return the conversion that options of reading describe, with the range of values of other images."""
+        height, _, width = reading.image_size.partition("x")
+        size = None
+        if height != "auto":
+            size = (int(height), int(width or height))
+        return cls(size, int(reading.grey), reading.skip_broken, keep_aspect=size is None, value_range=value_range)
 
 
 def image_files(folder: Path) -> tuple[list[Path], str]:
@@ -341,7 +346,7 @@ class ImageArrays:
         self.names, self.splits, self.labels = list[str](), list[str](), list[Any]()
         self._arrays: list[tuple[NDArray[Any], NDArray[np.int64]]] = []  # with the new order of their images
         values = read_arrays(path)
-        self.note = values.note
+        self.note = values.schema.note
         for split, x in values.x.items():
             images, count = _channels_last(x, f"{path} cannot be used: {split}"), len(x)
             order = np.random.RandomState(count).permutation(count) if is_shuffled else np.arange(count)

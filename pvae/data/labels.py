@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pvae.core.errors import InputError
-from pvae.data.dataset import Dataset, is_classes
 
-__all__ = ["UNKNOWN", "coded_labels", "few_labels", "names_of"]
+if TYPE_CHECKING:
+    from pvae.data.dataset import Dataset
 
 UNKNOWN = "unlabelled"
 _MOST_CLASSES = 100  # of floats
@@ -27,14 +27,26 @@ def coded_labels(labels: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ..
         InputError: the labels are floats that are not whole, or of which too many differ.
     """
     is_float = labels.dtype.kind == "f"
-    unknown = np.isnan(labels) if is_float else labels.astype(str) == ("-1" if labels.dtype.kind in "iu" else UNKNOWN)
+    if is_float:
+        unknown = np.isnan(labels)
+    elif labels.dtype.kind in "iu":
+        unknown = labels == -1
+    else:
+        unknown = labels.astype(str) == UNKNOWN
     classes, codes = np.unique(labels[~unknown], return_inverse=True)
     if is_float and (len(classes) > _MOST_CLASSES or (classes != classes.round()).any()):
         wanted = f"give whole numbers, at most {_MOST_CLASSES} different ones, or no labels"
         raise InputError(f"the labels are {len(classes):,} different numbers, which are no classes: {wanted}")
     values = np.full(len(labels), -1)
     values[~unknown] = codes
-    return values, tuple(str(int(label)) if is_float else str(label) for label in classes)
+    if is_float:
+        classes = classes.astype(np.int64)
+    return values, tuple(map(str, classes))
+
+
+def is_classes(labels: Tensor) -> bool:
+    """Return whether labels are classes, int64 (N,), and not attributes or values of another kind."""
+    return labels.dtype == torch.int64 and labels.dim() == 1 and len(labels) > 0
 
 
 def names_of(labels: NDArray[Any]) -> list[str]:
@@ -65,7 +77,9 @@ def few_labels(data: Dataset, count: int, seed: int) -> Tensor:
         wanted = count // num_classes + (code < count % num_classes)
         chosen = order[labels[order] == code][:wanted]
         if not len(chosen):
-            why = f"class {name} has none" if wanted else f"there are {num_classes} classes"
+            why = f"there are {num_classes} classes"
+            if wanted:
+                why = f"class {name} has none"
             raise InputError(f"--labels {count} takes labels of each class, and {why}: give another number")
         few[chosen] = code
     return few

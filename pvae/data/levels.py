@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from pvae.core.errors import InputError
 
-__all__ = ["Levels", "to_bytes"]
-
 
 @dataclass(frozen=True)
 class Levels:

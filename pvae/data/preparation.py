@@ -164,11 +164,12 @@ class Pixels:
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """Training data in memory, prepared once; the pixels of "dynamic" are drawn anew for each batch."""
+    """Training data, prepared once; the pixels of "dynamic" are drawn anew for each batch."""
 
     prepared: Tensor
     preparation: Preparation
     y: Tensor | None
+    num_sample: int | None = None
 
     def __len__(self) -> int:
         """Return N."""
@@ -176,12 +177,12 @@ class TrainingData:
 
     @property
     def sample(self) -> Tensor:
-        """The prepared training data that are kept in memory: all of them."""
-        return self.prepared
+        """The prepared training data, or the first of them, on which what is not the loop may depend."""
+        return self.prepared[: self.num_sample]
 
-    def orders(self, passes: int, num_visits: int) -> Iterator[Tensor]:
-        """Yield the order of the data in an epoch, int64 (num_visits,), a random one for each pass."""
-        yield torch.cat([torch.randperm(len(self)) for _ in range(passes)])[:num_visits]
+    def order(self, passes: int, num_visits: int) -> Tensor:
+        """Return the order of the data in an epoch, int64 (num_visits,), a random one for each pass."""
+        return torch.cat([torch.randperm(len(self)) for _ in range(passes)])[:num_visits]
 
     def batch(self, index: Tensor) -> Batch:
         """Return the data of an index, int64 (B,), on the device of the data."""

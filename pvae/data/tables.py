@@ -13,7 +13,6 @@ import shlex
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
@@ -30,11 +29,9 @@ from torch import Tensor
 
 from pvae.core.errors import InputError, brief, check_name, joined, listed, shown
 from pvae.data.labels import UNKNOWN, names_of
-from pvae.data.reading import Fields, Reading, Values
-from pvae.data.schema import EPOCH, Column, Constant
+from pvae.data.reading import Reading
+from pvae.data.schema import EPOCH, Column, Constant, Fields, Schema, Values
 from pvae.models.columns import column_kinds, named_kinds
-
-__all__ = ["checked", "class_codes", "field_texts", "frame_values", "read_frame", "read_table", "table_text"]
 
 _MOST_TEXTS = 100  # of a category, unless --columns names its kind
 _MOST_DAYS = 366 * 200  # between a date and 1970
@@ -61,7 +58,7 @@ _CLOCKS = (  # numbers that count from a known time: their range, unit, units in
 _ID = r"(?:^|[^A-Za-z])(?i:(?:id|ids|uuid|guid|index|idx)(?:[^A-Za-z]|$)|(?:key|nr|no)\W*$)|[a-z]I[Dd]$"
 
 
-def read_table(file: Path, reading: Reading) -> Values:
+def read_table(file: Path, reading: Reading, known: Schema | None = None) -> Values:
     """Return the content of a table as the split "train".
 
     The values of a column are its numbers, or the days of its dates, less `Column.origin`; or the codes of its texts,
@@ -72,30 +69,38 @@ def read_table(file: Path, reading: Reading) -> Values:
         InputError: the file cannot be read, or holds no rows; a column is absent or has too many texts, or a field is
             not of its column's kind; or the table is not that of the run.
     """
-    return _values_of(_read_fields(file, reading.known), file, reading)
+    return _values_of(_read_fields(file, _columns_of(known)), file, reading, known)
 
 
-def read_frame(frame: DataFrame, reading: Reading, name: str = "the table") -> Values:
+def _columns_of(known: Schema | None) -> tuple[Column, ...]:
+    """Return the columns of a schema, or ()."""
+    if known is None:
+        return ()
+    return known.columns
+
+
+def read_frame(frame: DataFrame, reading: Reading, name: str = "the table", known: Schema | None = None) -> Values:
     """Return the content of a data frame as the split "train", as `read_table` does that of a file.
 
     Args:
         frame: numbers, texts, dates and categories, each column with a name of its own; other objects are their texts.
         reading: how it is read.
         name: what messages name it.
+        known: the schema of a table, of whose columns the values are; it says how they are read.
 
     Raises:
         InputError: as for `read_table`.
     """
     frame = checked(frame, name)
-    if reading.known:
-        _check_names(Path(name), frame, reading)
+    if known is not None:
+        _check_names(Path(name), frame, known)
         rows = [f"row-{row}" for row in range(len(frame))]
-        return Values({"train": frame_values(frame, reading, name)}, {}, {"train": rows}, reading.known)
+        return Values({"train": frame_values(frame, known, name)}, {}, {"train": rows}, known)
     texts = frame.convert_dtypes().apply(field_texts).astype(object)
     texts = texts.set_axis([f"row {row}" for row in range(len(frame))])
     points, _ = _points(texts, ",", ())
     values = _values_of(Fields(texts, "", ",", points), Path(name), reading)
-    return values._replace(x={"train": frame_values(frame, replace(reading, known=values.columns), name)})
+    return values._replace(x={"train": frame_values(frame, values.schema, name)})
 
 
 def checked(frame: DataFrame, name: str) -> DataFrame:
@@ -124,18 +129,18 @@ def class_codes(frame: DataFrame, label: str, classes: Sequence[str], name: str)
     return torch.from_numpy(codes.to_numpy(np.int64, copy=True))
 
 
-def frame_values(frame: DataFrame, reading: Reading, name: str) -> NDArray[np.float64]:
-    """Return the values (N, D) of the columns `reading.known` of a data frame; of texts each one is read once.
+def frame_values(frame: DataFrame, schema: Schema, name: str) -> NDArray[np.float64]:
+    """Return the values (N, D) of the columns of a schema of a data frame; of texts each one is read once.
 
     Raises:
         InputError: a column is absent, or a field is not of its column's kind.
     """
-    missing = {one.strip() for one in reading.missing_values.split(",")} | {""}
-    if absent := [column.name for column in reading.known if column.name not in frame]:
+    missing = {one.strip() for one in schema.reading.missing_values.split(",")} | {""}
+    if absent := [column.name for column in schema.columns if column.name not in frame]:
         raise InputError(f"{name} has no column {listed(absent)}")
-    found = np.empty((len(frame), len(reading.known)))
+    found = np.empty((len(frame), len(schema.columns)))
     coded = pandas.to_numeric(Series([*missing]), errors="coerce").dropna().to_numpy()
-    for place, column in enumerate(reading.known):
+    for place, column in enumerate(schema.columns):
         fields = frame[column.name]
         is_plain = not (column.categories or column.date_format or is_bool_dtype(fields))
         if is_plain and is_numeric_dtype(fields):
@@ -155,7 +160,7 @@ def frame_values(frame: DataFrame, reading: Reading, name: str) -> NDArray[np.fl
     return found
 
 
-def _values_of(fields: Fields, file: Path, reading: Reading) -> Values:
+def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | None = None) -> Values:
     """Return the values of the fields of a table."""
     note, points = fields.note, fields.points
     frame = fields.frame.drop(columns="", errors="ignore")
@@ -163,7 +168,7 @@ def _values_of(fields: Fields, file: Path, reading: Reading) -> Values:
     special = [("--label-column", reading.label_column), ("--name-column", reading.name_column)]
     special += [("--ignore", name.strip()) for name in ignored]
     for option, name in special:
-        if name and not reading.known:
+        if name and known is None:
             check_name(option, name, frame)
     missing = {one.strip() for one in reading.missing_values.split(",")} | {""}
     outside = [name for _, name in special if name in frame]
@@ -171,17 +176,17 @@ def _values_of(fields: Fields, file: Path, reading: Reading) -> Values:
     texts = frame.drop(columns=[name for name in outside if name != label])
     given = _given(texts, missing)
     levels = {name: levels for name, (_, levels) in named_kinds(reading.columns).items()}
-    for name, kept in (levels | {column.name: column.categories for column in reading.known}).items():
+    for name, kept in (levels | {column.name: column.categories for column in _columns_of(known)}).items():
         if name in texts and missing & {*kept}:
             given[name] = _given(texts[name], missing.difference(kept))
     numbers = _numbers(given, points)
     for name in texts.columns[(texts == "-").any()] if "-" in missing else ():
         is_alone = given[name].nunique() == 1 and not numbers[name].count()  # as "+" and "-" of strands
-        if is_alone and (name == label or not reading.known):
+        if is_alone and (name == label or known is None):
             given[name] = _given(texts[name], missing - {"-"})
-    if reading.known:
-        columns = reading.known
-        _check_names(file, texts, reading)
+    if known is not None:
+        columns = known.columns
+        _check_names(file, texts, known)
     else:
         of_x = given.drop(columns=label, errors="ignore")
         columns, reasons = _new_columns(file, reading.columns, of_x, numbers, points)
@@ -189,7 +194,7 @@ def _values_of(fields: Fields, file: Path, reading: Reading) -> Values:
         raise InputError(f"{file}: no column of values is left: {_said(reasons) or 'add some'}")
     x = np.stack([_values(file, column, given[column.name], numbers[column.name]) for column in columns], 1)
     used = Counter(text for text in texts.to_numpy()[given.isna().to_numpy()] if text)
-    units = {column.name: column.unit for column in columns if column.unit and not reading.known}
+    units = {column.name: column.unit for column in columns if column.unit and known is None}
     note = joined(
         note,
         f"left out: {_said(reasons)}" * bool(reasons),
@@ -204,8 +209,11 @@ def _values_of(fields: Fields, file: Path, reading: Reading) -> Values:
         place = sum(column.name in frame.loc[:, :label] for column in columns)
         labels["train"] = _labels(file, label, given[label], numbers[label])
     constants = _constants([*frame], columns, {name: given[name] for name in reasons}, label, place)
-    left_out = (*outside, *reasons)
-    return Values({"train": x}, labels, {"train": rows.tolist()}, columns, note, left_out, place, constants, fields)
+    schema = Schema(
+        reading=reading, note=note, columns=columns, left_out=(*outside, *reasons), label_place=place,
+        constants=constants,
+    )  # fmt: skip
+    return Values({"train": x}, labels, {"train": rows.tolist()}, schema, fields)
 
 
 def _labels(file: Path, name: str, classes: Series, codes: Series) -> NDArray[Any]:
@@ -250,12 +258,12 @@ def _given(texts: Any, missing: set[str]) -> Any:
     return texts.mask(texts.isin(missing))
 
 
-def _check_names(file: Path, texts: DataFrame, reading: Reading) -> None:
+def _check_names(file: Path, texts: DataFrame, known: Schema) -> None:
     """Refuse a table that has not the columns of the table that a run was trained on."""
-    names = [column.name for column in reading.known]
+    names = [column.name for column in known.columns]
     if absent := [name for name in names if name not in texts]:
         raise InputError(f"{file} has no column {listed(absent)}, which the run was trained on")
-    if more := [name for name in texts if name not in (*names, *reading.left_out)]:
+    if more := [name for name in texts if name not in (*names, *known.left_out)]:
         raise InputError(f"{file} has the column {listed(more)}, which the run was not trained on: leave it out")
 
 

@@ -39,7 +39,7 @@ _DOUBLE, _SINGLE = 1e-9, 1e-4  # relative tolerances of what is computed in floa
 _KNOWN = "(Bernoulli, Normal, Laplace, Poisson, categorical, ...); are x and reconstruction given in this order?"
 _DIRICHLET = "(1 - 1 / L)"  # the variance of the Normal that is nearest to a Dirichlet of L topics, a factor of weights
 # The largest standard deviation of MNIST in [0, 1] along any direction. With `forecast` of measures/latents.py,
-# `print(forecast(Pixels(load_dataset("mnist").train), 1.0, 20).largest_std)` prints 2.262.
+# `print(forecast(Pixels(pvae.read("mnist").train), 1.0, 20).largest_std)` prints 2.262.
 _MNIST_STD = 2.26
 _MNIST = {"C": 1, "H": 28, "W": 28, "D": 784, "L": 20}
 _MOST_WAYS = 24  # ways of calling the loss that are tried until one of them gives an ELBO

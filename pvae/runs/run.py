@@ -13,7 +13,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -28,9 +28,10 @@ from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
 from pvae.data.folders import NotFoundError
 from pvae.data.preparation import Preparation
+from pvae.data.read import read, read_again
+from pvae.data.schema import DataRecord
 from pvae.data.sources import SETS
 from pvae.runs.checkpoint import Checkpoint, read_checkpoint
-from pvae.runs.data import data_of
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience, read_metrics
 from pvae.runs.record import RunRecord
 from pvae.vae import VAE
@@ -106,7 +107,7 @@ class Run(RunRecord):
         The arguments are used at the first call; later calls return the same data set.
 
         Args:
-            data: the data, if the run was trained on data given from Python; of a stream only to train on.
+            data: the data, if the run was trained on data given from Python.
             data_dir: the folder to search first; by default the one in the run's record.
             offline: do not download.
 
@@ -114,8 +115,32 @@ class Run(RunRecord):
             InputError: the data set cannot be found, or its images differ from those in the run's record.
         """
         if self.loaded is None:
-            self.loaded = data_of(self, data, data_dir, offline)
+            if data is None:
+                found = read_again(self.data, data_dir, offline)
+            else:
+                found = read(data, **asdict(self.data.reading))
+            self.loaded = found.with_valid(self.config.valid)
+            self._check_data(self.loaded.record(), data is None)
         return self.loaded
+
+    def _check_data(self, found: DataRecord, is_from_files: bool) -> None:
+        """Check that data are those that the run was trained on.
+
+        Raises:
+            InputError: they are not.
+        """
+        if found.sha256 != self.data.sha256:
+            both = [
+                (one.title, f"shape {one.datum_shape}", f"SHA-256 {one.sha256[:16]}...") for one in (self.data, found)
+            ]
+            differing = next(f"{recorded}, not {given}" for recorded, given in zip(*both) if recorded != given)
+            advice = "give the same data"
+            if is_from_files:
+                advice = "name the folder that holds the same files with --data-dir"
+            raise InputError(f"{self.name} was trained on other data: {differing}: {advice}")
+        uses_labels = self.config.condition or self.config.labels or self.has_own_vae
+        if uses_labels and self.data.labels_sha256 not in ("", found.labels_sha256):
+            raise InputError(f"{self.name} was trained on data with other labels: give the same ones")
 
     @property
     def preparation(self) -> Preparation:

@@ -25,14 +25,13 @@ from pvae.core import __version__
 from pvae.core.errors import InputError
 from pvae.core.files import is_temporary, to_json, write_whole
 from pvae.runs.checkpoint import Checkpoint, to_bytes
-from pvae.runs.data import ROWS, kept_rows
 from pvae.runs.metrics import Metrics, best_epoch
 from pvae.runs.record import CONFIG
 from pvae.runs.run import BEST, CHECKPOINT, HISTORY, METRICS, OWN_CODE, Instant, Run
 
 CARD = "README.md"
 _PICTURES = ("reconstructions", "samples", "losses")
-_FIRST = (METRICS, CHECKPOINT, ROWS)  # files that are written before config.json
+_FIRST = (METRICS, CHECKPOINT)  # files that are written before config.json
 
 
 def check_out(path: Path) -> Path:
@@ -91,8 +90,6 @@ def begin(run: Run, rows: Sequence[Metrics], start: Checkpoint, device: str, num
     for temporary in filter(is_temporary, run.path.iterdir()):  # left by a process that was killed
         temporary.unlink(missing_ok=True)
     save(run, rows, start)
-    if run.loaded is not None and run.loaded.num_streamed:
-        write_whole(run.path / ROWS, kept_rows(run.loaded))
     if run.code:
         write_whole(run.path / OWN_CODE, run.code.encode())
     session = {"from_epoch": start.epoch, "from_step": start.step, "device": device, "processes": num_processes}

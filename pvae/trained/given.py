@@ -14,11 +14,10 @@ from torch.nn.functional import pad
 
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError, brief, check_name
-from pvae.data.dataset import check_domain, is_classes
-from pvae.data.folders import is_folder
-from pvae.data.images import SUFFIXES
-from pvae.data.reading import Fields, is_table
-from pvae.runs.data import data_for
+from pvae.data.dataset import check_domain
+from pvae.data.labels import is_classes
+from pvae.data.read import read_other
+from pvae.data.schema import Fields
 from pvae.runs.run import Run
 
 __all__ = ["GivenData", "given_data", "given_values", "label_of", "label_texts", "labels_to_sample", "read_codes"]
@@ -72,14 +71,7 @@ def given_data(
         numbers = data.labels["test"].tolist() if is_named else []
         y = data.labels["test"] if y is None and run.is_given_labels else y
         return GivenData(data.test_names, data.test, "", y, [classes[label + 1] for label in numbers])
-    wanted = "images" if run.data.is_images else "a table" if run.data.columns else "arrays of values"
-    suffix = Path(path).suffix.lower()
-    found = (
-        "an image" if suffix in SUFFIXES else "a table" if is_table(Path(path)) else "a folder" * is_folder(Path(path))
-    )
-    if found and (found == "a table") == run.data.is_images:
-        raise InputError(f"{run.name} was trained on {wanted}, and {path} is {found}: give {wanted}")
-    names, x, note, labels, fields = data_for(run, path, skip_broken)
+    names, x, note, labels, fields = read_other(run.data, path, skip_broken)
     if run.is_given_labels and y is None:
         unknown = [place for place, label in enumerate(labels) if label not in run.data.label_names]
         if unknown or not labels:

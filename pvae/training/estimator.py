@@ -24,9 +24,9 @@ from pvae.core.batch import Batch
 from pvae.core.errors import InputError, check_name
 from pvae.core.random_state import seeded
 from pvae.data.dataset import check_domain
+from pvae.data.read import read
 from pvae.data.reading import Reading
-from pvae.data.schema import Column
-from pvae.data.sources import as_dataset
+from pvae.data.schema import Column, Schema
 from pvae.data.tables import checked, class_codes, read_frame
 from pvae.marginal.log_likelihood import log_likelihood
 from pvae.marginal.log_p import LogP
@@ -106,9 +106,9 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         kinds = ",".join(f"{name}={kind}" for name, kind in (self.columns or {}).items())
         if self.condition:
             check_name("condition", self.condition, [*frame])
-        reading = Reading(label_column=self.condition or "", columns=kinds, missing_values="")
-        data = as_dataset(frame, reading)
-        data = data if data.num_streamed else replace(data, valid=data.test, valid_labels=data.test_labels)
+        data = read(frame, label_column=self.condition or "", columns=kinds, missing_values="")
+        if not data.is_in_parts:
+            data = replace(data, valid=data.test, valid_labels=data.test_labels)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         few = {name: getattr(self, name) for name in ("latent_dim", "elbo", "beta", "epochs")}
         options = {name: value for name, value in few.items() if value is not None} | dict(self.config or {})
@@ -230,8 +230,9 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
     def _batch(self, X: Any) -> Batch:
         """Return rows as the VAE takes them."""
         vae, frame = self.vae_of(), self._frame(X)
-        known = Reading(missing_values="", known=self.columns_, left_out=self.left_out_)
-        values = read_frame(frame, known, "X")
+        reading = Reading(missing_values="")
+        known = Schema(reading=reading, columns=self.columns_, left_out=self.left_out_)
+        values = read_frame(frame, reading, "X", known)
         pixels = preparation_of(self.config_).x_of(torch.from_numpy(values.x["train"]))
         check_domain(getattr(vae.p_x, "check", None), pixels.images, "X", values.names["train"], self.columns_)
         return Batch(pixels, class_codes(frame, self.condition, self.classes_, "X") if self.condition else None)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from pvae.compile.inductor import missing
 from pvae.config.build import elbo_of, start_from
-from pvae.config.choices import images_config, values_config
+from pvae.config.choices import images_config, load_for, reading_of, values_config
 from pvae.config.config import Config
 from pvae.config.presets import SYSTEMS
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
@@ -25,8 +25,8 @@ from pvae.core.files import expanded, locked
 from pvae.core.random_state import resolve_device, seeded
 from pvae.core.terminal import Interruptions, print_line
 from pvae.data.dataset import Dataset
+from pvae.data.read import read
 from pvae.runs import writer
-from pvae.runs.data import data_of_python, load_for
 from pvae.runs.metrics import is_out_of_patience
 from pvae.runs.record import CONFIG
 from pvae.runs.run import Run
@@ -118,7 +118,7 @@ def fit(
     if data is not None:
         if path is not None:
             writer.check_out(path)  # before what may take long
-        data = data_of_python(data, config, quiet)
+        data = read(data, quiet=quiet, **(reading_of(config) if config is not None else {}))
     if config is None:
         configure = values_config if data is not None and not data.is_images else images_config
         config = configure(data) if data is not None and vae is None else Config()

@@ -22,14 +22,15 @@ from pvae.compile.compiled_svi import CompiledSVI, Done
 from pvae.compile.graph import RecordingError
 from pvae.compile.members import Members
 from pvae.config.build import elbo_of
+from pvae.config.choices import load_for, reading_of
 from pvae.config.config import OPTIONS, Config
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError, listed
 from pvae.core.files import expanded
 from pvae.core.random_state import resolve_device, restore_rng_state, rng_state, seeded
 from pvae.core.terminal import Interruptions, is_torchrun, print_line, progress_bar
 from pvae.data.dataset import Dataset
+from pvae.data.read import read
 from pvae.runs import writer
-from pvae.runs.data import data_of_python, load_for
 from pvae.runs.metrics import Metrics
 from pvae.runs.record import CONFIG
 from pvae.runs.run import Run
@@ -121,12 +122,11 @@ def fit_many(
         raise InputError("many runs need no torchrun: run it without")
     for one in configs:
         elbo_of(one)  # refuses what does not go together
-    data = None if data is None else data_of_python(data, configs[0], quiet)
+    if data is not None:
+        data = read(data, quiet=quiet, **reading_of(configs[0]))
     runs = _runs(configs, out, data, data_dir, offline, make_vae is not None)
-    if (loaded := runs[0].dataset()).num_streamed:
-        what = (
-            f"{loaded.name} is read in batches, as iterables, data frames of 100,000 rows and large Parquet files are"
-        )
+    if (loaded := runs[0].dataset()).is_in_parts:
+        what = f"{loaded.name} are read in parts, as iterables, data frames of 100,000 rows and large Parquet files are"
         raise InputError(f"{what}, and many runs need a pvae.Dataset in memory: train one at a time")
     left = [run for run in runs if not (run.sessions and run.is_finished())]
     errors: dict[Path, Ended] = {}
@@ -459,7 +459,7 @@ def _steps(
     orders, tables, done = list[Tensor](), list[list[StepValues]](), [list[Done]() for _ in together]
     for place, one in enumerate(together):
         restore_rng_state(one.random, how.device)
-        order, table = next(one.trainer.parts())
+        order, table = one.trainer.next_order()
         orders.append(order)
         tables.append(table)
         stack.random[place], stack.is_held[place] = rng_state(how.device), one not in moving

@@ -96,11 +96,7 @@ def build_trainer(
     preparation = preparation_of(config, vae is not None)
     vae = _at_start(vae, config, data, prepared, note if vae is None and not has_weights else None)
     labels = {split: y.to(device) for split, y in _labels_of(config, data, vae, note).items()}
-    train = TrainingData(prepared.pop("train"), preparation, labels.get("train"))
-    if data.stream is not None:
-        from pvae.data.stream import StreamedData  # imports pandas, which takes half a second
-
-        train = StreamedData.of(data, data.stream, train, config.batch_size)
+    train = TrainingData(prepared.pop("train"), preparation, labels.get("train"), data.num_sample)
     splits = {split: Batch(Pixels(x, preparation), labels.get(split)) for split, x in prepared.items()}
 
     known = (labels["train"] >= 0).float().mean().item() if config.labels else 1.0
@@ -220,7 +216,7 @@ def _at_start(
         prepared: the same as the VAE takes them, on which its start may depend.
         note: called with where it starts; None where its weights come from elsewhere.
     """
-    x = prepared["train"]
+    x = prepared["train"][: data.num_sample]
     if own is not None:
         vae = own.to(x.device)
     else:
@@ -234,9 +230,6 @@ def _at_start(
         check = getattr(vae.p_x, "check", None)
         for split, values in prepared.items():
             check_domain(check, values, data.name, data.names.get(split, split), data.columns)
-        if data.extremes is not None:
-            seldom = preparation_of(config, own is not None).prepared(data.extremes, "train").to(x.device)
-            check_domain(check, seldom, data.name, "row", data.columns)
     if note and config.initialization == "exact":
         note(start_exactly(vae, x, prepared.get("valid", x)))
     elif note and config.system == "values" and not config.has_exact_start:

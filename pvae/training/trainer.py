@@ -171,20 +171,15 @@ class Trainer:
         """Return whether another epoch is to be trained, where `epochs` is the last one."""
         return self.epoch < epochs and not any(callback.ends(self) for callback in callbacks)
 
-    def parts(self) -> Iterator[tuple[Tensor, list[StepValues]]]:
-        """Yield the order of the data in the next epoch, int64 (num_visits,) in all, with its steps' values.
-
-        Data in memory have one part. Those of a stream have a part each time that some of them were read; the steps on
-        one must be taken before the next is asked for.
-        """
+    def next_order(self) -> tuple[Tensor, list[StepValues]]:
+        """Return the order of the data in the next epoch, int64 (num_visits,), with its steps' values."""
         self.vae.train()
-        for order in self.data.orders(self.passes, self.num_visits):
-            num_steps = math.ceil(len(order) / self.batch_size)
-            yield order.to(self.device), [self.schedule(self.step + number) for number in range(num_steps)]
+        order = self.data.order(self.passes, self.num_visits)
+        num_steps = math.ceil(len(order) / self.batch_size)
+        return order.to(self.device), [self.schedule(self.step + number) for number in range(num_steps)]
 
     def _steps(self) -> Iterator[Done]:
-        for order, table in self.parts():
-            yield from self.engine.run(order, table)
+        yield from self.engine.run(*self.next_order())
 
     def run_epoch(self, callbacks: Sequence[Callback] = (), done: Iterable[Done] | None = None) -> list[Metrics]:
         """Train for one epoch, and then evaluate.
@@ -212,7 +207,7 @@ class Trainer:
 
         Args:
             callbacks: are called.
-            done: the steps of `parts`, if they are taken already, or elsewhere; by default the engine takes them.
+            done: the steps of `next_order`, if they are taken already, or elsewhere; by default the engine takes them.
 
         Raises:
             TrainingError: the loss or a gradient of a step is not finite, or memory does not suffice; parameters and

@@ -126,11 +126,11 @@ def _images(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
     """
     import torch
 
-    from pvae.data.sources import load_dataset
+    from pvae.data.read import read
 
     if (arguments.images or 0) <= 60_000:
         try:
-            data = load_dataset("mnist", arguments.data_dir, offline=True)
+            data = read("mnist", arguments.data_dir, offline=True)
             return data.train[: arguments.images], data.test, "MNIST"
         except InputError:
             if arguments.data_dir:

@@ -37,11 +37,11 @@ from pandas import DataFrame
 from torch import Tensor
 
 from pvae.cli.command import run_command
-from pvae.config.choices import values_config
+from pvae.config.choices import load_for, values_config
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
-from pvae.runs.data import data_for, load_for
+from pvae.data.read import read_other
 from pvae.runs.run import Run
 
 PACKAGES = {"tvae": "ctgan", "copula": "copulas"}  # of each rival
@@ -137,7 +137,7 @@ def ours(data: Dataset, count: int) -> tuple[float, float, Tensor | None, float]
             raise InputError(f"{data.name}: the training took another split than this benchmark")
         row = run.test_metrics()
         has_samples = _succeeds(["pvae", "sample", str(out), "-n", str(count), "--out", str(samples)])
-        return row.elbo, row.elbo_stderr, data_for(run, samples).data if has_samples else None, seconds
+        return row.elbo, row.elbo_stderr, read_other(run.data, samples).data if has_samples else None, seconds
 
 
 def _succeeds(command: list[str]) -> bool:

@@ -23,7 +23,7 @@ from pvae.cli.train import main as train
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
-from pvae.data.sources import load_dataset
+from pvae.data.read import read
 from pvae.runs import data as data_module
 from pvae.runs.run import Run
 from pvae.training.fit import fit, resume
@@ -187,8 +187,8 @@ def test_an_empty_path_is_refused_in_python(run, data, monkeypatch):
     for use in (
         lambda: fit(config, data=data, out=""),
         lambda: fit(config.replace(dataset="mnist"), data_dir="", offline=True),
-        lambda: pvae.load_dataset("mnist", "", offline=True),
-        lambda: pvae.load_dataset("celeba", ""),
+        lambda: pvae.read("mnist", "", offline=True),
+        lambda: pvae.read("celeba", ""),
         lambda: Run.open(""),
         lambda: pvae.load(""),
         lambda: resume("", 2, data=data),
@@ -225,4 +225,4 @@ def test_without_a_home_folder_data_are_found_where_they_are_named(
     for dataset, word in (("mnist", "MNIST"), ("celeba", "CelebA"), ("folder:pictures", "XDG_CACHE_HOME")):
         assert word in refuse(train, [*small, "--dataset", dataset, "--offline"], capsys, tmp_path)
     assert "XDG_CACHE_HOME" in refuse(train, [*small, "--dataset", "mnist"], capsys, tmp_path), "no download either"
-    assert load_dataset("auto", offline=True).name == "MNIST-5k"
+    assert read("auto", offline=True).name == "MNIST-5k"

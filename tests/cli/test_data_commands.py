@@ -19,7 +19,6 @@ from pvae.cli.draw import main as draw
 from pvae.cli.export import main as export
 from pvae.cli.train import main as train
 from pvae.core.random_state import seeded
-from pvae.runs.data import data_of
 from pvae.runs.run import Run
 from pvae.trained import latent_space
 from pvae.trained.given import given_data
@@ -98,7 +97,7 @@ def test_draws_of_codes_depend_on_the_seed(run, tmp_path):
         assert encode([str(run), "--draws", "--seed", str(seed)]) == 0
         with np.load(run / "codes.npz") as found:
             assert sorted(found) == ["labels", "names", "z"]
-            assert found["names"].tolist() == list(data_of(Run.open(run)).test_names), "paths of the files"
+            assert found["names"].tolist() == list(Run.open(run).dataset().test_names), "paths of the files"
             arrays.append(found["z"])
     assert np.array_equal(arrays[0], arrays[1])
     assert not np.array_equal(arrays[0], arrays[2])

@@ -13,10 +13,10 @@ from sklearn.datasets import load_iris
 import pvae
 from pvae.cli.train import main
 from pvae.config.build import build_vae
-from pvae.config.choices import images_config, values_config
+from pvae.config.choices import images_config, load_for, values_config
 from pvae.core.errors import InputError
-from pvae.data.dataset import Column, Dataset
-from pvae.runs.data import load_for
+from pvae.data.dataset import Dataset
+from pvae.data.schema import Column
 from pvae.runs.run import Run
 
 RNG = np.random.default_rng(0)

@@ -19,7 +19,7 @@ from pvae.core.errors import InputError
 from pvae.data import sources
 from pvae.data.dataset import Dataset, random_subset
 from pvae.data.preparation import Preparation
-from pvae.data.sources import load_dataset
+from pvae.data.read import read
 
 
 @pytest.fixture
@@ -54,12 +54,12 @@ def server(monkeypatch, tiny_mnist):
 def test_folders_are_searched_in_order(tiny_mnist, tmp_path, monkeypatch):
     images, files = tiny_mnist
     with pytest.raises(InputError, match="--offline"):
-        load_dataset("mnist", offline=True)
+        read("mnist", offline=True)
     lay(tmp_path / "cache" / "pvae", files)
-    assert str(tmp_path / "cache") in load_dataset("auto", offline=True).folder
+    assert str(tmp_path / "cache") in read("auto", offline=True).folder
     monkeypatch.setenv("PVAE_DATA", str(lay(tmp_path / "variable", files)))
-    assert str(tmp_path / "variable") in load_dataset("auto", offline=True).folder
-    found = load_dataset("auto", lay(tmp_path / "given", files), offline=True)
+    assert str(tmp_path / "variable") in read("auto", offline=True).folder
+    found = read("auto", lay(tmp_path / "given", files), offline=True)
     assert str(tmp_path / "given") in found.folder
     assert found.record().title == "MNIST (20 train / 10 test)"
     assert np.array_equal(found.train.squeeze(1).numpy(), images[0])
@@ -70,11 +70,11 @@ def test_folders_are_searched_in_order(tiny_mnist, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_the_published_images_have_no_note(data_dir, name):
-    assert load_dataset(name, data_dir).note == ""
+    assert read(name, data_dir).note == ""
 
 
 def test_auto_falls_back_to_mnist_5k_with_a_note(tiny_mnist, digits):
-    found = load_dataset("auto", offline=True)
+    found = read("auto", offline=True)
     assert torch.equal(found.train, digits.train)
     assert found.record().title == "MNIST-5k (4,000 train / 1,000 test)"
     assert "--data-dir" in found.note
@@ -83,40 +83,40 @@ def test_auto_falls_back_to_mnist_5k_with_a_note(tiny_mnist, digits):
 
 def test_auto_does_not_fall_back_if_data_dir_is_given(tiny_mnist, tmp_path):
     with pytest.raises(InputError, match="--data-dir"):
-        load_dataset("auto", tmp_path, offline=True)
+        read("auto", tmp_path, offline=True)
 
 
 def test_a_folder_with_a_missing_file_is_named(tiny_mnist, tmp_path):
     (lay(tmp_path / "given", tiny_mnist[1]) / "MNIST" / "raw" / FILES[1]).unlink()
     for name in ("auto", "mnist"):
         with pytest.raises(InputError, match=str(tmp_path / "given")):
-            load_dataset(name, tmp_path / "given")
+            read(name, tmp_path / "given")
 
 
 def test_a_missing_folder_is_named(tiny_mnist, tmp_path, monkeypatch):
     for name in ("mnist", f"folder:{tmp_path}"):
         with pytest.raises(InputError, match="nowhere"):
-            load_dataset(name, tmp_path / "nowhere")
+            read(name, tmp_path / "nowhere")
     monkeypatch.setenv("PVAE_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="PVAE_DATA"):
-        load_dataset("auto")
+        read("auto")
     with pytest.raises(InputError, match="mnist"):
-        load_dataset("mnits")
+        read("mnits")
 
 
 def test_a_download_goes_to_the_cache(tiny_mnist, server, tmp_path):
     images, _ = tiny_mnist
-    found = load_dataset("auto")
+    found = read("auto")
     assert found.folder == str(tmp_path / "cache" / "pvae")
     assert np.array_equal(found.test.squeeze(1).numpy(), images[1])
     server.clear()  # the second time nothing is fetched
-    assert torch.equal(load_dataset("mnist").train, found.train)
+    assert torch.equal(read("mnist").train, found.train)
 
 
 def test_a_broken_download_leaves_nothing(tiny_mnist, server, tmp_path):
     server[f"/{FILES[1]}.gz"] = b"broken"
     with pytest.raises(InputError, match="downloaded"):
-        load_dataset("mnist")
+        read("mnist")
     assert not list((tmp_path / "cache" / "pvae").iterdir())
 
 
@@ -125,7 +125,7 @@ def test_a_download_from_a_server_that_sends_nothing_fails_soon(tiny_mnist, monk
     with socket.create_server(("127.0.0.1", 0)) as mute:
         monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{mute.getsockname()[1]}/"])
         with pytest.raises(InputError, match="--data-dir"):
-            load_dataset("mnist")
+            read("mnist")
     assert socket.getdefaulttimeout() is None
 
 
@@ -137,7 +137,7 @@ def test_mnist_5k_is_a_fixed_shuffled_split(digits):
     order = np.lexsort(both.T)
     assert np.array_equal(both[order], pixels.astype(np.uint8)[np.lexsort(pixels.T)]), "not the same 5,000 digits"
     assert digits.test_labels.bincount(minlength=10).min() > 70, "the test digits are not shuffled"
-    assert torch.equal(digits.test, load_dataset("mnist-5k").test)
+    assert torch.equal(digits.test, read("mnist-5k").test)
     assert digits.label_names == tuple(MNIST.classes)
     digest = digits.record().sha256
     assert digest == "7d8e3b09bfb57f5c183656c327bba99e0e1d56f68c7d54c654373e03ccfaa29b", (

@@ -9,8 +9,7 @@ from helpers.commands import refuse
 
 from pvae.cli.train import main
 from pvae.core.errors import InputError
-from pvae.data.images import ImageTransform
-from pvae.data.sources import load_dataset
+from pvae.data.read import read
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (20, 7, 5), dtype=np.uint8)
@@ -27,10 +26,10 @@ def _own_cache(tmp_path_factory, monkeypatch):
 def load(tmp_path):
     """Save arrays, and load them as a data set."""
 
-    def save_and_load(transform=None, **arrays):
+    def save_and_load(image_size="auto", **arrays):
         path = tmp_path / ("images.npy" if list(arrays) == ["npy"] else "images.npz")
         np.save(path, arrays["npy"]) if path.suffix == ".npy" else np.savez(path, **arrays)
-        return load_dataset(f"folder:{path}", transform=transform or ImageTransform(keep_aspect=True))
+        return read(f"folder:{path}", image_size=image_size)
 
     return save_and_load
 
@@ -66,8 +65,8 @@ def test_images_with_labels_or_alone(load):
 def test_arrays_are_resized_and_made_grey_like_files(load):
     white = np.zeros((8, 30, 40, 3), np.uint8)
     white[:, 10:20, 15:25] = 255
-    assert load(ImageTransform((5, 4)), npy=white).datum_shape == (1, 5, 4), "all of them are grey"
-    assert load(ImageTransform(), npy=RNG.integers(0, 256, (8, 300, 200, 3), dtype=np.uint8)).datum_shape == (3, 64, 43)
+    assert load("5x4", npy=white).datum_shape == (1, 5, 4), "all of them are grey"
+    assert load(npy=RNG.integers(0, 256, (8, 300, 200, 3), dtype=np.uint8)).datum_shape == (3, 64, 43)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +101,7 @@ def test_a_damaged_file_is_named(tmp_path, suffix):
         path.write_bytes(content)
         if suffix == "npz" or len(content) < len(whole):  # .npy files have no checksum
             with pytest.raises(InputError, match=rf"images\.{suffix}"):
-                load_dataset(f"folder:{path}")
+                read(f"folder:{path}")
 
 
 def test_arrays_that_are_not_read_are_named(load):

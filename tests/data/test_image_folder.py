@@ -16,10 +16,10 @@ from PIL import EpsImagePlugin, Image
 import pvae
 from pvae.cli.evaluate import main as evaluate
 from pvae.cli.train import main
+from pvae.config.choices import load_for
 from pvae.core.errors import InputError
 from pvae.data.images import ImageFiles, ImageTransform, image_files, load_images
-from pvae.data.sources import load_dataset
-from pvae.runs.data import data_of, load_for
+from pvae.data.read import read
 from pvae.runs.run import Run
 
 
@@ -41,17 +41,17 @@ def cached(tmp_path):
 
 
 def test_a_tree_of_images_becomes_a_data_set(folder, tmp_path):
-    data = load_dataset(f"folder:{folder}", transform=ImageTransform(size=(16, 16)))
+    data = read(f"folder:{folder}", image_size="16")
     assert data.title == "images (27 train / 3 test)"
     assert data.datum_shape == (3, 16, 16)
     assert data.train.dtype == torch.uint8
-    again = load_dataset(f"folder:{folder}", transform=ImageTransform(size=(16, 16)))
+    again = read(f"folder:{folder}", image_size="16")
     assert torch.equal(again.train, data.train)
     assert len(cached(tmp_path)) == 2
     Image.new("RGB", (20, 20), "white").save(next(folder.rglob("*.png")))
-    changed = load_dataset(f"folder:{folder}", transform=ImageTransform(size=(16, 16)))
+    changed = read(f"folder:{folder}", image_size="16")
     assert changed.sha256 != data.sha256
-    grey = load_dataset(f"folder:{folder}", transform=ImageTransform((8, 8), channels=1))
+    grey = read(f"folder:{folder}", image_size="8", grey=True)
     assert grey.datum_shape == (1, 8, 8)
     assert len(cached(tmp_path)) == 6
 
@@ -73,7 +73,7 @@ def test_the_folder_of_a_run_may_move(folder, no_pictures, tmp_path, capsys, mon
         capsys.readouterr()
     next((tmp_path / "moved").rglob("*.png")).unlink()
     with pytest.raises(InputError, match=r"3 test\).* 2 test"):
-        data_of(Run.open("run"), data_dir="moved")
+        Run.open("run").dataset(data_dir="moved")
     (tmp_path / "images").mkdir()
     with pytest.raises(InputError, match="are two folders"):
         load_for(pvae.Config(dataset="folder:images"), "moved")
@@ -84,14 +84,14 @@ def test_images_outside_of_the_splits_are_refused_or_left_out(folder):
     (folder / "test").mkdir()
     files[0].rename(folder / "test" / "one.png")
     with pytest.raises(InputError, match="sub-folder test"):
-        load_dataset(f"folder:{folder}")
+        read(f"folder:{folder}")
     (folder / "train").mkdir()
     for file in files[1:9]:
         file.rename(folder / "train" / file.name)
     (folder / "test" / "one.png").rename(folder / "train" / "one.png")
     outside = len(image_files(folder)[0]) - 9
     assert outside > 0
-    assert load_dataset(f"folder:{folder}").note.startswith(f"{outside} image files outside")
+    assert read(f"folder:{folder}").note.startswith(f"{outside} image files outside")
 
 
 BROKEN = {
@@ -112,10 +112,10 @@ def test_a_broken_file_is_named_or_skipped(folder, tmp_path, monkeypatch, recwar
     start = next(folder.rglob("*.png")).read_bytes()[:100]
     (folder / name).write_bytes(start if BROKEN[name] is None else BROKEN[name])
     with pytest.raises(InputError, match=name) as caught:
-        load_dataset(f"folder:{folder}", transform=ImageTransform(size=(8, 8)))
+        read(f"folder:{folder}", image_size="8")
     assert str(caught.value).isprintable()
     assert not [path for path in cached(tmp_path) if path.is_file()], "a broken build left something"
-    data = load_dataset(f"folder:{folder}", transform=ImageTransform(size=(8, 8), skip_broken=True))
+    data = read(f"folder:{folder}", image_size="8", skip_broken=True)
     assert len(data.train) + len(data.test) == 30
     assert "1 of 31" in data.note
     assert not [str(one.message) for one in recwarn], "a second voice"
@@ -130,13 +130,13 @@ def test_only_files_in_the_folder_are_images(folder):
     assert len(image_files(folder)[0]) == 30
     for name in ("~no-such-user/x", "x" * 5000, ""):
         with pytest.raises(InputError):
-            load_dataset(f"folder:{name}")
+            read(f"folder:{name}")
 
 
 @pytest.mark.parametrize("name", ["bytes", "json"])
 def test_a_damaged_cache_is_built_again(folder, tmp_path, name):
     def load():
-        return load_dataset(f"folder:{folder}", transform=ImageTransform(size=(4, 4))).train
+        return read(f"folder:{folder}", image_size="4").train
 
     before = load().clone()  # the file is mapped, and is going to be cut
     for keep in (-5, 0):
@@ -252,7 +252,7 @@ def celeba(tmp_path, monkeypatch):
 
 
 def test_celeba_in_part(celeba):
-    data = load_dataset("celeba", celeba, transform=ImageTransform(size=(8, 8)))
+    data = read("celeba", celeba, image_size="8")
     assert (len(data.train), len(data.test)) == (25, 10)
     assert data.label_names == ("Blond_Hair", "Smiling")
     assert data.train_labels.shape == (25, 2)
@@ -267,7 +267,7 @@ def test_damaged_lists_of_celeba_are_refused(celeba, name):
     for content in (b"", b"\xff\xfe", b"1.png\n", b"1\nA\n1.png 5\n"):
         (celeba / "celeba" / name).write_bytes(content)
         with pytest.raises(InputError):
-            load_dataset("celeba", celeba, transform=ImageTransform(size=(8, 8)))
+            read("celeba", celeba, image_size="8")
 
 
 def decoded(path, *size, grey=False):

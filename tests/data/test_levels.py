@@ -15,10 +15,10 @@ from PIL import Image, ImageColor
 import pvae
 from pvae.cli.data import sample
 from pvae.cli.train import main
+from pvae.config.choices import load_for
 from pvae.core.errors import InputError
 from pvae.data.images import ImageArrays, ImageTransform, load_images
-from pvae.data.sources import load_dataset
-from pvae.runs.data import data_for, load_for
+from pvae.data.read import read, read_other
 from pvae.runs.run import Run
 
 RNG = np.random.default_rng(0)
@@ -66,14 +66,14 @@ def write(folder, kind, arrays, content):
     folder.mkdir(parents=True, exist_ok=True)
     for number, values in enumerate(arrays):
         (folder / f"{number:03}.{kind}").write_bytes(content(values))
-    return load_dataset(f"folder:{folder}")
+    return read(f"folder:{folder}")
 
 
 def load(tmp_path, values, kind):
     """Write images to an array or to files, and load them."""
     if kind in ("npy", "npz"):
         np.save(tmp_path / "a.npy", values) if kind == "npy" else np.savez(tmp_path / "a.npz", images=values)
-        return load_dataset(f"folder:{tmp_path / f'a.{kind}'}")
+        return read(f"folder:{tmp_path / f'a.{kind}'}")
 
     def content(image):
         file = io.BytesIO()
@@ -216,14 +216,14 @@ def test_the_factor_of_a_run_is_used_again(tmp_path, monkeypatch, no_pictures, c
     assert run.data.value_range == (0, 4095)
     assert main(["--resume", "run", "--epochs", "2"]) == 0
     np.save("dark.npy", DEEP[:3] >> 8)
-    names, images, note, *_ = data_for(run, "dark.npy")
+    names, images, note, *_ = read_other(run.data, "dark.npy")
     assert names == ["dark-0", "dark-1", "dark-2"]
     assert np.array_equal(images[:, 0], scaled(DEEP[:3] >> 8, 0, 4095)), "as dark as the training images show it"
     assert "x 0.0622711" in note
     np.save("bright.npy", DEEP[:3] >> 3)
-    assert "beyond are set to these" in data_for(run, "bright.npy")[2]
+    assert "beyond are set to these" in read_other(run.data, "bright.npy")[2]
     np.savez("bytes.npz", train=BYTES[:3], test=BYTES[3:5])
-    names, images, note, *_ = data_for(run, "bytes.npz")
+    names, images, note, *_ = read_other(run.data, "bytes.npz")
     assert names == ["train-0", "train-1", "train-2", "test-0", "test-1"]
     assert np.array_equal(images[:, 0], BYTES[:5])
     assert not note
@@ -298,7 +298,7 @@ def test_all_images_of_a_file_are_read(tmp_path, kind):
     lossless = {"lossless": True} if kind == "webp" else {}
     first.save(tmp_path / f"many.{kind}", save_all=True, append_images=others, **lossless)
     first.save(tmp_path / "single.png")
-    images = by_name(load_dataset(f"folder:{tmp_path}"))
+    images = by_name(read(f"folder:{tmp_path}"))
     names = [*(f"many.{kind}#{number}" for number in range(1, 6)), "single.png"]
     shown = {name: tuple(image[:, 3, 3].tolist()) for name, image in images.items()}
     assert shown == {name: ImageColor.getrgb(colour) for name, colour in zip(names, [*colours, "red"])}
@@ -312,7 +312,7 @@ def test_pages_are_read_without_reduced_copies_of_them(tmp_path, bands):
         for page in values:
             writer.write(page, **options)
             writer.write(page[::2, ::2], subfiletype=1, **options)
-    images = by_name(load_dataset(f"folder:{tmp_path}"))
+    images = by_name(read(f"folder:{tmp_path}"))
     assert list(images) == [f"many.tif#{number}" for number in range(1, 9)]
     assert np.array_equal(images["many.tif#3"], np.moveaxis(values[2], 2, 0))
 
@@ -321,7 +321,7 @@ def test_hidden_and_other_files_are_left_out_with_a_note(tmp_path):
     for place in ("a", "b", ".ipynb_checkpoints", "__MACOSX/a", "a/.thumbnails"):
         load(tmp_path / place, RNG.integers(0, 256, (6, 4, 4), dtype=np.uint8), "png")
     (tmp_path / "labels.csv").write_text("1")
-    data = load_dataset(f"folder:{tmp_path}")
+    data = read(f"folder:{tmp_path}")
     assert (len(data.train) + len(data.test), data.label_names) == (12, ("a", "b"))
     assert "19 files" in data.note
 

@@ -14,29 +14,31 @@ import pytest
 import torch
 
 from pvae.cli.data import _write_values
-from pvae.config.choices import values_config
+from pvae.config.choices import load_for, values_config
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.files import from_record, to_json
-from pvae.data.dataset import Column, DataRecord, Dataset
+from pvae.data.dataset import Dataset
 from pvae.data.labels import names_of
+from pvae.data.read import read
 from pvae.data.reading import Reading
-from pvae.data.sources import load_dataset, read_values
+from pvae.data.schema import Column, DataRecord, Schema
+from pvae.data.sources import read_values
 from pvae.data.tables import table_text
-from pvae.runs.data import load_for
 
 NAN = math.nan
 
 
-def read(path, content, name="t.csv", **reading):
+def read_text(path, content, name="t.csv", known=(), left_out=(), **reading):
     file = path / name
     file.write_bytes(content.encode() if isinstance(content, str) else content)
-    return read_values(file, Reading(**reading))
+    schema = Schema(columns=known, left_out=left_out) if known else None
+    return read_values(file, Reading(**reading), schema)
 
 
 def refusal(path, content, name="t.csv", **reading):
     with pytest.raises(InputError) as refused:
-        read(path, content, name, **reading)
+        read_text(path, content, name, **reading)
     return str(refused.value)
 
 
@@ -56,57 +58,59 @@ def test_separators_and_marks_of_numbers(tmp_path):
     }
     cases["tabs.tsv"] = "a\tb\tc\n1.5\t20,000\t5%\n-2.25\t1,234,567.5\t12.5%\n\t950\t0%\n"
     for name, content in cases.items():
-        values = read(tmp_path, content, name)
+        values = read_text(tmp_path, content, name)
         assert np.array_equal(values.x["train"], wanted, equal_nan=True), name
-        assert [column.name for column in values.columns] == [*"abc"], name
-        assert ("decimal comma" in values.note) == (name not in ("english.csv", "tabs.tsv"))
+        assert [column.name for column in values.schema.columns] == [*"abc"], name
+        assert ("decimal comma" in values.schema.note) == (name not in ("english.csv", "tabs.tsv"))
     x = torch.tensor(wanted)
     assert (
-        table_text(read(tmp_path, english).columns, x)
+        table_text(read_text(tmp_path, english).schema.columns, x)
         == "a,b,c\n1.50,20000.0,5.0%\n-2.25,1234567.5,12.5%\n,950.0,0.0%\n"
     )
-    texts = table_text(read(tmp_path, european).columns, x)
+    texts = table_text(read_text(tmp_path, european).schema.columns, x)
     assert texts == "a;b;c\n1,50;20000,0;5,0%\n-2,25;1234567,5;12,5%\n;950,0;0,0%\n"
-    columns = read(tmp_path, english).columns
-    assert np.array_equal(read(tmp_path, texts, known=columns).x["train"], wanted, equal_nan=True), "read again"
+    columns = read_text(tmp_path, english).schema.columns
+    assert np.array_equal(read_text(tmp_path, texts, known=columns).x["train"], wanted, equal_nan=True), "read again"
 
 
 def test_letters_that_are_not_of_utf8(tmp_path):
     rows = "city,a\nKöln,1\nKöln,2\nBonn,4\n"
     for encoding in ("utf-8", "utf-16", "latin-1"):
-        values = read(tmp_path, rows.encode(encoding))
-        assert values.columns[0].categories == ("Bonn", "Köln")
-        assert ("latin-1" in values.note) == (encoding == "latin-1")
+        values = read_text(tmp_path, rows.encode(encoding))
+        assert values.schema.columns[0].categories == ("Bonn", "Köln")
+        assert ("latin-1" in values.schema.note) == (encoding == "latin-1")
     assert "no file of texts" in refusal(tmp_path, b"\x89PNG\0\0\xff" * 9)
 
 
 @pytest.mark.parametrize("head", ["# jd  mag", "jd mag"])
 def test_spaces_separate_numbers(tmp_path, head):
-    values = read(tmp_path, f"{head}\n  1.5   -2e1\n 2.5 3\n3.5   4\n4.25 -7.5\n")
-    assert [column.name for column in values.columns] == ["jd", "mag"]
+    values = read_text(tmp_path, f"{head}\n  1.5   -2e1\n 2.5 3\n3.5   4\n4.25 -7.5\n")
+    assert [column.name for column in values.schema.columns] == ["jd", "mag"]
     assert values.x["train"].tolist() == [[1.5, -20], [2.5, 3], [3.5, 4], [4.25, -7.5]]
-    assert "spaces" in values.note
-    tabs = read(tmp_path, "a\tb\n1 234\t1\n2 345\t2\n3 456\t3\n")
+    assert "spaces" in values.schema.note
+    tabs = read_text(tmp_path, "a\tb\n1 234\t1\n2 345\t2\n3 456\t3\n")
     assert tabs.x["train"].tolist() == [[1234, 1], [2345, 2], [3456, 3]], "a space within a number"
-    words = read(tmp_path, "name\nnew york\nnew york\nlos angeles\nlos angeles\n")
-    assert len(words.columns) == 1, "spaces of texts separate nothing"
+    words = read_text(tmp_path, "name\nnew york\nnew york\nlos angeles\nlos angeles\n")
+    assert len(words.schema.columns) == 1, "spaces of texts separate nothing"
 
 
 def test_comments_are_left_out_and_counted(tmp_path):
-    values = read(tmp_path, "# a star\n# of magnitude 5, or 6\ntime,flux\n1.5,2.5\n# clouds\n2.5,3\n")
+    values = read_text(tmp_path, "# a star\n# of magnitude 5, or 6\ntime,flux\n1.5,2.5\n# clouds\n2.5,3\n")
     assert values.x["train"].tolist() == [[1.5, 2.5], [2.5, 3]]
     assert values.names["train"] == ["line-4", "line-6"]
-    assert "comments (#) that are left out: 3" in values.note
-    assert "left out: 1" in read(tmp_path, "# of a star\ntime,flux\n1.5,2.5\n2.5,3\n").note
-    values = read(tmp_path, "colour,a\n#fff,1\n#000,2\n#fff,4\n")
-    assert values.columns[0].categories == ("#000", "#fff"), "rows of the table"
-    values = read(tmp_path, 'text,a\n"two\n# lines",1\n\none,2\none,4\n')
-    assert values.columns[0].categories == ("one", "two\n# lines"), "a line of a text is no comment"
+    assert "comments (#) that are left out: 3" in values.schema.note
+    assert "left out: 1" in read_text(tmp_path, "# of a star\ntime,flux\n1.5,2.5\n2.5,3\n").schema.note
+    values = read_text(tmp_path, "colour,a\n#fff,1\n#000,2\n#fff,4\n")
+    assert values.schema.columns[0].categories == ("#000", "#fff"), "rows of the table"
+    values = read_text(tmp_path, 'text,a\n"two\n# lines",1\n\none,2\none,4\n')
+    assert values.schema.columns[0].categories == ("one", "two\n# lines"), "a line of a text is no comment"
     assert values.names["train"] == ["line-2", "line-5", "line-6"]
-    values = read(tmp_path, 'a,b\nk1,1\n# hello, 7\n# he said, "all of these,\nk2,2\n# are fine, bye"\n#k3\nk1,4\n')
+    values = read_text(
+        tmp_path, 'a,b\nk1,1\n# hello, 7\n# he said, "all of these,\nk2,2\n# are fine, bye"\n#k3\nk1,4\n'
+    )
     assert values.x["train"].tolist() == [[0, 1], [1, 2], [0, 4]]
-    assert "left out: 4" in values.note
-    assert read(tmp_path, "a\nk1\n# hello\nk2\nk1\n").columns[0].categories == ("k1", "k2")
+    assert "left out: 4" in values.schema.note
+    assert read_text(tmp_path, "a\nk1\n# hello\nk2\nk1\n").schema.columns[0].categories == ("k1", "k2")
     assert "line 3" in refusal(tmp_path, "colour,a\n#fff,1\n#000\n#fff,4\n"), "a short row is no comment there"
 
 
@@ -119,9 +123,9 @@ def test_comments_are_left_out_and_counted(tmp_path):
     ],
 )
 def test_rows_without_a_field_are_left_out_and_counted(tmp_path, content, rows, count):
-    values = read(tmp_path, content)
+    values = read_text(tmp_path, content)
     assert np.array_equal(values.x["train"], rows, equal_nan=True)
-    assert f"empty, and that are left out: {count}" in values.note
+    assert f"empty, and that are left out: {count}" in values.schema.note
 
 
 @pytest.mark.parametrize(
@@ -139,10 +143,10 @@ def test_rows_without_a_field_are_left_out_and_counted(tmp_path, content, rows, 
     ],
 )
 def test_a_first_line_of_values_is_no_line_of_names(tmp_path, content, names, rows):
-    values = read(tmp_path, content)
-    assert [column.name for column in values.columns] == names
+    values = read_text(tmp_path, content)
+    assert [column.name for column in values.schema.columns] == names
     assert len(values.x["train"]) == rows
-    assert ("no line of names" in values.note) == (names == ["column-1", "column-2"])
+    assert ("no line of names" in values.schema.note) == (names == ["column-1", "column-2"])
 
 
 @pytest.mark.parametrize(
@@ -175,22 +179,22 @@ def test_bad_tables_are_refused_by_line_and_column(tmp_path, content, words):
 def test_an_infinite_value_is_refused_by_its_row(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n" + "1,2\n4,5\n" * 9 + "3,inf\n")
     with pytest.raises(InputError, match="column b of line-20 is inf"):
-        load_dataset(f"table:{tmp_path / 't.csv'}")
+        read(f"table:{tmp_path / 't.csv'}")
 
 
 def test_one_list_says_what_is_missing_among_numbers_and_texts(tmp_path):
     words = ["NA", "nan", "NaN", "?", "", "N/A", "null", "-"]
     rows = "".join(f"{word},{word}\n" for word in words)
-    values = read(tmp_path, "a,b\n1,x\n2,y\n3.5,y\n" + rows + "5,x\n" * 9)
+    values = read_text(tmp_path, "a,b\n1,x\n2,y\n3.5,y\n" + rows + "5,x\n" * 9)
     assert np.isnan(values.x["train"][3:10]).all()
     assert len(values.x["train"]) == 3 + 7 + 9
-    assert values.columns[1].categories == ("x", "y")
-    assert "NA (2)" in values.note
-    values = read(tmp_path, "a,b\n1,NA\n-999,DE\n3,DE\n-999,NA\n7,DE\n,DE\n", missing_values="-999")
+    assert values.schema.columns[1].categories == ("x", "y")
+    assert "NA (2)" in values.schema.note
+    values = read_text(tmp_path, "a,b\n1,NA\n-999,DE\n3,DE\n-999,NA\n7,DE\n,DE\n", missing_values="-999")
     assert np.array_equal(values.x["train"], [[1, 1], [NAN, 0], [3, 0], [NAN, 1], [7, 0], [NAN, 0]], equal_nan=True)
     assert "'NA'" in refusal(tmp_path, "a,b\n1,NA\n2,3\n4,5\n", missing_values="")
     known = (Column("a"), Column("b", ("DE", "NA")))
-    values = read(tmp_path, "a,b\nNA,NA\n", known=known)
+    values = read_text(tmp_path, "a,b\nNA,NA\n", known=known)
     assert np.array_equal(values.x["train"], [[NAN, 1]], equal_nan=True), "a text of the run is no missing value"
 
 
@@ -217,9 +221,9 @@ def test_what_a_column_is(tmp_path):
     file = tmp_path / "t.csv"
     frame.to_csv(file, index=False)
     values = read_values(file)
-    assert values.left_out == ("patient_id", "name", "land", "nothing", "row")
-    assert all(name in values.note for name in ("patient_id", "name", "land"))
-    columns = {column.name: column for column in values.columns}
+    assert values.schema.left_out == ("patient_id", "name", "land", "nothing", "row")
+    assert all(name in values.schema.note for name in ("patient_id", "name", "land"))
+    columns = {column.name: column for column in values.schema.columns}
     assert [*columns] == ["visit", "zip", "unix_time", "bjd", "far", "age", "height", "stamp"]
     x = dict(zip(columns, values.x["train"].T))
     assert x["visit"].tolist() == x["stamp"].tolist() == [row * 10 % 73 for row in range(40)]
@@ -233,13 +237,13 @@ def test_what_a_column_is(tmp_path):
     assert (columns["age"].decimals, columns["age"].least, columns["age"].greatest) == (0, 20, 49)
     single = torch.from_numpy(values.x["train"]).float()
     wanted = frame[[*columns]].to_csv(index=False)
-    assert table_text(values.columns, single) == wanted, "in float32 all digits come out as they went in"
-    again = read_values(file, Reading(known=values.columns, left_out=values.left_out))
+    assert table_text(values.schema.columns, single) == wanted, "in float32 all digits come out as they went in"
+    again = read_values(file, Reading(), values.schema)
     assert np.array_equal(again.x["train"], values.x["train"])
     only = tmp_path / "only.csv"
     frame[[*columns]].rename(columns={"far": "more"}).assign(far=10**15).to_csv(only, index=False)
     with pytest.raises(InputError, match="the column more"):
-        read_values(only, Reading(known=values.columns, left_out=values.left_out))
+        read_values(only, Reading(), values.schema)
 
 
 @pytest.mark.parametrize(
@@ -264,35 +268,35 @@ def test_what_a_column_is(tmp_path):
     ],
 )
 def test_dates(tmp_path, first, second, days):
-    values = read(tmp_path, f"day,a\n{first},1\n{second},2\n{first},4\n")
+    values = read_text(tmp_path, f"day,a\n{first},1\n{second},2\n{first},4\n")
     x = values.x["train"][:, 0]
     assert x[1] - x[0] == pytest.approx(days)
-    assert [values.columns[0].text(value) for value in x] == [first, second, first]
-    assert "day (days from 2020-02-" in values.note
-    again = read(tmp_path, f"a,day\n1,{second}\n2,\n", known=values.columns)
+    assert [values.schema.columns[0].text(value) for value in x] == [first, second, first]
+    assert "day (days from 2020-02-" in values.schema.note
+    again = read_text(tmp_path, f"a,day\n1,{second}\n2,\n", known=values.schema.columns)
     assert np.array_equal(again.x["train"][:, 0], [x[1], NAN], equal_nan=True)
     other = (pandas.Timestamp("2020-02-28") + pandas.Timedelta(days=1)).strftime("%Y, %d of %B")
-    assert f"line 2: day is '{other}'" in refusal(tmp_path, f'a,day\n1,"{other}"\n', known=values.columns)
-    assert "line 2: day is 'soon'" in refusal(tmp_path, "a,day\n1,soon\n", known=values.columns)
+    assert f"line 2: day is '{other}'" in refusal(tmp_path, f'a,day\n1,"{other}"\n', known=values.schema.columns)
+    assert "line 2: day is 'soon'" in refusal(tmp_path, "a,day\n1,soon\n", known=values.schema.columns)
     assert "line 5: day is 'soon'" in refusal(tmp_path, f"day,a\n{first},1\n{second},2\n{first},4\nsoon,5\n")
 
 
 def test_a_text_before_dates_is_refused_by_its_line(tmp_path):
     rows = "".join(f"2020-{row % 12 + 1:02}-{row % 28 + 1:02},{row / 4}\n" for row in range(60))
     assert "line 2: when is 'unsure'" in refusal(tmp_path, "when,a\nunsure,1\n" + rows)
-    values = read(tmp_path, "when,a\nunsure,1\n" + rows, missing_values="unsure")
+    values = read_text(tmp_path, "when,a\nunsure,1\n" + rows, missing_values="unsure")
     assert values.x["train"][1:3, 0].tolist() == [0, 32]
 
 
 def test_numbers_with_exponents_have_no_decimals(tmp_path):
-    values = read(tmp_path, "a,b\n1e-5,1e3\n0.25,2e3\n3E+2,1\n")
+    values = read_text(tmp_path, "a,b\n1e-5,1e3\n0.25,2e3\n3E+2,1\n")
     assert values.x["train"].tolist() == [[1e-5, 1000], [0.25, 2000], [300, 1]]
-    assert [column.decimals for column in values.columns] == [None, 0]
-    assert table_text(values.columns, torch.tensor([[1.25e-5, 7]])) == "a,b\n1.25e-05,7\n"
+    assert [column.decimals for column in values.schema.columns] == [None, 0]
+    assert table_text(values.schema.columns, torch.tensor([[1.25e-5, 7]])) == "a,b\n1.25e-05,7\n"
 
 
 def test_points_of_a_file_with_decimal_commas(tmp_path):
-    values = read(tmp_path, "a;b;c\n0.100;1,5;1.234\n1.101;2,5;5.678\n2.102;3,25;12.345.678\n")
+    values = read_text(tmp_path, "a;b;c\n0.100;1,5;1.234\n1.101;2,5;5.678\n2.102;3,25;12.345.678\n")
     assert values.x["train"].tolist() == [[0.1, 1.5, 1234], [1.101, 2.5, 5678], [2.102, 3.25, 12_345_678]]
 
 
@@ -309,7 +313,7 @@ def test_names_of_rows_labels_and_ignored_columns(tmp_path):
     assert [int(name[1:]) % 7 for name in data.names["test"]] == data.test[:, 0].tolist()
     assert [int(name[1:]) % 2 for name in data.names["test"]] == data.test_labels.tolist()
     assert data.record().left_out == data.left_out
-    values = read(tmp_path, "who,a\nme,3\n,4\n", known=data.columns, left_out=data.left_out, **options)
+    values = read_text(tmp_path, "who,a\nme,3\n,4\n", known=data.columns, left_out=data.left_out, **options)
     assert values.names["train"] == ["me", "line-3"]
     for name in options:
         option = f"--{name.replace('_', '-')}"
@@ -318,7 +322,7 @@ def test_names_of_rows_labels_and_ignored_columns(tmp_path):
     assert "no column of values is left" in refusal(tmp_path, "kind\n1\n2\n", label_column="kind")
     (tmp_path / "t.csv").write_text("a,b\n" + "1,2.5\n2,3\n" * 9)
     with pytest.raises(InputError, match="which are no classes"):
-        load_dataset(f"table:{tmp_path / 't.csv'}", reading=Reading(label_column="b"))
+        read(f"table:{tmp_path / 't.csv'}", label_column="b")
 
 
 def test_kinds_of_single_columns(tmp_path):
@@ -341,7 +345,7 @@ def test_kinds_of_single_columns(tmp_path):
     assert "size is 'S'" in refusal(tmp_path, content, columns="real*6")
     assert "'sise'" in refusal(tmp_path, content, columns="sise=real")
     assert "size is 'L'" in refusal(tmp_path, content, columns="size=ordinal:S<M")
-    values = read(tmp_path, "a,b\n0.0,1\n1.0,5\n2.0,7\n", columns="a=ordinal:3")
+    values = read_text(tmp_path, "a,b\n0.0,1\n1.0,5\n2.0,7\n", columns="a=ordinal:3")
     assert values.x["train"][:, 0].tolist() == [0, 1, 2]
     with pytest.raises(InputError, match="must be"):
         Config(dataset="table:t.csv", columns="a=number")
@@ -349,11 +353,11 @@ def test_kinds_of_single_columns(tmp_path):
 
 def test_a_list_of_kinds_is_that_of_the_columns_that_stay(tmp_path):
     content = "id,a,b,land\n" + "".join(f"{row},{row % 7 / 2},{row % 3},Norway\n" for row in range(30))
-    values = read(tmp_path, content, columns="real,ordinal:3")
-    assert [(column.name, column.kind) for column in values.columns] == [("a", "real"), ("b", "ordinal")]
+    values = read_text(tmp_path, content, columns="real,ordinal:3")
+    assert [(column.name, column.kind) for column in values.schema.columns] == [("a", "real"), ("b", "ordinal")]
     assert values.x["train"][:4, 1].tolist() == [0, 1, 2, 0]
-    values = read(tmp_path, content, columns="real*3,categorical:1")
-    assert [column.name for column in values.columns] == ["id", "a", "b", "land"], "kinds of all columns"
+    values = read_text(tmp_path, content, columns="real*3,categorical:1")
+    assert [column.name for column in values.schema.columns] == ["id", "a", "b", "land"], "kinds of all columns"
 
 
 def mixed(path, count=60):
@@ -364,7 +368,7 @@ def mixed(path, count=60):
 
 
 def test_a_table_of_numbers_and_texts(tmp_path):
-    data = load_dataset(f"table:{mixed(tmp_path / 't.csv')}")
+    data = read(f"table:{mixed(tmp_path / 't.csv')}")
     assert [(column.name, column.categories) for column in data.columns] == [
         ("age", ()),
         ("is_new", ()),
@@ -388,7 +392,7 @@ def test_a_table_of_numbers_and_texts(tmp_path):
 
 
 def test_what_is_chosen_for_a_table(tmp_path):
-    data = load_dataset(f"table:{mixed(tmp_path / 't.csv')}")
+    data = read(f"table:{mixed(tmp_path / 't.csv')}")
     config = values_config(data)
     kinds = "real,binary,categorical:3,count"
     assert (config.likelihood, config.columns, config.missing) == ("columns", kinds, True)
@@ -408,14 +412,16 @@ def test_what_is_chosen_for_a_table(tmp_path):
 
 
 def test_the_columns_of_a_run_are_those_of_other_files_too(tmp_path):
-    columns = read_values(mixed(tmp_path / "t.csv")).columns
+    columns = read_values(mixed(tmp_path / "t.csv")).schema.columns
     few = tmp_path / "few.csv"
     few.write_text("age,is_new,city,visits\n,1,Rome,3\n2,0,,\n")
-    values = read_values(few, Reading(known=columns))
+    values = read_values(few, Reading(), Schema(columns=columns))
     assert np.array_equal(values.x["train"], [[np.nan, 1, 2, 3], [2, 0, np.nan, np.nan]], equal_nan=True)
     assert values.names == {"train": ["line-2", "line-3"]}
     few.write_text("city,visits,age,is_new\n,3,4,1\n")  # in another order
-    assert np.array_equal(read_values(few, Reading(known=columns)).x["train"], [[4, 1, np.nan, 3]], equal_nan=True)
+    assert np.array_equal(
+        read_values(few, Reading(), Schema(columns=columns)).x["train"], [[4, 1, np.nan, 3]], equal_nan=True
+    )
     for content, words in (
         ("age,is_new,city,visits\n1,1,Rome,1\n1,1,Paris,1\n", ["line 3", "city is 'Paris'", "7, Oslo, Rome"]),
         ("age,is_new,city,visits\n1,1,Rome,1\n1,1,Oslo,many\n", ["line 3", "visits is 'many'"]),
@@ -426,7 +432,7 @@ def test_the_columns_of_a_run_are_those_of_other_files_too(tmp_path):
     ):
         few.write_text(content)
         with pytest.raises(InputError) as refused:
-            read_values(few, Reading(known=columns))
+            read_values(few, Reading(), Schema(columns=columns))
         assert all(word in str(refused.value) for word in words), refused.value
 
 
@@ -447,18 +453,18 @@ def test_a_table_in_an_excel_file(tmp_path):
     wanted = [[0, 3, 1.5, 0], [NAN, NAN, 0.25, 1], [57, 5, NAN, NAN], [0, 3, 7, 0]]
     assert np.array_equal(values.x["train"], wanted, equal_nan=True)
     assert values.names["train"][0] == "row-2"
-    assert "sheet more is not read" in values.note
+    assert "sheet more is not read" in values.schema.note
     x = torch.tensor(wanted)
     text = "Datum,Menge,Preis,PLZ\n2020-01-03,3,1.50,01067\n,,0.25,04109\n2020-02-29,5,,\n2020-01-03,3,7.00,01067\n"
-    assert table_text(values.columns, x) == text
-    assert np.array_equal(read(tmp_path, text, known=values.columns).x["train"], wanted, equal_nan=True)
+    assert table_text(values.schema.columns, x) == text
+    assert np.array_equal(read_text(tmp_path, text, known=values.schema.columns).x["train"], wanted, equal_nan=True)
 
 
 def test_large_whole_numbers_are_real_and_written_whole(tmp_path):
     draw = np.random.default_rng(0)
     incomes, visits = draw.normal(50_000, 13_000, 200).round().astype(int), draw.geometric(0.2, 200) - 1
     (tmp_path / "t.csv").write_text("income,visits\n" + "".join(f"{a},{b}\n" for a, b in zip(incomes, visits)))
-    data = load_dataset(f"table:{tmp_path / 't.csv'}")
+    data = read(f"table:{tmp_path / 't.csv'}")
     assert values_config(data).columns == "real,count"
     assert data.columns[0].text(45_390.4) == "45390"
     assert data.columns[0].text(1e6) == str(incomes.max())
@@ -555,7 +561,8 @@ def test_a_table_in_a_parquet_file(tmp_path):
         {"a": [1.5, None, 0.1 + 0.2] * 7, "b": [True, False, None] * 7, "c": ["x", "y, z", None] * 7, "d": days}
     ).assign(e=np.arange(21, dtype=np.float32) / 10, f=[3.0, None, 5.0] * 7)
     frame.to_parquet(tmp_path / "t.parquet")
-    values, _, names, columns, *_ = read_values(tmp_path / "t.parquet")
+    values, _, names, schema, _ = read_values(tmp_path / "t.parquet")
+    columns = schema.columns
     assert [column.name for column in columns] == [*"abcdef"]
     assert columns[2].categories == ("x", "y, z")
     assert names["train"][:2] == ["row-1", "row-2"]
@@ -593,62 +600,62 @@ def test_a_table_in_a_parquet_file(tmp_path):
     ],
 )  # fmt: skip
 def test_a_comma_before_three_digits_is_read_by_all_rows_of_its_column(tmp_path, name, content, wanted, says):
-    values = read(tmp_path, content, name)
+    values = read_text(tmp_path, content, name)
     assert np.array_equal(values.x["train"], wanted)
-    assert says in values.note
+    assert says in values.schema.note
 
 
 def test_a_later_file_of_a_run_has_the_points_of_its_columns(tmp_path):
-    european = read(tmp_path, "a;b;n\n0,775;18,92;1.500\n0,637;9,041;700\n").columns
-    english = read(tmp_path, "a,b,n\n0.775,18.92,1500\n0.637,9.041,700\n").columns
+    european = read_text(tmp_path, "a;b;n\n0,775;18,92;1.500\n0,637;9,041;700\n").schema.columns
+    english = read_text(tmp_path, "a,b,n\n0.775,18.92,1500\n0.637,9.041,700\n").schema.columns
     wanted = [[0.5, 18.922, 1500]]
     for known in european, english:
         for content in ("a;b;n\n0,5;18,922;1.500\n", "a,b,n\n0.5,18.922,1500\n"):
-            assert read(tmp_path, content, known=known).x["train"].tolist() == wanted
+            assert read_text(tmp_path, content, known=known).x["train"].tolist() == wanted
     for known, content in (european, "a;b;n\n12,345;18,922;1.500\n"), (english, 'a,b,n\n12.345,18.922,"1,500"\n'):
-        assert read(tmp_path, content, known=known).x["train"].tolist() == [[12.345, 18.922, 1500]]
+        assert read_text(tmp_path, content, known=known).x["train"].tolist() == [[12.345, 18.922, 1500]]
 
 
 def test_whole_numbers_of_more_digits_than_float64_holds_are_refused(tmp_path):
     rows = "".join(f"{10**18 + 3 * row},{row % 4}\n" for row in range(20))
     message = refusal(tmp_path, "code,a\n" + rows)
     assert all(word in message for word in ("line 3", "--ignore code", "--name-column code"))
-    assert [column.name for column in read(tmp_path, "code,a\n" + rows, ignore="code").columns] == ["a"]
+    assert [column.name for column in read_text(tmp_path, "code,a\n" + rows, ignore="code").schema.columns] == ["a"]
     rows = "".join(f"{2**60 + 2**20 * (row % 7)},{row % 4}\n" for row in range(20))
-    assert read(tmp_path, "code,a\n" + rows).columns[0].name == "code"
+    assert read_text(tmp_path, "code,a\n" + rows).schema.columns[0].name == "code"
 
 
 def test_a_minus_is_no_missing_text_beside_one_other(tmp_path):
-    values = read(tmp_path, "strand,a,empty,b\n" + "+,1,-,-\n-,-,-,5\n,3,NA,7\n" * 4)
-    assert [(column.name, column.categories) for column in values.columns] == [
+    values = read_text(tmp_path, "strand,a,empty,b\n" + "+,1,-,-\n-,-,-,5\n,3,NA,7\n" * 4)
+    assert [(column.name, column.categories) for column in values.schema.columns] == [
         ("strand", ("+", "-")),
         ("a", ()),
         ("b", ()),
     ]
     assert np.array_equal(values.x["train"][:3], [[0, 1, NAN], [1, NAN, 5], [NAN, 3, 7]], equal_nan=True)
-    assert "- (16)" in values.note
-    assert "NA (4)" in values.note, "of a column that is left out"
+    assert "- (16)" in values.schema.note
+    assert "NA (4)" in values.schema.note, "of a column that is left out"
 
 
 def test_a_table_of_texts_without_a_line_of_names(tmp_path):
-    values = read(tmp_path, "a,u\nb,v\na,u\nb,u\n")
+    values = read_text(tmp_path, "a,u\nb,v\na,u\nb,u\n")
     assert values.x["train"].tolist() == [[0, 0], [1, 1], [0, 0], [1, 0]]
-    assert [column.name for column in values.columns] == ["column-1", "column-2"]
-    assert "no line of names" in values.note
-    values = read(tmp_path, "a,u\nb,v\na,v\nb,w\n")
-    assert [column.name for column in values.columns] == ["a", "u"]
+    assert [column.name for column in values.schema.columns] == ["column-1", "column-2"]
+    assert "no line of names" in values.schema.note
+    values = read_text(tmp_path, "a,u\nb,v\na,v\nb,w\n")
+    assert [column.name for column in values.schema.columns] == ["a", "u"]
     assert "line 4" in refusal(tmp_path, "a,u\n1,2\n3,4\na,u\n"), "the same names once more"
 
 
 def test_times_with_an_offset_are_dates_and_come_out_in_utc(tmp_path):
     day, other = "2020-02-28T00:30:00+01:00", "2020-03-01T12:00:00-05:00"
-    values = read(tmp_path, f"when,a\n{day},1\n{other},2\n{day},4\n")
+    values = read_text(tmp_path, f"when,a\n{day},1\n{other},2\n{day},4\n")
     hours = [-0.5, 2 * 24 + 17]
     assert values.x["train"][:2, 0] == pytest.approx([1 + hours[0] / 24, 1 + hours[1] / 24])
-    assert values.columns[0].unit == "days from 2020-02-27 UTC"
-    texts = [values.columns[0].text(value) for value in values.x["train"][:2, 0]]
+    assert values.schema.columns[0].unit == "days from 2020-02-27 UTC"
+    texts = [values.schema.columns[0].text(value) for value in values.x["train"][:2, 0]]
     assert texts == ["2020-02-27T23:30:00+00:00", "2020-03-01T17:00:00+00:00"]
-    again = read(tmp_path, f"when,a\n{texts[1]},1\n", known=values.columns)
+    again = read_text(tmp_path, f"when,a\n{texts[1]},1\n", known=values.schema.columns)
     assert again.x["train"][0, 0] == values.x["train"][1, 0]
     pytest.importorskip("pyarrow")
     pandas.DataFrame({"when": pandas.to_datetime([day, other], utc=True), "a": [1, 2]}).to_parquet(
@@ -671,7 +678,7 @@ def test_times_with_an_offset_are_dates_and_come_out_in_utc(tmp_path):
 def test_classes_are_the_texts_of_their_column(tmp_path, classes, names):
     rows = [(row, classes[row * 7 % len(classes)]) for row in range(40)]
     (tmp_path / "t.csv").write_text("a,kind\n" + "".join(f"{a / 4},{kind}\n" for a, kind in rows))
-    data = load_dataset(f"table:{tmp_path / 't.csv'}", reading=Reading(label_column="kind"))
+    data = read(f"table:{tmp_path / 't.csv'}", label_column="kind")
     assert data.label_names == names
     for split, y in data.labels.items():
         for a, label in zip(data.splits[split][:, 0].tolist(), y.tolist()):
@@ -679,7 +686,7 @@ def test_classes_are_the_texts_of_their_column(tmp_path, classes, names):
         assert (y == -1).sum() == sum(rows[int(a * 4)][1] in ("", "NA") for a in data.splits[split][:, 0].tolist())
     num_missing = sum(kind == "NA" for _, kind in rows)
     assert (f"NA ({num_missing})" in data.note) == bool(num_missing)
-    known = read_values(tmp_path / "t.csv", Reading(label_column="kind", known=data.columns, left_out=data.left_out))
+    known = read_values(tmp_path / "t.csv", Reading(label_column="kind"), data)
     assert {*names_of(known.labels["train"])} - {""} == {*names}
 
 
@@ -688,19 +695,19 @@ def test_a_label_that_is_no_class_is_refused_by_its_column_and_the_only_class_is
     message = refusal(tmp_path, content, label_column="kind")
     assert all(word in message for word in ("t.csv", "--label-column kind", "3 different"))
     (tmp_path / "t.csv").write_text("a,kind\n" + "".join(f"{row / 4},one\n" for row in range(20)))
-    data = load_dataset(f"table:{tmp_path / 't.csv'}", reading=Reading(label_column="kind"))
+    data = read(f"table:{tmp_path / 't.csv'}", label_column="kind")
     assert data.train_labels is None
     assert "'one'" in data.note
 
 
 def test_marks_and_signs_of_numbers(tmp_path):
-    values = read(tmp_path, "a;b;c\n1'037.50;5%;00\n2'000'000.25;0.5;10\n7;12%;20\n3.5;;00\n")
+    values = read_text(tmp_path, "a;b;c\n1'037.50;5%;00\n2'000'000.25;0.5;10\n7;12%;20\n3.5;;00\n")
     wanted = [[1037.5, 5, 0], [2_000_000.25, 0.5, 1], [7, 12, 2], [3.5, NAN, 0]]
     assert np.array_equal(values.x["train"], wanted, equal_nan=True)
-    assert values.columns[2].categories == ("00", "10", "20"), "digits that begin with 0"
-    assert "% stands behind some numbers only" in values.note
-    assert values.note.partition("in: ")[2] == "b"
-    assert "stands" not in read(tmp_path, "a,b\n1%,1\n2%,2\nNA,5\n").note
+    assert values.schema.columns[2].categories == ("00", "10", "20"), "digits that begin with 0"
+    assert "% stands behind some numbers only" in values.schema.note
+    assert values.schema.note.partition("in: ")[2] == "b"
+    assert "stands" not in read_text(tmp_path, "a,b\n1%,1\n2%,2\nNA,5\n").schema.note
 
 
 def test_a_number_of_categories_is_that_of_the_texts(tmp_path):
@@ -709,7 +716,7 @@ def test_a_number_of_categories_is_that_of_the_texts(tmp_path):
         message = refusal(tmp_path, content, columns=columns)
         assert "L, M, S" in message
         assert "size=categorical:3" in message
-    assert read(tmp_path, content, columns="size=categorical:3").columns[0].categories == ("L", "M", "S")
+    assert read_text(tmp_path, content, columns="size=categorical:3").schema.columns[0].categories == ("L", "M", "S")
 
 
 def test_times_and_identifiers_need_a_name_that_says_so(tmp_path):
@@ -717,8 +724,8 @@ def test_times_and_identifiers_need_a_name_that_says_so(tmp_path):
     rows = "".join(
         f"{amount:.0f},{amount:.0f},{row * 7 % 53 * 3},{row * 7 % 53}\n" for row, amount in enumerate(amounts)
     )
-    values = read(tmp_path, "amount,timestamp,No of rings,invoice no.\n" + rows)
-    assert [column.name for column in values.columns] == ["amount", "timestamp", "No of rings"]
-    assert [column.unit for column in values.columns] == ["", "seconds from 1998-07-09 16:00", ""]
+    values = read_text(tmp_path, "amount,timestamp,No of rings,invoice no.\n" + rows)
+    assert [column.name for column in values.schema.columns] == ["amount", "timestamp", "No of rings"]
+    assert [column.unit for column in values.schema.columns] == ["", "seconds from 1998-07-09 16:00", ""]
     assert values.x["train"][:, 0].tolist() == amounts
-    assert "--columns 'invoice no.=real'" in values.note
+    assert "--columns 'invoice no.=real'" in values.schema.note

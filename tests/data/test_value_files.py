@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pvae.config.config import Config
 from pvae.core.errors import InputError
-from pvae.data import dataset
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Preparation
-from pvae.data.sources import load_dataset, read_values
+from pvae.data.read import read
+from pvae.data.sources import read_values
 
 RNG = np.random.default_rng(0)
 
@@ -59,19 +59,19 @@ def test_files_of_arrays(tmp_path):
         test_labels=np.arange(10) % 3,
     )
     save(tmp_path / "named.npz", X=RNG.integers(0, 9, (40, 6, 2), dtype=np.uint16), y=np.array(["a", "b"] * 20))
-    one = load_dataset(f"array:{tmp_path / 'rows.npy'}")
+    one = read(f"array:{tmp_path / 'rows.npy'}")
     assert (len(one.train), len(one.test), one.datum_shape) == (36, 4, (5,))
     order = [int(name.removeprefix("rows-")) for name in [*one.names["train"], *one.names["test"]]]
     assert np.array_equal(torch.cat([one.train, one.test]).numpy(), rows[order])
-    two = load_dataset(f"array:{tmp_path / 'split.npz'}")
+    two = read(f"array:{tmp_path / 'split.npz'}")
     assert np.array_equal(two.test.numpy(), rows[30:])
     assert two.test_labels.tolist() == [row % 3 for row in range(10)]
     np.save(tmp_path / "swapped.npy", rows.astype(">f8"))  # as in FITS files
-    assert torch.equal(load_dataset(f"array:{tmp_path / 'swapped.npy'}").train, one.train)
+    assert torch.equal(read(f"array:{tmp_path / 'swapped.npy'}").train, one.train)
     save(tmp_path / "own.npz", train=rows[:30], valid=rows[30:])
-    own = load_dataset(f"array:{tmp_path / 'own.npz'}")
+    own = read(f"array:{tmp_path / 'own.npz'}")
     assert [len(own.names[split]) for split in ("train", "test", "valid")] == [27, 3, 10]
-    three = load_dataset(f"array:{tmp_path / 'named.npz'}")
+    three = read(f"array:{tmp_path / 'named.npz'}")
     assert (three.datum_shape, three.label_names) == ((6, 2), ("a", "b"))
 
 
@@ -80,12 +80,12 @@ def test_arrays_in_an_hdf5_file(tmp_path):
     rows = RNG.random((40, 5))
     with h5py.File(tmp_path / "t.h5", "w") as file:
         file["X"], file["y"] = rows, ["a", "b", "c", "a"] * 10
-    data = load_dataset(f"array:{tmp_path / 't.h5'}")
+    data = read(f"array:{tmp_path / 't.h5'}")
     assert data.datum_shape == (5,)
     assert data.label_names == ("a", "b", "c")
     (tmp_path / "t.h5").write_bytes(b"no HDF5")
     with pytest.raises(InputError, match="damaged"):
-        load_dataset(f"array:{tmp_path / 't.h5'}")
+        read(f"array:{tmp_path / 't.h5'}")
 
 
 @pytest.mark.parametrize(
@@ -101,17 +101,17 @@ def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, name, package
 def test_arrays_that_are_not_read_are_named_and_names_of_data_are_taken(tmp_path):
     rows, cells = RNG.random((30, 2)), np.array([f"cell {row}" for row in range(30)])
     save(tmp_path / "t.npz", X=rows, genes=np.array(["g1", "g2"]), batch=np.zeros(30), cells=cells)
-    data = load_dataset(f"array:{tmp_path / 't.npz'}")
+    data = read(f"array:{tmp_path / 't.npz'}")
     assert all(name in data.note for name in ("genes", "batch"))
     assert "cells" not in data.note
     order = [int(name.removeprefix("cell ")) for name in [*data.names["train"], *data.names["test"]]]
     assert np.array_equal(torch.cat([data.train, data.test]).numpy(), rows[order])
     save(tmp_path / "t.npz", X=rows, names=cells[:5])
-    assert "names" in load_dataset(f"array:{tmp_path / 't.npz'}").note, "they are not those of the data"
+    assert "names" in read(f"array:{tmp_path / 't.npz'}").note, "they are not those of the data"
     save(tmp_path / "t.npz", X=rows, names=[f"n{row}" for row in range(30)], cells=cells)
     values = read_values(tmp_path / "t.npz")
     assert values.names["train"][3] == "n3"
-    assert "not read: cells" in values.note
+    assert "not read: cells" in values.schema.note
     save(tmp_path / "t.npz", X=rows, y=rows[:, 0])
     with pytest.raises(InputError, match=r"t\.npz .*30 different"):
         read_values(tmp_path / "t.npz")
@@ -138,13 +138,13 @@ def test_cells_of_anndata(tmp_path):
     values = read_values(tmp_path / "t.h5ad")
     assert np.array_equal(values.x["train"], dense)
     assert values.names["train"] == [*cells.obs_names]
-    assert all(name in values.note for name in ("obs/batch", "obsm/umap", "uns/note", "var/mean"))
+    assert all(name in values.schema.note for name in ("obs/batch", "obsm/umap", "uns/note", "var/mean"))
 
 
 def test_arrays_that_cannot_be_data_are_refused_in_their_own_words(tmp_path):
     def refusal(name):
         with pytest.raises(InputError) as refused:
-            load_dataset(f"array:{tmp_path / name}")
+            read(f"array:{tmp_path / name}")
         return str(refused.value)
 
     save(tmp_path / "y.npz", X=np.zeros((100, 2)), y=RNG.normal(size=100))
@@ -174,7 +174,7 @@ def test_bad_arrays_are_refused(tmp_path):
     (tmp_path / "damaged.npy").write_bytes(b"\x93NUMPY")
     for name in ("text.npy", "objects.npy", "two.npz", "labels.npz", "damaged.npy", "missing.npy", "t.txt"):
         with pytest.raises(InputError):
-            load_dataset(f"array:{tmp_path / name}")
+            read(f"array:{tmp_path / name}")
 
 
 def test_datasets_and_loaders_of_torch():
@@ -190,15 +190,6 @@ def test_datasets_and_loaders_of_torch():
     assert torch.equal(two.train, x[:35])
     assert torch.equal(two.test, x[:9])
     assert "5 train data are left out" in two.note
-
-
-def test_data_larger_than_memory_are_refused(monkeypatch):
-    source = TensorDataset(torch.zeros(50, 4))
-    monkeypatch.setattr(dataset, "total_memory", lambda: 2 * 50 * 4 * 4 - 1)
-    with pytest.raises(InputError, match="memory"):
-        Dataset.from_torch("mine", source)
-    monkeypatch.setattr(dataset, "total_memory", lambda: 2 * 50 * 4 * 4)
-    assert len(Dataset.from_torch("mine", source).train) == 45
 
 
 class Texts(torch.utils.data.Dataset):

@@ -196,7 +196,7 @@ def test_it_compares_on_random_test_images_and_says_which_weights_cannot_be_trus
     """Some data sets are sorted: here the first half of the test images is blank."""
     blank = torch.zeros(500, 1, 28, 28, dtype=torch.uint8)
     images = Dataset("blank first", digits.train[:200], torch.cat([blank, digits.test[:500]]))
-    monkeypatch.setattr(data, "load_dataset", lambda *_, **__: images)
+    monkeypatch.setattr(data, "read", lambda *_, **__: images)
     seen = []
     found = Estimate(mean=-200.0, stderr=0.5), 0.3
     monkeypatch.setattr(estimators, "reference", lambda _, batch: seen.append(batch.x) or found)

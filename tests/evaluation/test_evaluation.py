@@ -20,7 +20,7 @@ from pvae.core.errors import InputError
 from pvae.core.files import to_json
 from pvae.core.terminal import progress_bar
 from pvae.data.dataset import Dataset, random_subset
-from pvae.data.sources import load_dataset
+from pvae.data.read import read
 from pvae.evaluation.measures import rate
 from pvae.evaluation.measures.elbo import active_units
 from pvae.evaluation.measures.rate import split_rate
@@ -452,7 +452,7 @@ def test_a_part_of_a_table_given_another(made_once, tmp_path, capsys):
     table = tmp_path / "table.csv"
     rows = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)).tolist()
     table.write_text("height,weight\n" + "".join(f"{one:.3f},{one + other:.3f}\n" for one, other in rows))
-    data = load_dataset(f"table:{table}")
+    data = read(f"table:{table}")
     config = Config(
         hidden=(8,), latent_dim=1, epochs=1, batch_size=20, likelihood="columns", columns="real*2", missing=True
     )

@@ -18,8 +18,9 @@ from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
-from pvae.data.dataset import DataRecord, Dataset
-from pvae.data.sources import load_dataset
+from pvae.data.dataset import Dataset
+from pvae.data.read import read
+from pvae.data.schema import DataRecord
 from pvae.explore import page
 from pvae.runs.record import READY_MADE
 from pvae.runs.run import Run
@@ -87,7 +88,7 @@ def test_the_command_writes_the_page_and_replaces_nothing_else(tmp_path, capsys,
     monkeypatch.setattr("webbrowser.open", shown.append)
     run = tmp_path / "run"
     config = Config(dataset="mnist-5k", hidden=(4,), latent_dim=2, epochs=1, batch_size=1000)
-    fit(config, data=load_dataset("mnist-5k"), out=run)
+    fit(config, data=read("mnist-5k"), out=run)
     for _ in range(2):  # the second replaces the first
         assert main([str(run), "--open"]) == 0
     text = (run / "explore.html").read_text("utf-8")
@@ -104,7 +105,7 @@ def test_several_runs_are_one_page_with_a_frame_for_each(tmp_path, capsys, no_pi
     """Of the same images in the same order, which each frame could show alone."""
     configs = {"one": Config(hidden=(4,), latent_dim=2, beta=0.5), "two": Config(hidden=(4,), latent_dim=2, beta=2.0)}
     configs |= {"other": configs["one"], "three latents": configs["one"].replace(latent_dim=3)}
-    data = load_dataset("mnist-5k")
+    data = read("mnist-5k")
     other = Dataset("other", data.train[:50], data.test[:50])
     for name, config in configs.items():
         given = other if name == "other" else data

@@ -13,11 +13,12 @@ from helpers.commands import refuse
 from torch.distributions import Bernoulli, Categorical, LogNormal, Normal
 
 from pvae.cli.explore import main
-from pvae.config.choices import values_config
+from pvae.config.choices import load_for, values_config
 from pvae.config.config import Config
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
-from pvae.data.dataset import Column, Dataset
+from pvae.data.dataset import Dataset
+from pvae.data.schema import Column
 from pvae.distributions.columns import Columns
 from pvae.distributions.values import InSteps, WithAtom
 from pvae.explore.networks import Tensors, operations
@@ -25,7 +26,6 @@ from pvae.explore.page import explorer_page
 from pvae.marginal.log_likelihood import log_likelihood
 from pvae.models.likelihoods import OrdinalLikelihood
 from pvae.models.networks import WithPaths, mlp
-from pvae.runs.data import load_for
 from pvae.trained.codes import run_batch
 from pvae.trained.latent_space import encode
 from pvae.training.fit import fit

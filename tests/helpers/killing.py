@@ -24,7 +24,7 @@ import torchvision.utils  # noqa: F401  for the same reason
 import pvae.runs.writer
 from pvae.config.config import Config
 from pvae.data.dataset import Dataset
-from pvae.data.sources import load_dataset
+from pvae.data.read import read
 from pvae.runs.run import Run
 from pvae.training.fit import fit, resume
 
@@ -67,7 +67,7 @@ def die_at_file_event(number, folder):
 class Killer:
     def __init__(self, folder, seed):
         self.folder, self.random = folder, random.Random(seed)
-        digits = load_dataset("mnist-5k")
+        digits = read("mnist-5k")
         self.data = Dataset("few digits", digits.train[:130], digits.test[:40])
         self.shared = mmap.mmap(-1, 1)
         self.kills = self.lost_epochs = self.failures = self.different = self.folders = 0

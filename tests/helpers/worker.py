@@ -19,7 +19,7 @@ from pvae.config.build import build_elbo, build_vae
 from pvae.config.config import Config
 from pvae.core.errors import TrainingError
 from pvae.core.random_state import seeded
-from pvae.data.sources import load_dataset
+from pvae.data.read import read
 from pvae.training.parallel import SharedELBO, World, joined
 from pvae.training.setup import build_trainer
 
@@ -73,7 +73,7 @@ def bad_step(world: World) -> dict[str, Any]:
 
 def resumed_and_failed(world: World) -> dict[str, Any]:
     """Train two epochs, and the second again from the first one's checkpoint; then make one process fail."""
-    data, device = load_dataset("mnist-5k"), torch.device("cpu")
+    data, device = read("mnist-5k"), torch.device("cpu")
     config = Config(hidden=(16,), latent_dim=3, batch_size=500)
     with seeded(0, device), pyro.get_param_store().scope():
         training = build_trainer(config, data, device, world)

@@ -32,7 +32,7 @@ from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset, random_subset
 from pvae.data.labels import few_labels
 from pvae.data.preparation import Pixels
-from pvae.data.sources import load_dataset
+from pvae.data.read import read
 from pvae.distributions.joint import Joint
 from pvae.elbos.base import PerDatumELBO
 from pvae.elbos.enumerated import EnumeratedELBO
@@ -312,13 +312,13 @@ def test_codes_of_all_data_are_data(conditional, tmp_path):
     """Those of each image at its own label, with the names of the classes."""
     run = Run.open(conditional[1])
     assert encode([str(run.path), "--splits", "--out", str(tmp_path / "all.npz")]) == 0
-    data, read = run.dataset(), load_dataset(f"array:{tmp_path / 'all.npz'}")
-    assert read.label_names == data.label_names == NAMES
-    assert read.splits.keys() == data.splits.keys()
+    data, again = run.dataset(), read(f"array:{tmp_path / 'all.npz'}")
+    assert again.label_names == data.label_names == NAMES
+    assert again.splits.keys() == data.splits.keys()
     for split, x in data.splits.items():
         codes = encode_images(run.vae(), Batch(run.preparation.x_of(x, split), data.labels[split]))
-        assert torch.allclose(read.splits[split], codes.loc, atol=1e-6)
-        assert torch.equal(read.labels[split], data.labels[split])
+        assert torch.allclose(again.splits[split], codes.loc, atol=1e-6)
+        assert torch.equal(again.labels[split], data.labels[split])
 
 
 @pytest.mark.workflow
@@ -396,7 +396,7 @@ def test_minus_one_is_a_label_that_is_not_known(tmp_path, suffix):
     x, y = images()
     y = torch.where(torch.arange(len(y)) % 4 == 0, torch.full_like(y, -1), y)
     np.savez(tmp_path / "some.npz", X=x.numpy() if "folder" in suffix else x.float().numpy(), y=y.numpy())
-    data = load_dataset(f"{'folder' if 'folder' in suffix else 'array'}:{tmp_path / 'some.npz'}")
+    data = read(f"{'folder' if 'folder' in suffix else 'array'}:{tmp_path / 'some.npz'}")
     assert data.label_names == ("0", "1", "2")
     assert int((data.train_labels < 0).sum() + (data.test_labels < 0).sum()) == int((y < 0).sum())
 

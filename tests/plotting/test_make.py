@@ -27,7 +27,7 @@ def make(monkeypatch, digits):
         "few digits", digits.train[:200], digits.test[:60],
         digits.train_labels[:200], digits.test_labels[:60], digits.label_names, dataset="mnist-5k",
     )  # fmt: skip
-    for module in ("pvae.training.fit.load_for", "pvae.runs.data.load_again"):
+    for module in ("pvae.training.fit.load_for", "pvae.runs.run.read_again"):
         monkeypatch.setattr(module, lambda *_: few)
     monkeypatch.setattr(make, "STAGES", {"mlp-2d": (1, 2), "pytorch-example": (1,)})
     for name, config in make.RUNS.items():

@@ -25,7 +25,7 @@ from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.files import write_whole
 from pvae.data.dataset import Dataset
-from pvae.data.sources import load_dataset
+from pvae.data.read import read
 from pvae.runs import data as data_module
 from pvae.runs.run import Run
 from pvae.training.fit import fit, resume
@@ -223,7 +223,7 @@ def refused(use, *arguments, match=None, **options):
 def test_damaged_idx_files_are_refused(lay_mnist, tmp_path):
     """Files that are shorter or longer than their header says; a link is followed."""
     raw = lay_mnist(tmp_path / "data") / "MNIST" / "raw"
-    assert len(load_dataset("mnist", tmp_path / "data").train) == 20
+    assert len(read("mnist", tmp_path / "data").train) == 20
     labels = (raw / FILES[2]).read_bytes()
     for name in FILES:
         whole, file = (raw / name).read_bytes(), tmp_path / name
@@ -232,9 +232,9 @@ def test_damaged_idx_files_are_refused(lay_mnist, tmp_path):
         promise = b"\0\0\x08\x03" + struct.pack(">III", 2**31, 2**31, 2**31) + whole[16:]
         for content in (promise, whole + b"\0", whole[:-1], b"", labels if "images" in name else b"<html>"):
             file.write_bytes(content)
-            refused(load_dataset, "mnist", tmp_path / "data", match="put")
+            refused(read, "mnist", tmp_path / "data", match="put")
         file.write_bytes(whole)
-    assert len(load_dataset("mnist", tmp_path / "data").train) == 20
+    assert len(read("mnist", tmp_path / "data").train) == 20
 
 
 def test_damaged_files_of_binarized_mnist_are_refused(tmp_path, monkeypatch):
@@ -244,7 +244,7 @@ def test_damaged_files_of_binarized_mnist_are_refused(tmp_path, monkeypatch):
     packed, text = folder / "binarized_mnist.npz", folder / "binarized_mnist_train.amat"
     bits = np.random.default_rng(0).integers(0, 256, (3, 98), dtype=np.uint8)
     np.savez_compressed(packed, train=bits, test=bits, valid=bits[:2])
-    data = load_dataset("binarized-mnist", tmp_path / "data")
+    data = read("binarized-mnist", tmp_path / "data")
     assert data.title == "binarized MNIST (3 train / 2 valid / 3 test)"
     assert torch.equal(data.with_valid(0.1).valid, data.train[:2])
     whole, contents = packed.read_bytes(), []
@@ -256,7 +256,7 @@ def test_damaged_files_of_binarized_mnist_are_refused(tmp_path, monkeypatch):
     for file, content in contents:
         packed.unlink(missing_ok=True)
         file.write_bytes(content)
-        refused(load_dataset, "binarized-mnist", tmp_path / "data", match="binarized")
+        refused(read, "binarized-mnist", tmp_path / "data", match="binarized")
     assert not Path("owned").exists()
 
 

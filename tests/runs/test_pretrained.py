@@ -42,7 +42,7 @@ def test_a_ready_made_run_is_loaded_by_its_name(name, tmp_path, monkeypatch):
 def test_a_ready_made_run_has_its_published_figure(name, published, data_dir):
     """The test bound of the half-precision weights is that of the training, and within 1 nat of post 004's."""
     run = Run.open(name)
-    data = pvae.load_dataset(run.data.dataset, data_dir)
+    data = pvae.read(run.data.dataset, data_dir)
     trainer = build_trainer(run.config, data, torch.device("cpu"))
     trainer.vae.load_state_dict(run.vae().state_dict())
     recorded, elbo = run.test_metrics(), trainer.evaluate().elbo
@@ -54,7 +54,7 @@ def test_a_ready_made_run_has_its_published_figure(name, published, data_dir):
 @pytest.mark.parametrize("name", READY_MADE)
 def test_the_test_images_beside_a_ready_made_run_are_of_its_data(name, data_dir):
     run = Run.open(name)
-    data = pvae.load_dataset(run.data.dataset, data_dir)
+    data = pvae.read(run.data.dataset, data_dir)
     with np.load(run.path / "test-images.npz") as kept:
         rows = torch.tensor(kept["rows"].astype(int))
         assert len(set(rows.tolist())) == 500

@@ -155,8 +155,8 @@ def test_rows_are_drawn_and_filled_given_their_class():
 
 
 def test_a_long_frame_is_read_in_parts(monkeypatch):
-    monkeypatch.setattr("pvae.data.sources._LARGE", 50)
-    monkeypatch.setattr("pvae.data.stream._SAMPLE", 40)
+    monkeypatch.setattr("pvae.data.read._LARGE", 50)
+    monkeypatch.setattr("pvae.data.batches._SAMPLE", 40)
     frame = table(200)
     found = pvae.VAEEstimator(2, epochs=1, random_state=0, config=FAST).fit(frame)
     assert [*found.sample(5)] == [*frame]

@@ -26,7 +26,7 @@ from pvae.config.config import Config
 from pvae.core.errors import InputError, InterruptedTrainingError
 from pvae.core.random_state import resolve_device, seeded
 from pvae.data.dataset import Dataset
-from pvae.data.sources import load_dataset
+from pvae.data.read import read
 from pvae.plotting import pictures
 from pvae.runs import writer
 from pvae.runs.metrics import best_epoch
@@ -44,7 +44,7 @@ SAVE_FIGURES = pictures.save_figures
 def few_digits_trained(config, out):
     """Train in a process of its own, and draw nothing."""
     pictures.save_figures = lambda *_: None
-    digits = load_dataset("mnist-5k")
+    digits = read("mnist-5k")
     fit(config, data=Dataset("few digits", digits.train[:130], digits.test[:40]), out=out)
 
 

@@ -24,7 +24,7 @@ from pvae.config.build import build_vae
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Preparation
-from pvae.data.sources import load_dataset
+from pvae.data.read import read
 from pvae.runs.run import Run
 from pvae.training import engine, fit, many
 from pvae.training.many import fit_many
@@ -36,7 +36,7 @@ HOW = {"device": "cpu", "threads": 1}
 
 
 def few():
-    digits = load_dataset("mnist-5k")
+    digits = read("mnist-5k")
     return Dataset("few digits", digits.train[:130], digits.test[:40])
 
 

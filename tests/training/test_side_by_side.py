@@ -16,7 +16,7 @@ import pvae
 from pvae.core.errors import InterruptedTrainingError, LostError
 from pvae.core.terminal import Interruptions
 from pvae.data.dataset import Dataset
-from pvae.data.sources import load_dataset
+from pvae.data.read import read
 from pvae.runs.run import Run
 from pvae.training import side_by_side
 from pvae.training.many import fit_many
@@ -26,7 +26,7 @@ SEEDS = [CONFIG.replace(seed=seed) for seed in range(3)]
 
 
 def few():
-    digits = load_dataset("mnist-5k")
+    digits = read("mnist-5k")
     return Dataset("few digits", digits.train[:130], digits.test[:40])
 
 

@@ -1,0 +1,253 @@
+"""Rows that come in batches, of a loader, a generator or a large Parquet file, written once into a mapped file.
+
+The file has no name, and is gone with the process; it lies in the cache folder, since a temporary folder may be memory.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pvae.core.errors import InputError, brief, joined, total_memory
+from pvae.core.files import cache_dir
+from pvae.core.terminal import progress_bar
+from pvae.data.dataset import Dataset
+from pvae.data.labels import coded_labels
+from pvae.data.reading import Reading
+from pvae.data.schema import Schema
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+_SAMPLE = 40_000  # rows that say of which kinds the columns of data frames are, beside rows that are seldom
+_MOST_TEST = 10_000  # rows
+_MOST_TEXTS = 1000  # of a column, of which a row each is looked at
+_ROWS = 2**16  # of a Parquet file at once
+_FIELD = 64  # bytes of a field in memory, while a table is read
+_BYTES = 2**26  # that are copied at once
+
+
+def data_in_batches(source: Iterable[Any], name: str, reading: Reading, quiet: bool = True) -> Dataset:
+    """Return the rows of an iterable of batches, in a random order, as a data set that is mapped into memory.
+
+    A tenth of the rows, at most 10,000, are test data. Of data frames, at most 40,000 rows drawn at random say of which
+    kinds the columns are, with those of the least and the greatest value of each column, of a number that is not whole,
+    of a missing value, and of each text.
+
+    Args:
+        source: yields x (B, *shape) or (x, y), as tensors or arrays; or data frames, twice.
+        name: what messages and titles name it.
+        reading: how data frames are read.
+        quiet: draw no progress bar.
+
+    Raises:
+        InputError: it has fewer than four rows, raises an exception, or yields something else; or there is no room.
+    """
+    total = 0
+    with suppress(TypeError):  # of a loader of an iterable data set
+        total = len(source)  # type: ignore[arg-type]
+    classes, schema = tuple[str, ...](), Schema(note="the batches are read once: random transforms stay as drawn then")
+    with progress_bar(f"reading {name}", total, "batch", quiet) as bar:
+        batches = batches_of(source, name, bar.update)
+        first = next(batches, None)
+        if first is None:
+            raise InputError(f"{name} has 0 rows: give at least 4")
+        if isinstance(first[0], Tensor):
+            x, y = in_file(_chain(first, batches))
+        else:
+            if isinstance(source, Iterator):
+                raise InputError(f"{name} is a {type(source).__name__}, which can be read once only: give a list")
+            schema, classes = _of_frames(_chain(first, batches), name, reading)
+            frames = (frame for frame, *_ in batches_of(source, name))
+            x, y = in_file(_values(frame, name, schema, classes) for frame in frames)
+    if len(x) < 4:
+        raise InputError(f"{name} has {len(x)} rows: give at least 4")
+    order = torch.from_numpy(np.random.RandomState(0).permutation(len(x)))
+    size = max(1, _BYTES // x[0].nbytes)
+    x, _ = in_file((x[rows],) for rows in order.split(size))
+    num_test = max(2, min(_MOST_TEST, len(x) // 10))
+    labels = dict[str, Any]()
+    if y is not None:
+        labels = {"train_labels": y[order][:-num_test], "test_labels": y[order][-num_test:]}
+    splits: dict[str, Any] = {"train": x[:-num_test], "test": x[-num_test:]}
+    return Dataset(name, **splits, **labels, label_names=classes, is_in_parts=True, **schema.schema)
+
+
+def in_file(batches: Iterable[Sequence[Tensor]]) -> tuple[Tensor, Tensor | None]:
+    """Write x of all batches, (x,) or (x, y), into a file; return it mapped into memory, (N, *shape), and y or None.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    folder, labels, count = cache_dir(), list[Tensor](), 0
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for x, *y in batches:
+                file.write(x.contiguous().numpy().tobytes())
+                count += len(x)
+                labels += y
+            file.flush()
+            if not count:
+                return torch.empty(0, 0), None
+            rows = np.memmap(file, x.numpy().dtype, "c", shape=(count, *x.shape[1:]))  # torch warns of read-only memory
+    except OSError as error:
+        raise InputError(f"{folder} cannot hold the data ({error.strerror or error}): set XDG_CACHE_HOME") from None
+    return torch.from_numpy(rows), torch.cat(labels) if labels else None
+
+
+def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield from rest
+
+
+def batches_of(
+    source: Iterable[Any], name: str, on_batch: Callable[[], object] = lambda: None
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the batches of an iterable, (x,), (x, y) or (frame,), that are not empty and are all alike.
+
+    Raises:
+        InputError: as for `data_in_batches`.
+    """
+    layout = ""
+    try:
+        for given in source:
+            on_batch()
+            batch = _batch(given, name)
+            if not len(batch[0]):
+                continue
+            found = _layout(batch)
+            layout = layout or found
+            if found != layout:
+                raise InputError(f"{name} yields {found} after {layout}: yield data of one shape, type and columns")
+            yield batch
+    except (InputError, GeneratorExit):
+        raise
+    except Exception as error:  # of any type: it is the user's code
+        raise InputError(f"{name} cannot be read ({type(error).__name__}: {brief(error)})") from error
+
+
+def _batch(given: Any, name: str) -> tuple[Any, ...]:
+    """Return a batch as tensors, or as a data frame."""
+    if hasattr(given, "to_pandas"):
+        given = given.to_pandas()
+    if hasattr(given, "iloc"):
+        from pvae.data.tables import checked
+
+        return (checked(given.reset_index(drop=True), name),)
+    items = [*given] if isinstance(given, (list, tuple)) else [given]
+    items = [torch.from_numpy(one) if isinstance(one, np.ndarray) else one for one in items]
+    if len(items) not in (1, 2) or not all(isinstance(one, Tensor) for one in items):
+        found = ", ".join(type(one).__name__ for one in items)
+        raise InputError(f"{name} yields {found}: yield batches of x, of x and a label, or data frames")
+    x, *y = items
+    if x.dim() < 2 or (y and len(y[0]) != len(x)):
+        shapes = " and ".join(str(tuple(one.shape)) for one in items)
+        raise InputError(f"{name} yields tensors of shape {shapes}: yield x of shape (B, *shape), and (B, ...) labels")
+    if any(one.layout != torch.strided for one in items):
+        raise InputError(f"{name} yields sparse tensors: yield dense ones, by to_dense()")
+    if x.dtype == torch.bfloat16:
+        x = x.float()
+    return tuple(one.detach().cpu() for one in (x, *y))
+
+
+def _layout(batch: tuple[Any, ...]) -> str:
+    """Return what is the same of all batches, in words."""
+    if not isinstance(batch[0], Tensor):
+        return f"columns {', '.join(map(str, batch[0]))}"
+    return " and ".join(f"{str(one.dtype).removeprefix('torch.')} (B, *{tuple(one.shape[1:])})" for one in batch)
+
+
+def _of_frames(batches: Iterator[Any], name: str, reading: Reading) -> tuple[Schema, tuple[str, ...]]:
+    """Return the schema of a table in parts, and the names of its classes, which a few of its rows say."""
+    import pandas
+
+    from pvae.data.tables import read_frame
+
+    some, seldom, share, num_rows = list[Any](), list[Any](), 1.0, 0
+    for (frame,) in batches:
+        num_rows += len(frame)
+        seldom.append(_seldom(frame, reading.label_column))
+        if share < 1:
+            frame = frame.sample(frac=share, random_state=0)
+        some.append(frame)
+        while sum(map(len, some)) > 2 * _SAMPLE:
+            some = [one.sample(frac=0.5, random_state=0) for one in some]
+            share /= 2
+        if sum(map(len, seldom)) > _SAMPLE:
+            seldom = [_seldom(pandas.concat(seldom, ignore_index=True), reading.label_column)]
+    if share == 1:
+        seldom = []
+    values = read_frame(pandas.concat([*some, *seldom], ignore_index=True), reading, name)
+    classes = coded_labels(values.labels["train"])[1] if values.labels else ()
+    note = joined(values.schema.note, f"{num_rows:,} rows are read in parts, into a file")
+    return replace(values.schema, note=note), classes
+
+
+def _seldom(frame: DataFrame, label: str) -> DataFrame:
+    """Return the rows of the extremes of each column, of one value that is not whole or is missing, of each text."""
+    import pandas
+    from pandas.api.types import is_datetime64_any_dtype, is_numeric_dtype
+
+    rows = set[int]()
+    for name, column in frame.items():
+        if is_datetime64_any_dtype(column) or (is_numeric_dtype(column) and name != label):
+            numbers = pandas.to_numeric(column).to_numpy(float, na_value=np.nan)
+            is_missing = np.isnan(numbers)
+            filled = np.where(is_missing, numbers[~is_missing][:1].sum(), numbers)
+            marked = filled, -filled, filled != np.rint(filled), is_missing
+            rows |= {int(score.argmax()) for score in marked}
+        else:
+            rows |= {*np.flatnonzero(~column.duplicated())[:_MOST_TEXTS].tolist()}
+    return frame.iloc[sorted(rows)]
+
+
+def _values(frame: DataFrame, name: str, schema: Schema, classes: tuple[str, ...]) -> list[Tensor]:
+    """Return the values of a data frame, and its classes if there are some.
+
+    Raises:
+        InputError: a field is not of its column's kind, or a class is none of those.
+    """
+    from pvae.data.tables import class_codes, frame_values
+
+    values = [torch.from_numpy(frame_values(frame, schema, name))]
+    if len(classes) > 1:
+        values.append(class_codes(frame, schema.reading.label_column, classes, name))
+    return values
+
+
+@dataclass(frozen=True)
+class ParquetParts:
+    """The rows of a Parquet file, as data frames."""
+
+    file: Path
+
+    @classmethod
+    def if_large(cls, file: Path) -> ParquetParts | None:
+        """Return a Parquet file whose table would take more than a quarter of the memory while it is read; or None."""
+        try:
+            from pyarrow.parquet import read_metadata
+
+            found = read_metadata(file)
+        except Exception:  # of many types: `read_values` says what is wrong
+            return None
+        if found.num_rows * found.num_columns * _FIELD <= total_memory() / 4:
+            return None
+        return cls(file)
+
+    def __iter__(self) -> Iterator[DataFrame]:
+        """Yield the rows, 65,536 at a time."""
+        from pyarrow.parquet import ParquetFile
+
+        with ParquetFile(self.file) as content:
+            for part in content.iter_batches(_ROWS):
+                frame = part.to_pandas()
+                yield frame if frame.index.name is None else frame.reset_index()

