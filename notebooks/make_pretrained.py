@@ -30,7 +30,8 @@ def main() -> None:
         config = pvae.get_system(name).replace(elbo="analytic")
         with tempfile.TemporaryDirectory() as folder:
             data = replace(pvae.read(config.dataset, data_dir), folder="")  # where it lies here is of no use
-            run = pvae.fit(config, data=data, out=Path(folder) / name, device="cpu", quiet=False)
+            callbacks = pvae.default_callbacks(quiet=False)
+            run = pvae.fit(config, data, out=Path(folder) / name, device="cpu", callbacks=callbacks)
             halves = {key: weight.half() for key, weight in run.read_checkpoint().vae.items()}
             weights = replace(run.read_checkpoint(), vae=halves, moments={}, rng={})  # without what only resuming needs
             target = Path(pvae.__file__).parent / "pretrained" / name

@@ -132,7 +132,7 @@ def main() -> None:
     )  # fmt: skip
     vae = pvae.VAE(Prior(unseen.flatten(), baseline), Posterior(unseen.flatten()), Likelihood(unseen.flatten()))
     config = pvae.Config(elbo="trace", epochs=101, batch_size=BATCH, valid=0.1, patience=PATIENCE)
-    run = pvae.fit(config, vae=vae, data=data, out=given.out, quiet=False)
+    run = pvae.fit(config, data, vae=vae, out=given.out, callbacks=pvae.default_callbacks(quiet=False))
     best = run.test_metrics()
     print(f"conditional VAE: {-best.elbo:.2f} +- {best.elbo_stderr:.2f} nats per image")
 

@@ -14,8 +14,11 @@ from .identification.identify import identify as identify
 from .runs.run import Run as Run
 from .runs.run import load as load
 from .trained.export import to_arviz as to_arviz
+from .training.callbacks import OnEachRow as OnEachRow
+from .training.callbacks import default_callbacks as default_callbacks
 from .training.estimator import VAEEstimator as VAEEstimator
 from .training.fit import fit as fit
 from .training.fit import resume as resume
 from .training.many import fit_many as fit_many
+from .training.trainer import Callback as Callback
 from .vae import VAE as VAE

@@ -22,7 +22,7 @@ CONFIG = Config(
 
 @pytest.fixture(scope="module")
 def path(made_once, few_digits):
-    return made_once("end-to-end", lambda out: fit(CONFIG, data=few_digits, out=out, quiet=True))
+    return made_once("end-to-end", lambda out: fit(CONFIG, data=few_digits, out=out))
 
 
 def test_a_training_raises_the_bound_and_writes_a_folder_that_is_read_back(path):
@@ -41,8 +41,8 @@ def test_a_training_raises_the_bound_and_writes_a_folder_that_is_read_back(path)
 def test_the_same_seed_gives_the_same_weights_and_a_resumed_run_those_of_one_that_was_not_stopped(
     path, tmp_path, few_digits
 ):
-    half = fit(CONFIG.replace(epochs=1), data=few_digits, out=tmp_path / "half", quiet=True)
-    resumed = resume(half.path, epochs=2, data=few_digits, quiet=True)
+    half = fit(CONFIG.replace(epochs=1), data=few_digits, out=tmp_path / "half")
+    resumed = resume(half.path, epochs=2, data=few_digits)
     assert_same(weights(resumed), weights(pvae.Run.open(path)))
     assert pvae.Run.open(half.path).config == CONFIG
 

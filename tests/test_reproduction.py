@@ -16,9 +16,9 @@ import pyro
 import pytest
 import torch
 
-from pvae.compile.adam import AdamUpdate
-from pvae.compile.compiled_svi import CompiledSVI
+from pvae.compile.compiled_svi import AdamUpdate, CompiledSVI
 from pvae.config.build import build_elbo, build_vae
+from pvae.config.choices import load_for
 from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.data.read import read
@@ -33,7 +33,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("elbo", ["trace", "analytic", "handwritten"])
 def test_deep_bayes_reaches_its_figure(tmp_path, data_dir, elbo):
-    run = fit(Config(dataset="mnist", elbo=elbo), data_dir=data_dir, out=tmp_path / "run")
+    config = Config(dataset="mnist", elbo=elbo)
+    run = fit(config, load_for(config, data_dir), out=tmp_path / "run")
     last = run.metrics()[-1]
     assert last.split == "test"
     assert last.pseudo
@@ -61,7 +62,7 @@ def trained(data_dir, tmp_path_factory):
                 and rows[-1].epoch == config.epochs
             ):
                 return run
-        return fit(config, data_dir=data_dir, out=tmp_path_factory.mktemp("runs") / name)
+        return fit(config, load_for(config, data_dir), out=tmp_path_factory.mktemp("runs") / name)
 
     return find
 

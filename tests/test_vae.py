@@ -13,8 +13,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 import pvae
-from pvae.compile.adam import AdamUpdate
-from pvae.compile.compiled_svi import CompiledSVI
+from pvae.compile.compiled_svi import AdamUpdate, CompiledSVI
 from pvae.config.build import build_elbo
 from pvae.core.errors import InputError, NotFiniteError
 from pvae.marginal.importance import importance_sample

@@ -116,7 +116,10 @@ def _weights(arguments: argparse.Namespace, run: Run | None, config: Config) -> 
     from pvae.training.fit import train_in_memory
 
     if run is None:
-        return train_in_memory(config, arguments.stages or _STAGES, arguments.data_dir, arguments.offline)
+        from pvae.config.choices import load_for
+
+        data = load_for(config, arguments.data_dir, arguments.offline)
+        return train_in_memory(config, arguments.stages or _STAGES, data)
     data = shown_data(run, arguments.data_dir, arguments.offline)
     return [(run.best_checkpoint().epoch, run.vae(), data)]
 

@@ -7,6 +7,7 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from pvae.data.reading import own_path
 if TYPE_CHECKING:
     from pvae.data.dataset import Dataset
     from pvae.runs.run import Run
+    from pvae.vae import VAE
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,7 +34,6 @@ else:
 __all__ = ["main", "train_parser"]
 
 _EPOCHS_OF_LABELS = 60  # after fewer, the classifier finds hardly more than it does by the labels alone
-_WHERE = ("data_dir", "offline", "device", "threads", "quiet")
 
 _EXAMPLES = """\
 examples:
@@ -55,7 +56,10 @@ def _work(arguments: argparse.Namespace) -> None:
         _train_many(options)
     else:
         path = options["resume"]
-        run = _resume(path, _chosen(options), options) if path else _fit(*_configured(options), options["out"], options)
+        if path:
+            run = _resume(path, _chosen(options), options)
+        else:
+            run = _fit(*_configured(options), options)
         if is_first_process():
             print_line(run.path if options["quiet"] else _what_is_next(run, options["vae"]))
 
@@ -80,8 +84,8 @@ def train_parser() -> Parser:
     add = group.add_argument
     add("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto; on --resume, as before)")
     threads = (
-        "number of threads (default: the fastest in the first steps, which depends on what else the machine computes; "
-        "on --resume, as before); another number may change last digits"
+        "number of threads (default: that of torch; of tables and other values always 1); another number may change "
+        "last digits"
     )
     add("--threads", metavar="N", type=integer(1, 1000), help=threads)
     start = "start a new run from the weights of RUN, where names and shapes fit; options and data may differ"
@@ -137,52 +141,94 @@ def _argument(option: Option) -> dict[str, Any]:
     return how
 
 
+@dataclass(frozen=True)
+class _OwnVAE:
+    """The function that --vae names, which returns a VAE of a configuration."""
+
+    place: str
+    datum_shape: tuple[int, ...]
+    chosen: Mapping[str, Any]
+
+    def __call__(self, config: Config) -> VAE:
+        """Return the VAE."""
+        return own_vae(self.place, config, self.datum_shape, self.chosen)
+
+
+def _given(config: Config, data: Dataset | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `fit` and `fit_many` beside configurations: the data, which are read, and others."""
+    from pvae.config.choices import load_for
+
+    if data is None:
+        data = load_for(config, options["data_dir"], options["offline"])
+    vae = None
+    if options["vae"] is not None:
+        vae = _OwnVAE(options["vae"], data.datum_shape, _chosen(options))
+    return {
+        "data": data,
+        "vae": vae,
+        "out": options["out"],
+        "start": options["from"],
+        "device": options["device"] or "auto",
+    }
+
+
+def _set_threads(number: int | None) -> None:
+    import torch
+
+    if number is not None:
+        torch.set_num_threads(number)
+
+
 def _train_many(options: Mapping[str, Any]) -> None:
     """Train a run for each seed and beta, and draw these runs side by side, with their table."""
+    from pvae.training.callbacks import RunLine, default_callbacks
     from pvae.training.many import fit_many
 
     given = options.get("beta", ())
-    betas = given if isinstance(given, Sequence) else ()
+    betas: Sequence[float] = ()
+    if isinstance(given, Sequence):
+        betas = given
     if options["resume"]:
         raise InputError("--beta of several values trains new runs: leave --resume out")
-    config, data = _configured({**options, "beta": betas[0]} if betas else options)
+    if betas:
+        options = {**options, "beta": betas[0]}
+    config, data = _configured(options)
     seeds = options["seeds"] or [config.seed]
     configs = [config.replace(seed=seed, beta=beta) for beta in betas or [config.beta] for seed in seeds]
-    where = {name: options[name] for name in _WHERE if options[name] is not None}
-    if (place := options["vae"]) is not None:
-        from pvae.config.choices import load_for
-
-        data = data or load_for(config, options["data_dir"], options["offline"])
-        shape, chosen = data.datum_shape, _chosen(options)
-        where |= {"make_vae": lambda config: own_vae(place, config, shape, chosen), "code": place}
-    runs = fit_many(configs, data=data, out=options["out"], start=options["from"], **where)
+    callbacks = default_callbacks()
+    if not options["quiet"]:
+        callbacks.append(RunLine())
+    _set_threads(options["threads"])
+    runs = fit_many(configs, callbacks=callbacks, **_given(config, data, options))
     draw_side_by_side([run.path for run in runs], runs[0].path.parent / "figures", options)
     if len(runs) < len(configs):
         raise TrainingError(f"{len(configs) - len(runs)} of {len(configs)} runs were not trained to the end")
 
 
-def _fit(config: Config, data: Dataset | None, out: Path | None, options: Mapping[str, Any]) -> Run:
+def _fit(config: Config, data: Dataset | None, options: Mapping[str, Any]) -> Run:
+    from pvae.training.callbacks import default_callbacks
     from pvae.training.fit import fit
 
-    where = {name: options[name] for name in _WHERE if options[name] is not None}
-    if (place := options["vae"]) is None:
-        return fit(config, data=data, out=out, start=options["from"], **where)
-    from pvae.config.choices import load_for
-
-    data = data or load_for(config, options["data_dir"], options["offline"])
-    vae = own_vae(place, config, data.datum_shape, _chosen(options))
-    return fit(config, vae=vae, code=place, data=data, out=out, start=options["from"], **where)
+    _set_threads(options["threads"])
+    return fit(config, callbacks=default_callbacks(options["quiet"]), **_given(config, data, options))
 
 
 def _resume(path: Path, chosen: Mapping[str, Any], options: Mapping[str, Any]) -> Run:
     """Resume a run, whose configuration the chosen options must not contradict, except in the number of epochs."""
     from pvae.runs.run import Run
+    from pvae.training.callbacks import default_callbacks
     from pvae.training.fit import resume
 
     run = Run.open(path)
     run.check_options({name: OPTIONS[name].check(value) for name, value in chosen.items()})
-    vae = None if options["vae"] is None else own_vae(options["vae"], run.config, run.data.datum_shape)
-    return resume(run, chosen.get("epochs"), vae=vae, **{name: options[name] for name in _WHERE})
+    vae = None
+    if options["vae"] is not None:
+        vae = _OwnVAE(options["vae"], run.data.datum_shape, {})
+    _set_threads(options["threads"])
+    if "epochs" in chosen or not run.is_finished():
+        run.dataset(None, options["data_dir"], options["offline"])
+    callbacks = default_callbacks(options["quiet"])
+    return resume(run, chosen.get("epochs"), vae=vae, device=options["device"], callbacks=callbacks)
 
 
 def _what_is_next(run: Run, place: str | None) -> str:

@@ -23,16 +23,13 @@ from torch import Tensor, fx
 from pvae.core.errors import InputError
 from pvae.core.files import cache_dir, write_whole
 
-__all__ = ["MayCompile", "compile_graph", "lifted", "missing"]
-
-MayCompile = Callable[[int], bool]
+__all__ = ["compile_graph", "missing"]
 
 # With torch 2.12 a step compiled by inductor trains differently from the other engines (the ELBO after two epochs
 # differs by 2e-4), and packages cannot be loaded from a folder. No version between 2.12 and 2.14 was tried.
 OLDEST_FOR_INDUCTOR = "2.14"
 # Draw the same numbers as the other engines; take as many threads as torch has when the code runs.
 _OPTIONS: dict[str, Any] = {"fallback_random": True, "cpp.dynamic_threads": True}
-_MAX_PACKAGES = 100  # of 2 MB each
 # Environment variables that may change the code. Not all of "TORCH": TORCHELASTIC_RUN_ID differs in each torchrun.
 _SETTINGS = ("TORCH_", "TORCHINDUCTOR", "AOT", "ATEN", "INDUCTOR", "CXX", "CPP", "CFLAGS")
 
@@ -46,18 +43,15 @@ def missing() -> str:
     return ""
 
 
-def compile_graph(
-    graph: fx.GraphModule, inputs: Sequence[Tensor], may_compile: MayCompile = lambda num_operators: True
-) -> Callable[..., Sequence[Tensor]]:
+def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
     """Return a graph of torch's operators as compiled code, a function of tensors of these shapes and strides.
 
     Args:
         graph: its results need no gradient.
         inputs: the inputs of the graph.
-        may_compile: asked, with the number of operators, before code is compiled that is not kept from an earlier run.
 
     Raises:
-        Exception: torch cannot compile the graph, or it may not be compiled.
+        Exception: torch cannot compile the graph.
     """
     validates = pyro.infer.util.is_validation_enabled()  # which compiling switches off
     with torch.no_grad(), pyro.validation_enabled(validates), _no_warnings():
@@ -65,14 +59,14 @@ def compile_graph(
             run = torch.compile(graph, options=_OPTIONS)
             run(*inputs)  # compiles it now; the caller undoes what a run writes
             return run
-        of_inputs, attributes = lifted(graph)
+        of_inputs, attributes = _lifted(graph)
         if len({one.untyped_storage().data_ptr() for one in attributes}) < len(attributes):
             raise ValueError("tensors of the model share memory")  # compiled code does not expect it
-        run = _load_or_compile(of_inputs, [*inputs, *attributes], may_compile)
+        run = _load_or_compile(of_inputs, [*inputs, *attributes])
     return lambda *inputs: run([*inputs, *attributes])
 
 
-def _load_or_compile(graph: fx.GraphModule, inputs: list[Tensor], may_compile: MayCompile) -> Any:
+def _load_or_compile(graph: fx.GraphModule, inputs: list[Tensor]) -> Any:
     """Return the package of a graph that takes every tensor as an input: from the cache, or compiled and cached.
 
     A package is loaded if it was compiled for the same graph, shapes, strides, torch, CPU and settings of torch. It
@@ -82,11 +76,7 @@ def _load_or_compile(graph: fx.GraphModule, inputs: list[Tensor], may_compile: M
     with contextlib.suppress(InputError):  # the user has no cache folder
         file = cache_dir() / "compiled" / f"{_key(graph, inputs)}.pt2"
         with contextlib.suppress(Exception):  # missing or damaged
-            run = _unpacked(io.BytesIO(file.read_bytes()))
-            os.utime(file)
-            return run
-    if not may_compile(len(graph.graph.nodes)):
-        raise FileNotFoundError("its code is not kept from an earlier run")
+            return _unpacked(io.BytesIO(file.read_bytes()))
     package = io.BytesIO()  # torch would end the process if it wrote to a full disk
     program = torch.export.export(graph, tuple(inputs))
     torch._inductor.aoti_compile_and_package(program, package_path=package, inductor_configs={**_OPTIONS})
@@ -94,9 +84,6 @@ def _load_or_compile(graph: fx.GraphModule, inputs: list[Tensor], may_compile: M
         with contextlib.suppress(OSError, InputError):  # the next process compiles it again
             file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(file, package.getvalue())
-            by_last_use = sorted(file.parent.glob("*.pt2"), key=lambda path: path.stat().st_mtime)
-            for path in by_last_use[:-_MAX_PACKAGES]:
-                path.unlink(missing_ok=True)
     return _unpacked(package)
 
 
@@ -121,7 +108,7 @@ def _key(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def lifted(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
+def _lifted(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
     """Return the graph with its tensor attributes as further inputs, and these tensors."""
     inputs = fx.Graph()
     nodes = {node: inputs.placeholder(node.name) for node in graph.graph.find_nodes(op="placeholder")}

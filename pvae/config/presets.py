@@ -96,7 +96,7 @@ def command_line(config: Config) -> str:
     """Return the options of a configuration that are not the defaults, as the command line takes them.
 
     >>> command_line(get_system("deep-bayes").replace(hidden=(64, 32), columns="real*2", likelihood="columns"))
-    "--hidden 64 32 --likelihood columns --columns 'real*2'"
+    "--columns 'real*2' --hidden 64 32 --likelihood columns"
     """
     changed = _changed(config, Config(), ("system", "dataset", "seed", "source"))
     return shlex.join(word for name in changed if OPTIONS[name].has_flag for word in _words(name, changed[name]))

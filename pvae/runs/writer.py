@@ -74,15 +74,14 @@ def new_folder(path: Path | None, config: Config) -> Path:
     return folder
 
 
-def begin(run: Run, rows: Sequence[Metrics], start: Checkpoint, device: str, num_processes: int) -> None:
+def begin(run: Run, rows: Sequence[Metrics], start: Checkpoint, session: Mapping[str, Any]) -> None:
     """Save the state at the start of a session, and record the session in `config.json`.
 
     Args:
         run: the run.
         rows: metrics of the finished epochs.
         start: the state at the start.
-        device: the device that trains.
-        num_processes: number of processes that train together.
+        session: device, number of processes and of threads, and the engine that takes the steps.
 
     Raises:
         OSError: the folder cannot be written.
@@ -92,8 +91,7 @@ def begin(run: Run, rows: Sequence[Metrics], start: Checkpoint, device: str, num
     save(run, rows, start)
     if run.code:
         write_whole(run.path / OWN_CODE, run.code.encode())
-    session = {"from_epoch": start.epoch, "from_step": start.step, "device": device, "processes": num_processes}
-    run.sessions.append({**session, **_provenance()})
+    run.sessions.append({"from_epoch": start.epoch, "from_step": start.step, **session, **_provenance()})
     run.write()
 
 
@@ -134,14 +132,6 @@ def write_history(run: Run, instants: Sequence[Instant]) -> None:
     write_whole(run.path / HISTORY, to_bytes(checkpoint, is_small=True))
 
 
-def record_choice(run: Run, chosen: Mapping[str, Any]) -> None:
-    """Record the engine and the number of threads that the first steps have chosen; nothing if it is empty."""
-    session = run.sessions[-1]
-    if {**session, **chosen} != session:
-        session.update(chosen)
-        run.write()
-
-
 def discard(path: Path) -> None:
     """Remove the folder of a new run whose training could not start."""
     with contextlib.suppress(OSError):
@@ -151,7 +141,7 @@ def discard(path: Path) -> None:
 
 
 def _provenance() -> dict[str, object]:
-    """Return threads, package versions, the commit of pvae's checkout ("-dirty" if it was edited), and the time."""
+    """Return package versions, the commit of pvae's checkout ("-dirty" if it was edited), and the time."""
     packages = ("torch", "pyro-ppl", "torchvision", "numpy")
     commit = None
     file = Path(__file__).resolve()
@@ -160,7 +150,6 @@ def _provenance() -> dict[str, object]:
         git(["git", "ls-files", "--error-unmatch", file.name])  # fails in the repository of another project
         commit = git(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]).stdout.strip()
     return {
-        "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "pvae": __version__}
         | {one: version(one) for one in packages},
         "commit": commit,

@@ -32,6 +32,7 @@ from pvae.marginal.log_likelihood import log_likelihood
 from pvae.marginal.log_p import LogP
 from pvae.trained import latent_space
 from pvae.trained.imputation import impute
+from pvae.training.callbacks import Figures, TensorBoard, default_callbacks
 from pvae.training.fit import fit
 from pvae.vae import VAE
 
@@ -117,8 +118,10 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         config = values_config(data, **{"seed": seed, "compile": "graph"} | options)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run" if self.out is None else self.out
-            how: dict[str, Any] = {"threads": self.threads, "has_figures": self.out is not None}
-            run = fit(config, data=data, out=out, device="cpu", quiet=not self.verbose, **how)
+            callbacks = default_callbacks(quiet=not self.verbose)
+            if self.out is None:
+                callbacks = [one for one in callbacks if not isinstance(one, (Figures, TensorBoard))]
+            run = fit(config, data, out=out, device="cpu", callbacks=callbacks)
             self.vae_, self.config_ = run.vae(), run.config
         self.columns_, self.constants_, self.left_out_ = data.columns, data.constants, data.left_out
         self.classes_, self.class_values_ = data.label_names if self.condition else (), []

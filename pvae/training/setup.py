@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pvae.compile.adam import AdamUpdate
-from pvae.compile.compiled_svi import CompiledSVI
+from pvae.compile.compiled_svi import AdamUpdate, CompiledSVI
 from pvae.config.build import (
     build_vae,
     elbo_of,
@@ -41,8 +41,6 @@ from pvae.training.schedules import schedule
 from pvae.training.trainer import Trainer, advice_on_memory, steps_in_epoch
 from pvae.vae import VAE
 
-__all__ = ["build_trainer", "check_first_loss", "check_memory", "prepare"]
-
 _EVALUATED = 1000  # draws of z of all data of a split together, at least
 _PIXELS = 784_000  # of a batch of an evaluation times particles; with one particle, 1,000 images of 28 x 28
 
@@ -54,15 +52,11 @@ def build_trainer(
     world: World = ALONE,
     vae: VAE | None = None,
     *,
-    engine: str | None = None,
-    threads: int | None = None,
     note: Callable[[str], object] = lambda line: None,
     beta: Callable[[int], float] | None = None,
-    steps_done: int = 0,
-    has_weights: bool = False,
-    prepared: Mapping[str, Tensor] | None = None,
+    engine: str | None = None,
 ) -> Trainer:
-    """Return a trainer of the VAE that a configuration describes, at its start.
+    """Return a trainer of the VAE that a configuration describes, with weights that were drawn at random.
 
     Args:
         config: options of the training.
@@ -70,13 +64,9 @@ def build_trainer(
         device: where to train.
         world: the processes that train together, including this one.
         vae: the VAE to train, in place of the one that `config` describes.
-        engine: "none", "graph" or "inductor": what an earlier session has chosen for `config.compile` "auto".
-        threads: number of threads; by default it is chosen by the first steps.
         note: called with a line on what is chosen.
         beta: the weight of the rate as a function of the number of the step, in place of those options of `config`.
-        steps_done: number of steps that earlier sessions took.
-        has_weights: the weights will be read from a checkpoint or another run, so that no start is looked for.
-        prepared: of `prepare`, if several trainers share it.
+        engine: "none", "graph" or "inductor": that of an earlier session.
 
     Raises:
         InputError: the batch is larger than the training set, the networks do not fit into memory, BatchNorm would be
@@ -92,72 +82,93 @@ def build_trainer(
             num_processes=world.size,
         )
     )
-    prepared = dict(prepared or prepare(config, data, device, vae is not None))
     preparation = preparation_of(config, vae is not None)
-    vae = _at_start(vae, config, data, prepared, note if vae is None and not has_weights else None)
+    prepared = {
+        split: preparation.prepared(x, split, is_redrawn=split == "train").to(device)
+        for split, x in data.splits.items()
+    }
+    if vae is None:
+        vae = _new_vae(config, data, prepared["train"][: data.num_sample])
+    vae = vae.to(device)
+    _check_values(vae, data, prepared)
     labels = {split: y.to(device) for split, y in _labels_of(config, data, vae, note).items()}
     train = TrainingData(prepared.pop("train"), preparation, labels.get("train"), data.num_sample)
     splits = {split: Batch(Pixels(x, preparation), labels.get(split)) for split, x in prepared.items()}
 
-    known = (labels["train"] >= 0).float().mean().item() if config.labels else 1.0
+    known = 1.0
+    if config.labels:
+        known = (labels["train"] >= 0).float().mean().item()
     elbo = elbo_of(config, known, data.num_train)
+    reduce = None
     if world.size > 1:
         elbo = SharedELBO(elbo, world)
+        reduce = world.sum_
     parameters = [parameter for parameter in vae.parameters() if parameter.requires_grad]
     adam = torch.optim.Adam(parameters, lr=config.lr, eps=config.adam_eps, fused=True)
 
     def svi(name: str) -> CompiledSVI:
-        reduce = world.sum_ if world.size > 1 else None
         update = AdamUpdate(adam, dict(vae.named_parameters()), config.clip_norm, reduce)
         return CompiledSVI(vae.model, vae.guide, update, elbo, name, config.batch_size, train.batch)
 
-    def accuracy(split: str) -> float | None:
-        if not config.labels:
-            return None
+    def accuracy(split: str) -> dict[str, float]:
         parts = (batch.x for batch in splits[split].split(evaluation_size))
         found = found_labels(vae.q_z, parts, data.labels.get(split))
-        return None if found is None else found.double().mean().item()
+        if found is None:
+            return {}
+        return {"accuracy": found.double().mean().item()}
 
     num_steps = steps_in_epoch(len(train), config.batch_size, config.passes)
-    steps_left = config.epochs * num_steps - steps_done
+    num_planned = config.epochs * num_steps
     if config.patience:  # after fewer epochs than all, as a rule
-        steps_left = min(steps_left, 2 * config.patience * num_steps)
+        num_planned = min(num_planned, 2 * config.patience * num_steps)
     evaluation_size = max(1, _PIXELS // max(784, prepared["test"][0].numel() * config.particles))
+    more: dict[str, Any] = {}
+    if config.labels:
+        more["more"] = accuracy
+    if config.initialization == "exact":
+        # The best epoch is chosen by few data; the figures of published systems are from one draw of z.
+        more["least_draws"] = _EVALUATED
     return Trainer(
         vae=vae,
         elbo=elbo,
-        engine=Engine(svi, config, steps_left, engine, threads, device, world, note),
+        engine=Engine(svi, config, num_planned, engine, device, world, note),
         optimizer=adam,
         data=train,
         splits=splits,
         batch_size=config.batch_size,
         evaluation_size=evaluation_size,
         passes=config.passes,
-        # The best epoch is chosen by few data; the figures of published systems are from one draw of z.
-        least_draws=_EVALUATED if config.initialization == "exact" else 0,
         schedule=schedule(config, num_steps, beta),
         seed=config.seed,
         device=device,
-        accuracy=accuracy,
         world=world,
+        **more,
     )
 
 
-def prepare(config: Config, data: Dataset, device: torch.device, has_own_vae: bool = False) -> dict[str, Tensor]:
-    """Return the data of each split as a trainer keeps them in memory."""
-    preparation = preparation_of(config, has_own_vae)
-    return {
-        split: preparation.prepared(x, split, is_redrawn=split == "train").to(device)
-        for split, x in data.splits.items()
-    }
-
-
-def check_memory(config: Config, data: Dataset, num_runs: int = 1) -> None:
-    """Raise an `InputError` if memory cannot hold what runs train at once: the system could kill the process."""
+def check_memory(config: Config, data: Dataset) -> None:
+    """Raise an `InputError` if memory cannot hold what is trained: the system could kill the process."""
     state = meta_state_dict(config, data.datum_shape, len(data.label_names))
-    if 4 * num_runs * sum(one.nbytes for one in state.values()) > total_memory():  # with gradients and moments
-        what, advice = (f"{num_runs} times ", "fewer runs or ") if num_runs > 1 else ("", "")
-        raise InputError(f"{what}networks of {sizes_of(config)} do not fit into memory: give {advice}smaller ones")
+    if 4 * sum(one.nbytes for one in state.values()) > total_memory():  # with gradients and moments
+        raise InputError(f"networks of {sizes_of(config)} do not fit into memory: give smaller ones")
+
+
+def start_near(trainer: Trainer, config: Config, note: Callable[[str], object]) -> None:
+    """Let a training start at a model that is known exactly, where there is one, and say at which.
+
+    Args:
+        trainer: of the VAE that the configuration describes, at random weights.
+        config: the configuration.
+        note: called with a line on it.
+    """
+    if config.initialization == "exact":
+        train = trainer.data.sample
+        valid = train
+        if "valid" in trainer.splits:
+            valid = trainer.splits["valid"].x.images
+        note(start_exactly(trainer.vae, train, valid))
+    elif config.system == "values" and not config.has_exact_start:
+        note("the weights start at random: no model in closed form is known for these options")
 
 
 def check_first_loss(trainer: Trainer) -> None:
@@ -170,7 +181,8 @@ def check_first_loss(trainer: Trainer) -> None:
         InputError: the ELBO cannot be computed for these distributions or data, or is not finite.
         TrainingError: memory does not suffice.
     """
-    vae, (few,) = trainer.vae.eval(), trainer.splits["test"].rows(slice(2)).split(2)
+    vae = trainer.vae.eval()
+    (few,) = trainer.splits["test"].rows(slice(2)).split(2)
     try:
         with seeded(trainer.seed, trainer.device), advice_on_memory("the first loss"), naming_refused_parameters():
             trainer.elbo.evaluate(vae.model, vae.guide, *few).check_finite()
@@ -200,41 +212,24 @@ def _failing_part(vae: VAE, few: Batch) -> str:
     return "the VAE"
 
 
-def _at_start(
-    own: VAE | None,
-    config: Config,
-    data: Dataset,
-    prepared: Mapping[str, Tensor],
-    note: Callable[[str], object] | None,
-) -> VAE:
-    """Return the VAE to train, once its likelihood has taken all data.
-
-    Args:
-        own: a VAE that was built in Python; by default the one that the configuration describes.
-        config: the configuration.
-        data: the data.
-        prepared: the same as the VAE takes them, on which its start may depend.
-        note: called with where it starts; None where its weights come from elsewhere.
-    """
-    x = prepared["train"][: data.num_sample]
-    if own is not None:
-        vae = own.to(x.device)
-    else:
-        check_memory(config, data)
-        vae = build_vae(config, data.datum_shape, len(data.label_names)).to(x.device)
-        if config.initialization == "burda":
-            start_like_burda(vae, x)
-        if not data.is_images:
-            fit_to(vae, x)
+def _new_vae(config: Config, data: Dataset, x: Tensor) -> VAE:
+    """Return the VAE that the configuration describes, at random weights, once its modules have seen x, (N, *D)."""
+    check_memory(config, data)
+    vae = build_vae(config, data.datum_shape, len(data.label_names)).to(x.device)
+    if config.initialization == "burda":
+        start_like_burda(vae, x)
     if not data.is_images:
-        check = getattr(vae.p_x, "check", None)
-        for split, values in prepared.items():
-            check_domain(check, values, data.name, data.names.get(split, split), data.columns)
-    if note and config.initialization == "exact":
-        note(start_exactly(vae, x, prepared.get("valid", x)))
-    elif note and config.system == "values" and not config.has_exact_start:
-        note("the weights start at random: no model in closed form is known for these options")
+        fit_to(vae, x)
     return vae
+
+
+def _check_values(vae: VAE, data: Dataset, prepared: Mapping[str, Tensor]) -> None:
+    """Raise an `InputError` for values of x that the likelihood cannot give."""
+    if data.is_images:
+        return
+    check = getattr(vae.p_x, "check", None)
+    for split, values in prepared.items():
+        check_domain(check, values, data.name, data.names.get(split, split), data.columns)
 
 
 def _labels_of(config: Config, data: Dataset, vae: VAE, note: Callable[[str], object]) -> dict[str, Tensor]:
@@ -245,10 +240,12 @@ def _labels_of(config: Config, data: Dataset, vae: VAE, note: Callable[[str], ob
         return {}
     if config.labels:
         few = few_labels(data, config.labels, config.seed)
-        if (number := int((few >= 0).sum())) < config.labels:
+        number = int((few >= 0).sum())
+        if number < config.labels:
             note(f"labels of {number:,} training data are known and used")
         return {"train": few}
-    if lacking := data.splits.keys() - data.labels.keys():
+    lacking = data.splits.keys() - data.labels.keys()
+    if lacking:
         raise InputError(f"the VAE needs labels, and the {listed(sorted(lacking))} data of {data.name} have none")
     if any(bool((labels < 0).any()) for labels in data.labels.values() if labels.dtype == torch.int64):
         advice = "leave these data out, or give --labels N, which uses all x and N labels"

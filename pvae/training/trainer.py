@@ -6,9 +6,10 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import pyro
 import torch
@@ -25,17 +26,15 @@ from pvae.core.errors import (
     is_out_of_memory,
 )
 from pvae.core.random_state import restore_rng_state, rng_state, seeded
-from pvae.data.preparation import TrainingData
 from pvae.elbos.base import PerDatumELBO
 from pvae.runs.checkpoint import Checkpoint
 from pvae.runs.metrics import Metrics
+from pvae.runs.run import Run
 from pvae.trained.scores import posterior_mean_loss
 from pvae.training.engine import Engine
 from pvae.training.parallel import ALONE, World
 from pvae.training.schedules import StepValues
 from pvae.vae import VAE
-
-__all__ = ["Callback", "Trainer", "advice_on_memory", "steps_in_epoch"]
 
 _TERMS = 2**20  # data whose terms are kept until their means are taken
 _SMALLER_STEPS = "train anew with a smaller --lr, or with --clip-norm 100"
@@ -59,23 +58,35 @@ class Means(NamedTuple):
     @property
     def std(self) -> float:
         """The standard deviation of the ELBO over the data; NaN of one."""
-        return math.sqrt(self.squares / (self.num_data - 1)) if self.num_data > 1 else math.nan
+        if self.num_data == 1:
+            return math.nan
+        return math.sqrt(self.squares / (self.num_data - 1))
 
     def with_terms(self, terms: Tensor) -> Means:
         """Return the means with further distortions and rates, float64 (2, N)."""
-        number, (distortion, rate), elbo = terms.shape[1], terms.mean(1).tolist(), -terms.sum(0)
-        num_data = self.num_data + number
-        share, differences = number / num_data, (distortion - self.distortion, rate - self.rate)
+        distortion, rate = terms.mean(1).tolist()
+        elbo = -terms.sum(0)
+        num_data = self.num_data + len(elbo)
+        share = len(elbo) / num_data
+        more_distortion = distortion - self.distortion
+        more_rate = rate - self.rate
+        between = self.num_data * share * (more_distortion + more_rate) ** 2
         return Means(
             num_data,
-            self.distortion + share * differences[0],
-            self.rate + share * differences[1],
-            self.squares + (elbo - elbo.mean()).square().sum().item() + self.num_data * share * sum(differences) ** 2,
+            self.distortion + share * more_distortion,
+            self.rate + share * more_rate,
+            self.squares + (elbo - elbo.mean()).square().sum().item() + between,
         )
 
 
 class Callback:
-    """Methods that a `Trainer` calls; a subclass has those that it needs. They must not change the VAE."""
+    """Methods that a `Trainer` calls; a subclass has those that it needs. They must not change the VAE.
+
+    `trainer.run` is the run folder. Of several processes the first one alone calls those of `fit(callbacks=...)`.
+    """
+
+    def on_note(self, line: str) -> None:
+        """Do something with a note on how the training starts, or how its steps are computed."""
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Do something before the first epoch."""
@@ -92,6 +103,27 @@ class Callback:
 
     def on_train_end(self, trainer: Trainer) -> None:
         """Do something after the last epoch."""
+
+    def close(self) -> None:
+        """Do something at the end, by whatever the training was ended."""
+
+
+class InEpochs(Protocol):
+    """Training data: their number, their order in each epoch, and some for callbacks."""
+
+    @property
+    def preparation(self) -> Any:
+        """How x is made of what is kept in memory."""
+
+    @property
+    def sample(self) -> Tensor:
+        """Data that are kept for callbacks: all, or the first ones."""
+
+    def __len__(self) -> int:
+        """Return their number."""
+
+    def order(self, passes: int, num_visits: int) -> Tensor:
+        """Return the order of the data in an epoch, int64 (num_visits,)."""
 
 
 @dataclass(kw_only=True)
@@ -118,7 +150,7 @@ class Trainer:
         schedule: returns learning rate and beta of a step, counted from 0.
         seed: of the noise of each evaluation.
         device: where the VAE and the data are.
-        accuracy: returns the share of the known labels of a split that q(y | x) finds, or None.
+        more: returns further fields of the `Metrics` of a split.
         world: the processes that train together.
         rows: the metrics of all finished epochs.
         epoch: number of finished epochs.
@@ -129,7 +161,7 @@ class Trainer:
     elbo: PerDatumELBO
     engine: Engine
     optimizer: torch.optim.Optimizer
-    data: TrainingData
+    data: InEpochs
     splits: Mapping[str, Batch]
     batch_size: int
     evaluation_size: int
@@ -138,11 +170,23 @@ class Trainer:
     device: torch.device
     passes: int = 1
     least_draws: int = 0
-    accuracy: Callable[[str], float | None] = lambda split: None
+    more: Callable[[str], Mapping[str, Any]] = lambda split: {}
     world: World = ALONE
     rows: list[Metrics] = field(default_factory=list)
     epoch: int = 0
     step: int = 0
+    _run: Run | None = None
+
+    @property
+    def run(self) -> Run:
+        """The run folder that callbacks write.
+
+        Raises:
+            InputError: the training is in memory.
+        """
+        if self._run is None:
+            raise InputError("this training has no run folder: train it by pvae.fit")
+        return self._run
 
     @property
     def num_steps(self) -> int:
@@ -154,39 +198,27 @@ class Trainer:
         """The number of data in the batches of an epoch."""
         return min(self.passes * len(self.data), self.num_steps * self.batch_size)
 
-    def train(self, epochs: int, callbacks: Sequence[Callback] = ()) -> None:
+    def train(self, epochs: int, callbacks: Sequence[Callback] = (), run: Run | None = None) -> None:
         """Train until that number of epochs is finished, or a callback ends the training.
+
+        Args:
+            epochs: the last epoch.
+            callbacks: are called.
+            run: the run folder that they write.
 
         Raises:
             TrainingError: a loss or a gradient was not finite, or memory did not suffice.
         """
+        self._run = run
         for callback in callbacks:
             callback.on_train_begin(self)
-        while self.goes_on(epochs, callbacks):
+        while self.epoch < epochs and not any(callback.ends(self) for callback in callbacks):
             self.run_epoch(callbacks)
         for callback in callbacks:
             callback.on_train_end(self)
 
-    def goes_on(self, epochs: int, callbacks: Sequence[Callback] = ()) -> bool:
-        """Return whether another epoch is to be trained, where `epochs` is the last one."""
-        return self.epoch < epochs and not any(callback.ends(self) for callback in callbacks)
-
-    def next_order(self) -> tuple[Tensor, list[StepValues]]:
-        """Return the order of the data in the next epoch, int64 (num_visits,), with its steps' values."""
-        self.vae.train()
-        order = self.data.order(self.passes, self.num_visits)
-        num_steps = math.ceil(len(order) / self.batch_size)
-        return order.to(self.device), [self.schedule(self.step + number) for number in range(num_steps)]
-
-    def _steps(self) -> Iterator[Done]:
-        yield from self.engine.run(*self.next_order())
-
-    def run_epoch(self, callbacks: Sequence[Callback] = (), done: Iterable[Done] | None = None) -> list[Metrics]:
+    def run_epoch(self, callbacks: Sequence[Callback] = ()) -> list[Metrics]:
         """Train for one epoch, and then evaluate.
-
-        Args:
-            callbacks: are called.
-            done: as for `train_epoch`.
 
         Returns:
             The metrics of the training data, of the validation data if there are any, and of the test data.
@@ -194,7 +226,7 @@ class Trainer:
         Raises:
             TrainingError: as for `train`.
         """
-        rows = [self.train_epoch(callbacks, done)]
+        rows = [self.train_epoch(callbacks)]
         rows += [self.evaluate(split, callbacks) for split in ("valid", "test") if split in self.splits]
         self.epoch += 1
         self.rows += rows
@@ -202,21 +234,24 @@ class Trainer:
             callback.on_epoch_end(self, rows)
         return rows
 
-    def train_epoch(self, callbacks: Sequence[Callback] = (), done: Iterable[Done] | None = None) -> Metrics:
+    def train_epoch(self, callbacks: Sequence[Callback] = ()) -> Metrics:
         """Take the steps of an epoch, and return the metrics of the training data.
-
-        Args:
-            callbacks: are called.
-            done: the steps of `next_order`, if they are taken already, or elsewhere; by default the engine takes them.
 
         Raises:
             TrainingError: the loss or a gradient of a step is not finite, or memory does not suffice; parameters and
                 the optimiser's state are as before that step.
         """
-        means, parts, seconds, total, seen = Means(), list[Tensor](), 0.0, 0.0, 0
+        means = Means()
+        parts = list[Tensor]()
+        seconds = total = 0.0
+        seen = 0
         with advice_on_memory(f"step {self.step + 1} or later"):
-            for some in self._steps() if done is None else done:
-                self.step, seconds = self.step + len(some.losses), seconds + some.seconds
+            self.vae.train()
+            order = self.data.order(self.passes, self.num_visits).to(self.device)
+            values = [self.schedule(self.step + number) for number in range(self.num_steps)]
+            for some in self.engine.run(order, values):
+                self.step += len(some.losses)
+                seconds += some.seconds
                 if some.error is not None:
                     raise self._explained(some.error)
                 parts.append(torch.stack([*some.terms]).double())
@@ -224,10 +259,12 @@ class Trainer:
                     total += loss * min(self.batch_size, self.num_visits - seen)
                     seen += self.batch_size
                 if sum(one.shape[1] for one in parts) > _TERMS:
-                    means, parts = means.with_terms(self._whole(parts)), []
+                    means = means.with_terms(self._whole(parts))
+                    parts = []
                 for callback in callbacks:
                     callback.on_steps_end(self, some)
-            means = means.with_terms(self._whole(parts)) if parts else means
+            if parts:
+                means = means.with_terms(self._whole(parts))
         totals = self._zeros(1) + total
         self.world.sum_([totals])
         return self._metrics("train", means, totals.item() / means.num_data, seconds)
@@ -257,29 +294,39 @@ class Trainer:
             TrainingError: a metric is not finite.
         """
         self.vae.eval()
-        started, data, beta = time.perf_counter(), self.splits[split], self.schedule(self.step).beta
+        started = time.perf_counter()
+        data = self.splits[split]
+        beta = self.schedule(self.step).beta
         repeats = max(1, round(self.least_draws / len(data)))
         if repeats > 1:
             data = data.rows(torch.arange(len(data), device=self.device).repeat(repeats))
-        terms, totals, seen = self._zeros(2, len(data)), self._zeros(2), 0
-        memory = advice_on_memory(f"step {self.step}")
-        with seeded(self.seed, self.device), memory, pyro.validation_enabled(False):
+        terms = self._zeros(2, len(data))
+        totals = self._zeros(2)
+        seen = 0
+        with (
+            seeded(self.seed, self.device),
+            advice_on_memory(f"step {self.step}"),
+            pyro.validation_enabled(False),
+        ):
             for batch in data.split(self.evaluation_size):
                 (loss, batch_terms), at_mean = self._evaluate_batch(batch, beta)
-                rows = slice(seen, seen + len(batch))
-                terms[:, rows], seen = torch.stack([*batch_terms]), rows.stop
+                terms[:, seen : seen + len(batch)] = torch.stack([*batch_terms])
+                seen += len(batch)
                 totals += torch.stack([loss.double() * len(batch), at_mean])
                 for callback in callbacks:
                     callback.on_steps_end(self, None)
-            accuracy = self.accuracy(split)
+            more = dict(self.more(split))
         self.world.sum_([terms, totals])
         loss, at_mean = (totals / len(data)).tolist()
-        terms = terms.view(2, repeats, -1).mean(1)
-        return self._metrics(split, Means().with_terms(terms), loss, time.perf_counter() - started, at_mean, accuracy)
+        if not math.isnan(at_mean):
+            more["posterior_mean_loss"] = at_mean
+        means = Means().with_terms(terms.view(2, repeats, -1).mean(1))
+        return self._metrics(split, means, loss, time.perf_counter() - started, more)
 
     def _evaluate_batch(self, batch: Batch, beta: float) -> tuple[LossAndTerms, Tensor]:
         """Return loss and terms, and the sum of the posterior-mean loss, or NaN if it has no closed form."""
-        vae, posteriors = self.vae, list[Any]()
+        vae = self.vae
+        posteriors: list[Any] = []
         # The hook keeps q(z | x), so that data are encoded once for both.
         hook = vae.q_z.register_forward_hook(lambda module, given, posterior: posteriors.append(posterior))
         try:
@@ -293,7 +340,9 @@ class Trainer:
                 at_mean = posterior_mean_loss(vae.given(own.y), own.x, next(iter(posteriors), None)).sum().double()
         except NotImplementedError:
             at_mean = self._zeros() * math.nan
-        return result, at_mean if share.weight else self._zeros()
+        if not share.weight:
+            at_mean = self._zeros()
+        return result, at_mean
 
     def checkpoint(self) -> Checkpoint:
         """Return everything that the rest of the training depends on."""
@@ -328,34 +377,32 @@ class Trainer:
             raise InputError(
                 f"the checkpoint does not fit config.json or the VAE ({brief(error)}): restore the files of one run"
             ) from None
-        self.epoch, self.step = checkpoint.epoch, checkpoint.step
+        self.epoch = checkpoint.epoch
+        self.step = checkpoint.step
         self.rows = [*rows]
 
     def _metrics(
-        self,
-        split: str,
-        means: Means,
-        loss: float,
-        seconds: float,
-        at_mean: float = math.nan,
-        accuracy: float | None = None,
+        self, split: str, means: Means, loss: float, seconds: float, more: Mapping[str, Any] = MappingProxyType({})
     ) -> Metrics:
-        """Return the metrics of a split."""
-        is_bounding, num_data = self.vae.is_bounding, means.num_data
-        if split == "train":  # several passes visit them again
-            num_data = min(num_data, len(self.data))
+        """Return the metrics of a split, with further fields."""
+        elbo = stderr = None
+        if self.vae.is_bounding:
+            num_data = means.num_data
+            if split == "train":  # several passes visit them again
+                num_data = min(num_data, len(self.data))
+            elbo = -(means.distortion + means.rate)
+            stderr = means.std / math.sqrt(num_data)
         row = Metrics(
             epoch=self.epoch + 1,
             split=split,
-            elbo=-(means.distortion + means.rate) if is_bounding else None,
-            elbo_stderr=means.std / math.sqrt(num_data) if is_bounding else None,
+            elbo=elbo,
+            elbo_stderr=stderr,
             distortion=means.distortion,
             rate=means.rate,
             loss=loss,
             seconds=seconds,
             pseudo=self.vae.is_pseudo,
-            posterior_mean_loss=None if math.isnan(at_mean) else at_mean,
-            accuracy=accuracy,
+            **more,
         )
         try:
             check_finite(dataclasses.asdict(row))
@@ -370,17 +417,18 @@ class Trainer:
 
 def steps_in_epoch(num_data: int, batch_size: int, passes: int) -> int:
     """Return the number of steps in an epoch; of several passes, data that do not fill a batch are left out."""
-    return math.ceil(num_data / batch_size) if passes == 1 else max(1, passes * num_data // batch_size)
+    if passes == 1:
+        return math.ceil(num_data / batch_size)
+    return max(1, passes * num_data // batch_size)
 
 
 @contextlib.contextmanager
-def advice_on_memory(
-    what: str, advice: str = "give a smaller --batch-size, fewer --particles or smaller networks"
-) -> Iterator[None]:
+def advice_on_memory(what: str) -> Iterator[None]:
     """Replace torch's exceptions for missing memory in the operation `what` by one that says what to do."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        advice = "give a smaller --batch-size, fewer --particles or smaller networks"
         raise TrainingError(f"out of memory at {what}: {advice}") from error

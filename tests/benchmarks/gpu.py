@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from sides import Events, Task, by_hand, closed_form, config_of, lean, ours, trace
+from sides import Events, Task, by_hand, closed_form, lean, ours, trace
 from turns import END, LEAN, START, Result, chosen, counted
 
 from pvae.compile import inductor
 
 _ROOT = Path(__file__).parents[2]
-_HAND, _ONE, _EIGHT = "by hand", "pvae, graph", "pvae, eight seeds"
+_HAND, _ONE = "by hand", "pvae, graph"
 _SECONDS_OF_CHECKS = 180
 _LEAST = 10  # seconds in which a side can start
 
@@ -52,10 +52,6 @@ def gpu(arguments: argparse.Namespace) -> None:
             print(_row(side, result, medians), flush=True)
         if why:
             print(f"| {side} | - | {why} |", flush=True)
-    for batch_size in sorted({size for _, size in medians}):
-        one = medians.get((_ONE, batch_size))
-        if one and (_EIGHT, batch_size) in medians:
-            print(f"batches of {batch_size}: eight seeds take {medians[_EIGHT, batch_size] / one:.2f} times one")
     print(f"{arguments.seconds - (end - time.perf_counter()):.0f} s")
 
 
@@ -139,32 +135,12 @@ def _compiled_lean(task: Task) -> Events:
     yield from lean(task, torch.compile(closed_form, dynamic=False))
 
 
-def _eight_seeds(task: Task) -> Events:
-    """Eight trainings by `fit_many`: an epoch takes the steps of all."""
-    import pvae
-    from pvae.plotting import pictures
-
-    pictures.save_figures = lambda *_: None  # it is the steps that are timed
-    config = config_of(task, "trace", "graph").replace(epochs=min(3, task.epochs))
-    configs = [config.replace(seed=seed) for seed in range(8)]
-    data = pvae.Dataset("benchmark", task.train, task.test)
-    with tempfile.TemporaryDirectory() as folder:
-        runs = pvae.fit_many(configs, data=data, device=task.device, out=folder)
-        rows = [[row for row in run.metrics() if row.split == "train"] for run in runs]
-        if not all("together" in session for run in runs for session in run.sessions):
-            yield "note", "one after the other"
-        yield "elbo", statistics.mean(run.metrics()[-1].elbo for run in runs)
-    for epoch in zip(*rows):
-        yield "epoch", sum(row.seconds for row in epoch)
-
-
 # The references come first, and then what is asked first: a run that is stopped has these.
 GPU_SIDES: dict[str, Callable[[Task], Events]] = {
     _HAND: by_hand(trace),
     LEAN: lean,
     "pvae, none": ours("trace", "none"),
     _ONE: ours("trace", "graph"),
-    _EIGHT: _eight_seeds,
     "pvae, inductor": _inductor_of_any_torch,
     "lean loop, torch.compile": _compiled_lean,
     "pvae, TF32": _tf32(ours("trace", "graph")),

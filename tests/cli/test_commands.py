@@ -20,11 +20,11 @@ from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
 from pvae.cli.export import main as export
 from pvae.cli.train import main as train
+from pvae.config.choices import load_for
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
 from pvae.data.read import read
-from pvae.runs import data as data_module
 from pvae.runs.run import Run
 from pvae.training.fit import fit, resume
 
@@ -49,7 +49,7 @@ def trained(made_once, data):
 @pytest.fixture
 def run(trained, tmp_path, data, monkeypatch):
     """A copy of a run folder, whose data set can be loaded."""
-    monkeypatch.setattr(data_module, "load_again", lambda *_: data)
+    monkeypatch.setattr("pvae.runs.run.read_again", lambda *_: data)
     return shutil.copytree(trained, tmp_path / "run")
 
 
@@ -186,7 +186,7 @@ def test_an_empty_path_is_refused_in_python(run, data, monkeypatch):
     config = get_system("mlp-2d").replace(hidden=(8,), epochs=1, batch_size=50)
     for use in (
         lambda: fit(config, data=data, out=""),
-        lambda: fit(config.replace(dataset="mnist"), data_dir="", offline=True),
+        lambda: load_for(config.replace(dataset="mnist"), "", True),
         lambda: pvae.read("mnist", "", offline=True),
         lambda: pvae.read("celeba", ""),
         lambda: Run.open(""),

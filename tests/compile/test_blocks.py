@@ -10,8 +10,7 @@ import torch
 from conftest import needs_gpu, needs_inductor
 from helpers.svi import adam, built
 
-from pvae.compile.adam import AdamUpdate
-from pvae.compile.compiled_svi import CompiledSVI
+from pvae.compile.compiled_svi import AdamUpdate, CompiledSVI
 from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.core.errors import GradientError, InputError, NotFiniteError

@@ -16,8 +16,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 from torch.optim import SGD, AdamW
 
-from pvae.compile.adam import AdamUpdate
-from pvae.compile.compiled_svi import CompiledSVI
+from pvae.compile.compiled_svi import AdamUpdate, CompiledSVI
 from pvae.compile.graph import RecordingError
 from pvae.config.build import build_elbo, build_vae
 from pvae.config.config import Config

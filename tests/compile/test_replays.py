@@ -12,8 +12,7 @@ from conftest import needs_gpu, needs_inductor
 from helpers.svi import adam
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pvae.compile.adam import AdamUpdate
-from pvae.compile.compiled_svi import CompiledSVI
+from pvae.compile.compiled_svi import AdamUpdate, CompiledSVI
 from pvae.config.build import build_vae, elbo_of
 from pvae.config.config import Config
 from pvae.config.presets import SYSTEMS
@@ -176,13 +175,17 @@ def test_the_host_waits_for_no_step(case, way):
         training = Training(way, device_of(way), **CASES[case])
         training.run(slice(49))
         rows = training.svi.update.rows(VALUES[:49])
-        (step,) = {*training.svi._steps(training.svi.engine, [training.whole] * 49, rows[0])}
+        svi, whole = training.svi, training.whole
+        (replay,) = {*svi._replays([whole] * 49, rows[0])}
         if training.device.type == "cuda":
             torch.cuda.set_sync_debug_mode("error")
         try:
-            with Unread():
+            with torch.no_grad(), Unread():
                 for row in rows.unbind():
-                    step(row, training.whole)
+                    if replay is None:
+                        svi.update.apply(row, svi.gradients(row, *whole))
+                    else:
+                        replay(row, *whole)
         finally:
             if training.device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
@@ -191,9 +194,9 @@ def test_the_host_waits_for_no_step(case, way):
 @pytest.mark.parametrize("way", ["graph", pytest.param("cuda graph", marks=needs_gpu)])
 def test_a_resumed_training_has_the_same_bits(way, few_digits, small_config, no_pictures, tmp_path):
     config, device = small_config.replace(compile="graph", network="mlp-batchnorm", warm_up=2), device_of(way).type
-    whole = fit(config, data=few_digits, device=device, threads=1, out=tmp_path / "whole")
-    fit(config.replace(epochs=1), data=few_digits, device=device, threads=1, out=tmp_path / "parts")
-    parts = resume(tmp_path / "parts", 2, data=few_digits, device=device, threads=1)
+    whole = fit(config, data=few_digits, device=device, out=tmp_path / "whole")
+    fit(config.replace(epochs=1), data=few_digits, device=device, out=tmp_path / "parts")
+    parts = resume(tmp_path / "parts", 2, data=few_digits, device=device)
     ours, theirs = (run.read_checkpoint() for run in (parts, whole))
     for mine, other in ((ours.vae, theirs.vae), (ours.moments, theirs.moments), (ours.rng, theirs.rng)):
         assert mine.keys() == other.keys()

@@ -18,6 +18,7 @@ from pvae.evaluation.measures.baselines import compare_with, simple_models
 from pvae.evaluation.measures.samples import SampleQuality
 from pvae.evaluation.report import evaluate, to_text, what_was_learned
 from pvae.models.features import fit_to
+from pvae.training.callbacks import default_callbacks
 from pvae.training.fit import fit
 
 
@@ -140,7 +141,7 @@ def test_a_training_says_what_it_learned_and_so_does_its_report(tmp_path):
 def test_a_training_whose_latents_collapse_says_so(tmp_path, capsys):
     data = table(two_kinds())
     config = values_config(data, initialization="torch", prior="standard-normal", beta=400.0, epochs=3)
-    run = fit(config, data=data, out=tmp_path / "run", quiet=False)
+    run = fit(config, data=data, out=tmp_path / "run", callbacks=default_callbacks(quiet=False))
     said = capsys.readouterr().out
     assert said.count("no latent is used") == 2  # at the first epoch, and at the end with what it costs
     assert "a smaller --beta" in said
@@ -157,5 +158,5 @@ def test_a_scale_that_uses_no_latent_is_forecast_before_the_first_step(tmp_path,
     data = Dataset("noise", images, images[:20])
     for scale, is_said in ((19.8, True), (0.05, False)):
         config = Config(likelihood="normal", scale=scale, epochs=1, batch_size=10, hidden=(5,), latent_dim=2)
-        fit(config, data=data, out=tmp_path / str(scale), quiet=False)
+        fit(config, data=data, out=tmp_path / str(scale), callbacks=default_callbacks(quiet=False))
         assert ("no latent will be used; give a --scale below" in capsys.readouterr().out) == is_said

@@ -19,7 +19,6 @@ from pvae.elbos.base import PerDatumELBO
 from pvae.evaluation import estimators
 from pvae.evaluation.estimators import Moments, exact_gradient, measure_estimator, pairs_to_compare, reference
 from pvae.reference import linear_gaussian
-from pvae.runs import data
 from pvae.trained.scores import Estimate
 from pvae.training.fit import fit
 
@@ -182,7 +181,7 @@ def test_five_elbos_of_a_run_that_comes_with_pvae_agree(tmp_path, monkeypatch, c
 
 def test_it_compares_at_a_runs_checkpoint(tmp_path, capsys, few_digits, monkeypatch, no_pictures):
     run = fit(Config(hidden=(8,), latent_dim=2, batch_size=50, epochs=1), data=few_digits, out=tmp_path / "run")
-    monkeypatch.setattr(data, "load_again", lambda *_: few_digits)
+    monkeypatch.setattr("pvae.runs.run.read_again", lambda *_: few_digits)
     assert main([str(run.path), "--elbo", "trace,score", "--particles", "1", "--repetitions", "3"]) == 0
     said = capsys.readouterr().out
     assert "epoch 1" in said
@@ -196,7 +195,7 @@ def test_it_compares_on_random_test_images_and_says_which_weights_cannot_be_trus
     """Some data sets are sorted: here the first half of the test images is blank."""
     blank = torch.zeros(500, 1, 28, 28, dtype=torch.uint8)
     images = Dataset("blank first", digits.train[:200], torch.cat([blank, digits.test[:500]]))
-    monkeypatch.setattr(data, "read", lambda *_, **__: images)
+    monkeypatch.setattr("pvae.config.choices.read", lambda *_, **__: images)
     seen = []
     found = Estimate(mean=-200.0, stderr=0.5), 0.3
     monkeypatch.setattr(estimators, "reference", lambda _, batch: seen.append(batch.x) or found)

@@ -32,7 +32,6 @@ from pvae.marginal.log_likelihood import conditional_log_likelihood, log_likelih
 from pvae.marginal.quadrature import quadrature
 from pvae.plotting import pictures
 from pvae.reference import linear_gaussian
-from pvae.runs import data as data_module
 from pvae.runs.run import Run
 from pvae.trained import codes
 from pvae.trained.given import given_values
@@ -59,7 +58,7 @@ SYSTEMS = {
 @pytest.fixture
 def runs(made_once, monkeypatch, data, tmp_path):
     """Return a copy of a run of a kind, whose data are found; the runs are trained once for all workers."""
-    monkeypatch.setattr(data_module, "load_again", lambda *_: data)
+    monkeypatch.setattr("pvae.runs.run.read_again", lambda *_: data)
 
     def run_of(kind):
         name, options = SYSTEMS[kind]

@@ -21,6 +21,7 @@ from pvae.evaluation.measures.floor import beside_no_latent, floor
 from pvae.evaluation.report import evaluate, to_text
 from pvae.models.features import fit_to
 from pvae.runs.metrics import best_epoch
+from pvae.training.callbacks import default_callbacks
 from pvae.training.fit import fit
 from pvae.vae import VAE
 
@@ -198,7 +199,7 @@ def test_a_training_says_its_floor_and_whether_it_ends_below(tmp_path, capsys, v
         config = Config(
             likelihood="normal-diagonal", latent_dim=1, hidden=(20,), lr=lr, epochs=epochs, batch_size=25, valid=valid
         )
-        run = fit(config, data=data, out=tmp_path / str(lr), quiet=False)
+        run = fit(config, data=data, out=tmp_path / str(lr), callbacks=default_callbacks(quiet=False))
         train, held_out = run.dataset().train, run.dataset().splits["valid" if valid else "test"]
         reached = floor(run.vae().p_x, *(run.preparation.x_of(part) for part in (train, held_out))).sum().item()
         said = capsys.readouterr().out
@@ -211,7 +212,9 @@ def test_a_training_says_its_floor_and_whether_it_ends_below(tmp_path, capsys, v
 def test_a_training_whose_first_epoch_is_the_best_says_so(tmp_path, capsys):
     x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
     config = Config(likelihood="normal-diagonal", hidden=(100,), lr=0.02, epochs=2, batch_size=5, valid=0.5)
-    run = fit(config, data=Dataset("noise", x[:40], x[40:]), out=tmp_path / "run", quiet=False)
+    run = fit(
+        config, data=Dataset("noise", x[:40], x[40:]), out=tmp_path / "run", callbacks=default_callbacks(quiet=False)
+    )
     assert best_epoch(run.metrics()) == 1
     assert "warning: epoch 1 is the best" in capsys.readouterr().out
 

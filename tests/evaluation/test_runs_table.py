@@ -24,7 +24,6 @@ from pvae.evaluation.runs_table import (
     to_markdown,
 )
 from pvae.marginal.importance import importance_sample
-from pvae.runs import data as data_module
 from pvae.runs.run import Run
 from pvae.trained.scores import elbo_terms, with_likelihood
 from pvae.training.fit import fit
@@ -141,7 +140,7 @@ def test_a_run_on_grey_pixels_is_compared_on_binary_ones(runs):
 
 
 def test_the_command_prints_one_table(runs, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(data_module, "load_again", lambda run, *_: runs[run.path.name].dataset())
+    monkeypatch.setattr("pvae.runs.run.read_again", lambda record, *_: runs["short"].dataset())
     paths = [str(runs[name].path) for name in ("short", "longer_1")]
     few = ["--importance-samples", "5", "--images", "20"]
     assert main([paths[0], *few, "--out", str(tmp_path / "table.md"), paths[1]]) == 0
@@ -315,7 +314,7 @@ def test_two_or_three_seeds_tell_little(count, interval):
 def seeds(made_once, digits, monkeypatch):
     """Two folders of two seeds each, "odd" where two runs differ in more, "twice" with a seed twice, "one"."""
     data = Dataset("few", digits.train[:100], digits.test[:40], dataset="mnist-5k")
-    monkeypatch.setattr(data_module, "load_again", lambda *_: data)
+    monkeypatch.setattr("pvae.runs.run.read_again", lambda *_: data)
     runs = {f"{name}/seed-{seed}": {"elbo": name, "seed": seed} for name in ("trace", "analytic") for seed in (0, 1)}
     runs |= {"odd/a": {}, "odd/b": {"elbo": "stl", "seed": 1}, "twice/a": {}, "twice/b": {}, "one/a": {}}
 

@@ -83,7 +83,7 @@ def train(tmp_path, no_pictures):
             of_classes = (labels[:50], labels[50:], names)
         data = Dataset("noise", images[:50], images[50:], *of_classes)
         config = config.replace(epochs=3, batch_size=25, lr=0.01)
-        return fit(config, data=data, out=tmp_path / name, device="cpu", threads=1)
+        return fit(config, data=data, out=tmp_path / name, device="cpu")
 
     return trained
 
@@ -807,7 +807,7 @@ def test_a_dark_shape_on_light_paper_is_inverted_if_one_asks_for_it(opened, tmp_
     images = torch.zeros(40, 1, 8, 8, dtype=torch.uint8)
     images[:, :, 2:6, 2:6] = torch.arange(40, dtype=torch.uint8)[:, None, None, None] * 3 + 100
     config = Config(hidden=(4,), latent_dim=2, pad=2, epochs=1, batch_size=10)
-    run = fit(config, data=Dataset("grey", images[:20], images[20:]), out=tmp_path / "run", device="cpu", threads=1)
+    run = fit(config, data=Dataset("grey", images[:20], images[20:]), out=tmp_path / "run", device="cpu")
     page = opened(run)
     for name, pixels, is_offered in (("dark.png", 255 - images[0, 0], True), ("light.png", images[0, 0], False)):
         Image.fromarray(pixels.numpy()).save(tmp_path / name)
@@ -832,7 +832,7 @@ def grey(tmp_path, no_pictures):
     images = (255 * (4 * factors @ patterns).sigmoid()).to(torch.uint8).view(70, 1, 8, 8)
     data = Dataset("grey", images[:20], images[20:])
     config = Config(hidden=(4,), latent_dim=2, pad=2, epochs=1, batch_size=10)
-    return fit(config, data=data, out=tmp_path / "run", device="cpu", threads=1)
+    return fit(config, data=data, out=tmp_path / "run", device="cpu")
 
 
 def dense_vae(parameters, shape, hidden):

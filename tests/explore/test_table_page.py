@@ -80,7 +80,7 @@ def train(tmp_path, no_pictures):
         given = {"dataset": f"table:{tmp_path / 't.csv'}", "hidden": (12,), "latent_dim": 2, **options}
         data = load_for(Config(dataset=given["dataset"], columns=options.get("columns", "")))
         config = values_config(data, **{**given, "epochs": 4, "lr": 0.02, "batch_size": 25, "patience": 0})
-        return fit(config, data=data, out=tmp_path / name, device="cpu", threads=1)
+        return fit(config, data=data, out=tmp_path / name, device="cpu")
 
     return trained
 
@@ -486,7 +486,7 @@ def test_a_level_that_the_file_lacks_and_times_within_a_minute_are_told_apart(tm
     given = {"dataset": f"table:{file}", "columns": "on=binary"}
     data = load_for(Config(**given))
     config = values_config(data, **given, hidden=(4,), latent_dim=2, epochs=1, batch_size=25, patience=0)
-    page = opened(fit(config, data=data, out=tmp_path / "run", device="cpu", threads=1))
+    page = opened(fit(config, data=data, out=tmp_path / "run", device="cpu"))
     wait(page, "return !pvae.state.frame")
     levels, low, high = (
         [one.text for one in page.find_elements("css selector", f"#columns li {of}")]

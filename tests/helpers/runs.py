@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pvae.compile.compiled_svi import Step
+from pvae.compile import compiled_svi
 from pvae.runs.run import Run
 
 
@@ -45,16 +45,16 @@ def signal_in_step(number: int, is_training: bool = True, which: int = signal.SI
         if type(module).__name__ == "Flatten" and not module.training and calls[True]:
             count(False)
 
-    take = Step.__call__
+    state_before = compiled_svi.rng_state
 
-    def step(self, row, batch):
+    def on_step(device):
         count(True)
-        return take(self, row, batch)
+        return state_before(device)
 
     handle = torch.nn.modules.module.register_module_forward_hook(on_forward)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Step, "__call__", step)
+            patch.setattr(compiled_svi, "rng_state", on_step)  # it is called before each step
             yield
     finally:
         handle.remove()

@@ -11,8 +11,7 @@ from pyro.infer import SVI
 from torch import nn
 from torch.optim import Adam
 
-from pvae.compile.adam import AdamUpdate
-from pvae.compile.compiled_svi import CompiledSVI
+from pvae.compile.compiled_svi import AdamUpdate, CompiledSVI
 from pvae.config.build import build_elbo
 from pvae.core.batch import LossAndTerms
 from pvae.elbos.base import PerDatumELBO

@@ -13,8 +13,7 @@ import pyro
 import torch
 
 from helpers.svi import ELBOS
-from pvae.compile.adam import AdamUpdate
-from pvae.compile.compiled_svi import CompiledSVI
+from pvae.compile.compiled_svi import AdamUpdate, CompiledSVI
 from pvae.config.build import build_elbo, build_vae
 from pvae.config.config import Config
 from pvae.core.errors import TrainingError

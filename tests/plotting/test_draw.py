@@ -30,7 +30,6 @@ from pvae.data.dataset import Dataset
 from pvae.plotting import figures, pictures
 from pvae.plotting.figures import ScatterData
 from pvae.plotting.gallery import entry_of
-from pvae.runs import data as data_module
 from pvae.runs import writer
 from pvae.runs.metrics import Metrics
 from pvae.runs.run import Run
@@ -77,7 +76,7 @@ def runs(made_once, data):
 @pytest.fixture
 def found(monkeypatch, data):
     """Let the data of every run be found."""
-    monkeypatch.setattr(data_module, "load_again", lambda *_: data)
+    monkeypatch.setattr("pvae.runs.run.read_again", lambda *_: data)
 
 
 EVERY = set(PICTURES)
@@ -448,7 +447,7 @@ def known(monkeypatch, data):
     """Let every run's digits have two attributes: an even class, and a class of at least 5."""
     labels = [torch.stack([part % 2 == 0, part >= 5], dim=1) for part in (data.train_labels, data.test_labels)]
     known = Dataset("few digits", data.train, data.test, *labels, ("Even", "Large"))
-    monkeypatch.setattr(data_module, "load_again", lambda *_: known)
+    monkeypatch.setattr("pvae.runs.run.read_again", lambda *_: known)
     return known
 
 
@@ -544,7 +543,7 @@ def test_seeds_are_counted_once_and_an_unfinished_run_is_marked(data, found, no_
     for name, options in {"a": {}, "b": {}, "c": {"seed": 1}, "d": {"latent_dim": 3}}.items():
         run = fit(config.replace(**options), data=data, out=tmp_path / name)
     run.config = run.config.replace(epochs=3)
-    writer.begin(run, run.metrics(), run.read_checkpoint(), "cpu", 1)
+    writer.begin(run, run.metrics(), run.read_checkpoint(), {"device": "cpu"})
     assert main([str(tmp_path)]) == 0
     error = capsys.readouterr().err
     assert error.count("\n") == 1

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.workflow
 def test_it_names_data_command_and_figures_and_evaluation_adds_log_p(tmp_path):
     data = pvae.Dataset("rows | of mine", torch.randn(60, 3), torch.randn(20, 3))
     config = pvae.values_config(data, latent_dim=2, epochs=1, prior="standard-normal", seed=3)
-    run = pvae.fit(config, data=data, out=tmp_path / "run", threads=1)
+    run = pvae.fit(config, data=data, out=tmp_path / "run")
     text = (run.path / CARD).read_text()
     test = run.test_metrics()
     assert f"{test.elbo:.2f} +- {test.elbo_stderr:.2f}" in text
@@ -33,7 +33,7 @@ def test_it_names_data_command_and_figures_and_evaluation_adds_log_p(tmp_path):
 
 def test_evaluation_of_a_run_on_a_data_set_writes_its_log_p(tmp_path, capsys):
     config = pvae.Config(dataset="linear-gaussian", hidden=(8,), latent_dim=2, epochs=1, likelihood="normal")
-    run = pvae.fit(config.replace(system="images", source=""), out=tmp_path / "run", threads=1, has_figures=False)
+    run = pvae.fit(config.replace(system="images", source=""), out=tmp_path / "run", callbacks=[])
     assert not (run.path / CARD).exists()
     evaluate([str(run.path), "--images", "20", "--importance-samples", "50"])
     text = (run.path / CARD).read_text()

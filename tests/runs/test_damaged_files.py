@@ -26,8 +26,8 @@ from pvae.core.errors import InputError
 from pvae.core.files import write_whole
 from pvae.data.dataset import Dataset
 from pvae.data.read import read
-from pvae.runs import data as data_module
 from pvae.runs.run import Run
+from pvae.training.callbacks import default_callbacks
 from pvae.training.fit import fit, resume
 
 CONFIG = Config(hidden=(4,), latent_dim=2, batch_size=8, epochs=2, valid=0.25)
@@ -127,7 +127,7 @@ def run(trained, tmp_path, monkeypatch):
     """A copy of the run folder, whose data are found."""
     path, data = trained
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data_module, "load_again", lambda *_: data)
+    monkeypatch.setattr("pvae.runs.run.read_again", lambda *_: data)
     yield shutil.copytree(path, tmp_path / "run")
     assert not Path("owned").exists(), "something was executed"
 
@@ -201,7 +201,7 @@ def test_an_unfinished_row_is_dropped(run, trained):
 def test_a_data_set_with_an_unprintable_name_is_drawn_and_printed(run, trained, capsys):
     name = "two\nlines, half a character \ud800, " + 1000 * "and more "
     (run / CONFIG_FILE).write_bytes(option("data", "name", name)((run / CONFIG_FILE).read_bytes()))
-    resume(run, 3, data=trained[1], quiet=False)
+    resume(run, 3, data=trained[1], callbacks=default_callbacks(quiet=False))
     assert max(len(line.encode()) for line in capsys.readouterr().out.splitlines()) < 1000
     assert (run / "figures" / "losses.png").exists()
 

@@ -1,10 +1,9 @@
-"""Threads and engine are chosen by the time of the first steps, and change the training by rounding alone."""
+"""The engine is chosen by the number of steps, and changes the training by rounding at most."""
 
 from __future__ import annotations
 
 import math
 import signal
-from collections import Counter
 
 import pyro
 import pytest
@@ -20,126 +19,59 @@ from pvae.core.errors import InterruptedTrainingError
 from pvae.core.random_state import seeded
 from pvae.runs.run import Run
 from pvae.training import engine as engine_module
-from pvae.training.engine import Engine, Threads
+from pvae.training.engine import Engine
 from pvae.training.fit import fit, resume
 from pvae.training.setup import build_trainer
+from pvae.training.trainer import Callback
 
 CPU = torch.device("cpu")
-LONG = 10**9  # epochs, which repay any compilation
-
-
-@pytest.fixture(autouse=True)
-def same_threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "chosen"),
-    [({4: 1.0, 2: 0.95, 1: 0.91}, 4), ({4: 1.0, 2: 0.8, 1: 0.75}, 2), ({4: 1.0, 2: 0.8, 1: 0.5}, 1), ({1: 1.0}, 1)],
-)
-def test_fewer_threads_are_taken_where_they_are_clearly_faster(seconds, chosen):
-    """The first steps with each number may be slow, or other steps may."""
-    threads, used = Threads(max(seconds), is_fixed=len(seconds) == 1), []
-    while threads.chosen is None:
-        used.append(threads.number)
-        is_slow = used.count(used[-1]) == (1 if used[-1] == 4 else 2)
-        assert threads.end(100.0 if is_slow else seconds[used[-1]], 5) == (threads.chosen is not None)
-    assert (threads.chosen, threads.number, threads.seconds) == (chosen, chosen, seconds[chosen])
-    assert len(used) <= 3 * len(seconds)
-
-
-def steps(threads, total, seconds):
-    """Take steps for that many seconds; return the seconds with each number of threads."""
-    used = Counter()
-    while sum(used.values()) < total:
-        count = 5 if threads.is_trying else 50
-        used[threads.number] += count * seconds[threads.number]
-        threads.end(seconds[threads.number], count)
-    return used
-
-
-def test_threads_are_chosen_anew_when_steps_become_slow_and_when_they_may_be_fast_again():
-    threads = Threads(2, is_fixed=False)
-    idle, busy = {2: 0.5, 1: 1.0}, {2: 20.0, 1: 1.5}
-    assert steps(threads, 10_000, idle)[1] < 1_000
-    assert steps(threads, 20_000, busy)[1] > 10_000
-    steps(threads, 10_000, idle)
-    assert steps(threads, 10_000, idle)[1] < 1_000
-
-
-def test_a_busy_machine_is_tried_ever_less_often():
-    threads = Threads(2, is_fixed=False)
-    steps(threads, 10_000, {2: 20.0, 1: 1.5})
-    assert steps(threads, 100_000, {2: 20.0, 1: 1.5})[2] < 5_000
+LONG = 10**6  # epochs, which repay any compilation
 
 
 class Fake:
-    """Steps that take no time, and a compiler that has kept its code or asks whether it may compile."""
+    """Steps that take no time."""
 
-    num_recordings = 0
-
-    def __init__(self, is_kept):
-        self.is_kept, self.taken = is_kept, []
+    def __init__(self):
+        self.calls = []
 
     def run(self, batches, values):
         assert len(batches) == len(values)
-        self.taken.append(len(batches))
-        torch.arange(10_000 * len(batches)).sum()
-        empty = torch.zeros(0)
-        return Done(torch.zeros(len(batches)), Terms(empty, empty))
-
-    def use_inductor(self, batch, may_compile):
-        if not self.is_kept and not may_compile(200):
-            raise graph.RecordingError("may not be compiled")
+        self.calls.append([len(index) for (index,) in batches])
+        return Done(torch.zeros(len(batches)), Terms(torch.zeros(0), torch.zeros(0)))
 
 
 @pytest.mark.parametrize(
-    ("steps_left", "is_kept", "chosen"),
-    [(10**12, False, "inductor"), (10**12, True, "inductor"), (100, True, "graph"), (10**6, False, "graph")],
+    ("compile", "num_steps", "name", "lacks", "chosen"),
+    [
+        ("auto", 9_999, None, "", "graph"),
+        ("auto", 10_000, None, "", "inductor"),
+        ("auto", 10_000, None, "a compiler", "graph"),
+        ("auto", 10_000, "graph", "", "graph"),
+        ("auto", 100, "inductor", "", "inductor"),
+        ("auto", 100, "inductor", "a compiler", "graph"),
+        ("graph", 10_000, None, "", "graph"),
+        ("none", 10_000, None, "", "none"),
+        ("inductor", 1, None, "", "inductor"),
+    ],
 )
-def test_steps_are_compiled_where_that_is_repaid(monkeypatch, steps_left, is_kept, chosen):
-    monkeypatch.setattr(engine_module, "missing", str)
-    notes = []
-    engine = Engine(lambda name: Fake(is_kept), Config(batch_size=3), steps_left, threads=1, note=notes.append)
-    taken = sum(len(done.losses) for done in engine.run(torch.arange(60), [(1e-3, 1.0)] * 20))
-    assert taken == 20
-    assert engine.chosen == {"engine": chosen, "threads": 1}
-    assert len(notes) == (chosen == "inductor" and not is_kept)
+def test_long_trainings_are_compiled_and_a_resumed_one_computes_as_before(
+    monkeypatch, compile, num_steps, name, lacks, chosen
+):
+    monkeypatch.setattr(engine_module, "missing", lambda: lacks)
+    made, notes = [], []
+    engine = Engine(made.append, Config(compile=compile), num_steps, name, note=notes.append)
+    assert made == [engine.name] == [chosen]
+    assert len(notes) == (compile == "auto" and chosen == "inductor" and name is None)
 
 
-class Timed:
-    """Steps of a full batch take 40 ms with one thread, and 20 ms with two; it notes what the compiler is given."""
-
-    num_recordings = 0
-
-    def __init__(self):
-        self.clock, self.compiled, self.calls = 0.0, [], []
-
-    def run(self, batches, values):
-        self.calls.append([len(index) for (index,) in batches])
-        self.clock += sum(self.calls[-1]) / 128 * 0.04 / torch.get_num_threads()
-        return Done(torch.zeros(len(batches)), Terms(torch.zeros(0), torch.zeros(0)))
-
-    def use_inductor(self, batch, may_compile):
-        self.compiled.append(len(batch[0]))
-
-
-@pytest.mark.parametrize("num_data", [5 * 128 + 4, 128 + 4, 2 * 128 + 127])
-def test_a_short_last_batch_chooses_neither_threads_nor_the_compiler(monkeypatch, num_data):
-    """By its time one thread would look faster."""
-    monkeypatch.setattr(engine_module, "missing", str)
-    torch.set_num_threads(2)
-    svi = Timed()
-    monkeypatch.setattr(engine_module.time, "perf_counter", lambda: svi.clock)
-    engine = Engine(lambda name: svi, Config(batch_size=128), 10**6)
-    for _ in range(12):
-        table = [(1e-3, 1.0)] * (num_data // 128 + 1)
-        assert sum(len(done.losses) for done in engine.run(torch.arange(num_data), table)) == len(table)
-    assert engine.chosen["threads"] == 2
-    assert svi.compiled == [128]
-    assert sum(sum(call) for call in svi.calls) == 12 * num_data
+def test_all_steps_of_an_epoch_are_taken_in_calls_of_fifty_at_most():
+    svi = Fake()
+    engine = Engine(lambda name: svi, Config(batch_size=3), 1)
+    done = list(engine.run(torch.arange(400), [(1e-3, 1.0)] * 134))
+    assert sum(len(one.losses) for one in done) == 134
+    assert [size for call in svi.calls for size in call] == [3] * 133 + [1]
+    assert len(svi.calls[0]) == 1
+    assert max(map(len, svi.calls)) == 50
 
 
 def trained(config, data, epochs, vae=None, **options):
@@ -152,12 +84,12 @@ def trained(config, data, epochs, vae=None, **options):
 
 
 @pytest.mark.workflow
-def test_auto_records_and_changes_nothing_beyond_rounding(few_digits, small_config):
-    eager, _, _ = trained(small_config.replace(compile="none"), few_digits, 12)
-    recorded, engine, notes = trained(small_config.replace(compile="auto"), few_digits, 12)
-    assert engine.chosen == {"engine": "graph", "threads": torch.get_num_threads()}
+def test_auto_records_and_changes_no_bit(few_digits, small_config):
+    eager, _, _ = trained(small_config.replace(compile="none"), few_digits, 4)
+    recorded, engine, notes = trained(small_config.replace(compile="auto"), few_digits, 4)
+    assert engine.name == "graph"
     assert notes == []
-    assert (eager - recorded).norm() < 1e-4 * eager.norm()
+    assert torch.equal(eager, recorded)
 
 
 class Reads(torch.nn.Module):
@@ -191,48 +123,45 @@ def test_what_cannot_be_recorded_is_trained_eagerly_only_by_auto(few_digits, sma
 @pytest.mark.workflow
 @pytest.mark.parametrize("error", ["c++ failed", "out of memory"])
 def test_auto_goes_on_recorded_where_compiling_fails(monkeypatch, few_digits, small_config, error):
-    """Also on resuming a run whose earlier session has compiled."""
-
-    def fails(graph, inputs, may_compile):
-        assert may_compile(200)
+    def fails(graph, inputs):
         raise RuntimeError(error)
 
     monkeypatch.setattr(graph, "compile_graph", fails)
     for module in (graph, engine_module):
         monkeypatch.setattr(module, "missing", str)
     config = small_config.replace(epochs=LONG)
-    theirs, _, _ = trained(config.replace(compile="none"), few_digits, 14)
-    for options in ({}, {"engine": "inductor"} if error == "c++ failed" else {}):
-        ours, engine, notes = trained(config, few_digits, 14, **options)
-        assert engine.name == "graph"
-        assert error in notes[-1]
-        assert (ours - theirs).norm() < 1e-3 * theirs.norm()
+    theirs, _, _ = trained(config.replace(compile="none"), few_digits, 2)
+    ours, engine, notes = trained(config, few_digits, 2)
+    assert engine.name == "graph"
+    assert error in notes[-1]
+    assert torch.equal(ours, theirs)
+
+
+class Stop(Callback):
+    """Ends the training after an epoch, as Ctrl-C does."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_epoch_end(self, trainer, rows):
+        if trainer.epoch == self.epoch:
+            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.workflow
 @needs_inductor
-def test_a_resumed_run_keeps_engine_and_threads_bit_for_bit(tmp_path, few_digits, small_config):
-    torch.set_num_threads(2)
-    config = small_config.replace(epochs=LONG)
+@pytest.mark.parametrize("compile", ["auto", "graph"])
+def test_a_resumed_run_is_that_of_an_uninterrupted_one_bit_for_bit(tmp_path, few_digits, small_config, compile):
+    """Whatever the number of epochs; `auto` compiles it."""
+    config = small_config.replace(epochs=LONG, compile=compile)
 
-    def until(epoch):
-        def interrupt(_, row):
-            if (row.epoch, row.split) == (epoch, "test"):
-                signal.raise_signal(signal.SIGINT)
-
-        return {"data": few_digits, "on_epoch": interrupt}
-
-    def sessions():
-        return [(one["engine"], one["threads"]) for one in Run.open(tmp_path / "parts").sessions]
-
-    for train, name, epoch in ((fit, "whole", 16), (fit, "parts", 14), (resume, "parts", 16)):
-        where = {"config": config, "threads": 1, "out": tmp_path / name} if train is fit else {"path": tmp_path / name}
+    for train, name, epoch in ((fit, "whole", 3), (fit, "parts", 2), (resume, "parts", 3)):
+        where = {"path": tmp_path / name}
+        if train is fit:
+            where = {"config": config, "out": tmp_path / name}
         with pytest.raises(InterruptedTrainingError):
-            train(**where, **until(epoch))
-        assert torch.get_num_threads() == 2
-    assert sessions() == [("inductor", 1)] * 2
-    ours, theirs = (Run.open(tmp_path / name).read_checkpoint().vae for name in ("parts", "whole"))
+            train(**where, data=few_digits, callbacks=[Stop(epoch)])
+    whole, parts = (Run.open(tmp_path / name) for name in ("whole", "parts"))
+    assert [one["engine"] for one in parts.sessions] == [whole.sessions[0]["engine"]] * 2
+    ours, theirs = (run.read_checkpoint().vae for run in (parts, whole))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
-    for threads, epoch in ((2, 17), (None, 18)):
-        resume(tmp_path / "parts", epoch, data=few_digits, threads=threads)
-    assert [threads for _, threads in sessions()[2:]] == [2, 2]

@@ -16,13 +16,14 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from pvae.core.errors import InputError, LostError
 from pvae.core.files import locked
 from pvae.runs.run import Run
+from pvae.training.callbacks import OnEachRow
 from pvae.training.fit import fit, resume
 
 pytestmark = [pytest.mark.workflow, pytest.mark.usefixtures("no_pictures")]
 
 
 def after_epoch(number, do):
-    """Return an `on_epoch` that calls `do` after the epoch of that number."""
+    """Return a function of a run and a row that calls `do` after the epoch of that number."""
     return lambda run, row: do() if (row.epoch, row.split) == (number, "test") else None
 
 
@@ -81,7 +82,7 @@ def test_the_folder_goes_away(few_digits, config, tmp_path, then):
             (tmp_path / "run").mkdir()
 
     with pytest.raises(LostError, match="removed") as caught:
-        fit(config, data=few_digits, out=tmp_path / "run", on_epoch=after_epoch(1, do))
+        fit(config, data=few_digits, out=tmp_path / "run", callbacks=[OnEachRow(after_epoch(1, do))])
     assert "contains" not in str(caught.value)
     if then == "removed":
         assert not (tmp_path / "run").exists()

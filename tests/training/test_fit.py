@@ -31,6 +31,7 @@ from pvae.plotting import pictures
 from pvae.runs import writer
 from pvae.runs.metrics import best_epoch
 from pvae.runs.run import Run
+from pvae.training.callbacks import OnEachRow, default_callbacks
 from pvae.training.fit import fit, resume, train_in_memory
 from pvae.training.schedules import learning_rate
 from pvae.training.setup import build_trainer
@@ -104,7 +105,7 @@ def test_interrupted_and_resumed_equals_undisturbed(tmp_path, few_digits, small_
             signal.raise_signal(signal.SIGINT)
 
     with signal_in_step(*(moment or (0,))), pytest.raises(InterruptedTrainingError) as caught:
-        fit(config, data=few_digits, out=tmp_path / "run", on_epoch=interrupt)
+        fit(config, data=few_digits, out=tmp_path / "run", callbacks=[OnEachRow(interrupt)])
     assert f"up to epoch {epoch}; " in str(caught.value)
     assert (f"in epoch {epoch + 1}, which is lost" in str(caught.value)) == (moment is not None)
     resumed = resume(tmp_path / "run", data=few_digits)
@@ -124,7 +125,7 @@ def test_the_start_of_a_training_of_values_is_its_epoch_0(tmp_path, moment):
     data = Dataset("rows", x[:70], x[80:], valid=x[70:80])
     config = values_config(data, hidden=(4,), epochs=3, passes=5, batch_size=20, lr=1.0, patience=0, compile="none")
     assert config.initialization == "exact"
-    whole = fit(config, data=data, out=tmp_path / "whole", threads=1)
+    whole = fit(config, data=data, out=tmp_path / "whole")
     rows = [(row.epoch, row.split) for row in whole.metrics()]
     assert rows == [(0, "valid"), (0, "test"), *((e, s) for e in (1, 2, 3) for s in ("train", "valid", "test"))]
     assert best_epoch(whole.metrics()) == 0
@@ -139,9 +140,9 @@ def test_the_start_of_a_training_of_values_is_its_epoch_0(tmp_path, moment):
         assert longer.metrics()[: len(rows)] == whole.metrics()
         return
     with signal_in_step(moment), pytest.raises(InterruptedTrainingError):  # of 17 steps in an epoch
-        fit(config, data=data, out=tmp_path / "parts", threads=1)
+        fit(config, data=data, out=tmp_path / "parts")
     assert {row.epoch for row in Run.open(tmp_path / "parts").metrics()} == {*range((moment - 1) // 17 + 1)}
-    parts = resume(tmp_path / "parts", data=data, threads=1)
+    parts = resume(tmp_path / "parts", data=data)
     assert_same_rows(whole.metrics(), parts.metrics())
     assert_same(weights(whole), weights(parts))
     assert_same(whole.best_checkpoint().vae, parts.best_checkpoint().vae)
@@ -220,7 +221,7 @@ def test_a_second_training_in_another_thread_is_refused(tmp_path, few_digits, sm
         thread.start()
         thread.join()
 
-    fit(small_config, data=few_digits, out=tmp_path / "run", on_epoch=with_another)
+    fit(small_config, data=few_digits, out=tmp_path / "run", callbacks=[OnEachRow(with_another)])
     assert len(refused) == 4
     assert not (tmp_path / "other").exists()
 
@@ -260,7 +261,7 @@ def test_content_of_the_run_folder(trained, small_config):
 def test_a_finished_run_is_left_as_it_is(trained, capsys):
     """So that a command that is repeated until it succeeds, or restarted by torchrun, ends."""
     before = contents(trained)
-    assert resume(trained, quiet=False).path == trained  # nor are the data asked for
+    assert resume(trained, callbacks=default_callbacks(quiet=False)).path == trained  # nor are the data asked for
     assert "finished" in capsys.readouterr().out
     assert contents(trained) == before
 

@@ -22,6 +22,7 @@ from pvae.runs import writer
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience
 from pvae.runs.run import Run
 from pvae.trained.codes import latent_report
+from pvae.training.callbacks import OnEachRow
 from pvae.training.fit import fit, resume, train_in_memory
 
 pytestmark = [pytest.mark.workflow, pytest.mark.usefixtures("no_pictures")]
@@ -88,7 +89,7 @@ def test_a_training_interrupted_at_every_epoch_keeps_the_same_best_weights(
         write(path, *given)
 
     monkeypatch.setattr(writer, "write_whole", write_or_stop)
-    options, parts = {"data": few_digits, "on_epoch": interrupted}, tmp_path / "parts"
+    options, parts = {"data": few_digits, "callbacks": [OnEachRow(interrupted)]}, tmp_path / "parts"
     with pytest.raises(InterruptedTrainingError):
         fit(CONFIG, out=parts, **options)
     while (parts / "figures").exists() is False:
@@ -111,7 +112,7 @@ def test_each_row_is_given_to_on_epoch_when_it_is_written(tmp_path, few_digits):
             raise ConnectionError("tracker unreachable")
 
     with pytest.raises(pvae.TrainingError, match="tracker unreachable"):
-        fit(CONFIG, data=few_digits, out=tmp_path / "run", on_epoch=on_epoch)
+        fit(CONFIG, data=few_digits, out=tmp_path / "run", callbacks=[OnEachRow(on_epoch)])
     assert seen == Run.open(tmp_path / "run").metrics()
 
 

@@ -47,7 +47,7 @@ def clock(monkeypatch):
 
 def test_what_is_kept_is_of_the_training_which_it_does_not_change(tmp_path, data):
     """Codes and matrices to 1/254 of their largest value; of 660 test data, the first 500 of a random order."""
-    run = fit(CONFIG, data=data, out=tmp_path / "run", threads=1)
+    run = fit(CONFIG, data=data, out=tmp_path / "run")
     kept = {one.step: one for one in run.history()}
     assert [*kept] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 18, 20, 22, 24, 27, 30]
     assert [step for step, one in kept.items() if one.weights] == [2, 3, 4, 6, 8, 11, 16, 22]
@@ -80,20 +80,20 @@ def test_runs_that_are_trained_at_once_keep_ends_of_epochs(tmp_path, data):
 
 def test_it_takes_a_twentieth_of_the_time(tmp_path, data, clock):
     clock.step = 1.0  # of each look at the clock
-    slow = fit(CONFIG, data=data, out=tmp_path / "slow", threads=1).history()
+    slow = fit(CONFIG, data=data, out=tmp_path / "slow").history()
     assert [one.step for one in slow[:2]] == [0, 1]
     assert len(slow) < 10
 
 
 def test_a_training_that_diverges_says_so(tmp_path, data):
     with pytest.raises(TrainingError, match="--lr"):
-        fit(CONFIG.replace(lr=1e12), data=data, out=tmp_path / "run", threads=1)
+        fit(CONFIG.replace(lr=1e12), data=data, out=tmp_path / "run")
 
 
 def test_a_resumed_training_goes_on_with_them(tmp_path, data):
-    whole = fit(CONFIG, data=data, out=tmp_path / "whole", threads=1).history()
+    whole = fit(CONFIG, data=data, out=tmp_path / "whole").history()
     with signal_in_step(14), pytest.raises(InterruptedTrainingError):
-        fit(CONFIG, data=data, out=tmp_path / "parts", threads=1)
+        fit(CONFIG, data=data, out=tmp_path / "parts")
     assert 10 <= Run.open(tmp_path / "parts").history()[-1].step <= 14
     parts = resume(tmp_path / "parts", data=data).history()
     assert [one.step for one in parts] == [one.step for one in whole]

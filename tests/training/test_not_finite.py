@@ -20,9 +20,9 @@ from pvae.cli.evaluate import main as evaluate
 from pvae.core.errors import NotFiniteError, TrainingError
 from pvae.core.files import to_json
 from pvae.elbos.importance import IWAE
-from pvae.runs import data as data_module
 from pvae.runs.checkpoint import to_bytes
 from pvae.runs.run import Run
+from pvae.training.callbacks import OnEachRow
 from pvae.training.fit import fit
 from pvae.training.setup import build_trainer
 
@@ -108,7 +108,7 @@ def test_a_metric_that_is_not_finite_ends_the_training(tmp_path, few_digits, sma
     monkeypatch.setattr(IWAE, "rate", lambda self, draws: rate(self, draws) + (value if len(rows) == 2 else 0.0))
     config = small_config.replace(elbo="iwae", particles=2, epochs=3)
     with pytest.raises(TrainingError, match="elbo is "):
-        fit(config, data=few_digits, out=tmp_path / "run", on_epoch=lambda run, row: rows.append(row))
+        fit(config, data=few_digits, out=tmp_path / "run", callbacks=[OnEachRow(lambda run, row: rows.append(row))])
     assert [(row.epoch, row.split) for row in Run.open(tmp_path / "run").metrics()] == [(1, "train"), (1, "test")]
 
 
@@ -127,7 +127,7 @@ def trained(made_once, few_digits):
 @pytest.fixture
 def run(tmp_path, trained, few_digits, monkeypatch):
     """A run whose data set can be loaded."""
-    monkeypatch.setattr(data_module, "load_again", lambda *_: few_digits)
+    monkeypatch.setattr("pvae.runs.run.read_again", lambda *_: few_digits)
     return Run.open(shutil.copytree(trained, tmp_path / "run"))
 
 

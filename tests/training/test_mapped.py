@@ -37,15 +37,15 @@ def loader():
 
 def test_a_resumed_training_on_a_loader_that_shuffles_is_the_uninterrupted_one(tmp_path):
     before = torch.get_rng_state()
-    whole = pvae.fit(CONFIG, data=loader(), out=tmp_path / "whole", threads=1)
+    whole = pvae.fit(CONFIG, data=loader(), out=tmp_path / "whole")
     assert torch.equal(torch.get_rng_state(), before)
     assert whole.data.num_train + whole.data.num_valid + whole.data.num_test == 1000
-    part = pvae.fit(CONFIG.replace(epochs=2), data=loader(), out=tmp_path / "part", threads=1)
+    part = pvae.fit(CONFIG.replace(epochs=2), data=loader(), out=tmp_path / "part")
     with pytest.raises(InputError, match="data="):
         pvae.resume(part.path, 4)
     with pytest.raises(InputError, match="other data"):
         pvae.resume(part.path, 4, data=[linear() + 1])
-    part = pvae.resume(part.path, 4, data=loader(), threads=1)
+    part = pvae.resume(part.path, 4, data=loader())
     assert_same(part.read_checkpoint().vae, whole.read_checkpoint().vae)
     assert_same_rows(part.metrics(), whole.metrics())
 
@@ -67,16 +67,16 @@ def test_what_people_hold_trains(tmp_path, way):
         "frame": pandas.DataFrame(x.numpy(), columns=list("abcde")), "array": x.numpy(), "tensor": x,
         "torch": TensorDataset(x), "batches": [*x.numpy().reshape(-1, 20, 5)],
     }  # fmt: skip
-    run = pvae.fit(CONFIG.replace(initialization="exact"), data=ways[way], out=tmp_path / "run", threads=1)
+    run = pvae.fit(CONFIG.replace(initialization="exact"), data=ways[way], out=tmp_path / "run")
     assert -5.2 < run.test_metrics().elbo < -3.9
     assert len(run.dataset(ways[way]).test) >= 75
 
 
 def test_labels_that_the_vae_does_not_take_are_left(tmp_path):
     batches = DataLoader(TensorDataset(linear(), torch.arange(1000) % 3), 50)
-    run = pvae.fit(CONFIG.replace(epochs=1), data=batches, out=tmp_path / "run", threads=1)
+    run = pvae.fit(CONFIG.replace(epochs=1), data=batches, out=tmp_path / "run")
     assert run.data.label_names == ("0", "1", "2")
-    run = pvae.fit(CONFIG.replace(epochs=1, condition=True), data=batches, out=tmp_path / "given", threads=1)
+    run = pvae.fit(CONFIG.replace(epochs=1, condition=True), data=batches, out=tmp_path / "given")
     assert run.vae().takes_labels
 
 
@@ -103,8 +103,8 @@ def test_a_table_larger_than_memory_is_read_in_parts_and_gives_the_same_columns(
     config = pvae.values_config(
         data, dataset=f"table:{table}", epochs=2, passes=1, compile="graph", prior="standard-normal"
     )
-    run = pvae.fit(config, out=tmp_path / "run", threads=1)
-    run = pvae.resume(run.path, 3, threads=1)
+    run = pvae.fit(config, out=tmp_path / "run")
+    run = pvae.resume(run.path, 3)
     assert run.metrics()[-1].epoch == 3
     assert run.dataset().num_train + len(run.dataset().test) + len(run.dataset().valid) == 2000
     with pytest.raises(InputError, match="in parts"):
@@ -126,7 +126,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
             system="values", likelihood="normal-diagonal", hidden=(4,), latent_dim=2, batch_size=5000, valid=0.1,
             prior="standard-normal", epochs=1, compile="graph", source="",
         )
-        pvae.fit(config, data=Rows(), out=sys.argv[2], threads=1, has_figures=False)
+        pvae.fit(config, data=Rows(), out=sys.argv[2], callbacks=[])
         print(int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024)
     """
 
