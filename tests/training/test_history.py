@@ -19,7 +19,6 @@ from pvae.trained.latent_space import encode
 from pvae.trained.scores import elbo_terms
 from pvae.training import callbacks
 from pvae.training.fit import fit, resume, train_in_memory
-from pvae.training.many import fit_many
 
 pytestmark = [pytest.mark.workflow, pytest.mark.usefixtures("no_pictures")]
 
@@ -63,19 +62,6 @@ def test_what_is_kept_is_of_the_training_which_it_does_not_change(tmp_path, data
         for name, weight in vae.train().state_dict().items() if kept[step].weights else ():
             error = (kept[step].weights[name] - weight).abs().max()
             assert error <= (weight.abs().max() / 253 if weight.dim() > 1 else 0)
-
-
-def test_runs_that_are_trained_at_once_keep_ends_of_epochs(tmp_path, data):
-    """Their steps are reported after all steps of an epoch."""
-    config = CONFIG.replace(batch_size=10, epochs=6, compile="graph")
-    for run in fit_many([config, config.replace(seed=1)], data=data, out=tmp_path / "runs"):
-        kept = {one.step: one for one in run.history()}
-        assert [*kept] == [0, 4, 8, 12, 16, 20, 24]
-        for epoch, vae, _ in train_in_memory(run.config, range(7), data=data):
-            rows = torch.randperm(660, generator=torch.Generator().manual_seed(0))[:500]
-            codes = encode(vae.eval(), Batch(run.preparation.x_of(data.test, rows=rows), None)).detach()
-            assert (kept[4 * epoch].codes - codes).abs().max() <= codes.abs().max() / 253 + 1e-5
-            vae.train()
 
 
 def test_it_takes_a_twentieth_of_the_time(tmp_path, data, clock):

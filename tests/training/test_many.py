@@ -89,7 +89,7 @@ def test_a_run_among_many_is_the_run_that_is_trained_alone(processes, request, c
         ([{"beta": 0.0}, {"beta": 4.0}], ["beta-0-seed-0", "beta-4-seed-0"]),
         (
             [{"free_bits": 0.0, "lr": 1e-3}, {"free_bits": 0.3, "lr": 1e-2}],
-            ["free-bits-0-lr-0.001-seed-0", "free-bits-0.3-lr-0.01-seed-0"],
+            ["lr-0.001-free-bits-0-seed-0", "lr-0.01-free-bits-0.3-seed-0"],
         ),
     ],
 )
