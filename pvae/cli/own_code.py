@@ -14,20 +14,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from pvae.config.config import OPTIONS, Config
 from pvae.core.errors import InputError, brief, listed
 
 if TYPE_CHECKING:
+    from pvae.config.config import Config
     from pvae.runs.run import Run
     from pvae.vae import VAE
 
-__all__ = ["load_function", "open_run", "own_vae", "runs_in"]
+_SIZES = ("initialization", "latent_dim", "upper_latent_dims")  # of a VAE, which no class takes
 
 
-_OF_A_VAE = {  # the options of networks and distributions alone; "columns" also says how a table is read
-    "network", "hidden", "activation", "initialization", "latent_dim", "upper_latent_dims", "upper_hidden", "inference",
-    "posterior", "flow_length", "flow_hidden", "categories", "code_dim", "prior", "components", "likelihood", "scale",
-}  # fmt: skip
+def _is_of_a_vae(name: str) -> bool:
+    """Return whether networks and distributions alone take an option; "columns" also says how a table is read."""
+    from pvae.config.config import FAMILIES, TAKERS
+
+    takers = {family for family, _ in TAKERS.get(name, [(name, "")])}
+    return name in _SIZES or (name != "columns" and takers <= {*FAMILIES} - {"elbo"})
 
 
 def own_vae(place: str, config: Config, datum_shape: tuple[int, ...], chosen: Iterable[str] = ()) -> VAE:
@@ -43,26 +45,29 @@ def own_vae(place: str, config: Config, datum_shape: tuple[int, ...], chosen: It
         InputError: there is no such function, it raises an exception or returns something else, or it does not read a
             chosen option of networks or distributions, which then has no effect.
     """
+    from pvae.config.config import OPTIONS, Config
     from pvae.core.random_state import seeded
     from pvae.vae import VAE
 
-    function, read = load_function(place), set[str]()
+    function = load_function(place)
+    read: set[str] = set()
 
-    class Watched(Config):
+    class Watched(Config):  # since the function may read an option by a property, or by `build_vae`
         def __getattribute__(self, name: str) -> Any:
             read.add(name)
             return super().__getattribute__(name)
 
-    watched, shape = Watched(**asdict(config)), config.padded(datum_shape)
+    watched = Watched(**asdict(config))
     read.clear()  # of the checks
     try:
         with seeded(config.seed):
-            vae = function(watched, shape)
+            vae = function(watched, config.padded(datum_shape))
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # of any type: it is the user's code
         raise InputError(f"--vae {place} raises {type(error).__name__}: {brief(error)}") from None
-    if unused := [OPTIONS[name].flag for name in chosen if name in _OF_A_VAE - read]:
+    unused = [OPTIONS[name].flag for name in chosen if _is_of_a_vae(name) and name not in read]
+    if unused:
         raise InputError(f"--vae {place} does not read {listed(unused)} of its configuration: leave it out")
     if not isinstance(vae, VAE):
         raise InputError(f"--vae {place} returns a {type(vae).__name__}: return pvae.VAE(p_z=..., q_z=..., p_x=...)")
@@ -84,7 +89,8 @@ def open_run(path: Path, place: str | None, is_only: bool = True) -> Run:
 
     run = Run.open(path)
     if place is not None and (run.has_own_vae or is_only):
-        file, kept = Path(place.rpartition(":")[0]), run.path / OWN_CODE
+        file = Path(place.rpartition(":")[0])
+        kept = run.path / OWN_CODE
         run.vae(own_vae(place, run.config, run.data.datum_shape))
         if kept.exists() and kept.read_bytes() != file.read_bytes():
             print(f"note: {file} differs from {kept}, with which {path} was trained", file=sys.stderr)
@@ -94,7 +100,9 @@ def open_run(path: Path, place: str | None, is_only: bool = True) -> Run:
 
 def runs_in(path: Path) -> list[Path]:
     """Return the run folders in a folder of them; none in a run folder."""
-    return [] if (path / "config.json").exists() else sorted(file.parent for file in path.glob("*/config.json"))
+    if (path / "config.json").exists():
+        return []
+    return sorted(file.parent for file in path.glob("*/config.json"))
 
 
 def load_function(place: str) -> Callable[..., Any]:
@@ -103,7 +111,10 @@ def load_function(place: str) -> Callable[..., Any]:
     Raises:
         InputError: there is no such file or function, or the file raises an exception.
     """
-    file, _, name = place.rpartition(":") if not place.endswith(".py") else (place, "", "")
+    file, _, name = place.rpartition(":")
+    if place.endswith(".py"):
+        file = place
+        name = ""
     path = Path(file)
     if path.suffix != ".py" or not path.is_file():
         raise InputError(f"{place}: there is no file {file or place} of Python: give FILE.py:FUNCTION")
@@ -119,10 +130,13 @@ def load_function(place: str) -> Callable[..., Any]:
         raise InputError(f"{path} cannot be imported ({type(error).__name__}: {error}): {advice}") from None
     found: Any = SimpleNamespace(**names)
     for part in name.split("."):
-        owner, found = found, getattr(found, part, None)
+        owner = found
+        found = getattr(found, part, None)
     if not callable(found) or isinstance(found, type):
         functions = [one for one, value in names.items() if inspect.isfunction(value) and one[0] != "_"]
-        has = f"no function {name}" if name else "to be named with a function"
+        has = "to be named with a function"
+        if name:
+            has = f"no function {name}"
         raise InputError(f"{path} has {has}; it has {', '.join(functions) or 'none'}: give FILE.py:FUNCTION")
     if isinstance(owner, type) and not isinstance(inspect.getattr_static(owner, part), (staticmethod, classmethod)):
         return functools.partial(found, object())  # a method, which is called without an object of its class

