@@ -31,7 +31,7 @@ from pvae.core.errors import InputError, listed
 from pvae.identification.black_box import BlackBox, LossError, Size, ways_of_calling
 from pvae.identification.loss_terms import Arguments, Term, likelihoods, likelihoods_of_classes, rates
 
-__all__ = ["Identified", "Power", "Reading", "identify"]
+__all__ = ["Identified", "LossReading", "Power", "identify"]
 
 _POINTS = 4  # of each of two kinds, at which the gradients of a term are fitted
 _PROOF = 200  # further points, at which the answer is checked
@@ -103,7 +103,7 @@ def _nearest(value: float) -> float:
     return value
 
 
-class Reading(NamedTuple):
+class LossReading(NamedTuple):
     """One way to read a loss: a factor times the negative beta-ELBO of a likelihood.
 
     Args:
@@ -141,7 +141,7 @@ class Identified:
 
     is_elbo: bool
     text: str
-    readings: tuple[Reading, ...] = ()
+    readings: tuple[LossReading, ...] = ()
     reason: str = ""
     residual: float = math.nan
     posterior: str = "normal"
@@ -510,14 +510,14 @@ class _Identification:
         text, option, is_closed = "\n".join(lines), rate.term.option, "z" not in box.names
         return Identified(True, text, (first, *rest), "", residual, option, is_closed, prior=prior)
 
-    def _readings(self, claim: _Claim, beta: Power) -> list[Reading]:
+    def _readings(self, claim: _Claim, beta: Power) -> list[LossReading]:
         """Return the readings; two for a likelihood with a fixed scale, which may be 1 or such that beta is 1."""
         term, one = claim.likelihood, Power(1.0)
         rows: Sequence[tuple[Power, Power | None, Power]] = [(claim.of_x, None, beta)]
         if "{v}" in term.name:
             rows = [(claim.of_z, beta, one), (claim.of_x, one, beta)][: 1 + (str(beta) != "1")]
         return [
-            Reading(of.without("B"), self._text(term.name, str(v)), weight, v if term.option else None, term.option)
+            LossReading(of.without("B"), self._text(term.name, str(v)), weight, v if term.option else None, term.option)
             for of, v, weight in rows
         ]
 

@@ -91,7 +91,6 @@ def test_resume_with_options_that_contradict(few, capsys, tmp_path):
         (["--system", "other"], "--system other"),
     ]:
         assert says in refuse(capsys, tmp_path, "--resume", "run", *arguments)
-    assert "Python" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
 
 
 def test_what_a_run_prints(few, capsys, tmp_path):
