@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import needs_inductor
+from helpers.fixed import Fixed
 from helpers.linear_gaussian import LinearGaussian
 
 from pvae.config.build import build_vae
@@ -207,12 +208,6 @@ def test_transitions_keep_no_graph_of_gradients(small_vae, small_images, monkeyp
     assert not any(one.requires_grad for point in points for one in point)
 
 
-class _Fixed(torch.nn.Module):
-    def __init__(self, found, takes_labels=True):
-        super().__init__()
-        self.forward, self.takes_labels = found, takes_labels
-
-
 def independent(y, scale, off=0.0):
     """x = z + y noise of 8 dimensions, whose q(z | x) has `scale` times the right width; the data and log p(x)."""
 
@@ -221,7 +216,8 @@ def independent(y, scale, off=0.0):
         return dist.Normal(x / (1 + y**2) + off * width, scale * width).to_event(1)
 
     prior = dist.Normal(torch.zeros(8).double(), 1.0).to_event(1)
-    vae = VAE(_Fixed(lambda y=0: prior), _Fixed(q), _Fixed(lambda z, y: dist.Normal(z, y.expand_as(z)).to_event(1)))
+    modules = lambda y=0: prior, q, lambda z, y: dist.Normal(z, y.expand_as(z)).to_event(1)
+    vae = VAE(*(Fixed(one, takes_labels=True) for one in modules))
     z = torch.randn(len(y), 8).double()
     x = z + y * torch.randn_like(z)
     return vae, Batch(x, y), dist.Normal(0.0, (1 + y**2).sqrt()).log_prob(x).sum(1)
@@ -257,66 +253,9 @@ def test_chains_from_a_narrow_posterior_are_not_trusted(scale, off, is_right):
         assert not found.is_trusted.any()
 
 
-@pytest.mark.workflow
-def test_blackjax_finds_the_same():
-    """Its adaptive tempered sequential Monte Carlo, with a decoder in JAX of two latents; its error is over 8 runs."""
-    blackjax = pytest.importorskip("blackjax")
-    import jax
-    from blackjax.smc.resampling import systematic
-    from jax import numpy as jnp
-
-    with seeded(12):
-        first, last = 2 * torch.randn(2, 8), 2 * torch.randn(8, 12)
-        prior = dist.Normal(torch.zeros(2), 1.0).to_event(1)
-        modules = (
-            lambda: prior,
-            lambda x: dist.Normal(0.3 * x[:, :2], 0.5).to_event(1),
-            lambda z: dist.Bernoulli(logits=(z @ first).tanh() @ last).to_event(1),
-        )
-        vae = VAE(*(_Fixed(one, takes_labels=False) for one in modules))
-        x = vae.likelihood(vae.prior().sample((5,))).sample()
-        found = [annealed(vae, x, 200, 32, start) for start in STARTS]
-
-    def log_likelihood(z, x):
-        logits = jnp.tanh(z @ first.numpy()) @ last.numpy()
-        return (x * logits - jnp.logaddexp(0.0, logits)).sum()
-
-    @jax.jit
-    def log_p(key, x):
-        init, steps = jax.random.split(key)
-        moves = {"step_size": jnp.array([0.15]), "inverse_mass_matrix": jnp.ones((1, 2))}
-        moves["num_integration_steps"] = jnp.array([10])
-        smc = blackjax.adaptive_tempered_smc(
-            lambda z: -(z**2).sum() / 2,
-            lambda z: log_likelihood(z, x),
-            blackjax.hmc.build_kernel(),
-            blackjax.hmc.init,
-            moves,
-            systematic,
-            0.8,
-            num_mcmc_steps=3,
-        )
-
-        def step(carry):
-            state, total, key = carry
-            key, now = jax.random.split(key)
-            state, info = smc.step(now, state)
-            return state, total + info.log_likelihood_increment, key
-
-        start = smc.init(jax.random.normal(init, (2000, 2))), 0.0, steps
-        return jax.lax.while_loop(lambda carry: carry[0].tempering_param < 1, step, start)[1]
-
-    keys = jax.random.split(jax.random.PRNGKey(0), 8)
-    runs = torch.tensor([[float(log_p(key, one)) for one in x.numpy()] for key in keys]).double()
-    for one in found:
-        error = one.stderr.hypot(runs.std(0) / math.sqrt(8))
-        assert error.max() < 0.2, "it could see an error"
-        assert ((one.log_p - runs.mean(0)).abs() < SIGMAS * error).all()
-
-
 def test_a_latent_of_half_the_line_is_not_continuous():
     for prior in (dist.LogNormal, dist.Gamma, dist.Uniform):
-        vae = VAE(*[_Fixed(lambda *_, prior=prior: prior(torch.ones(1), 2.0).to_event(1))] * 3)
+        vae = VAE(*[Fixed(lambda *_, prior=prior: prior(torch.ones(1), 2.0).to_event(1), takes_labels=True)] * 3)
         assert not is_continuous(vae, Batch(torch.ones(2, 1), torch.ones(2, 1)))
 
 

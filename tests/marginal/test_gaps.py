@@ -5,8 +5,8 @@ from __future__ import annotations
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.fixed import Fixed
 from helpers.linear_gaussian import LinearGaussian
-from torch import nn
 
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
@@ -69,27 +69,25 @@ def test_the_best_q_has_the_gap_that_theory_says(num_labels, monkeypatch):
         assert (elbo - exact).mean().abs() < 0.2 * gap.mean()
 
 
-class Curved(nn.Module):
+def crescent(z):
     """x = (z_1 + z_2^2, z_2 / 2) + noise, so that p(z | x) is a crescent."""
-
-    def forward(self, z):
-        mean = torch.stack([z[..., 0] + z[..., 1].square(), z[..., 1] / 2], -1)
-        return dist.Normal(mean, 0.5).to_event(1)
+    mean = torch.stack([z[..., 0] + z[..., 1].square(), z[..., 1] / 2], -1)
+    return dist.Normal(mean, 0.5).to_event(1)
 
 
-class Fixed(nn.Module):
-    """Returns N(0, I) for each datum, or once."""
-
-    def forward(self, *x):
-        zero = torch.zeros(*[len(one) for one in x], 2, dtype=torch.float64)
-        return dist.Normal(zero, 1.0).to_event(1)
+def standard(*x):
+    """N(0, I) for each datum, or once."""
+    return dist.Normal(torch.zeros(*[len(one) for one in x], 2, dtype=torch.float64), 1.0).to_event(1)
 
 
 @pytest.mark.workflow
 def test_a_flow_closes_most_of_the_gap_of_a_crescent(monkeypatch):
     """Its bound is between that of the best Normal and log p(x) by quadrature, at 5 errors of the draws."""
     monkeypatch.setattr(gaps, "_CHECKS", 3)
-    vae, x = VAE(Fixed(), Fixed(), Curved()), torch.tensor([[1.0, 0.0], [2.0, 0.5]], dtype=torch.float64)
+    vae, x = (
+        VAE(Fixed(standard), Fixed(standard), Fixed(crescent)),
+        torch.tensor([[1.0, 0.0], [2.0, 0.5]], dtype=torch.float64),
+    )
     exact = quadrature(vae, x)
     assert exact.is_trusted.all()
     with seeded(0):

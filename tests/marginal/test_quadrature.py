@@ -7,6 +7,7 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.fixed import Fixed
 from helpers.linear_gaussian import LinearGaussian
 from helpers.squares import squares
 
@@ -18,12 +19,6 @@ from pvae.marginal.quadrature import quadrature
 from pvae.vae import VAE
 
 
-class _Fixed(torch.nn.Module):
-    def __init__(self, found):
-        super().__init__()
-        self.forward = found
-
-
 def oblique(ratio, scale, of_q=1.0, diagonal=True, count=30):
     """Return x = W z + noise whose p(z | x) is oblique, data, their log p(x), and the direction x knows z least by."""
     columns, turn = (torch.linalg.qr(torch.randn(size, 2).double())[0] for size in (10, 2))
@@ -31,9 +26,9 @@ def oblique(ratio, scale, of_q=1.0, diagonal=True, count=30):
     covariance = torch.linalg.inv(eye + weight.T @ weight / scale**2)
     spread = covariance.diagonal().diag() if diagonal else covariance
     vae = VAE(
-        _Fixed(lambda: dist.Normal(torch.zeros(2).double(), 1.0).to_event(1)),
-        _Fixed(lambda x: dist.MultivariateNormal(x @ weight / scale**2 @ covariance, of_q**2 * spread)),
-        _Fixed(lambda z: dist.Normal(z @ weight.T, scale).to_event(1)),
+        Fixed(lambda: dist.Normal(torch.zeros(2).double(), 1.0).to_event(1)),
+        Fixed(lambda x: dist.MultivariateNormal(x @ weight / scale**2 @ covariance, of_q**2 * spread)),
+        Fixed(lambda z: dist.Normal(z @ weight.T, scale).to_event(1)),
     )
     noise = scale**2 * torch.eye(10).double()
     marginal = dist.MultivariateNormal(torch.zeros(10).double(), weight @ weight.T + noise)
@@ -77,9 +72,9 @@ def test_what_is_trusted_is_no_less_than_a_lower_bound_where_q_has_the_wrong_sig
         z = torch.randn(36, num_latents).double()
         x = decode(z) + scale * torch.randn(decode(z).shape).double()
         vae = VAE(
-            _Fixed(lambda: dist.Normal(torch.zeros(num_latents).double(), 1.0).to_event(1)),
-            _Fixed(lambda x: dist.Normal(-3 * torch.ones(len(x), num_latents).double(), of_q).to_event(1)),
-            _Fixed(lambda z: dist.Normal(decode(z), scale).to_event(1)),
+            Fixed(lambda: dist.Normal(torch.zeros(num_latents).double(), 1.0).to_event(1)),
+            Fixed(lambda x: dist.Normal(-3 * torch.ones(len(x), num_latents).double(), of_q).to_event(1)),
+            Fixed(lambda z: dist.Normal(decode(z), scale).to_event(1)),
         )
         for _ in range(6):  # of Gauss and Newton, to the mode
             slope = torch.stack([torch.autograd.functional.jacobian(decode, one) for one in z])
@@ -152,7 +147,7 @@ def test_what_draws_find_beyond_the_grids_is_in_the_error():
 
     half = dist.Categorical(torch.ones(2).double())
     q = dist.MixtureSameFamily(half, narrow)
-    vae = VAE(_Fixed(lambda: prior), _Fixed(lambda x: q.expand([len(x)])), _Fixed(Spiked))
+    vae = VAE(Fixed(lambda: prior), Fixed(lambda x: q.expand([len(x)])), Fixed(Spiked))
     with seeded(0):
         found = quadrature(vae, torch.zeros(3, 1).double())
     assert torch.allclose(found.stderr, torch.tensor(math.log(4)).double(), atol=0.3)
