@@ -47,7 +47,7 @@ elbos/test_discrete.py
     elbos.discrete | (weight * (log_p - draws.log_q_z) | (weight * (log_p + draws.log_q_z)
     elbos.discrete | self._discrete_terms(model, guide, batch, draws) | Terms(-draws.log_p_x.mean(0), self.rate(draws))
     elbos.base | loss + penalty_of( | loss + 0 * penalty_of(
-    models.posteriors | (code.detach() + (h - h.detach())) | code
+    models.posteriors | code.detach() + (h - h.detach()) | code
     distributions.discrete | -self.num_variables * math.log( | -math.log(
     distributions.discrete | >= probs.cumsum(-1)[..., :-1] | >= probs[..., :-1]
     models.hierarchy | layer(call_once(network, given)) | layer(call_once(network, given).detach())
