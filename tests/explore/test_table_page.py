@@ -24,7 +24,6 @@ from pvae.distributions.values import InSteps, WithAtom
 from pvae.explore.networks import Tensors, operations
 from pvae.explore.page import explorer_page
 from pvae.marginal.log_likelihood import log_likelihood
-from pvae.models.likelihoods import OrdinalLikelihood
 from pvae.models.networks import WithPaths, mlp
 from pvae.trained.codes import run_batch
 from pvae.trained.latent_space import encode
@@ -469,14 +468,6 @@ def test_what_the_page_of_a_table_cannot_show_is_refused(train, tmp_path, capsys
         refused(f"--likelihood {likelihood}", likelihood=likelihood)
     refused("--condition", condition=True)
     refused("--ignore", size=201)
-
-
-def test_a_likelihood_that_the_page_does_not_compute_is_refused(train, monkeypatch):
-    """Also one whose row says that it does."""
-    run = train(*CASES["counts"])
-    monkeypatch.setattr("pvae.explore.table_page.PoissonLikelihood", OrdinalLikelihood)
-    with pytest.raises(InputError, match="NegativeBinomialLikelihood"):
-        explorer_page(run)
 
 
 @needs_browser
