@@ -3,8 +3,8 @@
 A run folder contains config.json (options, data record, versions), metrics.jsonl (one JSON object per line, see
 `metrics.Metrics`), checkpoint.safetensors (weights, optimiser, random state, progress), with validation images
 best.safetensors (the weights of the epoch with the best bound on them), of images and two latents history.safetensors
-(instants of the training), for images of files split.csv (the name and the split of each), of a stream
-rows.safetensors (test and validation data, and a sample of the training data), figures/ and TensorBoard events.
+(instants of the training), for images of files split.csv (the name and the split of each), figures/ and TensorBoard
+events.
 """
 
 from __future__ import annotations
