@@ -9,10 +9,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-
-import pvae
-
 IMPORT = """
 import random, sys
 import pvae
@@ -36,8 +32,3 @@ assert "matplotlib.pyplot" not in sys.modules
 
 def test_importing_changes_nothing():
     subprocess.run([sys.executable, "-W", "error::RuntimeWarning", "-c", IMPORT], check=True, timeout=60)
-
-
-def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="nothing"):
-        pvae.nothing  # noqa: B018

@@ -12,10 +12,9 @@ together. This package keeps what it compiled: with XDG_CACHE_HOME set to an emp
     pip install -e ".[bench]"
     python tests/benchmarks/speed.py --data-dir DIR
 
-Five more parts: `--part account` prints where the time of a step goes, and what each part of `pvae.compile` saves;
+Four more parts: `--part account` prints where the time of a step goes, and what each part of `pvae.compile` saves;
 `--part scaling` varies batch, latent, hidden, images and particles, each alone; `--part systems` trains the systems
 with flows, other priors or several layers, each beside a loop with the same model written by hand (`systems.py`);
-`--part evaluation` times annealing beside the gradient by hand;
 `--part gpu --device cuda` prints the table of a GPU, a row as soon as it is measured, within a time (`gpu.py`).
 """
 
@@ -237,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--part",
         default="sides",
-        choices=["sides", "account", "scaling", "systems", "gpu", "evaluation"],
+        choices=["sides", "account", "scaling", "systems", "gpu"],
         help="(default: sides)",
     )
     add("--busy", type=int, default=0, help="processes that multiply matrices meanwhile (default: none)")
