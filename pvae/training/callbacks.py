@@ -499,9 +499,9 @@ class Figures(Callback):
             trainer.vae.load_state_dict(run.best_checkpoint().vae)
         if run.has_own_vae:
             run.vae(copy.deepcopy(trainer.vae))
+        write_card(run)  # before the last figure, by which a run is finished
         with Interruptions() as interruptions:
             save_figures(run, interruptions.raise_if_received)
-        write_card(run)
         run.forget()
 
 

@@ -22,7 +22,7 @@ from pvae.runs import writer
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience
 from pvae.runs.run import Run
 from pvae.trained.codes import latent_report
-from pvae.training.callbacks import OnEachRow
+from pvae.training.callbacks import OnEachRow, default_callbacks
 from pvae.training.fit import fit, resume, train_in_memory
 
 pytestmark = [pytest.mark.workflow, pytest.mark.usefixtures("no_pictures")]
@@ -89,7 +89,10 @@ def test_a_training_interrupted_at_every_epoch_keeps_the_same_best_weights(
         write(path, *given)
 
     monkeypatch.setattr(writer, "write_whole", write_or_stop)
-    options, parts = {"data": few_digits, "callbacks": [OnEachRow(interrupted)]}, tmp_path / "parts"
+    options, parts = (
+        {"data": few_digits, "callbacks": [*default_callbacks(), OnEachRow(interrupted)]},
+        tmp_path / "parts",
+    )
     with pytest.raises(InterruptedTrainingError):
         fit(CONFIG, out=parts, **options)
     while (parts / "figures").exists() is False:
