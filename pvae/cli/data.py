@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -354,28 +355,33 @@ def _write_imputed_table(run: Run, out: Path, given: GivenData, found: Imputed, 
     import pandas
     import torch
 
-    from pvae.data.schema import Column
+    from pvae.data.column import Column
+    from pvae.data.rules import recorded
     from pvae.data.tables import table_text
 
     assert given.fields is not None  # of the file of a table
     fields, _, sep, points = given.fields
-    columns = [replace(column, point=points[column.name]) for column in run.data.columns]
+    columns = [replace(column, point=points[column.name]) for column in run.data.file_columns]
     missing = {*run.config.missing_values.split(","), ""}
     for one in run.data.constants:
         if one.name in fields:
             fields[one.name] = fields[one.name].mask(fields[one.name].isin(missing), one.text)
-    is_missing = given.x.isnan()
+    is_missing = recorded(run.data, given.x).isnan()
     if number:
         repeated = pandas.concat([fields] * number)
         repeated.insert(0, "imputation", [str(1 + count) for count in range(number) for _ in given.names])
-        draws = found.draws.transpose(0, 1).flatten(0, 1)
+        draws = recorded(run.data, found.draws.transpose(0, 1).flatten(0, 1), is_filled=True)
         write(out, table_text(columns, draws, repeated, is_missing.repeat(number, 1), sep))
         return str(out)
     spread = out.with_name(f"{out.stem}-std.csv")
     numbers = [Column(column.name, point=column.point) for column in columns]
+    std = torch.full(is_missing.shape, math.nan)  # of a column that a rule has rewritten it is not known
+    for place, column in enumerate(run.data.file_columns):
+        if column in run.data.columns:
+            std[:, place] = found.std[:, run.data.columns.index(column)]
     texts = {
-        out: table_text(columns, found.filled, fields, is_missing, sep),
-        spread: table_text(numbers, found.std, fields, torch.ones_like(is_missing), sep),
+        out: table_text(columns, recorded(run.data, found.filled, is_filled=True), fields, is_missing, sep),
+        spread: table_text(numbers, std, fields, torch.ones_like(is_missing), sep),
     }
     for file, text in texts.items():
         write(file, text)
@@ -436,18 +442,19 @@ def _out(run: Run, out: Path | None, default: Path, name: str) -> Path:
 
 def _write_values(run: Run, file: Path, names: Sequence[str], x: Tensor, labels: Sequence[str] = ()) -> None:
     """Write data that are no images, a table as .csv and others as .npz, with their labels."""
+    from pvae.data.rules import recorded
     from pvae.data.tables import table_text
 
     if not run.data.columns:
         write(file, {"names": names, "x": x, **({"labels": labels} if labels else {})})
         return
     places: list[tuple[float, str, str | Sequence[str]]]
-    places = [(float(place), column.name, "") for place, column in enumerate(run.data.columns)]
+    places = [(float(place), column.name, "") for place, column in enumerate(run.data.file_columns)]
     if labels:
         places.append((run.data.label_place - 0.5, run.config.label_column or "label", labels))
     places += [(one.place - 0.6, one.name, one.text) for one in run.data.constants]
     beside = {name: values for _, name, values in sorted(places, key=lambda one: one[0])}
-    write(file, table_text(run.data.columns, x, beside))
+    write(file, table_text(run.data.file_columns, recorded(run.data, x), beside))
 
 
 def _write_images(folder: Path, prefix: str, images: Tensor) -> list[str]:

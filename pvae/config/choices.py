@@ -13,10 +13,10 @@ from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
 from pvae.core.options import options_of
+from pvae.data.column import Column
 from pvae.data.dataset import Dataset
 from pvae.data.read import read
 from pvae.data.reading import Reading
-from pvae.data.schema import Column
 from pvae.elbos.base import PerDatumELBO
 from pvae.models.columns import ColumnKind, columns_text
 from pvae.models.networks import Network

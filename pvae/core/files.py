@@ -145,7 +145,8 @@ def from_record(kind: type[T], record: Any) -> T:
         elif isinstance(value, list):
             inner: Any = get_args(hint)[:1]
             if inner and is_dataclass(inner[0]):
-                value = [from_record(inner[0], item) for item in value]  # type: ignore[arg-type]
+                members = getattr(inner[0], "members", {})  # of a family, by the name that each item has
+                value = [from_record(members.get(item.get("rule"), inner[0]), item) for item in value]
             value = tuple(value)
         if not _fits(value, hint):
             raise InputError(f"{name} of {kind.__name__} has the wrong type: {shown(value)}")

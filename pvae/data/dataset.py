@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pvae.core.errors import InputError, joined
+from pvae.data.column import Column
 from pvae.data.labels import is_classes
-from pvae.data.schema import Column, DataRecord, Schema, title_of
+from pvae.data.schema import DataRecord, Schema, title_of
 
 _SAMPLE = 40_000  # rows of data in parts on which the start of a training depends
 _MOST_VALID = 10_000  # of data in parts

@@ -46,6 +46,7 @@ class Reading:
         ignore: names of columns that are no part of x, with commas in between.
         missing_values: the texts that stand for a missing value, with commas in between.
         columns: the kinds of columns, as `models.columns.COLUMNS` says.
+        rules: "auto", "none", or which rules of a table are left out.
     """
 
     image_size: Annotated[
@@ -108,6 +109,16 @@ class Reading:
         ),
     ] = MISSING_VALUES
     columns: ColumnsText = ""
+    rules: Annotated[
+        str,
+        Option(
+            help="what holds in all rows of a table is found, and holds in every row that is drawn. none: nothing is "
+            "looked for; 'not NAME', with commas in between: without the rule of a column, or those of a kind",
+            pattern=r"auto|none|not [^,\n]+(, *not [^,\n]+)*",
+            described="auto, none, or 'not NAME' with the name of a column or of a kind of rules",
+            needs=_TABLES,
+        ),
+    ] = "auto"
 
 
 def is_table(file: Path) -> bool:

@@ -28,9 +28,11 @@ from pandas.tseries.api import guess_datetime_format
 from torch import Tensor
 
 from pvae.core.errors import InputError, brief, check_name, joined, listed, shown
+from pvae.data.column import EPOCH, Column
 from pvae.data.labels import UNKNOWN, names_of
 from pvae.data.reading import Reading
-from pvae.data.schema import EPOCH, Column, Constant, Fields, Schema, Values
+from pvae.data.rules import modelled, without_rules
+from pvae.data.schema import Constant, Fields, Schema, Values
 from pvae.models.columns import column_kinds, named_kinds
 
 _MOST_TEXTS = 100  # of a category, unless --columns names its kind
@@ -76,7 +78,7 @@ def _columns_of(known: Schema | None) -> tuple[Column, ...]:
     """Return the columns of a schema, or ()."""
     if known is None:
         return ()
-    return known.columns
+    return known.file_columns
 
 
 def read_frame(frame: DataFrame, reading: Reading, name: str = "the table", known: Schema | None = None) -> Values:
@@ -136,11 +138,11 @@ def frame_values(frame: DataFrame, schema: Schema, name: str) -> NDArray[np.floa
         InputError: a column is absent, or a field is not of its column's kind.
     """
     missing = {one.strip() for one in schema.reading.missing_values.split(",")} | {""}
-    if absent := [column.name for column in schema.columns if column.name not in frame]:
+    if absent := [column.name for column in schema.file_columns if column.name not in frame]:
         raise InputError(f"{name} has no column {listed(absent)}")
-    found = np.empty((len(frame), len(schema.columns)))
+    found = np.empty((len(frame), len(schema.file_columns)))
     coded = pandas.to_numeric(Series([*missing]), errors="coerce").dropna().to_numpy()
-    for place, column in enumerate(schema.columns):
+    for place, column in enumerate(schema.file_columns):
         fields = frame[column.name]
         is_plain = not (column.categories or column.date_format or is_bool_dtype(fields))
         if is_plain and is_numeric_dtype(fields):
@@ -157,7 +159,7 @@ def frame_values(frame: DataFrame, schema: Schema, name: str) -> NDArray[np.floa
             numbers = _numbers(given.to_frame(column.name), {column.name: column.point})[column.name]
             values = _values(Path(name), column, given.rename(column.name), numbers)
             found[:, place] = np.append(values, np.nan)[codes]
-    return found
+    return modelled(schema, found, name, [f"row {row}" for row in range(len(frame))])
 
 
 def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | None = None) -> Values:
@@ -185,7 +187,7 @@ def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | Non
         if is_alone and (name == label or known is None):
             given[name] = _given(texts[name], missing - {"-"})
     if known is not None:
-        columns = known.columns
+        columns = known.file_columns
         _check_names(file, texts, known)
     else:
         of_x = given.drop(columns=label, errors="ignore")
@@ -193,6 +195,11 @@ def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | Non
     if not columns:
         raise InputError(f"{file}: no column of values is left: {_said(reasons) or 'add some'}")
     x = np.stack([_values(file, column, given[column.name], numbers[column.name]) for column in columns], 1)
+    found: dict[str, Any] = {"columns": columns}
+    if known is not None:
+        x = modelled(known, x, file, frame.index)
+    elif reading.rules != "none" and not column_kinds(reading.columns):
+        x, found = without_rules(x, columns, [*levels], reading.rules)
     used = Counter(text for text in texts.to_numpy()[given.isna().to_numpy()] if text)
     units = {column.name: column.unit for column in columns if column.unit and known is None}
     note = joined(
@@ -210,8 +217,7 @@ def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | Non
         labels["train"] = _labels(file, label, given[label], numbers[label])
     constants = _constants([*frame], columns, {name: given[name] for name in reasons}, label, place)
     schema = Schema(
-        reading=reading, note=note, columns=columns, left_out=(*outside, *reasons), label_place=place,
-        constants=constants,
+        reading=reading, note=note, left_out=(*outside, *reasons), label_place=place, constants=constants, **found,
     )  # fmt: skip
     return Values({"train": x}, labels, {"train": rows.tolist()}, schema, fields)
 
@@ -260,7 +266,7 @@ def _given(texts: Any, missing: set[str]) -> Any:
 
 def _check_names(file: Path, texts: DataFrame, known: Schema) -> None:
     """Refuse a table that has not the columns of the table that a run was trained on."""
-    names = [column.name for column in known.columns]
+    names = [column.name for column in known.file_columns]
     if absent := [name for name in names if name not in texts]:
         raise InputError(f"{file} has no column {listed(absent)}, which the run was trained on")
     if more := [name for name in texts if name not in (*names, *known.left_out)]:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
+from pvae.data.column import Column
 from pvae.data.dataset import Dataset
-from pvae.data.schema import Column
 from pvae.explore.networks import Tensors, map_of, networks_of, notes_of
 from pvae.models.columns import ColumnFeatures
 from pvae.models.features import Units, WithMask

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pvae.core.errors import InputError, one_line
-from pvae.data.schema import Column
+from pvae.data.column import Column
 from pvae.plotting.figures import PALETTE, WIDTH, drawable, titled_figure
 
 _DATA = PALETTE[0]

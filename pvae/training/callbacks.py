@@ -23,9 +23,9 @@ from pvae.core.errors import InputError, TrainingError, listed
 from pvae.core.files import write_whole
 from pvae.core.random_state import seeded
 from pvae.core.terminal import Interruptions, print_line, progress_bar
+from pvae.data.column import Column
 from pvae.data.dataset import random_subset
 from pvae.data.preparation import Pixels
-from pvae.data.schema import Column
 from pvae.evaluation.measures.floor import Floor
 from pvae.evaluation.measures.latents import COLLAPSED, forecast, said_of_collapse
 from pvae.evaluation.report import what_was_learned
@@ -349,9 +349,11 @@ def _print_chosen(run: Run) -> None:
         names.setdefault(str(kind), []).append(name)
     for kind, of_kind in names.items():
         print_line(f"columns read as {kind}: {listed(of_kind)}")
+    for rule in run.data.rules:
+        print_line(f"rule: {rule}")
     if data.is_images:
         config = config.replace(image_size="x".join(map(str, data.datum_shape[1:])))
-    config = config.replace(columns=_given_kinds(columns) or config.columns)
+    config = config.replace(columns=_given_kinds(run.data.file_columns) or config.columns)
     print_line(f"options, given or chosen for the data: {command_line(config)}")
 
 

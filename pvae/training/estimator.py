@@ -23,10 +23,11 @@ from pvae.config.choices import values_config
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError, check_name
 from pvae.core.random_state import seeded
+from pvae.data.column import Column
 from pvae.data.dataset import check_domain
 from pvae.data.read import read
-from pvae.data.reading import Reading
-from pvae.data.schema import Column, Schema
+from pvae.data.rules import recorded
+from pvae.data.schema import Schema
 from pvae.data.tables import checked, class_codes, read_frame
 from pvae.marginal.log_likelihood import log_likelihood
 from pvae.marginal.log_p import LogP
@@ -69,8 +70,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
     Attributes:
         vae_: the VAE, on the CPU.
         config_: the configuration.
-        columns_: the columns of the table that are x.
-        constants_: columns whose rows are all equal, which come back in what is drawn.
+        schema_: the columns of the table, and its rules.
         classes_: the names of the classes of `condition`, or ().
         n_features_in_: the number of columns of X.
         feature_names_in_: their names, if X is a data frame.
@@ -123,7 +123,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
                 callbacks = [one for one in callbacks if not isinstance(one, (Figures, TensorBoard))]
             run = fit(config, data, out=out, device="cpu", callbacks=callbacks)
             self.vae_, self.config_ = run.vae(), run.config
-        self.columns_, self.constants_, self.left_out_ = data.columns, data.constants, data.left_out
+        self.schema_ = Schema(**data.schema)
         self.classes_, self.class_values_ = data.label_names if self.condition else (), []
         if self.condition:
             codes = class_codes(frame, self.condition, self.classes_, "X").numpy()
@@ -188,7 +188,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
             y = None if self.shares_ is None else self.shares_.multinomial(n_samples, replacement=True)
             y = y if condition is None else torch.full((n_samples,), known.index(condition))
             x = latent_space.sample(vae, n_samples, True, y).double()
-        for place, column in enumerate(self.columns_):
+        for place, column in enumerate(self.schema_.columns):
             x[:, place] = torch.tensor([column.rounded(one) for one in x[:, place].tolist()], dtype=x.dtype)
         return self._table(x, y)
 
@@ -197,7 +197,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         vae, batch = self.vae_of(), self._batch(X)
         with seeded(self.config_.seed, _CPU):
             filled = impute(vae, batch).filled
-        return self._table(filled, batch.y)
+        return self._table(filled, batch.y, is_filled=True)
 
     def vae_of(self) -> VAE:
         """Return the VAE.
@@ -233,21 +233,20 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
     def _batch(self, X: Any) -> Batch:
         """Return rows as the VAE takes them."""
         vae, frame = self.vae_of(), self._frame(X)
-        reading = Reading(missing_values="")
-        known = Schema(reading=reading, columns=self.columns_, left_out=self.left_out_)
-        values = read_frame(frame, reading, "X", known)
+        values = read_frame(frame, self.schema_.reading, "X", self.schema_)
         pixels = preparation_of(self.config_).x_of(torch.from_numpy(values.x["train"]))
-        check_domain(getattr(vae.p_x, "check", None), pixels.images, "X", values.names["train"], self.columns_)
+        check_domain(getattr(vae.p_x, "check", None), pixels.images, "X", values.names["train"], self.schema_.columns)
         return Batch(pixels, class_codes(frame, self.condition, self.classes_, "X") if self.condition else None)
 
-    def _table(self, x: Tensor, y: Tensor | None = None) -> Any:
+    def _table(self, x: Tensor, y: Tensor | None = None, is_filled: bool = False) -> Any:
         """Return values (N, D) with their classes in the columns of X: a frame of its types, or an array."""
         found = dict[str, Any]()
-        for column, values in zip(self.columns_, x.double().numpy().T):
+        x = recorded(self.schema_, x.double(), is_filled)
+        for column, values in zip(self.schema_.file_columns, x.numpy().T):
             found[column.name] = _in_units(column, values)
         if y is not None and self.condition:
             found[self.condition] = [self.class_values_[code] for code in y.tolist()]
-        for one in self.constants_:
+        for one in self.schema_.constants:
             found[one.name] = [one.text] * len(x)
         names = [name for name in map(str, self.dtypes_) if name in found]
         table = DataFrame({name: found[name] for name in names})
@@ -266,7 +265,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Build the VAE again, and give it its weights."""
         if "vae_" in state:
-            vae = build_vae(state["config_"], (len(state["columns_"]),), len(state["classes_"]))
+            vae = build_vae(state["config_"], (len(state["schema_"].columns),), len(state["classes_"]))
             vae.load_state_dict({name: torch.from_numpy(one) for name, one in state["vae_"].items()})
             state = {**state, "vae_": vae.eval()}
         super().__setstate__(state)

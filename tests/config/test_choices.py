@@ -15,8 +15,8 @@ from pvae.cli.train import main
 from pvae.config.build import build_vae
 from pvae.config.choices import images_config, load_for, values_config
 from pvae.core.errors import InputError
+from pvae.data.column import Column
 from pvae.data.dataset import Dataset
-from pvae.data.schema import Column
 from pvae.runs.run import Run
 
 RNG = np.random.default_rng(0)

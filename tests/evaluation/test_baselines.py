@@ -11,8 +11,8 @@ from sklearn.mixture import GaussianMixture
 from pvae.config.build import build_vae
 from pvae.config.choices import values_config
 from pvae.config.config import Config
+from pvae.data.column import Column
 from pvae.data.dataset import Dataset
-from pvae.data.schema import Column
 from pvae.evaluation.context import Context
 from pvae.evaluation.measures.baselines import compare_with, simple_models
 from pvae.evaluation.measures.samples import SampleQuality

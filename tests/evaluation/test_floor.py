@@ -14,9 +14,9 @@ import torch
 from pvae.config.build import build_vae, preparation_of
 from pvae.config.config import Config
 from pvae.core.random_state import seeded
+from pvae.data.column import Column
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Pixels
-from pvae.data.schema import Column
 from pvae.evaluation.measures.floor import beside_no_latent, floor
 from pvae.evaluation.report import evaluate, to_text
 from pvae.models.features import fit_to

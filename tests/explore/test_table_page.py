@@ -17,8 +17,8 @@ from pvae.config.choices import load_for, values_config
 from pvae.config.config import Config
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
+from pvae.data.column import Column
 from pvae.data.dataset import Dataset
-from pvae.data.schema import Column
 from pvae.distributions.columns import Columns
 from pvae.distributions.values import InSteps, WithAtom
 from pvae.explore.networks import Tensors, operations

@@ -23,8 +23,8 @@ from pvae.cli.evaluate import main as evaluate
 from pvae.cli.export import main as export
 from pvae.cli.train import main as train
 from pvae.core.random_state import seeded
+from pvae.data.column import Column
 from pvae.data.preparation import Pixels
-from pvae.data.schema import Column
 from pvae.distributions.columns import Columns
 from pvae.plotting import pictures
 from pvae.plotting.pictures import save_figures

@@ -1,0 +1,97 @@
+"""`Column`, a column of a table: how its fields become values, and values become fields again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MOST_DECIMALS = 8  # of numbers that a person wrote
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: how its fields become values of x, and values become fields again.
+
+    Args:
+        name: its name.
+        categories: the texts whose codes 0, 1, ... are the values of x, of an ordinal column in their order; () for
+            numbers and dates.
+        kind: "real", "count", "binary", "categorical" or "ordinal", if `--columns` names one for it; or "".
+        decimals: digits behind the point of its numbers, 0 if they are whole; None if that is not known.
+        least: the least value in the file.
+        greatest: the greatest value in the file.
+        origin: what is added to a value of x to give the number in the file, or for dates the days since 1970-01-01.
+        unit: the unit of the values of x, for instance "days from 2020-03-01", or "".
+        date_format: how dates are written, as `datetime.strftime` takes it, %z in UTC; "" for a column of other values.
+        suffix: "%" behind each number, or "".
+        point: "." or the decimal comma.
+    """
+
+    name: str
+    categories: tuple[str, ...] = ()
+    kind: str = ""
+    decimals: int | None = None
+    least: float | None = None
+    greatest: float | None = None
+    origin: float = 0.0
+    unit: str = ""
+    date_format: str = ""
+    suffix: str = ""
+    point: str = "."
+
+    def rounded(self, value: float) -> float:
+        """Return a value that was drawn or computed as one of the file: in its decimals and, if whole, in its range.
+
+        A value above 0 of a column that is all above 0 does not become 0.
+        """
+        if self.decimals is None or self.decimals > _MOST_DECIMALS or math.isnan(value):
+            return value
+        number = round(self.origin + value, self.decimals)
+        if self.least is not None and self.least > 0 and number == 0 and self.origin + value > 0:
+            number = 10.0**-self.decimals
+        value = number - self.origin
+        if self.decimals == 0:
+            if self.least is not None:
+                value = max(value, self.least)
+            if self.greatest is not None:
+                value = min(value, self.greatest)
+        return value
+
+    def text(self, value: float, is_given: bool = False) -> str:
+        """Return a value as the file has it: the text of a category, a date, or a number with the file's decimals.
+
+        Whole numbers and dates that were drawn or computed are rounded, whole numbers are clamped into the range of the
+        file, and numbers of a column that are all above 0 do not become 0.
+
+        Args:
+            value: a value of x; NaN becomes "".
+            is_given: the value is from a file, and keeps all of its digits.
+        """
+        if math.isnan(value):
+            return ""
+        if self.categories:
+            return self.categories[min(max(round(value), 0), len(self.categories) - 1)]
+        if not is_given:
+            value = self.rounded(value)
+        number = self.origin + value
+        if self.date_format:
+            parts = ("days", "%d"), ("hours", "%H"), ("minutes", "%M"), ("seconds", "%S"), ("microseconds", "%f")
+            unit = timedelta(**{[name for name, code in parts if code in self.date_format or code == "%d"][-1]: 1})
+            return f"{EPOCH + round(timedelta(days=number) / unit) * unit:{self.date_format.replace('%z', '+00:00')}}"
+        if self.decimals is None:
+            digits = 15 if is_given else 6
+            text = f"{number:.{digits}g}"
+        elif self.decimals > _MOST_DECIMALS:  # written from doubles: the shortest text of this number
+            import numpy as np
+
+            single = np.float32(number)
+            text = repr(number)
+            if float(single) == number:
+                text = str(single)
+        else:
+            text = f"{round(number, self.decimals) + 0.0:.{self.decimals}f}"  # 0.0 makes -0 a 0
+            if is_given and float(text) != number:
+                text = f"{number:.15g}"
+        return text.replace(".", self.point) + self.suffix

@@ -1,0 +1,900 @@
+"""Rules of a table: what holds in all of its rows is found, taken out before a training, and holds in every drawn row.
+
+A rule rewrites the columns of a table so that less is left to model, and `undo` brings them back exactly. Each is a
+bijection of the rows for which it holds, between values in steps or categories, whose probabilities do not change; a
+difference or a residual is its column shifted by others, which keeps a density too. So log p of the columns that are
+left is log p of the row.
+
+To add a rule, write a subclass of `Rule` with a name here, and a test.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pvae.core.errors import InputError, listed
+from pvae.core.options import Family
+from pvae.data.column import Column
+
+__all__ = ["Rule", "Table", "find_rules", "modelled", "recorded", "without_rules"]
+
+if TYPE_CHECKING:
+    from pvae.data.schema import Schema
+
+Values = Mapping[str, NDArray[np.float64]]
+
+_SURE = math.log(1e-9)  # the greatest log-probability that a rule holds in all rows by chance, of independent columns
+_LEAST_ROWS = 12  # in which a rule could have failed
+_SAMPLE = 2000  # rows, evenly spaced, that rule out most pairs of columns
+_MOST_NUMBERS = 40  # columns of numbers among which sums and products are searched
+_LEAST_VALUES = 8  # of a column that is computed from others
+_MOST_KEYS = 100  # values by which another column is looked up
+_FEW_ROWS = 50  # that rule out most products
+_ROUNDING = 3  # units in the last digit by which a sum may differ
+_FEW_LEVELS, _MOST_LEVELS, _LEAST_TIMES = 20, 50, 5  # of levels, and how often each occurs
+_TIMES = 10  # that a level occurs on average
+_SPAN = 730  # days from which a date has a season
+_FACTORS = (1, 2, 3, 4, 5, 10, 12, 60, 100)  # denominators of simple coefficients
+_TINY = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(Family):
+    """What holds in all rows of a table, and how its columns are rewritten by it.
+
+    Numbers are those of the file, dates are days since 1970, and texts are the codes of their categories; NaN is an
+    empty field.
+
+    Args:
+        column: the column that is rewritten, or left out.
+        of: the columns that it depends on.
+        rule: the name of the class, by which a run keeps it.
+        says: the rule in one line.
+    """
+
+    column: str
+    of: tuple[str, ...] = ()
+    rule: str = ""
+    says: str = ""
+
+    def __post_init__(self) -> None:
+        """Set the name of the class."""
+        object.__setattr__(self, "rule", self.name)
+
+    def __str__(self) -> str:
+        """Return the rule in one line."""
+        return self.says
+
+    @classmethod
+    def find(cls, table: Table) -> Iterator[Rule]:
+        """Yield rules of this class; each is applied to the table before the next one is searched."""
+        raise NotImplementedError
+
+    def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
+        """Return the columns that are left."""
+        raise NotImplementedError
+
+    def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
+        """Return the columns before `apply`."""
+        raise NotImplementedError
+
+    def described(self, name: str, x: NDArray[np.float64], before: Mapping[str, Column]) -> Column:
+        """Return a column that the rule has made, given the columns before: of numbers, unless a class says more."""
+        rounded = (k for k in range(9) if _are_equal(x, x.round(k)))
+        return replace(
+            before.get(name, Column(name)),
+            decimals=next(rounded, None),
+            least=float(np.nanmin(x)),
+            greatest=float(np.nanmax(x)),
+            origin=0.0,
+            unit="",
+            date_format="",
+        )
+
+
+class Table:
+    """The columns of a table, as rules rewrite them one after another.
+
+    Args:
+        values: of each column, (N,).
+        columns: the columns.
+        kept: names of columns that are not rewritten, since a user named their kinds.
+    """
+
+    def __init__(self, values: Values, columns: Sequence[Column], kept: Sequence[str] = ()) -> None:
+        self.values = dict(values)
+        self.columns = {column.name: column for column in columns}
+        self.kept = frozenset(kept)
+        self.rules: list[Rule] = []
+        self._codes: dict[str, tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]] = {}
+
+    def __len__(self) -> int:
+        return len(next(iter(self.values.values())))
+
+    def codes(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+        """Return the code of each row's value, -1 where it is empty, the values, and how often each occurs."""
+        if name not in self._codes:
+            x = self.values[name]
+            is_given = ~np.isnan(x)
+            levels, inverse, counts = np.unique(x[is_given], return_inverse=True, return_counts=True)
+            codes = np.full(len(x), -1)
+            codes[is_given] = inverse
+            self._codes[name] = codes, levels, counts
+        return self._codes[name]
+
+    def numbers(self) -> list[str]:
+        """Return the names of columns of numbers with a known number of digits, and of dates."""
+        return [
+            name
+            for name, column in self.columns.items()
+            if not column.categories
+            and (column.date_format or (column.decimals is not None and column.decimals <= 8))
+            and len(self.codes(name)[1]) > 1
+        ]
+
+    def unit(self, name: str) -> float:
+        """Return the unit of the last digit of a number."""
+        decimals = self.columns[name].decimals
+        if decimals is None:
+            return 1 / 86_400
+        return 10.0**-decimals
+
+    def take(self, rule: Rule) -> bool:
+        """Apply a rule, if `undo` brings back what was there; return whether it does."""
+        after = rule.apply(self.values)
+        back = rule.undo(after)
+        if not all(_are_equal(back[name], x) for name, x in self.values.items()):
+            return False
+        columns = {}
+        for name, x in after.items():
+            if x is self.values.get(name):
+                columns[name] = self.columns[name]
+            else:
+                columns[name] = rule.described(name, x, self.columns)
+                self._codes.pop(name, None)
+        self.values, self.columns = after, columns
+        self.rules.append(rule)
+        return True
+
+    def sample(self) -> NDArray[np.int64]:
+        """Return some rows, evenly spaced."""
+        return np.linspace(0, len(self) - 1, min(len(self), _SAMPLE)).astype(int)
+
+
+def find_rules(table: Table, without: Sequence[str] = ()) -> Table:
+    """Return the table as all rules that are found have rewritten it.
+
+    Rules are searched in the order of their classes: what is empty, what others determine, sums and products, where a
+    column has one value, order, seasons, and levels. Each column is computed from columns that stand before it in that
+    order, so none is computed from itself. A rule is taken only if it holds in all rows, and if it held by chance, of
+    independent columns, with a probability of at most 1e-9.
+
+    Args:
+        table: the columns of a file.
+        without: names of rules, or of columns, that are left out; "all" for all.
+    """
+    if "all" in without or len(table) < _LEAST_ROWS:
+        return table
+    for kind in Rule.members.values():
+        if kind.name in without:
+            continue
+        for rule in kind.find(table):
+            if rule.column not in without and rule.column not in table.kept:
+                table.take(rule)
+    return table
+
+
+def without_rules(
+    x: NDArray[np.float64], columns: Sequence[Column], kept: Sequence[str], option: str
+) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    """Return the values (N, D) that are left of those of a file, and the fields of a schema that say of what.
+
+    Args:
+        x: the values of the file.
+        columns: its columns.
+        kept: names of columns that are not rewritten.
+        option: `Reading.rules`.
+    """
+    without = [one.strip().removeprefix("not ") for one in option.split(",")]
+    table = find_rules(Table(_named(x, columns), columns, kept), without)
+    left = tuple(table.columns.values())
+    if not table.rules:
+        return x, {"columns": left}
+    recorded = [*columns]
+    for place, column in enumerate(columns):
+        if column not in left:  # it is computed from others, which say its range
+            recorded[place] = replace(column, least=None, greatest=None)
+    return _stacked(table.values, left), {"columns": left, "rules": tuple(table.rules), "recorded": tuple(recorded)}
+
+
+def modelled(schema: Schema, x: NDArray[np.float64], name: object, rows: Sequence[str]) -> NDArray[np.float64]:
+    """Return the values that are left of those of another file (N, D), by the rules of a schema.
+
+    Raises:
+        InputError: a row breaks a rule.
+    """
+    if not schema.rules:
+        return x
+    values: Values = _named(x, schema.recorded)
+    for rule in schema.rules:
+        values = rule.apply(values)
+    left = _stacked(values, schema.columns)
+    back = _stacked(_undone(schema.rules, _named(left, schema.columns)), schema.recorded)
+    is_given = ~np.isnan(x)
+    is_broken = is_given & ~np.isclose(x, back, rtol=1e-14, atol=_TINY)
+    for row, place in np.argwhere(is_broken)[:1].tolist():
+        column = schema.recorded[place]
+        said = [one.says for one in schema.rules if column.name in (one.column, *one.of)]
+        text = column.text(x[row, place], is_given=True)
+        raise InputError(f"{name}, {rows[row]}: {column.name} is {text}, which breaks a rule of the run: {said[0]}")
+    return left
+
+
+def recorded(schema: Schema, x: Tensor, is_filled: bool = False) -> Tensor:
+    """Return the values of the columns of a file (N, D), given those that are left.
+
+    Args:
+        schema: of the table.
+        x: values that are left; those that were drawn or computed are rounded as `Column.rounded` says.
+        is_filled: a field stays empty only where another column says so.
+    """
+    if not schema.rules:
+        return x
+    rounded = [[column.rounded(value) for value in x[:, place].tolist()] for place, column in enumerate(schema.columns)]
+    values: Values = _named(np.array(rounded).T, schema.columns)
+    if is_filled:
+        given = {one.indicator: np.zeros(len(x)) for one in schema.rules if isinstance(one, Empty)}
+        values = {name: given.get(name, x) for name, x in values.items()}
+    return torch.from_numpy(_stacked(_undone(schema.rules, values), schema.recorded))
+
+
+def _undone(rules: Sequence[Rule], values: Values) -> Values:
+    for rule in reversed(rules):
+        values = rule.undo(values)
+    return values
+
+
+def _named(x: NDArray[np.float64], columns: Sequence[Column]) -> dict[str, NDArray[np.float64]]:
+    return {column.name: x[:, place] + column.origin for place, column in enumerate(columns)}
+
+
+def _stacked(values: Values, columns: Sequence[Column]) -> NDArray[np.float64]:
+    return np.stack([values[column.name] - column.origin for column in columns], 1)
+
+
+def _are_equal(x: NDArray[np.float64], y: NDArray[np.float64]) -> bool:
+    return bool(np.allclose(x, y, rtol=1e-14, atol=_TINY, equal_nan=True))
+
+
+def _without(values: Values, *names: str) -> dict[str, NDArray[np.float64]]:
+    return {name: x for name, x in values.items() if name not in names}
+
+
+def _may_depend(name: str, of: Sequence[str]) -> bool:
+    """Return whether a column is none of those others, nor says whether one of them is empty."""
+    return name not in of and not any(name == Empty(column=one).indicator for one in of)
+
+
+def _is_sure(times: float, log_probability: float) -> bool:
+    """Return whether a rule did not hold so many times by chance."""
+    return times * log_probability <= _SURE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Empty(Rule, name="empty", help="whether a field is empty is a column of 0 and 1"):
+    """Whether a field is empty is another column: drawn rows have empty fields as the data have."""
+
+    @property
+    def indicator(self) -> str:
+        """The name of the other column."""
+        return f"{self.column} is empty"
+
+    @classmethod
+    def find(cls, table: Table) -> Iterator[Rule]:
+        """Yield a rule for each column with an empty field."""
+        for name in [*table.columns]:
+            count = np.isnan(table.values[name]).sum()
+            if count and f"{name} is empty" not in table.columns:
+                yield cls(column=name, says=f"{name} is empty in {count / len(table):.1%} of the rows")
+
+    def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
+        """Add the other column."""
+        return {**values, self.indicator: np.isnan(values[self.column]).astype(float)}
+
+    def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
+        """Leave the fields empty."""
+        x = np.where(values[self.indicator] == 1, np.nan, values[self.column])
+        return _without({**values, self.column: x}, self.indicator)
+
+    def described(self, name: str, x: NDArray[np.float64], before: Mapping[str, Column]) -> Column:
+        """Return a column of 0 and 1."""
+        return Column(name, kind="binary", decimals=0, least=0.0, greatest=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Same(Rule, name="same", help="a column is a function of another one, or of two"):
+    """A column is a function of one or two others, of few values: it is left out, and looked up.
+
+    Args:
+        keys: the values of the first of these others.
+        seconds: the values of the second, or ().
+        found: the value of the column for each of them.
+    """
+
+    keys: tuple[float, ...]
+    seconds: tuple[float, ...] = ()
+    found: tuple[float, ...]
+
+    @classmethod
+    def find(cls, table: Table) -> Iterator[Rule]:
+        """Yield rules of one other column, then of two; the columns with the fewest values come first."""
+        for count in (1, 2):
+            names = sorted(table.columns, key=lambda name: len(table.codes(name)[1]))
+            few = [name for name in names if 1 < len(table.codes(name)[1]) <= _MOST_KEYS]
+            for of in itertools.combinations(few, count):
+                for name in names:
+                    if {name, *of} <= {*table.columns} and _may_depend(name, of):
+                        yield from cls._of(table, name, of)
+
+    @classmethod
+    def _of(cls, table: Table, name: str, of: Sequence[str]) -> Iterator[Rule]:
+        codes, levels, counts = table.codes(name)
+        keys = [table.codes(one) for one in of]
+        sizes = [len(one[1]) for one in keys]
+        if not 1 < len(levels) <= math.prod(sizes):
+            return
+        joint = np.ravel_multi_index([one[0].clip(0) for one in keys], sizes)
+        for rows in (table.sample(), slice(None)):
+            is_given = codes[rows] >= 0
+            pairs = np.unique(joint[rows][is_given] * len(levels) + codes[rows][is_given])
+            seen = pairs // len(levels)
+            if len(np.unique(seen)) < len(pairs):
+                return
+        times = counts.sum() - len(pairs)
+        is_known = np.all([one[0][codes >= 0] >= 0 for one in keys])
+        if not is_known or not _is_sure(times, math.log(np.square(counts / counts.sum()).sum())):
+            return
+        if len(of) == 2 and not len(pairs) == math.prod(sizes) <= len(table) / _TIMES:  # a drawn row may have another
+            return
+        is_one_to_one = len(of) == 1 and len(levels) == len(pairs)
+        if is_one_to_one and table.columns[name].categories and not table.columns[of[0]].categories:
+            return  # a number is left out rather than a text
+        each = [one[1] for one in keys]
+        places = np.unravel_index(seen, sizes)
+        found = [tuple(one[place].tolist()) for one, place in zip(each, places)]
+        yield cls(
+            column=name,
+            of=tuple(of),
+            keys=found[0],
+            seconds=found[1] if len(of) == 2 else (),
+            found=tuple(levels[pairs % len(levels)].tolist()),
+            says=f"{name} is a function of {' and '.join(of)}",
+        )
+
+    def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
+        """Leave the column out."""
+        return _without(values, self.column)
+
+    def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
+        """Look the column up."""
+        value_of = dict(zip(zip(*filter(None, (self.keys, self.seconds))), self.found))
+        rows = zip(*(values[name].tolist() for name in self.of))
+        return {**values, self.column: np.array([value_of.get(row, math.nan) for row in rows])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold(Rule, name="threshold", help="a category is a function of a number, by thresholds"):
+    """A column of few values is a function of a number, by thresholds: it is left out.
+
+    Args:
+        thresholds: between two values of the number, in rising order.
+        found: the value of the column below the first, between each two, and above the last.
+    """
+
+    thresholds: tuple[float, ...]
+    found: tuple[float, ...]
+
+    @classmethod
+    def find(cls, table: Table) -> Iterator[Rule]:
+        """Yield rules of columns with at most 20 values, which change as often as they have values, less one."""
+        few = [name for name in table.columns if 1 < len(table.codes(name)[1]) <= _FEW_LEVELS]
+        for name, other in itertools.product(few, table.numbers()):
+            if not {name, other} <= {*table.columns} or not _may_depend(name, [other]):
+                continue
+            codes, levels, counts = table.codes(name)
+            x = table.values[other]
+            if len(table.codes(other)[1]) <= len(levels) or np.isnan(x + codes).any() or codes.min() < 0:
+                continue
+            for rows in (table.sample(), np.arange(len(table))):
+                rows = rows[np.argsort(x[rows], kind="stable")]
+                changes = np.flatnonzero(np.diff(codes[rows]))
+            if len(changes) != len(levels) - 1 or (x[rows][changes] == x[rows][changes + 1]).any():
+                continue
+            ways = math.lgamma(len(levels) + 1)  # orders of the values, of all arrangements of the rows
+            arrangements = math.lgamma(len(x) + 1) - sum(math.lgamma(one + 1) for one in counts)
+            if ways - arrangements > _SURE:
+                continue
+            ends = x[rows][changes] + x[rows][changes + 1]
+            firsts = codes[rows][[0, *(changes + 1)]]
+            says = f"{name} is a function of {other}, by {len(changes)} threshold{'s'[: len(changes) > 1]}"
+            yield cls(
+                column=name,
+                of=(other,),
+                thresholds=tuple((ends / 2).tolist()),
+                found=tuple(levels[firsts].tolist()),
+                says=says,
+            )
+
+    def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
+        """Leave the column out."""
+        return _without(values, self.column)
+
+    def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
+        """Look the column up."""
+        places = np.searchsorted(self.thresholds, values[self.of[0]])
+        return {**values, self.column: np.array(self.found)[places]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Formula(Rule):
+    """A column is computed from others, up to a residual of a few units in its last digit, which is left.
+
+    Args:
+        decimals: digits of the column behind the point.
+        is_exact: the residual is always 0, and the column is left out.
+    """
+
+    decimals: int
+    is_exact: bool
+
+    def computed(self, values: Values) -> NDArray[np.float64]:
+        """Return the column without the residual."""
+        raise NotImplementedError
+
+    def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
+        """Leave the residual."""
+        if self.is_exact:
+            return _without(values, self.column)
+        return {**values, self.column: (values[self.column] - self.computed(values)).round(self.decimals)}
+
+    def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
+        """Add what is computed."""
+        x = self.computed(values)
+        if not self.is_exact:
+            x = x + values[self.column]
+        return {**values, self.column: x.round(self.decimals)}
+
+    @classmethod
+    def of_residual(cls, table: Table, rule: Formula) -> Iterator[Rule]:
+        """Yield the rule, if its residual is small in all rows."""
+        x = table.values[rule.column]
+        if np.isnan(rule.computed(table.values)[~np.isnan(x)]).any():
+            return
+        residual = np.abs(x - rule.computed(table.values)).round(rule.decimals)
+        most = np.nanmax(residual)
+        if most == 0:
+            yield replace(rule, is_exact=True)
+        elif most <= _ROUNDING * table.unit(rule.column) and most <= 0.02 * np.nanstd(x):
+            yield replace(rule, says=f"{rule.says}, to within {most:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sum(Formula, name="sum", help="a number is a sum of others, with simple coefficients"):
+    """A number is a constant and a sum of others, each with a simple coefficient.
+
+    Args:
+        factors: the coefficient of each of the others.
+        constant: what is added.
+    """
+
+    factors: tuple[float, ...]
+    constant: float
+
+    @classmethod
+    def find(cls, table: Table) -> Iterator[Rule]:
+        """Yield rules found by least squares, for the last column first."""
+        for name in table.numbers()[::-1][:_MOST_NUMBERS]:
+            others = [one for one in table.numbers()[:_MOST_NUMBERS] if one != name]
+            if name in table.columns and others and len(table.codes(name)[1]) >= _LEAST_VALUES:
+                yield from cls._of(table, name, others)
+
+    @classmethod
+    def _of(cls, table: Table, name: str, others: list[str]) -> Iterator[Rule]:
+        decimals = table.columns[name].decimals or 0
+        rows = table.sample()
+        y = table.values[name][rows]
+        x = np.stack([table.values[one][rows] for one in others], 1)
+        is_given = ~np.isnan(y)
+        x = x[:, ~np.isnan(x[is_given]).any(0)]
+        others = [one for one in others if not np.isnan(table.values[one][rows][is_given]).any()]
+        x, y = x[is_given], y[is_given]
+        if not others or len(y) < 5 * (len(others) + 1):
+            return
+        slack = _ROUNDING * table.unit(name)
+        places = _needed(x, y, slack)
+        if not places:
+            return
+        factors = [_simple(one) for one in _least_squares(x[:, places], y)]
+        if None in factors or 0 in factors:
+            return
+        rest = y - x[:, places] @ np.array(factors)
+        constant = round(float(np.median(rest)), decimals)
+        of = tuple(others[place] for place in places)
+        says = f"{name} = " + _said_sum(factors, of, constant)
+        rule = cls(
+            column=name, of=of, decimals=decimals, is_exact=False, factors=tuple(factors), constant=constant, says=says
+        )
+        yield from cls.of_residual(table, rule)
+
+    def computed(self, values: Values) -> NDArray[np.float64]:
+        """Return the sum."""
+        total = np.full(len(values[self.of[0]]), self.constant)
+        for factor, name in zip(self.factors, self.of):
+            total = total + factor * values[name]
+        return total.round(self.decimals)
+
+
+def _least_squares(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the coefficients of x (N, K), of a sum with a constant."""
+    centred = x - x.mean(0)
+    scale = np.abs(centred).max(0) + 1e-300
+    found, *_ = np.linalg.lstsq(centred / scale, y - y.mean(), rcond=1e-10)
+    return found / scale
+
+
+def _needed(x: NDArray[np.float64], y: NDArray[np.float64], slack: float) -> list[int]:
+    """Return the columns of x of which y is a sum with a constant up to `slack`, as few as suffice; [] if of none."""
+
+    def suffice(places: list[int]) -> bool:
+        rest = y - x[:, places] @ _least_squares(x[:, places], y)
+        return bool(np.ptp(rest) <= 2 * slack)
+
+    places = [*range(x.shape[1])]
+    if not suffice(places):
+        return []
+    for place in [*places]:
+        fewer = [one for one in places if one != place]
+        if fewer and suffice(fewer):
+            places = fewer
+    return places
+
+
+def _simple(factor: float) -> float | None:
+    """Return the simple number that a coefficient is close to, or None."""
+    found = (round(factor * one) / one for one in _FACTORS)
+    return next((one for one in found if abs(one - factor) <= 1e-3 * max(1.0, abs(factor))), None)
+
+
+def _said_sum(factors: Sequence[float], names: Sequence[str], constant: float) -> str:
+    text = ""
+    for factor, name in zip(factors, names):
+        text += " - " if factor < 0 else " + "
+        text += name if abs(factor) == 1 else f"{abs(factor):g} {name}"
+    if constant:
+        text = f"{constant:.10g}{text}"
+    return text.removeprefix(" + ").strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product(Formula, name="product", help="a number is the product or the ratio of two others"):
+    """A number is the product of two others, or their ratio.
+
+    Args:
+        is_ratio: it is the first divided by the second.
+    """
+
+    is_ratio: bool
+
+    @classmethod
+    def find(cls, table: Table) -> Iterator[Rule]:
+        """Yield rules for the last column first, products before ratios."""
+        names = [one for one in table.numbers()[:_MOST_NUMBERS] if not table.columns[one].date_format]
+        for name in names[::-1]:
+            if name in table.columns and len(table.codes(name)[1]) >= _LEAST_VALUES:
+                for is_ratio, of in cls._candidates(table, name, names):
+                    if name in table.columns and {*of} <= {*table.columns}:
+                        says = f"{name} = {of[0]} {'/' if is_ratio else 'x'} {of[1]}"
+                        decimals = table.columns[name].decimals or 0
+                        rule = cls(column=name, of=of, decimals=decimals, is_exact=False, is_ratio=is_ratio, says=says)
+                        yield from cls.of_residual(table, rule)
+
+    @classmethod
+    @np.errstate(all="ignore")
+    def _candidates(cls, table: Table, name: str, names: list[str]) -> list[tuple[bool, tuple[str, str]]]:
+        """Return the products and ratios that agree in a few rows."""
+        others = [one for one in names if one != name and one in table.columns]
+        y = table.values[name]
+        rows = np.flatnonzero(~np.isnan(y))
+        rows = rows[:: max(1, len(rows) // _FEW_ROWS)]
+        if not others or len(rows) < _LEAST_ROWS:
+            return []
+        x = np.stack([table.values[one][rows] for one in others])
+        found = []
+        for is_ratio, computed in ((False, x[:, None] * x), (True, x[:, None] / x)):
+            is_close = (np.abs(computed - y[rows]) <= (_ROUNDING + 0.5) * table.unit(name)).all(-1)
+            for i, j in np.argwhere(is_close).tolist():
+                if i != j and (is_ratio or i < j):
+                    found.append((is_ratio, (others[i], others[j])))
+        return found
+
+    @np.errstate(all="ignore")
+    def computed(self, values: Values) -> NDArray[np.float64]:
+        """Return the product or the ratio; NaN where that is not finite."""
+        first, second = (values[name] for name in self.of)
+        x = first / second if self.is_ratio else first * second
+        return np.where(np.isfinite(x), x, np.nan).round(self.decimals)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where(Rule, name="where", help="a column has one value where another one has some values"):
+    """A column has one value in all rows in which another one has certain values: it is not modelled there.
+
+    Args:
+        values: of the other column.
+        value: of the column there.
+    """
+
+    values: tuple[float, ...]
+    value: float
+
+    @classmethod
+    def find(cls, table: Table) -> Iterator[Rule]:
+        """Yield rules of a number that is its least or its greatest value, and of whether a field is empty."""
+        for of, name in itertools.permutations([*table.columns], 2):
+            column = table.columns[name]
+            if column.categories or len(table.codes(of)[1]) > _MOST_KEYS or not table.codes(name)[2].size:
+                continue
+            if any(isinstance(one, Where) and name in (one.column, *one.of) for one in table.rules):
+                continue
+            if not _may_depend(name, [of]):
+                continue
+            yield from cls._of(table, name, of)
+
+    @classmethod
+    def _of(cls, table: Table, name: str, of: str) -> Iterator[Rule]:
+        keys, key_values, key_counts = table.codes(of)
+        codes, levels, counts = table.codes(name)
+        ends = {len(levels) - 1, 0}
+        for code in sorted(ends, key=lambda one: -counts[one]):
+            is_other = (keys >= 0) & (codes != code)
+            others = np.bincount(keys[is_other], minlength=len(key_values))
+            found = np.flatnonzero((others == 0) & (key_counts >= max(_LEAST_ROWS, 0.01 * len(keys))))
+            times = key_counts[found].sum()
+            share = counts[code] / counts.sum()
+            if times and share <= 0.98 and times < len(keys) - _LEAST_ROWS and _is_sure(times, math.log(share)):
+                where = _said_values(table.columns[of], key_values[found])
+                is_all = times == counts[code]
+                says = f"{name} is {_said_values(table.columns[name], levels[[code]])}"
+                if any(isinstance(one, Empty) and one.indicator == name for one in table.rules):
+                    says = name.removesuffix(" is empty") + (" is empty" if levels[code] else " is given")
+                yield cls(
+                    column=name,
+                    of=(of,),
+                    values=tuple(key_values[found].tolist()),
+                    value=float(levels[code]),
+                    says=f"{says} {'exactly ' if is_all else ''}where {of} is {where}",
+                )
+                return
+
+    def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
+        """Leave the fields empty."""
+        return {**values, self.column: np.where(self._is_there(values), np.nan, values[self.column])}
+
+    def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
+        """Fill the fields in."""
+        return {**values, self.column: np.where(self._is_there(values), self.value, values[self.column])}
+
+    def _is_there(self, values: Values) -> NDArray[np.bool_]:
+        return np.isin(values[self.of[0]], self.values)
+
+    def described(self, name: str, x: NDArray[np.float64], before: Mapping[str, Column]) -> Column:
+        """Return the column as it was, with the range that is left."""
+        column = before[name]
+        least, greatest = float(np.nanmin(x)), float(np.nanmax(x))
+        return replace(column, least=least - column.origin, greatest=greatest - column.origin)
+
+
+def _said_values(column: Column, values: NDArray[np.float64]) -> str:
+    return listed([column.text(value - column.origin, is_given=True) for value in values.tolist()])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order(Rule, name="order", help="a number is at most another one"):
+    """A number is at most another one: one of them becomes their difference, which is at least 0.
+
+    Args:
+        is_above: the column is the greater one, b in b - a; or the smaller one.
+        decimals: digits of the difference behind the point; -1 if that is not known, as of times.
+        least: the least value of the column.
+    """
+
+    is_above: bool
+    decimals: int
+    least: float
+
+    @classmethod
+    def find(cls, table: Table) -> Iterator[Rule]:
+        """Yield rules of the closest pairs; a column is rewritten after those that depend on it."""
+        used = {rule.column for rule in table.rules if not isinstance(rule, (Empty, Where))}
+        names = [one for one in table.numbers() if one not in used and len(table.codes(one)[1]) > 3]
+        found: list[tuple[float, Order]] = []
+        for low, high in itertools.permutations(names, 2):
+            found += cls._of(table, low, high)
+        parents: dict[str, Order] = {}
+        for _, rule in sorted(found, key=lambda one: one[0]):
+            chain = [rule.of[0]]
+            while chain[-1] in parents:
+                chain += parents[chain[-1]].of
+            if rule.column not in parents and rule.column not in chain:
+                parents[rule.column] = rule
+        left = dict(parents)
+        while left:
+            leaf = next(name for name in left if all(name not in rule.of for rule in left.values()))
+            yield left.pop(leaf)
+
+    @classmethod
+    def _of(cls, table: Table, low: str, high: str) -> Iterator[tuple[float, Order]]:
+        a, b = table.values[low], table.values[high]
+        columns = table.columns[low], table.columns[high]
+        if bool(columns[0].date_format) != bool(columns[1].date_format):
+            return
+        sample = table.sample()
+        if not np.nanmin((b - a)[sample], initial=math.inf) >= 0:
+            return
+        both = ~np.isnan(b - a)
+        rest = (b - a)[both]
+        if len(rest) < 30 or rest.min() < 0:
+            return
+        draw = np.random.RandomState(0)
+        failed = np.mean(
+            [(draw.permutation(b[both][sample % both.sum()]) < a[both][sample % both.sum()]).mean() for _ in range(10)]
+        )
+        if failed == 0 or not _is_sure(len(rest), math.log1p(-min(failed, 0.999))):
+            return
+        if np.quantile(rest, 0.01) > 0.25 * rest.std():  # far from each other
+            return
+        decimals = -1
+        if None not in (columns[0].decimals, columns[1].decimals):
+            decimals = max(columns[0].decimals, columns[1].decimals)
+        for name, of, is_above in ((high, low, True), (low, high, False)):
+            x = table.values[name]
+            if np.isnan(table.values[of][~np.isnan(x)]).any():
+                continue
+            ratio = rest.std() / np.nanstd(table.values[high])
+            if ratio > 1:
+                return
+            yield (
+                float(ratio),
+                cls(
+                    column=name,
+                    of=(of,),
+                    is_above=is_above,
+                    decimals=decimals,
+                    least=float(np.nanmin(x)),
+                    says=f"{low} <= {high}",
+                ),
+            )
+            return
+
+    def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
+        """Leave the difference."""
+        return {**values, self.column: self._rounded(self._sign * (values[self.column] - values[self.of[0]]))}
+
+    def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
+        """Add the difference, of at least 0, or subtract it."""
+        rest = np.maximum(values[self.column], 0)
+        x = self._rounded(values[self.of[0]] + self._sign * rest)
+        if not self.is_above:
+            x = np.minimum(np.maximum(x, min(self.least, 0.0)), values[self.of[0]])
+        return {**values, self.column: x}
+
+    @property
+    def _sign(self) -> int:
+        return 1 if self.is_above else -1
+
+    def _rounded(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self.decimals < 0:
+            return x
+        return x.round(self.decimals)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Season(Rule, name="season", help="a date of two years or more is its year, its day of the year, and its time"):
+    """A date becomes a year, a day of the year and, if it has one, a time of the day in days."""
+
+    has_time: bool
+
+    @classmethod
+    def find(cls, table: Table) -> Iterator[Rule]:
+        """Yield a rule for each date that spans two years or more."""
+        for name in [*table.columns]:
+            if not table.columns[name].date_format:
+                continue
+            x = table.values[name]
+            if np.nanmax(x) - np.nanmin(x) >= _SPAN:
+                yield cls(
+                    column=name, has_time=bool((x != np.floor(x))[~np.isnan(x)].any()), says=f"{name} has seasons"
+                )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the columns that are left."""
+        names = f"{self.column}: year", f"{self.column}: day of the year", f"{self.column}: time"
+        return names[: 2 + self.has_time]
+
+    def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
+        """Leave the parts of the date."""
+        x = values[self.column]
+        days = np.floor(x)
+        dates = np.where(np.isnan(days), 0, days).astype("datetime64[D]")
+        years = dates.astype("datetime64[Y]")
+        parts = (years.astype(float) + 1970, (dates - years.astype("datetime64[D]")).astype(float) + 1, x - days)
+        parts = tuple(np.where(np.isnan(x), np.nan, part) for part in parts)
+        return {**_without(values, self.column), **dict(zip(self.names, parts))}
+
+    def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
+        """Return the date; a day that the year does not have becomes its last one."""
+        year, day, *time = (values[name] for name in self.names)
+        is_empty = np.isnan(year + day)
+        years = np.where(is_empty, 0, year - 1970).astype(int).astype("datetime64[Y]")
+        start = years.astype("datetime64[D]").astype(float)
+        length = (years + 1).astype("datetime64[D]").astype(float) - start
+        x = start + np.clip(day, 1, length) - 1 + sum(time)
+        return {**_without(values, *self.names), self.column: np.where(is_empty, np.nan, x)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels(Rule, name="levels", help="a number of few values becomes their codes"):
+    """A number that has few values, each many times, becomes the codes of these, in their order.
+
+    Args:
+        levels: the values.
+        texts: of the values, as the file has them.
+    """
+
+    levels: tuple[float, ...]
+    texts: tuple[str, ...]
+
+    @classmethod
+    def find(cls, table: Table) -> Iterator[Rule]:
+        """Yield a rule for each number of at most 20 values, of 50 with gaps, or by which others are looked up."""
+        keys = {name for rule in table.rules if isinstance(rule, Same) for name in rule.of}
+        for name, column in [*table.columns.items()]:
+            _, levels, counts = table.codes(name)
+            if column.categories or column.kind or column.date_format or len(levels) < 2:
+                continue
+            steps = np.diff(levels)
+            has_gaps = steps.max() > 1.5 * steps.min()
+            most = _MOST_LEVELS if has_gaps else _FEW_LEVELS
+            are_often = counts.min() >= _LEAST_TIMES and counts.sum() >= _TIMES * len(levels)
+            is_bit = {*levels.tolist()} <= {0.0, 1.0}
+            if name in keys or (are_often and len(levels) <= most and not is_bit):
+                texts = tuple(column.text(value - column.origin, is_given=True) for value in levels.tolist())
+                says = f"{name} is one of {listed(texts)}"
+                yield cls(column=name, levels=tuple(levels.tolist()), texts=texts, says=says)
+
+    def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
+        """Leave the codes; NaN of another value."""
+        x = values[self.column]
+        codes = np.searchsorted(self.levels, x).clip(0, len(self.levels) - 1)
+        is_level = np.array(self.levels)[codes] == x
+        return {**values, self.column: np.where(is_level, codes, np.nan)}
+
+    def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
+        """Return the values."""
+        codes = values[self.column]
+        x = np.array(self.levels)[np.where(np.isnan(codes), 0, codes).astype(int)]
+        return {**values, self.column: np.where(np.isnan(codes), np.nan, x)}
+
+    def described(self, name: str, x: NDArray[np.float64], before: Mapping[str, Column]) -> Column:
+        """Return an ordinal column."""
+        return Column(name, self.texts, "ordinal")
