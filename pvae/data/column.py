@@ -27,6 +27,8 @@ class Column:
         date_format: how dates are written, as `datetime.strftime` takes it, %z in UTC; "" for a column of other values.
         suffix: "%" behind each number, or "".
         point: "." or the decimal comma.
+        step: of which the differences of its numbers are multiples, such as 500, if it is above a unit of the last
+            digit; or 0.
     """
 
     name: str
@@ -40,24 +42,28 @@ class Column:
     date_format: str = ""
     suffix: str = ""
     point: str = "."
+    step: float = 0.0
 
     def rounded(self, value: float) -> float:
-        """Return a value that was drawn or computed as one of the file: in its decimals and, if whole, in its range.
+        """Return a value that was drawn or computed as one of the file: in its steps and decimals.
 
-        A value above 0 of a column that is all above 0 does not become 0.
+        A whole number is kept in the range of the file, and a number of a column of which none is below 0, or none is
+        0, is not below 0 either, or not 0.
         """
         if self.decimals is None or self.decimals > _MOST_DECIMALS or math.isnan(value):
             return value
-        number = round(self.origin + value, self.decimals)
-        if self.least is not None and self.least > 0 and number == 0 and self.origin + value > 0:
-            number = 10.0**-self.decimals
-        value = number - self.origin
+        least = -math.inf if self.least is None else self.least
+        greatest = math.inf if self.greatest is None else self.greatest
+        if self.step:
+            value = least + self.step * round((value - least) / self.step)
+        unit = self.step or 10.0**-self.decimals
         if self.decimals == 0:
-            if self.least is not None:
-                value = max(value, self.least)
-            if self.greatest is not None:
-                value = min(value, self.greatest)
-        return value
+            value = min(max(value, least), greatest)
+        elif least + self.origin > 0:
+            value = max(value, unit - self.origin)
+        elif least + self.origin == 0:
+            value = max(value, least)
+        return round(self.origin + value, self.decimals) - self.origin
 
     def text(self, value: float, is_given: bool = False) -> str:
         """Return a value as the file has it: the text of a category, a date, or a number with the file's decimals.

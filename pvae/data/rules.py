@@ -24,6 +24,7 @@ from torch import Tensor
 from pvae.core.errors import InputError, listed
 from pvae.core.options import Family
 from pvae.data.column import Column
+from pvae.models.features import steps_of
 
 __all__ = ["Rule", "Table", "find_rules", "modelled", "recorded", "without_rules"]
 
@@ -98,6 +99,7 @@ class Rule(Family):
             origin=0.0,
             unit="",
             date_format="",
+            step=steps_of(torch.tensor(x[:, None])).item(),
         )
 
 
@@ -212,7 +214,7 @@ def without_rules(
     recorded = [*columns]
     for place, column in enumerate(columns):
         if column not in left:  # it is computed from others, which say its range
-            recorded[place] = replace(column, least=None, greatest=None)
+            recorded[place] = replace(column, least=None, greatest=None, step=0.0)
     return _stacked(table.values, left), {"columns": left, "rules": tuple(table.rules), "recorded": tuple(recorded)}
 
 

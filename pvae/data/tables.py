@@ -34,6 +34,7 @@ from pvae.data.reading import Reading
 from pvae.data.rules import modelled, without_rules
 from pvae.data.schema import Constant, Fields, Schema, Values
 from pvae.models.columns import column_kinds, named_kinds
+from pvae.models.features import steps_of
 
 _MOST_TEXTS = 100  # of a category, unless --columns names its kind
 _MOST_DAYS = 366 * 200  # between a date and 1970
@@ -349,7 +350,12 @@ def _new_column(given: Series, numbers: Series, point: str, kind: str, levels: S
             return f"whole numbers, of which each row has its own: {how}"
     origin, unit = _origin(name, least, greatest) if kind in ("", "real") else (0.0, "")
     suffix = "%" if any(text.endswith("%") for text in distinct) else ""
-    return Column(name, (), kind, decimals, least - origin, greatest - origin, origin, unit, "", suffix, point)
+    step = 0.0
+    if decimals is not None:
+        step = steps_of(torch.tensor(x[:, None])).item()
+        if step < 1.5 * 10.0**-decimals:  # a unit of the last digit
+            step = 0.0
+    return Column(name, (), kind, decimals, least - origin, greatest - origin, origin, unit, "", suffix, point, step)
 
 
 def _origin(name: str, least: float, greatest: float) -> tuple[float, str]:
