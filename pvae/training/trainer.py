@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
 
 from pvae.compile.compiled_svi import Done
-from pvae.core.batch import Batch, LossAndTerms
+from pvae.core.batch import Batch
 from pvae.core.errors import (
     InputError,
     NotFiniteError,
@@ -26,6 +26,7 @@ from pvae.core.errors import (
     is_out_of_memory,
 )
 from pvae.core.random_state import restore_rng_state, rng_state, seeded
+from pvae.data.preparation import TrainingData
 from pvae.elbos.base import PerDatumELBO
 from pvae.runs.checkpoint import Checkpoint
 from pvae.runs.metrics import Metrics
@@ -36,47 +37,7 @@ from pvae.training.parallel import ALONE, World
 from pvae.training.schedules import StepValues
 from pvae.vae import VAE
 
-_TERMS = 2**20  # data whose terms are kept until their means are taken
 _SMALLER_STEPS = "train anew with a smaller --lr, or with --clip-norm 100"
-
-
-class Means(NamedTuple):
-    """Means over data that come in parts.
-
-    Args:
-        num_data: number of data.
-        distortion: mean of the distortion.
-        rate: mean of the rate.
-        squares: sum of the squared deviations of the ELBO from its mean.
-    """
-
-    num_data: int = 0
-    distortion: float = 0.0
-    rate: float = 0.0
-    squares: float = 0.0
-
-    @property
-    def std(self) -> float:
-        """The standard deviation of the ELBO over the data; NaN of one."""
-        if self.num_data == 1:
-            return math.nan
-        return math.sqrt(self.squares / (self.num_data - 1))
-
-    def with_terms(self, terms: Tensor) -> Means:
-        """Return the means with further distortions and rates, float64 (2, N)."""
-        distortion, rate = terms.mean(1).tolist()
-        elbo = -terms.sum(0)
-        num_data = self.num_data + len(elbo)
-        share = len(elbo) / num_data
-        more_distortion = distortion - self.distortion
-        more_rate = rate - self.rate
-        between = self.num_data * share * (more_distortion + more_rate) ** 2
-        return Means(
-            num_data,
-            self.distortion + share * more_distortion,
-            self.rate + share * more_rate,
-            self.squares + (elbo - elbo.mean()).square().sum().item() + between,
-        )
 
 
 class Callback:
@@ -106,24 +67,6 @@ class Callback:
 
     def close(self) -> None:
         """Do something at the end, by whatever the training was ended."""
-
-
-class InEpochs(Protocol):
-    """Training data: their number, their order in each epoch, and some for callbacks."""
-
-    @property
-    def preparation(self) -> Any:
-        """How x is made of what is kept in memory."""
-
-    @property
-    def sample(self) -> Tensor:
-        """Data that are kept for callbacks: all, or the first ones."""
-
-    def __len__(self) -> int:
-        """Return their number."""
-
-    def order(self, passes: int, num_visits: int) -> Tensor:
-        """Return the order of the data in an epoch, int64 (num_visits,)."""
 
 
 @dataclass(kw_only=True)
@@ -161,7 +104,7 @@ class Trainer:
     elbo: PerDatumELBO
     engine: Engine
     optimizer: torch.optim.Optimizer
-    data: InEpochs
+    data: TrainingData
     splits: Mapping[str, Batch]
     batch_size: int
     evaluation_size: int
@@ -241,8 +184,7 @@ class Trainer:
             TrainingError: the loss or a gradient of a step is not finite, or memory does not suffice; parameters and
                 the optimiser's state are as before that step.
         """
-        means = Means()
-        parts = list[Tensor]()
+        terms = self._zeros(2, self.num_visits)
         seconds = total = 0.0
         seen = 0
         with advice_on_memory(f"step {self.step + 1} or later"):
@@ -254,26 +196,17 @@ class Trainer:
                 seconds += some.seconds
                 if some.error is not None:
                     raise self._explained(some.error)
-                parts.append(torch.stack([*some.terms]).double())
+                start = seen
                 for loss in some.losses.tolist():
-                    total += loss * min(self.batch_size, self.num_visits - seen)
-                    seen += self.batch_size
-                if sum(one.shape[1] for one in parts) > _TERMS:
-                    means = means.with_terms(self._whole(parts))
-                    parts = []
+                    size = min(self.batch_size, self.num_visits - seen)
+                    total += loss * size
+                    seen += size
+                terms[:, start:seen] = torch.stack([*some.terms])
                 for callback in callbacks:
                     callback.on_steps_end(self, some)
-            if parts:
-                means = means.with_terms(self._whole(parts))
         totals = self._zeros(1) + total
-        self.world.sum_([totals])
-        return self._metrics("train", means, totals.item() / means.num_data, seconds)
-
-    def _whole(self, parts: Sequence[Tensor]) -> Tensor:
-        """Return the terms of some steps, (2, N), of which each process has computed its share."""
-        terms = torch.cat([*parts], 1)
-        self.world.sum_([terms])
-        return terms
+        self.world.sum_([terms, totals])
+        return self._metrics("train", terms, totals.item() / seen, seconds)
 
     def _explained(self, error: Exception) -> Exception:
         """Return the error of the next step as one that names the step."""
@@ -309,10 +242,10 @@ class Trainer:
             pyro.validation_enabled(False),
         ):
             for batch in data.split(self.evaluation_size):
-                (loss, batch_terms), at_mean = self._evaluate_batch(batch, beta)
+                loss, batch_terms = self.elbo.evaluate(self.vae.model, self.vae.guide, *batch, beta=beta)
                 terms[:, seen : seen + len(batch)] = torch.stack([*batch_terms])
                 seen += len(batch)
-                totals += torch.stack([loss.double() * len(batch), at_mean])
+                totals += torch.stack([loss.double() * len(batch), self._posterior_mean_loss(batch)])
                 for callback in callbacks:
                     callback.on_steps_end(self, None)
             more = dict(self.more(split))
@@ -320,29 +253,19 @@ class Trainer:
         loss, at_mean = (totals / len(data)).tolist()
         if not math.isnan(at_mean):
             more["posterior_mean_loss"] = at_mean
-        means = Means().with_terms(terms.view(2, repeats, -1).mean(1))
-        return self._metrics(split, means, loss, time.perf_counter() - started, more)
+        return self._metrics(split, terms.view(2, repeats, -1).mean(1), loss, time.perf_counter() - started, more)
 
-    def _evaluate_batch(self, batch: Batch, beta: float) -> tuple[LossAndTerms, Tensor]:
-        """Return loss and terms, and the sum of the posterior-mean loss, or NaN if it has no closed form."""
-        vae = self.vae
-        posteriors: list[Any] = []
-        # The hook keeps q(z | x), so that data are encoded once for both.
-        hook = vae.q_z.register_forward_hook(lambda module, given, posterior: posteriors.append(posterior))
-        try:
-            result = self.elbo.evaluate(vae.model, vae.guide, *batch, beta=beta)
-        finally:
-            hook.remove()
+    def _posterior_mean_loss(self, batch: Batch) -> Tensor:
+        """Return the sum of the posterior-mean loss over this process's data; NaN if it has no closed form."""
         share = self.world.share(len(batch))
+        if not share.weight:
+            return self._zeros()
         own = batch.rows(share.rows)
         try:
             with torch.no_grad():
-                at_mean = posterior_mean_loss(vae.given(own.y), own.x, next(iter(posteriors), None)).sum().double()
+                return posterior_mean_loss(self.vae.given(own.y), own.x).sum().double()
         except NotImplementedError:
-            at_mean = self._zeros() * math.nan
-        if not share.weight:
-            at_mean = self._zeros()
-        return result, at_mean
+            return self._zeros() * math.nan
 
     def checkpoint(self) -> Checkpoint:
         """Return everything that the rest of the training depends on."""
@@ -382,23 +305,24 @@ class Trainer:
         self.rows = [*rows]
 
     def _metrics(
-        self, split: str, means: Means, loss: float, seconds: float, more: Mapping[str, Any] = MappingProxyType({})
+        self, split: str, terms: Tensor, loss: float, seconds: float, more: Mapping[str, Any] = MappingProxyType({})
     ) -> Metrics:
-        """Return the metrics of a split, with further fields."""
+        """Return the metrics of a split, given the terms of its data (2, N), with further fields."""
+        distortion, rate = terms.mean(1).tolist()
         elbo = stderr = None
         if self.vae.is_bounding:
-            num_data = means.num_data
+            num_data = terms.shape[1]
             if split == "train":  # several passes visit them again
                 num_data = min(num_data, len(self.data))
-            elbo = -(means.distortion + means.rate)
-            stderr = means.std / math.sqrt(num_data)
+            elbo = -(distortion + rate)
+            stderr = terms.sum(0).std().item() / math.sqrt(num_data)
         row = Metrics(
             epoch=self.epoch + 1,
             split=split,
             elbo=elbo,
             elbo_stderr=stderr,
-            distortion=means.distortion,
-            rate=means.rate,
+            distortion=distortion,
+            rate=rate,
             loss=loss,
             seconds=seconds,
             pseudo=self.vae.is_pseudo,
