@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from pvae.config.config import OPTIONS, Config, call_with
-from pvae.config.presets import as_option
 from pvae.config.refusals import Case, refuse
 from pvae.core.errors import InputError, check_name, listed
 from pvae.core.options import arguments_of
@@ -96,18 +95,6 @@ def build_vae(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -
     return VAE(p_z=prior, q_z=posterior, p_x=likelihood).float()
 
 
-def meta_state_dict(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -> dict[str, Tensor]:
-    """Return the state_dict of the VAE that `build_vae` returns, as tensors on the meta device, which hold no data.
-
-    Args:
-        config: the system.
-        datum_shape: (C, H, W) of the data.
-        num_labels: number of classes or attributes.
-    """
-    with torch.device("meta"):
-        return build_vae(config, datum_shape, num_labels).state_dict()
-
-
 def start_from(vae: VAE, weights: Mapping[str, Tensor], source: object) -> str:
     """Load those of the given weights and buffers whose name and shape occur in this VAE.
 
@@ -154,14 +141,6 @@ def start_like_burda(vae: VAE, images: Tensor) -> None:
     mean = images.sum(0, dtype=torch.int64).flatten().double() / (255 * len(images))
     with torch.no_grad():
         last.bias.copy_(torch.logit(mean.clamp(0.001, 0.999)))
-
-
-def sizes_of(config: Config) -> str:
-    """Return the options that set the sizes of the networks."""
-    sizes = ("hidden", "latent_dim", "upper_latent_dims", "upper_hidden", "flow_length", "flow_hidden", "components")
-    used = config.used()
-    given = {name: used[name] for name in ("posterior", *sizes) if used.get(name)}
-    return " ".join(as_option(name, value) for name, value in given.items())
 
 
 def build_elbo(name: str, num_particles: int = 1, **options: float) -> PerDatumELBO:

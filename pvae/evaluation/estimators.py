@@ -27,7 +27,7 @@ from pvae.elbos.base import PerDatumELBO
 from pvae.marginal.chunks import data_at_once
 from pvae.marginal.log_likelihood import log_likelihood
 from pvae.reference import discrete, linear_gaussian
-from pvae.trained.scores import Estimate, Normalised
+from pvae.trained.scores import Estimate, normalised
 from pvae.vae import VAE
 
 _GROUPS = 20  # the jackknife divides the repetitions into this number of groups, and leaves out one at a time
@@ -210,12 +210,12 @@ class Stage(NamedTuple):
 
     @classmethod
     def of(cls, config: Config, vae: VAE, data: Dataset, most: int, has_own_vae: bool = False) -> Stage:
-        """Return a stage of at most some random test data, the same in every call; arguments as of `Normalised`."""
+        """Return a stage of at most some random test data, the same in every call; arguments as of `normalised`."""
         rows = random_subset(len(data.test), min(most, len(data.test)), seed=0)
         y = None
         if config.condition or (has_own_vae and vae.takes_labels and not config.labels):
             y = data.labels["test"][rows]
-        vae, batch, kind = Normalised.of(config, vae, data, has_own_vae).batch(data.test[rows], y)
+        vae, batch, kind = normalised(config, vae, data, data.test[rows], y, has_own_vae=has_own_vae)
         every = f"{len(data.test):,} test data of {data.name}"
         if kind:
             every += f"; pixels {kind}"

@@ -11,8 +11,7 @@ import torch
 from pyro.distributions import Normal
 from torch import Tensor
 
-from pvae.compile.graph import Function, RecordingError, record
-from pvae.compile.inductor import missing
+from pvae.compile.graph import Function, RecordingError, missing, record
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError, check_name
 from pvae.core.random_state import seeded

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent
 
-from pvae.compile.graph import Function, check_engine, record
-from pvae.compile.inductor import missing
+from pvae.compile.graph import Function, check_engine, missing, record
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
 from pvae.core.tracing import deferred

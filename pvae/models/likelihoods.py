@@ -239,8 +239,7 @@ class ScaledLikelihood(Likelihood):
         super().__init__(decoder, datum_shape, **options)
         self.scale = scale
         if self.learns_scale:
-            # On the CPU also while `build.meta_state_dict` builds it, where a logarithm would import torch's compiler.
-            self.log_scale = nn.Parameter(torch.tensor(float(scale), device="cpu").log())
+            self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())
 
 
 def _means(x: Tensor, weights: Tensor, count: float = 1.0) -> Tensor:

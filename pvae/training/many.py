@@ -72,7 +72,7 @@ def fit_many(
 
     Raises:
         InputError: (a ValueError) an argument cannot be used, such as configurations that differ in another option.
-        TrainingError: no run could be trained to its end; why the first one could not.
+        TrainingError: no run could be trained to its end, and why the first one could not; or a process was killed.
         LostError: (a RuntimeError) a folder can no longer be written.
         InterruptedTrainingError: (a KeyboardInterrupt) Ctrl-C or SIGTERM; the epochs before are saved.
     """
@@ -96,14 +96,10 @@ def fit_many(
         for run, error in zip(left, _in_processes(train, left, _num_processes(left, resolve_device(device)))):
             if error is not None:
                 errors[run.path] = error
-    last = None  # is raised
     if len(errors) == len(runs):
-        last = errors.pop(runs[0].path)
+        raise errors[runs[0].path]
     for path, error in errors.items():
-        if str(error) != str(last):
-            print(f"{path.name}: {error}", file=sys.stderr)
-    if last is not None:
-        raise last
+        print(f"{path.name}: {error}", file=sys.stderr)
     return [Run.open(run.path) for run in runs if run.path not in errors]
 
 
@@ -184,6 +180,9 @@ def _in_processes(
 
     Where one process is killed, joblib ends the others too; an exception here ends them all. The runs are then left as
     they were saved.
+
+    Raises:
+        TrainingError: a process was killed.
     """
     from joblib import Parallel, delayed, parallel_config
     from joblib.externals.loky import get_reusable_executor
@@ -195,8 +194,7 @@ def _in_processes(
             each = Parallel(processes, batch_size=1, pre_dispatch="n_jobs")
         return each(delayed(train)(run, parent=os.getpid()) for run in runs)
     except BrokenProcessPool:
-        early = TrainingError(_EARLY)
-        return [{True: None, False: early}[_is_finished(run)] for run in runs]
+        raise TrainingError(_EARLY) from None
     finally:
         get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
@@ -245,10 +243,6 @@ class _EndsWith(Callback):
         """End this process, whose run is left as it was saved."""
         if os.getppid() != self.parent:
             os._exit(1)
-
-
-def _is_finished(run: Run) -> bool:
-    return (run.path / CONFIG).exists() and Run.open(run.path).is_finished()
 
 
 @contextlib.contextmanager

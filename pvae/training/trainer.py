@@ -15,7 +15,8 @@ import pyro
 import torch
 from torch import Tensor
 
-from pvae.compile.compiled_svi import Done
+from pvae.compile.compiled_svi import CompiledSVI, Done
+from pvae.compile.graph import RecordingError
 from pvae.core.batch import Batch
 from pvae.core.errors import (
     InputError,
@@ -32,11 +33,11 @@ from pvae.runs.checkpoint import Checkpoint
 from pvae.runs.metrics import Metrics
 from pvae.runs.run import Run
 from pvae.trained.scores import posterior_mean_loss
-from pvae.training.engine import Engine
 from pvae.training.parallel import ALONE, World
-from pvae.training.schedules import StepValues
 from pvae.vae import VAE
 
+_SECONDS = 0.25  # of steps that are taken in one call, between which progress is drawn and Ctrl-C is obeyed
+_MOST = 50  # steps in one call
 _SMALLER_STEPS = "train anew with a smaller --lr, or with --clip-norm 100"
 
 
@@ -69,6 +70,86 @@ class Callback:
         """Do something at the end, by whatever the training was ended."""
 
 
+class Engine:
+    """Takes the steps of a training, some in each call.
+
+    Where a step cannot be compiled it is recorded, and where it cannot be recorded it is computed eagerly, if it may
+    fall back. None of this depends on the clock, so that a resumed training computes as before.
+
+    Args:
+        make: returns an SVI with the engine "none", "graph" or "inductor", whose steps take the index of a batch.
+        name: the engine at first.
+        batch_size: of a step.
+        may_fall_back: compute steps in a way that takes longer where they cannot be recorded or compiled.
+        world: the processes that train together.
+        note: called with a line on it.
+
+    Attributes:
+        name: how steps are computed now.
+
+    Raises:
+        InputError: steps cannot be compiled here.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[str], CompiledSVI],
+        name: str,
+        batch_size: int,
+        may_fall_back: bool = False,
+        world: World = ALONE,
+        note: Callable[[str], object] = lambda line: None,
+    ) -> None:
+        self.name = name
+        self._make = make
+        self._svi = make(name)
+        self._batch_size = batch_size
+        self._may_fall_back = may_fall_back
+        self._world = world
+        self._note = note
+        self._seconds = math.inf  # of a step in the last call
+
+    def run(self, order: Tensor, values: Sequence[tuple[float, float]]) -> Iterator[Done]:
+        """Take the steps of an epoch, some in each call, and yield what each call has done; end after an error.
+
+        Args:
+            order: indices of the data, int64 (N,).
+            values: learning rate and weight of the rate of each step.
+
+        Raises:
+            RecordingError: (an InputError) a step cannot be recorded or compiled, and the caller asked for it.
+        """
+        batches = [(index,) for index in order.split(self._batch_size)]
+        taken = 0
+        while taken < len(batches):
+            steps = slice(taken, taken + max(1, min(_MOST, int(_SECONDS / self._seconds))))
+            started = time.perf_counter()
+            try:
+                done = self._svi.run(batches[steps], values[steps])
+            except RecordingError as error:
+                if not self._may_fall_back:
+                    raise
+                self._fall_back(error)
+                continue
+            seconds = time.perf_counter() - started
+            yield done._replace(seconds=seconds)
+            if done.error is not None:
+                return
+            taken += len(done.losses)
+            mean = torch.tensor([seconds]) / len(done.losses)
+            self._world.sum_([mean])  # so that all processes take as many steps in the next call
+            self._seconds = max(mean.item() / self._world.size, 1e-9)
+
+    def _fall_back(self, error: RecordingError) -> None:
+        """Compute steps in a way that takes longer."""
+        before = self.name
+        self.name = "none"
+        if before == "inductor":
+            self.name = "graph"
+        self._note(f"steps are computed without --compile {before}, and take longer: {error}")
+        self._svi = self._make(self.name)
+
+
 @dataclass(kw_only=True)
 class Trainer:
     """Trains one VAE in memory.
@@ -90,7 +171,7 @@ class Trainer:
         passes: number of passes over the training data in an epoch.
         least_draws: number of draws of z in an evaluation: of a split of fewer data several for each; 0 for one each.
         evaluation_size: number of data that are evaluated at a time.
-        schedule: returns learning rate and beta of a step, counted from 0.
+        schedule: returns the learning rate of a step, counted from 0, and its weight of the rate.
         seed: of the noise of each evaluation.
         device: where the VAE and the data are.
         more: returns further fields of the `Metrics` of a split.
@@ -108,7 +189,7 @@ class Trainer:
     splits: Mapping[str, Batch]
     batch_size: int
     evaluation_size: int
-    schedule: Callable[[int], StepValues]
+    schedule: Callable[[int], tuple[float, float]]
     seed: int
     device: torch.device
     passes: int = 1
@@ -229,7 +310,7 @@ class Trainer:
         self.vae.eval()
         started = time.perf_counter()
         data = self.splits[split]
-        beta = self.schedule(self.step).beta
+        _, beta = self.schedule(self.step)
         repeats = max(1, round(self.least_draws / len(data)))
         if repeats > 1:
             data = data.rows(torch.arange(len(data), device=self.device).repeat(repeats))

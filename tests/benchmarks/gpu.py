@@ -23,7 +23,7 @@ import torch
 from sides import Events, Task, by_hand, closed_form, lean, ours, trace
 from turns import END, LEAN, START, Result, chosen, counted
 
-from pvae.compile import inductor
+from pvae.compile import graph
 
 _ROOT = Path(__file__).parents[2]
 _HAND, _ONE = "by hand", "pvae, graph"
@@ -70,7 +70,7 @@ def _lacks(side: str, device: torch.device) -> str:
     """Return what a side needs and is not there, or an empty string."""
     if device.type == "cpu" and "TF32" in side:
         return "needs an NVIDIA GPU"
-    return inductor.missing() if device.type == "cpu" and "inductor" in side else ""
+    return graph.missing() if device.type == "cpu" and "inductor" in side else ""
 
 
 def _results(side: str, left: float) -> Iterator[Result | str]:
@@ -119,7 +119,7 @@ def _row(side: str, result: Result, medians: dict[tuple[str, int], float]) -> st
 def _inductor_of_any_torch(task: Task) -> Events:
     """A training of this package that is compiled, on a GPU by an older torch than it asks for, too."""
     if task.device != "cpu":
-        inductor.OLDEST_FOR_INDUCTOR = ""
+        graph.OLDEST_FOR_INDUCTOR = ""
     yield from ours("trace", "inductor")(task)
 
 

@@ -48,7 +48,7 @@ def state_of(vae, update):
 
 
 def svi_of(vae, engine, name="trace", **options):
-    update = AdamUpdate(adam(vae.parameters()), dict(vae.named_parameters()))
+    update = AdamUpdate(adam(vae.parameters()))
     elbo = built(name, 2 if "loo" in name else 1)
     return CompiledSVI(vae.model, vae.guide, update, elbo, engine.removeprefix("cuda "), **options)
 

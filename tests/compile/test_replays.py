@@ -58,8 +58,7 @@ class Training:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.vae = build_vae(config, shape, num_labels).to(device)
-        names = dict(self.vae.named_parameters())
-        update = AdamUpdate(adam(self.vae.parameters()), names, config.clip_norm)
+        update = AdamUpdate(adam(self.vae.parameters()), config.clip_norm)
         elbo, engine = elbo_of(config, 20 / batch_size), way.removeprefix("cuda ")
         self.svi = CompiledSVI(self.vae.model, self.vae.guide, update, elbo, engine)
         self.device = device
