@@ -394,13 +394,13 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     from pandas import DataFrame
 
     from pvae.plotting.figures import reconstruction_figure
-    from pvae.trained.latent_space import reconstruct_images
+    from pvae.trained.latent_space import decode, encode
 
     run = open_run(arguments.run, arguments.vae)
     folder = _out(run, arguments.out, run.place / "reconstructions", "reconstructions")
     given = _given_data(run, arguments)
     batch, shown = given.batch(run), run.preparation.shown
-    means = reconstruct_images(run.vae(), batch)
+    means = decode(run.vae(), encode(run.vae(), batch), batch.y)
     if not run.data.is_images:
         _write_values(run, folder, given.names, means)
         print_line(f"{folder}: {len(means):,} means of p(x | z), in the order of the data")

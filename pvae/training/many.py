@@ -251,9 +251,7 @@ def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except (InterruptedTrainingError, LostError) as error:
-        again = "the same command again starts anew, since nothing was saved"
-        if any(folder.glob(f"*/{CONFIG}")):
-            again = f"the same command again goes on from the epochs that are saved in {folder}"
+        again = f"the same command again goes on from what is saved in {folder}"
         if isinstance(error, InterruptedTrainingError):
             raise InterruptedTrainingError(f"interrupted; {again}", error.status) from error
         raise LostError(f"{folder} cannot be written any more ({error}); {again}") from error

@@ -6,7 +6,6 @@ import bisect
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,6 +110,8 @@ def build_trainer(
         return CompiledSVI(vae.model, vae.guide, update, elbo, name, config.batch_size, train.batch)
 
     def accuracy(split: str) -> dict[str, float]:
+        if not config.labels:
+            return {}
         parts = (batch.x for batch in splits[split].split(evaluation_size))
         found = found_labels(vae.q_z, parts, data.labels.get(split))
         if found is None:
@@ -120,12 +121,9 @@ def build_trainer(
     num_steps = steps_in_epoch(len(train), config.batch_size, config.passes)
     name = engine_name(config, num_steps, device, engine, world.size, note)
     evaluation_size = max(1, _PIXELS // max(784, prepared["test"][0].numel() * config.particles))
-    more: dict[str, Any] = {}
-    if config.labels:
-        more["more"] = accuracy
-    if config.initialization == "exact":
-        # The best epoch is chosen by few data; the figures of published systems are from one draw of z.
-        more["least_draws"] = _EVALUATED
+    least_draws = 0  # the figures of published systems are from one draw of z
+    if config.initialization == "exact":  # the best epoch is chosen by few data
+        least_draws = _EVALUATED
     return Trainer(
         vae=vae,
         elbo=elbo,
@@ -140,7 +138,8 @@ def build_trainer(
         seed=config.seed,
         device=device,
         world=world,
-        **more,
+        least_draws=least_draws,
+        more=accuracy,
     )
 
 
