@@ -113,7 +113,11 @@ class History(Callback):
         """Read what an earlier session kept, and keep the codes before the first step."""
         run = trainer.run
         self.instants = []
-        self.size = self.written = 0
+        self.size = 0
+        self.written = 0
+        self.first = trainer.step
+        self.spent = 0.0
+        self.started = time.perf_counter()
         is_map = run.config.latent_dims == (2,) and run.config.prior_class.support not in ("categories", "codes")
         size = sum(map(torch.numel, trainer.vae.state_dict().values()))
         if not (is_map and run.data.is_images and size <= _MOST_WEIGHTS) or run.config.labels or run.has_own_vae:
@@ -121,9 +125,6 @@ class History(Callback):
         with contextlib.suppress(InputError):  # a damaged file is replaced
             self.instants = [one for one in run.history() if one.step <= trainer.step]
         self.size = size
-        self.first = trainer.step
-        self.spent = 0.0
-        self.started = time.perf_counter()
         self._keep(trainer)
 
     def on_steps_end(self, trainer: Trainer, done: Done | None) -> None:
