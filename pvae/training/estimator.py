@@ -121,12 +121,17 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
                 callbacks = [one for one in callbacks if not isinstance(one, (Figures, TensorBoard))]
             run = fit(config, data, out=out, device="cpu", callbacks=callbacks)
             self.vae_, self.config_ = run.vae(), run.config
-        self.columns_, self.constants_, self.left_out_ = data.columns, data.constants, data.left_out
-        self.classes_, self.class_values_ = data.label_names if self.condition else (), []
+        self.columns_ = data.columns
+        self.constants_ = data.constants
+        self.left_out_ = data.left_out
+        self.classes_: tuple[str, ...] = ()
+        self.class_values_: list[Any] = []
+        self.shares_ = None
         if self.condition:
+            self.classes_ = data.label_names
+            self.shares_ = data.labels["train"].bincount().double()
             codes = class_codes(frame, self.condition, self.classes_, "X").numpy()
             self.class_values_ = [frame[self.condition][codes == code].iloc[0] for code in range(len(self.classes_))]
-        self.shares_ = data.labels["train"].bincount().double() if self.condition else None
         self.is_frame_ = isinstance(X, DataFrame)
         self.dtypes_ = dict((X if self.is_frame_ else frame).rename(columns=str).dtypes)
         return self
@@ -177,7 +182,8 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         Raises:
             InputError: (a ValueError) the number is no whole number above 0, or there is no such class.
         """
-        vae, known = self.vae_of(), [*self.class_values_]
+        vae = self.vae_of()
+        known = self.class_values_
         if not isinstance(n_samples, (int, np.integer)) or n_samples < 1:
             raise InputError(f"n_samples is {n_samples}: give a whole number above 0")
         if condition is not None and condition not in known:

@@ -275,8 +275,13 @@ class Trainer:
             for some in self.engine.run(order, values):
                 self.step += len(some.losses)
                 seconds += some.seconds
+                if isinstance(some.error, NotFiniteError):
+                    where = (
+                        f"at step {self.step + 1} (batch {self.step % self.num_steps + 1} of epoch {self.epoch + 1})"
+                    )
+                    raise TrainingError(f"{some.error}, {where}: {_SMALLER_STEPS}")
                 if some.error is not None:
-                    raise self._explained(some.error)
+                    raise some.error
                 start = seen
                 for loss in some.losses.tolist():
                     size = min(self.batch_size, self.num_visits - seen)
@@ -288,13 +293,6 @@ class Trainer:
         totals = self._zeros(1) + total
         self.world.sum_([terms, totals])
         return self._metrics("train", terms, totals.item() / seen, seconds)
-
-    def _explained(self, error: Exception) -> Exception:
-        """Return the error of the next step as one that names the step."""
-        if not isinstance(error, NotFiniteError):
-            return error
-        where = f"at step {self.step + 1} (batch {self.step % self.num_steps + 1} of epoch {self.epoch + 1})"
-        return TrainingError(f"{error}, {where}: {_SMALLER_STEPS}")
 
     def evaluate_start(self) -> None:
         """Add the metrics of the validation and test data before the first step, as those of epoch 0."""
