@@ -105,8 +105,9 @@ def _compare(arguments: argparse.Namespace) -> None:
     table = "\n\n".join([estimators.to_markdown(rows), estimators.LEGEND, *warnings])
     print_line(f"\n{table}\n")
     write(folder / "comparison.md", table + "\n")
-    write(folder / "comparison.csv", json_normalize([asdict(row) for row in rows], sep="_"))
-    write(folder / "comparison.png", figures.comparison_figure(rows, title))
+    measured = json_normalize([asdict(row) for row in rows], sep="_")
+    write(folder / "comparison.csv", measured)
+    write(folder / "comparison.png", figures.comparison_figure(measured, title))
     print_line(f"{folder}: comparison.csv, comparison.md, comparison.png")
 
 

@@ -6,7 +6,6 @@ import math
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,16 +19,14 @@ from matplotlib.patches import Circle
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
-from pandas import json_normalize
 from torch import Tensor
 from torch.distributions import Normal
-from torch.nn.functional import pad
 
 from pvae.core.files import write_whole
 from pvae.runs.metrics import Metrics
 
 if TYPE_CHECKING:
-    from pvae.evaluation.estimators import Measurement
+    import pandas as pd
 
 # Ten colours near those of Okabe and Ito, "Color Universal Design", 2008, https://jfly.uni-koeln.de/color/, moved until
 # any two are at least 25 apart in CIE Lab, also as people without red or green cones see them.
@@ -119,12 +116,12 @@ def image_figure(images: Tensor, num_columns: int, title: str, row_labels: Seque
 
 def show_images(axes: Axes, images: Tensor, num_columns: int, row_labels: Sequence[str] = ()) -> None:
     """Show images (N, C, H, W) in [0, 1] row by row, with grey lines between them; unused places are white."""
-    num_rows = math.ceil(len(images) / num_columns)
-    unused = images.new_ones(num_rows * num_columns - len(images), *images.shape[1:])
-    places = pad(torch.cat([images, unused]).cpu(), (1, 0, 1, 0), value=0.5).unflatten(0, (num_rows, num_columns))
-    grid = pad(places.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3), (0, 1, 0, 1), value=0.5)  # (C, rows, columns)
-    if len(grid) != 3:  # neither grey nor colour: the mean over channels
-        grid = grid.mean(0, keepdim=True)
+    from torchvision.utils import make_grid  # slow to import
+
+    if images.shape[1] != 3:  # neither grey nor colour: the mean over channels
+        images = images.mean(1, keepdim=True)
+    unused = images.new_ones(-len(images) % num_columns, *images.shape[1:])
+    grid = make_grid(torch.cat([images, unused]).cpu(), num_columns, padding=1, pad_value=0.5)[: images.shape[1]]
     axes.imshow(grid.permute(1, 2, 0).clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="none")
     axes.set_xticks([])
     labels = [*map(drawable, row_labels)]  # an axis writes its labels anew while it is drawn
@@ -337,24 +334,27 @@ def deviation_figure(draws: Tensor, names: Sequence[str], title: str) -> Figure:
     return figure
 
 
-def comparison_figure(measurements: Sequence[Measurement], title: str) -> Figure:
+def comparison_figure(measurements: pd.DataFrame, title: str) -> Figure:
     """Return bias, signal-to-noise and noise per second of the last stage against the number of particles.
 
     Both axes are logarithmic; values that are not positive and finite are left out. Bars are standard errors.
+
+    Args:
+        measurements: a row for each `Measurement`, as `pvae compare` writes them.
+        title: of the figure.
     """
-    last = [one for one in measurements if one.stage == measurements[-1].stage]
-    table = json_normalize([asdict(one) for one in last], sep="_")
-    table["bias"] *= -1
-    table["bias_stderr"] = table["value_stderr"]
+    *_, stage = measurements["stage"]
+    table = measurements[measurements["stage"] == stage]
+    table = table.assign(bias=-table["bias"], bias_stderr=table["value_stderr"])
     panels = {
         "log p(x) - bound, nats per datum": "bias",
         "encoder's gradient, signal / noise": "encoder_gradient_signal_to_noise",
         "decoder's gradient, signal / noise": "decoder_gradient_signal_to_noise",
         "encoder's variance x seconds of a step": "noise",
     }
-    figure = titled_figure(f"{title}, {last[0].stage}: the same weights, data and noise for all", 16.0, 4.4)
+    figure = titled_figure(f"{title}, {stage}: the same weights, data and noise for all", 16.0, 4.4)
     groups = [*table.groupby("estimator", sort=False)]
-    counts = sorted({one.particles for one in last})
+    counts = sorted({*table["particles"]})
     for axes, (label, name) in zip(figure.subplots(1, len(panels)), panels.items()):
         axes.set(xscale="log", yscale="log", xlabel="particles K", title=label)
         for index, (estimator, rows) in enumerate(groups):

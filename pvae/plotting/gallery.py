@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -149,13 +150,10 @@ def rate_distortion_figure(table: pd.DataFrame, title: str) -> Figure:
     axes.errorbar(x, y, errors["distortion"], errors["rate"], fmt="o-", **bars)
     for beta, place in zip(means.index, zip(x, y)):
         axes.annotate(f"{beta:g}", place, (6, 6), textcoords="offset points")
-    side = 1.25 * max(x.max() - x.min(), y.max() - y.min() + 2 * errors["distortion"].max())
-    left = max(0.0, (x.min() + x.max() - side) / 2)
-    bottom = (y.min() + y.max() - side) / 2
     best = -means["elbo"].max()
-    named = f"distortion + rate = {best:.2f}, the best -ELBO"
-    axes.plot((left, left + side), (best - left, best - left - side), "k--", linewidth=1, label=named)
-    axes.set(xlim=(left, left + side), ylim=(bottom, bottom + side), aspect="equal")
+    ends = np.array([x.min(), x.max()])
+    axes.plot(ends, best - ends, "k--", linewidth=1, label=f"distortion + rate = {best:.2f}, the best -ELBO")
+    axes.set_aspect("equal", adjustable="datalim")
     axes.set(xlabel="rate, nats per datum", ylabel="distortion, nats per datum")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -223,11 +223,6 @@ def _draw_densities(axes: Axes, both: Sequence[Tensor], column: Column | None) -
         said = f", {(data <= cut).double().mean():.0%} of the data"
         shown = [one[one <= cut] for one in both]
         high = cut
-    # Between large values whose differences are small there are too few floats for bins and bars.
-    is_narrow = (high - low or 1.0) < 1000 * np.spacing(max(abs(low), abs(high)))
-    if is_narrow:
-        shown = [one - low for one in shown]
-        said += f", less {low:.17g}"
     style: Any = {"color": [_DATA, _MODEL], "label": ["data", "samples"], "bins": 20, "density": True}
     if is_whole:
         width = math.ceil((high - low + 1) / 20)
@@ -237,7 +232,7 @@ def _draw_densities(axes: Axes, both: Sequence[Tensor], column: Column | None) -
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.hist([one.tolist() for one in shown], **style)
     axes.yaxis.set_major_formatter("{x:g}")  # without a power of ten beside the title
-    if column is not None and not is_narrow:
+    if column is not None:
         axes.locator_params(axis="x", nbins=3)
         axes.xaxis.set_major_formatter(partial(_tick, column))
     return said

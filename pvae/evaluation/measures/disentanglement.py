@@ -65,8 +65,6 @@ class Disentanglement(Measure):
     @classmethod
     def check(cls, context: Context) -> None:
         """Raise an `InputError` if the labels are not several factors, or the codes are given them."""
-        if not context.requests.get("disentanglement"):
-            return
         if context.run.config.takes_labels:
             raise InputError("--disentanglement of a VAE given labels: its codes need not say what the labels say")
         labels = context.data.test_labels
@@ -74,10 +72,8 @@ class Disentanglement(Measure):
             raise InputError("--disentanglement needs labels of at least two factors that vary, as attributes are")
 
     @classmethod
-    def of(cls, context: Context) -> Disentanglement | None:
+    def of(cls, context: Context) -> Disentanglement:
         """Return the scores of the codes of test data."""
-        if not context.requests.get("disentanglement"):
-            return None
         (train, train_factors), (test, factors) = (_labelled(context, split) for split in ("train", "test"))
         varies = torch.tensor([one and other for one, other in zip(_varies(train_factors), _varies(factors))])
         train_factors = train_factors[:, varies]
@@ -135,23 +131,13 @@ def mutual_information_gap(codes: Tensor, factors: Tensor, num_bins: int = _BINS
     Reference:
         Chen et al., arXiv:1802.04942, equation 6, there with q(z | x) in place of bins.
     """
+    from sklearn.metrics import mutual_info_score  # slow to import
+
     edges = codes.double().quantile(torch.linspace(0, 1, num_bins + 1).double()[1:-1], 0).T.contiguous()
     bins = torch.searchsorted(edges, codes.double().T.contiguous())  # (L, N)
-    scores = torch.empty(codes.shape[1], factors.shape[1], dtype=torch.float64)
-    entropies = torch.empty(factors.shape[1], dtype=torch.float64)
-    for k, factor in enumerate(factors.T):
-        values = factor.unique(return_inverse=True)[1]
-        entropies[k] = _entropy(values)
-        for latent, own in enumerate(bins):
-            joint = own * (values.max() + 1) + values
-            scores[latent, k] = _entropy(own) + entropies[k] - _entropy(joint)
-    return _gap(scores) / entropies
-
-
-def _entropy(values: Tensor) -> Tensor:
-    """Return the entropy of the frequencies of whole numbers (N,), in nats."""
-    counts = values.unique(return_counts=True)[1].double()
-    return torch.special.entr(counts / counts.sum()).sum()
+    scores = [[mutual_info_score(own, factor) for factor in factors.T] for own in bins]
+    entropies = [mutual_info_score(factor, factor) for factor in factors.T]
+    return _gap(torch.tensor(scores, dtype=torch.float64)) / torch.tensor(entropies, dtype=torch.float64)
 
 
 def separated_predictability(codes: Tensor, factors: Tensor) -> Tensor:
