@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
@@ -158,22 +158,26 @@ class Request:
     least: int | None = None
 
 
+def said(label: str, note: str = "", **how: Any) -> Any:
+    """Return a field of a measure that has a line in the text; `how` is of `dataclasses.field`."""
+    return field(metadata={"words": (label, note)}, **how)
+
+
 class Measure:
     """What one measure says of a run on its test data.
 
-    A subclass is a frozen dataclass, in `MEASURES`. The name of a field is its key in `evaluation.json`.
+    A subclass is a frozen dataclass, in `MEASURES`. The name of a field is its key in `evaluation.json`; a field that
+    `said` returns has a line in the text.
 
     Attributes:
         title: the line above it in the text; "" for none.
         absent: what stands there where it does not apply; "" for nothing.
         request: the option that asks for it; None for a measure that is always computed where it applies.
-        words: the label and the note of each field that has a line in the text.
     """
 
     title: ClassVar[str] = ""
     absent: ClassVar[str] = ""
     request: ClassVar[Request | None] = None
-    words: ClassVar[Mapping[str, tuple[str, str]]] = {}
 
     @classmethod
     def check(cls, context: Context) -> None:
@@ -184,13 +188,14 @@ class Measure:
         """Return the measure of a run; None where it does not apply. One with a `request` is called if asked for."""
         raise NotImplementedError
 
-    def lines(self) -> Iterator[str]:
-        """Yield its lines in the text."""
-        yield from self.lines_of(self.words)
+    def words(self) -> dict[str, tuple[str, str]]:
+        """Return the label and the note of each field that has a line in the text."""
+        every: Any = self  # a subclass is a dataclass
+        return {one.name: one.metadata["words"] for one in fields(every) if "words" in one.metadata}
 
-    def lines_of(self, words: Mapping[str, tuple[str, str]]) -> Iterator[str]:
-        """Yield a line for each of these fields that has a value."""
-        for name, (label, note) in words.items():
+    def lines(self) -> Iterator[str]:
+        """Yield its lines in the text: one for each field of `words` that has a value."""
+        for name, (label, note) in self.words().items():
             value = getattr(self, name)
             if value is None or value is False or value in ("", ()):
                 continue

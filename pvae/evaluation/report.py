@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -51,12 +51,9 @@ class Report:
 
     def record(self) -> dict[str, Any]:
         """Return its content for JSON, a measure below its name."""
-        record: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "measures"}
-        for name, one in self.measures.items():
-            record[name] = one
-            if one is not None:
-                record[name] = asdict(one)
-        return record
+        record = asdict(self)
+        measures = record.pop("measures")
+        return record | measures
 
 
 def check_density(run: Run) -> None:

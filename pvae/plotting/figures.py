@@ -6,11 +6,13 @@ import math
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
@@ -24,9 +26,6 @@ from torch.distributions import Normal
 
 from pvae.core.files import write_whole
 from pvae.runs.metrics import Metrics
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # Ten colours near those of Okabe and Ito, "Color Universal Design", 2008, https://jfly.uni-koeln.de/color/, moved until
 # any two are at least 25 apart in CIE Lab, also as people without red or green cones see them.
@@ -180,17 +179,18 @@ _LINES = {  # of the splits: style, width and colour; where losses are nearly eq
 
 def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
     """Return the loss of each split against the epoch, and the rate; early values far beyond the others are named."""
+    table = pd.DataFrame([asdict(row) for row in rows])
     quantities = ["loss"]
-    if any(row.rate for row in rows):  # an autoencoder has no rate; the distortion, loss - beta rate, needs no panel
+    if table["rate"].any():  # an autoencoder has no rate; the distortion, loss - beta rate, needs no panel
         quantities.append("rate")
     figure = titled_figure(title, WIDTH, 1.9 * len(quantities) + 1.1)
     panels = figure.subplots(len(quantities), 1, sharex=True, squeeze=False)[:, 0]
     for axes, name in zip(panels, quantities):
         for split, (line, width, colour) in _LINES.items():
-            points = [(row.epoch, getattr(row, name)) for row in rows if row.split == split]
-            if points:
-                axes.plot(*zip(*points), line, linewidth=width, color=colour, markersize=3, label=split)
-        _limit(axes, {f"{row.split} {getattr(row, name):.5g} at epoch {row.epoch}": row for row in rows}, name)
+            part = table[table["split"] == split]
+            if len(part):
+                axes.plot("epoch", name, line, data=part, linewidth=width, color=colour, markersize=3, label=split)
+        _limit(axes, table, name)
         axes.set_ylabel(f"{name}, nats per datum")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
@@ -199,18 +199,17 @@ def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
     return figure
 
 
-def _limit(axes: Axes, rows: Mapping[str, Metrics], name: str) -> None:
+def _limit(axes: Axes, table: pd.DataFrame, name: str) -> None:
     """Let the first tenth of the epochs widen the range to three times that of the others; name what is beyond."""
-    values = {said: getattr(row, name) for said, row in rows.items()}
-    first = max(row.epoch for row in rows.values()) // 10
-    later = [values[said] for said, row in rows.items() if row.epoch > first]
-    length = max(later) - min(later) or abs(later[0]) or 1.0
-    beyond = [said for said, y in values.items() if not min(later) - length <= y <= max(later) + length]
-    inside = [y for said, y in values.items() if said not in beyond]
-    axes.set_ylim(min(inside) - 0.05 * length, max(inside) + 0.05 * length)
+    values = table[name]
+    later = values[table["epoch"] > table["epoch"].max() // 10]
+    length = np.ptp(later) or abs(later.iloc[0]) or 1.0
+    is_inside = values.between(later.min() - length, later.max() + length)
+    inside = values[is_inside]
+    axes.set_ylim(inside.min() - 0.05 * length, inside.max() + 0.05 * length)
+    beyond = [f"{row.split} {getattr(row, name):.5g} at epoch {row.epoch}" for row in table[~is_inside].itertuples()]
     if beyond:
-        head = f"{len(beyond)} beyond the axis:"
-        axes.set_title("\n".join([head, *beyond[:3]]), loc="right", fontsize=10)
+        axes.set_title("\n".join([f"{len(beyond)} beyond the axis:", *beyond[:3]]), loc="right", fontsize=10)
 
 
 def scatter_figure(splits: Mapping[str, ScatterData], names: Sequence[str], title: str) -> Figure:

@@ -22,6 +22,9 @@ from pvae.trained import codes
 from pvae.trained.latent_space import reconstruct, sample
 
 _SHOWN = 8
+_SHEET = """\
+left: test images above the mean of p(x | z), z ~ q(z | x); right: the mean of p(x | z), z ~ p(z)
+of several seeds the first"""
 
 
 class Entry(NamedTuple):
@@ -88,8 +91,9 @@ def side_by_side(entries: Sequence[Entry]) -> dict[str, str | Figure]:
     shown = [places[key] for key in zip(firsts["configuration"], firsts["seed"])]
     files: dict[str, str | Figure] = {"table.csv": table.to_csv(index=False, lineterminator="\n")}
     files["table.md"] = to_markdown(table)
-    if any(len(entry.images) for entry in shown):
-        files["sheet.png"] = sheet_figure(shown)
+    bands = {entry.title: (entry.images, entry.samples) for entry in shown if len(entry.images)}
+    if bands:
+        files["sheet.png"] = figures.band_figure(bands, _SHOWN, _SHEET)
     is_sweep = all(entry.sweep == entries[0].sweep for entry in entries) and table["beta"].nunique() > 1
     if is_sweep and table["elbo"].notna().all():
         title = f"{without_beta(table['system'])[0]} on {table['data'][0]}"
@@ -97,13 +101,6 @@ def side_by_side(entries: Sequence[Entry]) -> dict[str, str | Figure]:
     for data, figure in code_figures(shown).items():
         files[f"codes-{re.sub('[^a-z0-9]+', '-', data.lower())}.png"] = figure
     return files
-
-
-def sheet_figure(entries: Sequence[Entry]) -> Figure:
-    """Return a row for each entry of images: test images above their reconstructions, and samples from the prior."""
-    title = "left: test images above the mean of p(x | z), z ~ q(z | x); right: the mean of p(x | z), z ~ p(z)"
-    bands = {entry.title: (entry.images, entry.samples) for entry in entries if len(entry.images)}
-    return figures.band_figure(bands, _SHOWN, f"{title}\nof several seeds the first")
 
 
 def code_figures(entries: Sequence[Entry]) -> dict[str, Figure]:

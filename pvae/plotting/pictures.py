@@ -380,9 +380,7 @@ def calibration(run: Run, report: Report) -> Figure | None:
             if np.abs(np.array(line) - masses[1:-1]).max() > coverage.band:
                 colour = figures.PALETTE[6]
             axes.plot(masses, [0, *line, 1], color=colour, linewidth=0.9, alpha=0.8)
-        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-        axes.set_xlabel(mass, fontsize=8)
-        axes.set_ylabel(share, fontsize=8)
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel=mass, ylabel=share)
     return figure
 
 

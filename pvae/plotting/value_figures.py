@@ -75,6 +75,9 @@ def reconstructed_rows_figure(
     shown = columns[: 2 * _MOST]
     data, draws, test = (one[..., : len(shown)] for one in (data, draws, test))
     mean, std = _moments(test)
+    values = ((data - mean) / std).tolist()
+    low, high = ((draws - mean) / std).quantile(torch.tensor([0.05, 0.95]).to(draws), 0).tolist()
+    shares = (draws == data).double().mean(0).tolist()
     texts = [d for d, column in enumerate(shown) if column.categories]
     parts = [part for part in ([d for d in range(len(shown)) if d not in texts], texts) if part]
     said = f"test data, {len(shown)} of {len(columns):,} columns; {len(draws)} draws of p(x | z), z ~ q(z | x)"
@@ -83,18 +86,17 @@ def reconstructed_rows_figure(
     grid = figure.subplots(len(parts), len(data), sharex="row", sharey="row", squeeze=False, height_ratios=heights)
     bar: Any = {"color": _MODEL, "edgecolor": _MODEL, "height": 0.6}
     for panels, part in zip(grid, parts):
-        for axes, x, drawn in zip(panels, data, draws.unbind(1)):
-            value = (x - mean) / std
-            low, high = ((drawn - mean) / std).quantile(torch.tensor([0.05, 0.95]).to(drawn), 0)
+        for row, (axes, x) in enumerate(zip(panels, data)):
             for y, d in enumerate(part):
                 if x[d].isnan():
                     axes.axhspan(y - 0.4, y + 0.4, **_MISSING)
                 elif part is texts:
-                    axes.barh(y, (drawn[:, d] == x[d]).double().mean().item(), label="probability", **bar)
+                    axes.barh(y, shares[row][d], label="probability", **bar)
                     axes.text(0.03, y, _label(shown[d].text(x[d].item()), 10), va="center")
                 else:
-                    axes.barh(y, (high - low)[d].item(), left=low[d].item(), label="90 % of p(x | z)", **bar)
-                    axes.plot(value[d].item(), y, "o", color=_DATA, markersize=4, label="x")
+                    width = high[row][d] - low[row][d]
+                    axes.barh(y, width, left=low[row][d], label="90 % of p(x | z)", **bar)
+                    axes.plot(values[row][d], y, "o", color=_DATA, markersize=4, label="x")
             axes.set_yticks(range(len(part)), [_label(shown[d].name) for d in part])
             axes.set_ylim(len(part) - 0.5, -0.5)
             axes.use_sticky_edges = part is texts  # an interval does not end at the edge of the panel

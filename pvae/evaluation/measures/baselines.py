@@ -20,7 +20,7 @@ from pvae.core.protocol import takes_labels
 from pvae.core.random_state import seeded
 from pvae.data.preparation import Pixels
 from pvae.distributions.columns import Columns
-from pvae.evaluation.context import Context, Measure
+from pvae.evaluation.context import Context, Measure, said
 from pvae.marginal.chunks import data_at_once
 from pvae.models.features import features_seen, steps_of
 from pvae.models.start import SIZES, WIDEST, Array, fit_mixture, linear_models, quietly
@@ -317,23 +317,13 @@ class Baselines(Measure):
         verdict: both gains in words.
     """
 
-    linear_model: str = ""
-    linear: Estimate | None = None
-    linear_gain: Estimate | None = None
-    mixture_model: str = ""
-    mixture: Estimate | None = None
-    mixture_gain: Estimate | None = None
-    verdict: str
-
-    words = {
-        "linear_model": ("linear model", ""),
-        "linear": ("  its log p(x)", "exact"),
-        "linear_gain": ("  ELBO - it", "datum by datum"),
-        "mixture_model": ("mixture", ""),
-        "mixture": ("  its log p(x)", "exact"),
-        "mixture_gain": ("  ELBO - it", "datum by datum"),
-        "verdict": ("verdict", ""),
-    }
+    linear_model: str = said("linear model", default="")
+    linear: Estimate | None = said("  its log p(x)", "exact", default=None)
+    linear_gain: Estimate | None = said("  ELBO - it", "datum by datum", default=None)
+    mixture_model: str = said("mixture", default="")
+    mixture: Estimate | None = said("  its log p(x)", "exact", default=None)
+    mixture_gain: Estimate | None = said("  ELBO - it", "datum by datum", default=None)
+    verdict: str = said("verdict")
 
     @classmethod
     def of(cls, context: Context) -> Baselines | None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pvae.core.errors import InputError
 from pvae.data.dataset import random_subset
-from pvae.evaluation.context import Context, Measure, Request
+from pvae.evaluation.context import Context, Measure, Request, said
 from pvae.trained.codes import codes_of
 
 _MOST = 5000  # data of a split that are taken
@@ -44,23 +43,13 @@ class Disentanglement(Measure):
         "how well single latents stand for single labels, of data with attributes: MIG, SAP and DCI",
     )
 
-    num_images: int
-    factors: tuple[str, ...]
-    mig: float
-    sap: float
-    disentanglement: float
-    completeness: float
-    informativeness: float
-
-    words = {
-        "num_images": ("test data", "and at most as many training data, to which predictors are fitted"),
-        "factors": ("factors", ""),
-        "mig": ("mutual information gap", "of the two latents that say most about a factor, in its entropies"),
-        "sap": ("SAP", "gap of the R^2 of the two latents that predict a factor best"),
-        "disentanglement": ("DCI: disentanglement", "each latent is of use for one factor"),
-        "completeness": ("  completeness", "each factor needs one latent"),
-        "informativeness": ("  informativeness", "share of factors that are predicted by all latents"),
-    }
+    num_images: int = said("test data", "and at most as many training data, to which predictors are fitted")
+    factors: tuple[str, ...] = said("factors")
+    mig: float = said("mutual information gap", "of the two latents that say most about a factor, in its entropies")
+    sap: float = said("SAP", "gap of the R^2 of the two latents that predict a factor best")
+    disentanglement: float = said("DCI: disentanglement", "each latent is of use for one factor")
+    completeness: float = said("  completeness", "each factor needs one latent")
+    informativeness: float = said("  informativeness", "share of factors that are predicted by all latents")
 
     @classmethod
     def check(cls, context: Context) -> None:
@@ -79,15 +68,15 @@ class Disentanglement(Measure):
         train_factors = train_factors[:, varies]
         factors = factors[:, varies]
         importance, accuracy = importance_of(train, train_factors, test, factors)
-        dci = dci_of(importance)
+        disentanglement, completeness = dci_of(importance)
         names = zip(context.data.label_names, varies.tolist())
         return cls(
             num_images=len(test),
             factors=tuple(name for name, is_taken in names if is_taken),
             mig=mutual_information_gap(test, factors).mean().item(),
             sap=separated_predictability(test, factors).mean().item(),
-            disentanglement=dci.disentanglement,
-            completeness=dci.completeness,
+            disentanglement=disentanglement,
+            completeness=completeness,
             informativeness=accuracy.mean().item(),
         )
 
@@ -189,14 +178,7 @@ def importance_of(codes: Tensor, factors: Tensor, test_codes: Tensor, test_facto
     return torch.stack(importances, 1), torch.tensor(accuracies, dtype=torch.float64)
 
 
-class DCI(NamedTuple):
-    """Disentanglement and completeness, each between 0 and 1."""
-
-    disentanglement: float
-    completeness: float
-
-
-def dci_of(importance: Tensor) -> DCI:
+def dci_of(importance: Tensor) -> tuple[float, float]:
     """Return disentanglement and completeness of the importances of latents for factors.
 
         D = sum_l w_l (1 - H(P_l) / log F),    P_lk = R_lk / sum_k R_lk,    w_l = sum_k R_lk / sum R
@@ -210,7 +192,7 @@ def dci_of(importance: Tensor) -> DCI:
     Reference:
         Eastwood and Williams, A framework for the quantitative evaluation of disentangled representations, ICLR 2018.
     """
-    return DCI(_concentration(importance), _concentration(importance.T))
+    return _concentration(importance), _concentration(importance.T)
 
 
 def _concentration(importance: Tensor) -> float:

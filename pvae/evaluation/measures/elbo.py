@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.distributions import Independent, Normal
 from pvae.core.errors import InputError
 from pvae.data.dataset import random_subset
 from pvae.distributions.joint import Joint
-from pvae.evaluation.context import Context, Measure
+from pvae.evaluation.context import Context, Measure, said
 from pvae.marginal.chunks import CHUNK_VALUES, data_at_once
 from pvae.models.labels import found_labels
 from pvae.trained.latent_space import mean_of
@@ -42,31 +42,17 @@ class ElboParts(Measure):
     """
 
     is_pseudo: bool
-    elbo: Estimate
-    bits_per_dimension: Estimate | None
-    distortion: Estimate
-    rate: Estimate
-    layer_rates: tuple[Estimate, ...]
-    posterior_entropy: Estimate | None = None
-    cross_entropy: Estimate
-    posterior_mean_loss: Estimate | None = None
-    active_units: tuple[int, ...]
-    latent_dims: tuple[int, ...]
-    accuracy: Estimate | None = None
-
-    words = {
-        "elbo": ("ELBO", "of data as it was trained on"),
-        "bits_per_dimension": ("  bits per dimension", ""),
-        "distortion": ("  distortion", "-E_q log p(x | z), the reconstruction error"),
-        "rate": ("  rate", "KL(q(z | x) || p(z)), in closed form"),
-        "layer_rates": ("    of each layer", ""),
-        "posterior_entropy": ("    posterior entropy", "H(q(z | x))"),
-        "cross_entropy": ("    cross entropy", "H(q(z | x), p(z))"),
-        "posterior_mean_loss": ("posterior-mean loss", "not a bound"),
-        "active_units": ("active units", "means with a variance above 0.01"),
-        "latent_dims": ("  of latent dimensions", ""),
-        "accuracy": ("accuracy", "share of the labels that q(y | x) finds"),
-    }
+    elbo: Estimate = said("ELBO", "of data as it was trained on")
+    bits_per_dimension: Estimate | None = said("  bits per dimension")
+    distortion: Estimate = said("  distortion", "-E_q log p(x | z), the reconstruction error")
+    rate: Estimate = said("  rate", "KL(q(z | x) || p(z)), in closed form")
+    layer_rates: tuple[Estimate, ...] = said("    of each layer")
+    posterior_entropy: Estimate | None = said("    posterior entropy", "H(q(z | x))", default=None)
+    cross_entropy: Estimate = said("    cross entropy", "H(q(z | x), p(z))")
+    posterior_mean_loss: Estimate | None = said("posterior-mean loss", "not a bound", default=None)
+    active_units: tuple[int, ...] = said("active units", "means with a variance above 0.01")
+    latent_dims: tuple[int, ...] = said("  of latent dimensions")
+    accuracy: Estimate | None = said("accuracy", "share of the labels that q(y | x) finds", default=None)
 
     @classmethod
     def of(cls, context: Context) -> ElboParts:
@@ -92,14 +78,14 @@ class ElboParts(Measure):
             accuracy=_accuracy(context),
         )
 
-    def lines(self) -> Iterator[str]:
-        """Yield its lines; a pseudo-ELBO, and a rate without a closed form, are named."""
-        words = dict(self.words)
+    def words(self) -> dict[str, tuple[str, str]]:
+        """Return its words; a pseudo-ELBO, and a rate without a closed form, are named."""
+        words = super().words()
         if self.is_pseudo:
             words["elbo"] = ("pseudo-ELBO", "of the grey pixels that it was trained on")
         if self.posterior_mean_loss is None:  # as without a closed form of the rate
             words["rate"] = ("  rate", "KL(q(z | x) || p(z)), from ten draws of z")
-        yield from self.lines_of(words)
+        return words
 
 
 def _accuracy(context: Context) -> Estimate | None:
@@ -157,27 +143,17 @@ class RateDecomposition(Measure):
     title = "parts of the rate"
     absent = "not computed: they need a Normal q(z | x) and p(z) whose dimensions are independent"
 
-    num_images: int
-    rate: Estimate
-    rate_closed_form: Estimate
-    sampling_stderr: float
-    mutual_information: Estimate
-    mutual_information_upper: Estimate
-    total_correlation: Estimate
-    dimension_wise_kl: Estimate
-    log_images: float
-
-    words = {
-        "num_images": ("test data", "a random subset, if there are more; one draw of z each"),
-        "rate": ("rate", "log q(z | x) - log p(z), the sum of the three parts"),
-        "rate_closed_form": ("  KL(q(z | x) || p(z))", "of the same data, computed as above"),
-        "sampling_stderr": ("  error from the draws", "of z, a part of the error of the rate"),
-        "mutual_information": ("mutual information", "I(x; z) over all data is at least this"),
-        "mutual_information_upper": ("  I(x; z) at most", "over all data; less than the line above only by noise"),
-        "total_correlation": ("total correlation", "KL(q(z) || prod_l q(z_l))"),
-        "dimension_wise_kl": ("dimension-wise KL", "sum_l KL(q(z_l) || p(z_l))"),
-        "log_images": ("log N", "the most that the mutual information of N data can be"),
-    }
+    num_images: int = said("test data", "a random subset, if there are more; one draw of z each")
+    rate: Estimate = said("rate", "log q(z | x) - log p(z), the sum of the three parts")
+    rate_closed_form: Estimate = said("  KL(q(z | x) || p(z))", "of the same data, computed as above")
+    sampling_stderr: float = said("  error from the draws", "of z, a part of the error of the rate")
+    mutual_information: Estimate = said("mutual information", "I(x; z) over all data is at least this")
+    mutual_information_upper: Estimate = said(
+        "  I(x; z) at most", "over all data; less than the line above only by noise"
+    )
+    total_correlation: Estimate = said("total correlation", "KL(q(z) || prod_l q(z_l))")
+    dimension_wise_kl: Estimate = said("dimension-wise KL", "sum_l KL(q(z_l) || p(z_l))")
+    log_images: float = said("log N", "the most that the mutual information of N data can be")
 
     @classmethod
     def of(cls, context: Context) -> RateDecomposition | None:

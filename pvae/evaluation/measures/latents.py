@@ -17,7 +17,7 @@ from pvae.core.random_state import seeded
 from pvae.data.preparation import Pixels
 from pvae.distributions.discrete import BitVector, CodeVector, OneHotVector, rate_of_each
 from pvae.distributions.normal_mixture import NormalMixture
-from pvae.evaluation.context import Context, Measure
+from pvae.evaluation.context import Context, Measure, said
 from pvae.evaluation.measures.baselines import Baselines
 from pvae.marginal.chunks import CHUNK_VALUES, data_at_once
 from pvae.runs.run import Run
@@ -49,19 +49,12 @@ class LatentsUsed(Measure):
         collapse: what that means, costs and asks for; "" where it is not.
     """
 
-    num_latents: int
-    used: int | None
+    num_latents: int = said("latents")
+    used: int | None = said("  used", "those whose own rate is above 0.01 nats")
     rate: float
-    rates: tuple[float, ...]
-    is_collapsed: bool
+    rates: tuple[float, ...] = said("  rate of each alone", "whose sum is more, if p(z) is a mixture")
+    is_collapsed: bool = said("  posterior collapse", "the rate is below 0.01 nats: p(x | z) ignores z")
     collapse: str = ""
-
-    words = {
-        "num_latents": ("latents", ""),
-        "used": ("  used", "those whose own rate is above 0.01 nats"),
-        "rates": ("  rate of each alone", "whose sum is more, if p(z) is a mixture"),
-        "is_collapsed": ("  posterior collapse", "the rate is below 0.01 nats: p(x | z) ignores z"),
-    }
 
     @classmethod
     def of(cls, context: Context) -> LatentsUsed:
@@ -307,26 +300,15 @@ class CodesUsed(Measure):
 
     title = "codes"
 
-    num_variables: int
-    num_codes: int
-    uniform_rate: float
-    cross_entropy: Estimate
-    saved: Estimate
-    fitted_bits: Estimate | None
-    perplexity: float
-    unused: float
+    num_variables: int = said("codes of a datum")
+    num_codes: int = said("  each one of")
+    uniform_rate: float = said("  rate", "N log K: all codes are equally probable by the prior")
+    cross_entropy: Estimate = said("  cross-entropy", "the rate by a prior fitted to training codes")
+    saved: Estimate = said("  saved by it", "nats per datum")
+    fitted_bits: Estimate | None = said("  bits per dimension", "by it")
+    perplexity: float = said("perplexity", "codes that are used in effect, a mean over n")
+    unused: float = said("share of unused codes", "that no training datum has at any place")
     is_fixed: bool = False
-
-    words = {
-        "num_variables": ("codes of a datum", ""),
-        "num_codes": ("  each one of", ""),
-        "uniform_rate": ("  rate", "N log K: all codes are equally probable by the prior"),
-        "cross_entropy": ("  cross-entropy", "the rate by a prior fitted to training codes"),
-        "saved": ("  saved by it", "nats per datum"),
-        "fitted_bits": ("  bits per dimension", "by it"),
-        "perplexity": ("perplexity", "codes that are used in effect, a mean over n"),
-        "unused": ("share of unused codes", "that no training datum has at any place"),
-    }
 
     @classmethod
     def of(cls, context: Context) -> CodesUsed | None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from pvae.core.batch import Batch
-from pvae.evaluation.context import Context, Measure, Request
+from pvae.evaluation.context import Context, Measure, Request, said
 from pvae.marginal.annealing import bracket
 from pvae.marginal.log_likelihood import ANNEALING, MOST_UNTRUSTED, check_method, conditional_log_likelihood
 from pvae.marginal.log_p import LogP
@@ -59,46 +59,29 @@ class LogLikelihood(Measure):
     """
 
     pixels: str
-    num_images: int
+    num_images: int = said("data", "of which log p(x) was estimated")
     seconds: float | None
-    elbo: Estimate
-    estimate: Estimate
-    method: str
-    sampling_stderr: float | None
-    bias: float | None = None
+    elbo: Estimate = said("ELBO", "of these data")
+    estimate: Estimate = said("log-likelihood", "log p(x)")
+    method: str = said("  by")
+    sampling_stderr: float | None = said("  error of the method", "a part of the error above")
+    bias: float | None = said("  too low by about", "a log of a mean is; more if chosen by lucky draws", default=None)
     num_particles: int
-    effective_median: float | None = None
-    effective_least: float | None = None
-    pareto_k: float | None
-    untrusted: float
+    effective_median: float | None = said("  effective sample size", "the median over the data", default=None)
+    effective_least: float | None = said("  the least", "of a datum", default=None)
+    pareto_k: float | None = said("  Pareto k", "median of importance sampling; trusted below 0.7 at most")
+    untrusted: float = said("  share of untrusted", "data, whose log p(x) is not reliable")
     annealing: Mapping[str, Any] | None = None
-    bracket: Estimate | None = None
-    bracket_median: float | None = None
-    bracket_largest: float | None = None
-    bracket_images: int | None = None
-    bits_per_dimension: Estimate | None
-    is_density: bool
-
-    words = {
-        "num_images": ("data", "of which log p(x) was estimated"),
-        "elbo": ("ELBO", "of these data"),
-        "estimate": ("log-likelihood", "log p(x)"),
-        "method": ("  by", ""),
-        "sampling_stderr": ("  error of the method", "a part of the error above"),
-        "bias": ("  too low by about", "a log of a mean is; more if chosen by lucky draws"),
-        "effective_median": ("  effective sample size", "the median over the data"),
-        "effective_least": ("  the least", "of a datum"),
-        "pareto_k": ("  Pareto k", "median of importance sampling; trusted below 0.7 at most"),
-        "untrusted": ("  share of untrusted", "data, whose log p(x) is not reliable"),
-        "bracket": (
-            "  upper - lower bound", "of data drawn from the VAE; test data have no upper one, and may be harder",
-        ),
-        "bracket_median": ("    the median", ""),
-        "bracket_largest": ("    the largest", "of a datum"),
-        "bracket_images": ("    of drawn data", "as many as were annealed, at most 100"),
-        "bits_per_dimension": ("  bits per dimension", ""),
-        "is_density": ("  of a density", "bits are of density times distance of two levels"),
-    }  # fmt: skip
+    bracket: Estimate | None = said(
+        "  upper - lower bound",
+        "of data drawn from the VAE; test data have no upper one, and may be harder",
+        default=None,
+    )
+    bracket_median: float | None = said("    the median", default=None)
+    bracket_largest: float | None = said("    the largest", "of a datum", default=None)
+    bracket_images: int | None = said("    of drawn data", "as many as were annealed, at most 100", default=None)
+    bits_per_dimension: Estimate | None = said("  bits per dimension")
+    is_density: bool = said("  of a density", "bits are of density times distance of two levels")
 
     @classmethod
     def check(cls, context: Context) -> None:
@@ -154,7 +137,7 @@ class LogLikelihood(Measure):
             yield f"pixels {self.pixels}"
         else:
             yield "the data as they are"
-        yield from self.lines_of(self.words)
+        yield from super().lines()
         if self.effective_least is not None:
             yield "  too low, without a sign, where no draw finds a mode of p(z | x): see notebooks/evaluating.md"
 
@@ -206,19 +189,11 @@ class Conditional(Measure):
         "COLUMNS|MASK",
     )
 
-    given: str
-    estimate: Estimate
-    method: str
-    sampling_stderr: float | None
-    untrusted: float
-
-    words = {
-        "given": ("given", ""),
-        "estimate": ("log p(x_a | x_b)", "log p(x) - log p(x_b), x_b what is given; no bound"),
-        "method": ("  log p(x_b) by", ""),
-        "sampling_stderr": ("  error of the methods", "a part of the error above"),
-        "untrusted": ("  share of untrusted", "data, whose log p(x_a | x_b) is not reliable"),
-    }
+    given: str = said("given")
+    estimate: Estimate = said("log p(x_a | x_b)", "log p(x) - log p(x_b), x_b what is given; no bound")
+    method: str = said("  log p(x_b) by")
+    sampling_stderr: float | None = said("  error of the methods", "a part of the error above")
+    untrusted: float = said("  share of untrusted", "data, whose log p(x_a | x_b) is not reliable")
 
     @classmethod
     def check(cls, context: Context) -> None:

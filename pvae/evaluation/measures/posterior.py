@@ -10,7 +10,7 @@ from torch import Tensor
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.data.dataset import random_subset
-from pvae.evaluation.context import Context, Measure, Request
+from pvae.evaluation.context import Context, Measure, Request, said
 from pvae.evaluation.measures.log_likelihood import methods_of
 from pvae.marginal.calibration import calibration
 from pvae.marginal.gaps import best_elbo
@@ -51,28 +51,22 @@ class Gaps(Measure):
         least=2,
     )
 
-    num_images: int
-    method: str
-    log_p: Estimate | None = None
-    elbo: Estimate | None = None
-    approximation: Estimate | None = None
-    correlations: Estimate | None = None
-    shape: Estimate | None = None
-    rest: Estimate | None = None
-    amortisation: Estimate | None = None
+    num_images: int = said("data", "those of a random subset whose log p(x) is trusted")
+    method: str = said("  log p(x) by")
+    log_p: Estimate | None = said("  log p(x)", default=None)
+    elbo: Estimate | None = said("  L[q]", "their ELBO, from 1,000 draws of z each", default=None)
+    approximation: Estimate | None = said(
+        "approximation gap", "log p(x) - L[q*], q* the best Normal for each datum", default=None
+    )
+    correlations: Estimate | None = said(
+        "  by correlations", "what the best Normal of any covariance gains", default=None
+    )
+    shape: Estimate | None = said("  by another shape", "what planar transforms of it gain", default=None)
+    rest: Estimate | None = said("  by the rest", "what is left; too low where log p(x) is", default=None)
+    amortisation: Estimate | None = said(
+        "amortisation gap", "L[q*] - L[q], which a better encoder closes", default=None
+    )
     largest: tuple[tuple[int, float], ...] = ()
-
-    words = {
-        "num_images": ("data", "those of a random subset whose log p(x) is trusted"),
-        "method": ("  log p(x) by", ""),
-        "log_p": ("  log p(x)", ""),
-        "elbo": ("  L[q]", "their ELBO, from 1,000 draws of z each"),
-        "approximation": ("approximation gap", "log p(x) - L[q*], q* the best Normal for each datum"),
-        "correlations": ("  by correlations", "what the best Normal of any covariance gains"),
-        "shape": ("  by another shape", "what planar transforms of it gain"),
-        "rest": ("  by the rest", "what is left; too low where log p(x) is"),
-        "amortisation": ("amortisation gap", "L[q*] - L[q], which a better encoder closes"),
-    }
 
     @classmethod
     def check(cls, context: Context) -> None:
@@ -161,21 +155,13 @@ class Coverage(Measure):
         "whether q(z | x) is calibrated, on 1,000 data drawn from the VAE; in figures/calibration.png too",
     )
 
-    num_images: int
-    region: float
-    furthest: float
-    band: float
-    outside: int
+    num_images: int = said("data drawn from the VAE", "whose z are draws from p(z | x)")
+    region: float = said("regions of 90 % hold", "this share of them, those of highest density of q")
+    furthest: float = said("largest distance", "between a mass, and the share of z_l below that quantile")
+    band: float = said("  at most, at 95 %", "of each share from its mass, if q is p(z | x)")
+    outside: int = said("  latents beyond it", "whose q(z_l | x) is not calibrated")
     regions: tuple[float, ...]
     latents: tuple[tuple[float, ...], ...]
-
-    words = {
-        "num_images": ("data drawn from the VAE", "whose z are draws from p(z | x)"),
-        "region": ("regions of 90 % hold", "this share of them, those of highest density of q"),
-        "furthest": ("largest distance", "between a mass, and the share of z_l below that quantile"),
-        "band": ("  at most, at 95 %", "of each share from its mass, if q is p(z | x)"),
-        "outside": ("  latents beyond it", "whose q(z_l | x) is not calibrated"),
-    }
 
     @classmethod
     def check(cls, context: Context) -> None:
