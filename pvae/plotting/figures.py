@@ -241,13 +241,10 @@ def scatter_figure(splits: Mapping[str, ScatterData], names: Sequence[str], titl
     for axes, (split, (codes, labels, is_prior_normal)) in zip(
         figure.subplots(1, len(splits), squeeze=False)[0], splits.items()
     ):
-        points = codes.cpu().numpy()
+        points = codes.numpy(force=True)
         classes = np.zeros(len(points), dtype=int)
-        shown: list[int] = []
         if labels is not None and is_coloured:
-            classes = labels.cpu().numpy()
-        if is_coloured:
-            shown = np.unique(classes).tolist()
+            classes = labels.numpy(force=True)
         colours = np.asarray(PALETTE)[classes % len(PALETTE)]  # in the order of the images, so that no class is on top
         size = 0.07 * side**2 * min(max(1, 3000 / max(1, len(points))), 18)
         # Opaque and with sharp edges, ten colours stay ten, which can be told apart, and the file is small.
@@ -256,15 +253,18 @@ def scatter_figure(splits: Mapping[str, ScatterData], names: Sequence[str], titl
         if is_prior_normal:
             width = max(6.0, width)
             for radius in (1, 2, 3):
-                style: Any = {"edgecolor": "#333333", "path_effects": halo}
-                axes.add_patch(Circle((0, 0), radius, fill=False, linewidth=0.7, **style))
+                axes.add_patch(Circle((0, 0), radius, fill=False, linewidth=0.7, path_effects=halo))
                 axes.text(0, -radius, f"{radius} sd", fontsize=text, ha="center", va="bottom", path_effects=halo)
         axes.set_aspect("equal", adjustable="datalim")
-        written = [names[index].removeprefix(f"{index} - ")[:20] for index in shown]
-        medians = np.array([np.median(points[classes == index], axis=0) for index in shown]).reshape(-1, 2)
+        medians = pd.DataFrame(points).groupby(classes).median()
+        if not is_coloured:
+            medians = medians[:0]
+        written = [names[index].removeprefix(f"{index} - ")[:20] for index in medians.index]
         # A letter is about as wide as 0.6 of its height; the axes show some `side` inches.
         letters = np.array([(0.6 * len(name) + 1, 1.8) for name in written]).reshape(-1, 2)
-        for index, name, place in zip(shown, written, _apart(medians, width * text / (72 * side) * letters)):
+        for index, name, place in zip(
+            medians.index, written, _apart(medians.to_numpy(), width * text / (72 * side) * letters)
+        ):
             box = {"facecolor": "white", "edgecolor": PALETTE[index % len(PALETTE)], "pad": 1.5}
             axes.annotate(name, tuple(place), fontsize=text, ha="center", va="center", bbox=box)
         axes.set_title(split, fontsize=9)
@@ -291,20 +291,16 @@ def histogram_figure(codes: Tensor, draws: Tensor, names: Sequence[str], title: 
     if num_columns > 2:
         height = 1.5
     figure = titled_figure(title, WIDTH, height * num_rows + 0.5)
-    columns = codes.cpu().double().numpy().T
-    of_prior = draws.cpu().double().numpy().T
-    for place, name in enumerate(names):
-        axes = figure.add_subplot(num_rows, num_columns, place + 1)
-        column = columns[place]
-        margin = 1e-6 * np.abs(column).max()  # without it, hist fails for large codes that are all equal
-        of_codes: Any = {"range": (column.min() - margin, column.max() + margin)}
-        of_codes["bins"] = min(40, math.ceil(2 * len(column) ** (1 / 3)))
+    columns, of_prior = (one.double().numpy(force=True).T for one in (codes, draws))
+    for place, (name, column, drawn) in enumerate(zip(names, columns, of_prior), 1):
+        axes = figure.add_subplot(num_rows, num_columns, place)
+        of_codes: Any = {"bins": min(40, math.ceil(2 * len(column) ** (1 / 3)))}
         of_draws: Any = {"bins": 30}
-        if set(of_prior[place]) <= {0.0, 1.0}:  # bits, of which one may always be 1
+        if set(drawn) <= {0.0, 1.0}:  # bits, of which one may always be 1
             of_codes = {"bins": 11, "range": (-0.05, 1.05)}
             of_draws = of_codes
         axes.hist(column, density=True, color=_DATA, alpha=0.6, **of_codes)
-        axes.hist(of_prior[place], density=True, color=_PRIOR, histtype="step", **of_draws)
+        axes.hist(drawn, density=True, color=_PRIOR, histtype="step", **of_draws)
         axes.set_title(name, pad=3, fontsize=10)
         axes.locator_params(axis="x", nbins=4, steps=[1, 2, 5, 10])
         axes.set_yticks([])

@@ -150,8 +150,8 @@ def rate_distortion_figure(table: pd.DataFrame, title: str) -> Figure:
     best = -means["elbo"].max()
     ends = np.array([x.min(), x.max()])
     axes.plot(ends, best - ends, "k--", linewidth=1, label=f"distortion + rate = {best:.2f}, the best -ELBO")
-    axes.set_aspect("equal", adjustable="datalim")
-    axes.set(xlabel="rate, nats per datum", ylabel="distortion, nats per datum")
+    axes.margins(0.1)
+    axes.set(aspect="equal", xlabel="rate, nats per datum", ylabel="distortion, nats per datum")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", frameon=False)
     return figure

@@ -332,7 +332,9 @@ def gaps(run: Run, report: Report) -> Figure | None:
         height = 3.6
     figure = figures.titled_figure(title, 10.0, height)
     upper, *lower = figure.subfigures(1 + run.data.is_images, squeeze=False)[:, 0]
-    for axes, (name, found) in zip(upper.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown.items()):
+    for axes, (name, found) in zip(
+        upper.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False)[0], shown.items()
+    ):
         parts = [getattr(found, part) for part in _PARTS]
         means = np.array([one.mean for one in parts])
         errors = [one.stderr for one in parts]

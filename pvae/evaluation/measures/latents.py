@@ -332,7 +332,7 @@ class CodesUsed(Measure):
             cross_entropy=Estimate.of(cross_entropy),
             saved=Estimate.of(rate - cross_entropy),
             fitted_bits=fitted_bits,
-            perplexity=(-(log_prior.exp() * log_prior).sum(1)).exp().mean().item(),
+            perplexity=torch.special.entr(log_prior.exp()).sum(1).exp().mean().item(),
             unused=1 - used.any(0).double().mean().item(),
             is_fixed=not prior.codebook.requires_grad,
         )

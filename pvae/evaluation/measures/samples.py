@@ -166,7 +166,8 @@ def sample_quality(
         if is_code:
             edges = np.unique(np.concatenate([x[d] for x in tables]))
         else:
-            edges = _inner_edges(tables[1][d])
+            test_values = tables[1][d]
+            edges = np.histogram_bin_edges(test_values[~np.isnan(test_values)], 10)[1:-1]
         for x, code in zip(tables, codes):
             code[d] = np.where(np.isnan(x[d]), np.nan, np.searchsorted(edges, x[d], side="right"))
     found: dict[int, list[NamedDistance]] = {1: [], 2: []}  # of columns, and of pairs
@@ -207,19 +208,6 @@ def _columns_of(table: _Table) -> NDArray[np.float64]:
     if isinstance(table, Tensor):
         table = table.double().numpy(force=True)
     return np.asarray(table, np.float64).T.copy()
-
-
-def _inner_edges(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the edges between bins of numbers, as those of `numpy.histogram_bin_edges`, which refuses small widths."""
-    x = x[~np.isnan(x)]
-    if not len(x):
-        x = np.zeros(1)
-    low = x.min()
-    high = x.max()
-    if low == high:
-        low -= 0.5
-        high += 0.5
-    return np.linspace(low, high, 11)[1:-1]  # of 10 bins
 
 
 def _distance(x: NDArray[np.float64], test: NDArray[np.float64]) -> float:
