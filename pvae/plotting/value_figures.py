@@ -177,17 +177,14 @@ def sampled_values_figure(
     rows = f"{len(data):,} data of all splits and of {len(samples):,} samples from {given}"
     text = f"{title}\nmarginals of {rows}, {count} of {data.shape[1]:,} columns"
     figure, panels = _panels(text, count, 3)
-    for number, axes in enumerate(panels):
+    columns = columns or [Column(f"x_{number + 1}") for number in range(count)]
+    for number, (axes, column) in enumerate(zip(panels, columns)):
         values = [one[:, number][one[:, number].isfinite()].double() for one in (data, samples)]
-        column = None
-        name = f"x_{number + 1}"
-        if columns:
-            column = columns[number]
-            name = _label(column.name)
+        name = _label(column.name)
         missing = data[:, number].isnan().double().mean().item()
         if missing:
             name += f", {missing:.0%} missing"
-        if column is not None and column.categories:
+        if column.categories:
             name += _draw_shares(axes, values, column.categories)
         else:
             name += _draw_densities(axes, values, column)
@@ -209,7 +206,7 @@ def _draw_shares(axes: Axes, both: Sequence[Tensor], categories: Sequence[str]) 
     return f", {len(codes)} of {len(categories)} categories"
 
 
-def _draw_densities(axes: Axes, both: Sequence[Tensor], column: Column | None) -> str:
+def _draw_densities(axes: Axes, both: Sequence[Tensor], column: Column) -> str:
     """Draw histograms of the numbers in data and samples; return what is not drawn as it is."""
     data, samples = both
     said = ""
@@ -234,9 +231,8 @@ def _draw_densities(axes: Axes, both: Sequence[Tensor], column: Column | None) -
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.hist([one.tolist() for one in shown], **style)
     axes.yaxis.set_major_formatter("{x:g}")  # without a power of ten beside the title
-    if column is not None:
-        axes.locator_params(axis="x", nbins=3)
-        axes.xaxis.set_major_formatter(partial(_tick, column))
+    axes.locator_params(axis="x", nbins=3)
+    axes.xaxis.set_major_formatter(partial(_tick, column))
     return said
 
 
