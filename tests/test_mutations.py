@@ -116,7 +116,7 @@ models/test_latents.py
     distributions.full_normal | - scale_tril.diagonal(dim1=-2, dim2=-1).log() |
 evaluation/test_evaluation.py
     marginal.importance | (log_likelihood + log_prior - log_r) | (log_likelihood - log_r)
-    evaluation.measures.rate | (log_q.logsumexp(1) - math.log | (log_q.logsumexp(2) - math.log
+    evaluation.measures.elbo | (log_q.logsumexp(1) - math.log | (log_q.logsumexp(2) - math.log
     trained.latent_space | return posterior.mean | return posterior.sample()
     trained.latent_space | posterior.estimate_mean(100) | posterior.sample((100,)).mean(0)
 """

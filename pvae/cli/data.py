@@ -219,7 +219,7 @@ def _surprise(vae: VAE, batch: Batch) -> Tensor:
     """
     import torch
 
-    from pvae.evaluation.measures.floor import log_prob_of_each
+    from pvae.evaluation.measures.baselines import log_prob_of_each
     from pvae.marginal.chunks import data_at_once
 
     parts = []

@@ -26,7 +26,7 @@ from pvae.core.terminal import Interruptions, print_line, progress_bar
 from pvae.data.dataset import random_subset
 from pvae.data.preparation import Pixels
 from pvae.data.schema import Column
-from pvae.evaluation.measures.floor import Floor
+from pvae.evaluation.measures.baselines import Floor
 from pvae.evaluation.measures.latents import COLLAPSED, forecast, said_of_collapse
 from pvae.evaluation.report import what_was_learned
 from pvae.runs import writer

@@ -227,16 +227,6 @@ def test_pictures_name_columns_and_show_the_shares_of_categories():
     assert names == [f"shop {n}" for n in range(3, 35, 2)], "the most frequent ones"
 
 
-@pytest.mark.parametrize("steps", [[0.0, 128, 128, 256], [0.0, 0, 0, 0]])
-def test_marginals_of_values_with_few_floats_between_them(steps):
-    values = 1e18 + torch.tensor(steps, dtype=torch.float64)[:, None]
-    axes = sampled_values_figure(values, torch.cat([values, values * math.inf]), "title").axes[0]
-    axes.figure.draw_without_rendering()
-    assert axes.get_title() == "x_1, less 1e+18"
-    area = sum(bar.get_height() * bar.get_width() for bar in axes.patches)
-    assert area == pytest.approx(0.8), "two densities, of the data and of the finite samples, in bars of 0.4 of a bin"
-
-
 def test_a_histogram_leaves_out_a_long_tail_of_the_data_and_says_so():
     """Not samples that the data do not reach, nor a column that is mostly one value."""
     with seeded(0):
