@@ -9,9 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pvae.cli.command import Command, Parser, integer, integers, run_parser
+from pvae.cli.command import Command, Parser, integer, integers, output_path, run_parser, write
 from pvae.cli.own_code import open_run
-from pvae.cli.results import output_path, write
 from pvae.core.errors import InputError, check_name
 from pvae.core.terminal import print_line, progress_bar
 

@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pvae.cli.command import Command, Parser, add_seed, integer, nonempty_path, run_parser
+from pvae.cli.command import Command, Parser, add_seed, integer, nonempty_path, output_path, run_parser, write
 from pvae.cli.own_code import open_run
-from pvae.cli.results import output_path, write
 from pvae.core.errors import InputError
 from pvae.core.files import write_whole
 from pvae.core.terminal import print_line, progress_bar

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pvae.cli.command import Command, Parser, add_seed, integer, run_parser
+from pvae.cli.command import Command, Parser, add_seed, integer, output_path, run_parser, write
 from pvae.cli.own_code import open_run, runs_in
-from pvae.cli.results import output_path, write
 from pvae.core.errors import InputError
 from pvae.core.files import to_json
 from pvae.core.terminal import print_line, progress_bar

@@ -21,8 +21,6 @@ from pvae.elbos.base import PerDatumELBO
 from pvae.models.columns import ColumnKind, columns_text
 from pvae.models.networks import Network
 
-__all__ = ["images_config", "values_config"]
-
 _CHANNELS = (32, 64, 128, 256)
 _WIDTHS = (400, 400)  # of an MLP
 _LEAST_SIDE = 4  # pixels that the last convolution leaves of the shorter side

@@ -19,9 +19,6 @@ if sys.platform != "win32":
     import fcntl
 
 
-__all__ = ["cache_dir", "expanded", "from_record", "is_temporary", "locked", "markdown_of", "to_json", "write_whole"]
-
-
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file as a whole or not at all: under a temporary name, flushed to the disk, then renamed.
 

@@ -16,8 +16,6 @@ from typing import Annotated, Any, ClassVar, get_args, get_origin
 
 from pvae.core.errors import InputError, check_name, shown
 
-__all__ = ["Family", "Option", "arguments_of", "options_of"]
-
 _ARGUMENTS: dict[Any, frozenset[str]] = {}
 _MOST_WIDTHS = 1000  # building a layer takes memory even where its width is 1
 

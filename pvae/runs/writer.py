@@ -9,6 +9,7 @@ import json
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -26,8 +27,7 @@ from pvae.core.errors import InputError
 from pvae.core.files import is_temporary, to_json, write_whole
 from pvae.runs.checkpoint import Checkpoint, to_bytes
 from pvae.runs.metrics import Metrics, best_epoch
-from pvae.runs.record import CONFIG
-from pvae.runs.run import BEST, CHECKPOINT, HISTORY, METRICS, OWN_CODE, Instant, Run
+from pvae.runs.run import BEST, CHECKPOINT, CONFIG, HISTORY, METRICS, OWN_CODE, Instant, Run
 
 CARD = "README.md"
 _PICTURES = ("reconstructions", "samples", "losses")
@@ -116,7 +116,7 @@ def save(run: Run, rows: Sequence[Metrics], checkpoint: Checkpoint) -> None:
     write_whole(run.path / CHECKPOINT, to_bytes(checkpoint))
     if best_epoch(rows) == checkpoint.epoch:
         write_whole(run.path / BEST, to_bytes(replace(checkpoint, moments={}, rng={})))
-    run.forget()
+    run.cache.clear()
 
 
 def write_history(run: Run, instants: Sequence[Instant]) -> None:
@@ -134,10 +134,7 @@ def write_history(run: Run, instants: Sequence[Instant]) -> None:
 
 def discard(path: Path) -> None:
     """Remove the folder of a new run whose training could not start."""
-    with contextlib.suppress(OSError):
-        for name in (*_FIRST, CONFIG, HISTORY, "split.csv"):
-            (path / name).unlink(missing_ok=True)
-        path.rmdir()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _provenance() -> dict[str, object]:
