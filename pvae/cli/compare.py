@@ -64,8 +64,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         raise InputError(f"{arguments.run or config.system} is an autoencoder: a point posterior has no bound")
     if config.posterior_class.support == "codes":
         raise InputError(f"{arguments.run or config.system} has codes of a codebook, which have one gradient to take")
-    options: dict[str, Any] = {name: getattr(config, name) for name in ("alpha", "mix", "temperature")}
-    options["groups"] = config.groups
+    options: dict[str, Any] = {name: getattr(config, name) for name in ("alpha", "mix", "temperature", "groups")}
     if config.groups == 1:
         options["groups"] = _GROUPS
     folder = output_path(arguments.out, default)

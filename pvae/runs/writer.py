@@ -41,21 +41,17 @@ def check_out(path: Path) -> Path:
         InputError: the folder has other files, is not a folder, or cannot be read.
     """
     try:
-        taken = path.exists() and not (path.is_dir() and all(map(_is_leftover, path.iterdir())))
+        left = [file for file in path.iterdir() if not is_temporary(file) and file.name not in _FIRST]
+    except FileNotFoundError:
+        return path
     except OSError as error:
-        raise InputError(f"--out {path} cannot be read ({error.strerror}): name another folder") from None
-    if taken and not path.is_dir():
-        raise InputError(f"--out {path} is a file: name a folder, new or empty")
-    if taken:
+        raise InputError(f"--out {path} cannot be read ({error.strerror}): name a folder, new or empty") from None
+    if left:
         advice = "name a new one"
         if (path / CONFIG).exists():
             advice += f", or go on with --resume {path}"
         raise InputError(f"--out {path} is a folder that is not empty: {advice}")
     return path
-
-
-def _is_leftover(file: Path) -> bool:
-    return is_temporary(file) or file.name in _FIRST
 
 
 def new_folder(path: Path | None, config: Config) -> Path:

@@ -14,11 +14,11 @@ from pvae.config.build import (
     elbo_of,
     meta_state_dict,
     preparation_of,
-    sizes_of,
     start_like_burda,
 )
 from pvae.config.config import Config
-from pvae.config.refusals import Case, refuse
+from pvae.config.presets import command_line
+from pvae.config.refusals import refuse
 from pvae.core.batch import Batch
 from pvae.core.errors import (
     InputError,
@@ -73,14 +73,12 @@ def build_trainer(
             given a batch of one image, or options do not work together or not in several processes.
     """
     refuse(
-        Case(
-            config=config,
-            elbo=config.elbo_class,
-            has_own_beta=beta is not None,
-            data=data,
-            has_own_vae=vae is not None,
-            num_processes=world.size,
-        )
+        config,
+        has_elbo=True,
+        has_own_beta=beta is not None,
+        has_own_vae=vae is not None,
+        data=data,
+        num_processes=world.size,
     )
     preparation = preparation_of(config, vae is not None)
     prepared = {
@@ -150,7 +148,7 @@ def check_memory(config: Config, data: Dataset) -> None:
     """Raise an `InputError` if memory cannot hold what is trained: the system could kill the process."""
     state = meta_state_dict(config, data.datum_shape, len(data.label_names))
     if 4 * sum(one.nbytes for one in state.values()) > total_memory():  # with gradients and moments
-        raise InputError(f"networks of {sizes_of(config)} do not fit into memory: give smaller ones")
+        raise InputError(f"networks of {command_line(config)} do not fit into memory: give smaller ones")
 
 
 def start_near(trainer: Trainer, config: Config, note: Callable[[str], object]) -> None:
