@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from pvae.core.errors import (
     InputError,
@@ -26,11 +26,6 @@ from pvae.core.errors import (
 )
 from pvae.core.files import write_whole
 from pvae.core.terminal import SIGNALS, Interruptions, handled_by, is_first_process
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from pandas import DataFrame
-
 
 _INTERRUPTED = "interrupted; any file already written is complete"
 _DATA_DIR = (
@@ -214,16 +209,14 @@ def output_path(out: Path | None, default: Path) -> Path:
     return place
 
 
-def write(path: Path, content: str | Mapping[str, Any] | Figure | DataFrame) -> None:
-    """Write a text, a table, arrays or a figure as a whole file, in a folder that is made if it is missing.
+def write(path: Path, content: Any) -> None:
+    """Write a text, a mapping of arrays, a figure or a data frame as a whole file; its folder is made if missing.
 
-    The index of a table is written if it has a name.
+    The index of a data frame is written if it has a name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = io.BytesIO()
-    if isinstance(content, str):
-        raw.write(content.encode("utf-8", "surrogateescape"))  # as names of files may be
-    elif isinstance(content, Mapping):
+    if isinstance(content, Mapping):
         import numpy as np
 
         np.savez(raw, **content)
@@ -233,9 +226,9 @@ def write(path: Path, content: str | Mapping[str, Any] | Figure | DataFrame) -> 
         with rc_context({"pdf.fonttype": 42}):  # TrueType: some journals refuse the fonts of type 3
             content.savefig(raw, format=path.suffix[1:])
     else:
-        frame: Any = content
-        text = frame.to_csv(index=frame.index.name is not None, lineterminator="\n")
-        raw.write(text.encode("utf-8", "surrogateescape"))
+        if hasattr(content, "to_csv"):
+            content = content.to_csv(index=content.index.name is not None, lineterminator="\n")
+        raw.write(content.encode("utf-8", "surrogateescape"))  # as names of files may be
     write_whole(path, raw.getvalue())
 
 

@@ -9,7 +9,6 @@ import json
 import platform
 import re
 import shlex
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -130,7 +129,10 @@ def write_history(run: Run, instants: Sequence[Instant]) -> None:
 
 def discard(path: Path) -> None:
     """Remove the folder of a new run whose training could not start."""
-    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
 
 
 def _provenance() -> dict[str, object]:
