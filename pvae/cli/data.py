@@ -110,9 +110,9 @@ def _encode(arguments: argparse.Namespace) -> None:
         codes = _codes_of_splits(run, arguments)
     else:
         given = _given_data(run, arguments)
-        vae, batch = run.vae(), given.batch(run)
+        batch = given.batch(run)
         with seeded(arguments.seed):
-            codes = draw_codes(vae, batch) if arguments.draws else encode_images(vae, batch)._asdict()
+            codes = draw_codes(run.vae(), batch) if arguments.draws else encode_images(run.vae(), batch)._asdict()
         beside["names"] = given.names
         if given.labels:
             beside["labels"] = given.labels
@@ -146,8 +146,8 @@ def _as_table(beside: Mapping[str, Any], codes: Mapping[str, Tensor]) -> DataFra
 
 
 def _score_parser() -> Parser:
-    description, out = "Score data by their likelihood under a trained run.", "a new folder (default: RUN/scores)"
-    parser = run_parser("pvae score", description, _SCORE, out)
+    description = "Score data by their likelihood under a trained run."
+    parser = run_parser("pvae score", description, _SCORE, "a new folder (default: RUN/scores)")
     _add_data(parser)
     number = "how many to print, the least likely first (default: 10)"
     parser.add_argument("-n", "--num-printed", metavar="N", type=integer(1, _MOST), default=10, help=number)
@@ -189,7 +189,11 @@ def _score(arguments: argparse.Namespace) -> None:
             values = [(run.data.columns[place], given.x[row, place].item()) for place in places]
             texts = [f"{column.name} {column.text(value, True) or 'missing'}" for column, value in values]
             beside.append("; ".join(texts))
-    what = f"in nats; pixels {kind}" if run.data.is_images else "in nats"
+    what = "in nats"
+    files = "scores.csv"
+    if run.data.is_images:
+        what += f"; pixels {kind}"
+        files += ", oddest.png"
     if run.is_given_labels:
         what += "; log p(x) is log p(x | y)"
     elif arguments.label:
@@ -204,7 +208,7 @@ def _score(arguments: argparse.Namespace) -> None:
         of = f"{int((scores['missing'] > 0).sum()):,} of them"
         print_line(f"values are missing in {of}: their log p(x) is that of the values that are there")
     print_line(_CAVEAT)
-    print_line(f"{folder}: scores.csv{', oddest.png' * run.data.is_images}")
+    print_line(f"{folder}: {files}")
 
 
 def _surprise(vae: VAE, batch: Batch) -> Tensor:
@@ -291,22 +295,26 @@ def _sample(arguments: argparse.Namespace) -> None:
 
 def _drawn(run: Run, arguments: argparse.Namespace) -> tuple[Tensor, Tensor | None]:
     """Return draws from p(x | z), or of images means, at z ~ p(z) or the given codes, and their labels."""
+    from pvae.core.protocol import for_each
     from pvae.trained import latent_space
-    from pvae.trained.given import labels_to_sample, read_codes
+    from pvae.trained.given import label_of, labels_to_sample, read_codes
 
-    is_drawn, has_label = arguments.draws is not None or not run.data.is_images, arguments.label is not None
+    draws = arguments.draws is not None or not run.data.is_images
+    label = arguments.label
+    y = None
     if arguments.codes is None:
-        if not has_label and (run.is_given_labels or run.config.labels):
+        if label is None and (run.is_given_labels or run.config.labels):
             run.dataset(None, arguments.data_dir, arguments.offline)
-        y = labels_to_sample(run, arguments.num_samples, arguments.label)
-        x = latent_space.sample(run.vae(), arguments.num_samples, is_drawn, y)
+        y = labels_to_sample(run, arguments.num_samples, label)
+        x = latent_space.sample(run.vae(), arguments.num_samples, draws, y)
     else:
-        if run.is_given_labels and not has_label:
+        if label is not None:
+            y = label_of(run, label)
+        elif run.is_given_labels:
             raise InputError(f"{run.name} was trained with labels: give --label NAME beside --codes")
-        y = labels_to_sample(run, 1, arguments.label) if has_label else None
         z = latent_space.with_labels(run.vae().prior(), read_codes(run, arguments.codes), y)
-        x = latent_space.decode(run.vae(), z, y, draws=is_drawn)
-    return x, y if y is None else y.expand(len(x), *y.shape[1:])
+        x = latent_space.decode(run.vae(), z, y, draws=draws)
+    return x, for_each(y, len(x))
 
 
 def _impute(run: Run, arguments: argparse.Namespace) -> None:
@@ -392,7 +400,8 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     run = open_run(arguments.run, arguments.vae)
     folder = _out(run, arguments.out, run.place / "reconstructions", "reconstructions")
     given = _given_data(run, arguments)
-    batch, shown = given.batch(run), run.preparation.shown
+    batch = given.batch(run)
+    shown = run.preparation.shown
     means = reconstruct_images(run.vae(), batch)
     if not run.data.is_images:
         _write_values(run, folder, given.names, means)
