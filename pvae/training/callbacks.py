@@ -502,6 +502,7 @@ class Figures(Callback):
         write_card(run)  # before the last figure, by which a run is finished
         with Interruptions() as interruptions:
             save_figures(run, interruptions.raise_if_received)
+        write_card(run)  # with the figures
         run.cache.clear()
 
 
