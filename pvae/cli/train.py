@@ -221,7 +221,7 @@ def _what_is_next(run: Run, place: str | None) -> str:
     if not run.config.is_autoencoder:  # an autoencoder has no likelihood
         following += ["pvae evaluate RUN", "pvae sample RUN"]
         if run.config.system in ("images", "values"):
-            following.append("pvae score RUN DATA")
+            following.append(f"pvae score RUN {'DATA' if run.data.is_images else 'FILE'}")
         if run.config.missing:
             following.append("pvae sample RUN --impute FILE")
     is_stopped = run.metrics()[-1].epoch < run.config.epochs  # by --patience
