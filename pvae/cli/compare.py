@@ -9,9 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pvae.cli.command import Command, Parser, integer, integers, run_parser
+from pvae.cli.command import Command, Parser, integer, integers, output_path, run_parser, write
 from pvae.cli.own_code import open_run
-from pvae.cli.results import output_path, write
 from pvae.core.errors import InputError, check_name
 from pvae.core.terminal import print_line, progress_bar
 
@@ -65,8 +64,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         raise InputError(f"{arguments.run or config.system} is an autoencoder: a point posterior has no bound")
     if config.posterior_class.support == "codes":
         raise InputError(f"{arguments.run or config.system} has codes of a codebook, which have one gradient to take")
-    options: dict[str, Any] = {name: getattr(config, name) for name in ("alpha", "mix", "temperature")}
-    options["groups"] = config.groups
+    options: dict[str, Any] = {name: getattr(config, name) for name in ("alpha", "mix", "temperature", "groups")}
     if config.groups == 1:
         options["groups"] = _GROUPS
     folder = output_path(arguments.out, default)

@@ -9,9 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pvae.cli.command import Command, Parser, run_parser
+from pvae.cli.command import Command, Parser, output_path, run_parser, write
 from pvae.cli.own_code import open_run, runs_in
-from pvae.cli.results import output_path, write
 from pvae.core.errors import InputError, NotFiniteError, check_name, naming_refused_parameters
 from pvae.core.files import to_json
 from pvae.core.terminal import print_line

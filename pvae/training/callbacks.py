@@ -495,7 +495,8 @@ class Figures(Callback):
         write_card(run)  # before the last figure, by which a run is finished
         with Interruptions() as interruptions:
             save_figures(run, interruptions.raise_if_received)
-        run.forget()
+        write_card(run)  # with the figures
+        run.cache.clear()
 
 
 def default_callbacks(quiet: bool = True) -> list[Callback]:

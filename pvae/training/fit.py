@@ -26,8 +26,7 @@ from pvae.data.dataset import Dataset
 from pvae.data.read import read
 from pvae.runs import writer
 from pvae.runs.metrics import is_out_of_patience
-from pvae.runs.record import CONFIG
-from pvae.runs.run import Run
+from pvae.runs.run import CONFIG, Run
 from pvae.training.callbacks import Checkpointing, EarlyStopping, Interrupt, default_callbacks
 from pvae.training.parallel import World, is_lost_process, joined
 from pvae.training.setup import build_trainer, check_first_loss, start_near

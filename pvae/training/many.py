@@ -25,8 +25,7 @@ from pvae.core.terminal import Interruptions, is_torchrun
 from pvae.data.dataset import Dataset
 from pvae.data.read import read
 from pvae.runs import writer
-from pvae.runs.record import CONFIG
-from pvae.runs.run import Run
+from pvae.runs.run import CONFIG, Run
 from pvae.training.callbacks import default_callbacks
 from pvae.training.fit import fit, resume, to_epoch
 from pvae.training.trainer import Callback, Trainer

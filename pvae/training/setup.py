@@ -14,7 +14,7 @@ from pvae.compile.compiled_svi import AdamUpdate, CompiledSVI
 from pvae.compile.graph import missing
 from pvae.config.build import build_vae, elbo_of, preparation_of, start_like_burda
 from pvae.config.config import Config
-from pvae.config.refusals import Case, refuse
+from pvae.config.refusals import refuse
 from pvae.core.batch import Batch
 from pvae.core.errors import (
     InputError,
@@ -72,14 +72,12 @@ def build_trainer(
         TrainingError: the networks do not fit into memory.
     """
     refuse(
-        Case(
-            config=config,
-            elbo=config.elbo_class,
-            has_own_beta=beta is not None,
-            data=data,
-            has_own_vae=vae is not None,
-            num_processes=world.size,
-        )
+        config,
+        has_elbo=True,
+        has_own_beta=beta is not None,
+        has_own_vae=vae is not None,
+        data=data,
+        num_processes=world.size,
     )
     preparation = preparation_of(config, vae is not None)
     prepared = {

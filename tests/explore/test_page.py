@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers.commands import refuse
 
-from pvae.cli.explore import main
+from pvae.cli.export import explore as main
 from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.config.presets import get_system
@@ -22,8 +22,7 @@ from pvae.data.dataset import Dataset
 from pvae.data.read import read
 from pvae.data.schema import DataRecord
 from pvae.explore import page
-from pvae.runs.record import READY_MADE
-from pvae.runs.run import Run
+from pvae.runs.run import READY_MADE, Run
 from pvae.trained.latent_space import encode
 from pvae.training.fit import fit
 

@@ -12,7 +12,7 @@ from helpers.browser import close, needs_browser, wait
 from helpers.commands import refuse
 from torch.distributions import Bernoulli, Categorical, LogNormal, Normal
 
-from pvae.cli.explore import main
+from pvae.cli.export import explore as main
 from pvae.config.choices import load_for, values_config
 from pvae.config.config import Config
 from pvae.core.batch import Batch
