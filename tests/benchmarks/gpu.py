@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from sides import Events, Task, by_hand, closed_form, lean, ours, trace
+from sides import Events, Task, by_hand, closed_form, lean, ours
 from turns import END, LEAN, START, Result, chosen, counted
 
 from pvae.compile import inductor
 
 _ROOT = Path(__file__).parents[2]
-_HAND, _ONE = "by hand", "pvae, graph"
+_HAND = "by hand"
 _SECONDS_OF_CHECKS = 180
 _LEAST = 10  # seconds in which a side can start
 
@@ -120,7 +120,7 @@ def _inductor_of_any_torch(task: Task) -> Events:
     """A training of this package that is compiled, on a GPU by an older torch than it asks for, too."""
     if task.device != "cpu":
         inductor.OLDEST_FOR_INDUCTOR = ""
-    yield from ours("trace", "inductor")(task)
+    yield from ours("inductor")(task)
 
 
 def _tf32(side: Callable[[Task], Events]) -> Callable[[Task], Events]:
@@ -137,12 +137,12 @@ def _compiled_lean(task: Task) -> Events:
 
 # The references come first, and then what is asked first: a run that is stopped has these.
 GPU_SIDES: dict[str, Callable[[Task], Events]] = {
-    _HAND: by_hand(trace),
+    _HAND: by_hand,
     LEAN: lean,
-    "pvae, none": ours("trace", "none"),
-    _ONE: ours("trace", "graph"),
+    "pvae, none": ours("none"),
+    "pvae, graph": ours("graph"),
     "pvae, inductor": _inductor_of_any_torch,
     "lean loop, torch.compile": _compiled_lean,
-    "pvae, TF32": _tf32(ours("trace", "graph")),
+    "pvae, TF32": _tf32(ours("graph")),
     "lean loop, TF32": _tf32(lean),
 }
