@@ -6,14 +6,12 @@ import itertools
 import math
 
 import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 
 from pvae.config.build import build_elbo, build_vae
 from pvae.config.config import Config
 from pvae.core.random_state import seeded
-from pvae.distributions.values import InUnits
 from pvae.models.features import fit_to
 
 mpmath = pytest.importorskip("mpmath")
@@ -205,11 +203,3 @@ def test_a_checkpoint_without_units_has_the_density_of_its_version(name):
         rate = torch.nn.functional.softplus(new.p_x.decoder(z)) + 1e-6
         torch.testing.assert_close(log_p, torch.distributions.Poisson(rate).log_prob(x).sum(1))
         torch.testing.assert_close(new.q_z.encoder[0](x), x.log1p())
-
-
-def test_the_support_is_that_of_x():
-    """Of y in [0, 1] and x = 3 + 2 y; of a Normal all real values."""
-    one = torch.ones((), dtype=torch.float64)
-    support = InUnits(dist.Beta(2 * one, 2 * one), 3 * one, 2 * one, torch.float64).support
-    assert [bool(support.check(x * one)) for x in (2.9, 3.1, 4.9, 5.1)] == [False, True, True, False]
-    assert InUnits(dist.Normal(0 * one, one), 3 * one, 2 * one, torch.float64).support.check(-9 * one)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pyro
 import pytest
 import torch
@@ -68,18 +66,6 @@ def test_equal_weights_give_the_elbo(num_particles):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
     assert torch.equal(terms.rate, of_terms.rate)
     assert_same_gradients((loss.item(), gradients), (expected.item(), of_elbo))
-
-
-def test_of_the_whole_data_set_the_estimate_is_low_by_the_logarithm_of_its_size():
-    vae, x = vae_and_data()
-    with seeded(1):
-        z = vae.posterior(x).rsample()
-    exact = torch.stack([vae.posterior(x).log_prob(one).logsumexp(0) - math.log(N) for one in z])
-    with seeded(1), pyro.get_param_store().scope():
-        elbo = TotalCorrelationELBO(mi_weight=1.0, tc_weight=0.0, dim_weight=0.0)
-        loss, terms = elbo.loss_and_terms(vae.model, vae.guide, x)
-    information = (vae.posterior(x).log_prob(z) - exact).mean() + math.log(N)
-    assert (loss - terms.distortion.mean()).item() == pytest.approx(information.item(), rel=1e-12)
 
 
 def test_what_has_no_independent_dimensions_or_several_sites_is_refused():

@@ -124,17 +124,8 @@ def test_several_runs_are_one_page_with_a_frame_for_each(tmp_path, capsys, no_pi
         refuse(main, [runs[name] for name in refused], capsys, tmp_path)
 
 
-def test_the_map_shows_as_many_codes_as_asked_for(untrained):
-    run = untrained(Config(hidden=(4,), latent_dim=2), (1, 5, 4))
-    contents = [unpacked(page.explorer_page(run, num_codes=count))[0] for count in (120, 10_000)]
-    assert [one["points"]["tensor"][3][0] for one in contents] == [120, 300]
-    assert [len(one["image_names"]) for one in contents] == [120, 200]
-    assert "120 of the 300" in "".join(contents[0]["notes"])
-
-
 @pytest.mark.parametrize(
-    ("options", "loss"),
-    [({"beta": 2.0}, "2 x rate"), ({"free_bits": 0.5}, "0.5 nats"), ({"elbo": "iwae", "particles": 5}, "iwae with 5")],
+    ("options", "loss"), [({"beta": 2.0}, "2 x rate"), ({"elbo": "iwae", "particles": 5}, "iwae with 5")]
 )
 def test_the_page_says_what_the_training_minimised(untrained, options, loss):
     config = Config(**{"elbo": "trace", "hidden": (4,), "latent_dim": 2, **options})

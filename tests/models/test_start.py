@@ -78,6 +78,7 @@ def test_factor_analysis_itself_is_the_first_model():
     assert np.allclose(model.weight @ model.weight.T + np.diag(model.noise), fit.get_covariance(), atol=1e-9)
 
 
+@pytest.mark.workflow
 def test_of_columns_of_several_kinds_one_start_is_independent_values_near_which_latents_can_be_used():
     x = factors()
     x[:, 0] = (x[:, 0] > 0).double()
