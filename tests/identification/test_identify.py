@@ -198,17 +198,6 @@ def test_no_variation_is_named_where_the_scale_is_not_one_number(name):
     assert "collapse" not in str(found)
 
 
-def test_of_several_ways_of_calling_the_one_that_names_most_is_told():
-    """As numbers the targets of a cross-entropy would be probabilities."""
-
-    def loss(logits, target, mu, logvar):
-        return F.cross_entropy(logits, target, reduction="sum") - kl(mu, logvar).sum()
-
-    found = identify(loss)
-    assert "wrong sign" in found.reason
-    assert "Categorical" in str(found)
-
-
 def test_the_configuration_trains_the_same_gradient():
     config = identify(PUBLIC["post 003, 3.2"][0]).config(D=1024, L=2)
     assert config.beta == pytest.approx(0.002 * 1024 / 2)

@@ -39,11 +39,6 @@ def test_the_ends():
     assert (k_of(torch.tensor([[0.0], [1.0]]).repeat(5, 1)) == math.inf).all(), "too few to fit"
     equal[0, 1] = torch.nan
     assert k_of(equal)[1].isnan()
-    impossible = torch.randn(1000, 1)
-    impossible[100:] = -math.inf
-    assert k_of(impossible).isfinite()
-    impossible[3:] = -math.inf
-    assert (k_of(impossible) == math.inf).all()
     assert trusted_below(5000) == 0.7
     assert trusted_below(100) == 0.5
 

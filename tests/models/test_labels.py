@@ -209,16 +209,6 @@ def test_mean_and_variance_of_label_and_latent():
     assert torch.allclose(q.variance, torch.tensor([0.16, 0.21, 0.25, of_z]).double())
 
 
-def test_data_in_parts_keep_their_labels():
-    vae = vae_of("condition")
-    whole = vae.posterior(X, Y).mean
-    assert torch.allclose(torch.cat([vae.posterior(*part).mean for part in Batch(X, Y).split(4)]), whole, atol=1e-12)
-    for_all = torch.cat([vae.posterior(*part).mean for part in Batch(X, Y[:1]).split(4)])
-    assert torch.allclose(for_all[:1], whole[:1], atol=1e-12)
-    rows = torch.tensor([2, 0])
-    assert torch.equal(vae.posterior(*Batch(X, Y).rows(rows)).mean, vae.posterior(X[rows], Y[rows]).mean)
-
-
 @EVERY_KIND
 def test_samples_of_a_label_are_of_this_label(kind):
     vae = vae_of(kind)
