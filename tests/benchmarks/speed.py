@@ -82,19 +82,18 @@ def _images(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
     """Return training and test images and what they are: MNIST, else bytes of its shape, which take the same time.
 
     Raises:
-        InputError: MNIST does not lie in the folder that was given, and no more images are wanted than it has.
+        InputError: MNIST does not lie in the folder that was given.
     """
     import torch
 
     from pvae.data.read import read
 
-    if (arguments.images or 0) <= 60_000:
-        try:
-            data = read("mnist", arguments.data_dir, offline=True)
-            return data.train[: arguments.images], data.test, "MNIST"
-        except InputError:
-            if arguments.data_dir:
-                raise
+    try:
+        data = read("mnist", arguments.data_dir, offline=True)
+        return data.train[: arguments.images], data.test, "MNIST"
+    except InputError:
+        if arguments.data_dir:
+            raise
     generator = torch.Generator().manual_seed(0)
     sizes = ((arguments.images or 60_000, 1, 28, 28), (10_000, 1, 28, 28))
     train, test = (torch.randint(256, size, dtype=torch.uint8, generator=generator) for size in sizes)

@@ -181,13 +181,6 @@ def test_the_order_is_reversed_from_one_transform_to_the_next(kind):
         assert bool((by_e[0, 1:] != 0).any()) == depends
 
 
-def test_flows_start_near_the_identity(kind):
-    vae = built(kind, 8)
-    q = vae.prior() if kind == "prior" else vae.posterior(torch.rand(4, *SHAPE).double())
-    e = torch.randn(4, 8, dtype=torch.float64)
-    assert 0 < (q.bijection.call_and_ladj(e)[0] - e).abs().max() < 0.2
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [0.0, 1e-25, 1e-3, 1.0, 30.0])
 def test_planar_transforms_are_inverted_whatever_their_parameters(size, dtype):

@@ -78,5 +78,5 @@ def test_what_has_no_independent_dimensions_or_several_sites_is_refused():
 def test_the_configuration_gives_its_weights_and_the_number_of_data():
     elbo = elbo_of(Config(elbo="beta-tc", tc_weight=4.0, beta=0.5), num_data=70)
     assert (elbo.mi_weight, elbo.tc_weight, elbo.dim_weight, elbo.beta, elbo.num_data) == (1.0, 4.0, 1.0, 0.5, 70)
-    with pytest.raises(InputError, match="--tc-weight goes with --elbo beta-tc only"):
+    with pytest.raises(InputError):
         Config().check_used(["tc_weight"])

@@ -193,9 +193,7 @@ WITHOUT_FORECAST = {
 
 @pytest.mark.parametrize("name", WITHOUT_FORECAST)
 def test_no_variation_is_named_where_the_scale_is_not_one_number(name):
-    found = identify(WITHOUT_FORECAST[name])
-    assert found.is_elbo, str(found)
-    assert "collapse" not in str(found)
+    assert "collapse" not in str(identify(WITHOUT_FORECAST[name]))
 
 
 def test_the_configuration_trains_the_same_gradient():

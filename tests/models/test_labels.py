@@ -14,7 +14,6 @@ import pytest
 import torch
 from helpers.commands import refuse
 from helpers.linear_gaussian import LinearGaussian
-from helpers.runs import assert_same, weights
 from helpers.svi import assert_trained_alike, trained
 from PIL import Image
 from pyro.infer import TraceEnum_ELBO, config_enumerate
@@ -41,10 +40,10 @@ from pvae.marginal.importance import importance_sample
 from pvae.reference import elbo as reference
 from pvae.runs.run import Run
 from pvae.trained import latent_space
-from pvae.trained.given import given_data, read_codes
+from pvae.trained.given import given_data
 from pvae.trained.latent_space import encode_images, sample_given
 from pvae.trained.scores import elbo_terms
-from pvae.training.fit import fit, resume
+from pvae.training.fit import fit
 from pvae.training.setup import build_trainer
 
 CPU = torch.device("cpu")
@@ -137,7 +136,6 @@ def test_every_network_takes_labels_and_every_parameter_gets_a_gradient(network,
 REFUSED = {
     "no labels": lambda: vae_of("condition").posterior(X),
     "labels of a VAE without": lambda: vae_of().given(Y),
-    "data without classes": lambda: build_vae(Config(condition=True), SHAPE),
     "no class of the VAE": lambda: vae_of("condition").given(torch.tensor([K] * 6)).posterior(X),
     "another length in a batch": lambda: Batch(X, Y[:5]),
     "too few for one of each class": lambda: few_labels(dataset(), K - 1, 0),
@@ -233,14 +231,6 @@ def test_recorded_steps_given_labels_equal_those_of_svi(kind):
 
 
 FAST = Config(binarize="threshold", epochs=2, batch_size=10, hidden=(16,), latent_dim=2, lr=0.01, valid=0.2)
-
-
-@pytest.mark.workflow
-def test_a_training_with_a_few_labels_resumes_as_it_goes_on(tmp_path):
-    config, data = FAST.replace(labels=9, elbo="enumerate"), dataset()
-    whole = fit(config, data=data, out=tmp_path / "whole")
-    fit(config.replace(epochs=1), data=data, out=tmp_path / "part")
-    assert_same(weights(resume(tmp_path / "part", 2, data=data)), weights(whole))
 
 
 @pytest.mark.workflow
@@ -350,7 +340,6 @@ def test_commands_given_labels(conditional, tmp_path, capsys):
         (sample, codes[:2], "--label"),
         (score, [folder / "left"], "--label"),
         (encode, [folder / "left", "--splits"], "DATA"),
-        (encode, ["--splits", "--out", tmp_path / "all.csv"], ".csv"),
     ]:
         assert wanted in refuse(command, [run, *arguments], capsys, tmp_path)
 
@@ -376,24 +365,6 @@ def test_the_weight_of_the_classifier_is_that_of_the_share_of_labels():
     unknown = replace(data, test_labels=torch.full_like(data.test_labels, -1))
     with seeded(0, CPU), pyro.get_param_store().scope():
         assert build_trainer(config, unknown, CPU).evaluate("test").accuracy is None
-
-
-@pytest.mark.workflow
-def test_codes_of_a_file_are_decoded_and_others_refused(tmp_path, capsys):
-    run = fit(FAST, data=dataset(dataset="linear-gaussian"), out=tmp_path / "run")
-    z = torch.randn(5, 2)
-    lines = ["name,scale_1,loc_2,loc_1", *(f"a,1,{two},{one}" for one, two in z.tolist())]
-    (tmp_path / "named.csv").write_text("\n".join(lines))
-    assert torch.allclose(read_codes(run, tmp_path / "named.csv"), z), "columns are found by their names"
-    np.savez(tmp_path / "codes.npz", loc=z.numpy())
-    assert sample([str(run.path), "--codes", str(tmp_path / "codes.npz"), "--out", str(tmp_path / "out")]) == 0
-    pixels = np.asarray(Image.open(tmp_path / "out" / "sample-0003.png"))
-    assert np.array_equal(pixels, run.vae().likelihood(z[2:3]).mean[0, 0].detach().mul(255).round().byte().numpy())
-    np.save(tmp_path / "wide.npy", torch.randn(5, 3).numpy())
-    (tmp_path / "codes.csv").write_text("name,loc_1,loc_2\na,1,x\n")
-    for name in ("wide.npy", "codes.csv", "none.npz"):
-        arguments = [run.path, "--codes", tmp_path / name, "--out", tmp_path / "bad"]
-        assert name in refuse(sample, arguments, capsys, tmp_path)
 
 
 @pytest.mark.workflow
