@@ -181,6 +181,22 @@ def test_the_order_is_reversed_from_one_transform_to_the_next(kind):
         assert bool((by_e[0, 1:] != 0).any()) == depends
 
 
+@pytest.mark.parametrize("kind", ["iaf", "spline", "prior"])
+def test_what_training_needs_takes_one_pass(kind):
+    """A draw from a posterior with its density, and the density of a prior; the other direction takes L passes."""
+    vae, calls = built(kind, 4, length=1), []
+    module_of(kind, vae).transforms[0].hyper.register_forward_hook(lambda *_: calls.append(1))
+    q = vae.prior() if kind == "prior" else vae.posterior(torch.rand(2, *SHAPE).double())
+    at = torch.zeros(*q.batch_shape, 4, dtype=torch.float64)
+    one_pass, several = (lambda: q.log_prob(at), q.sample) if kind == "prior" else (
+        lambda: q.log_prob(q.rsample()), lambda: q.log_prob(at)
+    )  # fmt: skip
+    one_pass()
+    assert len(calls) == 1
+    several()
+    assert len(calls) >= 1 + 4
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [0.0, 1e-25, 1e-3, 1.0, 30.0])
 def test_planar_transforms_are_inverted_whatever_their_parameters(size, dtype):
