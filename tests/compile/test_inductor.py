@@ -132,13 +132,6 @@ def test_tensors_that_share_memory_are_refused():
         compile_graph(graph, [torch.zeros(3)])
 
 
-@needs_inductor
-def test_a_package_that_cannot_be_stored_is_still_used(packages, monkeypatch):
-    (packages / "file").touch()
-    monkeypatch.setattr(graph_module, "cache_dir", lambda: packages / "file")
-    assert compile_graph(*graph_of())(torch.zeros(()), torch.zeros(())) == "code"
-
-
 @pytest.mark.parametrize("lacks", ["a compiler", "a newer torch"])
 def test_missing_requirements_are_reported_before_a_file_is_written(
     monkeypatch, few_digits, small_config, tmp_path, lacks
