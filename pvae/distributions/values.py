@@ -1,4 +1,4 @@
-"""Recorded values: in any unit and computed in float64, in steps, and of which many are one and the same."""
+"""Recorded values: computed in float64, in steps, and of which many are one and the same."""
 
 from __future__ import annotations
 
@@ -9,14 +9,43 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
-from torch.distributions import constraints, transform_to
+from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 from torch.special import log_ndtr
 
-__all__ = ["InFloat64", "InSteps", "InUnits", "WithAtom", "is_atom", "log_tail_of_t", "log_tails"]
+__all__ = ["InFloat64", "InSteps", "WithAtom", "is_atom", "log_tail_of_t", "log_tails"]
 
 
-class InFloat64(TorchDistribution):
+class _Wrapped(TorchDistribution):
+    """A distribution of one value whose draws and moments are those of `base`, which checks its own parameters."""
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, base: TorchDistribution) -> None:
+        self.base = base
+        super().__init__(base.batch_shape, base.event_shape)
+
+    @property
+    def support(self) -> Any:
+        """The support of `base`."""
+        return self.base.support
+
+    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+        """Return draws of `base`, which have no gradient."""
+        return self.base.sample(sample_shape)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of `base`."""
+        return self.base.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of `base`."""
+        return self.base.variance
+
+
+class InFloat64(_Wrapped):
     """A distribution with float64 parameters whose log-probability returns to the dtype of a network's outputs.
 
         log_prob(x) = log p(x),    computed in float64 and rounded once
@@ -30,98 +59,17 @@ class InFloat64(TorchDistribution):
         dtype: of the log-probability.
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # `base` checks its own
-
-    def __init__(self, base: TorchDistribution, dtype: torch.dtype, validate_args: bool | None = None) -> None:
-        self.base = base
+    def __init__(self, base: TorchDistribution, dtype: torch.dtype) -> None:
+        super().__init__(base)
         self.dtype = dtype
-        super().__init__(base.batch_shape, base.event_shape, validate_args=validate_args)
-
-    @property
-    def support(self) -> Any:
-        """The support of `base`."""
-        return self.base.support
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> InFloat64:
         """Return the same distribution over a larger batch shape."""
-        return InFloat64(self.base.expand(batch_shape), self.dtype, validate_args=False)
+        return InFloat64(self.base.expand(batch_shape), self.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(value), of the batch shape, in nats."""
         return self.base.log_prob(value.double()).to(self.dtype)
-
-    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
-        """Return draws in float64, which have no gradient."""
-        return self.base.sample(sample_shape)
-
-    @property
-    def mean(self) -> Tensor:
-        """The mean in float64."""
-        return self.base.mean
-
-    @property
-    def variance(self) -> Tensor:
-        """The variance in float64."""
-        return self.base.variance
-
-
-class InUnits(InFloat64):
-    """The distribution of x = m + s y, given that of y: values in units of their own.
-
-        log_prob(x) = log p_y((x - m) / s) - log s
-
-    y is computed in float64, so that values whose differences float32 does not hold, such as seconds since 1970, keep
-    these; x may be float64 or float32. A change of the units of x adds a constant to log_prob and changes no gradient.
-
-    Args:
-        base: the distribution of y, with float64 parameters and event shape ().
-        loc: m, float64, which broadcasts to the batch shape.
-        scale: s > 0, likewise.
-        dtype: of the log-probability.
-    """
-
-    def __init__(
-        self,
-        base: TorchDistribution,
-        loc: Tensor,
-        scale: Tensor,
-        dtype: torch.dtype,
-        validate_args: bool | None = None,
-    ) -> None:
-        self.loc = loc
-        self.scale = scale
-        super().__init__(base, dtype, validate_args=validate_args)
-
-    @property
-    def support(self) -> Any:
-        """The support of x: that of y in the units of x."""
-        of_y: Any = self.base.support
-        if not isinstance(of_y, constraints.interval):
-            return of_y
-        return constraints.interval(self.loc + self.scale * of_y.lower_bound, self.loc + self.scale * of_y.upper_bound)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> InUnits:
-        """Return the same distribution over a larger batch shape."""
-        return InUnits(self.base.expand(batch_shape), self.loc, self.scale, self.dtype, validate_args=False)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(value), of the batch shape, in nats."""
-        y = (value.double() - self.loc) / self.scale
-        return (self.base.log_prob(y) - self.scale.log()).to(self.dtype)
-
-    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
-        """Return draws of x in float64, which have no gradient."""
-        return self.loc + self.scale * self.base.sample(sample_shape)
-
-    @property
-    def mean(self) -> Tensor:
-        """The mean of x, m + s E[y], in float64."""
-        return self.loc + self.scale * self.base.mean
-
-    @property
-    def variance(self) -> Tensor:
-        """The variance of x, s^2 Var[y], in float64."""
-        return self.scale.square() * self.base.variance
 
 
 _POINTS = 44
@@ -131,39 +79,25 @@ _RANGE = (-3.4, 4.0)  # of s
 def log_tails(p: Any, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Return log P(X <= high) and log P(X <= low), or log P(X > low) and log P(X > high) where these are less.
 
-    Their difference of exponentials is P(low < X <= high), without cancellation in either tail. They are exact for a
-    Normal, a log-Normal and Student's t.
+    Their difference of exponentials is P(low < X <= high), without cancellation in either tail.
 
     Args:
-        p: a univariate distribution: one of these, also as `InFloat64` or `InUnits`, or any with a method `cdf`,
-            which is then as exact as that.
+        p: a Normal, a log-Normal or Student's t, also as `InFloat64`.
         low: values, below the support too.
         high: greater values.
-
-    Raises:
-        NotImplementedError: p has no `cdf`.
     """
-    if isinstance(p, InUnits):
-        return log_tails(p.base, (low.double() - p.loc) / p.scale, (high.double() - p.loc) / p.scale)
     if isinstance(p, InFloat64):
         return log_tails(p.base, low.double(), high.double())
     if isinstance(p, dist.LogNormal):
         low, high = (one.clamp(min=torch.finfo(one.dtype).tiny).log() for one in (low, high))
         return log_tails(p.base_dist, low, high)
-    if isinstance(p, dist.Normal | dist.StudentT):
-        low, high = ((one - p.loc) / p.scale for one in (low, high))
-        is_right = low + high > 0  # both are symmetric
-        more = torch.where(is_right, -low, high)
-        less = torch.where(is_right, -high, low)
-        if isinstance(p, dist.Normal):
-            return log_ndtr(more), log_ndtr(less)
-        return log_tail_of_t(more, p.df), log_tail_of_t(less, p.df)
-    low, high = (p.cdf(one) for one in (low, high))
-    is_right = low + high > 1
-    more = torch.where(is_right, 1 - low, high)
-    less = torch.where(is_right, 1 - high, low)
-    tiny = torch.finfo(low.dtype).tiny
-    return more.clamp(min=tiny).log(), less.clamp(min=tiny).log()  # log 0 has no gradient
+    low, high = ((one - p.loc) / p.scale for one in (low, high))
+    is_right = low + high > 0  # both are symmetric
+    more = torch.where(is_right, -low, high)
+    less = torch.where(is_right, -high, low)
+    if isinstance(p, dist.Normal):
+        return log_ndtr(more), log_ndtr(less)
+    return log_tail_of_t(more, p.df), log_tail_of_t(less, p.df)
 
 
 def log_tail_of_t(t: Tensor, df: Tensor) -> Tensor:
@@ -211,7 +145,7 @@ def _log_cosh(a: Tensor) -> Tensor:
     return torch.log1p(more * more / (2 * (1 + more)))
 
 
-class InSteps(TorchDistribution):
+class InSteps(_Wrapped):
     """Values that were recorded in steps of u, each with the probability of its step, as a density.
 
         log_prob(x) = log [ (F(x + u/2) - F(x - u/2)) / u ],    F the cdf of `base`
@@ -225,19 +159,16 @@ class InSteps(TorchDistribution):
     Draws and means are those of `base`, which are not rounded.
 
     Args:
-        base: a univariate distribution, event shape (), as `log_tails` takes it.
+        base: a distribution of event shape () that `log_tails` takes.
         step: u, which broadcasts over the batch shape.
 
     Reference:
         Heitjan, "Inference from grouped continuous data: a review", Statistical Science 4(2), 1989.
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # `base` checks its own
-
-    def __init__(self, base: TorchDistribution, step: Tensor, validate_args: bool | None = None) -> None:
-        self.base = base
+    def __init__(self, base: TorchDistribution, step: Tensor) -> None:
+        super().__init__(base)
         self.step = step
-        super().__init__(base.batch_shape, base.event_shape, validate_args=validate_args)
 
     @property
     def support(self) -> Any:
@@ -246,7 +177,7 @@ class InSteps(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> InSteps:
         """Return the same distribution over a larger batch shape."""
-        return InSteps(self.base.expand(batch_shape), self.step, validate_args=False)
+        return InSteps(self.base.expand(batch_shape), self.step)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-probability of the step of a value, less log u, of the batch shape, in nats."""
@@ -262,25 +193,9 @@ class InSteps(TorchDistribution):
 
     def _log_density(self, value: Tensor) -> Tensor:
         """Return log p(value) of `base`, -inf outside its support, where there may be a step but no gradient."""
-        support: Any = self.base.support
-        is_inside = support.check(value)
-        inside = transform_to(support)(torch.zeros_like(value))
-        density = self.base.log_prob(torch.where(is_inside, value, inside))
+        is_inside = self.base.support.check(value)
+        density = self.base.log_prob(torch.where(is_inside, value, 1.0))
         return torch.where(is_inside, density, torch.where(value.isnan(), math.nan, -math.inf))
-
-    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
-        """Return draws of `base`, which have no gradient."""
-        return self.base.sample(sample_shape)
-
-    @property
-    def mean(self) -> Tensor:
-        """The mean of `base`."""
-        return self.base.mean
-
-    @property
-    def variance(self) -> Tensor:
-        """The variance of `base`."""
-        return self.base.variance
 
 
 def is_atom(value: Tensor, atom: Tensor, step: Tensor | float = 0.0) -> Tensor:
@@ -310,14 +225,12 @@ class WithAtom(TorchDistribution):
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # `rest` checks its own
 
-    def __init__(
-        self, rest: TorchDistribution, atom: Tensor, logits: Tensor, step: Tensor, validate_args: bool | None = None
-    ) -> None:
+    def __init__(self, rest: TorchDistribution, atom: Tensor, logits: Tensor, step: Tensor) -> None:
         self.rest = rest
         self.atom = atom
         self.logits = logits
         self.step = step
-        super().__init__(rest.batch_shape, rest.event_shape, validate_args=validate_args)
+        super().__init__(rest.batch_shape, rest.event_shape)
 
     @property
     def support(self) -> Any:
@@ -327,7 +240,7 @@ class WithAtom(TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> WithAtom:
         """Return the same distribution over a larger batch shape."""
         logits = self.logits.expand(batch_shape)
-        return WithAtom(self.rest.expand(batch_shape), self.atom, logits, self.step, validate_args=False)
+        return WithAtom(self.rest.expand(batch_shape), self.atom, logits, self.step)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-density, of the batch shape, in nats; -inf below a."""
