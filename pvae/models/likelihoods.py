@@ -18,9 +18,14 @@ from torch import Tensor, nn
 from pvae.core.errors import InputError
 from pvae.core.options import Family, Option
 from pvae.core.tracing import require
-from pvae.distributions.bernoulli import ContinuousBernoulli, LogitBernoulli, PseudoBernoulli
 from pvae.distributions.columns import Observed, ordered_logits
-from pvae.distributions.discretized_logistic import DiscretizedLogistic, eight_bit_level
+from pvae.distributions.pixels import (
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    LogitBernoulli,
+    PseudoBernoulli,
+    eight_bit_level,
+)
 from pvae.distributions.values import InFloat64, InSteps, WithAtom
 from pvae.models.features import CountUnits, LogUnits, RealUnits, Standardize, WithMask
 

@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from pvae.config.build import preparation_of
 from pvae.config.config import FAMILIES, Config
 from pvae.core.options import arguments_of
-from pvae.distributions.discretized_logistic import eight_bit_level
+from pvae.distributions.pixels import eight_bit_level
 from pvae.models.features import CountUnits
 
 ROWS: dict[str, Any] = {

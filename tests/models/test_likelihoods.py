@@ -15,8 +15,7 @@ from torch import nn
 
 from pvae.config.build import build_elbo, build_vae
 from pvae.config.config import Config
-from pvae.distributions.bernoulli import PseudoBernoulli
-from pvae.distributions.discretized_logistic import DiscretizedLogistic
+from pvae.distributions.pixels import DiscretizedLogistic, PseudoBernoulli
 from pvae.models.columns import ColumnsLikelihood
 from pvae.models.features import Standardize
 from pvae.models.likelihoods import (
