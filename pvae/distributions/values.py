@@ -193,7 +193,8 @@ class InSteps(_Wrapped):
 
     def _log_density(self, value: Tensor) -> Tensor:
         """Return log p(value) of `base`, -inf outside its support, where there may be a step but no gradient."""
-        is_inside = self.base.support.check(value)
+        support: Any = self.base.support
+        is_inside = support.check(value)
         density = self.base.log_prob(torch.where(is_inside, value, 1.0))
         return torch.where(is_inside, density, torch.where(value.isnan(), math.nan, -math.inf))
 

@@ -13,7 +13,6 @@ from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
 from pvae.data.schema import Column
 from pvae.explore.networks import Tensors, map_of, networks_of, notes_of
-from pvae.models.columns import ColumnFeatures
 from pvae.models.features import Units, WithMask
 from pvae.models.likelihoods import Likelihood
 from pvae.runs.run import Run
@@ -61,9 +60,7 @@ def table_content(run: Run, data: Dataset, rows: Tensor, tensors: Tensors) -> di
     vae: Any = run.vae()
     batch = Batch(run.preparation.x_of(data.test, rows=rows))
     (x,) = batch.x.split(len(rows))
-    features = x
-    for layer in (one for one in vae.q_z.modules() if isinstance(one, Units | WithMask)):
-        features = layer(features)
+    features = _features(vae, x)
     networks = networks_of(run.config, vae, tensors)
     notes = notes_of(vae, networks["posterior"], networks["prior"])
     if any(one.date_format for one in run.data.columns):
@@ -82,15 +79,28 @@ def table_content(run: Run, data: Dataset, rows: Tensor, tensors: Tensors) -> di
     }
 
 
+def _features(vae: Any, x: Tensor) -> Tensor:
+    """Return what the first layer of the encoder is given of rows x."""
+    for layer in vae.q_z.modules():
+        if isinstance(layer, Units | WithMask):
+            x = layer(x)
+    return x
+
+
+def _inputs(vae: Any, x: Tensor, place: int) -> list[int]:
+    """Return which features of rows x change, to 0, where the value at a place is missing."""
+    without = x.clone()
+    without[:, place] = math.nan
+    return (_features(vae, x) != _features(vae, without)).any(0).nonzero().flatten().tolist()
+
+
 def _columns(run: Run, vae: Any, x: Tensor) -> list[dict[str, Any]]:
     """Return the columns of rows x for table.js."""
-    inputs: list[list[int]] = [[] for _ in run.data.columns]
-    if run.config.missing:
-        features = next(one for one in vae.q_z.modules() if isinstance(one, ColumnFeatures | WithMask))
-        inputs = features.inputs_of(len(inputs))
     found = []
     for place, column in enumerate(run.data.columns):
-        shown = {"name": column.name, "inputs": inputs[place], **vae.p_x.table_page(place)}
+        shown = {"name": column.name, "inputs": [], **vae.p_x.table_page(place)}
+        if run.config.missing:
+            shown["inputs"] = _inputs(vae, x, place)
         num_levels = shown.pop("num_levels", 0)
         if num_levels:
             shown["levels"] = [column.text(float(code), is_given=True) for code in range(num_levels)]

@@ -368,16 +368,6 @@ class ColumnFeatures(Standardize):
             parts.append((~x.isnan()).to(values.dtype))
         return torch.cat(parts, -1)
 
-    def inputs_of(self, size: int) -> list[list[int]]:
-        """Return for each of the columns which features are 0 where it is missing: of its value, and of the mask."""
-        inputs: list[list[int]] = [[] for _ in range(size)]
-        feature = itertools.count()
-        for place in self.order.tolist():
-            inputs[place] += itertools.islice(feature, self.kinds[place].num_categories or 1)
-        for place in (*self.atoms, *range(size)):
-            inputs[place].append(next(feature))
-        return inputs
-
     def _logs(self, x: Tensor) -> Tensor:
         x = x.double()
         x = torch.where(self.is_count, x.clamp(min=0).log1p(), x)

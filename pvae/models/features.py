@@ -239,10 +239,6 @@ class WithMask(nn.Module):
         super().__init__()
         self.num_dims = len(datum_shape)
 
-    def inputs_of(self, size: int) -> list[list[int]]:
-        """Return for each value of a row which results are 0 where it is missing."""
-        return [[place, place + size] for place in range(size)]
-
     def forward(self, x: Tensor) -> Tensor:
         """Return the values and then the mask, along the first dimension of a datum."""
         is_missing = x.isnan()

@@ -345,8 +345,8 @@ class IAFPosterior(Posterior, name="iaf", help="inverse autoregressive flow, whi
 
         e ~ Normal(loc(x), scale(x)^2),    z = f_T(... f_1(e, h(x)) ..., h(x))
 
-    Each f_t is masked autoregressive, with affine functions of each dimension (see `autoregressive_transforms`), and taken in
-    the direction in which a draw is one pass. The density of other points than a draw takes L passes through each f_t.
+    Each f_t is one of `autoregressive_transforms`, with affine functions of each dimension, and taken in the direction
+    in which a draw is one pass. The density of other points than a draw takes L passes through each f_t.
     Bounds that evaluate log q at a detached draw, as `DReG` and `ScoreELBO`, take L backward passes through each f_t in
     a step (see `Flow`).
 
