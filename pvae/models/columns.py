@@ -17,9 +17,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from pvae.core.options import Family, Option
-from pvae.distributions.columns import Columns
-from pvae.distributions.values import is_atom
-from pvae.models.features import Standardize, Units
+from pvae.distributions.values import Columns, is_atom
+from pvae.models.features import Standardize
 from pvae.models.likelihoods import (
     BernoulliLikelihood,
     CategoricalLikelihood,
@@ -414,11 +413,10 @@ class ColumnsLikelihood(ScaledLikelihood, name="columns", help="of rows whose co
         for place, kind in enumerate(kinds):
             places.setdefault(kind, []).append(place)
         self.register_buffer("order", torch.tensor([p for group in places.values() for p in group]), persistent=False)
-        parts = [kind.part(len(group), scale) for kind, group in places.items()]
+        parts: list[Any] = [kind.part(len(group), scale) for kind, group in places.items()]
         for part, group in zip(parts, places.values()):
-            units = getattr(part, "units", None)
-            if isinstance(units, Units):
-                units.columns = group
+            if hasattr(part, "units"):
+                part.units.columns = group
         self.parts = nn.ModuleList(parts)
         self.sizes = [len(group) for group in places.values()]
         self.num_outputs = [math.prod(part.output_shape) for part in parts]

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from pvae.core.errors import InputError
 from pvae.core.options import Family, Option
 from pvae.core.tracing import require
-from pvae.distributions.columns import Observed, ordered_logits
 from pvae.distributions.pixels import (
     ContinuousBernoulli,
     DiscretizedLogistic,
@@ -26,8 +25,8 @@ from pvae.distributions.pixels import (
     PseudoBernoulli,
     eight_bit_level,
 )
-from pvae.distributions.values import InFloat64, InSteps, WithAtom
-from pvae.models.features import CountUnits, LogUnits, RealUnits, Standardize, WithMask
+from pvae.distributions.values import InFloat64, InSteps, Observed, WithAtom, ordered_logits
+from pvae.models.features import CountUnits, LogUnits, RealUnits, Standardize, Units, WithMask
 
 __all__ = [
     "BernoulliLikelihood",
@@ -82,6 +81,7 @@ class Likelihood(nn.Module, Family):
         is_linear: with a linear network its log p(x) is known exactly; it takes no other one.
         has_levels: a probability of 8-bit levels, reported in bits per dimension too.
         has_exact_start: `pvae.models.start` can set it to a model in closed form.
+        units_seen: the units in which the encoder sees x; None for x itself.
         page: its name in `LIKELIHOODS` of `explore/network.js`; "" if the page does not compute it.
         page_mean: for the page, how the output of the decoder becomes the location; "" for the range of the pixels.
         is_on_table_page: the page of a table computes it, by `COLUMNS` of `explore/table.js`.
@@ -102,6 +102,7 @@ class Likelihood(nn.Module, Family):
     is_linear = False
     has_levels = False
     has_exact_start = False
+    units_seen: type[Units] | None = None
     page = ""
     page_mean = ""
     is_on_table_page = False
@@ -121,15 +122,12 @@ class Likelihood(nn.Module, Family):
     @classmethod
     def features(cls, datum_shape: Sequence[int], has_missing: bool = False) -> tuple[list[nn.Module], tuple[int, ...]]:
         """Return what lies between x and the encoder: modules, and the shape of their result."""
-        seen: list[nn.Module] = cls.units_seen(datum_shape)
+        seen: list[nn.Module] = []
+        if cls.units_seen is not None:
+            seen.append(cls.units_seen(datum_shape))
         if not has_missing:
             return seen, tuple(datum_shape)
         return [*seen, WithMask(datum_shape)], (2 * datum_shape[0], *datum_shape[1:])  # the values and their mask
-
-    @classmethod
-    def units_seen(cls, datum_shape: Sequence[int]) -> list[nn.Module]:
-        """Return a module that gives the units in which the encoder sees x; none for x itself."""
-        return []
 
     def forward(self, z: Tensor) -> TorchDistribution:
         """Return p(x | z): batch shape z.shape[:-1], event shape (C, H, W)."""
@@ -511,6 +509,7 @@ class RealLikelihood(ScaledLikelihood):
     is_density = True
     is_on_table_page = True
     is_of_images = False
+    units_seen = Standardize
     table_name: str
     units: RealUnits
 
@@ -518,11 +517,6 @@ class RealLikelihood(ScaledLikelihood):
         super().__init__(*args, **kwargs)
         self.log_scale = nn.Parameter(torch.full(self.datum_shape, float(self.scale), device="cpu").log())
         self.units = self._units()
-
-    @classmethod
-    def units_seen(cls, datum_shape: Sequence[int]) -> list[nn.Module]:
-        """Return `Standardize`."""
-        return [Standardize(datum_shape)]
 
     def _units(self) -> RealUnits:
         """Return new units of x."""
@@ -731,6 +725,7 @@ class PoissonLikelihood(Likelihood, name="poisson", help="of counts"):
     """
 
     domain = "whole numbers from 0 on"
+    units_seen = CountUnits
     is_on_table_page = True
     is_of_images = False
     has_exact_start = True
@@ -738,11 +733,6 @@ class PoissonLikelihood(Likelihood, name="poisson", help="of counts"):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.units = CountUnits(self.datum_shape)
-
-    @classmethod
-    def units_seen(cls, datum_shape: Sequence[int]) -> list[nn.Module]:
-        """Return `CountUnits`."""
-        return [CountUnits(datum_shape)]
 
     def table_kind(self, place: int) -> dict[str, Any]:
         """Return the units of the training data, and theta of a negative binomial or None."""

@@ -63,8 +63,8 @@ def data_for(config: Config, count: int, shape: tuple[int, ...] | None = None) -
         return (draws * sizes).floor() + torch.tensor([kind.name == "positive" for kind in config.column_kinds])
     if family.is_of_images:
         return (255 * draws).to(torch.uint8)
-    units = {type(one) for one in family.units_seen(shape)}
-    return (9 * draws).floor() if CountUnits in units else 100 * draws if units else draws
+    units = family.units_seen
+    return (9 * draws).floor() if units is CountUnits else 100 * draws if units else draws
 
 
 def x_for(config: Config, count: int, shape: tuple[int, ...] | None = None) -> Tensor:
