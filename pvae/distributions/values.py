@@ -299,8 +299,8 @@ class Observed(dist.Independent):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-probability of the observed values, of the batch shape, in nats."""
         is_missing = value.isnan()
-        each = self.base_dist.log_prob(torch.where(is_missing, torch.zeros_like(value), value))
-        return torch.where(is_missing, torch.zeros_like(each), each).flatten(-self.reinterpreted_batch_ndims).sum(-1)
+        each = self.base_dist.log_prob(torch.where(is_missing, 0.0, value))
+        return torch.where(is_missing, 0.0, each).flatten(-self.reinterpreted_batch_ndims).sum(-1)
 
 
 class Columns(TorchDistribution):
@@ -334,22 +334,24 @@ class Columns(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-probability of the values (..., D) that are observed, of the batch shape, in nats."""
-        return self._each(value[..., self.order]).sum(-1)
+        return self._each(value).sum(-1)
 
     def log_prob_of_each(self, value: Tensor) -> Tensor:
         """Return the log-probability of each of the values (..., D), 0 where it is not observed, in nats."""
-        return self._in_order(self._each(value[..., self.order]))
+        return self._in_order(self._each(value))
 
     def _each(self, value: Tensor) -> Tensor:
+        """Return the log-probability of each value, part by part."""
+        value = value[..., self.order]
         is_missing = value.isnan()
-        values = torch.where(is_missing, torch.zeros_like(value), value).split(self._sizes, -1)
+        values = torch.where(is_missing, 0.0, value).split(self._sizes, -1)
         parts = []
         for part, x in zip(self.parts, values):
             if isinstance(part, dist.Bernoulli):
                 x = x.to(part.logits.dtype)  # the only one that it takes
             parts.append(part.log_prob(x))
         each = torch.cat(parts, -1)
-        return torch.where(is_missing, torch.zeros_like(each), each)
+        return torch.where(is_missing, 0.0, each)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008

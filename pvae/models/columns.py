@@ -361,7 +361,7 @@ class ColumnFeatures(Standardize):
         for size, part in zip(self.counts, values.split([*self.counts.values()], -1)):
             if size:  # NaN equals no code
                 part = (part[..., None] == torch.arange(size, device=x.device)).to(part.dtype).flatten(-2)
-            parts.append(torch.where(part.isnan(), torch.zeros_like(part), part))
+            parts.append(torch.where(part.isnan(), 0.0, part))
         parts.append(are_atoms)
         if self.has_mask:
             parts.append((~x.isnan()).to(values.dtype))

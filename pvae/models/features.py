@@ -249,7 +249,7 @@ class WithMask(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the values and then the mask, along the first dimension of a datum."""
         is_missing = x.isnan()
-        values = torch.where(is_missing, torch.zeros_like(x), x)
+        values = torch.where(is_missing, 0.0, x)
         return torch.cat([values, (~is_missing).to(x.dtype)], dim=-self.num_dims)
 
 

@@ -146,8 +146,7 @@ class ConvNetwork(Network, name="conv", help="3x3 convolutions that each halve t
 
     def pair(self, sizes: Sizes) -> Pair:
         """Return encoder and decoder."""
-        encoder = self._encoder(sizes)
-        return encoder, self._decoder(sizes.latent_dim, self._shapes(sizes.decoded_shape))
+        return self._encoder(sizes), self._decoder(sizes.latent_dim, self._shapes(sizes.decoded_shape))
 
     def _after(self, width: int) -> list[nn.Module]:
         """Return what follows a convolution of that number of channels."""
