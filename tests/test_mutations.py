@@ -113,7 +113,7 @@ models/test_latents.py
     models.priors | NormalMixture(dist.Categorical(logits=self | NormalMixture(dist.Categorical(logits=0 * self
     models.priors | (self.pseudo_inputs) | (self.pseudo_inputs.detach())
     models.priors | .clamp(self.lowest, 1.0) |
-    distributions.full_normal | - scale_tril.diagonal(dim1=-2, dim2=-1).log() |
+    distributions.normals | - scale_tril.diagonal(dim1=-2, dim2=-1).log() |
 evaluation/test_evaluation.py
     marginal.importance | (log_likelihood + log_prior - log_r) | (log_likelihood - log_r)
     evaluation.measures.elbo | (log_q.logsumexp(1) - math.log | (log_q.logsumexp(2) - math.log

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -10,13 +12,14 @@ from conftest import needs_inductor
 from helpers.svi import ELBOS, adam, assert_trained_alike, built, trained
 from pyro.infer import SVI
 from torch import nn
+from torch.nn.utils import parameters_to_vector
 from torch.optim import AdamW
 
 from pvae.compile.compiled_svi import AdamUpdate, CompiledSVI
 from pvae.compile.graph import RecordingError
 from pvae.config.build import build_vae
 from pvae.config.config import Config
-from pvae.core.errors import InputError
+from pvae.core.errors import InputError, NotFiniteError
 
 WEIGHS_RATE = ("trace", "analytic", "handwritten", "stl", "score", "score-loo")
 CASES = [(name, 4) for name in ELBOS]

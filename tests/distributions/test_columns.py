@@ -14,7 +14,7 @@ import torch
 from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.core.errors import InputError
-from pvae.distributions.columns import Columns, ordered_logits
+from pvae.distributions.values import Columns, ordered_logits
 from pvae.models.columns import column_kinds
 from pvae.models.features import fit_to
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pvae.distributions.normal_mixture import NormalMixture
+from pvae.distributions.normals import NormalMixture
 
 
 def parameters(num_components, length, seed=0):

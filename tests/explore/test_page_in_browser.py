@@ -23,7 +23,7 @@ from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Pixels
 from pvae.distributions.flow import Flow
-from pvae.distributions.full_normal import FullNormal
+from pvae.distributions.normals import FullNormal
 from pvae.distributions.power_spherical import PowerSpherical, SphereUniform
 from pvae.explore.networks import Tensors, operations
 from pvae.explore.page import explorer_page

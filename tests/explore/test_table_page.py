@@ -18,8 +18,7 @@ from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
 from pvae.data.schema import Column
-from pvae.distributions.columns import Columns
-from pvae.distributions.values import InSteps, WithAtom
+from pvae.distributions.values import Columns, InSteps, WithAtom
 from pvae.explore.networks import Tensors, operations
 from pvae.explore.page import explorer_page
 from pvae.marginal.log_likelihood import log_likelihood

@@ -25,7 +25,7 @@ from pvae.cli.train import main as train
 from pvae.core.random_state import seeded
 from pvae.data.preparation import Pixels
 from pvae.data.schema import Column
-from pvae.distributions.columns import Columns
+from pvae.distributions.values import Columns
 from pvae.plotting import pictures
 from pvae.plotting.pictures import save_figures
 from pvae.plotting.value_figures import (

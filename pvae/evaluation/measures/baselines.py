@@ -19,7 +19,7 @@ from pvae.core.errors import one_line
 from pvae.core.protocol import takes_labels
 from pvae.core.random_state import seeded
 from pvae.data.preparation import Pixels
-from pvae.distributions.columns import Columns
+from pvae.distributions.values import Columns
 from pvae.evaluation.context import Context, Measure, said
 from pvae.marginal.chunks import data_at_once
 from pvae.models.features import features_seen, steps_of

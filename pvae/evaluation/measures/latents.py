@@ -16,7 +16,7 @@ from pvae.core.errors import InputError, listed
 from pvae.core.random_state import seeded
 from pvae.data.preparation import Pixels
 from pvae.distributions.discrete import BitVector, CodeVector, OneHotVector, rate_of_each
-from pvae.distributions.normal_mixture import NormalMixture
+from pvae.distributions.normals import NormalMixture
 from pvae.evaluation.context import Context, Measure, said
 from pvae.evaluation.measures.baselines import Baselines
 from pvae.marginal.chunks import CHUNK_VALUES, data_at_once
