@@ -20,9 +20,8 @@ from pvae.core.errors import InputError, brief, joined, total_memory
 from pvae.core.files import cache_dir
 from pvae.core.terminal import progress_bar
 from pvae.data.dataset import Dataset
-from pvae.data.labels import coded_labels
 from pvae.data.reading import Reading
-from pvae.data.schema import Schema
+from pvae.data.schema import Schema, coded_labels
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pvae.core.errors import InputError, joined
-from pvae.data.labels import is_classes
-from pvae.data.schema import Column, DataRecord, Schema, title_of
+from pvae.data.schema import Column, DataRecord, Schema, is_classes, title_of
 
 _SAMPLE = 40_000  # rows of data in parts on which the start of a training depends
 _MOST_VALID = 10_000  # of data in parts
@@ -392,3 +391,33 @@ def random_subset(total: int, count: int, seed: int) -> Tensor:
     Unlike the first data, they represent a data set that is sorted, as the test images of binarized-mnist are by digit.
     """
     return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].sort().values
+
+
+def few_labels(data: Dataset, count: int, seed: int) -> Tensor:
+    """Return the classes of about `count` training data, equally many of each class, and -1 for the rest, (N,).
+
+    If fewer data of a class are labelled than asked for, all of these are taken.
+
+    Args:
+        data: its labels are classes.
+        count: the number of labels.
+        seed: chooses the data.
+
+    Raises:
+        InputError: the data have no classes, or a class gets no label.
+    """
+    labels, num_classes = data.train_labels, len(data.label_names)
+    if labels is None or not is_classes(labels) or not num_classes:
+        raise InputError(f"--labels needs classes, and {data.name} has none: leave --labels out")
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    few = torch.full_like(labels, -1)
+    for code, name in enumerate(data.label_names):
+        wanted = count // num_classes + (code < count % num_classes)
+        chosen = order[labels[order] == code][:wanted]
+        if not len(chosen):
+            why = f"there are {num_classes} classes"
+            if wanted:
+                why = f"class {name} has none"
+            raise InputError(f"--labels {count} takes labels of each class, and {why}: give another number")
+        few[chosen] = code
+    return few

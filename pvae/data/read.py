@@ -21,7 +21,6 @@ from pvae.core.random_state import seeded
 from pvae.data.arrays import is_array_file
 from pvae.data.batches import data_in_batches
 from pvae.data.dataset import Dataset
-from pvae.data.folders import is_file, is_folder
 from pvae.data.images import (
     SUFFIXES,
     ImageArrays,
@@ -32,9 +31,8 @@ from pvae.data.images import (
     image_files,
     load_images,
 )
-from pvae.data.labels import names_of
-from pvae.data.reading import DATASETS, Reading, is_table, own_path
-from pvae.data.schema import DataRecord, Fields, Schema, Values
+from pvae.data.reading import DATASETS, Reading, is_file, is_folder, is_table, own_path
+from pvae.data.schema import DataRecord, Fields, Schema, Values, names_of
 from pvae.data.sources import by_name, dataset_of, read_values
 
 _LARGE = 100_000  # rows of a data frame, beyond which it is read in parts: ten seconds for 20 columns

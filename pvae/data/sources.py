@@ -21,11 +21,9 @@ from pvae.core.files import cache_dir, expanded
 from pvae.data.arrays import FILES, SPLITS, is_array_file, read_arrays
 from pvae.data.batches import ParquetParts, data_in_batches
 from pvae.data.dataset import Dataset, split_rows
-from pvae.data.folders import NotFoundError, find, is_file
 from pvae.data.images import ImageArrays, ImageFiles, Images, ImageTransform, image_files, load_images
-from pvae.data.labels import coded_labels
-from pvae.data.reading import PACKAGES, Reading, is_table
-from pvae.data.schema import DataRecord, Schema, Values
+from pvae.data.reading import PACKAGES, NotFoundError, Reading, find, is_file, is_table
+from pvae.data.schema import DataRecord, Schema, Values, coded_labels
 
 
 def by_name(

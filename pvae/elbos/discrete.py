@@ -18,21 +18,8 @@ from pvae.core.batch import LossAndTerms, Terms
 from pvae.core.errors import InputError
 from pvae.core.options import Option
 from pvae.distributions.discrete import OneHotVector
-from pvae.elbos.base import Beta, PerDatumELBO, PyroFunction
-from pvae.elbos.gradients import NoPathThroughDraws, ScoreELBO
-from pvae.elbos.importance import IWAE, log_mean_exp
-from pvae.elbos.sites import Draws
-
-__all__ = [
-    "ARMS",
-    "VIMCO",
-    "CategoricalDisARM",
-    "DisARM",
-    "GumbelSoftmax",
-    "StraightThrough",
-    "antithetic",
-    "correlation",
-]
+from pvae.elbos.base import Beta, Draws, PerDatumELBO, PyroFunction
+from pvae.elbos.bounds import IWAE, NoPathThroughDraws, ScoreELBO, log_mean_exp
 
 _TEMPERATURE = "of relaxed bits or categories: at a lower one, gradients have less bias and more noise"
 _Temperature = Annotated[float, Option(help=_TEMPERATURE, least=1e-3, most=100.0)]
@@ -116,12 +103,9 @@ class ARMS(ScoreELBO, name="arms", help="of bits, antithetic draws"):
         """Return K draws of q(z | x), (K, B, L)."""
         return _antithetic_bits(_bits(q).probs.detach(), self.size)
 
-    def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
-        """Return the ELBO of each datum, (B,), with the gradient of the class's docstring."""
-        log_p = draws.log_p_x + beta * draws.log_p_z
-        value = (log_p - beta * draws.log_q_z).detach()
-        surrogate = log_p + self.by_logits(*_of_one_site(draws), value.unflatten(0, (-1, self.size)))
-        return (surrogate - surrogate.detach() + value).mean(0)
+    def by_encoder(self, draws: Draws, log_w: Tensor) -> Tensor:
+        """Return (K, B) with the gradient of the class's docstring."""
+        return self.by_logits(*_of_one_site(draws), log_w.unflatten(0, (-1, self.size)))
 
     def by_logits(self, q: Any, z: Tensor, f: Tensor) -> Tensor:
         """Return (K, B), whose mean over the draws has the gradient of the ELBO by the logits.
@@ -355,7 +339,5 @@ def _bits(q: Any) -> Any:
 
 def _of_one_site(draws: Draws) -> tuple[Any, Tensor]:
     """Return q and the draws of the one latent site."""
-    latents = [*draws.latents]
-    if len(latents) != 1:
-        raise InputError(f"there are {len(latents)} latent sites, and this ELBO needs one: take LeaveOneOutScoreELBO")
-    return _discrete("z", latents[0].posterior), latents[0].z
+    latent = draws.only
+    return _discrete("z", latent.posterior), latent.z

@@ -21,16 +21,6 @@ from pvae.marginal.log_p import METHODS, LogP, check_bounding, check_continuous,
 from pvae.marginal.quadrature import MOST_LATENTS, check_few, quadrature
 from pvae.vae import VAE
 
-__all__ = [
-    "ANNEALING",
-    "MOST_UNTRUSTED",
-    "Progress",
-    "check_method",
-    "conditional_log_likelihood",
-    "hidden",
-    "log_likelihood",
-]
-
 MOST_UNTRUSTED = 0.01  # the fraction of untrusted data up to which the mean log-likelihood is reported as reliable
 ANNEALING: Mapping[str, Any] = {"num_temperatures": 100, "num_chains": 8, "start": "posterior"}
 _MOST_VALUES = 1e11  # that "auto" computes for annealing: 10,000 data of 784 values by 8 chains at 100 temperatures

@@ -12,13 +12,10 @@ from torch import Tensor
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
 from pvae.distributions.discrete import codes, support_of
-from pvae.marginal import chunks
-from pvae.marginal.chunks import data_at_once, widest
+from pvae.marginal.chunks import at_once, data_at_once, widest
 from pvae.marginal.importance import Mixture, from_all_weights
 from pvae.marginal.log_p import LogP, check_bounding, check_continuous
 from pvae.vae import VAE
-
-__all__ = ["MOST_LATENTS", "check_few", "quadrature"]
 
 MOST_LATENTS = 2
 _CELLS = {1: (1024, 256), 2: (48, 32)}  # along each dimension, of the first two grids: over p(z), and near q(z | x)
@@ -107,7 +104,7 @@ def _of_codes(vae: VAE, batch: Batch, width: int) -> tuple[Tensor, Tensor]:
     """Return log p(x) of a few data as a sum over all codes of a discrete latent, and 0 as its error."""
     given = vae.given(batch.y)
     prior = given.prior()
-    size = max(1, chunks.CHUNK_VALUES // (width * len(batch)))
+    size = at_once(width * len(batch))
     log_p = torch.cat([_log_joint(given, prior, batch, some) for some in codes(prior).split(size)]).logsumexp(0)
     return log_p, torch.zeros_like(log_p)
 
@@ -149,7 +146,7 @@ def _of_part(vae: VAE, batch: Batch, tolerance: float, width: int) -> tuple[Tens
     """Return log p(x) of a few data, and its error."""
     given = vae.given(batch.y)
     prior = given.prior()
-    size = max(1, chunks.CHUNK_VALUES // width)
+    size = at_once(width)
     sample, from_q = _drawn(given, batch, size)
     lowest, highest = prior.sample((4096,)).flatten(0, -2).double().aminmax(dim=0)
     beyond = (highest - lowest) / 3

@@ -20,16 +20,6 @@ from pvae.reference.elbo import kl
 from pvae.reference.linear_gaussian import is_linear, linear_decoder_of
 from pvae.vae import VAE
 
-__all__ = [
-    "Exact",
-    "arms_gradient",
-    "categorical_disarm_gradient",
-    "elbo",
-    "enumerated",
-    "linear_elbo",
-    "through_probabilities",
-]
-
 _MOST_CODES = 4096
 
 

@@ -26,9 +26,9 @@ from pvae.config.presets import system_title
 from pvae.core.errors import InputError, LacksOptionError
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
-from pvae.data.folders import NotFoundError
 from pvae.data.preparation import Preparation
 from pvae.data.read import read, read_again
+from pvae.data.reading import NotFoundError
 from pvae.data.schema import DataRecord
 from pvae.data.sources import SETS
 from pvae.runs.checkpoint import Checkpoint, read_checkpoint

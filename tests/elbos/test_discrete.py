@@ -16,6 +16,7 @@ from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.distributions.discrete import OneHotVector, codes
+from pvae.elbos.bounds import LeaveOneOutScoreELBO, ScoreELBO
 from pvae.elbos.discrete import (
     ARMS,
     VIMCO,
@@ -26,9 +27,7 @@ from pvae.elbos.discrete import (
     antithetic,
     correlation,
 )
-from pvae.elbos.gradients import LeaveOneOutScoreELBO, ScoreELBO
-from pvae.elbos.handwritten import HandwrittenELBO
-from pvae.elbos.trace import AnalyticELBO, TraceELBO
+from pvae.elbos.trace import AnalyticELBO, HandwrittenELBO, TraceELBO
 from pvae.marginal.importance import importance_sample
 from pvae.marginal.log_likelihood import log_likelihood
 from pvae.models.likelihoods import LinearNormalLikelihood

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pvae.evaluation.context import Context, Measure, Request
-from pvae.marginal.calibration import calibration
+from pvae.marginal.gaps import calibration
 from pvae.marginal.log_p import check_continuous
 
 _CALIBRATED = 1000  # data that are drawn from the VAE
@@ -13,7 +13,7 @@ _CALIBRATED = 1000  # data that are drawn from the VAE
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage(Measure):
-    """Whether q(z | x) is calibrated on data drawn from the VAE; see `pvae.marginal.calibration`.
+    """Whether q(z | x) is calibrated on data drawn from the VAE; see `pvae.marginal.gaps`.
 
     Args:
         num_images: number of data that were drawn.
