@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,11 +61,11 @@ def data_in_batches(source: Iterable[Any], name: str, reading: Reading, quiet: b
         if first is None:
             raise InputError(f"{name} has 0 rows: give at least 4")
         if isinstance(first[0], Tensor):
-            x, y = in_file(_chain(first, batches))
+            x, y = in_file(chain([first], batches))
         else:
             if isinstance(source, Iterator):
                 raise InputError(f"{name} is a {type(source).__name__}, which can be read once only: give a list")
-            schema, classes = _of_frames(_chain(first, batches), name, reading)
+            schema, classes = _of_frames(chain([first], batches), name, reading)
             frames = (frame for frame, *_ in batches_of(source, name))
             x, y = in_file(_values(frame, name, schema, classes) for frame in frames)
     if len(x) < 4:
@@ -101,11 +102,6 @@ def in_file(batches: Iterable[Sequence[Tensor]]) -> tuple[Tensor, Tensor | None]
     except OSError as error:
         raise InputError(f"{folder} cannot hold the data ({error.strerror or error}): set XDG_CACHE_HOME") from None
     return torch.from_numpy(rows), torch.cat(labels) if labels else None
-
-
-def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
 
 
 def batches_of(
@@ -151,11 +147,16 @@ def _batch(given: Any, name: str) -> tuple[Any, ...]:
     if x.dim() < 2 or (y and len(y[0]) != len(x)):
         shapes = " and ".join(str(tuple(one.shape)) for one in items)
         raise InputError(f"{name} yields tensors of shape {shapes}: yield x of shape (B, *shape), and (B, ...) labels")
-    if any(one.layout != torch.strided for one in items):
-        raise InputError(f"{name} yields sparse tensors: yield dense ones, by to_dense()")
+    return tuple(map(plain, items))
+
+
+def plain(x: Tensor) -> Tensor:
+    """Return a tensor that numpy takes: dense, on the CPU, without a gradient, and in float32 in place of bfloat16."""
+    if x.layout != torch.strided:
+        x = x.to_dense()
     if x.dtype == torch.bfloat16:
         x = x.float()
-    return tuple(one.detach().cpu() for one in (x, *y))
+    return x.detach().cpu()
 
 
 def _layout(batch: tuple[Any, ...]) -> str:

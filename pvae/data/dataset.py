@@ -48,8 +48,8 @@ class Dataset(Schema):
         schema: the fields of `Schema`, by their names.
 
     Raises:
-        InputError: the tensors hold complex or infinite values, are empty, or differ in shape or type; a value of a
-            datum is NaN in all training data; or there are not D columns.
+        InputError: the tensors hold complex or infinite values, are empty, or differ in shape or type; or a
+            value of a datum is NaN in all training data.
     """
 
     name: str
@@ -91,9 +91,8 @@ class Dataset(Schema):
             x_test, y_test, of_test = _read_torch(test, "test")
             return cls(name, x, x_test, y, y_test, note=joined(note, of_test))
         kept, held_out = split_rows(len(x), max(2, len(x) // 10))
-        if y is None:
-            return cls(name, x[kept], x[held_out], note=note)
-        return cls(name, x[kept], x[held_out], y[kept], y[held_out], note=note)
+        labels = () if y is None else (y[kept], y[held_out])
+        return cls(name, x[kept], x[held_out], *labels, note=note)
 
     @property
     def is_images(self) -> bool:
@@ -155,8 +154,7 @@ class Dataset(Schema):
     @property
     def title(self) -> str:
         """The name and the number of data in each split."""
-        sizes = {split: len(x) for split, x in self.splits.items()}
-        return title_of(self.name, sizes["train"], sizes.get("valid", 0), sizes["test"])
+        return title_of(self.name, {split: len(x) for split, x in self.splits.items()})
 
     @property
     def is_binary(self) -> bool:
@@ -327,8 +325,6 @@ def _faults(data: Dataset) -> Iterator[str]:
             yield f"training and {split} data differ in shape or type"
     if data.is_images and data.train.shape[3] in (3, 4) and data.train.shape[1] > 4:
         yield f"images are (N, C, H, W), not {tuple(data.train.shape)}: permute(0, 3, 1, 2)"
-    if data.columns and data.datum_shape != (len(data.columns),):
-        yield f"{len(data.columns)} columns are named, of data {data.datum_shape}"
     for split, labels in data.labels.items():
         if not isinstance(labels, Tensor):
             yield f"the labels of {split} are a {type(labels).__name__}: give torch.as_tensor(labels)"

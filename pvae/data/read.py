@@ -19,7 +19,7 @@ from pvae.core.files import expanded
 from pvae.core.options import options_of
 from pvae.core.random_state import seeded
 from pvae.data.arrays import is_array_file
-from pvae.data.batches import data_in_batches
+from pvae.data.batches import data_in_batches, plain
 from pvae.data.dataset import Dataset
 from pvae.data.images import (
     SUFFIXES,
@@ -113,11 +113,7 @@ def _of_python(data: Any, reading: Reading, quiet: bool) -> Dataset:
     if hasattr(data, "tocsr"):
         data = data.toarray()
     if isinstance(data, Tensor):
-        if data.layout != torch.strided:
-            data = data.to_dense()
-        if data.dtype == torch.bfloat16:
-            data = data.float()
-        data = data.detach().cpu().numpy()
+        data = plain(data).numpy()
     if isinstance(data, np.ndarray):
         if data.ndim < 2 or data.dtype.kind not in "fbui":
             raise InputError(f"data are {data.dtype} of shape {data.shape}: give numbers of shape (N, *shape)")

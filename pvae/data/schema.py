@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -199,7 +199,7 @@ class DataRecord(Schema):
     @property
     def title(self) -> str:
         """The name and the number of data in each split, for the terminal and for titles of figures."""
-        return title_of(self.name, self.num_train, self.num_valid, self.num_test)
+        return title_of(self.name, {"train": self.num_train, "valid": self.num_valid, "test": self.num_test})
 
 
 class Fields(NamedTuple):
@@ -237,14 +237,12 @@ class Values(NamedTuple):
     fields: Fields | None = None
 
 
-def title_of(name: str, num_train: int, num_valid: int, num_test: int) -> str:
+def title_of(name: str, sizes: Mapping[str, int]) -> str:
     """Return a name and the number of data in each split."""
     if len(name) > 450:  # the name of a folder may be any bytes
         name = f"{name[:450]} ..."
-    sizes = [f"{num_train:,} train", f"{num_valid:,} valid", f"{num_test:,} test"]
-    if not num_valid:
-        del sizes[1]
-    return f"{one_line(name)} ({' / '.join(sizes)})"
+    texts = [f"{sizes[split]:,} {split}" for split in ("train", "valid", "test") if sizes.get(split)]
+    return f"{one_line(name)} ({' / '.join(texts)})"
 
 
 UNKNOWN = "unlabelled"

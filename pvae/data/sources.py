@@ -263,25 +263,22 @@ def binarized_mnist(data_dir: str | Path | None) -> Dataset:
     return Dataset("binarized MNIST", train, test, valid=valid, dataset="binarized-mnist", folder=folder_name)
 
 
-def linear_gaussian(num_train: int = 4000, num_test: int = 1000) -> Dataset:
-    """Return images of 8 x 8 pixels drawn from a linear-Gaussian model and rounded to bytes.
+def linear_gaussian() -> Dataset:
+    """Return 5,000 images of 8 x 8 pixels drawn from a linear-Gaussian model and rounded to bytes.
 
         x = 1/2 + W z + 0.05 noise,    z ~ Normal(0, I) of 5 dimensions,    W with orthogonal columns
 
     Each call returns the same images. Up to the rounding, a linear-Gaussian VAE can learn the model that they were
     drawn from, and `reference.linear_gaussian` computes its log p(x) exactly.
-
-    Args:
-        num_train: number of training images.
-        num_test: number of test images.
     """
     draw = np.random.RandomState(8)
     columns, _ = np.linalg.qr(draw.standard_normal((64, 5)))
     loadings = columns * np.sqrt([0.26, 0.16, 0.11, 0.07, 0.04])
-    z, noise = draw.standard_normal((num_train + num_test, 5)), draw.standard_normal((num_train + num_test, 64))
+    z = draw.standard_normal((5000, 5))
+    noise = draw.standard_normal((5000, 64))
     pixels = np.clip(0.5 + z @ loadings.T + 0.05 * noise, 0, 1)
     images = torch.from_numpy(np.rint(pixels * 255).astype(np.uint8)).view(-1, 1, 8, 8)
-    return Dataset("linear-Gaussian", images[:num_train], images[num_train:], dataset="linear-gaussian")
+    return Dataset("linear-Gaussian", images[:4000], images[4000:], dataset="linear-gaussian")
 
 
 _DIGITS = tuple(f"{digit} - {word}" for digit, word in enumerate(

@@ -1,6 +1,6 @@
 """Bounds of bits and categories: antithetic draws, VIMCO, and relaxations (Gumbel-softmax, straight-through).
 
-`pvae.reference.discrete` has the same gradients written by hand, and the exact ones.
+`pvae.reference.discrete` has the exact gradients.
 """
 
 from __future__ import annotations
