@@ -45,7 +45,7 @@ elbos/test_discrete.py
     elbos.discrete | u * (1 - v) * (b - p) - | u * (b - p) -
     elbos.discrete | u.log() - (-u).log1p()) / self.temperature) | u.log() - (-u).log1p()))
     elbos.discrete | (weight * (log_p - draws.log_q_z) | (weight * (log_p + draws.log_q_z)
-    elbos.discrete | self._discrete_terms(model, guide, batch, draws) | Terms(-draws.log_p_x.mean(0), self.rate(draws))
+    elbos.discrete | not self.is_relaxed or | True or
     elbos.base | loss + penalty_of( | loss + 0 * penalty_of(
     models.posteriors | code.detach() + (h - h.detach()) | code
     distributions.discrete | -self.num_variables * math.log( | -math.log(

@@ -20,7 +20,7 @@ from torch import Tensor
 from pvae.core.errors import InputError, brief, joined, total_memory
 from pvae.core.files import cache_dir
 from pvae.core.terminal import progress_bar
-from pvae.data.dataset import Dataset
+from pvae.data.dataset import Dataset, with_split
 from pvae.data.reading import Reading
 from pvae.data.schema import Schema, coded_labels
 
@@ -74,11 +74,10 @@ def data_in_batches(source: Iterable[Any], name: str, reading: Reading, quiet: b
     size = max(1, _BYTES // x[0].nbytes)
     x, _ = in_file((x[rows],) for rows in order.split(size))
     num_test = max(2, min(_MOST_TEST, len(x) // 10))
-    labels = dict[str, Any]()
     if y is not None:
-        labels = {"train_labels": y[order][:-num_test], "test_labels": y[order][-num_test:]}
-    splits: dict[str, Any] = {"train": x[:-num_test], "test": x[-num_test:]}
-    return Dataset(name, **splits, **labels, label_names=classes, is_in_parts=True, **schema.schema)
+        y = y[order]
+    splits = with_split("test", num_test, x, y, is_shuffled=True)
+    return Dataset(name, **splits, label_names=classes, is_in_parts=True, **schema.schema)
 
 
 def in_file(batches: Iterable[Sequence[Tensor]]) -> tuple[Tensor, Tensor | None]:

@@ -8,11 +8,11 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -90,9 +90,7 @@ class Dataset(Schema):
         if test is not None:
             x_test, y_test, of_test = _read_torch(test, "test")
             return cls(name, x, x_test, y, y_test, note=joined(note, of_test))
-        kept, held_out = split_rows(len(x), max(2, len(x) // 10))
-        labels = () if y is None else (y[kept], y[held_out])
-        return cls(name, x[kept], x[held_out], *labels, note=note)
+        return cls(name, **with_split("test", max(2, len(x) // 10), x, y), note=note)
 
     @property
     def is_images(self) -> bool:
@@ -196,14 +194,7 @@ class Dataset(Schema):
             raise InputError(f"--valid {share:g} leaves {count - num_valid} of {count} data to train: give --valid 0")
         # The files of a folder and the rows of data in parts are in a random order since they were read.
         is_shuffled = self.dataset.startswith("folder:") or self.is_in_parts
-        kept, held_out = split_rows(count, num_valid, is_shuffled)
-        changed: dict[str, Any] = {"train": self.train[kept], "valid": self.train[held_out]}
-        if self.train_labels is not None:
-            changed |= {"train_labels": self.train_labels[kept], "valid_labels": self.train_labels[held_out]}
-        if self.names:
-            in_order = np.array(self.names["train"], dtype=object)
-            changed["names"] = {**self.names, "train": in_order[kept].tolist(), "valid": in_order[held_out].tolist()}
-        return replace(self, **changed)
+        return replace(self, **with_split("valid", num_valid, self.train, self.train_labels, self.names, is_shuffled))
 
     def count_valid(self, share: float) -> int:
         """Return how many training data `with_valid` makes validation data; 0 if there are validation data."""
@@ -345,21 +336,37 @@ def _faults(data: Dataset) -> Iterator[str]:
         yield f"{where} is missing in all training data: leave it out"
 
 
-def split_rows(
-    count: int, num_held_out: int, is_shuffled: bool = False
-) -> tuple[NDArray[np.int64] | slice, NDArray[np.int64] | slice]:
-    """Return the rows of the data that stay, and of those that are held out: the last ones in a random order.
+def with_split(
+    split: str,
+    count: int,
+    train: Tensor,
+    labels: Tensor | None,
+    names: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    is_shuffled: bool = False,
+) -> dict[str, Any]:
+    """Return the arguments of a `Dataset` that hold out some training data, the last in a random order, as a split.
 
     Args:
-        count: the number of data.
-        num_held_out: the number of data that are held out.
-        is_shuffled: the data are in a random order, and the rows are slices, which copy nothing; otherwise the order is
-            the same at every call, and in every version of numpy.
+        split: the name of the other split, "test" or "valid".
+        count: the number of data that are held out.
+        train: the training data.
+        labels: their labels, or None.
+        names: of the data of each split, or {}.
+        is_shuffled: the data are in a random order, and both splits are views of them; otherwise the order is the same
+            at every call, and in every version of numpy.
     """
-    if is_shuffled:
-        return slice(count - num_held_out), slice(count - num_held_out, count)
-    order = np.random.RandomState(count).permutation(count)
-    return order[: count - num_held_out], order[count - num_held_out :]
+    rows: Any = [slice(len(train) - count), slice(len(train) - count, None)]
+    if not is_shuffled:
+        order = np.random.RandomState(len(train)).permutation(len(train))
+        rows = [order[one] for one in rows]
+    changed: dict[str, Any] = {"names": {**names}}
+    for name, chosen in zip(("train", split), rows):
+        changed[name] = train[chosen]
+        if labels is not None:
+            changed[f"{name}_labels"] = labels[chosen]
+        if names:
+            changed["names"][name] = np.array(names["train"], dtype=object)[chosen].tolist()
+    return changed
 
 
 def _read_torch(source: Any, split: str) -> tuple[Tensor, Tensor | None, str]:

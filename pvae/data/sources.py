@@ -20,7 +20,7 @@ from pvae.core.errors import InputError, brief, joined
 from pvae.core.files import cache_dir, expanded
 from pvae.data.arrays import FILES, SPLITS, is_array_file, read_arrays
 from pvae.data.batches import ParquetParts, data_in_batches
-from pvae.data.dataset import Dataset, split_rows
+from pvae.data.dataset import Dataset, with_split
 from pvae.data.images import ImageArrays, ImageFiles, Images, ImageTransform, image_files, load_images
 from pvae.data.reading import PACKAGES, NotFoundError, Reading, find, is_file, is_table
 from pvae.data.schema import DataRecord, Schema, Values, coded_labels
@@ -153,32 +153,25 @@ def dataset_of(title: str, values: Values, attributes: tuple[str, ...] = (), is_
         attributes: the names of the attributes.
         is_shuffled: the data are in a random order.
     """
-    x, labels, names = dict(values.x), dict(values.labels), dict(values.names)
-    if "test" not in x:
-        count = len(x["train"])
-        kept, held_out = split_rows(count, max(2, count // 10), is_shuffled)
-        in_order = np.array(names["train"], dtype=object)
-        names |= {"train": in_order[kept].tolist(), "test": in_order[held_out].tolist()}
-        for parts in (x, labels):
-            if "train" in parts:
-                parts["test"] = parts["train"][held_out]
-                parts["train"] = parts["train"][kept]
     codes, classes, note = dict[str, Tensor](), attributes, values.schema.note
-    if labels:
-        together = np.concatenate([*labels.values()])
+    if values.labels:
+        together = np.concatenate([*values.labels.values()])
         if not attributes:
             together, classes = coded_labels(together)
-        codes = dict(zip(labels, torch.from_numpy(together).split([len(part) for part in labels.values()])))
+        sizes = [len(part) for part in values.labels.values()]
+        codes = dict(zip(values.labels, torch.from_numpy(together).split(sizes)))
     if len(classes) < 2:
         note = joined(note, *(f"all labels are {name!r}, and are not used" for name in classes))
         codes, classes = {}, ()
-    tensors = {}
-    for split, part in x.items():
+    parts: dict[str, Any] = {"names": values.names, **{f"{split}_labels": y for split, y in codes.items()}}
+    for split, part in values.x.items():
         if part.dtype.kind == "u" and part.dtype != np.uint8:  # torch has few operators of them
             part = part.astype(np.int64)
-        tensors[split] = torch.from_numpy(part)
-    parts_of: dict[str, Any] = {**tensors, **{f"{split}_labels": y for split, y in codes.items()}}
-    return Dataset(title, **parts_of, label_names=classes, names=names, **{**values.schema.schema, "note": note})
+        parts[split] = torch.from_numpy(part)
+    if "test" not in parts:
+        x = parts["train"]
+        parts |= with_split("test", max(2, len(x) // 10), x, codes.get("train"), values.names, is_shuffled)
+    return Dataset(title, **parts, label_names=classes, **{**values.schema.schema, "note": note})
 
 
 def celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any
 
 import torch
@@ -14,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Independent
 
-from pvae.core.batch import LossAndTerms, Terms
+from pvae.core.batch import LossAndTerms
 from pvae.core.errors import InputError
 from pvae.core.options import Option
 from pvae.distributions.discrete import OneHotVector
@@ -237,6 +238,7 @@ class GumbelSoftmax(PerDatumELBO, name="gumbel", help="a relaxed bound of bits o
     reparameterised = False
     supports = ("bits", "categories")
     needs_closed_form = True
+    is_relaxed = True
 
     def __init__(self, num_particles: int = 1, beta: Beta = 1.0, temperature: _Temperature = 0.5) -> None:
         super().__init__(num_particles, beta)
@@ -252,25 +254,25 @@ class GumbelSoftmax(PerDatumELBO, name="gumbel", help="a relaxed bound of bits o
 
     def rate(self, draws: Draws) -> Tensor:
         """Return the KL divergence of bits or categories, (B,)."""
-        (latent,) = draws.latents
-        rate = torch.distributions.kl_divergence(latent.posterior, latent.prior)
+        _of_one_site(draws)
+        rate = torch.distributions.kl_divergence(draws.only.posterior, draws.only.prior)
         return rate[0] if rate.dim() == 2 else rate
+
+    def messenger(self) -> AbstractContextManager[Any]:  # type: ignore[override]  # of a function elsewhere
+        """Return the handler that draws relaxed values, where there is a gradient."""
+        if torch.is_grad_enabled():
+            return _DrawDiscrete(self.relaxed)
+        return nullcontext()
 
     def loss_and_terms(
         self, model: PyroFunction, guide: PyroFunction, *batch: Tensor, beta: float | Tensor | None = None
     ) -> LossAndTerms:
         """Return the relaxed loss, and the terms that are not relaxed; without a gradient, such a loss too."""
-        if not torch.is_grad_enabled():
-            return super().loss_and_terms(model, guide, *batch, beta=beta)
-        with _DrawDiscrete(self.relaxed):
-            draws = self._draws(model, guide, batch)
-        _of_one_site(draws)
-        loss = self.loss_of(draws, -draws.log_p_x.mean(0), self.rate(draws), self.beta if beta is None else beta)
+        found = super().loss_and_terms(model, guide, *batch, beta=beta)
+        if not self.is_relaxed or not torch.is_grad_enabled():
+            return found
         with torch.no_grad():
-            return LossAndTerms(loss, self._discrete_terms(model, guide, batch, draws))
-
-    def _discrete_terms(self, model: PyroFunction, guide: PyroFunction, batch: Any, draws: Draws) -> Terms:
-        return super().loss_and_terms(model, guide, *batch).terms
+            return found._replace(terms=super().loss_and_terms(model, guide, *batch).terms)
 
 
 class StraightThrough(GumbelSoftmax, name="straight-through", help="of bits or categories, whose draws count as p"):
@@ -291,6 +293,8 @@ class StraightThrough(GumbelSoftmax, name="straight-through", help="of bits or c
         Bengio, Leonard and Courville, arXiv:1308.3432.
     """
 
+    is_relaxed = False
+
     def __init__(self, num_particles: int = 1, beta: Beta = 1.0) -> None:
         super().__init__(num_particles, beta)
 
@@ -298,9 +302,6 @@ class StraightThrough(GumbelSoftmax, name="straight-through", help="of bits or c
         """Return draws, (K, B, L) or (B, L), with the gradient of their probabilities."""
         drawn: Tensor = q.sample()
         return drawn + q.probs - q.probs.detach()
-
-    def _discrete_terms(self, model: PyroFunction, guide: PyroFunction, batch: Any, draws: Draws) -> Terms:
-        return Terms(-draws.log_p_x.mean(0).detach(), self.rate(draws).detach())
 
 
 def correlation(probs: Tensor, num_draws: int) -> Tensor:
