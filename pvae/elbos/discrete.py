@@ -258,7 +258,7 @@ class GumbelSoftmax(PerDatumELBO, name="gumbel", help="a relaxed bound of bits o
         rate = torch.distributions.kl_divergence(draws.only.posterior, draws.only.prior)
         return rate[0] if rate.dim() == 2 else rate
 
-    def messenger(self) -> AbstractContextManager[Any]:  # type: ignore[override]  # of a function elsewhere
+    def messenger(self) -> AbstractContextManager[Any]:
         """Return the handler that draws relaxed values, where there is a gradient."""
         if torch.is_grad_enabled():
             return _DrawDiscrete(self.relaxed)
