@@ -62,7 +62,7 @@ def _draw(arguments: argparse.Namespace) -> None:
 
 
 def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> None:
-    from pvae.data.folders import NotFoundError
+    from pvae.data.reading import NotFoundError
     from pvae.plotting import pictures
     from pvae.plotting.figures import without_title
     from pvae.trained.codes import latent_report

@@ -28,9 +28,8 @@ from pandas.tseries.api import guess_datetime_format
 from torch import Tensor
 
 from pvae.core.errors import InputError, brief, check_name, joined, listed, shown
-from pvae.data.labels import UNKNOWN, names_of
 from pvae.data.reading import Reading
-from pvae.data.schema import EPOCH, Column, Constant, Fields, Schema, Values
+from pvae.data.schema import EPOCH, UNKNOWN, Column, Constant, Fields, Schema, Values, names_of
 from pvae.models.columns import column_kinds, named_kinds
 
 _MOST_TEXTS = 100  # of a category, unless --columns names its kind

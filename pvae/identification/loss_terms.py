@@ -19,8 +19,6 @@ from torch.nn.functional import huber_loss, softplus
 
 from pvae.distributions.pixels import ContinuousBernoulli, DiscretizedLogistic
 
-__all__ = ["NUM_CLASSES", "Arguments", "Term", "likelihoods", "likelihoods_of_classes", "rates"]
-
 NUM_CLASSES = 5  # of x, where it holds classes
 
 Arguments = Mapping[str, Tensor]

@@ -35,9 +35,9 @@ from pvae.core.errors import InputError
 from pvae.core.files import expanded, from_record, to_json, write_whole
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
-from pvae.data.folders import NotFoundError
 from pvae.data.preparation import Preparation
 from pvae.data.read import read, read_again
+from pvae.data.reading import NotFoundError
 from pvae.data.schema import DataRecord
 from pvae.data.sources import SETS
 from pvae.runs.checkpoint import Checkpoint, read_checkpoint

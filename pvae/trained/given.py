@@ -15,9 +15,8 @@ from torch.nn.functional import pad
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError, brief, check_name
 from pvae.data.dataset import check_domain
-from pvae.data.labels import is_classes
 from pvae.data.read import read_other
-from pvae.data.schema import Fields
+from pvae.data.schema import Fields, is_classes
 from pvae.runs.run import Run
 
 __all__ = ["GivenData", "given_data", "given_values", "label_of", "label_texts", "labels_to_sample", "read_codes"]

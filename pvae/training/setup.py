@@ -24,8 +24,7 @@ from pvae.core.errors import (
     naming_refused_parameters,
 )
 from pvae.core.random_state import seeded
-from pvae.data.dataset import Dataset, check_domain
-from pvae.data.labels import few_labels
+from pvae.data.dataset import Dataset, check_domain, few_labels
 from pvae.data.preparation import Pixels, TrainingData
 from pvae.models.features import fit_to
 from pvae.models.labels import found_labels

@@ -18,8 +18,7 @@ from torch.distributions import kl_divergence
 from pvae.config.build import build_elbo
 from pvae.core.errors import InputError
 from pvae.core.tracing import register
-from pvae.elbos.handwritten import HandwrittenELBO
-from pvae.elbos.trace import AnalyticELBO, TraceELBO
+from pvae.elbos.trace import AnalyticELBO, HandwrittenELBO, TraceELBO
 from pvae.reference import elbo as reference_elbo
 
 FORMS = [

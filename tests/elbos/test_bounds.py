@@ -14,7 +14,7 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 
 from pvae.config.build import build_elbo
 from pvae.core.tracing import register
-from pvae.elbos.importance import RenyiELBO as RenyiBound
+from pvae.elbos.bounds import RenyiELBO as RenyiBound
 from pvae.models.posteriors import bounded_normal
 from pvae.reference import bounds as reference_bounds
 

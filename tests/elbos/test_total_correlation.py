@@ -12,7 +12,7 @@ from pvae.config.build import build_elbo, build_vae, elbo_of
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
-from pvae.elbos.total_correlation import TotalCorrelationELBO
+from pvae.elbos.trace import TotalCorrelationELBO
 
 SHAPE, N, L = (1, 4, 3), 5, 3
 

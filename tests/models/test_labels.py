@@ -27,13 +27,12 @@ from pvae.config.config import Config
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
-from pvae.data.dataset import Dataset, random_subset
-from pvae.data.labels import few_labels
+from pvae.data.dataset import Dataset, few_labels, random_subset
 from pvae.data.preparation import Pixels
 from pvae.data.read import read
 from pvae.distributions.joint import Joint
 from pvae.elbos.base import PerDatumELBO
-from pvae.elbos.enumerated import EnumeratedELBO
+from pvae.elbos.trace import EnumeratedELBO
 from pvae.evaluation.report import evaluate
 from pvae.evaluation.runs_table import compare_runs
 from pvae.marginal.importance import importance_sample
