@@ -414,3 +414,25 @@ def test_what_has_no_bits_is_refused(small_vae, small_images):
     for elbo in (DisARM(3), CategoricalDisARM(2)):
         with pytest.raises(InputError), pyro.get_param_store().scope():
             elbo.loss_and_terms(vae.model, vae.guide, x)
+
+
+def test_the_sum_over_categories_is_pyros():
+    few, row = vae_of(6, classes=3)
+
+    def sites(logits):
+        logits = logits.view(-1, 2, 3)
+        return [pyro.sample(f"z{n}", dist.OneHotCategorical(logits=logits[:, n])) for n in range(2)]
+
+    @config_enumerate
+    def guide(x):
+        with pyro.plate("data", 1):
+            sites(few.q_z.logits)
+
+    def model(x):
+        with pyro.plate("data", 1):
+            z = torch.cat(torch.broadcast_tensors(*sites(few.p_z.logits)), -1)
+            pyro.sample("x", few.likelihood(z.double()), obs=x)
+
+    with pyro.validation_enabled(False):
+        loss = TraceEnum_ELBO(max_plate_nesting=1).loss(model, guide, row)
+    assert -loss == pytest.approx(exact.enumerated(few, row).elbo.item(), rel=1e-12)
