@@ -27,7 +27,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 import pvae
-from pvae.cli.commands import COMMANDS, command_of
+from pvae.__main__ import COMMANDS, command_of
 from pvae.config.config import FAMILIES
 from pvae.core.options import options_of
 from pvae.evaluation.measures import MEASURES
@@ -35,8 +35,7 @@ from pvae.explore.page import explorer_page
 from pvae.models.columns import ColumnKind
 from pvae.models.hierarchy import Inference
 from pvae.plotting.figures import PALETTE
-from pvae.runs.record import READY_MADE
-from pvae.runs.run import Run
+from pvae.runs.run import READY_MADE, Run
 
 if sys.version_info >= (3, 11):
     import tomllib

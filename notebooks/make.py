@@ -44,7 +44,7 @@ from pvae.explore.page import explorer_page
 from pvae.plotting import figures, pictures
 from pvae.plotting.figures import PALETTE
 from pvae.plotting.gallery import code_figures, entry_of
-from pvae.runs.record import READY_MADE
+from pvae.runs.run import READY_MADE
 from pvae.trained import codes, latent_space
 from pvae.training.fit import train_in_memory
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pvae
 from pvae.runs import writer
 from pvae.runs.checkpoint import to_bytes
-from pvae.runs.record import READY_MADE
+from pvae.runs.run import READY_MADE
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 import pvae
 from pvae.data.read import read
-from pvae.distributions.bernoulli import PseudoBernoulli
+from pvae.distributions.pixels import PseudoBernoulli
 from pvae.models.networks import mlp
 from pvae.models.posteriors import bounded_normal
 from pvae.trained.scores import Estimate

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from pvae.core import protocol
 from pvae.core.tracing import register
 
-__all__ = ["VAE"]
-
 
 class VAE(nn.Module):
     """A variational autoencoder: p(z), q(z | x) and p(x | z), each any module that returns a distribution.

@@ -24,7 +24,7 @@ import torch
 from filelock import FileLock  # torch brings it
 from helpers.browser import CHROMIUM, DRIVER, wait
 
-from pvae.compile import inductor
+from pvae.compile import graph
 from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.data.dataset import Dataset
@@ -42,7 +42,7 @@ BROWSER_OPTIONS = [
 ]  # fmt: skip
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-needs_inductor = pytest.mark.skipif(bool(inductor.missing()), reason=f"inductor needs {inductor.missing()}")
+needs_inductor = pytest.mark.skipif(bool(graph.missing()), reason=f"inductor needs {graph.missing()}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -84,7 +84,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compiled_but_once(shared_folder: Path) -> Iterator[None]:
     """Keep what is compiled out of the user's cache, for all tests together."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inductor, "cache_dir", lambda: shared_folder / "cache")
+        patch.setattr(graph, "cache_dir", lambda: shared_folder / "cache")
         yield
 
 

@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 import pvae
-from pvae.cli.export import main as export
+from pvae.cli.export import export
 from pvae.data.read import read
 from pvae.models.likelihoods import Likelihood
 

@@ -19,7 +19,7 @@ import pyro
 import torch
 from pyro.infer import SVI
 from torch import nn
-from pvae.elbos.enumerated import EnumeratedELBO
+from pvae.elbos.trace import EnumeratedELBO
 from pvae.elbos.trace import AnalyticELBO, TraceELBO
 from pvae.models.columns import ColumnFeatures, ColumnsLikelihood, column_kinds
 from pvae.models.features import fit_to

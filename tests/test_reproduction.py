@@ -22,7 +22,7 @@ from pvae.config.choices import load_for
 from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.data.read import read
-from pvae.distributions.bernoulli import ContinuousBernoulli
+from pvae.distributions.pixels import ContinuousBernoulli
 from pvae.evaluation.report import evaluate
 from pvae.runs.run import Run
 from pvae.trained.codes import latent_report

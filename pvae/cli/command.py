@@ -1,4 +1,4 @@
-"""Used by every command: the parser, errors as one line, signals and exit statuses."""
+"""Used by every command: the parser, errors as one line, signals, exit statuses, and where results are written."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ import difflib
 import io
 import os
 import re
-import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pvae.core.errors import (
     InputError,
-    LacksOptionError,
     LostError,
     NotFiniteError,
     TrainingError,
@@ -26,22 +24,8 @@ from pvae.core.errors import (
     naming_refused_parameters,
     one_line,
 )
+from pvae.core.files import write_whole
 from pvae.core.terminal import SIGNALS, Interruptions, handled_by, is_first_process
-
-__all__ = [
-    "Command",
-    "Parser",
-    "add_places",
-    "add_seed",
-    "add_vae",
-    "ctrl_c_exits_at_once",
-    "exit_process",
-    "integer",
-    "integers",
-    "nonempty_path",
-    "run_command",
-    "run_parser",
-]
 
 _INTERRUPTED = "interrupted; any file already written is complete"
 _DATA_DIR = (
@@ -82,11 +66,7 @@ class Command:
                     raise InputError(f"{first} and {second} exclude each other: leave one of them out")
             with ctrl_c_exits_at_once(parser.command):
                 import pvae.training.fit  # noqa: F401  imports torch, which takes two seconds
-            try:
-                self.work(arguments)
-            except LacksOptionError as error:
-                line = [*parser.prog.split(), *(sys.argv[1:] if argv is None else argv), *error.options]
-                raise InputError(f"{error.reason}: {shlex.join(line)}") from None
+            self.work(arguments)
 
         return run_command(parser.command, parse_and_work)
 
@@ -201,6 +181,55 @@ def integers(least: int, most: int) -> Callable[[str], Sequence[int]]:
         )
 
     return numbers
+
+
+def output_path(out: Path | None, default: Path) -> Path:
+    """Return where a command writes; nothing is made there yet, so that a command that fails leaves nothing.
+
+    Files are replaced in the default place alone, where only pvae writes.
+
+    Args:
+        out: --out, which must name a new file, or a new or empty folder.
+        default: the place without --out, in the folder of the run.
+
+    Raises:
+        InputError: --out names something else, or the place cannot be written to.
+    """
+    place = out or default
+    is_empty = place.is_dir() and not any(place.iterdir())
+    if out is not None and os.path.lexists(out) and not is_empty and out.resolve() != default.resolve():
+        raise InputError(f"--out {out} exists and is not replaced: remove it, or name another place")
+    folder = place.absolute()
+    if place.is_file():
+        folder = folder.parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise InputError(f"{place} cannot be written, as {folder} is read-only or no folder: name a place with --out")
+    return place
+
+
+def write(path: Path, content: Any) -> None:
+    """Write a text, a mapping of arrays, a figure or a data frame as a whole file; its folder is made if missing.
+
+    The index of a data frame is written if it has a name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = io.BytesIO()
+    if isinstance(content, Mapping):
+        import numpy as np
+
+        np.savez(raw, **content)
+    elif hasattr(content, "savefig"):
+        from matplotlib import rc_context
+
+        with rc_context({"pdf.fonttype": 42}):  # TrueType: some journals refuse the fonts of type 3
+            content.savefig(raw, format=path.suffix[1:])
+    else:
+        if hasattr(content, "to_csv"):
+            content = content.to_csv(index=content.index.name is not None, lineterminator="\n")
+        raw.write(content.encode("utf-8", "surrogateescape"))  # as names of files may be
+    write_whole(path, raw.getvalue())
 
 
 def run_command(name: str, command: Callable[[], None]) -> int:

@@ -9,9 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pvae.cli.command import Command, Parser, integer, integers, run_parser
+from pvae.cli.command import Command, Parser, integer, integers, output_path, run_parser, write
 from pvae.cli.own_code import open_run
-from pvae.cli.results import output_path, write
 from pvae.core.errors import InputError, check_name
 from pvae.core.terminal import print_line, progress_bar
 
@@ -65,8 +64,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         raise InputError(f"{arguments.run or config.system} is an autoencoder: a point posterior has no bound")
     if config.posterior_class.support == "codes":
         raise InputError(f"{arguments.run or config.system} has codes of a codebook, which have one gradient to take")
-    options: dict[str, Any] = {name: getattr(config, name) for name in ("alpha", "mix", "temperature")}
-    options["groups"] = config.groups
+    options: dict[str, Any] = {name: getattr(config, name) for name in ("alpha", "mix", "temperature", "groups")}
     if config.groups == 1:
         options["groups"] = _GROUPS
     folder = output_path(arguments.out, default)
@@ -74,16 +72,17 @@ def _compare(arguments: argparse.Namespace) -> None:
     warnings: list[str] = []
     for epoch, vae, data in _weights(arguments, run, config):
         name = f"epoch {epoch}"
-        stage = estimators.Stage.of(config, vae, data, arguments.batch_size, run is not None and run.has_own_vae)
+        has_own_vae = run is not None and run.has_own_vae
+        vae, batch, every = estimators.data_to_compare(config, vae, data, arguments.batch_size, has_own_vae)
         pairs, reasons = estimators.pairs_to_compare(
-            stage.vae, stage.batch.rows(slice(1)), names, arguments.particles, options["groups"]
+            vae, batch.rows(slice(1)), names, arguments.particles, options["groups"]
         )
         if not pairs:
             raise InputError("; ".join(reasons))
         if arguments.elbo is not None:
             for reason in reasons:
                 print_line(reason)
-        log_p, untrusted = estimators.reference(stage.vae, stage.batch)
+        log_p, untrusted = estimators.reference(vae, batch)
         value = str(log_p)
         if not log_p.stderr:
             value = f"{log_p.mean:.2f} exactly"
@@ -93,20 +92,19 @@ def _compare(arguments: argparse.Namespace) -> None:
                 f"{name}: log p(x) of {untrusted:.1%} of the data cannot be trusted, and is probably too low, so "
                 "that the bias is too near 0; the variances are not affected"
             )
-        print_line(f"{name}: log p(x) = {value}, mean of {len(stage.batch)} of {stage.every}")
-        exact = estimators.exact_gradient(stage.vae, stage.batch)
+        print_line(f"{name}: log p(x) = {value}, mean of {len(batch)} of {every}")
+        exact = estimators.exact_gradient(vae, batch)
         with progress_bar(name, len(pairs), "estimator") as bar:
             for pair in pairs:
-                found = estimators.measure_estimator(
-                    stage.vae, stage.batch, *pair, log_p, arguments.repetitions, exact, **options
-                )
+                found = estimators.measure_estimator(vae, batch, *pair, log_p, arguments.repetitions, exact, **options)
                 rows.append(replace(found, stage=name))
                 bar.update()
     table = "\n\n".join([estimators.to_markdown(rows), estimators.LEGEND, *warnings])
     print_line(f"\n{table}\n")
     write(folder / "comparison.md", table + "\n")
-    write(folder / "comparison.csv", json_normalize([asdict(row) for row in rows], sep="_"))
-    write(folder / "comparison.png", figures.comparison_figure(rows, title))
+    measured = json_normalize([asdict(row) for row in rows], sep="_")
+    write(folder / "comparison.csv", measured)
+    write(folder / "comparison.png", figures.comparison_figure(measured, title))
     print_line(f"{folder}: comparison.csv, comparison.md, comparison.png")
 
 

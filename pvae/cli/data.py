@@ -14,9 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pvae.cli.command import Command, Parser, add_seed, integer, nonempty_path, run_parser
+from pvae.cli.command import Command, Parser, add_seed, integer, nonempty_path, output_path, run_parser, write
 from pvae.cli.own_code import open_run
-from pvae.cli.results import output_path, write
 from pvae.core.errors import InputError
 from pvae.core.files import write_whole
 from pvae.core.terminal import print_line, progress_bar
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from pvae.trained.imputation import Imputed
     from pvae.vae import VAE
 
-__all__ = ["encode", "reconstruct", "sample", "score"]
 
 _PAGES = "More: notebooks/images.md, and notebooks/values.md for other data than images."
 
@@ -45,14 +43,11 @@ examples:
       training and test data, for python -m pvae.train --dataset array:all-codes.npz --labels 100
 {_PAGES}"""
 
-_CAVEAT = "A low likelihood is weak evidence that a datum is odd: look at distortion and rate too"
-_CAVEAT_OF_IMAGES = f"""\
-{_CAVEAT}.
-Models of images give some images of another kind higher likelihoods than their own (Nalisnick et al.,
-arXiv:1810.09136)"""
-
+_CAVEAT = "A low likelihood is weak evidence that a datum is odd: look at distortion and rate too."
 _SCORE = f"""\
-{_CAVEAT_OF_IMAGES}.
+{_CAVEAT}
+Models of images give some images of another kind higher likelihoods than their own (Nalisnick et al.,
+arXiv:1810.09136).
 
 examples:
   pvae score runs/my-run photos --out scores
@@ -111,18 +106,19 @@ def _encode(arguments: argparse.Namespace) -> None:
     out = output_path(arguments.out, run.place / "codes.npz")
     if out.suffix not in (".npz", ".npz" if arguments.splits else ".csv"):
         raise InputError(f"--out {out} must end in .npz, or without --splits in .csv")
+    beside: dict[str, Any] = {}
     if arguments.splits:
-        arrays = _codes_of_splits(run, arguments)
+        codes = _codes_of_splits(run, arguments)
     else:
         given = _given_data(run, arguments)
-        vae, batch = run.vae(), given.batch(run)
+        batch = given.batch(run)
         with seeded(arguments.seed):
-            codes = draw_codes(vae, batch) if arguments.draws else encode_images(vae, batch)._asdict()
-        arrays = {"names": given.names, **codes, **({"labels": given.labels} if given.labels else {})}
-    write(out, _as_table(arrays) if out.suffix == ".csv" else arrays)
-    arrays.pop("names", None)
-    shapes = (f"{name} {tuple(array.shape)}" if hasattr(array, "shape") else name for name, array in arrays.items())
-    print_line(f"{out}: {', '.join(shapes)}")
+            codes = draw_codes(run.vae(), batch) if arguments.draws else encode_images(run.vae(), batch)._asdict()
+        beside["names"] = given.names
+        if given.labels:
+            beside["labels"] = given.labels
+    write(out, _as_table(beside, codes) if out.suffix == ".csv" else {**beside, **codes})
+    print_line(f"{out}: {', '.join(f'{name} {tuple(array.shape)}' for name, array in codes.items())}")
 
 
 def _codes_of_splits(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -140,20 +136,19 @@ def _codes_of_splits(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
     return arrays
 
 
-def _as_table(arrays: Mapping[str, Any]) -> DataFrame:
+def _as_table(beside: Mapping[str, Any], codes: Mapping[str, Tensor]) -> DataFrame:
     """Return names, labels and codes as a table, whose columns are name, label, loc_1, loc_2 and so on."""
     from pandas import DataFrame
 
-    columns = {"name": arrays["names"]} | ({"label": arrays["labels"]} if "labels" in arrays else {})
-    for name, codes in arrays.items():
-        if name not in ("names", "labels"):
-            columns |= {f"{name}_{1 + dim}": column.tolist() for dim, column in enumerate(codes.T)}
+    columns = {name.removesuffix("s"): texts for name, texts in beside.items()}
+    for name, each in codes.items():
+        columns |= {f"{name}_{place}": column.tolist() for place, column in enumerate(each.T, 1)}
     return DataFrame(columns, dtype=object)  # a name of a file may be any bytes
 
 
 def _score_parser() -> Parser:
-    description, out = "Score data by their likelihood under a trained run.", "a new folder (default: RUN/scores)"
-    parser = run_parser("pvae score", description, _SCORE, out)
+    description = "Score data by their likelihood under a trained run."
+    parser = run_parser("pvae score", description, _SCORE, "a new folder (default: RUN/scores)")
     _add_data(parser)
     number = "how many to print, the least likely first (default: 10)"
     parser.add_argument("-n", "--num-printed", metavar="N", type=integer(1, _MOST), default=10, help=number)
@@ -195,7 +190,11 @@ def _score(arguments: argparse.Namespace) -> None:
             values = [(run.data.columns[place], given.x[row, place].item()) for place in places]
             texts = [f"{column.name} {column.text(value, True) or 'missing'}" for column, value in values]
             beside.append("; ".join(texts))
-    what = f"in nats; pixels {kind}" if run.data.is_images else "in nats"
+    what = "in nats"
+    files = "scores.csv"
+    if run.data.is_images:
+        what += f"; pixels {kind}"
+        files += ", oddest.png"
     if run.is_given_labels:
         what += "; log p(x) is log p(x | y)"
     elif arguments.label:
@@ -209,8 +208,8 @@ def _score(arguments: argparse.Namespace) -> None:
     if "missing" in scores:
         of = f"{int((scores['missing'] > 0).sum()):,} of them"
         print_line(f"values are missing in {of}: their log p(x) is that of the values that are there")
-    print_line(f"{_CAVEAT_OF_IMAGES if run.data.is_images else _CAVEAT}.")
-    print_line(f"{folder}: scores.csv{', oddest.png' * run.data.is_images}")
+    print_line(_CAVEAT)
+    print_line(f"{folder}: {files}")
 
 
 def _surprise(vae: VAE, batch: Batch) -> Tensor:
@@ -220,7 +219,7 @@ def _surprise(vae: VAE, batch: Batch) -> Tensor:
     """
     import torch
 
-    from pvae.evaluation.measures.floor import log_prob_of_each
+    from pvae.evaluation.measures.baselines import log_prob_of_each
     from pvae.marginal.chunks import data_at_once
 
     parts = []
@@ -263,7 +262,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     run = open_run(arguments.run, arguments.vae)
     if arguments.impute is not None:
         with seeded(arguments.seed):
-            print_line(_write_imputed(run, arguments))
+            _impute(run, arguments)
         return
     if (arguments.draws or 1) > 1:
         raise InputError("--draws N needs --impute: -n says how many data are drawn")
@@ -297,32 +296,37 @@ def _sample(arguments: argparse.Namespace) -> None:
 
 def _drawn(run: Run, arguments: argparse.Namespace) -> tuple[Tensor, Tensor | None]:
     """Return draws from p(x | z), or of images means, at z ~ p(z) or the given codes, and their labels."""
+    from pvae.core.protocol import for_each
     from pvae.trained import latent_space
-    from pvae.trained.given import labels_to_sample, read_codes
+    from pvae.trained.given import label_of, labels_to_sample, read_codes
 
-    is_drawn, has_label = arguments.draws is not None or not run.data.is_images, arguments.label is not None
+    draws = arguments.draws is not None or not run.data.is_images
+    label = arguments.label
+    y = None
     if arguments.codes is None:
-        if not has_label and (run.is_given_labels or run.config.labels):
+        if label is None and (run.is_given_labels or run.config.labels):
             run.dataset(None, arguments.data_dir, arguments.offline)
-        y = labels_to_sample(run, arguments.num_samples, arguments.label)
-        x = latent_space.sample(run.vae(), arguments.num_samples, is_drawn, y)
+        y = labels_to_sample(run, arguments.num_samples, label)
+        x = latent_space.sample(run.vae(), arguments.num_samples, draws, y)
     else:
-        if run.is_given_labels and not has_label:
+        if label is not None:
+            y = label_of(run, label)
+        elif run.is_given_labels:
             raise InputError(f"{run.name} was trained with labels: give --label NAME beside --codes")
-        y = labels_to_sample(run, 1, arguments.label) if has_label else None
         z = latent_space.with_labels(run.vae().prior(), read_codes(run, arguments.codes), y)
-        x = latent_space.decode(run.vae(), z, y, draws=is_drawn)
-    return x, y if y is None else y.expand(len(x), *y.shape[1:])
+        x = latent_space.decode(run.vae(), z, y, draws=draws)
+    return x, for_each(y, len(x))
 
 
-def _write_imputed(run: Run, arguments: argparse.Namespace) -> str:
-    """Write data whose missing values are filled in, with their spread, or as draws; return what was written."""
+def _impute(run: Run, arguments: argparse.Namespace) -> None:
+    """Write data whose missing values are filled in, with their spread, or as draws."""
     from pvae.trained.given import given_data
     from pvae.trained.imputation import ENOUGH, impute
 
     if not run.config.missing:
         raise InputError(f"{run.name} was trained without --missing: train again with it to fill in missing values")
-    out, number = _out(run, arguments.out, run.place / "samples", "imputed"), arguments.draws or 0
+    out = _out(run, arguments.out, run.place / "samples", "imputed")
+    number = arguments.draws or 0
     given = given_data(run, arguments.impute, label=arguments.label)
     if given.note:
         print(f"note: {given.note}", file=sys.stderr)
@@ -330,22 +334,22 @@ def _write_imputed(run: Run, arguments: argparse.Namespace) -> str:
         how = "which counts the draws: give it another name"
         raise InputError(f"{arguments.impute} has a column imputation, {how}")
     found = impute(run.vae(), given.batch(run), num_draws=number)
-    what = f"{int(given.x.isnan().sum()):,} missing values of {len(given.names):,} rows"
-    how = f"{number} draws of each" if number else "filled by their means; std says how far each may lie from its mean"
-    low = ""
-    if untrusted := int((~found.is_trusted).sum()):
-        low = f"\nthe weights of {untrusted:,} rows have an effective sample size below {ENOUGH:.0f}, or a heavy tail"
-        low += f": their {'draws are too alike' if number else 'standard deviations may be too small'}"
+    values = {"filled": found.filled, "std": found.std}
+    how = "filled by their means; std says how far each may lie from its mean"
+    alike = "standard deviations may be too small"
+    if number:
+        values = {"draws": found.draws}
+        how = f"{number} draws of each"
+        alike = "draws are too alike"
+    files = str(out)
     if run.data.columns:
-        files, how = (
-            _write_imputed_table(run, out, given, found, number),
-            how + ", by the column imputation" * (number > 0),
-        )
+        files = _write_imputed_table(run, out, given, found, number)
     else:
-        values = {"draws": found.draws} if number else {"filled": found.filled, "std": found.std}
         write(out, {"names": given.names, **values})
-        files = str(out)
-    return f"{files}: {what}, {how}{low}"
+    print_line(f"{files}: {int(given.x.isnan().sum()):,} missing values of {len(given.names):,} rows, {how}")
+    if untrusted := int((~found.is_trusted).sum()):
+        few = f"an effective sample size below {ENOUGH:.0f}, or a heavy tail"
+        print_line(f"the weights of {untrusted:,} rows have {few}: their {alike}")
 
 
 def _write_imputed_table(run: Run, out: Path, given: GivenData, found: Imputed, number: int) -> str:
@@ -369,22 +373,20 @@ def _write_imputed_table(run: Run, out: Path, given: GivenData, found: Imputed, 
     is_missing = recorded(run.data, given.x).isnan()
     if number:
         repeated = pandas.concat([fields] * number)
-        repeated.insert(0, "imputation", [str(1 + count) for count in range(number) for _ in given.names])
+        counts = torch.arange(1, 1 + number).repeat_interleave(len(fields))
+        repeated.insert(0, "imputation", counts.tolist())
         draws = recorded(run.data, found.draws.transpose(0, 1).flatten(0, 1), is_filled=True)
         write(out, table_text(columns, draws, repeated, is_missing.repeat(number, 1), sep))
-        return str(out)
+        return f"{out}, by the column imputation"
     spread = out.with_name(f"{out.stem}-std.csv")
     numbers = [Column(column.name, point=column.point) for column in columns]
     std = torch.full(is_missing.shape, math.nan)  # of a column that a rule has rewritten it is not known
     for place, column in enumerate(run.data.file_columns):
         if column in run.data.columns:
             std[:, place] = found.std[:, run.data.columns.index(column)]
-    texts = {
-        out: table_text(columns, recorded(run.data, found.filled, is_filled=True), fields, is_missing, sep),
-        spread: table_text(numbers, std, fields, torch.ones_like(is_missing), sep),
-    }
-    for file, text in texts.items():
-        write(file, text)
+    filled = recorded(run.data, found.filled, is_filled=True)
+    write(out, table_text(columns, filled, fields, is_missing, sep))
+    write(spread, table_text(numbers, std, fields, torch.ones_like(is_missing), sep))
     return f"{out}, {spread.name}"
 
 
@@ -400,13 +402,14 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     from pandas import DataFrame
 
     from pvae.plotting.figures import reconstruction_figure
-    from pvae.trained.latent_space import reconstruct_images
+    from pvae.trained.latent_space import decode, encode
 
     run = open_run(arguments.run, arguments.vae)
     folder = _out(run, arguments.out, run.place / "reconstructions", "reconstructions")
     given = _given_data(run, arguments)
-    batch, shown = given.batch(run), run.preparation.shown
-    means = reconstruct_images(run.vae(), batch)
+    batch = given.batch(run)
+    shown = run.preparation.shown
+    means = decode(run.vae(), encode(run.vae(), batch), batch.y)
     if not run.data.is_images:
         _write_values(run, folder, given.names, means)
         print_line(f"{folder}: {len(means):,} means of p(x | z), in the order of the data")
@@ -425,17 +428,22 @@ def _out(run: Run, out: Path | None, default: Path, name: str) -> Path:
     Raises:
         InputError: as for `output_path`, or --out is a file of another kind.
     """
-    suffix = "" if run.data.is_images else ".csv" if run.data.columns else ".npz"
-    if out is not None and out.suffix in (".csv", ".npz") and not out.is_dir():
+    suffix = ".npz"
+    if run.data.is_images:
+        suffix = ""
+    elif run.data.columns:
+        suffix = ".csv"
+    # A name such as run-1.5 has no suffix.
+    if out is not None and re.fullmatch(r"\.[A-Za-z]\w*", out.suffix) and not out.is_dir():
         if out.suffix != suffix:
-            wanted = f"a {suffix} file, or a folder" if suffix else "a folder, as images are files"
-            raise InputError(f"--out {out} must name {wanted}")
+            raise InputError(f"--out {out} must name a folder without a suffix, or of other data than images a file")
         return output_path(out, default / f"{name}{suffix}")
-    if out is not None and suffix and re.fullmatch(r"\.[A-Za-z]\w*", out.suffix) and not out.is_dir():
-        raise InputError(f"--out {out} must name a {suffix} file, or a folder without a suffix")
-    folder = output_path(out, default)
-    place = folder / f"{name}{suffix}" if suffix else folder
-    if place.is_file() or (not suffix and any(place.glob("*"))):
+    place = output_path(out, default)
+    is_replaced = place.is_dir() and any(place.iterdir())
+    if suffix:
+        place /= f"{name}{suffix}"
+        is_replaced = place.is_file()
+    if is_replaced:
         print(f"note: {place} is replaced; --out names another place", file=sys.stderr)
     return place
 
@@ -464,7 +472,7 @@ def _write_images(folder: Path, prefix: str, images: Tensor) -> list[str]:
         InputError: they have another number of channels than 1 or 3.
     """
     import torch
-    from PIL import Image
+    from torchvision.transforms.functional import to_pil_image
 
     if images.shape[1] not in (1, 3):
         raise InputError(f"a PNG has 1 or 3 channels, and these images have {images.shape[1]}")
@@ -472,9 +480,9 @@ def _write_images(folder: Path, prefix: str, images: Tensor) -> list[str]:
         earlier.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{prefix}-{number:04}.png" for number in range(1, len(images) + 1)]
-    for name, image in zip(names, images.mul(255).round().to(torch.uint8).numpy()):
+    for name, image in zip(names, images.mul(255).round().to(torch.uint8)):
         content = io.BytesIO()
-        Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(content, "PNG")
+        to_pil_image(image).save(content, "PNG")
         write_whole(folder / name, content.getvalue())
     return names
 

@@ -9,9 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pvae.cli.command import Command, Parser, run_parser
+from pvae.cli.command import Command, Parser, output_path, run_parser, write
 from pvae.cli.own_code import open_run, runs_in
-from pvae.cli.results import output_path, write
 from pvae.core.errors import InputError, NotFiniteError, check_name, naming_refused_parameters
 from pvae.core.files import to_json
 from pvae.core.terminal import print_line
@@ -63,7 +62,7 @@ def _draw(arguments: argparse.Namespace) -> None:
 
 
 def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> None:
-    from pvae.data.folders import NotFoundError
+    from pvae.data.reading import NotFoundError
     from pvae.plotting import pictures
     from pvae.plotting.figures import without_title
     from pvae.trained.codes import latent_report

@@ -9,20 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pvae.cli.command import Command, Parser, add_seed, integer, run_parser
+from pvae.cli.command import Command, Parser, add_seed, integer, output_path, run_parser, write
 from pvae.cli.own_code import open_run, runs_in
-from pvae.cli.results import output_path, write
 from pvae.core.errors import InputError
 from pvae.core.files import to_json
 from pvae.core.terminal import print_line, progress_bar
 
 if TYPE_CHECKING:
     from pvae.evaluation.context import Request
-    from pvae.evaluation.report import Report
     from pvae.runs.run import Run
 
-_ANNEALING: dict[str, Any] = {"temperatures": 100, "chains": 8, "start": "posterior"}
-_METHODS = ("quadrature", "importance", "annealed")
 _DRAWS, _FEW_DRAWS = 5000, 200  # for each datum
 _LARGE = 2000  # values of a datum, beyond which many draws take long and help little
 
@@ -44,6 +40,7 @@ examples:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from pvae.evaluation.report import check_density, evaluate, to_text
+    from pvae.runs.writer import write_card
 
     runs, folders = _opened(arguments)
     first = runs[0]
@@ -66,8 +63,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         run.dataset(None, arguments.data_dir, arguments.offline)
         check_density(run)
     if is_table:
-        text = _table(runs, folders, arguments.latex, how)
-        content = text
+        content = text = _table(runs, folders, arguments.latex, how)
     else:
         report = evaluate(first, seconds=arguments.seconds, **how, **requests)
         content = to_json(report.record(), indent=2)
@@ -75,35 +71,48 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if out:
         write(out, f"{content}\n")
     if out == first.path / "evaluation.json":
-        from pvae.runs.writer import write_card
-
         write_card(first)
     if arguments.quiet and out:
         text = str(out)
     print_line(text)
-    if requests:
-        folder = out.parent / "figures"
-        if arguments.out is not None:
-            folder = out.parent / f"{out.stem}-figures"
-        _draw(first, report, folder, arguments.quiet)
+    if not requests:
+        return
+    from pvae.plotting.pictures import OF_REPORTS
+
+    folder = out.parent / "figures"
+    if arguments.out is not None:
+        folder = out.parent / f"{out.stem}-figures"
+    for name, picture in OF_REPORTS.items():
+        figure = picture(first, report)
+        if figure is None:
+            continue
+        write(folder / f"{name}.png", figure)
+        if not arguments.quiet:
+            print_line(folder / f"{name}.png")
 
 
 def _how(arguments: argparse.Namespace, is_large: bool) -> dict[str, Any]:
-    """Return how log p(x) is estimated, of which data."""
+    """Return how log p(x) is estimated, of which data.
+
+    Raises:
+        InputError: there are settings of annealing, and the method is another.
+    """
+    from pvae.marginal.log_likelihood import ANNEALING
+
     num_draws = arguments.importance_samples
-    method = arguments.method
+    method = arguments.method or ("importance" if num_draws else "auto")
     if num_draws is None:
-        method = method or "auto"
-        num_draws = _DRAWS
-        if is_large:
-            num_draws = _FEW_DRAWS
-    method = method or "importance"
+        num_draws = _FEW_DRAWS if is_large else _DRAWS
+    given = {name: value for name, value in vars(arguments).items() if name in ANNEALING and value is not None}
+    if given and method not in ("auto", "annealed"):
+        message = "--temperatures, --chains and --start are of annealing: leave them out, or give --method annealed"
+        raise InputError(message)
     return {
         "num_particles": num_draws,
         "num_images": arguments.images,
         "seed": arguments.seed,
         "method": method,
-        "annealing": _annealing(arguments, method),
+        "annealing": {**ANNEALING, **given},
         "engine": arguments.compile,
         "progress": functools.partial(progress_bar, unit="datum", quiet=arguments.quiet, in_logs=True),
     }
@@ -121,19 +130,6 @@ def _table(runs: Sequence[Run], folders: Sequence[Path], is_latex: bool, how: Ma
     return runs_table.comparison_to_markdown(compared)
 
 
-def _draw(run: Run, report: Report, folder: Path, is_quiet: bool) -> None:
-    """Draw the pictures of what was asked for."""
-    from pvae.plotting.pictures import OF_REPORTS
-
-    for name, picture in OF_REPORTS.items():
-        figure = picture(run, report)
-        if figure is None:
-            continue
-        write(folder / f"{name}.png", figure)
-        if not is_quiet:
-            print_line(folder / f"{name}.png")
-
-
 def _opened(arguments: argparse.Namespace) -> tuple[list[Run], list[Path]]:
     """Return the runs, and for each run the folder that holds it, if folders were given."""
     every = list({path.resolve(): path for path in arguments.run}.values())  # each once
@@ -146,20 +142,6 @@ def _opened(arguments: argparse.Namespace) -> tuple[list[Run], list[Path]]:
     for folder in dict.fromkeys(folders):
         _check_seeds(folder, [run for run, place in zip(runs, folders) if place == folder])
     return runs, folders
-
-
-def _annealing(arguments: argparse.Namespace, method: str) -> dict[str, Any]:
-    """Return the settings of annealing.
-
-    Raises:
-        InputError: some were given, and the method is another.
-    """
-    given = {name: getattr(arguments, name) for name in _ANNEALING if getattr(arguments, name) is not None}
-    if given and method not in ("auto", "annealed"):
-        options = ", ".join(f"--{name}" for name in given)
-        raise InputError(f"{options} without annealing: leave it out, or give --method annealed, or auto")
-    taken = _ANNEALING | given
-    return {"num_temperatures": taken["temperatures"], "num_chains": taken["chains"], "start": taken["start"]}
 
 
 def _check_seeds(folder: Path, runs: Sequence[Run]) -> None:
@@ -199,17 +181,15 @@ def _parser() -> Parser:
         "10,000 data of 784 values at most, and fewer larger ones (default: auto, or importance where "
         "--importance-samples is given)"
     )
-    add("--method", metavar="HOW", choices=["auto", *_METHODS], help=method)
-    add("--temperatures", metavar="T", type=integer(1), help="of annealing (default: 100)")
-    add("--chains", metavar="C", type=integer(2), help="of annealing, for each datum (default: 8)")
+    add("--method", metavar="HOW", choices=["auto", "quadrature", "importance", "annealed"], help=method)
+    add("--temperatures", dest="num_temperatures", metavar="T", type=integer(1), help="of annealing (default: 100)")
+    add("--chains", dest="num_chains", metavar="C", type=integer(2), help="of annealing, for each datum (default: 8)")
     start = "where the chains start: at draws from q(z | x) or p(z) (default: posterior)"
     add("--start", metavar="FROM", choices=["posterior", "prior"], help=start)
     for one in _requests():
         how: dict[str, Any] = {"action": "store_true"}
         if one.metavar:
-            how = {"metavar": one.metavar}
-        if one.least is not None:
-            how["type"] = integer(one.least)
+            how = {"metavar": one.metavar, "type": str if one.least is None else integer(one.least)}
         add(f"--{one.name}", help=one.help, **how)
     add("--images", metavar="N", type=integer(2), help="a random subset of N test data (default: all)")
     seconds = "estimate log p(x) of test data in random order until S seconds have passed (default: of all)"

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import shlex
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pvae.cli.command import Command, Parser, add_places, add_vae, integer, integers, nonempty_path
 from pvae.cli.draw import draw_side_by_side
 from pvae.cli.own_code import own_vae
 from pvae.config.config import OPTIONS, Config, help_text
-from pvae.config.presets import SYSTEMS, get_system, list_systems
+from pvae.config.presets import SYSTEMS, get_system, list_systems, read_toml
 from pvae.core.errors import InputError, TrainingError, check_name
 from pvae.core.options import Option
 from pvae.core.terminal import is_first_process, print_line
@@ -26,12 +24,6 @@ if TYPE_CHECKING:
     from pvae.runs.run import Run
     from pvae.vae import VAE
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-__all__ = ["main", "train_parser"]
 
 _EPOCHS_OF_LABELS = 60  # after fewer, the classifier finds hardly more than it does by the labels alone
 
@@ -51,17 +43,17 @@ notebooks/run-folder.md describes the run folder, processes.md several seeds and
 
 
 def _work(arguments: argparse.Namespace) -> None:
+    import torch
+
     options = vars(arguments)
+    if options["threads"]:
+        torch.set_num_threads(options["threads"])
     if options["seeds"] is not None or not isinstance(options.get("beta", 0.0), float):
         _train_many(options)
-    else:
-        path = options["resume"]
-        if path:
-            run = _resume(path, _chosen(options), options)
-        else:
-            run = _fit(*_configured(options), options)
-        if is_first_process():
-            print_line(run.path if options["quiet"] else _what_is_next(run, options["vae"]))
+        return
+    run = _resume(options) if options["resume"] else _fit(options)
+    if is_first_process():
+        print_line(run.path if options["quiet"] else _what_is_next(run, options["vae"]))
 
 
 class _ListSystems(argparse.Action):
@@ -141,17 +133,13 @@ def _argument(option: Option) -> dict[str, Any]:
     return how
 
 
-@dataclass(frozen=True)
-class _OwnVAE:
-    """The function that --vae names, which returns a VAE of a configuration."""
-
-    place: str
-    datum_shape: tuple[int, ...]
-    chosen: Mapping[str, Any]
-
-    def __call__(self, config: Config) -> VAE:
-        """Return the VAE."""
-        return own_vae(self.place, config, self.datum_shape, self.chosen)
+def _own_vae(place: str | None, datum_shape: tuple[int, ...], chosen: Mapping[str, Any]) -> Callable[..., VAE] | None:
+    """Return the function of a configuration that --vae names, with its `place`, which the run keeps."""
+    if place is None:
+        return None
+    function: Any = functools.partial(own_vae, place, datum_shape=datum_shape, chosen=chosen)
+    function.place = place
+    return function
 
 
 def _given(config: Config, data: Dataset | None, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,23 +148,13 @@ def _given(config: Config, data: Dataset | None, options: Mapping[str, Any]) -> 
 
     if data is None:
         data = load_for(config, options["data_dir"], options["offline"])
-    vae = None
-    if options["vae"] is not None:
-        vae = _OwnVAE(options["vae"], data.datum_shape, _chosen(options))
     return {
         "data": data,
-        "vae": vae,
+        "vae": _own_vae(options["vae"], data.datum_shape, _chosen(options)),
         "out": options["out"],
         "start": options["from"],
         "device": options["device"] or "auto",
     }
-
-
-def _set_threads(number: int | None) -> None:
-    import torch
-
-    if number is not None:
-        torch.set_num_threads(number)
 
 
 def _train_many(options: Mapping[str, Any]) -> None:
@@ -184,12 +162,11 @@ def _train_many(options: Mapping[str, Any]) -> None:
     from pvae.training.callbacks import RunLine, default_callbacks
     from pvae.training.many import fit_many
 
-    given = options.get("beta", ())
-    betas: Sequence[float] = ()
-    if isinstance(given, Sequence):
-        betas = given
     if options["resume"]:
         raise InputError("--beta of several values trains new runs: leave --resume out")
+    betas = options.get("beta", ())
+    if isinstance(betas, float):
+        betas = ()
     if betas:
         options = {**options, "beta": betas[0]}
     config, data = _configured(options)
@@ -198,33 +175,30 @@ def _train_many(options: Mapping[str, Any]) -> None:
     callbacks = default_callbacks()
     if not options["quiet"]:
         callbacks.append(RunLine())
-    _set_threads(options["threads"])
     runs = fit_many(configs, callbacks=callbacks, **_given(config, data, options))
     draw_side_by_side([run.path for run in runs], runs[0].path.parent / "figures", options)
     if len(runs) < len(configs):
         raise TrainingError(f"{len(configs) - len(runs)} of {len(configs)} runs were not trained to the end")
 
 
-def _fit(config: Config, data: Dataset | None, options: Mapping[str, Any]) -> Run:
+def _fit(options: Mapping[str, Any]) -> Run:
     from pvae.training.callbacks import default_callbacks
     from pvae.training.fit import fit
 
-    _set_threads(options["threads"])
+    config, data = _configured(options)
     return fit(config, callbacks=default_callbacks(options["quiet"]), **_given(config, data, options))
 
 
-def _resume(path: Path, chosen: Mapping[str, Any], options: Mapping[str, Any]) -> Run:
+def _resume(options: Mapping[str, Any]) -> Run:
     """Resume a run, whose configuration the chosen options must not contradict, except in the number of epochs."""
     from pvae.runs.run import Run
     from pvae.training.callbacks import default_callbacks
     from pvae.training.fit import resume
 
-    run = Run.open(path)
+    chosen = _chosen(options)
+    run = Run.open(options["resume"])
     run.check_options({name: OPTIONS[name].check(value) for name, value in chosen.items()})
-    vae = None
-    if options["vae"] is not None:
-        vae = _OwnVAE(options["vae"], run.data.datum_shape, {})
-    _set_threads(options["threads"])
+    vae = _own_vae(options["vae"], run.data.datum_shape, {})
     if "epochs" in chosen or not run.is_finished():
         run.dataset(None, options["data_dir"], options["offline"])
     callbacks = default_callbacks(options["quiet"])
@@ -240,8 +214,6 @@ def _what_is_next(run: Run, place: str | None) -> str:
     """
     from pvae.explore.page import check_run
 
-    folder, own = shlex.quote(str(run.path)), f" --vae {shlex.quote(place)}" if place else ""
-    files = "config.json, metrics.jsonl, checkpoint.safetensors, figures/, TensorBoard events"
     following = ["pvae draw RUN"]
     with contextlib.suppress(InputError):
         check_run(run)
@@ -252,19 +224,23 @@ def _what_is_next(run: Run, place: str | None) -> str:
             following.append(f"pvae score RUN {'DATA' if run.data.is_images else 'FILE'}")
         if run.config.missing:
             following.append("pvae sample RUN --impute FILE")
-    following.append("tensorboard --logdir RUN")
     is_stopped = run.metrics()[-1].epoch < run.config.epochs  # by --patience
     if run.config.schedule == "constant" and not is_stopped:
         following.append(f"python -m pvae.train --resume RUN --epochs {2 * run.config.epochs}")
-    following = [command.replace("RUN", folder) + own * ("pvae" in command) for command in following]
-    return f"done; the run is in {folder}: {files}\nnext:  " + "\n   or  ".join(following)
+    folder = shlex.quote(str(run.path))
+    following = [command.replace("RUN", folder) for command in following]
+    if place:
+        following = [f"{command} --vae {shlex.quote(place)}" for command in following]
+    next_lines = "\n   or  ".join([*following, f"tensorboard --logdir {folder}"])
+    files = "config.json, metrics.jsonl, checkpoint.safetensors, figures/, TensorBoard events"
+    return f"done; the run is in {folder}: {files}\nnext:  {next_lines}"
 
 
 def _chosen(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of `Config` that are given by the command line or, failing that, by the TOML file."""
     path = options["config"]
     try:
-        chosen = tomllib.loads(path.read_text(encoding="utf-8")) if path else {}
+        chosen = read_toml(path) if path else {}
         for name, value in chosen.items():
             OPTIONS[check_name("option", name, OPTIONS)].check(value)
     except OSError as error:
@@ -286,10 +262,14 @@ def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
     chosen, data = _chosen(options), None
     dataset = str(chosen.get("dataset", ""))
     if chosen.get("labels"):
-        passes = {} if own_path(dataset) or "system" in chosen else {"epochs": _EPOCHS_OF_LABELS}
-        chosen = {"elbo": "enumerate", **passes, **chosen}
-    of_own = "images" if dataset.startswith("folder:") else "values"
-    default = of_own if own_path(dataset) or of_own == "images" else "deep-bayes"
+        chosen.setdefault("elbo", "enumerate")
+        if not own_path(dataset) and "system" not in chosen:
+            chosen.setdefault("epochs", _EPOCHS_OF_LABELS)
+    default = "deep-bayes"
+    if dataset.startswith("folder:"):
+        default = "images"
+    elif own_path(dataset):
+        default = "values"
     config = SYSTEMS.get(chosen.get("system", default), Config()).replace(**chosen)
     config.check_used(chosen)
     if config.system in ("images", "values"):
@@ -303,9 +283,4 @@ def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
     return config, data
 
 
-_EXCLUSIVE = {
-    "resume": ("out", "from", "seeds"),
-    "seeds": ("seed",),
-}
-
-main = Command(train_parser, _work, [(name, other) for name, others in _EXCLUSIVE.items() for other in others])
+main = Command(train_parser, _work, [("resume", "out"), ("resume", "from"), ("resume", "seeds"), ("seeds", "seed")])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pyro
@@ -96,7 +96,6 @@ class AdamUpdate(PyroOptim):
 
     Args:
         optimizer: plain Adam over the parameters that the loss will register with Pyro.
-        names: the parameters by name, for messages.
         clip_norm: scale the gradients down to this total norm if it is larger; 0 for no limit.
         reduce: called with the gradients, and a tensor that says whether the step is bad, before the update; may change
             them in place, to sum over processes.
@@ -115,7 +114,6 @@ class AdamUpdate(PyroOptim):
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        names: Mapping[str, Tensor] | None = None,
         clip_norm: float = 0.0,
         reduce: Callable[[Sequence[Tensor]], None] | None = None,
     ) -> None:
@@ -131,16 +129,6 @@ class AdamUpdate(PyroOptim):
         self.clip_norm = clip_norm
         self.reduce = reduce
         self.is_bad = torch.zeros((), dtype=torch.float32, device=self.parameters[0].device)
-        self._names = {id(tensor): name for name, tensor in (names or {}).items()}
-
-    @property
-    def lr(self) -> float:
-        """The learning rate of the optimiser."""
-        return float(self.optimizer.param_groups[0]["lr"])
-
-    def name_of(self, parameter: Tensor) -> str:
-        """Return the name of a parameter, for messages."""
-        return self._names.get(id(parameter), "a parameter")
 
     def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         """Return the state of a parameter, which is that of torch's fused Adam."""
@@ -349,7 +337,7 @@ class CompiledSVI(SVI):
         """
         if beta is None:
             beta = self.elbo.beta
-        done = self.run([batch], [(self.update.lr, beta)])
+        done = self.run([batch], [(self.update.optimizer.param_groups[0]["lr"], beta)])
         if done.error is not None:
             raise done.error
         return LossAndTerms(done.losses[0], done.terms)
@@ -462,15 +450,13 @@ class CompiledSVI(SVI):
                 return found.tensors()
             return update.apply(row, found, is_fused)
 
-        devices = []
-        if row.device.type == "cuda":
-            devices = [row.device]
+        random = rng_state(row.device)
         update.is_bad.fill_(1.0)
         try:
-            with torch.random.fork_rng(devices=devices):
-                recorded = record(step, [row, *batch], engine)
+            recorded = record(step, [row, *batch], engine)
         finally:
             update.is_bad.zero_()
+            restore_rng_state(random, row.device)
         state = states[-1]
 
         def replay_of_several(row: Tensor, *batch: Tensor) -> list[Tensor]:
@@ -495,8 +481,9 @@ class CompiledSVI(SVI):
                 return check.error()
         if not is_loss_finite:
             return NotFiniteError(f"the loss is {loss.item()}")
-        names = [self.update.name_of(one) for one, is_finite in zip(state.trained, are_finite) if not is_finite]
-        if names:
+        bad = {id(one) for one, is_finite in zip(state.trained, are_finite) if not is_finite}
+        if bad:
+            names = [name.replace("$$$", ".") for name, one in state.parameters.items() if id(one) in bad]
             return GradientError(f"the gradient of {listed(names)} is NaN or infinite")
         return NotFiniteError("the loss of another process is not finite, or its data are outside the domain")
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pvae.config.config import OPTIONS, Config, call_with
-from pvae.config.presets import as_option
-from pvae.config.refusals import Case, refuse
+from pvae.config.refusals import refuse
 from pvae.core.errors import InputError, check_name, listed
 from pvae.core.options import arguments_of
 from pvae.data.preparation import Preparation
@@ -37,7 +36,7 @@ def build_vae(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -
     Raises:
         InputError: a size is below 1, or the convolutions are given no images (C, H, W) or cannot halve them.
     """
-    refuse(Case(config=config, datum_shape=tuple(datum_shape), num_labels=num_labels))
+    refuse(config, datum_shape=tuple(datum_shape), num_labels=num_labels)
     if not config.takes_labels:
         num_labels = 0
     known = {name: getattr(config, name) for name in OPTIONS}
@@ -96,18 +95,6 @@ def build_vae(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -
     return VAE(p_z=prior, q_z=posterior, p_x=likelihood).float()
 
 
-def meta_state_dict(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -> dict[str, Tensor]:
-    """Return the state_dict of the VAE that `build_vae` returns, as tensors on the meta device, which hold no data.
-
-    Args:
-        config: the system.
-        datum_shape: (C, H, W) of the data.
-        num_labels: number of classes or attributes.
-    """
-    with torch.device("meta"):
-        return build_vae(config, datum_shape, num_labels).state_dict()
-
-
 def start_from(vae: VAE, weights: Mapping[str, Tensor], source: object) -> str:
     """Load those of the given weights and buffers whose name and shape occur in this VAE.
 
@@ -156,14 +143,6 @@ def start_like_burda(vae: VAE, images: Tensor) -> None:
         last.bias.copy_(torch.logit(mean.clamp(0.001, 0.999)))
 
 
-def sizes_of(config: Config) -> str:
-    """Return the options that set the sizes of the networks."""
-    sizes = ("hidden", "latent_dim", "upper_latent_dims", "upper_hidden", "flow_length", "flow_hidden", "components")
-    used = config.used()
-    given = {name: used[name] for name in ("posterior", *sizes) if used.get(name)}
-    return " ".join(as_option(name, value) for name, value in given.items())
-
-
 def build_elbo(name: str, num_particles: int = 1, **options: float) -> PerDatumELBO:
     """Return the ELBO of that name, whose loss is a mean over the batch, where that of Pyro's own ELBOs is a sum.
 
@@ -176,12 +155,9 @@ def build_elbo(name: str, num_particles: int = 1, **options: float) -> PerDatumE
         InputError: the name is unknown, or an option is out of range or is none of this ELBO.
     """
     kind = PerDatumELBO.members[check_name("ELBO", name, PerDatumELBO.members)]
-    for option in options:
-        if option not in arguments_of(kind):
-            known = ", ".join(sorted(arguments_of(kind) - {"self"}))
-            raise InputError(f"{kind.__name__} takes no {option}: its arguments are {known}")
     config = Config(elbo=name, particles=num_particles, labels=int(kind.sums_over_labels), **options)
-    refuse(Case(config=config, elbo=kind, has_own_vae=True))  # of which the configuration says nothing
+    config.check_used(options)
+    refuse(config, has_elbo=True, has_own_vae=True)  # of which the configuration says nothing
     return kind(num_particles, **options)
 
 
@@ -196,7 +172,7 @@ def elbo_of(config: Config, labelled: float = 1.0, num_data: int = 0) -> PerDatu
     Raises:
         InputError: an option, or the VAE that the configuration describes, does not go with the ELBO.
     """
-    refuse(Case(config=config, elbo=config.elbo_class))
+    refuse(config, has_elbo=True)
     known = config.used() | {"num_particles": config.particles, "num_data": num_data}
     if config.warm_up:
         known["beta"] = 0.0  # of the first step

@@ -21,8 +21,6 @@ from pvae.elbos.base import PerDatumELBO
 from pvae.models.columns import ColumnKind, columns_text
 from pvae.models.networks import Network
 
-__all__ = ["images_config", "values_config"]
-
 _CHANNELS = (32, 64, 128, 256)
 _WIDTHS = (400, 400)  # of an MLP
 _LEAST_SIDE = 4  # pixels that the last convolution leaves of the shorter side
@@ -100,29 +98,27 @@ def values_config(data: Any, **options: Any) -> Config:
         InputError: an option is unknown or cannot be used.
     """
     data = read(data, **_of_reading(options))
-    given = dict(options)
     kinds = [_kind(column, _values_of(data, place)) for place, column in enumerate(data.columns)]
+    names = {kind.name for kind in kinds}
+    chosen = dict[str, Any]()
     if "=" in options.get("columns", ""):  # of single columns, which are now those of all
         options = {name: value for name, value in options.items() if name != "columns"} | {"likelihood": "columns"}
-    names, chosen = {kind.name for kind in kinds}, dict[str, Any]()
-    if options.get("likelihood", "columns" if options.get("columns") else "") == "columns":
+    needs_columns = len({*kinds}) > 1 or names & {"categorical", "ordinal", "positive", "zero-inflated"}
+    likelihood = options.get("likelihood", "columns" if needs_columns or options.get("columns") else None)
+    if likelihood == "columns":
         chosen |= {"likelihood": "columns", "columns": columns_text(kinds)}
-    elif "likelihood" in options:
-        pass
-    elif len({*kinds}) > 1 or names & {"categorical", "ordinal", "positive", "zero-inflated"}:
-        chosen |= {"likelihood": "columns", "columns": columns_text(kinds)}
-    elif data.is_binary and (names == {"binary"} or _are_all("binary", data)):
+    elif likelihood is None and data.is_binary and _are_all("binary", data):
         chosen |= {"likelihood": "bernoulli", "binarize": "threshold"}
-    elif names == {"count"} or (not kinds and _are_all("count", data)):
+    elif likelihood is None and (names == {"count"} or (not kinds and _are_all("count", data))):
         chosen["likelihood"] = "negative-binomial"
     system = get_system("values")
     chosen["latent_dim"] = max(1, min(system.latent_dim, data.train[0].numel()))
     num_train = data.num_train - data.count_valid(system.valid)
     if data.train[0].numel() <= _WIDEST and system.replace(**(chosen | options)).has_exact_start:
         chosen["initialization"] = "exact"
-        elbo = PerDatumELBO.members[given.get("elbo", "trace")]
-        needs_normal = elbo.needs_closed_form or given.get("free_bits")
-        if given.get("prior", "standard-normal" if needs_normal else "mixture") == "mixture":
+        elbo = PerDatumELBO.members[options.get("elbo", "trace")]
+        needs_normal = elbo.needs_closed_form or options.get("free_bits")
+        if options.get("prior", "standard-normal" if needs_normal else "mixture") == "mixture":
             chosen |= {"prior": "mixture", "components": max(1, min(_COMPONENTS, num_train // _ROWS_OF_COMPONENT))}
     config, num_train, common = _common(system.replace(**chosen), data, options)
     batch_size = options.get("batch_size", max(2, min(system.batch_size, num_train // 4)))
@@ -154,8 +150,8 @@ def _values_of(data: Dataset, place: int) -> Tensor:
 
 
 def _are_all(name: str, data: Dataset) -> bool:
-    """Return whether the data of all splits fit a kind of columns."""
-    return all(_fits(name, x) for x in data.splits.values())
+    """Return whether the data of all splits, where they are not missing, fit a kind of columns."""
+    return all(ColumnKind.members[name].allows(x[~x.isnan()].double()) for x in data.splits.values())
 
 
 def _common(system: Config, data: Dataset, options: dict[str, Any]) -> tuple[Config, int, dict[str, Any]]:
@@ -170,18 +166,10 @@ def _common(system: Config, data: Dataset, options: dict[str, Any]) -> tuple[Con
 def _kind(column: Column, values: Tensor) -> ColumnKind:
     """Return the kind of a column of a table."""
     if column.categories:
-        kind: ColumnKind = ColumnKind.members[column.kind or "categorical"](len(column.categories))
-    elif column.kind or column.unit:
-        kind = ColumnKind.members[column.kind or "real"]()
-    else:
-        kind = ColumnKind.of(values)
-    return kind
-
-
-def _fits(name: str, x: Tensor) -> bool:
-    """Return whether all values that are not missing are of a kind of column."""
-    numbers = x[~x.isnan()].double()
-    return bool(ColumnKind.members[name].allows(numbers))
+        return ColumnKind.members[column.kind or "categorical"](len(column.categories))
+    if column.kind or column.unit:
+        return ColumnKind.members[column.kind or "real"]()
+    return ColumnKind.of(values)
 
 
 def _channels(height: int, width: int) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pvae.config.refusals import Case, refuse
+from pvae.config.refusals import refuse
 from pvae.core.errors import InputError, check_name, either, shown
 from pvae.core.options import Option, arguments_of, options_of
 from pvae.data.preparation import Preparation
@@ -45,16 +44,17 @@ class _DatasetOption(Option):
         """
         if isinstance(value, str) and own_path(value):
             return value
+        suffix = Path(str(value)).suffix
         if value not in self.choices and os.path.lexists(str(value)):
-            kinds = {".npy": "array", ".npz": "array", ".h5": "array", ".h5ad": "array", ".mtx": "array"}
-            kinds |= {".csv": "table", ".tsv": "table", ".parquet": "table", ".xlsx": "table"}
-            kind = kinds.get(Path(value).suffix, "folder")
+            kind = "folder"
+            if suffix in (".npy", ".npz", ".h5", ".h5ad", ".mtx"):
+                kind = "array"
+            elif suffix in (".csv", ".tsv", ".parquet", ".xlsx"):
+                kind = "table"
             raise InputError(f"unknown --dataset {shown(value)}: for data of your own, give {kind}:{value}")
-        prefix, colon, path = str(value).partition(":")
-        near = difflib.get_close_matches(prefix, ("folder", "array", "table"), n=1)
-        if near and colon:
-            raise InputError(f"unknown --dataset {shown(value)}: did you mean {near[0]}:{path}?")
-        return check_name(self.flag, value, self.choices)
+        path = str(value).partition(":")[2]
+        own = [f"{kind}:{path}" for kind in ("folder", "array", "table") if path]
+        return check_name(self.flag, value, [*own, *self.choices])
 
 
 def _choice(kind: type[Any], more: str = "", needs: str = "") -> Option:
@@ -269,7 +269,7 @@ class Config(_Options):
         """Check each field, and then combinations of fields."""
         for name, option in OPTIONS.items():
             object.__setattr__(self, name, option.check(getattr(self, name)))
-        refuse(Case(config=self))
+        refuse(self)
 
     @property
     def posterior_class(self) -> type[Posterior]:
@@ -374,21 +374,19 @@ class Config(_Options):
 
         The value that a system has of another option is ignored.
         """
-        option = OPTIONS[name]
-        if not option.needs and name not in TAKERS:
+        takers = TAKERS.get(name, [])
+        needs = OPTIONS[name].needs
+        if not needs and not takers:
             return True
-        wanted, _, values = option.needs.partition("=")
-        if values:  # of --dataset
-            kind = self.dataset.partition(":")[0]
-            return kind in [value.partition(":")[0] for value in values.split(",")] or self._is_taken(name)
-        return bool(wanted and getattr(self, wanted)) or self._is_taken(name)
-
-    def _is_taken(self, name: str) -> bool:
-        for family, member in TAKERS.get(name, ()):
+        for family, member in takers:
             is_chosen = getattr(self, family) == member
             if is_chosen and (family != "inference" or self.upper_latent_dims):
                 return True
-        return False
+        wanted, _, values = needs.partition("=")
+        if values:  # of --dataset
+            kind = self.dataset.partition(":")[0]
+            return kind in [value.partition(":")[0] for value in values.split(",")]
+        return bool(wanted and getattr(self, wanted))
 
     def used(self) -> dict[str, Any]:
         """Return the values of the options that the training uses, by their names."""

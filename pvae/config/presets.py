@@ -17,7 +17,13 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """Return the content of a TOML file."""
+    return tomllib.loads(file.read_text(encoding="utf-8"))
+
+
+_TABLES = read_toml(Path(__file__).with_suffix(".toml"))
 SYSTEMS = {name: Config(system=name, **options) for name, options in _TABLES.items()}
 
 
@@ -65,30 +71,19 @@ def system_title(config: Config) -> str:
 def differences(configs: Sequence[Config]) -> list[str]:
     """Return a title for each configuration: its options in which some differ, "" if none do.
 
-    >>> differences([Config(beta=0.1), Config(beta=4.0, latent_dim=2), Config(posterior="delta")])
-    ['latent-dim 32, beta 0.1', 'latent-dim 2, beta 4.0', 'autoencoder, latent-dim 32']
+    >>> differences([Config(beta=0.1), Config(posterior="delta")])
+    ['posterior normal, beta 0.1', 'posterior delta']
     """
-    of_density = ("posterior", "prior", "elbo", "particles", "beta", "warm_up", "free_bits")  # in an autoencoder unused
-    without: tuple[str, ...] = ("system", "source", "dataset", "compile")
-    has_both = len({config.is_autoencoder for config in configs}) == 2
     used = []
     for config in configs:
-        left_out = without
-        if config.is_autoencoder:
-            left_out += of_density
-        used.append({name: value for name, value in config.used().items() if name not in left_out})
+        without: tuple[str, ...] = ("system", "source", "dataset", "compile")
+        if config.is_autoencoder:  # which does not use them
+            without += ("prior", "elbo", "particles", "beta", "warm_up", "free_bits")
+        used.append({name: value for name, value in config.used().items() if name not in without})
     titles = []
-    for config, own in zip(configs, used):
-        texts = []
-        if has_both:
-            texts.append("autoencoder" if config.is_autoencoder else "")
-        for name, value in own.items():
-            if any(value != one.get(name, value) for one in used):
-                texts.append(as_option(name, value).removeprefix("--"))
-        title = ", ".join(filter(None, texts))
-        if has_both and not title:
-            title = "VAE"
-        titles.append(title)
+    for own in used:
+        differing = [name for name, value in own.items() if any(value != one.get(name, value) for one in used)]
+        titles.append(", ".join(as_option(name, own[name]).removeprefix("--") for name in differing))
     return titles
 
 

@@ -1,13 +1,12 @@
 """What does not go together, in one place: the contradictions between two parts of a training, and why.
 
 Each function yields the messages of the contradictions that it finds; `refuse` raises the first one. A function is
-skipped if the case lacks a part that it needs, so that each caller gives what it knows.
+skipped if a part that it needs is not known, so that each caller gives what it knows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from shlex import quote
 from typing import Any
 
@@ -18,57 +17,52 @@ from pvae.models.posteriors import Posterior
 from pvae.models.priors import Prior
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """What is known of a training.
-
-    Args:
-        config: the configuration.
-        elbo: the class of the ELBO.
-        has_own_beta: the weight of the rate is a function that was given in Python.
-        datum_shape: the shape of a datum, before padding.
-        num_labels: the number of classes or attributes of the data.
-        data: the data set.
-        has_own_vae: the VAE was built in Python, so that what `config` says of it is not used.
-        num_processes: that train together.
-    """
-
-    config: Any
-    elbo: Any = None
-    has_own_beta: bool = False
-    datum_shape: tuple[int, ...] | None = None
-    num_labels: int | None = None
-    data: Any = None
-    has_own_vae: bool = False
-    num_processes: int = 1
-
-
-def refuse(case: Case) -> None:
-    """Raise the error of the first contradiction.
+def refuse(config: Any, **known: Any) -> None:
+    """Raise the error of the first contradiction; the arguments are those of `contradictions`.
 
     Raises:
         InputError: there is one.
     """
-    for message in contradictions(case):
+    for message in contradictions(config, **known):
         raise InputError(message)
 
 
-def contradictions(case: Case) -> Iterator[str]:
-    """Yield the message of each contradiction."""
-    config = case.config
+def contradictions(
+    config: Any,
+    *,
+    has_elbo: bool = False,
+    has_own_beta: bool = False,
+    has_own_vae: bool = False,
+    data: Any = None,
+    datum_shape: tuple[int, ...] | None = None,
+    num_labels: int | None = None,
+    num_processes: int = 1,
+) -> Iterator[str]:
+    """Yield the message of each contradiction in what is known of a training.
+
+    Args:
+        config: the configuration.
+        has_elbo: its ELBO is made now.
+        has_own_beta: the weight of the rate is a function that was given in Python.
+        has_own_vae: the VAE was built in Python, so that what `config` says of it is not used.
+        data: the data set.
+        datum_shape: the shape of a datum, before padding.
+        num_labels: the number of classes or attributes of the data.
+        num_processes: that train together.
+    """
     yield from _of_latents(config)
     yield from _of_likelihood(config)
     yield from _of_labels(config)
     yield from _of_start(config)
-    if case.elbo is not None:
-        yield from _of_elbo(config, case)
-    if case.data is not None:
-        yield from _of_data(config, case.data, case.has_own_vae)
-    if case.num_processes > 1:
-        yield from _of_processes(config, case.has_own_vae)
-    if case.datum_shape is not None:
-        yield from _of_shape(config, case.datum_shape)
-    if case.num_labels is not None and config.takes_labels and not case.num_labels:
+    if has_elbo:
+        yield from _of_elbo(config, has_own_beta, has_own_vae)
+    if data is not None:
+        yield from _of_data(config, data, has_own_vae)
+    if num_processes > 1:
+        yield from _of_processes(config, has_own_vae)
+    if datum_shape is not None:
+        yield from _of_shape(config, datum_shape)
+    if num_labels is not None and config.takes_labels and not num_labels:
         yield "--condition and --labels need data with labels: classes, int64 (N,), or attributes, bool (N, A)"
 
 
@@ -167,8 +161,8 @@ def _of_start(c: Any) -> Iterator[str]:
         )
 
 
-def _of_elbo(c: Any, case: Case) -> Iterator[str]:
-    elbo = case.elbo
+def _of_elbo(c: Any, has_own_beta: bool, has_own_vae: bool) -> Iterator[str]:
+    elbo = c.elbo_class
     takes = arguments_of(elbo)
     q = c.posterior_class
     if elbo.sums_over_labels != (c.labels > 0):
@@ -182,7 +176,7 @@ def _of_elbo(c: Any, case: Case) -> Iterator[str]:
             f"--elbo {c.elbo} needs weights that each depend on their own draw only, and --likelihood normal-optimal "
             "and BatchNorm make them depend on all draws: take --elbo trace, analytic, stl or iwae"
         )
-    if "beta" not in takes and (c.beta != 1 or c.warm_up or case.has_own_beta):
+    if "beta" not in takes and (c.beta != 1 or c.warm_up or has_own_beta):
         yield f"--elbo {c.elbo} has no rate to weigh: leave --beta and --warm-up out, or take --elbo trace or analytic"
     if "free_bits" not in takes and c.free_bits:
         yield f"--elbo {c.elbo} has no free bits: give --free-bits 0, or take --elbo trace or analytic"
@@ -191,7 +185,7 @@ def _of_elbo(c: Any, case: Case) -> Iterator[str]:
             f"{q.support} have no derivative, which --elbo {c.elbo} needs: give --elbo score-loo with --particles 4, "
             "or another one of notebooks/bits.ipynb"
         )
-    if elbo.supports and q.support not in elbo.supports and not case.has_own_vae:
+    if elbo.supports and q.support not in elbo.supports and not has_own_vae:
         able = [name for name, one in Posterior.members.items() if one.support in elbo.supports]
         yield (
             f"--elbo {c.elbo} is of {either(elbo.supports)}, and --posterior {c.posterior} draws {q.support}: give "

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from pvae.core.errors import InputError, NotFiniteError
 
-__all__ = ["Batch", "Data", "LossAndTerms", "Rows", "Terms"]
-
 
 class Rows(Protocol):
     """N data that `split` turns into tensors in parts, such as a tensor."""

@@ -10,27 +10,6 @@ import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-__all__ = [
-    "GradientError",
-    "InputError",
-    "InterruptedTrainingError",
-    "LacksOptionError",
-    "LostError",
-    "NotFiniteError",
-    "TrainingError",
-    "brief",
-    "check_finite",
-    "check_name",
-    "either",
-    "is_out_of_memory",
-    "joined",
-    "listed",
-    "naming_refused_parameters",
-    "one_line",
-    "shown",
-    "total_memory",
-]
-
 
 class InputError(ValueError):
     """An input from the user cannot be used.
@@ -42,21 +21,6 @@ class InputError(ValueError):
     def __init__(self, message: str = "") -> None:
         # Pyro raises an error of model or guide anew, with the shapes of all sites after its message.
         super().__init__(one_line(re.split(r"\n *Trace Shapes:", message, maxsplit=1)[0]))
-
-
-class LacksOptionError(InputError):
-    """A command lacks an option; `Command` gives the command line that has it.
-
-    Args:
-        reason: why the option is needed.
-        options: what to add to the command line.
-        call: the same in Python.
-    """
-
-    def __init__(self, reason: str, options: Sequence[str], call: str) -> None:
-        super().__init__(f"{reason}: give {' '.join(options)}, or {call} in Python")
-        self.reason = reason
-        self.options = options
 
 
 class TrainingError(RuntimeError):

@@ -9,7 +9,7 @@ import re
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -17,9 +17,6 @@ from pvae.core.errors import InputError, check_finite, shown
 
 if sys.platform != "win32":
     import fcntl
-
-
-__all__ = ["cache_dir", "expanded", "from_record", "is_temporary", "locked", "markdown_of", "to_json", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -122,23 +119,14 @@ def from_record(kind: type[T], record: Any) -> T:
         record: a value that `json.loads` returned.
 
     Raises:
-        InputError: it is not a JSON object, a field without a default is missing, or a field is unknown or of another
-            type.
+        InputError: a field is unknown or of another type.
+        TypeError: it is not a JSON object, or a field without a default is missing.
     """
-    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    needed = {one.name for one in fields(kind) if one.default is MISSING}  # type: ignore[arg-type]
-    if not isinstance(record, Mapping):
-        raise InputError(f"{kind.__name__} must be an object of named fields, not a {type(record).__name__}")
-    parts = []
-    if missing := sorted(needed - set(record)):
-        parts.append(f"lacks {', '.join(missing)}")
-    if unknown := sorted(set(record) - set(names)):
-        parts.append(f"has unknown {', '.join(unknown)}")
-    if parts:
-        raise InputError(f"{kind.__name__} is not of this version of pvae: it {' and '.join(parts)}")
     hints = get_type_hints(kind)
-    values = {}
-    for name, value in record.items():
+    values = {**record}
+    if unknown := sorted(values.keys() - hints.keys()):
+        raise InputError(f"{kind.__name__} is not of this version of pvae: it has unknown {', '.join(unknown)}")
+    for name, value in values.items():
         hint: Any = hints[name]
         if is_dataclass(hint):
             value = from_record(hint, value)  # type: ignore[arg-type]

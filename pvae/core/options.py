@@ -16,8 +16,6 @@ from typing import Annotated, Any, ClassVar, get_args, get_origin
 
 from pvae.core.errors import InputError, check_name, shown
 
-__all__ = ["Family", "Option", "arguments_of", "options_of"]
-
 _ARGUMENTS: dict[Any, frozenset[str]] = {}
 _MOST_WIDTHS = 1000  # building a layer takes memory even where its width is 1
 
@@ -28,7 +26,7 @@ class Option:
 
     Args:
         help: one sentence; "{choices}" is replaced by the list of choices.
-        least: the least number; by default 0.
+        least: the least number.
         most: the greatest number; by default 10^9 for an int, 10^38 for a float.
         choices: the allowed values of a text.
         pattern: a regular expression for a text without choices.
@@ -41,7 +39,7 @@ class Option:
     """
 
     help: str = ""
-    least: float | None = None
+    least: float = 0
     most: float | None = None
     choices: tuple[str, ...] = ()
     pattern: str = ""
@@ -81,17 +79,16 @@ class Option:
         return value
 
     def _number(self, value: Any, convert: Callable[[Any], Any], most: float) -> Any:
-        least = 0 if self.least is None else self.least
         most = most if self.most is None else self.most
         try:
             number = math.nan if isinstance(value, (bool, str, bytes)) else convert(value)
         except (TypeError, ValueError, OverflowError):
             number = math.nan
-        if not least <= number <= most:
+        if not self.least <= number <= most:
             kind, style = "whole number", ","
             if convert is float:
                 kind, style = "number", "g"
-            limits = f"at least {least:{style}} and at most {most:{style}}"
+            limits = f"at least {self.least:{style}} and at most {most:{style}}"
             raise InputError(f"{self.flag} must be a {kind} of {limits}, not {shown(value)}")
         return number
 

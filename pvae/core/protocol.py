@@ -16,22 +16,6 @@ from torch import Tensor, nn
 
 from pvae.core.errors import InputError
 
-__all__ = [
-    "Given",
-    "LikelihoodModule",
-    "PosteriorModule",
-    "PriorModule",
-    "call",
-    "check_takes_labels",
-    "checked_module",
-    "draw",
-    "for_each",
-    "in_domain",
-    "of_event",
-    "of_shape",
-    "takes_labels",
-]
-
 
 class PriorModule(Protocol):
     """A module that returns the prior p(z), or p(z | y) if it takes labels.

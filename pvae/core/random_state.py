@@ -10,8 +10,6 @@ from torch import Tensor
 
 from pvae.core.errors import InputError, shown
 
-__all__ = ["resolve_device", "restore_rng_state", "rng_state", "seeded"]
-
 
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:

@@ -15,8 +15,6 @@ from tqdm import tqdm
 
 from pvae.core.errors import InterruptedTrainingError
 
-__all__ = ["SIGNALS", "Interruptions", "handled_by", "is_first_process", "is_torchrun", "print_line", "progress_bar"]
-
 # A terminal sends SIGHUP when it is closed; a process under nohup ignores it.
 _HANDLES_SIGHUP = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if _HANDLES_SIGHUP else []))

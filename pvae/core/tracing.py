@@ -15,8 +15,6 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-__all__ = ["Check", "call_once", "deferred", "register", "require", "shared_calls"]
-
 
 class Check(NamedTuple):
     """A condition on a tensor, and the error to raise where it is false."""

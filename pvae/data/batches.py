@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,9 @@ from torch import Tensor
 from pvae.core.errors import InputError, brief, joined, total_memory
 from pvae.core.files import cache_dir
 from pvae.core.terminal import progress_bar
-from pvae.data.dataset import Dataset
-from pvae.data.labels import coded_labels
+from pvae.data.dataset import Dataset, with_split
 from pvae.data.reading import Reading
-from pvae.data.schema import Schema
+from pvae.data.schema import Schema, coded_labels
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -61,11 +61,11 @@ def data_in_batches(source: Iterable[Any], name: str, reading: Reading, quiet: b
         if first is None:
             raise InputError(f"{name} has 0 rows: give at least 4")
         if isinstance(first[0], Tensor):
-            x, y = in_file(_chain(first, batches))
+            x, y = in_file(chain([first], batches))
         else:
             if isinstance(source, Iterator):
                 raise InputError(f"{name} is a {type(source).__name__}, which can be read once only: give a list")
-            schema, classes = _of_frames(_chain(first, batches), name, reading)
+            schema, classes = _of_frames(chain([first], batches), name, reading)
             frames = (frame for frame, *_ in batches_of(source, name))
             x, y = in_file(_values(frame, name, schema, classes) for frame in frames)
     if len(x) < 4:
@@ -74,11 +74,10 @@ def data_in_batches(source: Iterable[Any], name: str, reading: Reading, quiet: b
     size = max(1, _BYTES // x[0].nbytes)
     x, _ = in_file((x[rows],) for rows in order.split(size))
     num_test = max(2, min(_MOST_TEST, len(x) // 10))
-    labels = dict[str, Any]()
     if y is not None:
-        labels = {"train_labels": y[order][:-num_test], "test_labels": y[order][-num_test:]}
-    splits: dict[str, Any] = {"train": x[:-num_test], "test": x[-num_test:]}
-    return Dataset(name, **splits, **labels, label_names=classes, is_in_parts=True, **schema.schema)
+        y = y[order]
+    splits = with_split("test", num_test, x, y, is_shuffled=True)
+    return Dataset(name, **splits, label_names=classes, is_in_parts=True, **schema.schema)
 
 
 def in_file(batches: Iterable[Sequence[Tensor]]) -> tuple[Tensor, Tensor | None]:
@@ -102,11 +101,6 @@ def in_file(batches: Iterable[Sequence[Tensor]]) -> tuple[Tensor, Tensor | None]
     except OSError as error:
         raise InputError(f"{folder} cannot hold the data ({error.strerror or error}): set XDG_CACHE_HOME") from None
     return torch.from_numpy(rows), torch.cat(labels) if labels else None
-
-
-def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
 
 
 def batches_of(
@@ -152,11 +146,16 @@ def _batch(given: Any, name: str) -> tuple[Any, ...]:
     if x.dim() < 2 or (y and len(y[0]) != len(x)):
         shapes = " and ".join(str(tuple(one.shape)) for one in items)
         raise InputError(f"{name} yields tensors of shape {shapes}: yield x of shape (B, *shape), and (B, ...) labels")
-    if any(one.layout != torch.strided for one in items):
-        raise InputError(f"{name} yields sparse tensors: yield dense ones, by to_dense()")
+    return tuple(map(plain, items))
+
+
+def plain(x: Tensor) -> Tensor:
+    """Return a tensor that numpy takes: dense, on the CPU, without a gradient, and in float32 in place of bfloat16."""
+    if x.layout != torch.strided:
+        x = x.to_dense()
     if x.dtype == torch.bfloat16:
         x = x.float()
-    return tuple(one.detach().cpu() for one in (x, *y))
+    return x.detach().cpu()
 
 
 def _layout(batch: tuple[Any, ...]) -> str:

@@ -8,18 +8,17 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pvae.core.errors import InputError, joined
 from pvae.data.column import Column
-from pvae.data.labels import is_classes
-from pvae.data.schema import DataRecord, Schema, title_of
+from pvae.data.schema import DataRecord, Schema, is_classes, title_of
 
 _SAMPLE = 40_000  # rows of data in parts on which the start of a training depends
 _MOST_VALID = 10_000  # of data in parts
@@ -50,8 +49,8 @@ class Dataset(Schema):
         schema: the fields of `Schema`, by their names.
 
     Raises:
-        InputError: the tensors hold complex or infinite values, are empty, or differ in shape or type; a value of a
-            datum is NaN in all training data; or there are not D columns.
+        InputError: the tensors hold complex or infinite values, are empty, or differ in shape or type; or a
+            value of a datum is NaN in all training data.
     """
 
     name: str
@@ -92,10 +91,7 @@ class Dataset(Schema):
         if test is not None:
             x_test, y_test, of_test = _read_torch(test, "test")
             return cls(name, x, x_test, y, y_test, note=joined(note, of_test))
-        kept, held_out = split_rows(len(x), max(2, len(x) // 10))
-        if y is None:
-            return cls(name, x[kept], x[held_out], note=note)
-        return cls(name, x[kept], x[held_out], y[kept], y[held_out], note=note)
+        return cls(name, **with_split("test", max(2, len(x) // 10), x, y), note=note)
 
     @property
     def is_images(self) -> bool:
@@ -157,8 +153,7 @@ class Dataset(Schema):
     @property
     def title(self) -> str:
         """The name and the number of data in each split."""
-        sizes = {split: len(x) for split, x in self.splits.items()}
-        return title_of(self.name, sizes["train"], sizes.get("valid", 0), sizes["test"])
+        return title_of(self.name, {split: len(x) for split, x in self.splits.items()})
 
     @property
     def is_binary(self) -> bool:
@@ -200,14 +195,7 @@ class Dataset(Schema):
             raise InputError(f"--valid {share:g} leaves {count - num_valid} of {count} data to train: give --valid 0")
         # The files of a folder and the rows of data in parts are in a random order since they were read.
         is_shuffled = self.dataset.startswith("folder:") or self.is_in_parts
-        kept, held_out = split_rows(count, num_valid, is_shuffled)
-        changed: dict[str, Any] = {"train": self.train[kept], "valid": self.train[held_out]}
-        if self.train_labels is not None:
-            changed |= {"train_labels": self.train_labels[kept], "valid_labels": self.train_labels[held_out]}
-        if self.names:
-            in_order = np.array(self.names["train"], dtype=object)
-            changed["names"] = {**self.names, "train": in_order[kept].tolist(), "valid": in_order[held_out].tolist()}
-        return replace(self, **changed)
+        return replace(self, **with_split("valid", num_valid, self.train, self.train_labels, self.names, is_shuffled))
 
     def count_valid(self, share: float) -> int:
         """Return how many training data `with_valid` makes validation data; 0 if there are validation data."""
@@ -329,8 +317,6 @@ def _faults(data: Dataset) -> Iterator[str]:
             yield f"training and {split} data differ in shape or type"
     if data.is_images and data.train.shape[3] in (3, 4) and data.train.shape[1] > 4:
         yield f"images are (N, C, H, W), not {tuple(data.train.shape)}: permute(0, 3, 1, 2)"
-    if data.columns and data.datum_shape != (len(data.columns),):
-        yield f"{len(data.columns)} columns are named, of data {data.datum_shape}"
     for split, labels in data.labels.items():
         if not isinstance(labels, Tensor):
             yield f"the labels of {split} are a {type(labels).__name__}: give torch.as_tensor(labels)"
@@ -351,21 +337,37 @@ def _faults(data: Dataset) -> Iterator[str]:
         yield f"{where} is missing in all training data: leave it out"
 
 
-def split_rows(
-    count: int, num_held_out: int, is_shuffled: bool = False
-) -> tuple[NDArray[np.int64] | slice, NDArray[np.int64] | slice]:
-    """Return the rows of the data that stay, and of those that are held out: the last ones in a random order.
+def with_split(
+    split: str,
+    count: int,
+    train: Tensor,
+    labels: Tensor | None,
+    names: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    is_shuffled: bool = False,
+) -> dict[str, Any]:
+    """Return the arguments of a `Dataset` that hold out some training data, the last in a random order, as a split.
 
     Args:
-        count: the number of data.
-        num_held_out: the number of data that are held out.
-        is_shuffled: the data are in a random order, and the rows are slices, which copy nothing; otherwise the order is
-            the same at every call, and in every version of numpy.
+        split: the name of the other split, "test" or "valid".
+        count: the number of data that are held out.
+        train: the training data.
+        labels: their labels, or None.
+        names: of the data of each split, or {}.
+        is_shuffled: the data are in a random order, and both splits are views of them; otherwise the order is the same
+            at every call, and in every version of numpy.
     """
-    if is_shuffled:
-        return slice(count - num_held_out), slice(count - num_held_out, count)
-    order = np.random.RandomState(count).permutation(count)
-    return order[: count - num_held_out], order[count - num_held_out :]
+    rows: Any = [slice(len(train) - count), slice(len(train) - count, None)]
+    if not is_shuffled:
+        order = np.random.RandomState(len(train)).permutation(len(train))
+        rows = [order[one] for one in rows]
+    changed: dict[str, Any] = {"names": {**names}}
+    for name, chosen in zip(("train", split), rows):
+        changed[name] = train[chosen]
+        if labels is not None:
+            changed[f"{name}_labels"] = labels[chosen]
+        if names:
+            changed["names"][name] = np.array(names["train"], dtype=object)[chosen].tolist()
+    return changed
 
 
 def _read_torch(source: Any, split: str) -> tuple[Tensor, Tensor | None, str]:
@@ -393,3 +395,33 @@ def random_subset(total: int, count: int, seed: int) -> Tensor:
     Unlike the first data, they represent a data set that is sorted, as the test images of binarized-mnist are by digit.
     """
     return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].sort().values
+
+
+def few_labels(data: Dataset, count: int, seed: int) -> Tensor:
+    """Return the classes of about `count` training data, equally many of each class, and -1 for the rest, (N,).
+
+    If fewer data of a class are labelled than asked for, all of these are taken.
+
+    Args:
+        data: its labels are classes.
+        count: the number of labels.
+        seed: chooses the data.
+
+    Raises:
+        InputError: the data have no classes, or a class gets no label.
+    """
+    labels, num_classes = data.train_labels, len(data.label_names)
+    if labels is None or not is_classes(labels) or not num_classes:
+        raise InputError(f"--labels needs classes, and {data.name} has none: leave --labels out")
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    few = torch.full_like(labels, -1)
+    for code, name in enumerate(data.label_names):
+        wanted = count // num_classes + (code < count % num_classes)
+        chosen = order[labels[order] == code][:wanted]
+        if not len(chosen):
+            why = f"there are {num_classes} classes"
+            if wanted:
+                why = f"class {name} has none"
+            raise InputError(f"--labels {count} takes labels of each class, and {why}: give another number")
+        few[chosen] = code
+    return few

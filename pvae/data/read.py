@@ -19,9 +19,8 @@ from pvae.core.files import expanded
 from pvae.core.options import options_of
 from pvae.core.random_state import seeded
 from pvae.data.arrays import is_array_file
-from pvae.data.batches import data_in_batches
+from pvae.data.batches import data_in_batches, plain
 from pvae.data.dataset import Dataset
-from pvae.data.folders import is_file, is_folder
 from pvae.data.images import (
     SUFFIXES,
     ImageArrays,
@@ -32,9 +31,8 @@ from pvae.data.images import (
     image_files,
     load_images,
 )
-from pvae.data.labels import names_of
-from pvae.data.reading import DATASETS, Reading, is_table, own_path
-from pvae.data.schema import DataRecord, Fields, Schema, Values
+from pvae.data.reading import DATASETS, Reading, is_file, is_folder, is_table, own_path
+from pvae.data.schema import DataRecord, Fields, Schema, Values, names_of
 from pvae.data.sources import by_name, dataset_of, read_values
 
 _LARGE = 100_000  # rows of a data frame, beyond which it is read in parts: ten seconds for 20 columns
@@ -115,11 +113,7 @@ def _of_python(data: Any, reading: Reading, quiet: bool) -> Dataset:
     if hasattr(data, "tocsr"):
         data = data.toarray()
     if isinstance(data, Tensor):
-        if data.layout != torch.strided:
-            data = data.to_dense()
-        if data.dtype == torch.bfloat16:
-            data = data.float()
-        data = data.detach().cpu().numpy()
+        data = plain(data).numpy()
     if isinstance(data, np.ndarray):
         if data.ndim < 2 or data.dtype.kind not in "fbui":
             raise InputError(f"data are {data.dtype} of shape {data.shape}: give numbers of shape (N, *shape)")

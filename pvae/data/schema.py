@@ -1,18 +1,22 @@
-"""`Schema`, what the values of a data set mean, with its columns, and `DataRecord`, which a run keeps of it."""
+"""`Schema`, what values and labels of a data set mean, and `DataRecord`, which a run keeps of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pvae.core.errors import one_line
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pvae.core.errors import InputError, one_line
 from pvae.data.column import Column
 from pvae.data.reading import Reading
 from pvae.data.rules import Rule
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from pandas import DataFrame
 
 
@@ -113,7 +117,7 @@ class DataRecord(Schema):
     @property
     def title(self) -> str:
         """The name and the number of data in each split, for the terminal and for titles of figures."""
-        return title_of(self.name, self.num_train, self.num_valid, self.num_test)
+        return title_of(self.name, {"train": self.num_train, "valid": self.num_valid, "test": self.num_test})
 
 
 class Fields(NamedTuple):
@@ -151,11 +155,50 @@ class Values(NamedTuple):
     fields: Fields | None = None
 
 
-def title_of(name: str, num_train: int, num_valid: int, num_test: int) -> str:
+def title_of(name: str, sizes: Mapping[str, int]) -> str:
     """Return a name and the number of data in each split."""
     if len(name) > 450:  # the name of a folder may be any bytes
         name = f"{name[:450]} ..."
-    sizes = [f"{num_train:,} train", f"{num_valid:,} valid", f"{num_test:,} test"]
-    if not num_valid:
-        del sizes[1]
-    return f"{one_line(name)} ({' / '.join(sizes)})"
+    texts = [f"{sizes[split]:,} {split}" for split in ("train", "valid", "test") if sizes.get(split)]
+    return f"{one_line(name)} ({' / '.join(texts)})"
+
+
+UNKNOWN = "unlabelled"
+_MOST_CLASSES = 100  # of floats
+
+
+def coded_labels(labels: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Return classes as numbers from 0 on, in the order of their names, and the names.
+
+    The number -1 among integers, NaN and the text "unlabelled" stand for a label that is not known, and become -1.
+
+    Raises:
+        InputError: the labels are floats that are not whole, or of which too many differ.
+    """
+    is_float = labels.dtype.kind == "f"
+    if is_float:
+        unknown = np.isnan(labels)
+    elif labels.dtype.kind in "iu":
+        unknown = labels == -1
+    else:
+        unknown = labels.astype(str) == UNKNOWN
+    classes, codes = np.unique(labels[~unknown], return_inverse=True)
+    if is_float and (len(classes) > _MOST_CLASSES or (classes != classes.round()).any()):
+        wanted = f"give whole numbers, at most {_MOST_CLASSES} different ones, or no labels"
+        raise InputError(f"the labels are {len(classes):,} different numbers, which are no classes: {wanted}")
+    values = np.full(len(labels), -1)
+    values[~unknown] = codes
+    if is_float:
+        classes = classes.astype(np.int64)
+    return values, tuple(map(str, classes))
+
+
+def is_classes(labels: Tensor) -> bool:
+    """Return whether labels are classes, int64 (N,), and not attributes or values of another kind."""
+    return labels.dtype == torch.int64 and labels.dim() == 1 and len(labels) > 0
+
+
+def names_of(labels: NDArray[Any]) -> list[str]:
+    """Return the class of each label by its name, "" where it is not known."""
+    codes, classes = coded_labels(labels)
+    return [("", *classes)[code + 1] for code in codes.tolist()]

@@ -20,12 +20,10 @@ from pvae.core.errors import InputError, brief, joined
 from pvae.core.files import cache_dir, expanded
 from pvae.data.arrays import FILES, SPLITS, is_array_file, read_arrays
 from pvae.data.batches import ParquetParts, data_in_batches
-from pvae.data.dataset import Dataset, split_rows
-from pvae.data.folders import NotFoundError, find, is_file
+from pvae.data.dataset import Dataset, with_split
 from pvae.data.images import ImageArrays, ImageFiles, Images, ImageTransform, image_files, load_images
-from pvae.data.labels import coded_labels
-from pvae.data.reading import PACKAGES, Reading, is_table
-from pvae.data.schema import DataRecord, Schema, Values
+from pvae.data.reading import PACKAGES, NotFoundError, Reading, find, is_file, is_table
+from pvae.data.schema import DataRecord, Schema, Values, coded_labels
 
 
 def by_name(
@@ -155,32 +153,25 @@ def dataset_of(title: str, values: Values, attributes: tuple[str, ...] = (), is_
         attributes: the names of the attributes.
         is_shuffled: the data are in a random order.
     """
-    x, labels, names = dict(values.x), dict(values.labels), dict(values.names)
-    if "test" not in x:
-        count = len(x["train"])
-        kept, held_out = split_rows(count, max(2, count // 10), is_shuffled)
-        in_order = np.array(names["train"], dtype=object)
-        names |= {"train": in_order[kept].tolist(), "test": in_order[held_out].tolist()}
-        for parts in (x, labels):
-            if "train" in parts:
-                parts["test"] = parts["train"][held_out]
-                parts["train"] = parts["train"][kept]
     codes, classes, note = dict[str, Tensor](), attributes, values.schema.note
-    if labels:
-        together = np.concatenate([*labels.values()])
+    if values.labels:
+        together = np.concatenate([*values.labels.values()])
         if not attributes:
             together, classes = coded_labels(together)
-        codes = dict(zip(labels, torch.from_numpy(together).split([len(part) for part in labels.values()])))
+        sizes = [len(part) for part in values.labels.values()]
+        codes = dict(zip(values.labels, torch.from_numpy(together).split(sizes)))
     if len(classes) < 2:
         note = joined(note, *(f"all labels are {name!r}, and are not used" for name in classes))
         codes, classes = {}, ()
-    tensors = {}
-    for split, part in x.items():
+    parts: dict[str, Any] = {"names": values.names, **{f"{split}_labels": y for split, y in codes.items()}}
+    for split, part in values.x.items():
         if part.dtype.kind == "u" and part.dtype != np.uint8:  # torch has few operators of them
             part = part.astype(np.int64)
-        tensors[split] = torch.from_numpy(part)
-    parts_of: dict[str, Any] = {**tensors, **{f"{split}_labels": y for split, y in codes.items()}}
-    return Dataset(title, **parts_of, label_names=classes, names=names, **{**values.schema.schema, "note": note})
+        parts[split] = torch.from_numpy(part)
+    if "test" not in parts:
+        x = parts["train"]
+        parts |= with_split("test", max(2, len(x) // 10), x, codes.get("train"), values.names, is_shuffled)
+    return Dataset(title, **parts, label_names=classes, **{**values.schema.schema, "note": note})
 
 
 def celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
@@ -265,25 +256,22 @@ def binarized_mnist(data_dir: str | Path | None) -> Dataset:
     return Dataset("binarized MNIST", train, test, valid=valid, dataset="binarized-mnist", folder=folder_name)
 
 
-def linear_gaussian(num_train: int = 4000, num_test: int = 1000) -> Dataset:
-    """Return images of 8 x 8 pixels drawn from a linear-Gaussian model and rounded to bytes.
+def linear_gaussian() -> Dataset:
+    """Return 5,000 images of 8 x 8 pixels drawn from a linear-Gaussian model and rounded to bytes.
 
         x = 1/2 + W z + 0.05 noise,    z ~ Normal(0, I) of 5 dimensions,    W with orthogonal columns
 
     Each call returns the same images. Up to the rounding, a linear-Gaussian VAE can learn the model that they were
     drawn from, and `reference.linear_gaussian` computes its log p(x) exactly.
-
-    Args:
-        num_train: number of training images.
-        num_test: number of test images.
     """
     draw = np.random.RandomState(8)
     columns, _ = np.linalg.qr(draw.standard_normal((64, 5)))
     loadings = columns * np.sqrt([0.26, 0.16, 0.11, 0.07, 0.04])
-    z, noise = draw.standard_normal((num_train + num_test, 5)), draw.standard_normal((num_train + num_test, 64))
+    z = draw.standard_normal((5000, 5))
+    noise = draw.standard_normal((5000, 64))
     pixels = np.clip(0.5 + z @ loadings.T + 0.05 * noise, 0, 1)
     images = torch.from_numpy(np.rint(pixels * 255).astype(np.uint8)).view(-1, 1, 8, 8)
-    return Dataset("linear-Gaussian", images[:num_train], images[num_train:], dataset="linear-gaussian")
+    return Dataset("linear-Gaussian", images[:4000], images[4000:], dataset="linear-gaussian")
 
 
 _DIGITS = tuple(f"{digit} - {word}" for digit, word in enumerate(

@@ -29,10 +29,9 @@ from torch import Tensor
 
 from pvae.core.errors import InputError, brief, check_name, joined, listed, shown
 from pvae.data.column import EPOCH, Column
-from pvae.data.labels import UNKNOWN, names_of
 from pvae.data.reading import Reading
 from pvae.data.rules import modelled, without_rules
-from pvae.data.schema import Constant, Fields, Schema, Values
+from pvae.data.schema import UNKNOWN, Constant, Fields, Schema, Values, names_of
 from pvae.models.columns import column_kinds, named_kinds
 from pvae.models.features import steps_of
 

@@ -1,22 +1,62 @@
-"""Recorded values: in any unit and computed in float64, in steps, and of which many are one and the same."""
+"""Recorded values: in float64, in steps, of which many are one and the same, missing, and of different kinds."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
-from torch.distributions import constraints, transform_to
+from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 from torch.special import log_ndtr
 
-__all__ = ["InFloat64", "InSteps", "InUnits", "WithAtom", "is_atom", "log_tail_of_t", "log_tails"]
+__all__ = [
+    "Columns",
+    "InFloat64",
+    "InSteps",
+    "Observed",
+    "WithAtom",
+    "is_atom",
+    "log_tail_of_t",
+    "log_tails",
+    "ordered_logits",
+]
 
 
-class InFloat64(TorchDistribution):
+class _Wrapped(TorchDistribution):
+    """A distribution of one value whose draws and moments are those of `base`, which checks its own parameters."""
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, base: TorchDistribution) -> None:
+        self.base = base
+        super().__init__(base.batch_shape, base.event_shape)
+
+    @property
+    def support(self) -> Any:
+        """The support of `base`."""
+        return self.base.support
+
+    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+        """Return draws of `base`, which have no gradient."""
+        return self.base.sample(sample_shape)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of `base`."""
+        return self.base.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of `base`."""
+        return self.base.variance
+
+
+class InFloat64(_Wrapped):
     """A distribution with float64 parameters whose log-probability returns to the dtype of a network's outputs.
 
         log_prob(x) = log p(x),    computed in float64 and rounded once
@@ -30,98 +70,17 @@ class InFloat64(TorchDistribution):
         dtype: of the log-probability.
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # `base` checks its own
-
-    def __init__(self, base: TorchDistribution, dtype: torch.dtype, validate_args: bool | None = None) -> None:
-        self.base = base
+    def __init__(self, base: TorchDistribution, dtype: torch.dtype) -> None:
+        super().__init__(base)
         self.dtype = dtype
-        super().__init__(base.batch_shape, base.event_shape, validate_args=validate_args)
-
-    @property
-    def support(self) -> Any:
-        """The support of `base`."""
-        return self.base.support
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> InFloat64:
         """Return the same distribution over a larger batch shape."""
-        return InFloat64(self.base.expand(batch_shape), self.dtype, validate_args=False)
+        return InFloat64(self.base.expand(batch_shape), self.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(value), of the batch shape, in nats."""
         return self.base.log_prob(value.double()).to(self.dtype)
-
-    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
-        """Return draws in float64, which have no gradient."""
-        return self.base.sample(sample_shape)
-
-    @property
-    def mean(self) -> Tensor:
-        """The mean in float64."""
-        return self.base.mean
-
-    @property
-    def variance(self) -> Tensor:
-        """The variance in float64."""
-        return self.base.variance
-
-
-class InUnits(InFloat64):
-    """The distribution of x = m + s y, given that of y: values in units of their own.
-
-        log_prob(x) = log p_y((x - m) / s) - log s
-
-    y is computed in float64, so that values whose differences float32 does not hold, such as seconds since 1970, keep
-    these; x may be float64 or float32. A change of the units of x adds a constant to log_prob and changes no gradient.
-
-    Args:
-        base: the distribution of y, with float64 parameters and event shape ().
-        loc: m, float64, which broadcasts to the batch shape.
-        scale: s > 0, likewise.
-        dtype: of the log-probability.
-    """
-
-    def __init__(
-        self,
-        base: TorchDistribution,
-        loc: Tensor,
-        scale: Tensor,
-        dtype: torch.dtype,
-        validate_args: bool | None = None,
-    ) -> None:
-        self.loc = loc
-        self.scale = scale
-        super().__init__(base, dtype, validate_args=validate_args)
-
-    @property
-    def support(self) -> Any:
-        """The support of x: that of y in the units of x."""
-        of_y: Any = self.base.support
-        if not isinstance(of_y, constraints.interval):
-            return of_y
-        return constraints.interval(self.loc + self.scale * of_y.lower_bound, self.loc + self.scale * of_y.upper_bound)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> InUnits:
-        """Return the same distribution over a larger batch shape."""
-        return InUnits(self.base.expand(batch_shape), self.loc, self.scale, self.dtype, validate_args=False)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(value), of the batch shape, in nats."""
-        y = (value.double() - self.loc) / self.scale
-        return (self.base.log_prob(y) - self.scale.log()).to(self.dtype)
-
-    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
-        """Return draws of x in float64, which have no gradient."""
-        return self.loc + self.scale * self.base.sample(sample_shape)
-
-    @property
-    def mean(self) -> Tensor:
-        """The mean of x, m + s E[y], in float64."""
-        return self.loc + self.scale * self.base.mean
-
-    @property
-    def variance(self) -> Tensor:
-        """The variance of x, s^2 Var[y], in float64."""
-        return self.scale.square() * self.base.variance
 
 
 _POINTS = 44
@@ -131,39 +90,25 @@ _RANGE = (-3.4, 4.0)  # of s
 def log_tails(p: Any, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Return log P(X <= high) and log P(X <= low), or log P(X > low) and log P(X > high) where these are less.
 
-    Their difference of exponentials is P(low < X <= high), without cancellation in either tail. They are exact for a
-    Normal, a log-Normal and Student's t.
+    Their difference of exponentials is P(low < X <= high), without cancellation in either tail.
 
     Args:
-        p: a univariate distribution: one of these, also as `InFloat64` or `InUnits`, or any with a method `cdf`,
-            which is then as exact as that.
+        p: a Normal, a log-Normal or Student's t, also as `InFloat64`.
         low: values, below the support too.
         high: greater values.
-
-    Raises:
-        NotImplementedError: p has no `cdf`.
     """
-    if isinstance(p, InUnits):
-        return log_tails(p.base, (low.double() - p.loc) / p.scale, (high.double() - p.loc) / p.scale)
     if isinstance(p, InFloat64):
         return log_tails(p.base, low.double(), high.double())
     if isinstance(p, dist.LogNormal):
         low, high = (one.clamp(min=torch.finfo(one.dtype).tiny).log() for one in (low, high))
         return log_tails(p.base_dist, low, high)
-    if isinstance(p, dist.Normal | dist.StudentT):
-        low, high = ((one - p.loc) / p.scale for one in (low, high))
-        is_right = low + high > 0  # both are symmetric
-        more = torch.where(is_right, -low, high)
-        less = torch.where(is_right, -high, low)
-        if isinstance(p, dist.Normal):
-            return log_ndtr(more), log_ndtr(less)
-        return log_tail_of_t(more, p.df), log_tail_of_t(less, p.df)
-    low, high = (p.cdf(one) for one in (low, high))
-    is_right = low + high > 1
-    more = torch.where(is_right, 1 - low, high)
-    less = torch.where(is_right, 1 - high, low)
-    tiny = torch.finfo(low.dtype).tiny
-    return more.clamp(min=tiny).log(), less.clamp(min=tiny).log()  # log 0 has no gradient
+    low, high = ((one - p.loc) / p.scale for one in (low, high))
+    is_right = low + high > 0  # both are symmetric
+    more = torch.where(is_right, -low, high)
+    less = torch.where(is_right, -high, low)
+    if isinstance(p, dist.Normal):
+        return log_ndtr(more), log_ndtr(less)
+    return log_tail_of_t(more, p.df), log_tail_of_t(less, p.df)
 
 
 def log_tail_of_t(t: Tensor, df: Tensor) -> Tensor:
@@ -211,7 +156,7 @@ def _log_cosh(a: Tensor) -> Tensor:
     return torch.log1p(more * more / (2 * (1 + more)))
 
 
-class InSteps(TorchDistribution):
+class InSteps(_Wrapped):
     """Values that were recorded in steps of u, each with the probability of its step, as a density.
 
         log_prob(x) = log [ (F(x + u/2) - F(x - u/2)) / u ],    F the cdf of `base`
@@ -225,19 +170,16 @@ class InSteps(TorchDistribution):
     Draws and means are those of `base`, which are not rounded.
 
     Args:
-        base: a univariate distribution, event shape (), as `log_tails` takes it.
+        base: a distribution of event shape () that `log_tails` takes.
         step: u, which broadcasts over the batch shape.
 
     Reference:
         Heitjan, "Inference from grouped continuous data: a review", Statistical Science 4(2), 1989.
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # `base` checks its own
-
-    def __init__(self, base: TorchDistribution, step: Tensor, validate_args: bool | None = None) -> None:
-        self.base = base
+    def __init__(self, base: TorchDistribution, step: Tensor) -> None:
+        super().__init__(base)
         self.step = step
-        super().__init__(base.batch_shape, base.event_shape, validate_args=validate_args)
 
     @property
     def support(self) -> Any:
@@ -246,7 +188,7 @@ class InSteps(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> InSteps:
         """Return the same distribution over a larger batch shape."""
-        return InSteps(self.base.expand(batch_shape), self.step, validate_args=False)
+        return InSteps(self.base.expand(batch_shape), self.step)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-probability of the step of a value, less log u, of the batch shape, in nats."""
@@ -264,23 +206,8 @@ class InSteps(TorchDistribution):
         """Return log p(value) of `base`, -inf outside its support, where there may be a step but no gradient."""
         support: Any = self.base.support
         is_inside = support.check(value)
-        inside = transform_to(support)(torch.zeros_like(value))
-        density = self.base.log_prob(torch.where(is_inside, value, inside))
+        density = self.base.log_prob(torch.where(is_inside, value, 1.0))
         return torch.where(is_inside, density, torch.where(value.isnan(), math.nan, -math.inf))
-
-    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
-        """Return draws of `base`, which have no gradient."""
-        return self.base.sample(sample_shape)
-
-    @property
-    def mean(self) -> Tensor:
-        """The mean of `base`."""
-        return self.base.mean
-
-    @property
-    def variance(self) -> Tensor:
-        """The variance of `base`."""
-        return self.base.variance
 
 
 def is_atom(value: Tensor, atom: Tensor, step: Tensor | float = 0.0) -> Tensor:
@@ -310,14 +237,12 @@ class WithAtom(TorchDistribution):
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # `rest` checks its own
 
-    def __init__(
-        self, rest: TorchDistribution, atom: Tensor, logits: Tensor, step: Tensor, validate_args: bool | None = None
-    ) -> None:
+    def __init__(self, rest: TorchDistribution, atom: Tensor, logits: Tensor, step: Tensor) -> None:
         self.rest = rest
         self.atom = atom
         self.logits = logits
         self.step = step
-        super().__init__(rest.batch_shape, rest.event_shape, validate_args=validate_args)
+        super().__init__(rest.batch_shape, rest.event_shape)
 
     @property
     def support(self) -> Any:
@@ -327,7 +252,7 @@ class WithAtom(TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> WithAtom:
         """Return the same distribution over a larger batch shape."""
         logits = self.logits.expand(batch_shape)
-        return WithAtom(self.rest.expand(batch_shape), self.atom, logits, self.step, validate_args=False)
+        return WithAtom(self.rest.expand(batch_shape), self.atom, logits, self.step)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-density, of the batch shape, in nats; -inf below a."""
@@ -353,3 +278,159 @@ class WithAtom(TorchDistribution):
         """The variance of x, (1 - pi) (Var[x - a] + pi E[x - a]^2)."""
         share = (-self.logits).sigmoid()
         return share * (self.rest.variance + (1 - share) * self.rest.mean.square())
+
+
+class Observed(dist.Independent):
+    """Independent values as one event, of which those that are NaN are not observed.
+
+        log_prob(x) = sum over d with x_d observed of log p(x_d)
+
+    That is the logarithm of the marginal density of the observed values, since the others integrate to 1. An ELBO or an
+    importance-weighted bound made of it bounds log p(x observed).
+
+    Args:
+        base_distribution: of each value; 0 must be in its support.
+        reinterpreted_batch_ndims: number of its batch dimensions that become the event.
+
+    Reference:
+        Mattei and Frellsen, arXiv:1812.02633, for values that are missing at random.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-probability of the observed values, of the batch shape, in nats."""
+        is_missing = value.isnan()
+        each = self.base_dist.log_prob(torch.where(is_missing, 0.0, value))
+        return torch.where(is_missing, 0.0, each).flatten(-self.reinterpreted_batch_ndims).sum(-1)
+
+
+class Columns(TorchDistribution):
+    """A row of D columns, each with its own distribution, as one event of shape (D,).
+
+        log_prob(x) = sum over d with x_d observed of log p_d(x_d)
+
+    A category is its code 0, ..., K - 1. A value that is NaN is not observed, as in `Observed`.
+
+    Args:
+        parts: distributions of batch shape (..., n) and event shape (), each of n columns of one kind: any with a mean,
+            or a `Categorical`. The sum of the n is D. 0 must be in the support of each.
+        order: the columns of x that the parts describe, part by part; int64 (D,), a permutation.
+
+    Reference:
+        Nazabal et al., arXiv:1807.03653, for the likelihoods of columns of different kinds.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # each part checks its own
+
+    def __init__(self, parts: Sequence[TorchDistribution], order: Tensor) -> None:
+        self.parts = tuple(parts)
+        self.order = order
+        self._sizes = [part.batch_shape[-1] for part in parts]
+        super().__init__(parts[0].batch_shape[:-1], Size([sum(self._sizes)]))
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Columns:
+        """Return the same distribution over a larger batch shape."""
+        parts = [part.expand(Size((*batch_shape, size))) for part, size in zip(self.parts, self._sizes)]
+        return Columns(parts, self.order)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-probability of the values (..., D) that are observed, of the batch shape, in nats."""
+        return self._each(value).sum(-1)
+
+    def log_prob_of_each(self, value: Tensor) -> Tensor:
+        """Return the log-probability of each of the values (..., D), 0 where it is not observed, in nats."""
+        return self._in_order(self._each(value))
+
+    def _each(self, value: Tensor) -> Tensor:
+        """Return the log-probability of each value, part by part."""
+        value = value[..., self.order]
+        is_missing = value.isnan()
+        values = torch.where(is_missing, 0.0, value).split(self._sizes, -1)
+        parts = []
+        for part, x in zip(self.parts, values):
+            if isinstance(part, dist.Bernoulli):
+                x = x.to(part.logits.dtype)  # the only one that it takes
+            parts.append(part.log_prob(x))
+        each = torch.cat(parts, -1)
+        return torch.where(is_missing, 0.0, each)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+        """Return draws, sample_shape + (..., D), which have no gradient."""
+        draws = torch.cat([part.sample(Size(sample_shape)) for part in self.parts], -1)
+        return self._in_order(draws.to(self.features.dtype))
+
+    @property
+    def features(self) -> Tensor:
+        """The K probabilities of each category, and the means of the other columns, part by part: (..., F).
+
+        Unlike codes, they can be averaged, over draws of z for instance; `from_features` returns to columns.
+        """
+        features = []
+        for part in self.parts:
+            if _is_coded(part):
+                features.append(part.probs.flatten(-2))
+            else:
+                features.append(part.mean)
+        return torch.cat(features, -1)
+
+    def from_features(self, features: Tensor) -> Tensor:
+        """Return the most likely code of each category and binary column, and the means of the others, (..., D).
+
+        Args:
+            features: as `features`, or an average of such, (..., F).
+        """
+        columns = []
+        start = 0
+        for part, size in zip(self.parts, self._sizes):
+            if _is_coded(part):
+                width = part.param_shape[-2:].numel()
+                one = features[..., start : start + width].unflatten(-1, (size, -1)).argmax(-1).to(features.dtype)
+            else:
+                width = size
+                one = features[..., start : start + width]
+                if isinstance(part, dist.Bernoulli):
+                    one = (one > 0.5).to(features.dtype)
+            columns.append(one)
+            start += width
+        return self._in_order(torch.cat(columns, -1))
+
+    @property
+    def mean(self) -> Tensor:
+        """The means; of a category or a binary column the most likely code, since its mean is none of its values."""
+        return self.from_features(self.features)
+
+    @property
+    def has_mean(self) -> Tensor:
+        """Whether `from_features` gives the mean of a column, and not its most likely code; bool (D,)."""
+        kinds = [not (_is_coded(part) or isinstance(part, dist.Bernoulli)) for part in self.parts]
+        of_part = [torch.full((size,), kind) for size, kind in zip(self._sizes, kinds)]
+        return self._in_order(torch.cat(of_part).to(self.order.device))
+
+    def _in_order(self, values: Tensor) -> Tensor:
+        return values[..., self.order.argsort()]
+
+
+def _is_coded(part: TorchDistribution) -> bool:
+    return isinstance(part, dist.Categorical)
+
+
+def ordered_logits(location: Tensor, cutpoints: Tensor) -> Tensor:
+    """Return the log-probabilities of K levels that are in an order: an ordered logistic.
+
+        log P(k) = log [ sigmoid(c_k - l) - sigmoid(c_{k-1} - l) ]
+                 = log sigmoid(c_k - l) + log sigmoid(l - c_{k-1}) + log(1 - exp(c_{k-1} - c_k)),    0 < k < K - 1
+
+    with c_{-1} = -inf and c_{K-1} = inf. The second line is exact where the difference of the first would be 0;
+    `pyro.distributions.OrderedLogistic` takes the first.
+
+    Args:
+        location: l, of the batch shape (...).
+        cutpoints: increasing, (..., K - 1).
+
+    Returns:
+        (..., K) nats.
+    """
+    below = logsigmoid(cutpoints - location[..., None])
+    above = logsigmoid(location[..., None] - cutpoints)
+    between = (-torch.expm1(cutpoints[..., :-1] - cutpoints[..., 1:])).log()
+    return torch.cat([below[..., :1], below[..., 1:] + above[..., :-1] + between, above[..., -1:]], -1)

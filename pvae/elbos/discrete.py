@@ -1,11 +1,12 @@
 """Bounds of bits and categories: antithetic draws, VIMCO, and relaxations (Gumbel-softmax, straight-through).
 
-`pvae.reference.discrete` has the same gradients written by hand, and the exact ones.
+`pvae.reference.discrete` has the exact gradients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any
 
 import torch
@@ -14,25 +15,12 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Independent
 
-from pvae.core.batch import LossAndTerms, Terms
+from pvae.core.batch import LossAndTerms
 from pvae.core.errors import InputError
 from pvae.core.options import Option
 from pvae.distributions.discrete import OneHotVector
-from pvae.elbos.base import Beta, PerDatumELBO, PyroFunction
-from pvae.elbos.gradients import NoPathThroughDraws, ScoreELBO
-from pvae.elbos.importance import IWAE, log_mean_exp
-from pvae.elbos.sites import Draws
-
-__all__ = [
-    "ARMS",
-    "VIMCO",
-    "CategoricalDisARM",
-    "DisARM",
-    "GumbelSoftmax",
-    "StraightThrough",
-    "antithetic",
-    "correlation",
-]
+from pvae.elbos.base import Beta, Draws, PerDatumELBO, PyroFunction
+from pvae.elbos.bounds import IWAE, NoPathThroughDraws, ScoreELBO, log_mean_exp
 
 _TEMPERATURE = "of relaxed bits or categories: at a lower one, gradients have less bias and more noise"
 _Temperature = Annotated[float, Option(help=_TEMPERATURE, least=1e-3, most=100.0)]
@@ -116,12 +104,9 @@ class ARMS(ScoreELBO, name="arms", help="of bits, antithetic draws"):
         """Return K draws of q(z | x), (K, B, L)."""
         return _antithetic_bits(_bits(q).probs.detach(), self.size)
 
-    def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
-        """Return the ELBO of each datum, (B,), with the gradient of the class's docstring."""
-        log_p = draws.log_p_x + beta * draws.log_p_z
-        value = (log_p - beta * draws.log_q_z).detach()
-        surrogate = log_p + self.by_logits(*_of_one_site(draws), value.unflatten(0, (-1, self.size)))
-        return (surrogate - surrogate.detach() + value).mean(0)
+    def by_encoder(self, draws: Draws, log_w: Tensor) -> Tensor:
+        """Return (K, B) with the gradient of the class's docstring."""
+        return self.by_logits(*_of_one_site(draws), log_w.unflatten(0, (-1, self.size)))
 
     def by_logits(self, q: Any, z: Tensor, f: Tensor) -> Tensor:
         """Return (K, B), whose mean over the draws has the gradient of the ELBO by the logits.
@@ -253,6 +238,7 @@ class GumbelSoftmax(PerDatumELBO, name="gumbel", help="a relaxed bound of bits o
     reparameterised = False
     supports = ("bits", "categories")
     needs_closed_form = True
+    is_relaxed = True
 
     def __init__(self, num_particles: int = 1, beta: Beta = 1.0, temperature: _Temperature = 0.5) -> None:
         super().__init__(num_particles, beta)
@@ -268,25 +254,25 @@ class GumbelSoftmax(PerDatumELBO, name="gumbel", help="a relaxed bound of bits o
 
     def rate(self, draws: Draws) -> Tensor:
         """Return the KL divergence of bits or categories, (B,)."""
-        (latent,) = draws.latents
-        rate = torch.distributions.kl_divergence(latent.posterior, latent.prior)
+        _of_one_site(draws)
+        rate = torch.distributions.kl_divergence(draws.only.posterior, draws.only.prior)
         return rate[0] if rate.dim() == 2 else rate
+
+    def messenger(self) -> AbstractContextManager[Any]:
+        """Return the handler that draws relaxed values, where there is a gradient."""
+        if torch.is_grad_enabled():
+            return _DrawDiscrete(self.relaxed)
+        return nullcontext()
 
     def loss_and_terms(
         self, model: PyroFunction, guide: PyroFunction, *batch: Tensor, beta: float | Tensor | None = None
     ) -> LossAndTerms:
         """Return the relaxed loss, and the terms that are not relaxed; without a gradient, such a loss too."""
-        if not torch.is_grad_enabled():
-            return super().loss_and_terms(model, guide, *batch, beta=beta)
-        with _DrawDiscrete(self.relaxed):
-            draws = self._draws(model, guide, batch)
-        _of_one_site(draws)
-        loss = self.loss_of(draws, -draws.log_p_x.mean(0), self.rate(draws), self.beta if beta is None else beta)
+        found = super().loss_and_terms(model, guide, *batch, beta=beta)
+        if not self.is_relaxed or not torch.is_grad_enabled():
+            return found
         with torch.no_grad():
-            return LossAndTerms(loss, self._discrete_terms(model, guide, batch, draws))
-
-    def _discrete_terms(self, model: PyroFunction, guide: PyroFunction, batch: Any, draws: Draws) -> Terms:
-        return super().loss_and_terms(model, guide, *batch).terms
+            return found._replace(terms=super().loss_and_terms(model, guide, *batch).terms)
 
 
 class StraightThrough(GumbelSoftmax, name="straight-through", help="of bits or categories, whose draws count as p"):
@@ -307,6 +293,8 @@ class StraightThrough(GumbelSoftmax, name="straight-through", help="of bits or c
         Bengio, Leonard and Courville, arXiv:1308.3432.
     """
 
+    is_relaxed = False
+
     def __init__(self, num_particles: int = 1, beta: Beta = 1.0) -> None:
         super().__init__(num_particles, beta)
 
@@ -314,9 +302,6 @@ class StraightThrough(GumbelSoftmax, name="straight-through", help="of bits or c
         """Return draws, (K, B, L) or (B, L), with the gradient of their probabilities."""
         drawn: Tensor = q.sample()
         return drawn + q.probs - q.probs.detach()
-
-    def _discrete_terms(self, model: PyroFunction, guide: PyroFunction, batch: Any, draws: Draws) -> Terms:
-        return Terms(-draws.log_p_x.mean(0).detach(), self.rate(draws).detach())
 
 
 def correlation(probs: Tensor, num_draws: int) -> Tensor:
@@ -355,7 +340,5 @@ def _bits(q: Any) -> Any:
 
 def _of_one_site(draws: Draws) -> tuple[Any, Tensor]:
     """Return q and the draws of the one latent site."""
-    latents = [*draws.latents]
-    if len(latents) != 1:
-        raise InputError(f"there are {len(latents)} latent sites, and this ELBO needs one: take LeaveOneOutScoreELBO")
-    return _discrete("z", latents[0].posterior), latents[0].z
+    latent = draws.only
+    return _discrete("z", latent.posterior), latent.z

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
@@ -28,6 +28,7 @@ _MOST_AT_A_TIME = 160  # of the data between two later looks
 T = TypeVar("T")
 
 
+@dataclass(eq=False)
 class Context:
     """A run, how it is evaluated, and what its measures share: each part is computed once, when it is first asked for.
 
@@ -40,23 +41,13 @@ class Context:
         how: the arguments of `log_likelihood`.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        num_images: int | None = None,
-        seed: int = 0,
-        seconds: float | None = None,
-        requests: Mapping[str, Any] = {},
-        how: Mapping[str, Any] = {},
-    ) -> None:
-        self.run = run
-        self.num_images = num_images
-        self.seed = seed
-        self.seconds = seconds
-        self.requests = requests
-        self.how = how
-        self.vae: VAE = run.vae()
-        self._found = dict[Callable[[Context], Any], Any]()
+    run: Run
+    num_images: int | None = None
+    seed: int = 0
+    seconds: float | None = None
+    requests: Mapping[str, Any] = field(default_factory=dict)
+    how: Mapping[str, Any] = field(default_factory=dict)
+    _found: dict[Callable[[Context], Any], Any] = field(default_factory=dict, init=False)
 
     def once(self, compute: Callable[[Context], T]) -> T:
         """Return what a function finds in this context, which it is called with once; `kind.of` of a measure too."""
@@ -64,6 +55,11 @@ class Context:
             self._found[compute] = compute(self)
         found: T = self._found[compute]
         return found
+
+    @cached_property
+    def vae(self) -> VAE:
+        """Its VAE."""
+        return self.run.vae()
 
     @cached_property
     def data(self) -> Dataset:
@@ -162,39 +158,44 @@ class Request:
     least: int | None = None
 
 
+def said(label: str, note: str = "", **how: Any) -> Any:
+    """Return a field of a measure that has a line in the text; `how` is of `dataclasses.field`."""
+    return field(metadata={"words": (label, note)}, **how)
+
+
 class Measure:
     """What one measure says of a run on its test data.
 
-    A subclass is a frozen dataclass, in `MEASURES`. The name of a field is its key in `evaluation.json`.
+    A subclass is a frozen dataclass, in `MEASURES`. The name of a field is its key in `evaluation.json`; a field that
+    `said` returns has a line in the text.
 
     Attributes:
         title: the line above it in the text; "" for none.
         absent: what stands there where it does not apply; "" for nothing.
         request: the option that asks for it; None for a measure that is always computed where it applies.
-        words: the label and the note of each field that has a line in the text.
     """
 
     title: ClassVar[str] = ""
     absent: ClassVar[str] = ""
     request: ClassVar[Request | None] = None
-    words: ClassVar[Mapping[str, tuple[str, str]]] = {}
 
     @classmethod
     def check(cls, context: Context) -> None:
-        """Raise an `InputError` if it was asked for and cannot be computed; called before anything is computed."""
+        """Raise an `InputError` if it cannot be computed; called before anything is computed."""
 
     @classmethod
     def of(cls, context: Context) -> Measure | None:
-        """Return the measure of a run; None where it does not apply, or was not asked for."""
+        """Return the measure of a run; None where it does not apply. One with a `request` is called if asked for."""
         raise NotImplementedError
 
-    def lines(self) -> Iterator[str]:
-        """Yield its lines in the text."""
-        yield from self.lines_of(self.words)
+    def words(self) -> dict[str, tuple[str, str]]:
+        """Return the label and the note of each field that has a line in the text."""
+        every: Any = self  # a subclass is a dataclass
+        return {one.name: one.metadata["words"] for one in fields(every) if "words" in one.metadata}
 
-    def lines_of(self, words: Mapping[str, tuple[str, str]]) -> Iterator[str]:
-        """Yield a line for each of these fields that has a value."""
-        for name, (label, note) in words.items():
+    def lines(self) -> Iterator[str]:
+        """Yield its lines in the text: one for each field of `words` that has a value."""
+        for name, (label, note) in self.words().items():
             value = getattr(self, name)
             if value is None or value is False or value in ("", ()):
                 continue

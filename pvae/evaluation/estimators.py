@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import torch
@@ -27,7 +27,7 @@ from pvae.elbos.base import PerDatumELBO
 from pvae.marginal.chunks import data_at_once
 from pvae.marginal.log_likelihood import log_likelihood
 from pvae.reference import discrete, linear_gaussian
-from pvae.trained.scores import Estimate, Normalised
+from pvae.trained.scores import Estimate, normalised
 from pvae.vae import VAE
 
 _GROUPS = 20  # the jackknife divides the repetitions into this number of groups, and leaves out one at a time
@@ -64,7 +64,7 @@ class Gradient:
         signal_to_noise_stderr: standard error of `signal_to_noise`; NaN if there is no noise.
         resolution: 1 / sqrt(R); a ratio below it cannot be distinguished from 0.
         bias: |E g - g*| / |g*| where the gradient g* of the ELBO is known exactly, with the noise of the mean over R
-            subtracted as for `signal_to_noise`; None elsewhere, and of bounds other than the ELBO.
+            subtracted as for `signal_to_noise`; NaN elsewhere, and of bounds other than the ELBO.
         bias_stderr: standard error of `bias`.
         bias_resolution: the bias that is seen where there is none, sqrt(variance / R) / |g*|; below twice it, none is
             stated.
@@ -75,14 +75,14 @@ class Gradient:
     signal_to_noise: float
     signal_to_noise_stderr: float
     resolution: float
-    bias: float | None = None
-    bias_stderr: float | None = None
-    bias_resolution: float | None = None
+    bias: float
+    bias_stderr: float
+    bias_resolution: float
 
     @property
     def bias_text(self) -> str:
         """The bias with its error, or "< resolution", in percent of the exact gradient; "-" if it is not known."""
-        if self.bias is None or self.bias_stderr is None or self.bias_resolution is None:
+        if math.isnan(self.bias):
             return "-"
         if self.bias < max(2 * self.bias_resolution, 2 * self.bias_stderr):
             return f"< {2 * self.bias_resolution:.0%}"
@@ -137,20 +137,13 @@ class Moments:
             [self._statistics([total - one for total, one in zip(totals, group)], exact) for group in zip(*sums)]
         )
         errors = without.std(0, correction=0) * math.sqrt(len(without) - 1)
-        found = dict(zip(("variance", "signal_to_noise", "bias"), whole.tolist()))
-        found |= dict(zip(("variance_stderr", "signal_to_noise_stderr", "bias_stderr"), errors.tolist()))
-        size = 0.0
-        if exact is not None:
-            size = exact.norm().item()
-        if not size:
-            return Gradient(resolution=1 / math.sqrt(self.count), **found | {"bias": None, "bias_stderr": None})
-        found["bias"] /= size
-        found["bias_stderr"] /= size
-        found["bias_resolution"] = math.sqrt(found["variance"] / self.count) / size
+        names = ("variance", "signal_to_noise", "bias", "bias_resolution")
+        found = dict(zip(names, whole.tolist()))
+        found |= {f"{name}_stderr": error for name, error in zip(names[:3], errors.tolist())}
         return Gradient(resolution=1 / math.sqrt(self.count), **found)
 
     def _statistics(self, totals: Sequence[Tensor], exact: Tensor | None) -> Tensor:
-        """Return variance, signal-to-noise ratio and distance from the exact gradient, from sums over repetitions."""
+        """Return variance, signal-to-noise ratio, bias and its resolution, from sums over repetitions."""
         count, sums, squares = totals
         variance = ((squares - sums @ sums / count) / (count - 1)).clamp(min=0)
         mean = self._first + sums / count
@@ -159,10 +152,11 @@ class Moments:
             return (vector.square().sum() - variance / count).clamp(min=0).sqrt()
 
         ratio = torch.where(variance == 0, math.inf, length(mean) / variance.sqrt())
-        distance = variance
-        if exact is not None:
-            distance = length(mean - exact)
-        return torch.stack([variance, ratio, distance])
+        bias = resolution = variance * math.nan
+        if exact is not None and exact.any():
+            bias = length(mean - exact) / exact.norm()
+            resolution = (variance / count).sqrt() / exact.norm()
+        return torch.stack([variance, ratio, bias, resolution])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,31 +189,31 @@ class Measurement:
     noise_stderr: float
 
 
-class Stage(NamedTuple):
-    """The weights at which estimators are compared, and the data.
+def data_to_compare(
+    config: Config, vae: VAE, data: Dataset, most: int, has_own_vae: bool = False
+) -> tuple[VAE, Batch, str]:
+    """Return with what estimators are compared; arguments as of `normalised`.
 
     Args:
-        vae: with a likelihood that is a probability or a density.
-        batch: random test data, as it takes them.
-        every: says of which test data they are a random subset, and the kind of their pixels.
+        config: of the VAE.
+        vae: in eval mode.
+        data: which it was trained on.
+        most: the most data that are taken.
+        has_own_vae: the VAE was built in Python.
+
+    Returns:
+        The VAE with a likelihood that is a probability or a density; random test data, as it takes them, the same in
+        every call; and of which test data they are a random subset, and the kind of their pixels.
     """
-
-    vae: VAE
-    batch: Batch
-    every: str
-
-    @classmethod
-    def of(cls, config: Config, vae: VAE, data: Dataset, most: int, has_own_vae: bool = False) -> Stage:
-        """Return a stage of at most some random test data, the same in every call; arguments as of `Normalised`."""
-        rows = random_subset(len(data.test), min(most, len(data.test)), seed=0)
-        y = None
-        if config.condition or (has_own_vae and vae.takes_labels and not config.labels):
-            y = data.labels["test"][rows]
-        vae, batch, kind = Normalised.of(config, vae, data, has_own_vae).batch(data.test[rows], y)
-        every = f"{len(data.test):,} test data of {data.name}"
-        if kind:
-            every += f"; pixels {kind}"
-        return cls(vae, next(batch.split(len(rows))), every)
+    rows = random_subset(len(data.test), min(most, len(data.test)), seed=0)
+    y = None
+    if config.condition or (has_own_vae and vae.takes_labels and not config.labels):
+        y = data.labels["test"][rows]
+    vae, batch, kind = normalised(config, vae, data, data.test[rows], y, has_own_vae=has_own_vae)
+    every = f"{len(data.test):,} test data of {data.name}"
+    if kind:
+        every += f"; pixels {kind}"
+    return vae, next(batch.split(len(rows))), every
 
 
 def pairs_to_compare(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -12,8 +12,7 @@ from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.evaluation.context import Context
 from pvae.evaluation.measures import MEASURES
-from pvae.evaluation.measures.baselines import Baselines
-from pvae.evaluation.measures.floor import beside_no_latent, floor_of_each
+from pvae.evaluation.measures.baselines import Baselines, beside_no_latent, floor_of_each
 from pvae.evaluation.measures.latents import latents_used, said_of_collapse
 from pvae.runs.run import Run
 from pvae.trained.codes import examples
@@ -52,12 +51,9 @@ class Report:
 
     def record(self) -> dict[str, Any]:
         """Return its content for JSON, a measure below its name."""
-        record: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "measures"}
-        for name, one in self.measures.items():
-            record[name] = one
-            if one is not None:
-                record[name] = asdict(one)
-        return record
+        record = asdict(self)
+        measures = record.pop("measures")
+        return record | measures
 
 
 def check_density(run: Run) -> None:
@@ -99,15 +95,17 @@ def evaluate(
     """
     check_density(run)
     names = {kind.request.name for kind in MEASURES.values() if kind.request}
-    requests = {name: options.pop(name) for name in names & options.keys()}
+    given = {name: options.pop(name) for name in names & options.keys()}
+    requests = {name: value for name, value in given.items() if value is not None and value is not False}
+    taken = {name: kind for name, kind in MEASURES.items() if not kind.request or kind.request.name in requests}
     how = {"num_particles": num_particles, **options}
     context = Context(run, num_images, seed, seconds, requests, how)
     if len(context.seen) < 2 or num_particles < 2:
         raise InputError("an evaluation needs at least 2 test images and 2 importance samples")
-    for kind in MEASURES.values():
+    for kind in taken.values():
         kind.check(context)
     with seeded(seed, torch.device("cpu")):
-        measures = {name: context.once(kind.of) for name, kind in MEASURES.items()}
+        measures = dict.fromkeys(MEASURES) | {name: context.once(kind.of) for name, kind in taken.items()}
     return Report(
         run=run.path.resolve().name,
         epoch=run.best_checkpoint().epoch,

@@ -118,9 +118,6 @@ def row_of(run: Run, codes: LatentReport) -> dict[str, Any]:
     same: list[Any] = [asdict(run.config.replace(seed=0, source="")), run.data.sha256]
     if epochs < planned:
         same.append(epochs)
-    distance = None
-    if codes.kolmogorov_smirnov:
-        distance = max(codes.kolmogorov_smirnov)
     return {
         "run": run.path.resolve().name,
         "configuration": hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12],
@@ -139,7 +136,7 @@ def row_of(run: Run, codes: LatentReport) -> dict[str, Any]:
         "rate": chosen.rate,
         **_evaluated(run, chosen.epoch),
         "accuracy": codes.accuracy,
-        "kolmogorov_smirnov": distance,
+        "kolmogorov_smirnov": max(codes.kolmogorov_smirnov or (), default=None),
         "seconds_per_epoch": statistics.median(seconds),
     }
 
@@ -320,10 +317,14 @@ def over_seeds(comparison: pd.DataFrame, folders: Sequence[Path]) -> pd.DataFram
     best = max(runs.values(), key=lambda one: one["log_p"].mean())
     rows = []
     for name, one in runs.items():
-        row = {"run": name, "seeds": len(one), **one[["beta", "pixels"]].iloc[0]}
-        row["untrusted"] = one["untrusted"].max()
-        row["elbo_deviation"] = one["elbo"].std()
-        row["by"] = ", ".join(method for method in METHODS if one["by"].str.contains(method).any())
+        row = {
+            "run": name,
+            "seeds": len(one),
+            **one[["beta", "pixels"]].iloc[0],
+            "untrusted": one["untrusted"].max(),
+            "elbo_deviation": one["elbo"].std(),
+            "by": ", ".join(method for method in METHODS if one["by"].str.contains(method).any()),
+        }
         rows.append(row | _means(one[[*_VALUES]], best[[*_VALUES]]))
     return pd.DataFrame(rows).astype({"run": object})
 

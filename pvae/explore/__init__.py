@@ -1,5 +1,5 @@
 """A run as one page that decodes in the browser.
 
-`page` says what it holds, of a table by `table_page`, and of its VAE by `networks`. network.js computes, in part by the
+`page` says what it holds, and `networks` what it holds of its VAE. network.js computes, in part by the
 WebAssembly of kernel.wat; train.js trains a VAE; page.js shows images, and table.js rows of a table.
 """

@@ -11,6 +11,7 @@ import copy
 import html
 import inspect
 import json
+import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -28,10 +29,12 @@ from pvae.config.presets import differences
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
+from pvae.data.column import Column
 from pvae.data.dataset import Dataset
 from pvae.explore.networks import Tensors, map_of, networks_of, notes_of
-from pvae.explore.table_page import check_table, table_content
+from pvae.models.features import features_seen
 from pvae.models.labels import label_values
+from pvae.models.likelihoods import Likelihood
 from pvae.runs.run import HISTORY_ROWS, Run, shown_data, shown_rows
 from pvae.trained.latent_space import encode
 from pvae.trained.scores import elbo_terms
@@ -44,6 +47,8 @@ _NUM_IMAGES = 200  # of the test data
 _NUM_TRAINED = 2000
 _PICTURES = {"MNIST": "pictures of digits", "FashionMNIST": "pictures of clothes", "CelebA": "pictures of faces"}
 _MOST_TRAINED = 1024  # pixels of an image of which a VAE trains in the page
+_MOST_COLUMNS = 200
+_RANGE = (0.01, 0.99)  # quantiles of the rows, between which a bar lies
 
 
 def check_run(run: Run) -> None:
@@ -51,14 +56,14 @@ def check_run(run: Run) -> None:
 
     Raises:
         InputError: its data are no table, and no images of one or three channels; or its VAE was built in Python, has
-            --labels, or is refused by `check_table`.
+            --labels, or is refused by `_check_table`.
     """
     if run.has_own_vae:
         raise InputError(f"{run.path} trained a VAE of your own, whose modules the page cannot compute in a browser")
     if run.config.labels:
         raise InputError(f"{run.path} has --labels, and the page shows VAEs without labels, or given labels")
     if run.data.columns:
-        return check_table(run)
+        return _check_table(run)
     if not run.data.is_images:
         raise InputError(
             f"{run.path} was trained on data other than images and tables, which are all that the page shows"
@@ -70,6 +75,32 @@ def check_run(run: Run) -> None:
         raise InputError(f"{run.path} has --likelihood {run.config.likelihood}, which the page does not compute")
     if run.data.datum_shape[0] not in (1, 3):
         raise InputError(f"the page shows 1 or 3 channels, and the images of {run.path} have {run.data.datum_shape[0]}")
+
+
+def _check_table(run: Run) -> None:
+    """Check that a run on a table can be shown as a page.
+
+    Raises:
+        InputError: its VAE is given labels or has several layers of latents, there are more than 200 columns, or the
+            page does not compute p(x | z).
+    """
+    config = run.config
+    count = len(run.data.columns)
+    likelihood = f"--likelihood {config.likelihood}"
+    reason = ""
+    if config.condition:
+        reason = "--condition, and the page of a table shows VAEs without labels: train one without it"
+    elif config.upper_latent_dims:
+        reason = "--upper-latent-dims, and the page of a table shows one layer: train one without it"
+    elif config.is_pseudo:
+        reason = f"{likelihood} of values between 0 and 1: train with --likelihood normal-diagonal"
+    elif not config.likelihood_class.is_on_table_page:
+        computed = ", ".join(Likelihood.names_where("is_on_table_page"))
+        reason = f"{likelihood}, and the page of a table computes {computed}: train with one of these"
+    elif count > _MOST_COLUMNS:
+        reason = f"{count} columns, and the page shows at most {_MOST_COLUMNS}: leave some out with --ignore"
+    if reason:
+        raise InputError(f"{run.path} has {reason}")
 
 
 def check_runs(runs: Sequence[Run]) -> None:
@@ -117,7 +148,7 @@ def explorer_page(run: Run, data: Dataset | None = None, frame: str = "", num_co
         if run.data.columns:
             template = "table.html"
             what = "rows"
-            content = table_content(run, data, rows, tensors)
+            content = _table_content(run, data, rows, tensors)
         else:
             template = "page.html"
             what = "images"
@@ -281,3 +312,84 @@ def _places_in_history(run: Run, data: Dataset, rows: Tensor) -> list[int]:
     places = {f"test-{row}": place for place, row in enumerate(of_run)}
     names = [data.test_names[row] for row in rows.tolist()]
     return [places[name] for name in names if name in places]
+
+
+def _table_content(run: Run, data: Dataset, rows: Tensor, tensors: Tensors) -> dict[str, Any]:
+    """Return what the page of a table holds as JSON.
+
+    Args:
+        run: on a table, as `check_table` takes it.
+        data: whose test rows the page shows.
+        rows: which of them, int64 (M,).
+        tensors: to which tensors are added.
+    """
+    vae: Any = run.vae()
+    batch = Batch(run.preparation.x_of(data.test, rows=rows))
+    (x,) = batch.x.split(len(rows))
+    features = features_seen(vae.q_z, x, with_mask=True)
+    networks = networks_of(run.config, vae, tensors)
+    notes = notes_of(vae, networks["posterior"], networks["prior"])
+    if any(one.date_format for one in run.data.columns):
+        notes.append("Means of dates, and the ends of their bars, are written as year-month-day.")
+    return {
+        "notes": notes,
+        "takes_out": run.config.missing and networks["posterior"] is not None,
+        "shape": [features.shape[1], 1, 1],
+        **networks,
+        **map_of(run, data, encode(vae, batch), rows, tensors),
+        "columns": _columns(run, vae, x, features),
+        "features": tensors.add(features),
+        "x": tensors.add(x, "f8"),
+        "texts": [[c.text(value, is_given=True) for c, value in zip(run.data.columns, row)] for row in x.tolist()],
+        "rows": [data.test_names[i] for i in rows.tolist()],
+    }
+
+
+def _columns(run: Run, vae: Any, x: Tensor, features: Tensor) -> list[dict[str, Any]]:
+    """Return the columns of rows x, of which the encoder sees the features, for table.js."""
+    found = []
+    for place, column in enumerate(run.data.columns):
+        shown = {"name": column.name, "inputs": [], **vae.p_x.table_page(place)}
+        if run.config.missing:
+            without = x.clone()
+            without[:, place] = math.nan
+            are_changed = (features_seen(vae.q_z, without, with_mask=True) != features).any(0)  # to 0
+            shown["inputs"] = are_changed.nonzero().flatten().tolist()
+        num_levels = shown.pop("num_levels", 0)
+        if num_levels:
+            shown["levels"] = [column.text(float(code), is_given=True) for code in range(num_levels)]
+        else:
+            shown |= _bar(x[:, place].double(), shown["kind"] == "positive", column)
+        found.append(shown)
+    return found
+
+
+def _bar(values: Tensor, is_log: bool, column: Column) -> dict[str, Any]:
+    """Return the ends of the bar of a column of numbers, and how table.js writes them: a unit with three digits."""
+    if is_log:
+        values = values.log()
+    seen = values[~values.isnan()]
+    low = high = 0.0
+    if len(seen):
+        low, high = torch.quantile(seen, torch.tensor(_RANGE).double()).tolist()
+    if high <= low:
+        high = low + 1
+    unit = high - low
+    if is_log:
+        low = math.exp(low)
+        high = math.exp(high)
+        unit = min(high - low, math.sqrt(low * high))
+    date = 0  # the length of 2020-03-01T12:30:00
+    if column.date_format:
+        lengths = {"%S": 19, "%H": 16, "%I": 16, "": 10}
+        date = next(length for code, length in lengths.items() if code in column.date_format)
+    return {
+        "is_log": is_log,
+        "low": low,
+        "high": high,
+        "decimals": min(max(3 - math.ceil(math.log10(unit)), 0), 20),
+        "date": date,
+        "origin": column.origin,
+        "suffix": column.suffix,
+        "point": column.point,
+    }

@@ -11,11 +11,22 @@ function logTail(x) { // log P(Z > x) of a standard Normal, by a continued fract
   for (let k = 0, term = x; k < 60; k++, term *= (x * x) / (2 * k + 1)) total += term;
   return Math.log(0.5 - Math.exp(logDensity) * total);
 }
-// The log-density of on(x) ~ Normal, or that of its step where it was recorded in steps, as `InSteps`.
-function logInSteps({step}, mean, sd, x, on = Number, logSlope = 0) {
+const logOfT = (df, t) => logGamma((df + 1) / 2) - logGamma(df / 2) - Math.log(df * Math.PI) / 2 - ((df + 1) / 2) * Math.log1p(t ** 2 / df);
+function logTailOfT(df, t) { // log P(T > t) of Student's t, by the points of `log_tail_of_t`
+  if (t < 0) return Math.log1p(-Math.exp(logTailOfT(df, -t)));
+  const logCosh = (a, more = Math.expm1(a)) => Math.log1p((more * more) / (2 * (1 + more))), x = Math.asinh(t / Math.sqrt(df));
+  const length = 1 / Math.sqrt(df + (df * Math.tanh(x)) ** 2), step = 7.4 / 43, total = sum(list(44, (k) => {
+    const s = -3.4 + step * k, distance = Math.exp(s - Math.exp(-s));
+    return Math.exp(df * (logCosh(x) - logCosh(x + length * distance))) * distance * (1 + Math.exp(-s)) * step;
+  }));
+  return Math.log(length * total) - df * logCosh(x) - logGamma(df / 2) + logGamma((df + 1) / 2) - Math.log(Math.PI) / 2;
+}
+// The log-density of on(x) ~ mean + sd y, or that of its step where it was recorded in steps, as `InSteps`; y is Normal or as given.
+const NORMAL = {logTail, logDensity: (y) => logNormal(standard(1), [y])[0]};
+function logInSteps({step}, mean, sd, x, {logTail, logDensity} = NORMAL, on = Number, logSlope = 0) {
   const [low, high] = [x - step / 2, x + step / 2].map((one) => (on(one) - mean) / sd);
-  const [more, less] = (low + high > 0 ? [low, high] : [-high, -low]).map(logTail), change = -Math.expm1(less - more);
-  return change > 6e-6 ? more + Math.log(change / step) : logNormal({loc: [mean], scale: [sd]}, [on(x)])[0] + logSlope;
+  const [more, less] = (low + high > 0 ? [low, high] : [-high, -low]).map((y) => logTail(y)), change = -Math.expm1(less - more);
+  return change > 6e-6 ? more + Math.log(change / step) : logDensity((on(x) - mean) / sd) - Math.log(sd) + logSlope;
 }
 const logAbove0 = (x) => Math.log(Math.max(x, 1e-300));
 
@@ -27,13 +38,13 @@ const COLUMNS = {
   real(column, [l, o], {loc, scale, log_scale: s} = column, mean = loc + scale * l, sd = scale * Math.sqrt(Math.exp(2 * Math.min(s + o, 4)) + 1e-6)) {
     return {mean, sd, logP: (x) => logInSteps(column, mean, sd, x)};
   },
-  "student-t"({loc, unit, scale, sd, df}, [l], mean = loc + unit * l) {
-    const log = logGamma((df + 1) / 2) - logGamma(df / 2) - Math.log(df * Math.PI) / 2 - Math.log(scale);
-    return {mean, sd, logP: (x) => log - ((df + 1) / 2) * Math.log1p(((x - mean) / scale) ** 2 / df)};
+  "student-t"(column, [l], {loc, scale, log_scale: s, sd, df} = column, mean = loc + scale * l) {
+    const t = {logTail: (y) => logTailOfT(df, y), logDensity: (y) => logOfT(df, y)};
+    return {mean, sd, logP: (x) => logInSteps(column, mean, scale * Math.max(Math.exp(s), 1e-3), x, t)};
   },
   positive(column, outputs, {mean, sd} = COLUMNS.real(column, outputs)) {
     const [low, median, high] = [-1, 0, 1].map((sign) => (column.atom || 0) + Math.exp(mean + sign * sd));
-    return {median, ends: [low, high], logP: (x) => logInSteps(column, mean, sd, x, logAbove0, -logAbove0(x))};
+    return {median, ends: [low, high], logP: (x) => logInSteps(column, mean, sd, x, NORMAL, logAbove0, -logAbove0(x))};
   },
   "zero-inflated"(column, outputs, {logP, ...rest} = COLUMNS.positive(column, outputs)) {
     const {atom, step} = column, logit = column.log_odds + outputs[2], isAtom = (x) => Math.abs(x - atom) <= Math.max(1.2e-7 * Math.abs(atom), step / 2);

@@ -17,8 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pvae.core.errors import InputError, brief, listed
 from pvae.identification.loss_terms import NUM_CLASSES, Arguments
 
-__all__ = ["ROLES", "BlackBox", "LossError", "Size", "ways_of_calling"]
-
 # The names of arguments by role; a name that fits several patterns has the first of these roles.
 _IMAGE = r"(x|recon|rec|dec|decoder|out|output|likelihood|p)"
 _LATENT = r"(z|q|latent|enc|encoder)"

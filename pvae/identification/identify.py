@@ -31,8 +31,6 @@ from pvae.core.errors import InputError, listed
 from pvae.identification.black_box import BlackBox, LossError, Size, ways_of_calling
 from pvae.identification.loss_terms import Arguments, Term, likelihoods, likelihoods_of_classes, rates
 
-__all__ = ["Identified", "LossReading", "Power", "identify"]
-
 _POINTS = 4  # of each of two kinds, at which the gradients of a term are fitted
 _PROOF = 200  # further points, at which the answer is checked
 _DOUBLE, _SINGLE = 1e-9, 1e-4  # relative tolerances of what is computed in float64 and in float32

@@ -17,10 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import huber_loss, softplus
 
-from pvae.distributions.bernoulli import ContinuousBernoulli
-from pvae.distributions.discretized_logistic import DiscretizedLogistic
-
-__all__ = ["NUM_CLASSES", "Arguments", "Term", "likelihoods", "likelihoods_of_classes", "rates"]
+from pvae.distributions.pixels import ContinuousBernoulli, DiscretizedLogistic
 
 NUM_CLASSES = 5  # of x, where it holds classes
 

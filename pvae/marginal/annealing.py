@@ -12,30 +12,15 @@ from pyro.distributions import Normal
 from torch import Tensor
 
 from pvae.compile.graph import Function, RecordingError, record
-from pvae.compile.inductor import missing
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError, check_name
 from pvae.core.random_state import seeded
 from pvae.core.tracing import deferred
 from pvae.distributions.flow import Flow
 from pvae.marginal.chunks import data_at_once, draw_for_each
-from pvae.marginal.importance import DECODED_TO_COMPILE
+from pvae.marginal.importance import DECODED_TO_COMPILE, engine_of
 from pvae.marginal.log_p import LogP, check_continuous
 from pvae.vae import VAE
-
-__all__ = [
-    "NUM_LEAPFROG",
-    "STARTS",
-    "Bracket",
-    "Point",
-    "annealed",
-    "bracket",
-    "leapfrog",
-    "log_weights",
-    "simulated",
-    "temperatures",
-    "transition",
-]
 
 STARTS = ("prior", "posterior")
 NUM_LEAPFROG = 10
@@ -333,11 +318,8 @@ def _started(vae: VAE, batch: Batch, schedule: _Schedule) -> tuple[Points, Tenso
         return [log_start.detach().double(), log_joint.detach().double(), by_start, by_joint]
 
     recorded: Function = densities
-    engine = schedule.engine
-    if engine == "auto":  # other sizes, of which there are few data, would be compiled anew
-        engine = "graph"
-        if schedule.is_large and len(batch) == schedule.data_at_once and not missing():
-            engine = "inductor"
+    is_full = len(batch) == schedule.data_at_once  # other sizes, of which there are few data, would be compiled anew
+    engine = engine_of(schedule.engine, schedule.is_large and is_full)
     try:
         with deferred(), seeded(0):  # of checks of labels, which the draw made; compiling draws random numbers
             if engine != "none":

@@ -15,11 +15,14 @@ from pvae.core.random_state import seeded
 from pvae.distributions.joint import Joint
 from pvae.vae import VAE
 
-__all__ = ["CHUNK_VALUES", "data_at_once", "draw_for_each", "latents_at_once", "widest"]
-
 # The largest number of values in a tensor. It bounds the memory for any number of data and draws and for any network.
 # Larger tensors are slower too.
 CHUNK_VALUES = 2**19
+
+
+def at_once(width: int) -> int:
+    """Return how many rows of `width` values in their largest tensor are computed at once."""
+    return max(1, CHUNK_VALUES // width)
 
 
 def data_at_once(vae: VAE, data: Data, num_particles: int = 1) -> int:

@@ -11,28 +11,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent
 
-from pvae.compile.graph import Function, check_engine, record
-from pvae.compile.inductor import missing
+from pvae.compile.graph import Function, check_engine, missing, record
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
 from pvae.core.tracing import deferred
 from pvae.distributions.joint import Joint
-from pvae.marginal import chunks
-from pvae.marginal.chunks import data_at_once, draw_for_each, widest
+from pvae.marginal.chunks import at_once, data_at_once, draw_for_each, widest
 from pvae.marginal.log_p import LogP
 from pvae.vae import VAE
-
-__all__ = [
-    "DECODED_TO_COMPILE",
-    "TRUSTED",
-    "Mixture",
-    "from_all_weights",
-    "from_weights",
-    "importance_sample",
-    "num_in_tail",
-    "pareto_k",
-    "trusted_below",
-]
 
 _LEAST = 5  # weights in a tail, below which none is fitted
 _ROUNDING = 1e-4  # nats, of log-weights that float32 sums give
@@ -233,16 +219,22 @@ def from_all_weights(log_w: Tensor) -> LogP:
     return from_weights(log_w.logsumexp(0), (2 * log_w).logsumexp(0), len(log_w), k)
 
 
+def engine_of(engine: str, is_large: bool) -> str:
+    """Return the engine that "auto" stands for: "inductor" where it is available and the work is large, or "graph"."""
+    if engine != "auto":
+        return engine
+    if is_large and not missing():
+        return "inductor"
+    return "graph"
+
+
 def _recorded_log_likelihood(vae: VAE, engine: str, decoded: int) -> Callable[..., Tensor]:
     """Return log p(x | z) as a function of z, x and perhaps y that records the decoder for each shape of z that recurs.
 
     A recording is faster than the modules. The shape of z, (draws, B, L), determines that of x.
     """
     may_fail = engine == "auto"  # the caller did not ask for compilation: fall back silently
-    if engine == "auto":
-        engine = "graph"
-        if decoded >= DECODED_TO_COMPILE and not missing():
-            engine = "inductor"
+    engine = engine_of(engine, decoded >= DECODED_TO_COMPILE)
     if engine != "none":
         check_engine(engine)
     visits: Counter[torch.Size] = Counter()
@@ -278,13 +270,13 @@ def _log_sums(vae: VAE, batch: Batch, num_particles: int, log_likelihood: Callab
     mixture = Mixture(vae.given(batch.y), batch.x, num_particles)
     sums = torch.full((2, len(batch)), -math.inf, dtype=torch.float64)
     largest = torch.full((num_in_tail(num_particles) + 1, len(batch)), -math.inf, dtype=torch.float64)
-    size = max(1, chunks.CHUNK_VALUES // (len(batch) * width))
+    size = at_once(len(batch) * width)
     # Latents are small compared with images, so several chunks are drawn together and decoded one after another. Other
     # posteriors than independent ones are drawn chunk by chunk, because networks may compute them, which may be wide.
     together = size
     if isinstance(mixture.q, Independent):
         values = math.prod(mixture.q.batch_shape + mixture.q.event_shape)
-        together *= max(1, chunks.CHUNK_VALUES // (size * values))
+        together *= at_once(size * values)
     for start in range(0, num_particles, together):
         drawn = mixture.draw(start, min(start + together, num_particles))
         parts = zip(*(one.split(size) for one in drawn))

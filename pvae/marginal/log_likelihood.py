@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -13,30 +13,21 @@ from torch import Tensor
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError, check_name
 from pvae.core.terminal import progress_bar
-from pvae.distributions.discrete import MOST_CODES, num_codes
 from pvae.marginal.annealing import NUM_LEAPFROG, annealed
 from pvae.marginal.chunks import widest
 from pvae.marginal.importance import importance_sample
 from pvae.marginal.log_p import METHODS, LogP, check_bounding, check_continuous, is_continuous
-from pvae.marginal.quadrature import MOST_LATENTS, check_few, quadrature
+from pvae.marginal.quadrature import check_few, quadrature
 from pvae.vae import VAE
-
-__all__ = [
-    "ANNEALING",
-    "MOST_UNTRUSTED",
-    "Progress",
-    "check_method",
-    "conditional_log_likelihood",
-    "hidden",
-    "log_likelihood",
-]
 
 MOST_UNTRUSTED = 0.01  # the fraction of untrusted data up to which the mean log-likelihood is reported as reliable
 ANNEALING: Mapping[str, Any] = {"num_temperatures": 100, "num_chains": 8, "start": "posterior"}
 _MOST_VALUES = 1e11  # that "auto" computes for annealing: 10,000 data of 784 values by 8 chains at 100 temperatures
 
 
-Progress = Callable[[str, int], AbstractContextManager[Any]]  # of a method and a number of data: a bar with `update`
+Progress = Callable[
+    [str, int], contextlib.AbstractContextManager[Any]
+]  # of a method and a number of data: a bar with `update`
 hidden: Progress = functools.partial(progress_bar, unit="datum", quiet=True)
 
 
@@ -94,51 +85,45 @@ def log_likelihood(
     """
     batch = Batch.of(data)
     check_method(vae, batch, method)
-    names = [method]
-    if method == "auto":
-        names = _methods_of(vae, batch)
     methods: Mapping[str, Callable[..., LogP]] = {
         "quadrature": quadrature,
         "importance": functools.partial(importance_sample, num_particles=num_particles, engine=engine),
         "annealed": functools.partial(annealed, engine=engine, **annealing),
     }
-    found = None
-    rows = torch.arange(len(batch))
-    for name in names:
-        if name == "annealed" and found is not None:
+
+    def estimated(name: str, rows: Tensor) -> LogP:
+        with progress(name, len(rows)) as bar:
+            return methods[name](vae, batch.rows(rows), on_images=bar.update)
+
+    if method != "auto":
+        return estimated(method, torch.arange(len(batch)))
+    first, *others = _methods_of(vae, batch)
+    found = estimated(first, torch.arange(len(batch)))
+    for name in others:
+        rows = (~found.is_trusted).nonzero()[:, 0]
+        if name == "annealed":
             each = widest(vae, batch) * annealing["num_chains"] * annealing["num_temperatures"] * NUM_LEAPFROG
             rows = rows[found.pareto_k[rows].argsort(descending=True)[: int(_MOST_VALUES / each)]].sort().values
         if not len(rows):
             break
-        with progress(name, len(rows)) as bar:
-            values = methods[name](vae, batch.rows(rows), on_images=bar.update)
-        if name == "annealed" and found is not None:
+        values = estimated(name, rows)
+        is_taken = torch.ones_like(rows, dtype=torch.bool)
+        if name == "annealed":
             values = values._replace(pareto_k=found.pareto_k[rows])
-        if found is None:
-            found = values
-        else:
-            is_taken = torch.ones_like(rows, dtype=torch.bool)
-            if name == "annealed":
-                error = found.stderr[rows].hypot(values.stderr)
-                is_taken = found.log_p[rows] - values.log_p <= 3 * error
-            taken = rows[is_taken]
-            found = LogP(*(old.index_copy(0, taken, new[is_taken]) for old, new in zip(found, values)))
-        rows = (~found.is_trusted).nonzero()[:, 0]
-    assert found is not None
+            is_taken = found.log_p[rows] - values.log_p <= 3 * found.stderr[rows].hypot(values.stderr)
+        taken = rows[is_taken]
+        found = LogP(*(old.index_copy(0, taken, new[is_taken]) for old, new in zip(found, values)))
     return found
 
 
 def _methods_of(vae: VAE, batch: Batch) -> list[str]:
     """Return the methods that can be taken, in the order of `METHODS`."""
-    prior = vae.given(batch.y).prior()
-    if not is_continuous(vae, batch):
-        methods = ["importance"]
-        has_few = num_codes(prior) <= MOST_CODES
-    else:
-        methods = ["importance", "annealed"]
-        has_few = prior.event_shape[0] <= MOST_LATENTS
-    if has_few:
-        return ["quadrature", *methods]
+    methods = ["importance"]
+    if is_continuous(vae, batch):
+        methods.append("annealed")
+    with contextlib.suppress(InputError):
+        check_few(vae, batch)
+        methods.insert(0, "quadrature")
     return methods
 
 

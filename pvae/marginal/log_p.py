@@ -14,8 +14,6 @@ from pvae.core.random_state import seeded
 from pvae.distributions.joint import sites_of
 from pvae.vae import VAE
 
-__all__ = ["METHODS", "LogP", "check_bounding", "check_continuous", "is_continuous"]
-
 METHODS = ("quadrature", "importance", "annealed")  # in the order in which they are tried
 
 

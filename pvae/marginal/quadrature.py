@@ -12,15 +12,12 @@ from torch import Tensor
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
 from pvae.distributions.discrete import codes, support_of
-from pvae.marginal import chunks
-from pvae.marginal.chunks import data_at_once, widest
+from pvae.marginal.chunks import at_once, data_at_once, widest
 from pvae.marginal.importance import Mixture, from_all_weights
 from pvae.marginal.log_p import LogP, check_bounding, check_continuous
 from pvae.vae import VAE
 
-__all__ = ["MOST_LATENTS", "check_few", "quadrature"]
-
-MOST_LATENTS = 2
+_MOST_LATENTS = 2
 _CELLS = {1: (1024, 256), 2: (48, 32)}  # along each dimension, of the first two grids: over p(z), and near q(z | x)
 _DEPTH = 18.0  # nats below the largest cell, from which a cell is left out of finer grids,
 _MORE_DEPTH = 50.0  # and where the posterior covers few cells, so that the largest one may miss its peak
@@ -99,7 +96,7 @@ def check_few(vae: VAE, data: Data) -> None:
         codes(prior)
         return
     check_continuous(vae, data)
-    if prior.event_shape[0] > MOST_LATENTS:
+    if prior.event_shape[0] > _MOST_LATENTS:
         raise InputError(f"quadrature of {prior.event_shape[0]} latents takes too long: take annealed or auto")
 
 
@@ -107,7 +104,7 @@ def _of_codes(vae: VAE, batch: Batch, width: int) -> tuple[Tensor, Tensor]:
     """Return log p(x) of a few data as a sum over all codes of a discrete latent, and 0 as its error."""
     given = vae.given(batch.y)
     prior = given.prior()
-    size = max(1, chunks.CHUNK_VALUES // (width * len(batch)))
+    size = at_once(width * len(batch))
     log_p = torch.cat([_log_joint(given, prior, batch, some) for some in codes(prior).split(size)]).logsumexp(0)
     return log_p, torch.zeros_like(log_p)
 
@@ -149,14 +146,14 @@ def _of_part(vae: VAE, batch: Batch, tolerance: float, width: int) -> tuple[Tens
     """Return log p(x) of a few data, and its error."""
     given = vae.given(batch.y)
     prior = given.prior()
-    size = max(1, chunks.CHUNK_VALUES // width)
+    size = at_once(width)
     sample, from_q = _drawn(given, batch, size)
     lowest, highest = prior.sample((4096,)).flatten(0, -2).double().aminmax(dim=0)
     beyond = (highest - lowest) / 3
     lowest = lowest - beyond
     highest = highest + beyond
     along = _CELLS[len(lowest)][0]
-    first = _every(along, len(lowest), lowest.device)
+    first = _mesh(torch.arange(along, device=lowest.device), len(lowest))
     shared = (lowest + (highest - lowest) * (first.double() + 0.5) / along).to(from_q)  # of all data the same latents
     log_first = torch.cat([_log_joint(given, prior, batch, some) for some in shared.split(max(1, size // len(batch)))])
     starts = [from_q, *_near(shared, log_first, along)]
@@ -189,7 +186,7 @@ def _integral(
     cells = torch.tensor(_CELLS[num_latents], device=device)
     parts = []
     for number, along in enumerate(cells.tolist()):
-        one = _every(along, num_latents, device)
+        one = _mesh(torch.arange(along, device=device), num_latents)
         datum = torch.arange(count, device=device).repeat(len(one))
         parts.append((torch.full_like(datum, number), datum, one.repeat_interleave(count, 0)))
     grid, datum, index = (torch.cat(one) for one in zip(*parts))
@@ -197,7 +194,7 @@ def _integral(
     later = grid == 1
     near = _log_joint_of_pairs(vae, batch, z[later], datum[later], size)
     values = torch.cat([log_first.flatten(), near]) + grids.log_volume(cells, z, grid, datum)
-    children = _every(2, num_latents, device)
+    children = _mesh(torch.arange(2, device=device), num_latents)
     log_p, error, border = values.new_full((3, count), math.inf)  # the border stays inf where a grid has too many cells
     while True:
         largest, finer, num_cells = _sums(values, datum, count)
@@ -221,14 +218,9 @@ def _integral(
         values = _log_joint_of_pairs(vae, batch, z, datum, size) + grids.log_volume(cells, z, grid, datum)
 
 
-def _every(along: int, num_latents: int, device: torch.device) -> Tensor:
-    """Return all places of a grid with as many cells along each dimension, int64 (cells, L)."""
-    return torch.stack(_mesh(torch.arange(along, device=device), num_latents), -1)
-
-
-def _mesh(values: Tensor, num_latents: int) -> list[Tensor]:
-    """Return the coordinates of the points of a grid that has these values along each dimension, (cells,) each."""
-    return [one.flatten() for one in torch.meshgrid([values] * num_latents, indexing="ij")]
+def _mesh(values: Tensor, num_latents: int) -> Tensor:
+    """Return the points of a grid that has these values along each dimension, (points, L)."""
+    return torch.cartesian_prod(*[values] * num_latents).view(-1, num_latents)
 
 
 def _drawn(given: VAE, batch: Batch, size: int) -> tuple[LogP, Tensor]:
@@ -249,16 +241,11 @@ def _near(shared: Tensor, log_joint: Tensor, along: int) -> Iterator[Tensor]:
     For a datum with fewer of them, cells are taken again.
     """
     num_latents = shared.shape[1]
-    if num_latents == 1:
-        as_grid = log_joint.T[:, None]
-        best_near = torch.nn.functional.max_pool1d(as_grid, 3, 1, 1)
-    else:
-        as_grid = log_joint.T.reshape(-1, 1, along, along)
-        best_near = torch.nn.functional.max_pool2d(as_grid, 3, 1, 1)
-    is_peak = (as_grid == best_near).flatten(1)
+    as_grid = log_joint.T.reshape(-1, 1, along, along ** (num_latents - 1))
+    is_peak = (as_grid == torch.nn.functional.max_pool2d(as_grid, 3, 1, 1)).flatten(1)
     best = log_joint.T.where(is_peak, -math.inf).topk(_PEAKS, 1)
     width = shared.amax(0).sub(shared.amin(0)) / (along - 1)
-    u = torch.stack(_mesh(torch.linspace(-1, 1, _ALONG), num_latents), -1).to(shared)
+    u = _mesh(torch.linspace(-1, 1, _ALONG), num_latents).to(shared)
     for value, cell in zip(best.values.T, best.indices.T):
         yield shared[cell.where(value > -math.inf, best.indices[:, 0])] + (u * width)[:, None]
 
@@ -290,7 +277,7 @@ def _placed(vae: VAE, batch: Batch, start: Tensor, size: int) -> tuple[Tensor, T
     z = start.double()
     share = start.new_full(start.shape[:2], 1 / len(start)).double()
     least = torch.eye(num_latents).to(z) * 1e-12
-    u = torch.stack(_mesh((torch.arange(_ALONG).to(z) + 0.5) * 8 / _ALONG - 4, num_latents), -1)
+    u = _mesh((torch.arange(_ALONG).to(z) + 0.5) * 8 / _ALONG - 4, num_latents)
     datum = torch.arange(count, device=z.device).repeat(len(u))
     loc = z.mean(0)
     for _ in range(_ROUNDS + 1):

@@ -17,9 +17,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from pvae.core.options import Family, Option
-from pvae.distributions.columns import Columns
-from pvae.distributions.values import is_atom
-from pvae.models.features import Standardize, Units
+from pvae.distributions.values import Columns, is_atom
+from pvae.models.features import Standardize
 from pvae.models.likelihoods import (
     BernoulliLikelihood,
     CategoricalLikelihood,
@@ -362,21 +361,11 @@ class ColumnFeatures(Standardize):
         for size, part in zip(self.counts, values.split([*self.counts.values()], -1)):
             if size:  # NaN equals no code
                 part = (part[..., None] == torch.arange(size, device=x.device)).to(part.dtype).flatten(-2)
-            parts.append(torch.where(part.isnan(), torch.zeros_like(part), part))
+            parts.append(torch.where(part.isnan(), 0.0, part))
         parts.append(are_atoms)
         if self.has_mask:
             parts.append((~x.isnan()).to(values.dtype))
         return torch.cat(parts, -1)
-
-    def inputs_of(self, size: int) -> list[list[int]]:
-        """Return for each of the columns which features are 0 where it is missing: of its value, and of the mask."""
-        inputs: list[list[int]] = [[] for _ in range(size)]
-        feature = itertools.count()
-        for place in self.order.tolist():
-            inputs[place] += itertools.islice(feature, self.kinds[place].num_categories or 1)
-        for place in (*self.atoms, *range(size)):
-            inputs[place].append(next(feature))
-        return inputs
 
     def _logs(self, x: Tensor) -> Tensor:
         x = x.double()
@@ -424,11 +413,10 @@ class ColumnsLikelihood(ScaledLikelihood, name="columns", help="of rows whose co
         for place, kind in enumerate(kinds):
             places.setdefault(kind, []).append(place)
         self.register_buffer("order", torch.tensor([p for group in places.values() for p in group]), persistent=False)
-        parts = [kind.part(len(group), scale) for kind, group in places.items()]
+        parts: list[Any] = [kind.part(len(group), scale) for kind, group in places.items()]
         for part, group in zip(parts, places.values()):
-            units = getattr(part, "units", None)
-            if isinstance(units, Units):
-                units.columns = group
+            if hasattr(part, "units"):
+                part.units.columns = group
         self.parts = nn.ModuleList(parts)
         self.sizes = [len(group) for group in places.values()]
         self.num_outputs = [math.prod(part.output_shape) for part in parts]

@@ -32,13 +32,18 @@ _LEAST_MEAN = 1e-6  # of a count, where all are 0
 _MOST_DIGITS = 8  # of steps, after the first digit of the range of a column: further ones say nothing beside its spread
 
 
-def features_seen(q_z: nn.Module, x: Tensor) -> Tensor:
-    """Return what the encoder of a posterior sees of data (N, *D), without the mask of missing values: (N, F)."""
-    size, seen, has_mask = x[0].numel(), x, False
+def features_seen(q_z: nn.Module, x: Tensor, with_mask: bool = False) -> Tensor:
+    """Return what the encoder of a posterior sees of data (N, *D): (N, F), perhaps with the mask of what is missing."""
+    seen, num_last = x, 0
     for layer in q_z.modules():
         if isinstance(layer, Units | WithMask):
-            seen, has_mask = layer(seen), has_mask or isinstance(layer, WithMask) or getattr(layer, "has_mask", False)
-    return seen.flatten(1)[:, : -size if has_mask else None]
+            seen = layer(seen)
+            if getattr(layer, "has_mask", False):
+                num_last = x[0].numel()
+    seen = seen.flatten(1)
+    if with_mask:
+        return seen
+    return seen[:, : seen.shape[1] - num_last]
 
 
 class Units(nn.Module):
@@ -235,18 +240,16 @@ class WithMask(nn.Module):
         datum_shape: of x.
     """
 
+    has_mask = True
+
     def __init__(self, datum_shape: Sequence[int]) -> None:
         super().__init__()
         self.num_dims = len(datum_shape)
 
-    def inputs_of(self, size: int) -> list[list[int]]:
-        """Return for each value of a row which results are 0 where it is missing."""
-        return [[place, place + size] for place in range(size)]
-
     def forward(self, x: Tensor) -> Tensor:
         """Return the values and then the mask, along the first dimension of a datum."""
         is_missing = x.isnan()
-        values = torch.where(is_missing, torch.zeros_like(x), x)
+        values = torch.where(is_missing, 0.0, x)
         return torch.cat([values, (~is_missing).to(x.dtype)], dim=-self.num_dims)
 
 

@@ -18,11 +18,15 @@ from torch import Tensor, nn
 from pvae.core.errors import InputError
 from pvae.core.options import Family, Option
 from pvae.core.tracing import require
-from pvae.distributions.bernoulli import ContinuousBernoulli, LogitBernoulli, PseudoBernoulli
-from pvae.distributions.columns import Observed, ordered_logits
-from pvae.distributions.discretized_logistic import DiscretizedLogistic, eight_bit_level
-from pvae.distributions.values import InFloat64, InSteps, InUnits, WithAtom
-from pvae.models.features import CountUnits, LogUnits, RealUnits, Standardize, WithMask
+from pvae.distributions.pixels import (
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    LogitBernoulli,
+    PseudoBernoulli,
+    eight_bit_level,
+)
+from pvae.distributions.values import InFloat64, InSteps, Observed, WithAtom, ordered_logits
+from pvae.models.features import CountUnits, LogUnits, RealUnits, Standardize, Units, WithMask
 
 __all__ = [
     "BernoulliLikelihood",
@@ -40,6 +44,7 @@ __all__ = [
     "PoissonLikelihood",
     "PositiveLikelihood",
     "PseudoBernoulliLikelihood",
+    "RealLikelihood",
     "ScaledLikelihood",
     "StudentTLikelihood",
     "ZeroInflatedLikelihood",
@@ -76,6 +81,7 @@ class Likelihood(nn.Module, Family):
         is_linear: with a linear network its log p(x) is known exactly; it takes no other one.
         has_levels: a probability of 8-bit levels, reported in bits per dimension too.
         has_exact_start: `pvae.models.start` can set it to a model in closed form.
+        units_seen: the units in which the encoder sees x; None for x itself.
         page: its name in `LIKELIHOODS` of `explore/network.js`; "" if the page does not compute it.
         page_mean: for the page, how the output of the decoder becomes the location; "" for the range of the pixels.
         is_on_table_page: the page of a table computes it, by `COLUMNS` of `explore/table.js`.
@@ -96,6 +102,7 @@ class Likelihood(nn.Module, Family):
     is_linear = False
     has_levels = False
     has_exact_start = False
+    units_seen: type[Units] | None = None
     page = ""
     page_mean = ""
     is_on_table_page = False
@@ -115,15 +122,12 @@ class Likelihood(nn.Module, Family):
     @classmethod
     def features(cls, datum_shape: Sequence[int], has_missing: bool = False) -> tuple[list[nn.Module], tuple[int, ...]]:
         """Return what lies between x and the encoder: modules, and the shape of their result."""
-        seen: list[nn.Module] = cls.units_seen(datum_shape)
+        seen: list[nn.Module] = []
+        if cls.units_seen is not None:
+            seen.append(cls.units_seen(datum_shape))
         if not has_missing:
             return seen, tuple(datum_shape)
         return [*seen, WithMask(datum_shape)], (2 * datum_shape[0], *datum_shape[1:])  # the values and their mask
-
-    @classmethod
-    def units_seen(cls, datum_shape: Sequence[int]) -> list[nn.Module]:
-        """Return a module that gives the units in which the encoder sees x; none for x itself."""
-        return []
 
     def forward(self, z: Tensor) -> TorchDistribution:
         """Return p(x | z): batch shape z.shape[:-1], event shape (C, H, W)."""
@@ -239,8 +243,7 @@ class ScaledLikelihood(Likelihood):
         super().__init__(decoder, datum_shape, **options)
         self.scale = scale
         if self.learns_scale:
-            # On the CPU also while `build.meta_state_dict` builds it, where a logarithm would import torch's compiler.
-            self.log_scale = nn.Parameter(torch.tensor(float(scale), device="cpu").log())
+            self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())
 
 
 def _means(x: Tensor, weights: Tensor, count: float = 1.0) -> Tensor:
@@ -490,18 +493,57 @@ _MOST_LOG_SCALE = 4.0  # of such a scale
 _SMOOTHING = 0.01  # data at the mean of all, beside those of a component
 
 
+class RealLikelihood(ScaledLikelihood):
+    """Base class of the likelihoods of real values of any unit, each with a trained scale.
+
+    `units` has m_d and s_d, mean and standard deviation of the training data, so that the outputs of the decoder are of
+    order 1 whatever the units of x are, and the density is that of x in its own units. A value that was recorded in
+    steps has the probability of its step, as `InSteps` says.
+
+    Attributes:
+        table_name: the kind in `COLUMNS` of `explore/table.js`.
+    """
+
+    domain = "finite in float32"
+    is_density = True
+    is_on_table_page = True
+    is_of_images = False
+    units_seen = Standardize
+    table_name: str
+    units: RealUnits
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.log_scale = nn.Parameter(torch.full(self.datum_shape, float(self.scale), device="cpu").log())
+        self.units = self._units()
+
+    def _units(self) -> RealUnits:
+        """Return new units of x."""
+        return RealUnits(self.datum_shape)
+
+    def _in_steps(self, p: TorchDistribution, output: Tensor) -> TorchDistribution:
+        """Return a distribution of float64 parameters in the steps of x."""
+        return InSteps(InFloat64(p, output.dtype), self.units.step.double())
+
+    def table_kind(self, place: int) -> dict[str, Any]:
+        """Return the kind, units of the training data, the scale, and the step."""
+        units = self.units
+        found = {"loc": units.loc, "scale": units.scale, "log_scale": self.log_scale, "step": units.step}
+        return {"kind": self.table_name, **{name: one[place].item() for name, one in found.items()}}
+
+    def _in_domain(self, x: Tensor) -> Tensor:
+        return x.float().isfinite().all()
+
+
 class DiagonalNormalLikelihood(
-    ScaledLikelihood, name="normal-diagonal", help="of real values, each with a scale that depends on z too"
+    RealLikelihood, name="normal-diagonal", help="of real values, each with a scale that depends on z too"
 ):
     """A Normal whose location and scale both depend on z: real values of any location and scale.
 
         p(x | z) = prod_d Normal(x_d; m_d + s_d loc_d, (s_d scale_d)^2)
         scale_d^2 = exp(2 log_scale_d + 2 o_d) + 1e-6
 
-    m_d and s_d are mean and standard deviation of the training data, as `RealUnits` stores them. So the outputs of the
-    decoder, loc and o, are of order 1 whatever the units of x are, and the density is that of x in its own units;
-    log_scale is a parameter. A value that was recorded in steps has the probability of its step, as `InSteps` says.
-    log_scale + o counts as 4 above 4.
+    m_d, s_d and steps are those of `RealLikelihood`, and log_scale is a parameter. log_scale + o counts as 4 above 4.
 
     The decoder returns two values for each value of a datum, (2 D_1, D_2, ...): all loc, and then all o.
 
@@ -509,34 +551,14 @@ class DiagonalNormalLikelihood(
         Kingma and Welling, arXiv:1312.6114, appendix C.2.
     """
 
-    domain = "finite in float32"
-    is_density = True
     outputs_each = 2
-    is_on_table_page = True
-    is_of_images = False
     has_exact_start = True
     least_share = _LEAST_SHARE
     table_name = "real"
-    units: RealUnits
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.log_scale = nn.Parameter(torch.full(self.datum_shape, float(self.scale), device="cpu").log())
-        self.units = self._units(self.datum_shape)
-
-    @classmethod
-    def units_seen(cls, datum_shape: Sequence[int]) -> list[nn.Module]:
-        """Return `Standardize`."""
-        return [Standardize(datum_shape)]
-
-    def _units(self, datum_shape: Sequence[int]) -> RealUnits:
-        """Return new units of x."""
-        return RealUnits(datum_shape)
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return Normal(m + s loc, s scale), in steps."""
-        loc, scale = self._loc_and_scale(*self._split(output))
-        return InSteps(InFloat64(dist.Normal(loc, scale), output.dtype), self.units.step.double())
+        return self._in_steps(dist.Normal(*self._loc_and_scale(output)), output)
 
     def outputs_for(self, x: Tensor, weights: Tensor) -> Tensor:
         """Return weighted means and standard deviations."""
@@ -552,12 +574,6 @@ class DiagonalNormalLikelihood(
         y = (self._of_normal(x) - self.units.loc) / self.units.scale
         return y.flatten(1), (self._log_slope(x) - self.units.scale.log()).flatten(1)
 
-    def table_kind(self, place: int) -> dict[str, Any]:
-        """Return the units of the training data, the scale, and the step."""
-        units = self.units
-        found = {"loc": units.loc, "scale": units.scale, "log_scale": self.log_scale, "step": units.step}
-        return {"kind": self.table_name, **{name: one[place].item() for name, one in found.items()}}
-
     def _of_normal(self, x: Tensor) -> Tensor:
         """Return the values that are Normal given z, in float64."""
         return x.double()
@@ -570,14 +586,12 @@ class DiagonalNormalLikelihood(
         """Return the outputs of each value of a datum, in float64."""
         return output.double().chunk(self.outputs_each, -len(self.datum_shape))
 
-    def _loc_and_scale(self, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Return location and scale in the units of x, given those of the decoder."""
+    def _loc_and_scale(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Return location and scale in the units of x, given the decoder's output."""
+        loc, log_scale, *_ = self._split(output)
         log_scale = (self.log_scale.double() + log_scale).clamp(max=_MOST_LOG_SCALE)
         scale = ((2 * log_scale).exp() + _LEAST_SHARE**2).sqrt()
         return self.units.loc + self.units.scale * loc, self.units.scale * scale
-
-    def _in_domain(self, x: Tensor) -> Tensor:
-        return x.float().isfinite().all()
 
 
 class PositiveLikelihood(DiagonalNormalLikelihood):
@@ -592,15 +606,15 @@ class PositiveLikelihood(DiagonalNormalLikelihood):
     domain = "above 0, and finite in float32"
     inside = 1.0
     table_name = "positive"
+    has_atom = False
     units: LogUnits
 
-    def _units(self, datum_shape: Sequence[int]) -> LogUnits:
-        return LogUnits(datum_shape)
+    def _units(self) -> LogUnits:
+        return LogUnits(self.datum_shape, self.has_atom)
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return LogNormal(m + s loc, s scale), in steps."""
-        loc, scale = self._loc_and_scale(*self._split(output)[:2])
-        return InSteps(InFloat64(dist.LogNormal(loc, scale), output.dtype), self.units.step.double())
+        return self._in_steps(dist.LogNormal(*self._loc_and_scale(output)), output)
 
     def _of_normal(self, x: Tensor) -> Tensor:
         return self.units.log_above(x)
@@ -624,9 +638,7 @@ class ZeroInflatedLikelihood(PositiveLikelihood):
     domain = "at least the least value of the training data"
     outputs_each = 3
     table_name = "zero-inflated"
-
-    def _units(self, datum_shape: Sequence[int]) -> LogUnits:
-        return LogUnits(datum_shape, has_atom=True)
+    has_atom = True
 
     @property
     def inside(self) -> Tensor:  # type: ignore[override]
@@ -665,54 +677,40 @@ class ZeroInflatedLikelihood(PositiveLikelihood):
 _MOST_LOG_DF = 15  # beyond which it is a Normal to 1e-6
 
 
-class StudentTLikelihood(ScaledLikelihood, name="student-t", help="of real values with outliers"):
+class StudentTLikelihood(RealLikelihood, name="student-t", help="of real values with outliers"):
     """A Student t with trained scale and degrees of freedom for each value of a datum: real values with outliers.
 
         p(x | z) = prod_d StudentT(x_d; df_d, m_d + s_d output_d, s_d exp(log_scale_d))
 
-    m_d and s_d are mean and standard deviation of the training data, as `Standardize` stores them, and
-    exp(log_scale_d) is at least 0.001. df_d > 1 is 1 + exp(log_df), where log_df counts as 15 above 15, and as -10
-    below -10; for large df it is a Normal. Its tails fall like |x|^-(df + 1), so that one outlier costs a few nats,
-    where under a Normal it costs half of its squared distance.
+    m_d, s_d and steps are those of `RealLikelihood`, and exp(log_scale_d) is at least 0.001. df_d > 1 is
+    1 + exp(log_df), where log_df counts as 15 above 15, and as -10 below -10; for large df it is a Normal. Its tails
+    fall like |x|^-(df + 1), so that one outlier costs a few nats, where under a Normal it costs half of its squared
+    distance.
 
     Reference:
         Takahashi et al., "Student-t variational autoencoder for robust density estimation", IJCAI 2018.
     """
 
-    domain = "finite in float32"
-    is_density = True
-    is_on_table_page = True
-    is_of_images = False
+    table_name = "student-t"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.log_scale = nn.Parameter(torch.full(self.datum_shape, float(self.scale), device="cpu").log())
-        self.units = Standardize(self.datum_shape)
         self.log_df = nn.Parameter(torch.full(self.datum_shape, 2.0))
 
-    @classmethod
-    def units_seen(cls, datum_shape: Sequence[int]) -> list[nn.Module]:
-        """Return `Standardize`."""
-        return [Standardize(datum_shape)]
-
     def table_kind(self, place: int) -> dict[str, Any]:
-        """Return the units of the training data, scale, degrees of freedom, and standard deviation or None."""
+        """Return what `RealLikelihood` returns, with degrees of freedom, and the standard deviation or None."""
         p: Any = self.pixels(torch.zeros(self.datum_shape))
         sd = p.variance[place].sqrt().item()
-        found = {"loc": p.mean, "unit": p.scale, "scale": p.base.scale * p.scale, "df": p.base.df}
         if not math.isfinite(sd):
             sd = None
-        return {"kind": "student-t", "sd": sd, **{name: one[place].item() for name, one in found.items()}}
+        return super().table_kind(place) | {"sd": sd, "df": p.base.base.df[place].item()}
 
     def pixels(self, output: Tensor) -> TorchDistribution:
-        """Return StudentT(1 + exp(log_df), m + s output, s exp(log_scale))."""
-        scale = self.log_scale.double().exp().clamp(min=_LEAST_SHARE)
+        """Return StudentT(1 + exp(log_df), m + s output, s exp(log_scale)), in steps."""
+        units = self.units
+        scale = units.scale * self.log_scale.double().exp().clamp(min=_LEAST_SHARE)
         df = 1 + self.log_df.double().clamp(-10, _MOST_LOG_DF).exp()
-        p = dist.StudentT(df, output.double(), scale)
-        return InUnits(p, self.units.loc, self.units.scale, output.dtype)
-
-    def _in_domain(self, x: Tensor) -> Tensor:
-        return x.float().isfinite().all()
+        return self._in_steps(dist.StudentT(df, units.loc + units.scale * output.double(), scale), output)
 
 
 class PoissonLikelihood(Likelihood, name="poisson", help="of counts"):
@@ -726,6 +724,7 @@ class PoissonLikelihood(Likelihood, name="poisson", help="of counts"):
     """
 
     domain = "whole numbers from 0 on"
+    units_seen = CountUnits
     is_on_table_page = True
     is_of_images = False
     has_exact_start = True
@@ -733,11 +732,6 @@ class PoissonLikelihood(Likelihood, name="poisson", help="of counts"):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.units = CountUnits(self.datum_shape)
-
-    @classmethod
-    def units_seen(cls, datum_shape: Sequence[int]) -> list[nn.Module]:
-        """Return `CountUnits`."""
-        return [CountUnits(datum_shape)]
 
     def table_kind(self, place: int) -> dict[str, Any]:
         """Return the units of the training data, and theta of a negative binomial or None."""

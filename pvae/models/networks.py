@@ -6,7 +6,7 @@ To add a kind, write a subclass of `Network` with a name here, and a test.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, NamedTuple
 
@@ -24,9 +24,6 @@ __all__ = [
     "Network",
     "Sizes",
     "WithPaths",
-    "conv_decoder",
-    "conv_encoder",
-    "groupnorm_decoder",
     "mlp",
 ]
 
@@ -125,44 +122,114 @@ class BatchNormMLPNetwork(
 
 
 class ConvNetwork(Network, name="conv", help="3x3 convolutions that each halve the image"):
-    """3x3 convolutions of stride 2, by `conv_encoder`, and a decoder of transposed ones, by `conv_decoder`."""
+    """3x3 convolutions of stride 2, each halving the image, and ReLU; and the mirror image of these as a decoder.
+
+    Half of an odd height or width is rounded up.
+
+    Args:
+        hidden: the number of channels of each convolution; the decoder's are in reverse order.
+
+    Attributes:
+        kernel: the size of the convolutions.
+        rounds_up: half of an odd side is rounded up; otherwise down.
+
+    Raises:
+        InputError: (when used) a side of the images becomes 0.
+    """
 
     is_conv = True
-    norm = "none"
+    kernel = 3
+    rounds_up = True
 
     def __init__(self, hidden: _Hidden = (100, 100)) -> None:
         self.hidden = hidden
 
     def pair(self, sizes: Sizes) -> Pair:
         """Return encoder and decoder."""
-        encoder = self._encoder(sizes)
-        return encoder, conv_decoder(sizes.latent_dim, self.hidden, sizes.decoded_shape, self.norm)
+        return self._encoder(sizes), self._decoder(sizes.latent_dim, self._shapes(sizes.decoded_shape))
+
+    def _after(self, width: int) -> list[nn.Module]:
+        """Return what follows a convolution of that number of channels."""
+        return [nn.ReLU()]
 
     def _encoder(self, sizes: Sizes) -> nn.Module:
-        if not sizes.num_labels:
-            return conv_encoder(sizes.shape, self.hidden, sizes.num_outputs, self.norm)
-        shape = (sizes.shape[0] + 1, *sizes.shape[1:])
-        return FlatBatch(conv_encoder(shape, self.hidden, sizes.num_outputs, self.norm), 3)
+        """Return convolutions and a linear layer, from (B, C, H, W) to (B, num_outputs)."""
+        num_channels, height, width = sizes.shape
+        if sizes.num_labels:
+            num_channels += 1
+        shapes = self._shapes((num_channels, height, width))
+        layers: list[nn.Module] = [ChannelsLast()]
+        for (before, *_), (after, *_) in pairwise(shapes):
+            layers += [nn.Conv2d(before, after, self.kernel, stride=2, padding=1), *self._after(after)]
+        network = nn.Sequential(*layers, nn.Flatten(), Linear(math.prod(shapes[-1]), sizes.num_outputs))
+        if sizes.num_labels:
+            return FlatBatch(network, 3)
+        return network
+
+    def _decoder(self, latent_dim: int, shapes: list[tuple[int, int, int]]) -> nn.Module:
+        """Return a linear layer, transposed convolutions and a 3x3 convolution, from (..., L) to (..., C, H, W)."""
+        layers = self._bottom(latent_dim, shapes[-1])
+        before = shapes[-1][0]
+        for (after, *_), (_, height, width) in zip(shapes[:0:-1], shapes[-2::-1]):
+            more = (1 - height % 2, 1 - width % 2)  # a stride of 2 gives 2 n - 1 pixels; one more makes the size even
+            layers.append(nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=more))
+            layers += self._after(after)
+            before = after
+        return FlatBatch(nn.Sequential(*layers, nn.Conv2d(shapes[1][0], shapes[0][0], 3, padding=1)))
+
+    def _bottom(self, latent_dim: int, shape: tuple[int, int, int]) -> list[nn.Module]:
+        return [Linear(latent_dim, math.prod(shape)), nn.Unflatten(-1, shape), ChannelsLast()]
+
+    def _shapes(self, shape: Sequence[int]) -> list[tuple[int, int, int]]:
+        """Return the shapes (C, H, W) of the image and after each convolution, which halves the sides."""
+        first, height, width = shape
+        shapes = [(first, height, width)]
+        for after in self.hidden:
+            shapes.append((after, (shapes[-1][1] + self.rounds_up) // 2, (shapes[-1][2] + self.rounds_up) // 2))
+        if min(shapes[-1]) < 1:
+            raise InputError(
+                f"{len(self.hidden)} convolutions each halve the image, and {height} x {width} pixels are too few for "
+                "that: give hidden fewer widths, or network mlp"
+            )
+        return shapes
 
 
 class BatchNormConvNetwork(ConvNetwork, name="conv-batchnorm", help="with BatchNorm and LeakyReLU"):
     """The same as `ConvNetwork`, with BatchNorm and LeakyReLU of slope 0.3, the default of Keras."""
 
     has_batch_norm = True
-    norm = "batch"
+
+    def _after(self, width: int) -> list[nn.Module]:
+        return [nn.BatchNorm2d(width), nn.LeakyReLU(0.3)]
+
+    def _bottom(self, latent_dim: int, shape: tuple[int, int, int]) -> list[nn.Module]:
+        linear, *rest = super()._bottom(latent_dim, shape)
+        return [linear, nn.BatchNorm1d(math.prod(shape)), nn.LeakyReLU(0.3), *rest]
 
 
 class GroupNormConvNetwork(
     ConvNetwork, name="conv-groupnorm", help="4x4 convolutions with GroupNorm and SiLU, the fastest"
 ):
-    """4x4 convolutions with GroupNorm and SiLU, by `conv_encoder` and `groupnorm_decoder`."""
+    """4x4 convolutions with GroupNorm and SiLU, where half of an odd side is rounded down."""
 
-    norm = "group"
+    kernel = 4
+    rounds_up = False
 
     def pair(self, sizes: Sizes) -> Pair:
         """Return encoder and decoder, which draws its weights first."""
-        decoder = groupnorm_decoder(sizes.latent_dim, self.hidden, sizes.decoded_shape)
+        decoder = self._decoder(sizes.latent_dim, self._shapes(sizes.decoded_shape))
         return self._encoder(sizes), decoder
+
+    def _after(self, width: int) -> list[nn.Module]:
+        # At least four channels in a group, because a group of one value has no variance.
+        return [nn.GroupNorm(max(1, math.gcd(width, 32) // 4), width), nn.SiLU()]
+
+    def _decoder(self, latent_dim: int, shapes: list[tuple[int, int, int]]) -> nn.Module:
+        layers = self._bottom(latent_dim, shapes[-1])
+        for (before, *_), (after, height, width) in pairwise(shapes[::-1]):
+            layers += self._after(before)
+            layers.append(nn.ConvTranspose2d(before, after, 4, 2, 1, output_padding=(height % 2, width % 2)))
+        return FlatBatch(nn.Sequential(*layers))
 
 
 def mlp(*widths: int, activation: str = "relu", batch_norm: bool = False) -> nn.Sequential:
@@ -187,99 +254,6 @@ def mlp(*widths: int, activation: str = "relu", batch_norm: bool = False) -> nn.
         norm = [FlatBatch(nn.BatchNorm1d(width))] if batch_norm else []
         layers += [Linear(width_in, width, bias=not batch_norm), *norm, _ACTIVATIONS[activation]()]
     return nn.Sequential(*layers, Linear(widths[-2], widths[-1]))
-
-
-def conv_encoder(
-    datum_shape: Sequence[int], channels: Sequence[int], num_outputs: int, norm: str = "none"
-) -> nn.Sequential:
-    """Return convolutions of stride 2, each halving the image, and a linear layer.
-
-    Args:
-        datum_shape: (C, H, W); half of an odd height or width is rounded up, and with `norm` "group" down.
-        channels: number of channels of each layer.
-        num_outputs: P, the number of outputs.
-        norm: what follows each convolution. "none": ReLU; "batch": BatchNorm and LeakyReLU with slope 0.3 (the default
-            of Keras); "group": GroupNorm and SiLU. The convolutions are 3x3, and with "group" 4x4.
-
-    Returns:
-        A module that maps (B, C, H, W) to (B, P).
-
-    Raises:
-        InputError: with `norm` "group", a side is less than 2 to the power of the number of layers.
-    """
-    layers: list[nn.Module] = [ChannelsLast()]
-    for before, after in pairwise((datum_shape[0], *channels)):
-        size = 4 if norm == "group" else 3
-        layers += [nn.Conv2d(before, after, size, stride=2, padding=1), *_activation(norm, nn.BatchNorm2d, after)]
-    bottom = _shapes(datum_shape, channels, round_up=norm != "group")[-1]
-    return nn.Sequential(*layers, nn.Flatten(), Linear(math.prod(bottom), num_outputs))
-
-
-def conv_decoder(latent_dim: int, channels: Sequence[int], datum_shape: Sequence[int], norm: str = "none") -> nn.Module:
-    """Return the mirror image of `conv_encoder`: a linear layer, transposed convolutions, a last 3x3 convolution.
-
-    Args:
-        latent_dim: L, the number of latent dimensions.
-        channels: channels of the encoder's layers; the decoder's are in reverse order.
-        datum_shape: (C, H, W) of an image: channels, height and width.
-        norm: "none" or "batch", as in `conv_encoder`.
-
-    Returns:
-        A module that maps (..., L) to (..., C, H, W).
-    """
-    *sizes, bottom = _shapes(datum_shape, channels, round_up=True)
-    layers: list[nn.Module] = [Linear(latent_dim, math.prod(bottom))]
-    if norm == "batch":
-        layers += _activation(norm, nn.BatchNorm1d, math.prod(bottom))
-    layers += [nn.Unflatten(-1, bottom), ChannelsLast()]
-    before = bottom[0]
-    for (_, height, width), after in zip(reversed(sizes), reversed(channels)):
-        more = (1 - height % 2, 1 - width % 2)  # a stride of 2 gives 2 n - 1 pixels; one more makes the size even
-        layers.append(nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=more))
-        layers += _activation(norm, nn.BatchNorm2d, after)
-        before = after
-    return FlatBatch(nn.Sequential(*layers, nn.Conv2d(channels[0], datum_shape[0], 3, padding=1)))
-
-
-def groupnorm_decoder(latent_dim: int, channels: Sequence[int], datum_shape: Sequence[int]) -> nn.Module:
-    """Return the mirror image of `conv_encoder` with `norm` "group": a linear layer and 4x4 transposed convolutions.
-
-    Args:
-        latent_dim: L, the number of latent dimensions.
-        channels: channels of the encoder's layers; the decoder's are in reverse order.
-        datum_shape: (C, H, W) of an image: channels, height and width.
-
-    Returns:
-        A module that maps (..., L) to (..., C, H, W).
-
-    Raises:
-        InputError: a side is too small.
-    """
-    *shapes, bottom = _shapes(datum_shape, channels)
-    layers: list[nn.Module] = [Linear(latent_dim, math.prod(bottom)), nn.Unflatten(-1, bottom), ChannelsLast()]
-    for (before, *_), (after, height, width) in pairwise((bottom, *reversed(shapes))):
-        layers += _activation("group", nn.BatchNorm2d, before)
-        layers.append(nn.ConvTranspose2d(before, after, 4, 2, 1, output_padding=(height % 2, width % 2)))
-    return FlatBatch(nn.Sequential(*layers))
-
-
-def _shapes(
-    datum_shape: Sequence[int], channels: Sequence[int], *, round_up: bool = False
-) -> list[tuple[int, int, int]]:
-    """Return the shapes (C, H, W) of the image and after each convolution, which halves the sides.
-
-    Raises:
-        InputError: a side becomes 0.
-    """
-    shapes = [(datum_shape[0], datum_shape[1], datum_shape[2])]
-    for after in channels:
-        shapes.append((after, (shapes[-1][1] + round_up) // 2, (shapes[-1][2] + round_up) // 2))
-    if min(shapes[-1]) < 1:
-        raise InputError(
-            f"{len(channels)} convolutions each halve the image, and {datum_shape[1]} x {datum_shape[2]} pixels are "
-            "too few for that: give hidden fewer widths, or network mlp"
-        )
-    return shapes
 
 
 class ChannelsLast(nn.Module):
@@ -346,9 +320,3 @@ class WithPaths(nn.Module):
         for one in (self.table, self.network):
             total = total if one is None else total + one(x)
         return total
-
-
-def _activation(norm: str, batch_norm: Callable[[int], nn.Module], width: int) -> list[nn.Module]:
-    if norm == "group":  # at least four channels in a group, because a group of one value has no variance
-        return [nn.GroupNorm(max(1, math.gcd(width, 32) // 4), width), nn.SiLU()]
-    return [batch_norm(width), nn.LeakyReLU(0.3)] if norm == "batch" else [nn.ReLU()]

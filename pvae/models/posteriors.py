@@ -6,27 +6,30 @@ book and the tests over all families read the class.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.nn.functional import normalize
 
-from pvae.core.errors import InputError
+from pvae.core.errors import InputError, brief
 from pvae.core.options import Family, Option
 from pvae.distributions.discrete import BitVector, OneHotVector, QuantizedPoint
 from pvae.distributions.flow import Flow, Planar
-from pvae.distributions.full_normal import FullNormal
+from pvae.distributions.normals import FullNormal
 from pvae.distributions.power_spherical import PowerSpherical
-from pvae.models.flows import FlowHidden, FlowLength, autoregressive_transforms, composed
 
 __all__ = [
     "BernoulliPosterior",
     "CategoricalPosterior",
     "Categories",
     "DeltaPosterior",
+    "FlowHidden",
+    "FlowLength",
     "FullNormalPosterior",
     "IAFPosterior",
     "LevelsPosterior",
@@ -37,8 +40,10 @@ __all__ = [
     "PowerSphericalPosterior",
     "QuantizedPosterior",
     "SplinePosterior",
+    "autoregressive_transforms",
     "bits",
     "bounded_normal",
+    "composed",
 ]
 
 
@@ -51,6 +56,11 @@ Categories = Annotated[int, Option(help=_K_HELP, least=2, most=10**4)]
 _CodeDim = Annotated[
     int, Option(help="length of a code: --latent-dim 64 --code-dim 8 are 8 codes", least=1, most=10**6)
 ]
+
+_LENGTH = "number of transforms of a flow, of the posterior's and of the prior's"
+FlowLength = Annotated[int, Option(help=_LENGTH, least=1, most=1000)]
+_HIDDEN = "widths of the hidden layers of each transform of an autoregressive flow"
+FlowHidden = Annotated[Sequence[int], Option(help=_HIDDEN)]
 
 
 class Posterior(nn.Module, Family):
@@ -270,13 +280,73 @@ class FullNormalPosterior(Posterior, name="normal-full", help="with a full covar
         return FullNormal(loc, scale_tril=scale_tril)
 
 
+def autoregressive_transforms(
+    latent_dim: int, num_transforms: int, hidden: Sequence[int], num_context: int = 0, num_bins: int = 0
+) -> nn.ModuleList:
+    """Return T masked autoregressive transforms f_t; the order of the dimensions is reversed from one to the next.
+
+        f_t(e, h)_l = g(e_l),    where the parameters of g depend on e_1..e_(l-1) and h
+
+    Here g is affine, or a monotonic rational-quadratic spline on [-5, 5] and the identity outside. The transforms start
+    near the identity: the last layer of each network has a hundredth of its usual weights.
+
+    Args:
+        latent_dim: L, the number of latent dimensions.
+        num_transforms: T, the number of transforms.
+        hidden: widths of the hidden layers of each masked network.
+        num_context: length of h.
+        num_bins: of each spline; 0 for an affine g.
+
+    Raises:
+        InputError: zuko is not installed.
+
+    Reference:
+        Papamakarios et al., arXiv:1705.07057; Durkan et al., arXiv:1906.04032 (splines).
+    """
+    forward, device, zuko = list(range(latent_dim)), torch.empty(0).device, _zuko()
+    options: dict[str, Any] = {"hidden_features": hidden}
+    if num_bins:
+        options["univariate"] = zuko.transforms.MonotonicRQSTransform
+        options["shapes"] = [(num_bins,), (num_bins,), (num_bins - 1,)]
+    # On the CPU first, since zuko's masks cannot be computed on the meta device.
+    with torch.device("cpu"), torch.random.fork_rng(devices=[], enabled=device.type == "meta"):
+        transforms = [
+            zuko.flows.MaskedAutoregressiveTransform(
+                latent_dim, num_context, order=forward[::-1] if number % 2 else forward, **options
+            )
+            for number in range(num_transforms)
+        ]
+        for transform in transforms:
+            last = transform.hyper[-1] if hasattr(transform, "hyper") else transform  # zuko has no network for L = 1
+            for parameter in last.parameters():
+                parameter.data.mul_(0.01)
+    return nn.ModuleList(transforms).to(device)
+
+
+def composed(transforms: Iterable[Any], context: Tensor | None = None) -> Any:
+    """Return the `Bijection` f_T(... f_1(e, h) ..., h) of transforms at a context h, (..., num_context)."""
+    return _zuko().transforms.ComposedTransform(*(transform(context) for transform in transforms))
+
+
+def _zuko() -> Any:
+    """Return zuko. Its import switches off the checks of all distributions, which are switched on again."""
+    before = Distribution._validate_args  # noqa: SLF001 - torch has no public name for it
+    try:
+        return importlib.import_module("zuko")
+    except ImportError as error:
+        why = f"({brief(error)})"
+        raise InputError(f"inverse and masked autoregressive flows need zuko: pip install zuko {why}") from None
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
 class IAFPosterior(Posterior, name="iaf", help="inverse autoregressive flow, which needs zuko"):
     """An approximate posterior by inverse autoregressive flow: a diagonal Normal, transformed T times.
 
         e ~ Normal(loc(x), scale(x)^2),    z = f_T(... f_1(e, h(x)) ..., h(x))
 
-    Each f_t is masked autoregressive, with affine functions of each dimension (see `pvae.models.flows`), and taken in
-    the direction in which a draw is one pass. The density of other points than a draw takes L passes through each f_t.
+    Each f_t is one of `autoregressive_transforms`, with affine functions of each dimension, and taken in the direction
+    in which a draw is one pass. The density of other points than a draw takes L passes through each f_t.
     Bounds that evaluate log q at a detached draw, as `DReG` and `ScoreELBO`, take L backward passes through each f_t in
     a step (see `Flow`).
 

@@ -17,10 +17,17 @@ from torch.distributions import Independent, Normal, constraints
 from pvae.core.options import Family, Option
 from pvae.distributions.discrete import CodeVector, OneHotVector
 from pvae.distributions.flow import Flow
-from pvae.distributions.normal_mixture import NormalMixture
+from pvae.distributions.normals import NormalMixture
 from pvae.distributions.power_spherical import SphereUniform
-from pvae.models.flows import FlowHidden, FlowLength, autoregressive_transforms, composed
-from pvae.models.posteriors import Categories, bits, bounded_normal
+from pvae.models.posteriors import (
+    Categories,
+    FlowHidden,
+    FlowLength,
+    autoregressive_transforms,
+    bits,
+    bounded_normal,
+    composed,
+)
 
 __all__ = [
     "BernoulliPrior",

@@ -320,9 +320,14 @@ def _tensor(values: Array, like: Tensor) -> Tensor:
 
 def _set_linear(parts: _Parts, model: Linear, is_mixture: bool) -> None:
     """Let the VAE be a linear model: exactly so in the values that are real, with a prior N(0, I)."""
-    _set_encoder(parts, model)
-    (_, weight, bias, noise), _ = model.rotated()
-    size, decoder, p_x = weight.shape[1], parts.decoder.linear, parts.p_x
+    (_, weight, bias, noise), variance = model.rotated()
+    size, encoder, decoder, p_x = weight.shape[1], parts.encoder.linear, parts.decoder.linear, parts.p_x
+    inverse = variance[:, None] * weight.T / noise  # so that E[z | f] = inverse (f - b), and q(z | x) is p(z | f)
+    encoder.weight[:size, : weight.shape[0]] = _tensor(inverse, encoder.weight)
+    encoder.bias[:size] = _tensor(-inverse @ bias, encoder.bias)
+    twice = 2 if getattr(parts.q_z, "log_variance", False) else 1
+    scales = slice(parts.latent_dim, parts.latent_dim + size)
+    encoder.bias[scales] = _tensor(twice * np.log(variance) / 2, encoder.bias)
     z = parts.vae.posterior(parts.train).sample()
     if len(parts.places) < parts.features.shape[1]:
         alone = p_x.outputs_for(parts.train, torch.ones(len(z), 1, dtype=torch.float64, device=z.device)).flatten()
@@ -337,19 +342,6 @@ def _set_linear(parts: _Parts, model: Linear, is_mixture: bool) -> None:
     if isinstance(parts.p_z, MixturePrior):
         codes = _array(z) if is_mixture else None
         _set_prior(parts.p_z, codes)
-
-
-def _set_encoder(parts: _Parts, model: Linear) -> Array:
-    """Let q(z | x) be p(z | f) of a linear model of the features; return the matrix B of E[z | f] = B (f - b)."""
-    (_, weight, bias, noise), variance = model.rotated()
-    size, encoder = weight.shape[1], parts.encoder.linear
-    inverse: Array = variance[:, None] * weight.T / noise
-    encoder.weight[:size, : weight.shape[0]] = _tensor(inverse, encoder.weight)
-    encoder.bias[:size] = _tensor(-inverse @ bias, encoder.bias)
-    twice = 2 if getattr(parts.q_z, "log_variance", False) else 1
-    scales = slice(parts.latent_dim, parts.latent_dim + size)
-    encoder.bias[scales] = _tensor(twice * np.log(variance) / 2, encoder.bias)
-    return inverse
 
 
 def _set_prior(prior: MixturePrior, codes: Array | None) -> None:

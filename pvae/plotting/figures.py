@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
@@ -20,16 +21,11 @@ from matplotlib.patches import Circle
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
-from pandas import json_normalize
 from torch import Tensor
 from torch.distributions import Normal
-from torch.nn.functional import pad
 
 from pvae.core.files import write_whole
 from pvae.runs.metrics import Metrics
-
-if TYPE_CHECKING:
-    from pvae.evaluation.estimators import Measurement
 
 # Ten colours near those of Okabe and Ito, "Color Universal Design", 2008, https://jfly.uni-koeln.de/color/, moved until
 # any two are at least 25 apart in CIE Lab, also as people without red or green cones see them.
@@ -119,12 +115,12 @@ def image_figure(images: Tensor, num_columns: int, title: str, row_labels: Seque
 
 def show_images(axes: Axes, images: Tensor, num_columns: int, row_labels: Sequence[str] = ()) -> None:
     """Show images (N, C, H, W) in [0, 1] row by row, with grey lines between them; unused places are white."""
-    num_rows = math.ceil(len(images) / num_columns)
-    unused = images.new_ones(num_rows * num_columns - len(images), *images.shape[1:])
-    places = pad(torch.cat([images, unused]).cpu(), (1, 0, 1, 0), value=0.5).unflatten(0, (num_rows, num_columns))
-    grid = pad(places.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3), (0, 1, 0, 1), value=0.5)  # (C, rows, columns)
-    if len(grid) != 3:  # neither grey nor colour: the mean over channels
-        grid = grid.mean(0, keepdim=True)
+    from torchvision.utils import make_grid  # slow to import
+
+    if images.shape[1] != 3:  # neither grey nor colour: the mean over channels
+        images = images.mean(1, keepdim=True)
+    unused = images.new_ones(-len(images) % num_columns, *images.shape[1:])
+    grid = make_grid(torch.cat([images, unused]).cpu(), num_columns, padding=1, pad_value=0.5)[: images.shape[1]]
     axes.imshow(grid.permute(1, 2, 0).clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="none")
     axes.set_xticks([])
     labels = [*map(drawable, row_labels)]  # an axis writes its labels anew while it is drawn
@@ -183,17 +179,18 @@ _LINES = {  # of the splits: style, width and colour; where losses are nearly eq
 
 def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
     """Return the loss of each split against the epoch, and the rate; early values far beyond the others are named."""
+    table = pd.DataFrame([asdict(row) for row in rows])
     quantities = ["loss"]
-    if any(row.rate for row in rows):  # an autoencoder has no rate; the distortion, loss - beta rate, needs no panel
+    if table["rate"].any():  # an autoencoder has no rate; the distortion, loss - beta rate, needs no panel
         quantities.append("rate")
     figure = titled_figure(title, WIDTH, 1.9 * len(quantities) + 1.1)
     panels = figure.subplots(len(quantities), 1, sharex=True, squeeze=False)[:, 0]
     for axes, name in zip(panels, quantities):
         for split, (line, width, colour) in _LINES.items():
-            points = [(row.epoch, getattr(row, name)) for row in rows if row.split == split]
-            if points:
-                axes.plot(*zip(*points), line, linewidth=width, color=colour, markersize=3, label=split)
-        _limit(axes, {f"{row.split} {getattr(row, name):.5g} at epoch {row.epoch}": row for row in rows}, name)
+            part = table[table["split"] == split]
+            if len(part):
+                axes.plot("epoch", name, line, data=part, linewidth=width, color=colour, markersize=3, label=split)
+        _limit(axes, table, name)
         axes.set_ylabel(f"{name}, nats per datum")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
@@ -202,18 +199,17 @@ def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
     return figure
 
 
-def _limit(axes: Axes, rows: Mapping[str, Metrics], name: str) -> None:
+def _limit(axes: Axes, table: pd.DataFrame, name: str) -> None:
     """Let the first tenth of the epochs widen the range to three times that of the others; name what is beyond."""
-    values = {said: getattr(row, name) for said, row in rows.items()}
-    first = max(row.epoch for row in rows.values()) // 10
-    later = [values[said] for said, row in rows.items() if row.epoch > first]
-    length = max(later) - min(later) or abs(later[0]) or 1.0
-    beyond = [said for said, y in values.items() if not min(later) - length <= y <= max(later) + length]
-    inside = [y for said, y in values.items() if said not in beyond]
-    axes.set_ylim(min(inside) - 0.05 * length, max(inside) + 0.05 * length)
+    values = table[name]
+    later = values[table["epoch"] > table["epoch"].max() // 10]
+    length = np.ptp(later) or abs(later.iloc[0]) or 1.0
+    is_inside = values.between(later.min() - length, later.max() + length)
+    inside = values[is_inside]
+    axes.set_ylim(inside.min() - 0.05 * length, inside.max() + 0.05 * length)
+    beyond = [f"{row.split} {getattr(row, name):.5g} at epoch {row.epoch}" for row in table[~is_inside].itertuples()]
     if beyond:
-        head = f"{len(beyond)} beyond the axis:"
-        axes.set_title("\n".join([head, *beyond[:3]]), loc="right", fontsize=10)
+        axes.set_title("\n".join([f"{len(beyond)} beyond the axis:", *beyond[:3]]), loc="right", fontsize=10)
 
 
 def scatter_figure(splits: Mapping[str, ScatterData], names: Sequence[str], title: str) -> Figure:
@@ -245,13 +241,10 @@ def scatter_figure(splits: Mapping[str, ScatterData], names: Sequence[str], titl
     for axes, (split, (codes, labels, is_prior_normal)) in zip(
         figure.subplots(1, len(splits), squeeze=False)[0], splits.items()
     ):
-        points = codes.cpu().numpy()
+        points = codes.numpy(force=True)
         classes = np.zeros(len(points), dtype=int)
-        shown: list[int] = []
         if labels is not None and is_coloured:
-            classes = labels.cpu().numpy()
-        if is_coloured:
-            shown = np.unique(classes).tolist()
+            classes = labels.numpy(force=True)
         colours = np.asarray(PALETTE)[classes % len(PALETTE)]  # in the order of the images, so that no class is on top
         size = 0.07 * side**2 * min(max(1, 3000 / max(1, len(points))), 18)
         # Opaque and with sharp edges, ten colours stay ten, which can be told apart, and the file is small.
@@ -260,15 +253,18 @@ def scatter_figure(splits: Mapping[str, ScatterData], names: Sequence[str], titl
         if is_prior_normal:
             width = max(6.0, width)
             for radius in (1, 2, 3):
-                style: Any = {"edgecolor": "#333333", "path_effects": halo}
-                axes.add_patch(Circle((0, 0), radius, fill=False, linewidth=0.7, **style))
+                axes.add_patch(Circle((0, 0), radius, fill=False, linewidth=0.7, path_effects=halo))
                 axes.text(0, -radius, f"{radius} sd", fontsize=text, ha="center", va="bottom", path_effects=halo)
         axes.set_aspect("equal", adjustable="datalim")
-        written = [names[index].removeprefix(f"{index} - ")[:20] for index in shown]
-        medians = np.array([np.median(points[classes == index], axis=0) for index in shown]).reshape(-1, 2)
+        medians = pd.DataFrame(points).groupby(classes).median()
+        if not is_coloured:
+            medians = medians[:0]
+        written = [names[index].removeprefix(f"{index} - ")[:20] for index in medians.index]
         # A letter is about as wide as 0.6 of its height; the axes show some `side` inches.
         letters = np.array([(0.6 * len(name) + 1, 1.8) for name in written]).reshape(-1, 2)
-        for index, name, place in zip(shown, written, _apart(medians, width * text / (72 * side) * letters)):
+        for index, name, place in zip(
+            medians.index, written, _apart(medians.to_numpy(), width * text / (72 * side) * letters)
+        ):
             box = {"facecolor": "white", "edgecolor": PALETTE[index % len(PALETTE)], "pad": 1.5}
             axes.annotate(name, tuple(place), fontsize=text, ha="center", va="center", bbox=box)
         axes.set_title(split, fontsize=9)
@@ -295,20 +291,16 @@ def histogram_figure(codes: Tensor, draws: Tensor, names: Sequence[str], title: 
     if num_columns > 2:
         height = 1.5
     figure = titled_figure(title, WIDTH, height * num_rows + 0.5)
-    columns = codes.cpu().double().numpy().T
-    of_prior = draws.cpu().double().numpy().T
-    for place, name in enumerate(names):
-        axes = figure.add_subplot(num_rows, num_columns, place + 1)
-        column = columns[place]
-        margin = 1e-6 * np.abs(column).max()  # without it, hist fails for large codes that are all equal
-        of_codes: Any = {"range": (column.min() - margin, column.max() + margin)}
-        of_codes["bins"] = min(40, math.ceil(2 * len(column) ** (1 / 3)))
+    columns, of_prior = (one.double().numpy(force=True).T for one in (codes, draws))
+    for place, (name, column, drawn) in enumerate(zip(names, columns, of_prior), 1):
+        axes = figure.add_subplot(num_rows, num_columns, place)
+        of_codes: Any = {"bins": min(40, math.ceil(2 * len(column) ** (1 / 3)))}
         of_draws: Any = {"bins": 30}
-        if set(of_prior[place]) <= {0.0, 1.0}:  # bits, of which one may always be 1
+        if set(drawn) <= {0.0, 1.0}:  # bits, of which one may always be 1
             of_codes = {"bins": 11, "range": (-0.05, 1.05)}
             of_draws = of_codes
         axes.hist(column, density=True, color=_DATA, alpha=0.6, **of_codes)
-        axes.hist(of_prior[place], density=True, color=_PRIOR, histtype="step", **of_draws)
+        axes.hist(drawn, density=True, color=_PRIOR, histtype="step", **of_draws)
         axes.set_title(name, pad=3, fontsize=10)
         axes.locator_params(axis="x", nbins=4, steps=[1, 2, 5, 10])
         axes.set_yticks([])
@@ -337,24 +329,27 @@ def deviation_figure(draws: Tensor, names: Sequence[str], title: str) -> Figure:
     return figure
 
 
-def comparison_figure(measurements: Sequence[Measurement], title: str) -> Figure:
+def comparison_figure(measurements: pd.DataFrame, title: str) -> Figure:
     """Return bias, signal-to-noise and noise per second of the last stage against the number of particles.
 
     Both axes are logarithmic; values that are not positive and finite are left out. Bars are standard errors.
+
+    Args:
+        measurements: a row for each `Measurement`, as `pvae compare` writes them.
+        title: of the figure.
     """
-    last = [one for one in measurements if one.stage == measurements[-1].stage]
-    table = json_normalize([asdict(one) for one in last], sep="_")
-    table["bias"] *= -1
-    table["bias_stderr"] = table["value_stderr"]
+    *_, stage = measurements["stage"]
+    table = measurements[measurements["stage"] == stage]
+    table = table.assign(bias=-table["bias"], bias_stderr=table["value_stderr"])
     panels = {
         "log p(x) - bound, nats per datum": "bias",
         "encoder's gradient, signal / noise": "encoder_gradient_signal_to_noise",
         "decoder's gradient, signal / noise": "decoder_gradient_signal_to_noise",
         "encoder's variance x seconds of a step": "noise",
     }
-    figure = titled_figure(f"{title}, {last[0].stage}: the same weights, data and noise for all", 16.0, 4.4)
+    figure = titled_figure(f"{title}, {stage}: the same weights, data and noise for all", 16.0, 4.4)
     groups = [*table.groupby("estimator", sort=False)]
-    counts = sorted({one.particles for one in last})
+    counts = sorted({*table["particles"]})
     for axes, (label, name) in zip(figure.subplots(1, len(panels)), panels.items()):
         axes.set(xscale="log", yscale="log", xlabel="particles K", title=label)
         for index, (estimator, rows) in enumerate(groups):

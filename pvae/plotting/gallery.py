@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -21,6 +22,9 @@ from pvae.trained import codes
 from pvae.trained.latent_space import reconstruct, sample
 
 _SHOWN = 8
+_SHEET = """\
+left: test images above the mean of p(x | z), z ~ q(z | x); right: the mean of p(x | z), z ~ p(z)
+of several seeds the first"""
 
 
 class Entry(NamedTuple):
@@ -87,8 +91,9 @@ def side_by_side(entries: Sequence[Entry]) -> dict[str, str | Figure]:
     shown = [places[key] for key in zip(firsts["configuration"], firsts["seed"])]
     files: dict[str, str | Figure] = {"table.csv": table.to_csv(index=False, lineterminator="\n")}
     files["table.md"] = to_markdown(table)
-    if any(len(entry.images) for entry in shown):
-        files["sheet.png"] = sheet_figure(shown)
+    bands = {entry.title: (entry.images, entry.samples) for entry in shown if len(entry.images)}
+    if bands:
+        files["sheet.png"] = figures.band_figure(bands, _SHOWN, _SHEET)
     is_sweep = all(entry.sweep == entries[0].sweep for entry in entries) and table["beta"].nunique() > 1
     if is_sweep and table["elbo"].notna().all():
         title = f"{without_beta(table['system'])[0]} on {table['data'][0]}"
@@ -96,13 +101,6 @@ def side_by_side(entries: Sequence[Entry]) -> dict[str, str | Figure]:
     for data, figure in code_figures(shown).items():
         files[f"codes-{re.sub('[^a-z0-9]+', '-', data.lower())}.png"] = figure
     return files
-
-
-def sheet_figure(entries: Sequence[Entry]) -> Figure:
-    """Return a row for each entry of images: test images above their reconstructions, and samples from the prior."""
-    title = "left: test images above the mean of p(x | z), z ~ q(z | x); right: the mean of p(x | z), z ~ p(z)"
-    bands = {entry.title: (entry.images, entry.samples) for entry in entries if len(entry.images)}
-    return figures.band_figure(bands, _SHOWN, f"{title}\nof several seeds the first")
 
 
 def code_figures(entries: Sequence[Entry]) -> dict[str, Figure]:
@@ -149,14 +147,11 @@ def rate_distortion_figure(table: pd.DataFrame, title: str) -> Figure:
     axes.errorbar(x, y, errors["distortion"], errors["rate"], fmt="o-", **bars)
     for beta, place in zip(means.index, zip(x, y)):
         axes.annotate(f"{beta:g}", place, (6, 6), textcoords="offset points")
-    side = 1.25 * max(x.max() - x.min(), y.max() - y.min() + 2 * errors["distortion"].max())
-    left = max(0.0, (x.min() + x.max() - side) / 2)
-    bottom = (y.min() + y.max() - side) / 2
     best = -means["elbo"].max()
-    named = f"distortion + rate = {best:.2f}, the best -ELBO"
-    axes.plot((left, left + side), (best - left, best - left - side), "k--", linewidth=1, label=named)
-    axes.set(xlim=(left, left + side), ylim=(bottom, bottom + side), aspect="equal")
-    axes.set(xlabel="rate, nats per datum", ylabel="distortion, nats per datum")
+    ends = np.array([x.min(), x.max()])
+    axes.plot(ends, best - ends, "k--", linewidth=1, label=f"distortion + rate = {best:.2f}, the best -ELBO")
+    axes.margins(0.1)
+    axes.set(aspect="equal", xlabel="rate, nats per datum", ylabel="distortion, nats per datum")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", frameon=False)
     return figure

@@ -331,28 +331,25 @@ def gaps(run: Run, report: Report) -> Figure | None:
     if run.data.is_images:
         height = 3.6
     figure = figures.titled_figure(title, 10.0, height)
-    grid = figure.add_gridspec(1 + run.data.is_images, len(shown))
-    first = figure.add_subplot(grid[0, 0])
-    panels = [first]
-    panels += [figure.add_subplot(grid[0, place], sharex=first, sharey=first) for place in range(1, len(shown))]
-    for axes, (name, found) in zip(panels, shown.items()):
-        start = 0.0
-        for place, part in enumerate(_PARTS):
-            one = getattr(found, part)
-            axes.barh(place, one.mean, left=start, xerr=one.stderr, color=figures.PALETTE[place], capsize=2)
-            end = max(start, start + one.mean) + one.stderr
-            axes.annotate(str(one), (end, place), (4, 0), textcoords="offset points", va="center", fontsize=7)
-            start += one.mean
-        axes.set_yticks(range(len(_PARTS)), [*_PARTS.values()])
-        axes.tick_params(labelsize=7, labelleft=axes is first)
+    upper, *lower = figure.subfigures(1 + run.data.is_images, squeeze=False)[:, 0]
+    for axes, (name, found) in zip(
+        upper.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False)[0], shown.items()
+    ):
+        parts = [getattr(found, part) for part in _PARTS]
+        means = np.array([one.mean for one in parts])
+        errors = [one.stderr for one in parts]
+        colours = figures.PALETTE[: len(parts)]
+        bars = axes.barh([*_PARTS.values()], means, left=means.cumsum() - means, xerr=errors, color=colours, capsize=2)
+        axes.bar_label(bars, [*map(str, parts)], padding=4, fontsize=7)
+        axes.margins(x=0.35)
+        axes.tick_params(labelsize=7)
         axes.set_title(f"{found.num_images:,} {name}", fontsize=8)
         axes.set_xlabel("nats per datum above the ELBO L[q]", fontsize=7)
-    low, high = first.get_xlim()
-    first.set(xlim=(low, high + 0.35 * (high - low)), ylim=(len(_PARTS) - 0.4, -0.6))
-    if run.data.is_images:
+    axes.invert_yaxis()
+    for part in lower:
         rows, lost = zip(*report.gaps.largest)
         (x,) = codes.run_batch(run, "test").rows(torch.tensor(rows)).x.split(len(rows))
-        axes = figure.add_subplot(grid[1, :])
+        axes = part.subplots()
         figures.show_images(axes, run.preparation.shown(x), len(rows))
         axes.set_xticks(figures.middles(len(rows), x.shape[-1]), [f"{one:.1f}" for one in lost], fontsize=7)
         axes.set_xlabel("log p(x) - L[q] of the test images that lose most, in nats", fontsize=7)
@@ -385,9 +382,7 @@ def calibration(run: Run, report: Report) -> Figure | None:
             if np.abs(np.array(line) - masses[1:-1]).max() > coverage.band:
                 colour = figures.PALETTE[6]
             axes.plot(masses, [0, *line, 1], color=colour, linewidth=0.9, alpha=0.8)
-        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-        axes.set_xlabel(mass, fontsize=8)
-        axes.set_ylabel(share, fontsize=8)
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel=mass, ylabel=share)
     return figure
 
 

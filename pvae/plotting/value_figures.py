@@ -75,6 +75,9 @@ def reconstructed_rows_figure(
     shown = columns[: 2 * _MOST]
     data, draws, test = (one[..., : len(shown)] for one in (data, draws, test))
     mean, std = _moments(test)
+    values = ((data - mean) / std).tolist()
+    low, high = ((draws - mean) / std).quantile(torch.tensor([0.05, 0.95]).to(draws), 0).tolist()
+    shares = (draws == data).double().mean(0).tolist()
     texts = [d for d, column in enumerate(shown) if column.categories]
     parts = [part for part in ([d for d in range(len(shown)) if d not in texts], texts) if part]
     said = f"test data, {len(shown)} of {len(columns):,} columns; {len(draws)} draws of p(x | z), z ~ q(z | x)"
@@ -83,18 +86,17 @@ def reconstructed_rows_figure(
     grid = figure.subplots(len(parts), len(data), sharex="row", sharey="row", squeeze=False, height_ratios=heights)
     bar: Any = {"color": _MODEL, "edgecolor": _MODEL, "height": 0.6}
     for panels, part in zip(grid, parts):
-        for axes, x, drawn in zip(panels, data, draws.unbind(1)):
-            value = (x - mean) / std
-            low, high = ((drawn - mean) / std).quantile(torch.tensor([0.05, 0.95]).to(drawn), 0)
+        for row, (axes, x) in enumerate(zip(panels, data)):
             for y, d in enumerate(part):
                 if x[d].isnan():
                     axes.axhspan(y - 0.4, y + 0.4, **_MISSING)
                 elif part is texts:
-                    axes.barh(y, (drawn[:, d] == x[d]).double().mean().item(), label="probability", **bar)
+                    axes.barh(y, shares[row][d], label="probability", **bar)
                     axes.text(0.03, y, _label(shown[d].text(x[d].item()), 10), va="center")
                 else:
-                    axes.barh(y, (high - low)[d].item(), left=low[d].item(), label="90 % of p(x | z)", **bar)
-                    axes.plot(value[d].item(), y, "o", color=_DATA, markersize=4, label="x")
+                    width = high[row][d] - low[row][d]
+                    axes.barh(y, width, left=low[row][d], label="90 % of p(x | z)", **bar)
+                    axes.plot(values[row][d], y, "o", color=_DATA, markersize=4, label="x")
             axes.set_yticks(range(len(part)), [_label(shown[d].name) for d in part])
             axes.set_ylim(len(part) - 0.5, -0.5)
             axes.use_sticky_edges = part is texts  # an interval does not end at the edge of the panel
@@ -175,17 +177,14 @@ def sampled_values_figure(
     rows = f"{len(data):,} data of all splits and of {len(samples):,} samples from {given}"
     text = f"{title}\nmarginals of {rows}, {count} of {data.shape[1]:,} columns"
     figure, panels = _panels(text, count, 3)
-    for number, axes in enumerate(panels):
+    columns = columns or [Column(f"x_{number + 1}") for number in range(count)]
+    for number, (axes, column) in enumerate(zip(panels, columns)):
         values = [one[:, number][one[:, number].isfinite()].double() for one in (data, samples)]
-        column = None
-        name = f"x_{number + 1}"
-        if columns:
-            column = columns[number]
-            name = _label(column.name)
+        name = _label(column.name)
         missing = data[:, number].isnan().double().mean().item()
         if missing:
             name += f", {missing:.0%} missing"
-        if column is not None and column.categories:
+        if column.categories:
             name += _draw_shares(axes, values, column.categories)
         else:
             name += _draw_densities(axes, values, column)
@@ -207,7 +206,7 @@ def _draw_shares(axes: Axes, both: Sequence[Tensor], categories: Sequence[str]) 
     return f", {len(codes)} of {len(categories)} categories"
 
 
-def _draw_densities(axes: Axes, both: Sequence[Tensor], column: Column | None) -> str:
+def _draw_densities(axes: Axes, both: Sequence[Tensor], column: Column) -> str:
     """Draw histograms of the numbers in data and samples; return what is not drawn as it is."""
     data, samples = both
     said = ""
@@ -223,11 +222,6 @@ def _draw_densities(axes: Axes, both: Sequence[Tensor], column: Column | None) -
         said = f", {(data <= cut).double().mean():.0%} of the data"
         shown = [one[one <= cut] for one in both]
         high = cut
-    # Between large values whose differences are small there are too few floats for bins and bars.
-    is_narrow = (high - low or 1.0) < 1000 * np.spacing(max(abs(low), abs(high)))
-    if is_narrow:
-        shown = [one - low for one in shown]
-        said += f", less {low:.17g}"
     style: Any = {"color": [_DATA, _MODEL], "label": ["data", "samples"], "bins": 20, "density": True}
     if is_whole:
         width = math.ceil((high - low + 1) / 20)
@@ -237,9 +231,8 @@ def _draw_densities(axes: Axes, both: Sequence[Tensor], column: Column | None) -
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.hist([one.tolist() for one in shown], **style)
     axes.yaxis.set_major_formatter("{x:g}")  # without a power of ten beside the title
-    if column is not None and not is_narrow:
-        axes.locator_params(axis="x", nbins=3)
-        axes.xaxis.set_major_formatter(partial(_tick, column))
+    axes.locator_params(axis="x", nbins=3)
+    axes.xaxis.set_major_formatter(partial(_tick, column))
     return said
 
 

@@ -19,20 +19,6 @@ from pvae.core import protocol
 from pvae.reference.elbo import sites
 from pvae.vae import VAE
 
-__all__ = [
-    "ciwae",
-    "dreg_gradients",
-    "elbo",
-    "iwae",
-    "log_weights",
-    "miwae",
-    "piwae_gradients",
-    "renyi",
-    "score_gradients",
-    "stl_gradients",
-    "vimco_gradients",
-]
-
 
 def log_weights(vae: VAE, x: Tensor, num_particles: int) -> Tensor:
     """Return log w_k = log p(x | z_k) + log p(z_k) - log q(z_k | x) at z_1..z_K ~ q(z | x): (K, B) nats.

@@ -1,4 +1,4 @@
-"""A VAE of bits or categories whose log p(x), ELBO and gradients are exact, and estimators written by hand.
+"""A VAE of bits or categories whose log p(x), ELBO and gradients are exact.
 
     z_l ~ Bernoulli(m_l),    f(z) = log p(x | z) + log p(z) - log q(z | x)
 
@@ -19,16 +19,6 @@ from pvae.core.errors import InputError
 from pvae.reference.elbo import kl
 from pvae.reference.linear_gaussian import is_linear, linear_decoder_of
 from pvae.vae import VAE
-
-__all__ = [
-    "Exact",
-    "arms_gradient",
-    "categorical_disarm_gradient",
-    "elbo",
-    "enumerated",
-    "linear_elbo",
-    "through_probabilities",
-]
 
 _MOST_CODES = 4096
 
@@ -117,65 +107,3 @@ def elbo(vae: VAE, x: Tensor) -> Tensor:
     if _is_of_bits(vae.prior()) and is_linear(vae):
         return linear_elbo(vae, x)
     return enumerated(vae, x).elbo
-
-
-def arms_gradient(probs: Tensor, z: Tensor, f: Tensor, correlation: Tensor) -> Tensor:
-    """Return an estimate of d E_q f / d logits from n draws of which two have a correlation, (B, L).
-
-        1 / (n - 1) sum_i (f_i - mean_j f_j) (z_il - p_l) / (1 - rho_l)
-
-    Args:
-        probs: p, (B, L).
-        z: bits (n, B, L).
-        f: (n, B) nats.
-        correlation: rho, (B, L).
-    """
-    count = len(z)
-    total = torch.zeros_like(probs)
-    for i in range(count):
-        others = sum(f[j] for j in range(count)) / count
-        total = total + (f[i] - others)[:, None] * (z[i] - probs) / (1 - correlation)
-    return total / (count - 1)
-
-
-def categorical_disarm_gradient(logits: Tensor, z: Tensor, f: Tensor, correlation: Tensor) -> Tensor:
-    """Return an estimate of d E_q f / d logits of categories from two draws of antithetic bits, (N, C), of one datum.
-
-    The logits of the bits, a_k = logit_k - log sum_{j > k} exp(logit_j), are bit by bit those of
-    `pvae.elbos.discrete.CategoricalDisARM`, and their derivatives are added to those of the logits.
-
-    Args:
-        logits: of q, (N, C).
-        z: two draws, (2, N, C).
-        f: (2,) nats.
-        correlation: of the bits of the two draws, (N, C - 1).
-    """
-    found = torch.zeros_like(logits)
-    number, num_classes = logits.shape
-    for n in range(number):
-        for k in range(num_classes - 1):
-            after = logits[n, k + 1 :]
-            p = torch.sigmoid(logits[n, k] - after.logsumexp(0))
-            (u, b), (v, other) = (((one[n, :k] == 0).all().double(), one[n, k]) for one in z)
-            estimate = u * v * (f[0] - f[1]) * (b - other) / (1 - correlation[n, k])
-            estimate = estimate + u * (1 - v) * (f[0] - f[1]) * (b - p) + v * (1 - u) * (f[1] - f[0]) * (other - p)
-            found[n, k] += estimate / 2
-            found[n, k + 1 :] -= estimate / 2 * after.softmax(0)
-    return found
-
-
-def through_probabilities(slope: Tensor, probs: Tensor, temperature: float, num_classes: int = 1) -> Tensor:
-    """Return d/d logits (..., L) of a function with the derivative `slope` by z = sigmoid or softmax(logits / t + c).
-
-        bits        slope_l z_l (1 - z_l) / t          categories  z_k (slope_k - sum_j slope_j z_j) / t
-
-    Args:
-        slope: by z, (..., L).
-        probs: z, (..., L).
-        temperature: t; 1 of straight-through, whose z has the derivative of its probabilities.
-        num_classes: of each categorical variable; 1 for bits.
-    """
-    if num_classes == 1:
-        return slope * probs * (1 - probs) / temperature
-    slope, probs = (one.unflatten(-1, (-1, num_classes)) for one in (slope, probs))
-    return (probs * (slope - (slope * probs).sum(-1, keepdim=True)) / temperature).flatten(-2)

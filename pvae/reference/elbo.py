@@ -17,19 +17,6 @@ from torch.nn.functional import logsigmoid
 from pvae.core.batch import Terms
 from pvae.vae import VAE
 
-__all__ = [
-    "Parts",
-    "closed_form",
-    "enumerated",
-    "kl",
-    "kl_of_each",
-    "loss",
-    "monte_carlo",
-    "rate_by_dimension",
-    "sites",
-    "three_parts",
-]
-
 
 def loss(terms: Terms, beta: float = 1.0, free_bits: float = 0.0, rates: Tensor | None = None) -> Tensor:
     """Return the scalar that training minimises.

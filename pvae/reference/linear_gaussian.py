@@ -16,8 +16,6 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Multivar
 from pvae.core.errors import InputError
 from pvae.vae import VAE
 
-__all__ = ["decoder_of", "elbo", "has_oracle", "is_linear", "linear_decoder_of", "log_evidence", "true_posterior"]
-
 
 def has_oracle(vae: VAE) -> bool:
     """Whether the VAE is linear-Gaussian: a linear decoder, Normal noise, a standard Normal prior and a density q."""

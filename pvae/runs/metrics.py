@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +68,7 @@ def read_metrics(file: Path, epoch: int) -> list[Metrics]:
         InputError: a row up to that epoch is missing or damaged.
     """
     rows = list[Metrics]()
-    with contextlib.suppress(OSError, ValueError, RecursionError):  # a line that was not written to its end
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):  # a line that was not written to its end
         for line in file.read_bytes().splitlines():
             row = from_record(Metrics, json.loads(line))
             if row.epoch > epoch:
@@ -88,18 +87,10 @@ def best_epoch(rows: Iterable[Metrics]) -> int | None:
     The ELBO is compared, whatever the weight of the rate in the loss; where there is no bound, as for an autoencoder,
     the loss is compared. Of equal epochs the first is returned.
     """
-    best = None
-    most = -math.inf
-    for row in rows:
-        if row.split != "valid":
-            continue
-        reached = row.elbo
-        if reached is None:
-            reached = -row.loss
-        if reached > most:
-            best = row.epoch
-            most = reached
-    return best
+    valid = [row for row in rows if row.split == "valid"]
+    if not valid:
+        return None
+    return max(valid, key=lambda row: -row.loss if row.elbo is None else row.elbo).epoch
 
 
 def is_out_of_patience(rows: Iterable[Metrics], patience: int) -> bool:

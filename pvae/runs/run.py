@@ -10,8 +10,14 @@ events.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
+import json
 import math
+import os
+import re
+import shlex
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,26 +28,34 @@ import torch
 from torch import Tensor
 
 from pvae.config.build import build_vae, preparation_of
-from pvae.config.presets import system_title
-from pvae.core.errors import InputError, LacksOptionError
+from pvae.config.config import Config
+from pvae.config.presets import as_option, system_title
+from pvae.core import __version__
+from pvae.core.errors import InputError
+from pvae.core.files import expanded, from_record, to_json, write_whole
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
-from pvae.data.folders import NotFoundError
 from pvae.data.preparation import Preparation
 from pvae.data.read import read, read_again
+from pvae.data.reading import NotFoundError
 from pvae.data.schema import DataRecord
 from pvae.data.sources import SETS
 from pvae.runs.checkpoint import Checkpoint, read_checkpoint
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience, read_metrics
-from pvae.runs.record import RunRecord
 from pvae.vae import VAE
 
+CONFIG = "config.json"
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
 BEST = "best.safetensors"
 HISTORY = "history.safetensors"
 HISTORY_ROWS = 500
 OWN_CODE = "vae.py"  # the text of the file that --vae named; it is never run from here
+READY_MADE = ("deep-bayes", "fashion-vae")  # names of the runs that come with pvae
+_READY_MADE = Path(__file__).parents[1] / "pretrained"
+_FORMAT = 3
+_OWN_VAE = "built in Python: the options of config from network to scale do not describe it"
+_OWN_BETA = "a function of the step, given to fit"
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -79,20 +93,39 @@ class Instant(NamedTuple):
 
 
 @dataclass(eq=False)
-class Run(RunRecord):
+class Run:
     """An opened run folder. `fit` writes it, `Run.open` reads it.
 
     Metrics, weights, the VAE and the data set are read when they are first asked for, and kept. To see what another
     process has written since, open the run again.
 
     Args:
-        code: the text of the file of your own VAE, which is kept in the run folder as vae.py; "" if it has none.
+        path: the folder.
+        config: configuration of the training.
+        data: record of the data set.
+        sessions: for each session that trained the run: its first epoch and step, device, number of processes and of
+            threads, engine, versions, commit and time.
+        identity: a unique name, stored in `config.json` and in the checkpoints.
+        has_own_vae: the VAE was built in Python and given to `fit`; `config` does not describe its networks.
+        has_own_beta: the weight of the rate was a function that was given to `fit`.
+        start: of a training that started from another run: its identity, its folder, and its progress then; else {}.
+        vae_place: FILE.py:FUNCTION, which built that VAE, or "".
+        code: the text of that file, which is kept in the run folder as vae.py; "" if there is none.
         loaded: the data set, once it was read.
 
     Attributes:
         cache: what `cached` functions have returned, and the VAE.
     """
 
+    path: Path
+    config: Config
+    data: DataRecord
+    sessions: list[dict[str, Any]] = field(default_factory=list)
+    identity: str = field(default_factory=lambda: uuid.uuid4().hex)
+    has_own_vae: bool = False
+    has_own_beta: bool = False
+    start: dict[str, str] = field(default_factory=dict)
+    vae_place: str = ""
     code: str = field(default="", repr=False)
     loaded: Dataset | None = field(default=None, repr=False)
     cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
@@ -100,6 +133,117 @@ class Run(RunRecord):
     def __getstate__(self) -> dict[str, Any]:
         """Return what another process gets, which reads the folder itself."""
         return {**vars(self), "cache": {}}
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Return the run in a folder.
+
+        Args:
+            path: the folder; or the name of a run that comes with pvae, "deep-bayes" or "fashion-vae", if there is no
+                run folder of that name.
+
+        Raises:
+            InputError: the path is empty, the folder is not a run folder, or its `config.json` is damaged, or of a
+                version that this one does not read.
+        """
+        path = expanded(path, "the run folder")
+        if str(path) in READY_MADE and not (path / CONFIG).exists():
+            path = _READY_MADE / path
+        file = path / CONFIG
+        try:
+            content = file.read_text("utf-8", "replace")
+        except OSError as error:
+            raise InputError(f"{path} is not a run folder: {_why_no_run(path, error)}") from None
+        try:
+            record = json.loads(content)
+            if record["format"] != _FORMAT:
+                raise InputError(f"its format is not {_FORMAT}")
+            options = dict(record["config"])
+            if options.get("alpha") == "-inf":  # JSON has no infinity
+                options["alpha"] = -math.inf
+            return cls(
+                path,
+                from_record(Config, options),
+                from_record(DataRecord, record["data"]),
+                record["sessions"],
+                record["run"],
+                has_own_vae="own_vae" in record,
+                has_own_beta="own_beta" in record,
+                start=record.get("start", {}),
+                vae_place=record.get("vae_place", ""),
+            )
+        except (InputError, KeyError, TypeError, ValueError, RecursionError) as error:
+            what = f"damaged or of another version of pvae ({error})"
+            how = "restore a copy of it, or use that version"
+            versions = re.findall('"pvae": "(.*?)"', content)  # of each session
+            if versions and versions[-1] != __version__:
+                what = f"of pvae {versions[-1]}, and this is {__version__}, which does not read it ({error})"
+                how = f"use pvae {versions[-1]}, or train anew"
+            raise InputError(f"{file} is {what}: {how}") from None
+
+    def write(self) -> None:
+        """Write `config.json`.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        optional = {
+            "own_vae": self.has_own_vae and _OWN_VAE,
+            "vae_place": self.vae_place,
+            "own_beta": self.has_own_beta and _OWN_BETA,
+            "start": self.start,
+        }
+        config = asdict(self.config)
+        if self.config.alpha == -math.inf:
+            config["alpha"] = "-inf"
+        record = {
+            "format": _FORMAT,
+            "run": self.identity,
+            **{name: value for name, value in optional.items() if value},
+            "config": config,
+            "data": asdict(self.data),
+            "sessions": self.sessions,
+        }
+        write_whole(self.path / CONFIG, f"{to_json(record, indent=2)}\n".encode())
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Check that options of a configuration, but for the number of epochs, are those of the run.
+
+        Raises:
+            InputError: one is not.
+        """
+        free = {"epochs", "source"}
+        if self.has_own_vae:
+            free.add("system")
+        for name in options.keys() - free:
+            own = getattr(self.config, name)
+            if options[name] != own:
+                raise InputError(
+                    f"{as_option(name, options[name])} contradicts {self.path / CONFIG}, which says "
+                    f"{as_option(name, own)}: give the same, or start a new run in another --out"
+                )
+
+    @property
+    def name(self) -> str:
+        """How messages name the run: by its folder, or by its name if it came with pvae."""
+        return self.path.name if self.path.parent == _READY_MADE else str(self.path)
+
+    @property
+    def place(self) -> Path:
+        """Where pictures and reports of the run are written: its folder, or runs/NAME for a ready-made run."""
+        return Path("runs") / self.path.name if self.path.parent == _READY_MADE else self.path
+
+    @property
+    def how_to_resume(self) -> str:
+        """The command that resumes the run, or the call in Python if its VAE or data were given from Python."""
+        needs_vae = self.has_own_vae and not self.vae_place
+        if needs_vae or not self.data.dataset:
+            given = {"vae=vae": needs_vae, "data=data": not self.data.dataset}
+            return f"pvae.resume({', '.join([repr(str(self.path)), *(name for name in given if given[name])])})"
+        command = ["python", "-m", "pvae.train", "--resume", str(self.path)]
+        if self.vae_place:
+            command += ["--vae", self.vae_place]
+        return shlex.join(command)
 
     def dataset(self, data: Any = None, data_dir: str | Path | None = None, offline: bool = False) -> Dataset:
         """Return the data set that the run was trained on, after comparing its SHA-256 with the run's record.
@@ -130,14 +274,11 @@ class Run(RunRecord):
             InputError: they are not.
         """
         if found.sha256 != self.data.sha256:
-            both = [
-                (one.title, f"shape {one.datum_shape}", f"SHA-256 {one.sha256[:16]}...") for one in (self.data, found)
-            ]
-            differing = next(f"{recorded}, not {given}" for recorded, given in zip(*both) if recorded != given)
+            recorded, given = (f"{one.title}, SHA-256 {one.sha256[:16]}..." for one in (self.data, found))
             advice = "give the same data"
             if is_from_files:
                 advice = "name the folder that holds the same files with --data-dir"
-            raise InputError(f"{self.name} was trained on other data: {differing}: {advice}")
+            raise InputError(f"{self.name} was trained on other data, {recorded}, not {given}: {advice}")
         uses_labels = self.config.condition or self.config.labels or self.has_own_vae
         if uses_labels and self.data.labels_sha256 not in ("", found.labels_sha256):
             raise InputError(f"{self.name} was trained on data with other labels: give the same ones")
@@ -293,10 +434,8 @@ class Run(RunRecord):
             InputError: `vae` is missing, or given without need.
         """
         if self.has_own_vae and vae is None and "vae" not in self.cache:
-            what = f"{self.path} trained a VAE of your own"
-            if not self.vae_place:
-                raise InputError(f"{what}: give --vae FILE.py:FUNCTION, or vae=vae in Python")
-            raise LacksOptionError(f"{what}; name it again", ["--vae", self.vae_place], "vae=vae")
+            option = f"--vae {shlex.quote(self.vae_place or 'FILE.py:FUNCTION')}"
+            raise InputError(f"{self.path} trained a VAE of your own: give {option}, or vae=vae in Python")
         if vae is not None and not self.has_own_vae:
             raise InputError(f"{self.path} trained the VAE that its config.json describes: leave vae out")
 
@@ -316,15 +455,27 @@ class Run(RunRecord):
             return False
         return self.read_checkpoint().epoch >= self.config.epochs or is_out_of_patience(rows, self.config.patience)
 
-    def forget(self) -> None:
-        """Forget the metrics and checkpoints that were read, and what was computed from them."""
-        self.cache.clear()
-
     def figures(self) -> Path:
         """Return the folder of the run's figures, which is made if it is missing."""
         folder = self.path / "figures"
         folder.mkdir(exist_ok=True)
         return folder
+
+
+def _why_no_run(path: Path, error: OSError) -> str:
+    """Return why a path is not a run folder, as its config.json cannot be read."""
+    rows = path / METRICS
+    if not os.path.lexists(path):  # also False for a name that is too long
+        near = difflib.get_close_matches(str(path), READY_MADE, n=1)
+        return "there is nothing of that name" + "".join(f"; did you mean {name}?" for name in near)
+    if rows.is_file() and not rows.read_bytes():  # written before config.json
+        return "its training was killed before the first epoch: remove it and start again"
+    if runs := sorted(path.glob(f"*/{CONFIG}")):
+        return (
+            f"it is a folder of run folders: give one of them, for instance {runs[0].parent}; to go on with all of "
+            "them, repeat the command that began them"
+        )
+    return f"{CONFIG} cannot be read ({error.strerror})"
 
 
 def load(path: str | Path, vae: VAE | None = None) -> VAE:

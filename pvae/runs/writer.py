@@ -26,8 +26,7 @@ from pvae.core.errors import InputError
 from pvae.core.files import is_temporary, to_json, write_whole
 from pvae.runs.checkpoint import Checkpoint, to_bytes
 from pvae.runs.metrics import Metrics, best_epoch
-from pvae.runs.record import CONFIG
-from pvae.runs.run import BEST, CHECKPOINT, HISTORY, METRICS, OWN_CODE, Instant, Run
+from pvae.runs.run import BEST, CHECKPOINT, CONFIG, HISTORY, METRICS, OWN_CODE, Instant, Run
 
 CARD = "README.md"
 _PICTURES = ("reconstructions", "samples", "losses")
@@ -41,21 +40,17 @@ def check_out(path: Path) -> Path:
         InputError: the folder has other files, is not a folder, or cannot be read.
     """
     try:
-        taken = path.exists() and not (path.is_dir() and all(map(_is_leftover, path.iterdir())))
+        left = [file for file in path.iterdir() if not is_temporary(file) and file.name not in _FIRST]
+    except FileNotFoundError:
+        return path
     except OSError as error:
-        raise InputError(f"--out {path} cannot be read ({error.strerror}): name another folder") from None
-    if taken and not path.is_dir():
-        raise InputError(f"--out {path} is a file: name a folder, new or empty")
-    if taken:
+        raise InputError(f"--out {path} cannot be read ({error.strerror}): name a folder, new or empty") from None
+    if left:
         advice = "name a new one"
         if (path / CONFIG).exists():
             advice += f", or go on with --resume {path}"
         raise InputError(f"--out {path} is a folder that is not empty: {advice}")
     return path
-
-
-def _is_leftover(file: Path) -> bool:
-    return is_temporary(file) or file.name in _FIRST
 
 
 def new_folder(path: Path | None, config: Config) -> Path:
@@ -116,7 +111,7 @@ def save(run: Run, rows: Sequence[Metrics], checkpoint: Checkpoint) -> None:
     write_whole(run.path / CHECKPOINT, to_bytes(checkpoint))
     if best_epoch(rows) == checkpoint.epoch:
         write_whole(run.path / BEST, to_bytes(replace(checkpoint, moments={}, rng={})))
-    run.forget()
+    run.cache.clear()
 
 
 def write_history(run: Run, instants: Sequence[Instant]) -> None:
@@ -135,8 +130,8 @@ def write_history(run: Run, instants: Sequence[Instant]) -> None:
 def discard(path: Path) -> None:
     """Remove the folder of a new run whose training could not start."""
     with contextlib.suppress(OSError):
-        for name in (*_FIRST, CONFIG, HISTORY, "split.csv"):
-            (path / name).unlink(missing_ok=True)
+        for file in path.iterdir():
+            file.unlink()
         path.rmdir()
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from pvae.core import protocol
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
 from pvae.core.files import write_whole
+from pvae.core.protocol import call
 from pvae.core.random_state import seeded
 from pvae.data.dataset import random_subset
 from pvae.marginal.chunks import data_at_once, draw_for_each
@@ -27,24 +27,21 @@ from pvae.vae import VAE
 
 
 class _Part(nn.Module):
-    """A part of a VAE, which takes labels y (N, C) after x or z if the VAE does."""
+    """A part of a VAE, which takes labels y (N, C) after x or z if the VAE does.
+
+    It calls the modules without the checks of `VAE`, which would fix the size of a batch.
+    """
 
     def __init__(self, vae: VAE) -> None:
         super().__init__()
         self.vae = vae
 
-    def _call(self, module: nn.Module, *given: Tensor) -> Any:
-        """Return the distribution of a module without the checks of `VAE`, which would fix the size of a batch."""
-        if not self.vae.takes_labels:
-            return module(*given)
-        return protocol.call(self.vae, module, *given[:-1], y=given[-1])
-
 
 class _Encode(_Part):
     """x (N, *D) to the mean of q(z | x), (N, L), or to a draw where its mean has no closed form."""
 
-    def forward(self, x: Tensor, *y: Tensor) -> Tensor:
-        q = self._call(self.vae.q_z, x, *y)
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        q = call(self.vae, self.vae.q_z, x, y=y)
         try:
             return q.mean
         except NotImplementedError:
@@ -54,18 +51,18 @@ class _Encode(_Part):
 class _Decode(_Part):
     """z (N, L) to the mean of p(x | z), (N, *D)."""
 
-    def forward(self, z: Tensor, *y: Tensor) -> Tensor:
-        return self._call(self.vae.p_x, z, *y).mean
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        return call(self.vae, self.vae.p_x, z, y=y).mean
 
 
 class _LogProbs(_Part):
     """x (N, *D) to log p(x | z), log p(z) and log q(z | x) at a draw of z from q(z | x), three of shape (N,), nats."""
 
-    def forward(self, x: Tensor, *y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q = self._call(self.vae.q_z, x, *y)
-        p = self._call(self.vae.p_z, *y)
+    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        q = call(self.vae, self.vae.q_z, x, y=y)
+        p = call(self.vae, self.vae.p_z, y=y)
         z = _draw(q)
-        return self._call(self.vae.p_x, z, *y).log_prob(x), p.log_prob(z), q.log_prob(z)
+        return call(self.vae, self.vae.p_x, z, y=y).log_prob(x), p.log_prob(z), q.log_prob(z)
 
 
 def _draw(q: Any) -> Tensor:
@@ -82,17 +79,15 @@ def programs(vae: VAE, *batch: Tensor) -> Iterator[tuple[str, torch.export.Expor
         batch: two data, x (2, *D), and two labels y (2, C) if the VAE takes labels; their values do not matter.
     """
     x, *y = batch
-    size = {0: torch.export.Dim("N", min=1)}
-    shapes: Any = (size,)
-    given_labels = vae
-    if y:
-        shapes = (size, (size,))
-        given_labels = vae.given(*y)
-    z = x.new_zeros(2, *given_labels.prior().event_shape, dtype=torch.float32)
+    shapes = [{0: torch.export.Dim("N", min=1)}] * len(batch)
+    z = x.new_zeros(2, *vae.prior(*y).event_shape, dtype=torch.float32)
     for name, part, given in (("encode", _Encode, x), ("decode", _Decode, z), ("log_probs", _LogProbs, x)):
         try:
             with torch.no_grad(), pyro.validation_enabled(False):
-                yield name, torch.export.export(part(vae).eval(), (given, *y), dynamic_shapes=shapes, strict=False)
+                yield (
+                    name,
+                    torch.export.export(part(vae).eval(), (given, *y), dynamic_shapes=shapes, strict=False),
+                )
         except Exception as error:  # of any type, as an operator that torch cannot record
             yield name, " ".join(f"{error}".split())[:100] or type(error).__name__
 

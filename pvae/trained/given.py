@@ -15,9 +15,8 @@ from torch.nn.functional import pad
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError, brief, check_name
 from pvae.data.dataset import check_domain
-from pvae.data.labels import is_classes
 from pvae.data.read import read_other
-from pvae.data.schema import Fields
+from pvae.data.schema import Fields, is_classes
 from pvae.runs.run import Run
 
 __all__ = ["GivenData", "given_data", "given_values", "label_of", "label_texts", "labels_to_sample", "read_codes"]
@@ -179,9 +178,9 @@ def read_codes(run: Run, file: Path) -> Tensor:
     width = run.vae().prior().event_shape[0]
     try:
         if file.suffix == ".csv":
-            frame = pandas.read_csv(file, index_col=False)  # the second loc_1 is named loc_1.1
-            names = [name for name in frame if re.fullmatch(r"(loc|y|z\d*)_\d+(\.\d+)?", name)]
-            names.sort(key=lambda name: (name.partition("_")[0], float(name.partition("_")[2])))
+            frame = pandas.read_csv(file, index_col=False)
+            names = [name for name in frame if re.fullmatch(r"(loc|y|z\d*)_\d+", name)]
+            names.sort(key=lambda name: (name.partition("_")[0], int(name.partition("_")[2])))
             z = frame[names].apply(pandas.to_numeric, errors="coerce").to_numpy(float)
         else:
             stored = np.load(file, allow_pickle=False)
@@ -190,17 +189,13 @@ def read_codes(run: Run, file: Path) -> Tensor:
             z = np.concatenate([arrays[name].astype(float) for name in names], axis=1) if names else np.empty((1, 0))
     except Exception as error:  # of damaged files pandas, numpy and zipfile raise many types
         raise InputError(f"{file} cannot be read as codes ({brief(error)}): give what pvae encode wrote") from None
-    if twice := [name.partition(".")[0] for name in names if "." in name]:
-        raise InputError(f"{file} has several columns named {twice[0]}: leave one")
     if not names:
         raise InputError(f"{file} has no columns loc_1, z_1 and so on, or arrays loc or z: give what pvae encode wrote")
-    if z.ndim != 2 or z.shape[1] != width:
-        raise InputError(f"{file} holds codes of shape {z.shape}, and {run.name} has latents of shape ({width},)")
-    if not len(z):
-        raise InputError(f"{file} holds no rows of codes: give what pvae encode wrote")
-    with np.errstate(over="ignore"):
-        codes = torch.from_numpy(z.astype(np.float32))
-    for row, place in (~codes.isfinite()).nonzero().tolist()[:1]:
-        value = f"value {place + 1} of row {row + 1} is {z[row, place]:g}"
-        raise InputError(f"{file}: {value}: give numbers that are finite in float32")
+    if z.ndim != 2 or z.shape[1] != width or not len(z):
+        raise InputError(f"{file} holds codes of shape {z.shape}, and {run.name} has latents of shape (N, {width})")
+    codes = torch.from_numpy(z).float()
+    are_bad = (~codes.isfinite()).any(1)
+    if are_bad.any():
+        row = int(are_bad.int().argmax()) + 1
+        raise InputError(f"{file}: row {row} has a value that is not finite in float32: correct it")
     return codes

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
-from pvae.distributions.columns import Columns
+from pvae.distributions.values import Columns
 from pvae.marginal.chunks import data_at_once, widest
 from pvae.marginal.importance import Mixture, num_in_tail, pareto_k
 from pvae.vae import VAE

@@ -126,13 +126,6 @@ def reconstruct(vae: VAE, data: Data, *, draws: bool = False) -> Tensor:
 
 
 @torch.no_grad()
-def reconstruct_images(vae: VAE, data: Data) -> Tensor:
-    """Return the mean of p(x | z) at the mean of q(z | x) for each datum, (N, *D); arguments as of `encode_images`."""
-    batch = Batch.of(data)
-    return decode(vae, encode(vae, batch), batch.y)
-
-
-@torch.no_grad()
 def sample(vae: VAE, num_samples: int, draws: bool = False, y: Tensor | None = None) -> Tensor:
     """Return new data: means of p(x | z), or draws from it, at draws z ~ p(z).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
 from pvae.core.files import markdown_of
 from pvae.data.dataset import Dataset
-from pvae.data.preparation import Pixels, Preparation
+from pvae.data.preparation import Pixels
 from pvae.data.schema import DataRecord
 from pvae.distributions.joint import Joint
 from pvae.distributions.power_spherical import PowerSpherical
@@ -133,71 +133,62 @@ def _exact_rate(posterior: Any, prior: Any) -> Tensor:
     return kl_divergence(posterior, prior.expand(posterior.batch_shape))  # torch's for Bernoulli needs one shape
 
 
-class Normalised(NamedTuple):
-    """A VAE whose likelihood is a probability or a density, and how data come into its domain.
+def normalised(
+    config: Config,
+    vae: VAE,
+    data: Dataset | DataRecord,
+    x: Tensor,
+    y: Tensor | None = None,
+    rows: Tensor | None = None,
+    split: str = "test",
+    has_own_vae: bool = False,
+) -> tuple[VAE, Batch, str]:
+    """Return a VAE whose likelihood is a probability or a density, data in its domain, and the kind of their pixels.
+
+    In place of a VAE with a pseudo-Bernoulli of grey pixels, one of binary pixels with the same networks is returned.
 
     Args:
-        vae: the VAE.
-        preparation: of its data.
-        kind: of their pixels, if these are others than the VAE was trained on; "" if not.
+        config: configuration of the VAE.
+        vae: in eval mode.
+        data: which it was trained on: their shape and their labels.
+        x: data: images as bytes, or other data.
+        y: their labels, if the VAE takes labels.
+        rows: the data to take, int64 (M,); all by default. A pixel is binarized by its place among all.
+        split: of the data, "train", "valid" or "test", each of which is binarized by draws of its own.
+        has_own_vae: the VAE was built in Python.
+
+    Raises:
+        InputError: the VAE was built in Python, and its likelihood is a pseudo-likelihood.
     """
-
-    vae: VAE
-    preparation: Preparation
-    kind: str
-
-    @classmethod
-    def of(cls, config: Config, vae: VAE, data: Dataset | DataRecord, has_own_vae: bool = False) -> Normalised:
-        """Return a VAE, or in place of one with a pseudo-Bernoulli of grey pixels one of binary pixels.
-
-        Args:
-            config: configuration of the VAE.
-            vae: in eval mode. A VAE of binary pixels has the same networks.
-            data: which it was trained on: their shape and their labels.
-            has_own_vae: the VAE was built in Python.
-
-        Raises:
-            InputError: the VAE was built in Python, and its likelihood is a pseudo-likelihood.
-        """
-        if not vae.is_pseudo:
-            return cls(vae, preparation_of(config, has_own_vae), "")
+    is_pseudo = vae.is_pseudo
+    if is_pseudo:
+        weights = vae.state_dict()
         config = config.replace(binarize="static")
         with torch.random.fork_rng(devices=[]):
-            binary = build_vae(config, data.datum_shape, len(data.label_names)).eval()
+            vae = build_vae(config, data.datum_shape, len(data.label_names)).eval()
         try:
-            binary.load_state_dict(vae.state_dict())
+            vae.load_state_dict(weights)
         except RuntimeError:  # a VAE that was built in Python
             raise InputError(
                 "p(x | z) is a pseudo-likelihood, and log p(x) needs a likelihood: give one to the VAE"
             ) from None
+    preparation = preparation_of(config, has_own_vae)
+    pixels = preparation.x_of(x, split, rows)
+    if y is not None and rows is not None and len(y) > 1:
+        y = y[rows]
+    kind = ""
+    if is_pseudo:
         kind = "binarized: each drawn once, with its grey value as probability"
-        return cls(binary, preparation_of(config, has_own_vae), kind)
-
-    def batch(
-        self, x: Tensor, y: Tensor | None = None, rows: Tensor | None = None, split: str = "test"
-    ) -> tuple[VAE, Batch, str]:
-        """Return the VAE, data in its domain, and the kind of their pixels.
-
-        Args:
-            x: data: images as bytes, or other data.
-            y: their labels, if the VAE takes labels.
-            rows: the data to take, int64 (M,); all by default. A pixel is binarized by its place among all.
-            split: of the data, "train", "valid" or "test", each of which is binarized by draws of its own.
-        """
-        pixels = self.preparation.x_of(x, split, rows)
-        if y is not None and rows is not None and len(y) > 1:
-            y = y[rows]
-        kind = self.kind
-        if pixels.is_bytes and not kind:
-            kind = self.preparation.kind
-        return self.vae, Batch(pixels, y), kind
+    elif pixels.is_bytes:
+        kind = preparation.kind
+    return vae, Batch(pixels, y), kind
 
 
 def with_likelihood(
     run: Run, x: Tensor, y: Tensor | None = None, rows: Tensor | None = None, split: str = "test"
 ) -> tuple[VAE, Batch, str]:
-    """Return the VAE of a run as `Normalised`, and data as its `batch`."""
-    return Normalised.of(run.config, run.vae(), run.data, run.has_own_vae).batch(x, y, rows, split)
+    """Return what `normalised` returns for the VAE of a run."""
+    return normalised(run.config, run.vae(), run.data, x, y, rows, split, run.has_own_vae)
 
 
 def bits_per_dimension(vae: VAE, log_p: Tensor, x: Pixels) -> Tensor | None:

@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -26,7 +26,7 @@ from pvae.core.terminal import Interruptions, print_line, progress_bar
 from pvae.data.column import Column
 from pvae.data.dataset import random_subset
 from pvae.data.preparation import Pixels
-from pvae.evaluation.measures.floor import Floor
+from pvae.evaluation.measures.baselines import Floor
 from pvae.evaluation.measures.latents import COLLAPSED, forecast, said_of_collapse
 from pvae.evaluation.report import what_was_learned
 from pvae.runs import writer
@@ -56,12 +56,8 @@ class Interrupt(Callback):
         if trainer.world.any(bool(self.interruptions.received)):
             raise KeyboardInterrupt
 
-    def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
-        """Raise a KeyboardInterrupt, for a signal that came while the epoch was saved."""
-        self.on_steps_end(trainer, None)
-
     def on_train_end(self, trainer: Trainer) -> None:
-        """Raise a KeyboardInterrupt, for a signal that came while figures were drawn."""
+        """Raise a KeyboardInterrupt, for a signal that came after the last steps."""
         self.on_steps_end(trainer, None)
 
 
@@ -99,7 +95,6 @@ class Checkpointing(Callback):
         self.epoch = trainer.epoch
 
 
-@dataclass
 class History(Callback):
     """Keeps codes of test images as they move in the training of a VAE with two latents, for `pvae explore`.
 
@@ -107,18 +102,22 @@ class History(Callback):
     take more than half a second and a twentieth of the time that the steps of the session take.
     """
 
-    instants: list[Instant] = field(default_factory=list)
-    size: int = 0  # of the VAE, in weights; 0 where nothing is kept
-    written: int = 0
-    first: int = 0  # step of the session
-    started: float = 0.0
-    spent: float = 0.0
+    instants: list[Instant]
+    size: int  # of the VAE, in weights; 0 where nothing is kept
+    written: int
+    first: int  # step of the session
+    started: float
+    spent: float
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Read what an earlier session kept, and keep the codes before the first step."""
         run = trainer.run
         self.instants = []
-        self.size = self.written = 0
+        self.size = 0
+        self.written = 0
+        self.first = trainer.step
+        self.spent = 0.0
+        self.started = time.perf_counter()
         is_map = run.config.latent_dims == (2,) and run.config.prior_class.support not in ("categories", "codes")
         size = sum(map(torch.numel, trainer.vae.state_dict().values()))
         if not (is_map and run.data.is_images and size <= _MOST_WEIGHTS) or run.config.labels or run.has_own_vae:
@@ -126,9 +125,6 @@ class History(Callback):
         with contextlib.suppress(InputError):  # a damaged file is replaced
             self.instants = [one for one in run.history() if one.step <= trainer.step]
         self.size = size
-        self.first = trainer.step
-        self.spent = 0.0
-        self.started = time.perf_counter()
         self._keep(trainer)
 
     def on_steps_end(self, trainer: Trainer, done: Done | None) -> None:
@@ -206,7 +202,6 @@ class ProgressBar(Callback):
             self.bar = None
 
 
-@dataclass
 class Console(Callback):
     """Prints what is trained, what it must exceed, a line for each epoch, and which epoch was the best.
 
@@ -217,10 +212,10 @@ class Console(Callback):
         is_collapsed: whether a warning of it was printed.
     """
 
-    floor: Floor | None = None
-    held_out: str = "test"
-    seconds: float = 0.0
-    is_collapsed: bool = False
+    floor: Floor | None
+    held_out: str
+    seconds: float
+    is_collapsed: bool
 
     def on_note(self, line: str) -> None:
         """Print the note to standard error, beside a progress bar."""
@@ -442,14 +437,12 @@ def _pictures(trainer: Trainer) -> dict[str, Tensor]:
     (few,) = test.rows(random_subset(len(test), 8, seed=0)).split(8)  # as `trained.codes.examples` has them
     found = {}
     with seeded(trainer.seed, trainer.device):
-        if vae.has_density:
-            labels = None
-            if vae.takes_labels:
-                labels = trainer.run.dataset().shown_labels
-            if labels is None:
-                found["latent to image"] = sample(vae, 64)
-            else:
-                found["latent to image"] = sample_given(vae, labels.to(few.x.device))
+        if vae.has_density and vae.takes_labels:
+            labels = trainer.run.dataset().shown_labels
+            assert labels is not None  # or it could not be trained
+            found["latent to image"] = sample_given(vae, labels.to(few.x.device))
+        elif vae.has_density:
+            found["latent to image"] = sample(vae, 64)
         found["test images above, reconstructions below"] = torch.cat([few.x, reconstruct(vae, few)], dim=2)
     shown = {}
     for name, images in found.items():
@@ -504,7 +497,8 @@ class Figures(Callback):
         write_card(run)  # before the last figure, by which a run is finished
         with Interruptions() as interruptions:
             save_figures(run, interruptions.raise_if_received)
-        run.forget()
+        write_card(run)  # with the figures
+        run.cache.clear()
 
 
 def default_callbacks(quiet: bool = True) -> list[Callback]:

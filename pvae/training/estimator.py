@@ -40,7 +40,6 @@ from pvae.vae import VAE
 __all__ = ["VAEEstimator"]
 
 _LEAST_ROWS = 6  # four to train on, and two to choose the epoch by
-_CPU = torch.device("cpu")
 
 
 class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator):
@@ -58,12 +57,10 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         latent_dim: L, the number of latents.
         columns: the kind of single columns by their names, such as {"amount": "positive"}, as `--columns` names them.
         condition: a column of classes y, which are no part of x: the VAE is of p(x | y).
-        elbo: the ELBO that is maximised, as `Config.elbo`.
-        beta: the weight of the rate.
         epochs: the most epochs.
-        config: further fields of `Config`, by their names.
-        random_state: of the weights, the order of the rows and all draws, and of the methods that draw.
-        threads: number of threads; with one, two fits of the same rows are the same.
+        config: further fields of `Config`, by their names, such as {"elbo": "iwae", "particles": 8}.
+        random_state: of the weights, the order of the rows and all draws, and of the methods that draw; two fits of
+            the same rows are the same.
         out: a new folder in which the run is kept; by default it is not.
         verbose: print each epoch, and at the end what was learned; "test" are the rows that choose the epoch.
 
@@ -82,18 +79,20 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         *,
         columns: Mapping[str, str] | None = None,
         condition: str | None = None,
-        elbo: str | None = None,
-        beta: float | None = None,
         epochs: int | None = None,
         config: Mapping[str, Any] | None = None,
         random_state: Any = None,
-        threads: int | None = 1,
         out: str | Path | None = None,
         verbose: bool = False,
     ) -> None:
-        self.latent_dim, self.columns, self.elbo, self.beta, self.epochs = latent_dim, columns, elbo, beta, epochs
-        self.config, self.random_state, self.threads = config, random_state, threads
-        self.condition, self.out, self.verbose = condition, out, verbose
+        self.latent_dim = latent_dim
+        self.columns = columns
+        self.condition = condition
+        self.epochs = epochs
+        self.config = config
+        self.random_state = random_state
+        self.out = out
+        self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None) -> VAEEstimator:
         """Train a VAE of the rows of X, (N, D); y is ignored.
@@ -111,11 +110,10 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         if not data.is_in_parts:
             data = replace(data, valid=data.test, valid_labels=data.test_labels)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        few = {name: getattr(self, name) for name in ("latent_dim", "elbo", "beta", "epochs")}
-        options = {name: value for name, value in few.items() if value is not None} | dict(self.config or {})
-        options |= {"columns": kinds} if kinds else {}
-        options |= {"condition": True} if self.condition else {}
-        config = values_config(data, **{"seed": seed, "compile": "graph"} | options)
+        given = {"latent_dim": self.latent_dim, "epochs": self.epochs, "columns": kinds or None}
+        options: dict[str, Any] = {"seed": seed, "compile": "graph", "condition": bool(self.condition)}
+        options |= {name: value for name, value in given.items() if value is not None} | dict(self.config or {})
+        config = values_config(data, **options)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run" if self.out is None else self.out
             callbacks = default_callbacks(quiet=not self.verbose)
@@ -124,13 +122,16 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
             run = fit(config, data, out=out, device="cpu", callbacks=callbacks)
             self.vae_, self.config_ = run.vae(), run.config
         self.schema_ = Schema(**data.schema)
-        self.classes_, self.class_values_ = data.label_names if self.condition else (), []
+        self.classes_: tuple[str, ...] = ()
+        self.class_values_: list[Any] = []
+        self.shares_ = None
         if self.condition:
+            self.classes_ = data.label_names
+            self.shares_ = data.labels["train"].bincount().double()
             codes = class_codes(frame, self.condition, self.classes_, "X").numpy()
             self.class_values_ = [frame[self.condition][codes == code].iloc[0] for code in range(len(self.classes_))]
-        self.shares_ = data.labels["train"].bincount().double() if self.condition else None
         self.is_frame_ = isinstance(X, DataFrame)
-        self.dtypes_ = dict((X if self.is_frame_ else frame).dtypes)
+        self.dtypes_ = dict((X if self.is_frame_ else frame).rename(columns=str).dtypes)
         return self
 
     def transform(self, X: Any) -> NDArray[Any]:
@@ -158,7 +159,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
             how: the method and its options, as of `pvae.marginal.log_likelihood.log_likelihood`.
         """
         vae, batch = self.vae_of(), self._batch(X)
-        with seeded(self.config_.seed, _CPU):
+        with seeded(self.config_.seed):
             return log_likelihood(vae, batch, **how)
 
     def score_samples(self, X: Any) -> NDArray[Any]:
@@ -179,12 +180,13 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         Raises:
             InputError: (a ValueError) the number is no whole number above 0, or there is no such class.
         """
-        vae, known = self.vae_of(), [*self.class_values_]
+        vae = self.vae_of()
+        known = self.class_values_
         if not isinstance(n_samples, (int, np.integer)) or n_samples < 1:
             raise InputError(f"n_samples is {n_samples}: give a whole number above 0")
         if condition is not None and condition not in known:
             raise InputError(f"condition is {condition}, and not one of {known}")
-        with seeded(self.config_.seed, _CPU):
+        with seeded(self.config_.seed):
             y = None if self.shares_ is None else self.shares_.multinomial(n_samples, replacement=True)
             y = y if condition is None else torch.full((n_samples,), known.index(condition))
             x = latent_space.sample(vae, n_samples, True, y).double()
@@ -195,7 +197,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
     def impute(self, X: Any) -> Any:
         """Return X with E[x missing | x observed] for what is missing; of a category the most likely one."""
         vae, batch = self.vae_of(), self._batch(X)
-        with seeded(self.config_.seed, _CPU):
+        with seeded(self.config_.seed):
             filled = impute(vae, batch).filled
         return self._table(filled, batch.y, is_filled=True)
 
@@ -248,11 +250,8 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
             found[self.condition] = [self.class_values_[code] for code in y.tolist()]
         for one in self.schema_.constants:
             found[one.name] = [one.text] * len(x)
-        names = [name for name in map(str, self.dtypes_) if name in found]
-        table = DataFrame({name: found[name] for name in names})
-        for name, dtype in self.dtypes_.items():
-            if str(name) in found:
-                table[str(name)] = _like(table[str(name)], dtype)
+        kept = {name: dtype for name, dtype in self.dtypes_.items() if name in found}
+        table = DataFrame({name: _like(pandas.Series(found[name]), dtype) for name, dtype in kept.items()})
         return table if self.is_frame_ else table.to_numpy()
 
     def __getstate__(self) -> dict[str, Any]:

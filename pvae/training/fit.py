@@ -26,8 +26,7 @@ from pvae.data.dataset import Dataset
 from pvae.data.read import read
 from pvae.runs import writer
 from pvae.runs.metrics import is_out_of_patience
-from pvae.runs.record import CONFIG
-from pvae.runs.run import Run
+from pvae.runs.run import CONFIG, Run
 from pvae.training.callbacks import Checkpointing, EarlyStopping, Interrupt, default_callbacks
 from pvae.training.parallel import World, is_lost_process, joined
 from pvae.training.setup import build_trainer, check_first_loss, start_near
@@ -106,8 +105,7 @@ def fit(
         start = Run.open(start)
     if callbacks is None:
         callbacks = default_callbacks()
-    with _session(config, device) as (world, where):
-        note = _note_to(callbacks, world)
+    with _session(config, device, callbacks) as (world, where, note):
         trainer = build_trainer(config, data, where, world, vae, note=note, beta=beta)
         taken = ""
         record: dict[str, str] = {}
@@ -178,8 +176,8 @@ def resume(
     vae = _built(vae, run.config)
     if callbacks is None:
         callbacks = default_callbacks()
-    with _session(run.config, device or run.sessions[-1].get("device", "auto")) as (world, where), _lock_of(run, world):
-        note = _note_to(callbacks, world)
+    device = device or run.sessions[-1].get("device", "auto")
+    with _session(run.config, device, callbacks) as (world, where, note), _lock_of(run, world):
         if epochs is not None:
             run = to_epoch(run, epochs)
         run.check_vae(vae)
@@ -220,9 +218,9 @@ def train_in_memory(
     if data is None:
         data = load_for(config)
     found = []
-    with _session(config, "cpu") as (_, device):
+    with _session(config, "cpu") as (_, device, note):
         trainer = build_trainer(config, data, device)
-        start_near(trainer, config, lambda line: None)
+        start_near(trainer, config, note)
         for epoch in epochs:
             trainer.train(epoch)
             found.append((epoch, copy.deepcopy(trainer.vae).eval(), data))
@@ -279,17 +277,6 @@ def _built(vae: Any, config: Config) -> VAE | None:
     return vae
 
 
-def _note_to(callbacks: Sequence[Callback], world: World) -> Callable[[str], None]:
-    """Return a function that gives a note to callbacks, in the first of several processes."""
-
-    def note(line: str) -> None:
-        if world.is_first:
-            for callback in callbacks:
-                callback.on_note(line)
-
-    return note
-
-
 def _started(trainer: Trainer, parent: Run, vae: VAE | None) -> tuple[str, dict[str, str]]:
     """Let a training start from the weights of another run; return a note on it, and the record of that run."""
     weights = parent.best_checkpoint()
@@ -303,8 +290,14 @@ def _started(trainer: Trainer, parent: Run, vae: VAE | None) -> tuple[str, dict[
 
 
 @contextlib.contextmanager
-def _session(config: Config, device: str) -> Iterator[tuple[World, torch.device]]:
-    """Train inside this block: yield the processes that train together, and the device; restore torch and Pyro.
+def _session(
+    config: Config, device: str, callbacks: Sequence[Callback] = ()
+) -> Iterator[tuple[World, torch.device, Callable[[str], None]]]:
+    """Train inside this block, and restore torch and Pyro.
+
+    Yields:
+        The processes that train together, the device, and a function that gives a note to the callbacks, in the first
+        of several processes.
 
     Raises:
         InputError: another training runs in this process, which has one parameter store and one random state.
@@ -312,13 +305,19 @@ def _session(config: Config, device: str) -> Iterator[tuple[World, torch.device]
     if not _TRAINING.acquire(blocking=False):
         raise InputError("another training runs in this process: wait for its end, or train in a new process")
     num_threads = torch.get_num_threads()
+
+    def note(line: str) -> None:
+        if world.is_first:
+            for callback in callbacks:
+                callback.on_note(line)
+
     try:
         with joined(device) as world:
             where = resolve_device(device)
             if config.system == "values":  # small networks, whose threads would wait for each other
                 torch.set_num_threads(1)
             with seeded(config.seed, where), pyro.get_param_store().scope():
-                yield world, where
+                yield world, where, note
     finally:
         torch.set_num_threads(num_threads)
         _TRAINING.release()

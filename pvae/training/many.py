@@ -25,8 +25,7 @@ from pvae.core.terminal import Interruptions, is_torchrun
 from pvae.data.dataset import Dataset
 from pvae.data.read import read
 from pvae.runs import writer
-from pvae.runs.record import CONFIG
-from pvae.runs.run import Run
+from pvae.runs.run import CONFIG, Run
 from pvae.training.callbacks import default_callbacks
 from pvae.training.fit import fit, resume, to_epoch
 from pvae.training.trainer import Callback, Trainer
@@ -72,7 +71,7 @@ def fit_many(
 
     Raises:
         InputError: (a ValueError) an argument cannot be used, such as configurations that differ in another option.
-        TrainingError: no run could be trained to its end; why the first one could not.
+        TrainingError: no run could be trained to its end, and why the first one could not; or a process was killed.
         LostError: (a RuntimeError) a folder can no longer be written.
         InterruptedTrainingError: (a KeyboardInterrupt) Ctrl-C or SIGTERM; the epochs before are saved.
     """
@@ -96,14 +95,10 @@ def fit_many(
         for run, error in zip(left, _in_processes(train, left, _num_processes(left, resolve_device(device)))):
             if error is not None:
                 errors[run.path] = error
-    last = None  # is raised
     if len(errors) == len(runs):
-        last = errors.pop(runs[0].path)
+        raise errors[runs[0].path]
     for path, error in errors.items():
-        if str(error) != str(last):
-            print(f"{path.name}: {error}", file=sys.stderr)
-    if last is not None:
-        raise last
+        print(f"{path.name}: {error}", file=sys.stderr)
     return [Run.open(run.path) for run in runs if run.path not in errors]
 
 
@@ -184,6 +179,9 @@ def _in_processes(
 
     Where one process is killed, joblib ends the others too; an exception here ends them all. The runs are then left as
     they were saved.
+
+    Raises:
+        TrainingError: a process was killed.
     """
     from joblib import Parallel, delayed, parallel_config
     from joblib.externals.loky import get_reusable_executor
@@ -195,8 +193,7 @@ def _in_processes(
             each = Parallel(processes, batch_size=1, pre_dispatch="n_jobs")
         return each(delayed(train)(run, parent=os.getpid()) for run in runs)
     except BrokenProcessPool:
-        early = TrainingError(_EARLY)
-        return [{True: None, False: early}[_is_finished(run)] for run in runs]
+        raise TrainingError(_EARLY) from None
     finally:
         get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
@@ -247,19 +244,13 @@ class _EndsWith(Callback):
             os._exit(1)
 
 
-def _is_finished(run: Run) -> bool:
-    return (run.path / CONFIG).exists() and Run.open(run.path).is_finished()
-
-
 @contextlib.contextmanager
 def _explained(folder: Path) -> Iterator[None]:
     """Say how to go on with all runs of a folder, in place of how to resume the one in which an error was raised."""
     try:
         yield
     except (InterruptedTrainingError, LostError) as error:
-        again = "the same command again starts anew, since nothing was saved"
-        if any(folder.glob(f"*/{CONFIG}")):
-            again = f"the same command again goes on from the epochs that are saved in {folder}"
+        again = f"the same command again goes on from what is saved in {folder}"
         if isinstance(error, InterruptedTrainingError):
             raise InterruptedTrainingError(f"interrupted; {again}", error.status) from error
         raise LostError(f"{folder} cannot be written any more ({error}); {again}") from error

@@ -1,24 +1,20 @@
-"""From a configuration and its data to a `Trainer`."""
+"""From a configuration and its data to a `Trainer`, with its schedule and its start."""
 
 from __future__ import annotations
 
+import bisect
+import itertools
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pvae.compile.compiled_svi import AdamUpdate, CompiledSVI
-from pvae.config.build import (
-    build_vae,
-    elbo_of,
-    meta_state_dict,
-    preparation_of,
-    sizes_of,
-    start_like_burda,
-)
+from pvae.compile.graph import missing
+from pvae.config.build import build_vae, elbo_of, preparation_of, start_like_burda
 from pvae.config.config import Config
-from pvae.config.refusals import Case, refuse
+from pvae.config.refusals import refuse
 from pvae.core.batch import Batch
 from pvae.core.errors import (
     InputError,
@@ -26,23 +22,24 @@ from pvae.core.errors import (
     TrainingError,
     listed,
     naming_refused_parameters,
-    total_memory,
 )
 from pvae.core.random_state import seeded
-from pvae.data.dataset import Dataset, check_domain
-from pvae.data.labels import few_labels
+from pvae.data.dataset import Dataset, check_domain, few_labels
 from pvae.data.preparation import Pixels, TrainingData
 from pvae.models.features import fit_to
 from pvae.models.labels import found_labels
 from pvae.models.start import start_exactly
-from pvae.training.engine import Engine
 from pvae.training.parallel import ALONE, SharedELBO, World
-from pvae.training.schedules import schedule
-from pvae.training.trainer import Trainer, advice_on_memory, steps_in_epoch
+from pvae.training.trainer import Engine, Trainer, advice_on_memory, steps_in_epoch
 from pvae.vae import VAE
 
+_LEAST_TO_COMPILE = 10_000  # steps; compiling takes as long as it saves in 3,000 (convolutions) to 7,000 (a small MLP)
 _EVALUATED = 1000  # draws of z of all data of a split together, at least
 _PIXELS = 784_000  # of a batch of an evaluation times particles; with one particle, 1,000 images of 28 x 28
+
+_LAST = 0.02  # the last learning rate of "cosine", as a fraction of the first
+_STEPS = (0.4, 0.7)  # fractions of all steps after which "steps" lowers the learning rate
+_STAGE_ENDS = list(itertools.accumulate(3**stage for stage in range(8)))  # passes: 1, 4, 13, ..., 3280
 
 
 def build_trainer(
@@ -69,18 +66,17 @@ def build_trainer(
         engine: "none", "graph" or "inductor": that of an earlier session.
 
     Raises:
-        InputError: the batch is larger than the training set, the networks do not fit into memory, BatchNorm would be
-            given a batch of one image, or options do not work together or not in several processes.
+        InputError: the batch is larger than the training set, BatchNorm would be given a batch of one image, or options
+            do not work together or not in several processes.
+        TrainingError: the networks do not fit into memory.
     """
     refuse(
-        Case(
-            config=config,
-            elbo=config.elbo_class,
-            has_own_beta=beta is not None,
-            data=data,
-            has_own_vae=vae is not None,
-            num_processes=world.size,
-        )
+        config,
+        has_elbo=True,
+        has_own_beta=beta is not None,
+        has_own_vae=vae is not None,
+        data=data,
+        num_processes=world.size,
     )
     preparation = preparation_of(config, vae is not None)
     prepared = {
@@ -107,10 +103,12 @@ def build_trainer(
     adam = torch.optim.Adam(parameters, lr=config.lr, eps=config.adam_eps, fused=True)
 
     def svi(name: str) -> CompiledSVI:
-        update = AdamUpdate(adam, dict(vae.named_parameters()), config.clip_norm, reduce)
+        update = AdamUpdate(adam, config.clip_norm, reduce)
         return CompiledSVI(vae.model, vae.guide, update, elbo, name, config.batch_size, train.batch)
 
     def accuracy(split: str) -> dict[str, float]:
+        if not config.labels:
+            return {}
         parts = (batch.x for batch in splits[split].split(evaluation_size))
         found = found_labels(vae.q_z, parts, data.labels.get(split))
         if found is None:
@@ -118,20 +116,15 @@ def build_trainer(
         return {"accuracy": found.double().mean().item()}
 
     num_steps = steps_in_epoch(len(train), config.batch_size, config.passes)
-    num_planned = config.epochs * num_steps
-    if config.patience:  # after fewer epochs than all, as a rule
-        num_planned = min(num_planned, 2 * config.patience * num_steps)
+    name = engine_name(config, num_steps, device, engine, world.size, note)
     evaluation_size = max(1, _PIXELS // max(784, prepared["test"][0].numel() * config.particles))
-    more: dict[str, Any] = {}
-    if config.labels:
-        more["more"] = accuracy
-    if config.initialization == "exact":
-        # The best epoch is chosen by few data; the figures of published systems are from one draw of z.
-        more["least_draws"] = _EVALUATED
+    least_draws = 0  # the figures of published systems are from one draw of z
+    if config.initialization == "exact":  # the best epoch is chosen by few data
+        least_draws = _EVALUATED
     return Trainer(
         vae=vae,
         elbo=elbo,
-        engine=Engine(svi, config, num_planned, engine, device, world, note),
+        engine=Engine(svi, name, config.batch_size, config.compile == "auto", world, note),
         optimizer=adam,
         data=train,
         splits=splits,
@@ -142,15 +135,95 @@ def build_trainer(
         seed=config.seed,
         device=device,
         world=world,
-        **more,
+        least_draws=least_draws,
+        more=accuracy,
     )
 
 
-def check_memory(config: Config, data: Dataset) -> None:
-    """Raise an `InputError` if memory cannot hold what is trained: the system could kill the process."""
-    state = meta_state_dict(config, data.datum_shape, len(data.label_names))
-    if 4 * sum(one.nbytes for one in state.values()) > total_memory():  # with gradients and moments
-        raise InputError(f"networks of {sizes_of(config)} do not fit into memory: give smaller ones")
+def engine_name(
+    config: Config,
+    steps_per_epoch: int,
+    device: torch.device,
+    earlier: str | None = None,
+    num_processes: int = 1,
+    note: Callable[[str], object] = lambda line: None,
+) -> str:
+    """Return how steps are computed: "none", "graph" or "inductor".
+
+    With `config.compile` "auto", steps on a CPU are compiled where the training is expected to have 10,000 or more, and
+    otherwise recorded; in several processes they are not compiled.
+
+    Args:
+        config: options of the training.
+        steps_per_epoch: number of steps in an epoch.
+        device: where steps are computed.
+        earlier: the engine of an earlier session, which "auto" goes on with.
+        num_processes: that train together.
+        note: called with a line on what is chosen.
+    """
+    if config.compile != "auto":
+        return config.compile
+    epochs = config.epochs
+    if config.patience:  # it ends after fewer epochs, as a rule
+        epochs = min(epochs, 2 * config.patience)
+    name = earlier or "graph"
+    if earlier is None and epochs * steps_per_epoch >= _LEAST_TO_COMPILE and num_processes == 1:
+        name = "inductor"
+    if name == "inductor" and (device.type != "cpu" or missing()):
+        name = "graph"
+    if name == "inductor" and earlier is None:
+        note("the step is compiled first, which takes some seconds unless it was before")
+    return name
+
+
+def schedule(
+    config: Config, steps_per_epoch: int, beta: Callable[[int], float] | None = None
+) -> Callable[[int], tuple[float, float]]:
+    """Return the function from the number of a step, counted from 0, to its learning rate and its weight of the rate.
+
+        beta min(1, step / steps of the warm-up)
+
+    is this weight; in the first step of a warm-up it is exactly 0.
+
+    Args:
+        config: options of the training.
+        steps_per_epoch: number of steps in an epoch.
+        beta: the weight of the rate, in place of those options of `config`.
+    """
+    warm_up = config.warm_up * steps_per_epoch
+
+    def values(step: int) -> tuple[float, float]:
+        weight = config.beta
+        if beta is not None:
+            weight = float(beta(step))
+        elif warm_up:
+            weight *= min(1.0, step / warm_up)
+        return learning_rate(config, step, steps_per_epoch), weight
+
+    return values
+
+
+def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of a step, counted from 0.
+
+        constant    lr
+        cosine      lr (0.02 + 0.98 (1 + cos(pi step / steps)) / 2)
+        steps       lr 10^(-i/5) after i of 2/5 and 7/10 of all steps
+        paper       lr 10^(-i/7) in the i-th of 8 stages of 3^i passes, scaled to the epochs of `config`
+
+    Reference:
+        Burda, Grosse and Salakhutdinov, arXiv:1509.00519, section 5 ("paper"); the script behind pythae's table of
+        reproductions ("steps": after 200 and 350 of its 500 passes).
+    """
+    if config.schedule == "constant":
+        return config.lr
+    done = step / (config.epochs * steps_per_epoch)
+    if config.schedule == "cosine":
+        return config.lr * (_LAST + (1 - _LAST) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+    if config.schedule == "steps":
+        return config.lr * 10 ** (-bisect.bisect_right(_STEPS, done) / 5)
+    stage = min(bisect.bisect_right(_STAGE_ENDS, done * _STAGE_ENDS[-1]), 7)
+    return config.lr * 10 ** (-stage / 7)
 
 
 def start_near(trainer: Trainer, config: Config, note: Callable[[str], object]) -> None:
@@ -214,8 +287,8 @@ def _failing_part(vae: VAE, few: Batch) -> str:
 
 def _new_vae(config: Config, data: Dataset, x: Tensor) -> VAE:
     """Return the VAE that the configuration describes, at random weights, once its modules have seen x, (N, *D)."""
-    check_memory(config, data)
-    vae = build_vae(config, data.datum_shape, len(data.label_names)).to(x.device)
+    with advice_on_memory("the first weights"):
+        vae = build_vae(config, data.datum_shape, len(data.label_names)).to(x.device)
     if config.initialization == "burda":
         start_like_burda(vae, x)
     if not data.is_images:

@@ -9,14 +9,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
 
-from pvae.compile.compiled_svi import Done
-from pvae.core.batch import Batch, LossAndTerms
+from pvae.compile.compiled_svi import CompiledSVI, Done
+from pvae.compile.graph import RecordingError
+from pvae.core.batch import Batch
 from pvae.core.errors import (
     InputError,
     NotFiniteError,
@@ -26,57 +27,18 @@ from pvae.core.errors import (
     is_out_of_memory,
 )
 from pvae.core.random_state import restore_rng_state, rng_state, seeded
+from pvae.data.preparation import TrainingData
 from pvae.elbos.base import PerDatumELBO
 from pvae.runs.checkpoint import Checkpoint
 from pvae.runs.metrics import Metrics
 from pvae.runs.run import Run
 from pvae.trained.scores import posterior_mean_loss
-from pvae.training.engine import Engine
 from pvae.training.parallel import ALONE, World
-from pvae.training.schedules import StepValues
 from pvae.vae import VAE
 
-_TERMS = 2**20  # data whose terms are kept until their means are taken
+_SECONDS = 0.25  # of steps that are taken in one call, between which progress is drawn and Ctrl-C is obeyed
+_MOST = 50  # steps in one call
 _SMALLER_STEPS = "train anew with a smaller --lr, or with --clip-norm 100"
-
-
-class Means(NamedTuple):
-    """Means over data that come in parts.
-
-    Args:
-        num_data: number of data.
-        distortion: mean of the distortion.
-        rate: mean of the rate.
-        squares: sum of the squared deviations of the ELBO from its mean.
-    """
-
-    num_data: int = 0
-    distortion: float = 0.0
-    rate: float = 0.0
-    squares: float = 0.0
-
-    @property
-    def std(self) -> float:
-        """The standard deviation of the ELBO over the data; NaN of one."""
-        if self.num_data == 1:
-            return math.nan
-        return math.sqrt(self.squares / (self.num_data - 1))
-
-    def with_terms(self, terms: Tensor) -> Means:
-        """Return the means with further distortions and rates, float64 (2, N)."""
-        distortion, rate = terms.mean(1).tolist()
-        elbo = -terms.sum(0)
-        num_data = self.num_data + len(elbo)
-        share = len(elbo) / num_data
-        more_distortion = distortion - self.distortion
-        more_rate = rate - self.rate
-        between = self.num_data * share * (more_distortion + more_rate) ** 2
-        return Means(
-            num_data,
-            self.distortion + share * more_distortion,
-            self.rate + share * more_rate,
-            self.squares + (elbo - elbo.mean()).square().sum().item() + between,
-        )
 
 
 class Callback:
@@ -108,22 +70,84 @@ class Callback:
         """Do something at the end, by whatever the training was ended."""
 
 
-class InEpochs(Protocol):
-    """Training data: their number, their order in each epoch, and some for callbacks."""
+class Engine:
+    """Takes the steps of a training, some in each call.
 
-    @property
-    def preparation(self) -> Any:
-        """How x is made of what is kept in memory."""
+    Where a step cannot be compiled it is recorded, and where it cannot be recorded it is computed eagerly, if it may
+    fall back. None of this depends on the clock, so that a resumed training computes as before.
 
-    @property
-    def sample(self) -> Tensor:
-        """Data that are kept for callbacks: all, or the first ones."""
+    Args:
+        make: returns an SVI with the engine "none", "graph" or "inductor", whose steps take the index of a batch.
+        name: the engine at first.
+        batch_size: of a step.
+        may_fall_back: compute steps in a way that takes longer where they cannot be recorded or compiled.
+        world: the processes that train together.
+        note: called with a line on it.
 
-    def __len__(self) -> int:
-        """Return their number."""
+    Attributes:
+        name: how steps are computed now.
 
-    def order(self, passes: int, num_visits: int) -> Tensor:
-        """Return the order of the data in an epoch, int64 (num_visits,)."""
+    Raises:
+        InputError: steps cannot be compiled here.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[str], CompiledSVI],
+        name: str,
+        batch_size: int,
+        may_fall_back: bool = False,
+        world: World = ALONE,
+        note: Callable[[str], object] = lambda line: None,
+    ) -> None:
+        self.name = name
+        self._make = make
+        self._svi = make(name)
+        self._batch_size = batch_size
+        self._may_fall_back = may_fall_back
+        self._world = world
+        self._note = note
+        self._seconds = math.inf  # of a step in the last call
+
+    def run(self, order: Tensor, values: Sequence[tuple[float, float]]) -> Iterator[Done]:
+        """Take the steps of an epoch, some in each call, and yield what each call has done; end after an error.
+
+        Args:
+            order: indices of the data, int64 (N,).
+            values: learning rate and weight of the rate of each step.
+
+        Raises:
+            RecordingError: (an InputError) a step cannot be recorded or compiled, and the caller asked for it.
+        """
+        batches = [(index,) for index in order.split(self._batch_size)]
+        taken = 0
+        while taken < len(batches):
+            steps = slice(taken, taken + max(1, min(_MOST, int(_SECONDS / self._seconds))))
+            started = time.perf_counter()
+            try:
+                done = self._svi.run(batches[steps], values[steps])
+            except RecordingError as error:
+                if not self._may_fall_back:
+                    raise
+                self._fall_back(error)
+                continue
+            seconds = time.perf_counter() - started
+            yield done._replace(seconds=seconds)
+            if done.error is not None:
+                return
+            taken += len(done.losses)
+            mean = torch.tensor([seconds]) / len(done.losses)
+            self._world.sum_([mean])  # so that all processes take as many steps in the next call
+            self._seconds = max(mean.item() / self._world.size, 1e-9)
+
+    def _fall_back(self, error: RecordingError) -> None:
+        """Compute steps in a way that takes longer."""
+        before = self.name
+        self.name = "none"
+        if before == "inductor":
+            self.name = "graph"
+        self._note(f"steps are computed without --compile {before}, and take longer: {error}")
+        self._svi = self._make(self.name)
 
 
 @dataclass(kw_only=True)
@@ -147,7 +171,7 @@ class Trainer:
         passes: number of passes over the training data in an epoch.
         least_draws: number of draws of z in an evaluation: of a split of fewer data several for each; 0 for one each.
         evaluation_size: number of data that are evaluated at a time.
-        schedule: returns learning rate and beta of a step, counted from 0.
+        schedule: returns the learning rate of a step, counted from 0, and its weight of the rate.
         seed: of the noise of each evaluation.
         device: where the VAE and the data are.
         more: returns further fields of the `Metrics` of a split.
@@ -161,11 +185,11 @@ class Trainer:
     elbo: PerDatumELBO
     engine: Engine
     optimizer: torch.optim.Optimizer
-    data: InEpochs
+    data: TrainingData
     splits: Mapping[str, Batch]
     batch_size: int
     evaluation_size: int
-    schedule: Callable[[int], StepValues]
+    schedule: Callable[[int], tuple[float, float]]
     seed: int
     device: torch.device
     passes: int = 1
@@ -241,8 +265,7 @@ class Trainer:
             TrainingError: the loss or a gradient of a step is not finite, or memory does not suffice; parameters and
                 the optimiser's state are as before that step.
         """
-        means = Means()
-        parts = list[Tensor]()
+        terms = self._zeros(2, self.num_visits)
         seconds = total = 0.0
         seen = 0
         with advice_on_memory(f"step {self.step + 1} or later"):
@@ -252,35 +275,24 @@ class Trainer:
             for some in self.engine.run(order, values):
                 self.step += len(some.losses)
                 seconds += some.seconds
+                if isinstance(some.error, NotFiniteError):
+                    where = (
+                        f"at step {self.step + 1} (batch {self.step % self.num_steps + 1} of epoch {self.epoch + 1})"
+                    )
+                    raise TrainingError(f"{some.error}, {where}: {_SMALLER_STEPS}")
                 if some.error is not None:
-                    raise self._explained(some.error)
-                parts.append(torch.stack([*some.terms]).double())
+                    raise some.error
+                start = seen
                 for loss in some.losses.tolist():
-                    total += loss * min(self.batch_size, self.num_visits - seen)
-                    seen += self.batch_size
-                if sum(one.shape[1] for one in parts) > _TERMS:
-                    means = means.with_terms(self._whole(parts))
-                    parts = []
+                    size = min(self.batch_size, self.num_visits - seen)
+                    total += loss * size
+                    seen += size
+                terms[:, start:seen] = torch.stack([*some.terms])
                 for callback in callbacks:
                     callback.on_steps_end(self, some)
-            if parts:
-                means = means.with_terms(self._whole(parts))
         totals = self._zeros(1) + total
-        self.world.sum_([totals])
-        return self._metrics("train", means, totals.item() / means.num_data, seconds)
-
-    def _whole(self, parts: Sequence[Tensor]) -> Tensor:
-        """Return the terms of some steps, (2, N), of which each process has computed its share."""
-        terms = torch.cat([*parts], 1)
-        self.world.sum_([terms])
-        return terms
-
-    def _explained(self, error: Exception) -> Exception:
-        """Return the error of the next step as one that names the step."""
-        if not isinstance(error, NotFiniteError):
-            return error
-        where = f"at step {self.step + 1} (batch {self.step % self.num_steps + 1} of epoch {self.epoch + 1})"
-        return TrainingError(f"{error}, {where}: {_SMALLER_STEPS}")
+        self.world.sum_([terms, totals])
+        return self._metrics("train", terms, totals.item() / seen, seconds)
 
     def evaluate_start(self) -> None:
         """Add the metrics of the validation and test data before the first step, as those of epoch 0."""
@@ -296,7 +308,7 @@ class Trainer:
         self.vae.eval()
         started = time.perf_counter()
         data = self.splits[split]
-        beta = self.schedule(self.step).beta
+        _, beta = self.schedule(self.step)
         repeats = max(1, round(self.least_draws / len(data)))
         if repeats > 1:
             data = data.rows(torch.arange(len(data), device=self.device).repeat(repeats))
@@ -309,10 +321,10 @@ class Trainer:
             pyro.validation_enabled(False),
         ):
             for batch in data.split(self.evaluation_size):
-                (loss, batch_terms), at_mean = self._evaluate_batch(batch, beta)
+                loss, batch_terms = self.elbo.evaluate(self.vae.model, self.vae.guide, *batch, beta=beta)
                 terms[:, seen : seen + len(batch)] = torch.stack([*batch_terms])
                 seen += len(batch)
-                totals += torch.stack([loss.double() * len(batch), at_mean])
+                totals += torch.stack([loss.double() * len(batch), self._posterior_mean_loss(batch)])
                 for callback in callbacks:
                     callback.on_steps_end(self, None)
             more = dict(self.more(split))
@@ -320,29 +332,19 @@ class Trainer:
         loss, at_mean = (totals / len(data)).tolist()
         if not math.isnan(at_mean):
             more["posterior_mean_loss"] = at_mean
-        means = Means().with_terms(terms.view(2, repeats, -1).mean(1))
-        return self._metrics(split, means, loss, time.perf_counter() - started, more)
+        return self._metrics(split, terms.view(2, repeats, -1).mean(1), loss, time.perf_counter() - started, more)
 
-    def _evaluate_batch(self, batch: Batch, beta: float) -> tuple[LossAndTerms, Tensor]:
-        """Return loss and terms, and the sum of the posterior-mean loss, or NaN if it has no closed form."""
-        vae = self.vae
-        posteriors: list[Any] = []
-        # The hook keeps q(z | x), so that data are encoded once for both.
-        hook = vae.q_z.register_forward_hook(lambda module, given, posterior: posteriors.append(posterior))
-        try:
-            result = self.elbo.evaluate(vae.model, vae.guide, *batch, beta=beta)
-        finally:
-            hook.remove()
+    def _posterior_mean_loss(self, batch: Batch) -> Tensor:
+        """Return the sum of the posterior-mean loss over this process's data; NaN if it has no closed form."""
         share = self.world.share(len(batch))
+        if not share.weight:
+            return self._zeros()
         own = batch.rows(share.rows)
         try:
             with torch.no_grad():
-                at_mean = posterior_mean_loss(vae.given(own.y), own.x, next(iter(posteriors), None)).sum().double()
+                return posterior_mean_loss(self.vae.given(own.y), own.x).sum().double()
         except NotImplementedError:
-            at_mean = self._zeros() * math.nan
-        if not share.weight:
-            at_mean = self._zeros()
-        return result, at_mean
+            return self._zeros() * math.nan
 
     def checkpoint(self) -> Checkpoint:
         """Return everything that the rest of the training depends on."""
@@ -382,23 +384,24 @@ class Trainer:
         self.rows = [*rows]
 
     def _metrics(
-        self, split: str, means: Means, loss: float, seconds: float, more: Mapping[str, Any] = MappingProxyType({})
+        self, split: str, terms: Tensor, loss: float, seconds: float, more: Mapping[str, Any] = MappingProxyType({})
     ) -> Metrics:
-        """Return the metrics of a split, with further fields."""
+        """Return the metrics of a split, given the terms of its data (2, N), with further fields."""
+        distortion, rate = terms.mean(1).tolist()
         elbo = stderr = None
         if self.vae.is_bounding:
-            num_data = means.num_data
+            num_data = terms.shape[1]
             if split == "train":  # several passes visit them again
                 num_data = min(num_data, len(self.data))
-            elbo = -(means.distortion + means.rate)
-            stderr = means.std / math.sqrt(num_data)
+            elbo = -(distortion + rate)
+            stderr = terms.sum(0).std().item() / math.sqrt(num_data)
         row = Metrics(
             epoch=self.epoch + 1,
             split=split,
             elbo=elbo,
             elbo_stderr=stderr,
-            distortion=means.distortion,
-            rate=means.rate,
+            distortion=distortion,
+            rate=rate,
             loss=loss,
             seconds=seconds,
             pseudo=self.vae.is_pseudo,

@@ -6,10 +6,8 @@ and ("elbo", value) after a test, nats per datum.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +30,6 @@ class Task:
         batch_size: images a step.
         hidden: width of the one hidden layer of encoder and decoder.
         latent_dim: L.
-        particles: K of those sides that have several.
         device: where the loops by hand and this package train.
     """
 
@@ -43,7 +40,6 @@ class Task:
     batch_size: int = 128
     hidden: int = 400
     latent_dim: int = 20
-    particles: int = 5
     device: str = "cpu"
 
 
@@ -59,7 +55,6 @@ class Net(nn.Module):
         self.decoder = nn.Sequential(
             nn.Linear(task.latent_dim, task.hidden), nn.ReLU(), nn.Linear(task.hidden, num_pixels)
         )
-        self.particles = task.particles
         self.register_buffer("zeros", torch.zeros(task.latent_dim))
         self.register_buffer("ones", torch.ones(task.latent_dim))
 
@@ -73,47 +68,15 @@ def closed_form(net: Net, x: Tensor) -> Tensor:
     return (distortion + rate) / len(x)
 
 
-def _log_weights(net: Net, x: Tensor, num_particles: int, fixed: bool = False) -> tuple[Tensor, Tensor]:
-    distributions = torch.distributions
-    loc, log_variance = net.encoder(x).chunk(2, dim=-1)
-    q = distributions.Independent(distributions.Normal(loc, (0.5 * log_variance).exp()), 1)
-    z = q.rsample((num_particles,) if num_particles > 1 else ())
-    logits = net.decoder(z)
-    p_x = distributions.Independent(distributions.Bernoulli(logits=logits, validate_args=False), 1)
-    p_z = distributions.Independent(distributions.Normal(net.zeros, net.ones), 1)
-    if fixed:
-        q = distributions.Independent(distributions.Normal(loc.detach(), (0.5 * log_variance).exp().detach()), 1)
-    return p_x.log_prob(x) + p_z.log_prob(z) - q.log_prob(z), z
-
-
 def trace(net: Net, x: Tensor) -> Tensor:
     """The Monte Carlo ELBO by torch.distributions."""
-    return -_log_weights(net, x, 1)[0].mean()
-
-
-def analytic(net: Net, x: Tensor) -> Tensor:
-    """The ELBO with a closed-form KL, by torch.distributions."""
     distributions = torch.distributions
     loc, log_variance = net.encoder(x).chunk(2, dim=-1)
     q = distributions.Independent(distributions.Normal(loc, (0.5 * log_variance).exp()), 1)
+    z = q.rsample()
+    p_x = distributions.Independent(distributions.Bernoulli(logits=net.decoder(z), validate_args=False), 1)
     p_z = distributions.Independent(distributions.Normal(net.zeros, net.ones), 1)
-    logits = net.decoder(q.rsample())
-    p_x = distributions.Independent(distributions.Bernoulli(logits=logits, validate_args=False), 1)
-    return (distributions.kl_divergence(q, p_z) - p_x.log_prob(x)).mean()
-
-
-def iwae(net: Net, x: Tensor) -> Tensor:
-    """The importance-weighted bound, by torch.distributions."""
-    log_w, _ = _log_weights(net, x, net.particles)
-    return -(log_w.logsumexp(0) - math.log(net.particles)).mean()
-
-
-def dreg(net: Net, x: Tensor) -> Tensor:
-    """The same with its doubly reparameterised gradient."""
-    log_w, z = _log_weights(net, x, net.particles, fixed=True)
-    weight = log_w.detach().softmax(0)
-    z.register_hook(lambda gradient: gradient * weight[..., None])
-    return -(log_w.logsumexp(0) - math.log(net.particles)).mean()
+    return (q.log_prob(z) - p_x.log_prob(x) - p_z.log_prob(z)).mean()
 
 
 def _tested(net: Net, task: Task) -> Events:
@@ -124,59 +87,43 @@ def _tested(net: Net, task: Task) -> Events:
         yield "elbo", -loss
 
 
-def loop(task: Task, images: Tensor, batch_size: int, step: Callable[[Tensor], object]) -> Events:
-    """Step on all batches of each epoch, in random order."""
+def loop(net: Net, task: Task, images: Tensor, step: Callable[[Tensor], object]) -> Events:
+    """Step on all batches of each epoch, in random order, and test after it."""
     for epoch in range(task.epochs):
-        for number, index in enumerate(torch.randperm(len(images)).to(images.device).split(batch_size)):
+        for number, index in enumerate(torch.randperm(len(images)).to(images.device).split(task.batch_size)):
             step(images[index])
             if epoch == number == 0:
                 yield "step", None
         yield "epoch", None
+        yield from _tested(net, task)
 
 
-def adam_step(net: nn.Module, loss_of: Callable[[Tensor], Tensor], **options: Any) -> Callable[[Tensor], float]:
-    """Return a step of one fused Adam, written by hand."""
-    optimizer = torch.optim.Adam(net.parameters(), fused=True, **options)
+def by_hand(task: Task) -> Events:
+    """A loop written by hand with the loss `trace`, images as floats in memory, one fused Adam."""
+    net, images = Net(task).to(task.device), task.train.to(task.device).flatten(1).float() / 255
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
 
     def step(x: Tensor) -> float:
         optimizer.zero_grad()
-        loss = loss_of(x)
+        loss = trace(net, x)
         loss.backward()
         optimizer.step()
         return loss.item()
 
-    return step
+    yield from loop(net, task, images, step)
 
 
-def by_hand(loss_of: Callable[[Net, Tensor], Tensor]) -> Callable[[Task], Events]:
-    """A loop written by hand, images as floats in memory, one fused Adam."""
-
-    def run(task: Task) -> Events:
-        net, images = Net(task).to(task.device), task.train.to(task.device).flatten(1).float() / 255
-        step = adam_step(net, partial(loss_of, net), lr=1e-3)
-        yield from _with_tests(loop(task, images, task.batch_size, step), net, task)
-
-    return run
-
-
-def lean(task: Task, loss_of: Callable[[Net, Tensor], Tensor] = closed_form) -> Events:
+def lean(task: Task) -> Events:
     """The leanest loop: bytes gathered and divided, no distribution object, and no loss read in an epoch."""
     net, images = Net(task).to(task.device), task.train.to(task.device).flatten(1)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
 
     def step(rows: Tensor) -> None:
         optimizer.zero_grad()
-        loss_of(net, rows.float().div_(255)).backward()
+        closed_form(net, rows.float().div_(255)).backward()
         optimizer.step()
 
-    yield from _with_tests(loop(task, images, task.batch_size, step), net, task)
-
-
-def _with_tests(events: Events, net: Net, task: Task) -> Events:
-    for event in events:
-        yield event
-        if event[0] == "epoch":
-            yield from _tested(net, task)
+    yield from loop(net, task, images, step)
 
 
 class _Decoded(torch.utils.data.Dataset):
@@ -239,7 +186,7 @@ def plain_pyro(task: Task) -> Events:
             pyro.sample("z", dist.Normal(loc, (0.5 * log_variance).exp()).to_event(1))
 
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), loss=Trace_ELBO())
-    yield from _with_tests(loop(task, images, task.batch_size, svi.step), net, task)
+    yield from loop(net, task, images, svi.step)
 
 
 def numpyro(task: Task) -> Events:
@@ -297,73 +244,50 @@ def numpyro(task: Task) -> Events:
             yield "elbo", -float(evaluate(state))
 
 
-def config_of(task: Task, elbo: str, compile: str) -> Any:
-    """Return the configuration of the system."""
-    from pvae.config.config import Config
-
-    return Config(
-        hidden=(task.hidden,),
-        latent_dim=task.latent_dim,
-        posterior="normal-log-variance",
-        elbo=elbo,
-        particles=task.particles if elbo in ("iwae", "dreg") else 1,
-        batch_size=task.batch_size,
-        epochs=task.epochs,
-        compile=compile,
-    )
-
-
-def trainer_of(task: Task, elbo: str, compile: str, engine: str | None = None) -> Any:
-    """Return this package's trainer of the system."""
-    from pvae.data.dataset import Dataset
-    from pvae.training.setup import build_trainer
-
-    data, device = Dataset("benchmark", task.train, task.test), torch.device(task.device)
-    return build_trainer(config_of(task, elbo, compile), data, device, engine=engine)
-
-
-def trained_by_pvae(training: Any, batch_size: int, task: Task) -> Events:
-    """The loop of `python -m pvae.train`: bytes in memory, SVI, metrics of each epoch."""
-    next(training.engine.run(torch.arange(batch_size, device=training.device), [training.schedule(0)]))
-    yield "step", None
-    for _ in range(task.epochs):
-        training.train_epoch()
-        yield "epoch", None
-        if task.tests:
-            yield "elbo", training.evaluate().elbo
-        training.epoch += 1
-
-
-def ours(elbo: str, compile: str = "auto", engine: str | None = None) -> Callable[[Task], Events]:
-    """A training of this package; `engine` is one that an earlier session would have chosen."""
+def ours(compile: str) -> Callable[[Task], Events]:
+    """A training of this package by the loop of `python -m pvae.train`: bytes in memory, SVI, metrics of each epoch."""
 
     def run(task: Task) -> Events:
         import pyro
 
+        from pvae.config.config import Config
         from pvae.core.random_state import seeded
+        from pvae.data.dataset import Dataset
+        from pvae.training.setup import build_trainer
 
-        with seeded(0, torch.device(task.device)), pyro.get_param_store().scope():
-            yield from trained_by_pvae(trainer_of(task, elbo, compile, engine), task.batch_size, task)
+        config = Config(
+            hidden=(task.hidden,),
+            latent_dim=task.latent_dim,
+            posterior="normal-log-variance",
+            elbo="trace",
+            batch_size=task.batch_size,
+            epochs=task.epochs,
+            compile=compile,
+        )
+        device = torch.device(task.device)
+        with seeded(0, device), pyro.get_param_store().scope():
+            training = build_trainer(config, Dataset("benchmark", task.train, task.test), device)
+            next(training.engine.run(torch.arange(task.batch_size, device=device), [training.schedule(0)]))
+            yield "step", None
+            for _ in range(task.epochs):
+                training.train_epoch()
+                yield "epoch", None
+                if task.tests:
+                    yield "elbo", training.evaluate().elbo
+                training.epoch += 1
 
     return run
 
 
 NUMPYRO = "NumPyro, jit + scan"
 SIDES: dict[str, Callable[[Task], Events]] = {
-    **{f"torch.distributions, {loss_of.__name__}": by_hand(loss_of) for loss_of in (trace, analytic)},
-    **{f"torch.distributions, {loss_of.__name__} K=5": by_hand(loss_of) for loss_of in (iwae, dreg)},
+    "torch.distributions, trace": by_hand,
     LEAN: lean,
     "PyTorch example": pytorch_example,
     "plain Pyro, trace": plain_pyro,
     NUMPYRO: numpyro,
-    "pvae trace": ours("trace"),
-    "pvae trace, none": ours("trace", "none"),
-    "pvae analytic": ours("analytic"),
-    "pvae iwae K=5": ours("iwae"),
-    "pvae dreg K=5": ours("dreg"),
-    "pvae trace, graph": ours("trace", "graph"),
-    "pvae analytic, graph": ours("analytic", "graph"),
-    "pvae iwae K=5, graph": ours("iwae", "graph"),
-    "pvae dreg K=5, graph": ours("dreg", "graph"),
-    "pvae trace, inductor": ours("trace", "inductor"),
+    "pvae trace": ours("auto"),
+    "pvae trace, none": ours("none"),
+    "pvae trace, graph": ours("graph"),
+    "pvae trace, inductor": ours("inductor"),
 }

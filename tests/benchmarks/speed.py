@@ -5,17 +5,13 @@ own. They take turns: each an epoch, while the others wait, and then each its ne
 slows them all. The table gives the median over epochs with its spread; the ratios to the first side and to the leanest
 loop by hand, if it is one of the sides, medians over the turns; the share of the time that the matrix products alone
 take; peak memory; time from the start of the process to the end of its first step; and the seconds of the whole process
-without its waiting, which ends for this package's sides as its commands end, and for the others as Python ends. At most
-8 lie in memory together, each time with these two: compare ratios, not the seconds of sides that were not in memory
-together. This package keeps what it compiled: with XDG_CACHE_HOME set to an empty folder, the first step compiles anew.
+without its waiting, which ends for this package's sides as its commands end, and for the others as Python ends.
+This package keeps what it compiled: with XDG_CACHE_HOME set to an empty folder, the first step compiles anew.
 
     pip install -e ".[bench]"
     python tests/benchmarks/speed.py --data-dir DIR
 
-Four more parts: `--part account` prints where the time of a step goes, and what each part of `pvae.compile` saves;
-`--part scaling` varies batch, latent, hidden, images and particles, each alone; `--part systems` trains the systems
-with flows, other priors or several layers, each beside a loop with the same model written by hand (`systems.py`);
-`--part gpu --device cuda` prints the table of a GPU, a row as soon as it is measured, within a time (`gpu.py`).
+With `--device cuda` the loops by hand and this package train on a GPU, and `--only` leaves out the others.
 """
 
 from __future__ import annotations
@@ -27,113 +23,77 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from turns import Result, busy, chosen, counted, end_turn, give, heats, in_turns, since_start
+from turns import Result, busy, chosen, counted, end_turn, give, in_turns, since_start
 
 from pvae.cli.command import exit_process, run_command
 from pvae.core.errors import InputError
 from pvae.core.random_state import resolve_device
 
-_SHARES = 36  # of the time of --part gpu: what a side gets for its epochs with batches of one size
-
 
 def main() -> None:
     """Run the benchmark, or one side of it."""
     arguments = _parser().parse_args()
-    if arguments.epochs is None:
-        arguments.epochs = 8 if arguments.part == "gpu" else 3
     if arguments.side:
-        for result in _run_side(arguments):
-            give(result)
+        give(_run_side(arguments))
         if arguments.side.startswith("pvae"):
             exit_process(0)  # as its commands end
     else:
         with busy(arguments.busy):
-            sys.exit(run_command("speed.py", lambda: _run_part(arguments)))
+            sys.exit(run_command("speed.py", lambda: _run_all(arguments)))
 
 
-def _run_part(arguments: argparse.Namespace) -> None:
-    for name in ("epochs", "repeats", "images", "batch_size", "hidden", "latent_dim", "particles", "seconds"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-    resolve_device(arguments.device)
-    if arguments.part == "sides":
-        _run_all(arguments)
-    else:
-        getattr(importlib.import_module(arguments.part), arguments.part)(arguments)
+def _run_side(arguments: argparse.Namespace) -> Result:
+    """Run one side in this process by turns, and return what it took."""
+    from sides import SIDES, Task
 
-
-def _run_side(arguments: argparse.Namespace) -> Iterator[Result]:
-    """Run one side in this process, and yield what it took: of `--part gpu` with batches of both sizes."""
-    from sides import Task
-
-    module, name = {
-        "account": ("account", "ACCOUNT_SIDES"),
-        "gpu": ("gpu", "GPU_SIDES"),
-        "systems": ("systems", "SYSTEM_SIDES"),
-    }.get(arguments.part, ("sides", "SIDES"))
-    run = getattr(importlib.import_module(module), name)[arguments.side]
     train, test, _ = _images(arguments)
-    for batch_size in (arguments.batch_size, 8 * arguments.batch_size)[: 2 if arguments.part == "gpu" else 1]:
-        task = Task(
-            train,
-            test,
-            epochs=arguments.epochs,
-            tests=not arguments.no_test,
-            batch_size=batch_size,
-            hidden=arguments.hidden,
-            latent_dim=arguments.latent_dim,
-            particles=arguments.particles,
-            device=arguments.device,
-        )
-        yield {"batch_size": batch_size, **_timed(run(task), arguments)}
-
-
-def _timed(events: Iterator[tuple[str, Any]], arguments: argparse.Namespace) -> Result:
-    """Return what a side took, by turns; of `--part gpu` without turns, and of fewer epochs where they take long."""
-    is_alone = arguments.part == "gpu"
+    task = Task(
+        train,
+        test,
+        epochs=arguments.epochs,
+        tests=not arguments.no_test,
+        batch_size=arguments.batch_size,
+        hidden=arguments.hidden,
+        latent_dim=arguments.latent_dim,
+        device=arguments.device,
+    )
     seconds, found = list[float](), dict[str, Any]()
-    began, before = since_start() if is_alone else 0.0, time.perf_counter()
-    for kind, value in events:
+    before = time.perf_counter()
+    for kind, value in SIDES[arguments.side](task):
         if arguments.device != "cpu":
             sys.modules["torch"].cuda.synchronize()
         now = time.perf_counter()
         if kind == "step":
-            found["first_step"] = since_start() - began
+            found["first_step"] = since_start()
         elif kind == "epoch":
-            seconds.append(now - before if value is None else value)
+            seconds.append(now - before)
         else:
             found[kind] = value
-        if not is_alone:
-            end_turn()
-        elif sum(seconds[1:]) > arguments.seconds / _SHARES:  # the first may compile for the short batch
-            break
+        end_turn()
         before = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"elbo": None, "first_step": None, "account": None, **found, "seconds": seconds, "peak": peak}
+    return {"elbo": None, "first_step": None, **found, "seconds": seconds, "peak": peak}
 
 
 def _images(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
     """Return training and test images and what they are: MNIST, else bytes of its shape, which take the same time.
 
     Raises:
-        InputError: MNIST does not lie in the folder that was given, and no more images are wanted than it has.
+        InputError: MNIST does not lie in the folder that was given.
     """
     import torch
 
     from pvae.data.read import read
 
-    if (arguments.images or 0) <= 60_000:
-        try:
-            data = read("mnist", arguments.data_dir, offline=True)
-            return data.train[: arguments.images], data.test, "MNIST"
-        except InputError:
-            if arguments.data_dir:
-                raise
+    try:
+        data = read("mnist", arguments.data_dir, offline=True)
+        return data.train[: arguments.images], data.test, "MNIST"
+    except InputError:
+        if arguments.data_dir:
+            raise
     generator = torch.Generator().manual_seed(0)
     sizes = ((arguments.images or 60_000, 1, 28, 28), (10_000, 1, 28, 28))
     train, test = (torch.randint(256, size, dtype=torch.uint8, generator=generator) for size in sizes)
@@ -143,6 +103,7 @@ def _images(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
 def _run_all(arguments: argparse.Namespace) -> None:
     from sides import NUMPYRO, SIDES
 
+    resolve_device(arguments.device)
     data = _images(arguments)[-1]
     if not importlib.util.find_spec("numpyro"):
         del SIDES[NUMPYRO]
@@ -150,10 +111,8 @@ def _run_all(arguments: argparse.Namespace) -> None:
     wanted = chosen(SIDES, arguments.only)
     found: dict[str, list[Result]] = {name: [] for name in wanted}
     for repeat in range(arguments.repeats):
-        for names in heats(wanted):
-            title = f"repeat {repeat + 1}/{arguments.repeats}: "
-            for name, result in in_turns(names, title).items():
-                found[name].append(result)
+        for name, result in in_turns(wanted, f"repeat {repeat + 1}/{arguments.repeats}: ").items():
+            found[name].append(result)
     floor = _product_floor(arguments)
     print(_table(found, floor))
     print(f"trained on {data}")
@@ -221,29 +180,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data-dir", type=Path, help="where MNIST lies (else $PVAE_DATA; else bytes of its shape are taken)")
-    add("--epochs", type=int, help="of each process; the first is not counted (default: 3, of --part gpu at most 8)")
-    add("--repeats", type=int, default=3, help="processes of each side, of the first more (default: 3)")
-    add(
-        "--only",
-        default="",
-        help="sides, or systems, whose name matches one of these expressions, split by semicolons (default: all)",
-    )
+    add("--epochs", type=int, default=3, help="of each process; the first is not counted (default: 3)")
+    add("--repeats", type=int, default=3, help="processes of each side (default: 3)")
+    add("--only", default="", help="sides whose name matches one of these expressions, split by semicolons")
     add("--images", type=int, help="training images (default: all)")
     add("--batch-size", type=int, default=128, help="(default: 128)")
     add("--hidden", type=int, default=400, help="(default: 400)")
     add("--latent-dim", type=int, default=20, help="(default: 20)")
-    add("--particles", type=int, default=5, help="of the sides that have several (default: 5)")
-    add(
-        "--part",
-        default="sides",
-        choices=["sides", "account", "scaling", "systems", "gpu"],
-        help="(default: sides)",
-    )
     add("--busy", type=int, default=0, help="processes that multiply matrices meanwhile (default: none)")
-    add("--figure", type=Path, help="where --part scaling draws its figure")
     add("--device", default="cpu", help="of the loops by hand and of this package: cpu or cuda (default: cpu)")
-    add("--seconds", type=int, default=360, help="that --part gpu may take, without --checks (default: 360)")
-    add("--checks", action="store_true", help="before --part gpu, run the tests of steps on a GPU (3 minutes at most)")
     add("--no-test", action="store_true", help="do not measure the test ELBO after each epoch")
     add("--side", help=argparse.SUPPRESS)
     return parser

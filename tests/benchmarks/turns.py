@@ -19,7 +19,6 @@ from pvae.core.errors import InputError
 Result = dict[str, Any]
 
 START, _TURN, END = (f"PVAE_BENCHMARK_{what}" for what in ("START", "TURN", "END "))
-_TOGETHER = 8  # in memory at a time: all would need 25 GiB
 LEAN = "lean loop"  # the second side to which others are held
 
 
@@ -45,16 +44,15 @@ class Side:
 
     Args:
         name: of the side.
-        options: after those of this process.
 
     Attributes:
         result: what it took, once it has ended.
     """
 
-    def __init__(self, name: str, *options: str) -> None:
+    def __init__(self, name: str) -> None:
         self.name, self._seconds = name, 0.0
         script = Path(__file__).with_name("speed.py")
-        self._command = [sys.executable, str(script), "--side", name, *sys.argv[1:], *options]
+        self._command = [sys.executable, str(script), "--side", name, *sys.argv[1:]]
         self._process: subprocess.Popen[str] | None = None
         self.result: Result | None = None
 
@@ -124,38 +122,27 @@ def chosen(names: Collection[str], only: str) -> list[str]:
     """Return the names that match one of the expressions, which semicolons split.
 
     Raises:
-        InputError: an expression cannot be read, or none matches.
+        InputError: none matches.
     """
-    try:
-        found = [name for name in names if any(re.search(part, name) for part in only.split(";"))]
-    except re.error as error:
-        raise InputError(f"--only {only} is not a regular expression ({error})") from None
+    found = [name for name in names if any(re.search(part, name) for part in only.split(";"))]
     if not found:
         raise InputError(f"--only {only} leaves none of: {'; '.join(names)}")
     return found
 
 
-def heats(names: list[str]) -> list[list[str]]:
-    """Split the sides into some that fit into memory together, each time with the first of all and the lean loop."""
-    references = [*names[:1], *(name for name in names[1:] if name == LEAN)]
-    others, size = [name for name in names if name not in references], _TOGETHER - len(references)
-    return [[*references, *others[at : at + size]] for at in range(0, len(others), size)] or [names]
-
-
-def in_turns(names: Sequence[str], title: str, *options: str) -> dict[str, Result]:
+def in_turns(names: Sequence[str], title: str) -> dict[str, Result]:
     """Run sides at the same time, of which one runs while the others wait.
 
     Args:
         names: of the sides, the one first to which the others are held.
         title: before the name of the side that runs, on stderr.
-        options: after those of this process.
 
     Returns:
         What each took, and beside it "ratios": of its epochs to those of the first side in the same turns; and "lean":
         to those of the lean loop, if it is one of them.
     """
     with contextlib.ExitStack() as stack:
-        sides = [stack.enter_context(Side(name, *options)) for name in names]
+        sides = [stack.enter_context(Side(name)) for name in names]
         while any(side.result is None for side in sides):
             for side in sides:
                 print(f"\r{title}{side.name:40}", end="", file=sys.stderr, flush=True)

@@ -13,12 +13,13 @@ from helpers.commands import contents, refuse
 from PIL import Image
 
 import pvae
-from pvae.cli.commands import COMMANDS, main
+from pvae.__main__ import COMMANDS
+from pvae.__main__ import run as main
 from pvae.cli.compare import main as compare
 from pvae.cli.data import encode, reconstruct, sample, score
 from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
-from pvae.cli.export import main as export
+from pvae.cli.export import export
 from pvae.cli.train import main as train
 from pvae.config.choices import load_for
 from pvae.config.presets import get_system
@@ -131,7 +132,7 @@ def test_help_lists_every_command_and_each_explains_itself_without_torch(capsys)
         assert sentence in listed
         assert main([name, "--help"]) == 0
         assert f"{name} " in capsys.readouterr().out
-    program = "import sys, pvae.cli.commands as c; [c.main([name, '--help']) for name in ('draw', 'export')]"
+    program = "import sys, pvae.__main__ as c; [c.run([name, '--help']) for name in ('draw', 'export')]"
     program += "; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 

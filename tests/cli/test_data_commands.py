@@ -16,7 +16,7 @@ from PIL import Image
 import pvae
 from pvae.cli.data import encode, sample, score
 from pvae.cli.draw import main as draw
-from pvae.cli.export import main as export
+from pvae.cli.export import export
 from pvae.cli.train import main as train
 from pvae.core.random_state import seeded
 from pvae.runs.run import Run

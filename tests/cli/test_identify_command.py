@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from helpers.commands import refuse
 
-from pvae.cli.identify import main
+from pvae.cli.own_code import identify as main
 
 pytestmark = pytest.mark.workflow
 

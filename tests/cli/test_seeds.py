@@ -14,7 +14,7 @@ import torch
 from helpers.commands import contents, refuse
 
 import pvae
-from pvae.cli.commands import command_of
+from pvae.__main__ import command_of
 from pvae.cli.train import main
 from pvae.core.errors import TrainingError
 from pvae.plotting import gallery

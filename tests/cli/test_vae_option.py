@@ -107,7 +107,7 @@ def test_the_commands_that_are_named_next_name_it(folder, capsys):
 def test_the_weights_of_a_run_of_it_are_taken_by_the_same_one_alone(folder, capsys):
     assert train([*DATA, *VAE, "--out", "run", "--quiet"]) == 0
     line = [*DATA, "--from", "run", "--out", "more"]
-    assert shlex.join([*line, *VAE]) in refuse(train, line, capsys, folder)
+    assert shlex.join(VAE) in refuse(train, line, capsys, folder)
     assert train([*line, *VAE]) == 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import pyro
@@ -14,11 +13,11 @@ from helpers.svi import ELBOS, adam, assert_trained_alike, built, trained
 from pyro.infer import SVI
 from torch import nn
 from torch.nn.utils import parameters_to_vector
-from torch.optim import SGD, AdamW
+from torch.optim import AdamW
 
 from pvae.compile.compiled_svi import AdamUpdate, CompiledSVI
 from pvae.compile.graph import RecordingError
-from pvae.config.build import build_elbo, build_vae
+from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.core.errors import InputError, NotFiniteError
 
@@ -51,29 +50,18 @@ def test_compiled_trains_as_eager(small_vae, small_images, name, particles, engi
     assert all(not torch.equal(old, now.cpu()) for old, now in zip(start, compiled.parameters.values()))
 
 
-@pytest.mark.parametrize("name", ["trace", "analytic", "handwritten"])
-def test_free_bits_are_recorded(small_vae, small_images, name):
-    batches = [small_images(8, seed=step) for step in range(5)]
-    eager = trained(small_vae(), built(name, 2, free_bits=0.3), batches)
-    assert_trained_alike(trained(small_vae(), built(name, 2, free_bits=0.3), batches, CompiledSVI), eager)
-
-
 SYSTEMS = {
     "two layers": {"upper_latent_dims": (2,), "upper_hidden": (4,), "elbo": "iwae", "particles": 3},
-    "ladder": {"upper_latent_dims": (2, 2), "upper_hidden": (4,), "inference": "ladder", "elbo": "analytic"},
     "ladder, batch norm": {"upper_latent_dims": (2,), "inference": "ladder", "network": "mlp-batchnorm"},
     "top-down": {"upper_latent_dims": (2,), "inference": "top-down", "elbo": "dreg", "particles": 3},
     "piwae of a learned prior": {"prior": "vamp", "components": 5, "elbo": "piwae", "particles": 3},
     "batch norm": {"network": "conv-batchnorm", "hidden": (3, 4), "likelihood": "normal-learned"},
     "optimal scale": {"likelihood": "normal-optimal"},
-    "continuous": {"likelihood": "continuous-bernoulli"},
-    "levels": {"likelihood": "discretized-logistic"},
     "autoencoder": {"posterior": "delta"},
     "planar": {"posterior": "planar", "elbo": "stl"},
     "splines, flow": {"posterior": "spline", "prior": "flow", "flow_hidden": (5,), "elbo": "dreg"},
     "mixture": {"prior": "mixture", "elbo": "dreg"},
     "sphere": {"posterior": "power-spherical", "prior": "sphere", "elbo": "analytic"},
-    "sphere, stl": {"posterior": "power-spherical", "prior": "sphere", "elbo": "stl"},
 }
 WAYS = [pytest.param(kind, "graph", marks=[pytest.mark.workflow] if "flow" in kind else []) for kind in SYSTEMS]
 WAYS += [
@@ -167,29 +155,12 @@ def test_a_shared_parameter_gets_its_gradient_once(small_vae, small_images):
     assert_trained_alike(trained(shared(), built("trace"), batches, CompiledSVI), theirs)
 
 
-def test_a_batch_outside_the_domain_is_refused_at_a_replay_too(small_vae, small_images):
-    vae, x = small_vae("static"), small_images(4, binary=True)
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
-        one = CompiledSVI(vae.model, vae.guide, AdamUpdate(adam(vae.parameters())), build_elbo("trace"))
-        for bad_at in (1, 3):  # when the step would be recorded, and at a replay
-            while bad_at:
-                one.step(x)
-                bad_at -= 1
-            before = parameters_to_vector(vae.parameters())
-            for bad in (small_images(4), torch.full_like(x, math.nan)):
-                with pytest.raises(InputError):
-                    one.step(bad)
-            assert torch.equal(before, parameters_to_vector(vae.parameters()))
-            assert all(p.grad is None or not p.grad.any() for p in vae.parameters())
-
-
 @pytest.mark.parametrize("engine", ["graph", pytest.param("inductor", marks=[needs_inductor, pytest.mark.workflow])])
 def test_a_gradient_or_a_loss_that_is_not_finite_changes_nothing(small_vae, small_images, engine):
     vae, x = small_vae(), small_images(4)
-    names = dict(vae.named_parameters())
     with torch.random.fork_rng(), pyro.get_param_store().scope():
         optimizer = adam(vae.parameters())
-        svi = CompiledSVI(vae.model, vae.guide, AdamUpdate(optimizer, names), built("trace"), engine)
+        svi = CompiledSVI(vae.model, vae.guide, AdamUpdate(optimizer), built("trace"), engine)
         for _ in range(3):
             svi.step(x)
         before = parameters_to_vector(vae.parameters())
@@ -200,11 +171,8 @@ def test_a_gradient_or_a_loss_that_is_not_finite_changes_nothing(small_vae, smal
 
 
 LOOKS = {
-    "tolist": lambda x: x.tolist()[0],
     "numpy": lambda x: float(x.detach().numpy().sum()),
     "condition": lambda x: len(x[x > 0]),
-    "nonzero": lambda x: (x > 0).nonzero().shape[0],
-    "round": lambda x: round(x.sum().item()),
     "branch": lambda x: 1.0 if x.sum() > 0 else 2.0,
 }
 
@@ -236,25 +204,17 @@ def test_a_function_that_reads_values_cannot_be_recorded(look):
         assert torch.equal(torch.get_rng_state(), state)
 
 
-OTHERS = {
-    "SGD": lambda parameters: SGD(parameters, lr=1e-2, momentum=0.9),
-    "AdamW": lambda parameters: AdamW(parameters, lr=1e-2),
-    "AMSGrad": lambda parameters: adam(parameters, amsgrad=True),
-    "two groups": lambda parameters: adam([{"params": [p], "lr": 0.01 * k} for k, p in enumerate(parameters, 1)]),
-}
+def test_another_optimiser_is_refused(small_vae):
+    parameters = [*small_vae().parameters()]
+    two_groups = adam([{"params": [p], "lr": 0.01 * k} for k, p in enumerate(parameters, 1)])
+    for other in (AdamW(parameters, lr=1e-2), adam(parameters, amsgrad=True), two_groups):
+        with pytest.raises(InputError):
+            AdamUpdate(other)
 
 
-@pytest.mark.parametrize("kind", OTHERS)
-def test_another_optimiser_is_refused(small_vae, kind):
-    with pytest.raises(InputError):
-        AdamUpdate(OTHERS[kind](small_vae().parameters()))
-
-
-@pytest.mark.parametrize("lacks_one", [False, True])
-def test_parameters_that_are_not_the_optimisers_are_refused(small_vae, small_images, lacks_one):
+def test_parameters_that_are_not_the_optimisers_are_refused(small_vae, small_images):
     vae = small_vae()
-    parameters = [*vae.parameters(), nn.Parameter(torch.ones(2, dtype=torch.float64))]
-    optimizer = adam(list(vae.parameters())[:-1] if lacks_one else parameters)
+    optimizer = adam(list(vae.parameters())[:-1])
     with pyro.get_param_store().scope(), pytest.raises(InputError, match="optimiser"):
         CompiledSVI(vae.model, vae.guide, AdamUpdate(optimizer), built("trace")).step(small_images(4))
 
@@ -272,23 +232,6 @@ def test_the_preparation_of_a_batch_is_recorded(small_vae, small_images):
             return super().step(torch.bernoulli(images[one]))
 
     assert_trained_alike(ours, trained(small_vae("static"), built("trace"), index, Prepares))
-
-
-@pytest.mark.parametrize("network", ["conv", "conv-batchnorm"])
-def test_convolutions_train_as_eager_under_the_fused_optimiser(network):
-    """It reads a gradient in memory order, and oneDNN returns some gradients channels last."""
-    config = Config(network=network, hidden=(8, 8), latent_dim=2, likelihood="normal", elbo="analytic")
-    generator = torch.Generator().manual_seed(0)
-    batches, moved = [torch.rand(6, 1, 8, 8, generator=generator) for _ in range(5)], []
-    for svi in (SVI, CompiledSVI):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            vae = build_vae(config, (1, 8, 8))
-        start = parameters_to_vector(vae.parameters()).detach().clone()
-        optimizer = functools.partial(adam, lr=1e-3, eps=1e-2)
-        trained(vae, build_elbo("analytic"), batches, svi, optimizer=optimizer)
-        moved.append(parameters_to_vector(vae.parameters()).detach() - start)
-    assert (moved[0] - moved[1]).norm() < 1e-3 * moved[0].norm()
 
 
 @needs_inductor

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pvae.config.config import Config
-from pvae.config.refusals import Case, contradictions, refuse
+from pvae.config.refusals import contradictions, refuse
 from pvae.core.errors import InputError
 from pvae.data.column import Column
 from pvae.data.dataset import Dataset
@@ -70,11 +70,6 @@ OTHERS = [
 ]
 
 
-def case_of(options, known):
-    config = Config(**options)
-    return Case(config=config, elbo=config.elbo_class, **known)
-
-
 # Further options that a row of several refuses.
 AS_WELL = [
     {**REAL, "prior": "vamp"},
@@ -105,26 +100,26 @@ def test_a_configuration_that_contradicts_itself_is_refused(options):
 
 @pytest.mark.parametrize(("options", "known"), OTHERS + OTHERS_AS_WELL)
 def test_a_case_is_refused_by_what_is_known_of_it(options, known):
-    case = case_of(options, known)
+    config = Config(**options)
     with pytest.raises(InputError) as caught:
-        refuse(case)
+        refuse(config, has_elbo=True, **known)
     assert str(caught.value).isprintable()
-    refuse(Case(config=case.config))
+    refuse(config)
 
 
 def test_each_case_is_refused_by_another_contradiction():
     """Of a case with several, such as these, the first is raised: none of them is hidden by another."""
-    first = {next(contradictions(case_of(options, known))) for options, known in OTHERS}
+    first = {next(contradictions(Config(**options), has_elbo=True, **known)) for options, known in OTHERS}
     assert len(first) == len(OTHERS)
 
 
 def test_a_vae_of_ones_own_is_refused_nothing_that_the_configuration_says_of_networks():
     config = Config(network="mlp-batchnorm", batch_size=10)
-    refuse(Case(config=config, data=TEXTS, has_own_vae=True, num_processes=2))
-    refuse(Case(config=Config(**REAL, batch_size=10), data=RARE, has_own_vae=True))
+    refuse(config, data=TEXTS, has_own_vae=True, num_processes=2)
+    refuse(Config(**REAL, batch_size=10), data=RARE, has_own_vae=True)
 
 
 def test_a_binary_column_may_have_one_value_in_the_training_data():
-    refuse(Case(config=Config(likelihood="columns", columns="binary", batch_size=10), data=RARE))
+    refuse(Config(likelihood="columns", columns="binary", batch_size=10), data=RARE)
     alike = Dataset("alike", torch.ones(31, 1), torch.ones(9, 1), columns=RARE.columns)
-    refuse(Case(config=Config(**REAL, batch_size=10), data=alike))
+    refuse(Config(**REAL, batch_size=10), data=alike)

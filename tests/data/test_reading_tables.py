@@ -20,10 +20,9 @@ from pvae.core.errors import InputError
 from pvae.core.files import from_record, to_json
 from pvae.data.column import Column
 from pvae.data.dataset import Dataset
-from pvae.data.labels import names_of
 from pvae.data.read import read
 from pvae.data.reading import Reading
-from pvae.data.schema import DataRecord, Schema
+from pvae.data.schema import DataRecord, Schema, names_of
 from pvae.data.sources import read_values
 from pvae.data.tables import table_text
 

@@ -124,10 +124,11 @@ def test_a_row_that_breaks_a_rule_is_refused_and_a_rule_can_be_left_out():
     frame = table()
     schema = pvae.read(frame).record()
     broken = frame.iloc[:5].assign(total=lambda one: one.total + 1)
-    with pytest.raises(pvae.InputError, match="row 0: total is .* breaks a rule"):
+    with pytest.raises(pvae.InputError, match=r"row 0: total is .* breaks a rule"):
         read_frame(broken, schema.reading, "new", schema)
     columns = {rule.column for rule in pvae.read(frame, rules="not total, not season").rules}
-    assert "total" not in columns and "start" not in columns and "cost" in columns
+    assert columns.isdisjoint({"total", "start"})
+    assert "cost" in columns
     assert pvae.read(frame, rules="none").rules == ()
     named = pvae.read(frame, columns="size=real,total=real")
     assert {"size", "total"}.isdisjoint(rule.column for rule in named.rules)

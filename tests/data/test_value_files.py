@@ -162,7 +162,7 @@ def test_arrays_that_cannot_be_data_are_refused_in_their_own_words(tmp_path):
 
 
 def test_a_prefix_that_is_misspelt_is_corrected():
-    with pytest.raises(InputError, match=r"did you mean table:x\.csv"):
+    with pytest.raises(InputError, match=r"did you mean 'table:x\.csv'"):
         Config(dataset="tabel:x.csv")
 
 

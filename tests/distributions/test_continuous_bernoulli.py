@@ -8,7 +8,7 @@ import mpmath
 import pytest
 import torch
 
-from pvae.distributions.bernoulli import ContinuousBernoulli
+from pvae.distributions.pixels import ContinuousBernoulli
 
 LOGITS = [0.0, 1e-9, 1e-4, 0.03, 0.3, 0.4999, 0.5, 1.0, 7.0, 16.0, 36.0, 50.0, 150.0, 1e3, 1e4]
 LOGITS = [sign * logit for logit in LOGITS for sign in (1, -1)]

@@ -197,13 +197,6 @@ def test_what_training_needs_takes_one_pass(kind):
     assert len(calls) >= 1 + 4
 
 
-def test_flows_start_near_the_identity(kind):
-    vae = built(kind, 8)
-    q = vae.prior() if kind == "prior" else vae.posterior(torch.rand(4, *SHAPE).double())
-    e = torch.randn(4, 8, dtype=torch.float64)
-    assert 0 < (q.bijection.call_and_ladj(e)[0] - e).abs().max() < 0.2
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [0.0, 1e-25, 1e-3, 1.0, 30.0])
 def test_planar_transforms_are_inverted_whatever_their_parameters(size, dtype):
@@ -237,9 +230,3 @@ def test_a_planar_transform_is_that_of_the_paper_where_it_is_invertible():
     x = torch.tensor([0.7, -1.1])
     assert torch.equal(Planar(u, w, b).call_and_ladj(x)[0], x + u[0] * torch.tanh(w[0] @ x + b[0]))
     assert (Planar(-9 * u, w, b).u * w).sum() > -1 > (-9 * u * w).sum()
-
-
-def test_flows_of_one_dimension(kind):
-    vae = built(kind, 1)
-    x = torch.rand(4, *SHAPE).double()
-    assert (vae.prior().log_prob(vae.posterior(x).rsample())).isfinite().all()

@@ -116,34 +116,13 @@ def test_the_ladders_posterior_is_the_product_of_both_ways():
     assert math.isclose(product.sum().item() * 1e-3, 1.0)
 
 
-@pytest.mark.parametrize(
-    ("elbo", "num_calls"), [("analytic", 1), ("trace", 1), ("handwritten", 1), ("iwae", 1), ("score", 1), ("stl", 2)]
-)
-def test_a_step_computes_the_networks_that_model_and_guide_share_once(elbo, num_calls):
-    """But stl gives model and guide draws of their own."""
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
-        vae, calls = three_layers("ladder"), []
-        for network in vae.p_z.networks:
-            network.register_forward_hook(lambda *_: calls.append(1))
-        x = torch.rand(3, 1, 5, 4)
-        for step in (1, 2):
-            build_elbo(elbo, 2).loss_and_grads(vae.model, vae.guide, x)
-            assert len(calls) == 2 * num_calls * step
-        vae.prior().log_prob(vae.posterior(x).rsample())
-    assert len(calls) == 2 * 2 * num_calls + 2 * 2  # outside a step, each computes its own
-
-
-def three_layers(inference, network="mlp"):
-    torch.manual_seed(0)
-    config = Config(hidden=(8,), latent_dim=2, upper_latent_dims=(2, 2), upper_hidden=(5,))
-    return build_vae(config.replace(inference=inference, network=network), (1, 5, 4))
-
-
 @pytest.mark.parametrize("elbo", ELBOS)
 @pytest.mark.parametrize("inference", ["bottom-up", "ladder", "top-down"])
 def test_a_step_updates_each_running_average_once(inference, elbo):
     with torch.random.fork_rng(), pyro.get_param_store().scope():
-        vae = three_layers(inference, "mlp-batchnorm")
+        torch.manual_seed(0)
+        config = Config(hidden=(8,), latent_dim=2, upper_latent_dims=(2, 2), upper_hidden=(5,), network="mlp-batchnorm")
+        vae = build_vae(config.replace(inference=inference), (1, 5, 4))
         build_elbo(elbo, 2).loss_and_grads(vae.model, vae.guide, torch.rand(3, 1, 5, 4))
     counts = {name: int(count) for name, count in vae.named_buffers() if name.endswith("num_batches_tracked")}
     assert counts

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pvae.distributions.normal_mixture import NormalMixture
+from pvae.distributions.normals import NormalMixture
 
 
 def parameters(num_components, length, seed=0):
@@ -74,16 +74,3 @@ def test_draws_follow_the_density():
         below = torch.special.ndtr((z[:, axis, None] - loc[:, axis]) / log_scale[:, axis].exp())
         uniform = (below * logits.softmax(0)).sum(1)
         assert stats.kstest(uniform.numpy(), "uniform").statistic < 2.5 / 40_000**0.5
-
-
-def test_shapes_and_expansion():
-    given = [one.expand(3, *one.shape) for one in parameters(4, 2)]
-    q = mixture(*given)
-    assert (q.batch_shape, q.event_shape) == ((3,), (2,))
-    wide = q.expand((5, 3))
-    assert isinstance(wide, NormalMixture)
-    torch.manual_seed(0)
-    z = wide.sample()
-    torch.manual_seed(0)
-    assert torch.equal(z, q.sample((5,)))
-    assert not q.sample((5,)).requires_grad

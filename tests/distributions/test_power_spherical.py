@@ -10,8 +10,6 @@ from scipy import stats
 from torch.distributions import kl_divergence
 from torch.nn.functional import normalize
 
-from pvae.config.build import build_vae
-from pvae.config.config import Config
 from pvae.distributions.power_spherical import PowerSpherical, SphereUniform
 
 CONCENTRATIONS = [0.0, 0.7, 3.0, 60.0]
@@ -193,17 +191,3 @@ def test_shapes_expansion_and_refusals():
             PowerSpherical(**{"loc": torch.eye(3)[0], "concentration": torch.ones(()), **bad})
     with pytest.raises(ValueError, match="support"):
         q.log_prob(torch.ones(4, dtype=torch.float64))
-
-
-def test_an_encoder_whose_outputs_are_0_or_huge_has_a_density():
-    config = Config(posterior="power-spherical", prior="sphere", hidden=(5,), latent_dim=3)
-    vae = build_vae(config, (1, 3, 2))
-    last = vae.q_z.encoder[-1]
-    for bias in (0.0, 1e4, -1e4):
-        torch.nn.init.zeros_(last.weight)
-        torch.nn.init.constant_(last.bias, bias)
-        q = vae.posterior(torch.rand(4, 1, 3, 2))
-        rate = kl_divergence(q, vae.prior())
-        assert q.log_prob(q.rsample()).isfinite().all()
-        assert rate.isfinite().all()
-        assert (rate > -1e-6).all()

@@ -6,14 +6,12 @@ import itertools
 import math
 
 import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 
 from pvae.config.build import build_elbo, build_vae
 from pvae.config.config import Config
 from pvae.core.random_state import seeded
-from pvae.distributions.values import InUnits
 from pvae.models.features import fit_to
 
 mpmath = pytest.importorskip("mpmath")
@@ -86,29 +84,35 @@ def test_counts_of_any_size_have_their_probability_in_float32(log_theta, mean):
             assert_right(ours, truth)
 
 
+def _beyond(t, df):
+    """P(T > t) of Student's t, t > 0."""
+    return mpmath.betainc(df / 2, 0.5, 0, df / (df + t * t), regularized=True) / 2
+
+
 @pytest.mark.parametrize("unit", [1e-9, 1.0, 1e12])
 @pytest.mark.parametrize("log_df", [None, -2.0, 2.0, 10.0, 12.0, 14.9])
 def test_real_values_have_their_density_in_float32(log_df, unit):
     """Normal (None) and Student t with their gradients, where the spread is a millionth of the mean.
 
-    The values were recorded in steps of 1.5 units, of which a Normal has the probability.
+    The values were recorded in steps of 1.5 units, of which each has the probability.
     """
     data = unit * (1e6 + torch.tensor([[-1.0], [0.5], [2.0]], dtype=torch.float64))
     likelihood = of_one_value("normal-diagonal" if log_df is None else "student-t", data)
     trained = [likelihood.log_scale] + ([] if log_df is None else [likelihood.log_df])
-    step = likelihood.units.step.item() if log_df is None else 0.0
-    assert step == pytest.approx(1.5 * unit if log_df is None else 0.0, rel=1e-6)
+    step = likelihood.units.step.item()
+    assert step == pytest.approx(1.5 * unit, rel=1e-6)
     with mpmath.workdps(60):
         logs = [exactly(parameter, value) for parameter, value in zip(trained, (-1.2, log_df))]
         m, s = (mpmath.mpf(value.item()) for value in (likelihood.units.loc, likelihood.units.scale))
-        for output, distance in itertools.product([-3.0, 0.0], [0.0, 0.3, 40.0]):
+        distances = [0.0, 0.3, 40.0]
+        if log_df in (12.0, 14.9):
+            distances = [0.0, 0.3]  # mpmath takes minutes for a tail that is almost a Normal's
+        for output, distance in itertools.product([-3.0, 0.0], distances):
             x = (m + s * (output + distance)).__float__()
 
             def log_of_normal(o, of_scale, log_scale, x=x):
                 scale = s * mpmath.sqrt(mpmath.exp(2 * log_scale + 2 * of_scale) + mpmath.mpf(1e-6))
                 y = (mpmath.mpf(x) - m - s * o) / scale
-                if not step:
-                    return -y * y / 2 - mpmath.log(scale) - mpmath.log(2 * mpmath.pi) / 2
                 low, high = ((y + sign * step / scale / 2) / mpmath.sqrt(2) for sign in (-1, 1))
                 return mpmath.log((mpmath.erfc(low) - mpmath.erfc(high)) / 2 / step)
 
@@ -116,8 +120,11 @@ def test_real_values_have_their_density_in_float32(log_df, unit):
                 scale = s * mpmath.exp(log_scale)
                 y = (mpmath.mpf(x) - m - s * o) / scale
                 df = 1 + mpmath.exp(log)
-                constant = mpmath.loggamma((df + 1) / 2) - mpmath.loggamma(df / 2) - mpmath.log(df * mpmath.pi) / 2
-                return constant - mpmath.log(scale) - (df + 1) / 2 * mpmath.log1p(y * y / df)
+                half = step / scale / 2
+                tails = [_beyond(abs(end), df) for end in (y - half, y + half)]
+                if abs(y) < half:
+                    return mpmath.log((1 - sum(tails)) / step)
+                return mpmath.log(abs(tails[0] - tails[1]) / step)
 
             outputs = [output] if log_df is not None else [output, 0.25]
             truth = expected(log_of_student if log_df is not None else log_of_normal, *map(mpmath.mpf, outputs), *logs)
@@ -146,21 +153,6 @@ def test_a_count_has_the_mean_of_its_training_data_at_an_output_of_0(name, mean)
     vae.p_x.decoder = torch.nn.Identity()
     assert vae.p_x(torch.zeros(1)).mean.item() == pytest.approx(mean, rel=1e-6, abs=2e-6)
     assert 1 < vae.p_x(torch.full((1,), 10.0)).mean.item() < 20 * max(1, mean)
-
-
-@pytest.mark.parametrize("name", ["poisson", "negative-binomial"])
-@pytest.mark.parametrize(("mean", "share"), [(45_390.0, 0.005), (45_390.0, 0.3), (3e8, 1e-4)])
-def test_an_output_of_1_is_a_standard_deviation_of_counts_and_theta_starts_at_their_variance(name, mean, share):
-    """To the curvature of a softplus over that distance; and an encoder sees them with a spread of order 1."""
-    vae = build_vae(Config(likelihood=name, latent_dim=1, hidden=(2,)), (1,))
-    data = torch.tensor([[mean * (1 - share)], [mean * (1 + share)]]).double()
-    fit_to(vae, data)
-    vae.p_x.decoder = torch.nn.Identity()
-    assert vae.p_x(torch.ones(1)).mean.item() - mean == pytest.approx(share * mean, rel=0.2)
-    assert vae.q_z.encoder[0](data).std(correction=0).item() == pytest.approx(1 / math.log(4), rel=0.05)
-    if name == "negative-binomial":
-        variance = (share * mean) ** 2
-        assert vae.p_x(torch.zeros(1)).variance.item() == pytest.approx(max(variance, mean + mean**2 / math.exp(10)))
 
 
 def _bound(config, x):
@@ -205,11 +197,3 @@ def test_a_checkpoint_without_units_has_the_density_of_its_version(name):
         rate = torch.nn.functional.softplus(new.p_x.decoder(z)) + 1e-6
         torch.testing.assert_close(log_p, torch.distributions.Poisson(rate).log_prob(x).sum(1))
         torch.testing.assert_close(new.q_z.encoder[0](x), x.log1p())
-
-
-def test_the_support_is_that_of_x():
-    """Of y in [0, 1] and x = 3 + 2 y; of a Normal all real values."""
-    one = torch.ones((), dtype=torch.float64)
-    support = InUnits(dist.Beta(2 * one, 2 * one), 3 * one, 2 * one, torch.float64).support
-    assert [bool(support.check(x * one)) for x in (2.9, 3.1, 4.9, 5.1)] == [False, True, True, False]
-    assert InUnits(dist.Normal(0 * one, one), 3 * one, 2 * one, torch.float64).support.check(-9 * one)

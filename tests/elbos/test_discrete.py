@@ -16,6 +16,7 @@ from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.distributions.discrete import OneHotVector, codes
+from pvae.elbos.bounds import LeaveOneOutScoreELBO, ScoreELBO
 from pvae.elbos.discrete import (
     ARMS,
     VIMCO,
@@ -26,10 +27,7 @@ from pvae.elbos.discrete import (
     antithetic,
     correlation,
 )
-from pvae.elbos.gradients import LeaveOneOutScoreELBO, ScoreELBO
-from pvae.elbos.handwritten import HandwrittenELBO
-from pvae.elbos.trace import AnalyticELBO, TraceELBO
-from pvae.marginal.importance import importance_sample
+from pvae.elbos.trace import AnalyticELBO, HandwrittenELBO, TraceELBO
 from pvae.marginal.log_likelihood import log_likelihood
 from pvae.models.likelihoods import LinearNormalLikelihood
 from pvae.models.posteriors import LevelsPosterior, QuantizedPosterior, bits
@@ -114,28 +112,6 @@ def test_both_oracles_agree_and_the_sum_is_pyros():
     assert -loss == pytest.approx(exact.linear_elbo(few, row).item(), rel=1e-12)
 
 
-def test_the_sum_over_categories_is_pyros():
-    few, row = vae_of(6, classes=3)
-
-    def sites(logits):
-        logits = logits.view(-1, 2, 3)
-        return [pyro.sample(f"z{n}", dist.OneHotCategorical(logits=logits[:, n])) for n in range(2)]
-
-    @config_enumerate
-    def guide(x):
-        with pyro.plate("data", 1):
-            sites(few.q_z.logits)
-
-    def model(x):
-        with pyro.plate("data", 1):
-            z = torch.cat(torch.broadcast_tensors(*sites(few.p_z.logits)), -1)
-            pyro.sample("x", few.likelihood(z.double()), obs=x)
-
-    with pyro.validation_enabled(False):
-        loss = TraceEnum_ELBO(max_plate_nesting=1).loss(model, guide, row)
-    assert -loss == pytest.approx(exact.enumerated(few, row).elbo.item(), rel=1e-12)
-
-
 @pytest.mark.parametrize("num_draws", [2, 3, 4, 8])
 @pytest.mark.parametrize("p", [0.0, 0.02, 0.3, 0.5, 0.8, 0.97, 1.0])
 def test_antithetic_draws_have_their_mean_and_correlation(p, num_draws):
@@ -162,12 +138,41 @@ def test_an_estimator_is_the_one_written_by_hand_at_the_same_draws(kind, num_par
     f = (log_p - q.log_prob(z)).detach()
     size = 2 if kind is DisARM else num_particles
     groups = zip(z.split(size), f.split(size))
-    parts = [exact.arms_gradient(probs, *part, correlation(probs, size)) for part in groups]
+    parts = [arms_by_hand(probs, *part, correlation(probs, size)) for part in groups]
     expected, direct = sum(parts) / len(parts), log_p.mean(0)
     torch.testing.assert_close(loss, -f.mean())
     torch.testing.assert_close(by_logits, -expected)
     (weight,) = torch.autograd.grad(-direct.mean(), vae.p_x.decoder[0].weight)
     torch.testing.assert_close(by_weight, weight)
+
+
+def arms_by_hand(probs, z, f, correlation):
+    """An estimate (B, L) of d E_q f / d logits from n draws z (n, B, L) and f (n, B), correlated in pairs."""
+    differences = [(one - f.mean(0))[:, None] * (bits - probs) for one, bits in zip(f, z)]
+    return sum(differences) / (1 - correlation) / (len(z) - 1)
+
+
+def categorical_disarm_by_hand(logits, z, f, correlation):
+    """An estimate of d E_q f / d logits (N, C) of one datum from two draws of antithetic bits, bit by bit."""
+    found = torch.zeros_like(logits)
+    for n, row in enumerate(logits):
+        for k in range(len(row) - 1):
+            after = row[k + 1 :]
+            p = torch.sigmoid(row[k] - after.logsumexp(0))
+            (u, b), (v, other) = (((one[n, :k] == 0).all().double(), one[n, k]) for one in z)
+            estimate = u * v * (f[0] - f[1]) * (b - other) / (1 - correlation[n, k])
+            estimate = estimate + u * (1 - v) * (f[0] - f[1]) * (b - p) + v * (1 - u) * (f[1] - f[0]) * (other - p)
+            found[n, k] += estimate / 2
+            found[n, k + 1 :] -= estimate / 2 * after.softmax(0)
+    return found
+
+
+def through_probabilities(slope, z, temperature, num_classes):
+    """The derivative by logits of a function with a derivative by z = sigmoid or softmax(logits / temperature + c)."""
+    if num_classes == 1:
+        return slope * z * (1 - z) / temperature
+    slope, z = (one.unflatten(-1, (-1, num_classes)) for one in (slope, z))
+    return (z * (slope - (slope * z).sum(-1, keepdim=True)) / temperature).flatten(-2)
 
 
 def drawn_by(elbo, vae, x):
@@ -189,7 +194,7 @@ def test_pairs_of_categories_have_the_gradient_written_by_hand():
         after = logits.flip(-1).logcumsumexp(-1).flip(-1)[:, 1:]
         between = correlation(torch.sigmoid(logits[:, :-1] - after), 2)
         pairs = zip(z[:, row].view(2, 2, 3, 4), f[:, row].view(2, 2))
-        expected = sum(exact.categorical_disarm_gradient(logits, *pair, between) for pair in pairs) / 2
+        expected = sum(categorical_disarm_by_hand(logits, *pair, between) for pair in pairs) / 2
         torch.testing.assert_close(by_logits[row], -expected.flatten())
 
 
@@ -208,7 +213,7 @@ def test_relaxations_have_the_gradient_written_by_hand(elbo, classes):
     (by_rate,) = torch.autograd.grad(rate.sum(), vae.q_z.logits)
     is_straight = isinstance(elbo, StraightThrough)
     probs, temperature = (q.mean, 1.0) if is_straight else (z, elbo.temperature)
-    expected = exact.through_probabilities(slope, probs.detach(), temperature, classes)
+    expected = through_probabilities(slope, probs.detach(), temperature, classes)
     torch.testing.assert_close(by_logits, expected + by_rate)
     torch.testing.assert_close(by_weight, weight / 3)
     assert ((z - z.round()).abs().max() < 1e-12) == is_straight
@@ -307,19 +312,6 @@ def test_a_codebook_has_the_loss_and_gradients_written_by_hand(is_fixed):
     found = exact.enumerated(vae, x)
     torch.testing.assert_close(log_likelihood(vae, x).log_p, found.log_p.detach())
     torch.testing.assert_close(found.elbo, terms.elbo)
-    single, x = vae.float(), x.float()  # where a code is still found to the bit, so that it has one weight
-    assert (exact.enumerated(single, x).elbo < -1).all()
-    with seeded(0):
-        sampled = importance_sample(single, x, 20_000)
-    true = log_likelihood(single, x).log_p
-    assert ((sampled.log_p - true).abs() < 6 * sampled.stderr + 1e-3).all()  # once in 10^8 runs
-    vae, x = vae.double(), x.double()
-    with seeded(0):
-        drawn = vae.prior().sample((4000,)).view(-1, size)
-    counts = (drawn[:, None] == q.codebook).all(-1).sum(0)
-    assert ((counts / 12_000 - 0.2).abs() < 5 * (0.16 / 12_000) ** 0.5).all()  # once in 3e5 samples
-    assert vae.prior().support.check(vae.posterior(x).mean).all()
-    assert not vae.prior().support.check(vae.posterior(x).mean + 0.01).any()
 
 
 def test_two_layers_of_bits_have_the_exact_gradient():
@@ -338,10 +330,10 @@ def test_two_layers_of_bits_have_the_exact_gradient():
     (-(log_q.exp() * (log_p - log_q)).sum()).backward()
     truth = torch.cat([one.grad.flatten() for one in vae.parameters()])
     found = []
-    for seed in range(400):
+    for seed in range(100):
         vae.zero_grad()
         with seeded(seed), pyro.get_param_store().scope():
-            LeaveOneOutScoreELBO(4).loss_and_terms(vae.model, vae.guide, x.expand(50, 5)).loss.backward()
+            LeaveOneOutScoreELBO(4).loss_and_terms(vae.model, vae.guide, x.expand(200, 5)).loss.backward()
         found.append(torch.cat([one.grad.flatten() for one in vae.parameters()]))
     errors = torch.stack(found).std(0) / math.sqrt(len(found))
     assert ((torch.stack(found).mean(0) - truth).abs() <= 5 * errors + 1e-12).all()
@@ -415,14 +407,32 @@ def test_what_has_no_bits_is_refused(small_vae, small_images):
     for elbo in (ARMS(2), DisARM(2), GumbelSoftmax(1)):
         with pytest.raises(InputError), pyro.get_param_store().scope():
             elbo.loss_and_terms(vae.model, vae.guide, x)
-    bits, x = vae_of(4)
-    with pytest.raises(InputError, match="groups of 2"), pyro.get_param_store().scope():
-        DisARM(3).loss_and_terms(bits.model, bits.guide, x)
-    many, row = vae_of(13)
-    with pytest.raises(InputError, match="4,096"):
-        exact.enumerated(many, row)
     classes, row = vae_of(6, classes=3)
-    with pytest.raises(InputError, match="CategoricalDisARM"), pyro.get_param_store().scope():
+    with pytest.raises(InputError), pyro.get_param_store().scope():
         ARMS(2).loss_and_terms(classes.model, classes.guide, row)
-    with pytest.raises(InputError, match="DisARM"), pyro.get_param_store().scope():
-        CategoricalDisARM(2).loss_and_terms(bits.model, bits.guide, x)
+    vae, x = vae_of(4)
+    for elbo in (DisARM(3), CategoricalDisARM(2)):
+        with pytest.raises(InputError), pyro.get_param_store().scope():
+            elbo.loss_and_terms(vae.model, vae.guide, x)
+
+
+def test_the_sum_over_categories_is_pyros():
+    few, row = vae_of(6, classes=3)
+
+    def sites(logits):
+        logits = logits.view(-1, 2, 3)
+        return [pyro.sample(f"z{n}", dist.OneHotCategorical(logits=logits[:, n])) for n in range(2)]
+
+    @config_enumerate
+    def guide(x):
+        with pyro.plate("data", 1):
+            sites(few.q_z.logits)
+
+    def model(x):
+        with pyro.plate("data", 1):
+            z = torch.cat(torch.broadcast_tensors(*sites(few.p_z.logits)), -1)
+            pyro.sample("x", few.likelihood(z.double()), obs=x)
+
+    with pyro.validation_enabled(False):
+        loss = TraceEnum_ELBO(max_plate_nesting=1).loss(model, guide, row)
+    assert -loss == pytest.approx(exact.enumerated(few, row).elbo.item(), rel=1e-12)

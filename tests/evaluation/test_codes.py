@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pvae.config.config import Config
-from pvae.evaluation.measures.codes import code_indices, log_prior_of
+from pvae.evaluation.measures.latents import code_indices, log_prior_of
 from pvae.evaluation.report import evaluate
 from pvae.trained.codes import run_batch
 from pvae.training.fit import fit

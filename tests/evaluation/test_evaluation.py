@@ -21,9 +21,7 @@ from pvae.core.files import to_json
 from pvae.core.terminal import progress_bar
 from pvae.data.dataset import Dataset, random_subset
 from pvae.data.read import read
-from pvae.evaluation.measures import rate
-from pvae.evaluation.measures.elbo import active_units
-from pvae.evaluation.measures.rate import split_rate
+from pvae.evaluation.measures.elbo import active_units, split_rate
 from pvae.evaluation.report import evaluate, to_text
 from pvae.marginal import chunks, importance
 from pvae.marginal import gaps as gaps_module
@@ -210,7 +208,7 @@ def test_the_rate_is_split_by_its_definition(small_vae, small_images, monkeypatc
         torch.manual_seed(4)
         z = Normal(vae.posterior(x).mean, vae.posterior(x).stddev).sample()
         for numbers in (2**24, 1):
-            monkeypatch.setattr(rate, "CHUNK_VALUES", numbers)
+            monkeypatch.setattr("pvae.evaluation.measures.elbo.CHUNK_VALUES", numbers)
             torch.manual_seed(4)
             split = split_of(vae, x, num_images, seed=1)
             parts = torch.cat([parts_of(split), split.leave_one_out[None]])

@@ -17,7 +17,7 @@ from pvae.core.random_state import seeded
 from pvae.data.column import Column
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Pixels
-from pvae.evaluation.measures.floor import beside_no_latent, floor
+from pvae.evaluation.measures.baselines import beside_no_latent, floor
 from pvae.evaluation.report import evaluate, to_text
 from pvae.models.features import fit_to
 from pvae.runs.metrics import best_epoch

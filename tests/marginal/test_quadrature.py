@@ -62,7 +62,7 @@ DECODERS = {  # with modes of p(z | x) that only one component of x tells from t
 }
 
 
-@pytest.mark.parametrize(("of_q", "scale"), [(0.05, 0.01), (0.3, 0.003)])
+@pytest.mark.parametrize(("of_q", "scale"), [(0.05, 0.01), pytest.param(0.3, 0.003, marks=pytest.mark.workflow)])
 @pytest.mark.parametrize("num_latents", [1, 2])
 @pytest.mark.parametrize("name", DECODERS)
 def test_what_is_trusted_is_no_less_than_a_lower_bound_where_q_has_the_wrong_sign(name, num_latents, of_q, scale):

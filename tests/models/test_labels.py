@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ import pytest
 import torch
 from helpers.commands import refuse
 from helpers.linear_gaussian import LinearGaussian
-from helpers.runs import assert_same, weights
 from helpers.svi import assert_trained_alike, trained
 from PIL import Image
 from pyro.infer import TraceEnum_ELBO, config_enumerate
@@ -29,25 +27,22 @@ from pvae.config.config import Config
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
-from pvae.data.dataset import Dataset, random_subset
-from pvae.data.labels import few_labels
+from pvae.data.dataset import Dataset, few_labels, random_subset
 from pvae.data.preparation import Pixels
 from pvae.data.read import read
 from pvae.distributions.joint import Joint
 from pvae.elbos.base import PerDatumELBO
-from pvae.elbos.enumerated import EnumeratedELBO
+from pvae.elbos.trace import EnumeratedELBO
 from pvae.evaluation.report import evaluate
 from pvae.evaluation.runs_table import compare_runs
 from pvae.marginal.importance import importance_sample
 from pvae.reference import elbo as reference
 from pvae.runs.run import Run
-from pvae.trained import codes as codes_of
 from pvae.trained import latent_space
-from pvae.trained.codes import examples, latent_report
-from pvae.trained.given import given_data, read_codes
+from pvae.trained.given import given_data
 from pvae.trained.latent_space import encode_images, sample_given
 from pvae.trained.scores import elbo_terms
-from pvae.training.fit import fit, resume
+from pvae.training.fit import fit
 from pvae.training.setup import build_trainer
 
 CPU = torch.device("cpu")
@@ -140,11 +135,8 @@ def test_every_network_takes_labels_and_every_parameter_gets_a_gradient(network,
 REFUSED = {
     "no labels": lambda: vae_of("condition").posterior(X),
     "labels of a VAE without": lambda: vae_of().given(Y),
-    "data without classes": lambda: build_vae(Config(condition=True), SHAPE),
     "no class of the VAE": lambda: vae_of("condition").given(torch.tensor([K] * 6)).posterior(X),
-    "no class of the data": lambda: dataset(lambda y: y.index_fill(0, torch.tensor(3), K + 1)),
     "another length in a batch": lambda: Batch(X, Y[:5]),
-    "another length of data": lambda: dataset(lambda y: y[:-1]),
     "too few for one of each class": lambda: few_labels(dataset(), K - 1, 0),
 }
 
@@ -214,16 +206,6 @@ def test_mean_and_variance_of_label_and_latent():
     assert torch.allclose(q.variance, torch.tensor([0.16, 0.21, 0.25, of_z]).double())
 
 
-def test_data_in_parts_keep_their_labels():
-    vae = vae_of("condition")
-    whole = vae.posterior(X, Y).mean
-    assert torch.allclose(torch.cat([vae.posterior(*part).mean for part in Batch(X, Y).split(4)]), whole, atol=1e-12)
-    for_all = torch.cat([vae.posterior(*part).mean for part in Batch(X, Y[:1]).split(4)])
-    assert torch.allclose(for_all[:1], whole[:1], atol=1e-12)
-    rows = torch.tensor([2, 0])
-    assert torch.equal(vae.posterior(*Batch(X, Y).rows(rows)).mean, vae.posterior(X[rows], Y[rows]).mean)
-
-
 @EVERY_KIND
 def test_samples_of_a_label_are_of_this_label(kind):
     vae = vae_of(kind)
@@ -248,14 +230,6 @@ def test_recorded_steps_given_labels_equal_those_of_svi(kind):
 
 
 FAST = Config(binarize="threshold", epochs=2, batch_size=10, hidden=(16,), latent_dim=2, lr=0.01, valid=0.2)
-
-
-@pytest.mark.workflow
-def test_a_training_with_a_few_labels_resumes_as_it_goes_on(tmp_path):
-    config, data = FAST.replace(labels=9, elbo="enumerate"), dataset()
-    whole = fit(config, data=data, out=tmp_path / "whole")
-    fit(config.replace(epochs=1), data=data, out=tmp_path / "part")
-    assert_same(weights(resume(tmp_path / "part", 2, data=data)), weights(whole))
 
 
 @pytest.mark.workflow
@@ -336,17 +310,9 @@ def test_each_command_takes_each_image_at_its_own_label(conditional, tmp_path, c
     elbo = elbo_terms(vae, Batch(x, y))["elbo"]
     wrong = elbo_terms(vae, Batch(x, (y + 1) % K))["elbo"]
     assert abs(report.elbo_parts.elbo.mean - elbo.mean().item()) < 0.5 < abs(elbo.mean() - wrong.mean())
-    assert codes_of.codes_of(run, "test").sub(codes.loc).abs().max() < 1e-5
     several = compare_runs([run], 4, num_images=5, seed=0, method="importance")
     chosen = random_subset(len(y), 5, 0)
     assert several["elbo"][0] == pytest.approx(elbo[chosen].mean().item(), abs=0.5)
-    shown = examples(run, 4)
-    chosen = random_subset(len(y), 4, seed=0)
-    assert torch.equal(shown.y, y[chosen])
-    assert torch.equal(shown.x, x.images[chosen].float() / 255)
-    with seeded(0, CPU), pyro.get_param_store().scope():  # one image at a time
-        trainer = build_trainer(run.config.replace(particles=10_000), run.dataset(), CPU, vae=copy.deepcopy(run.vae()))
-        assert trainer.evaluate("test").elbo == pytest.approx(elbo.mean().item(), abs=0.3)
     # A folder of classes has labels of its own, by the names of the training's.
     of_folder = given_data(run, folder)
     assert [run.data.label_names[one] for one in of_folder.y] == [Path(name).parts[-2] for name in of_folder.names]
@@ -373,30 +339,16 @@ def test_commands_given_labels(conditional, tmp_path, capsys):
         (sample, codes[:2], "--label"),
         (score, [folder / "left"], "--label"),
         (encode, [folder / "left", "--splits"], "DATA"),
-        (encode, ["--splits", "--out", tmp_path / "all.csv"], ".csv"),
     ]:
         assert wanted in refuse(command, [run, *arguments], capsys, tmp_path)
 
 
-@pytest.mark.workflow
-def test_what_depends_on_labels_is_not_taken_for_what_does_not(conditional, tmp_path):
-    folder, path = conditional
-    run = Run.open(path)
-    data = run.dataset()
-    other = fit(FAST.replace(dataset=f"folder:{folder}", epochs=1), data=data, out=tmp_path / "other")
-    with pytest.raises(InputError):
-        compare_runs([run, other], 2)
-    with pytest.raises(InputError):
-        Run.open(path).dataset(replace(data, test_labels=data.test_labels.roll(1)))
-    assert latent_report(Run.open(path)).accuracy is None  # its codes depend on the labels
-
-
-@pytest.mark.parametrize("suffix", ["npz folder", "npz"])
-def test_minus_one_is_a_label_that_is_not_known(tmp_path, suffix):
+@pytest.mark.parametrize("kind", ["folder", "array"])
+def test_minus_one_is_a_label_that_is_not_known(tmp_path, kind):
     x, y = images()
     y = torch.where(torch.arange(len(y)) % 4 == 0, torch.full_like(y, -1), y)
-    np.savez(tmp_path / "some.npz", X=x.numpy() if "folder" in suffix else x.float().numpy(), y=y.numpy())
-    data = read(f"{'folder' if 'folder' in suffix else 'array'}:{tmp_path / 'some.npz'}")
+    np.savez(tmp_path / "some.npz", X=x.numpy() if kind == "folder" else x.float().numpy(), y=y.numpy())
+    data = read(f"{kind}:{tmp_path / 'some.npz'}")
     assert data.label_names == ("0", "1", "2")
     assert int((data.train_labels < 0).sum() + (data.test_labels < 0).sum()) == int((y < 0).sum())
 
@@ -412,24 +364,6 @@ def test_the_weight_of_the_classifier_is_that_of_the_share_of_labels():
     unknown = replace(data, test_labels=torch.full_like(data.test_labels, -1))
     with seeded(0, CPU), pyro.get_param_store().scope():
         assert build_trainer(config, unknown, CPU).evaluate("test").accuracy is None
-
-
-@pytest.mark.workflow
-def test_codes_of_a_file_are_decoded_and_others_refused(tmp_path, capsys):
-    run = fit(FAST, data=dataset(dataset="linear-gaussian"), out=tmp_path / "run")
-    z = torch.randn(5, 2)
-    lines = ["name,scale_1,loc_2,loc_1", *(f"a,1,{two},{one}" for one, two in z.tolist())]
-    (tmp_path / "named.csv").write_text("\n".join(lines))
-    assert torch.allclose(read_codes(run, tmp_path / "named.csv"), z), "columns are found by their names"
-    np.savez(tmp_path / "codes.npz", loc=z.numpy())
-    assert sample([str(run.path), "--codes", str(tmp_path / "codes.npz"), "--out", str(tmp_path / "out")]) == 0
-    pixels = np.asarray(Image.open(tmp_path / "out" / "sample-0003.png"))
-    assert np.array_equal(pixels, run.vae().likelihood(z[2:3]).mean[0, 0].detach().mul(255).round().byte().numpy())
-    np.save(tmp_path / "wide.npy", torch.randn(5, 3).numpy())
-    (tmp_path / "codes.csv").write_text("name,loc_1,loc_2\na,1,x\n")
-    for name in ("wide.npy", "codes.csv", "none.npz"):
-        arguments = [run.path, "--codes", tmp_path / name, "--out", tmp_path / "bad"]
-        assert name in refuse(sample, arguments, capsys, tmp_path)
 
 
 @pytest.mark.workflow

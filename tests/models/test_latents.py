@@ -10,7 +10,7 @@ from torch.distributions import Independent, Laplace, MultivariateNormal, Normal
 
 from pvae.config.build import build_vae
 from pvae.config.config import Config
-from pvae.distributions.full_normal import FullNormal
+from pvae.distributions.normals import FullNormal
 from pvae.models.posteriors import FullNormalPosterior, Posterior
 from pvae.models.priors import MixturePrior, Prior
 

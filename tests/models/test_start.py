@@ -67,17 +67,7 @@ def test_the_elbo_before_the_first_step_is_the_log_likelihood_of_the_linear_mode
         assert np.allclose(wolf, covariance, rtol=1e-9)
 
 
-def test_factor_analysis_itself_is_the_first_model():
-    from sklearn.decomposition import FactorAnalysis
-
-    features = ((x := factors()) - x.mean(0)) / x.std(0, correction=0)
-    model = start.linear_models(features.numpy(), features.numpy(), 6, np.full(6, 1e-5))[0]
-    number = model.weight.shape[1]
-    fit = FactorAnalysis(number, tol=1e-3, max_iter=300, random_state=0).fit(features.numpy())
-    assert model.name == f"factor analysis with {number} factor" + "s" * (number > 1)
-    assert np.allclose(model.weight @ model.weight.T + np.diag(model.noise), fit.get_covariance(), atol=1e-9)
-
-
+@pytest.mark.workflow
 def test_of_columns_of_several_kinds_one_start_is_independent_values_near_which_latents_can_be_used():
     x = factors()
     x[:, 0] = (x[:, 0] > 0).double()

@@ -39,4 +39,4 @@ def test_lines_of_equal_elbo_are_at_45_degrees_and_bars_of_single_seeds_are_erro
     bottom, top = axes.get_ylim()
     assert axes.get_xlim()[0] >= 0, "there is no rate below 0"
     assert bottom < 89.5 < 98.5 < top
-    assert "over data" in axes.get_legend().get_texts()[1].get_text()
+    assert "over data" in figure.legends[0].get_texts()[1].get_text()

@@ -10,8 +10,7 @@ import torch
 
 import pvae
 from pvae.core.errors import InputError
-from pvae.runs.record import READY_MADE
-from pvae.runs.run import Run
+from pvae.runs.run import READY_MADE, Run
 from pvae.training.fit import resume
 from pvae.training.setup import build_trainer
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.families import ROWS, config_with, shape_for, x_for
 
-from pvae.cli.export import main as export
+from pvae.cli.export import export
 from pvae.config.build import build_vae
 from pvae.config.choices import values_config
 from pvae.config.config import Config

@@ -14,7 +14,7 @@ from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.core.batch import Batch
 from pvae.core.random_state import seeded
-from pvae.distributions.columns import Observed
+from pvae.distributions.values import Observed
 from pvae.trained.imputation import impute
 from pvae.vae import VAE
 

@@ -18,11 +18,10 @@ from pvae.core.batch import Terms
 from pvae.core.errors import InterruptedTrainingError
 from pvae.core.random_state import seeded
 from pvae.runs.run import Run
-from pvae.training import engine as engine_module
-from pvae.training.engine import Engine
+from pvae.training import setup
 from pvae.training.fit import fit, resume
-from pvae.training.setup import build_trainer
-from pvae.training.trainer import Callback
+from pvae.training.setup import build_trainer, engine_name
+from pvae.training.trainer import Callback, Engine
 
 CPU = torch.device("cpu")
 LONG = 10**6  # epochs, which repay any compilation
@@ -57,16 +56,15 @@ class Fake:
 def test_long_trainings_are_compiled_and_a_resumed_one_computes_as_before(
     monkeypatch, compile, num_steps, name, lacks, chosen
 ):
-    monkeypatch.setattr(engine_module, "missing", lambda: lacks)
-    made, notes = [], []
-    engine = Engine(made.append, Config(compile=compile), num_steps, name, note=notes.append)
-    assert made == [engine.name] == [chosen]
+    monkeypatch.setattr(setup, "missing", lambda: lacks)
+    notes = []
+    assert engine_name(Config(compile=compile, epochs=1), num_steps, CPU, name, note=notes.append) == chosen
     assert len(notes) == (compile == "auto" and chosen == "inductor" and name is None)
 
 
 def test_all_steps_of_an_epoch_are_taken_in_calls_of_fifty_at_most():
     svi = Fake()
-    engine = Engine(lambda name: svi, Config(batch_size=3), 1)
+    engine = Engine(lambda name: svi, "none", 3)
     done = list(engine.run(torch.arange(400), [(1e-3, 1.0)] * 134))
     assert sum(len(one.losses) for one in done) == 134
     assert [size for call in svi.calls for size in call] == [3] * 133 + [1]
@@ -127,7 +125,7 @@ def test_auto_goes_on_recorded_where_compiling_fails(monkeypatch, few_digits, sm
         raise RuntimeError(error)
 
     monkeypatch.setattr(graph, "compile_graph", fails)
-    for module in (graph, engine_module):
+    for module in (graph, setup):
         monkeypatch.setattr(module, "missing", str)
     config = small_config.replace(epochs=LONG)
     theirs, _, _ = trained(config.replace(compile="none"), few_digits, 2)

@@ -33,8 +33,7 @@ from pvae.runs.metrics import best_epoch
 from pvae.runs.run import Run
 from pvae.training.callbacks import OnEachRow, default_callbacks
 from pvae.training.fit import fit, resume, train_in_memory
-from pvae.training.schedules import learning_rate
-from pvae.training.setup import build_trainer
+from pvae.training.setup import build_trainer, learning_rate
 from pvae.training.trainer import Callback
 
 pytestmark = [pytest.mark.workflow, pytest.mark.usefixtures("no_pictures")]

@@ -19,7 +19,7 @@ from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
 from pvae.core.errors import NotFiniteError, TrainingError
 from pvae.core.files import to_json
-from pvae.elbos.importance import IWAE
+from pvae.elbos.bounds import IWAE
 from pvae.runs.checkpoint import to_bytes
 from pvae.runs.run import Run
 from pvae.training.callbacks import OnEachRow

@@ -15,7 +15,7 @@ import pvae
 from pvae.cli.data import encode, sample, score
 from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
-from pvae.cli.export import main as export
+from pvae.cli.export import export
 from pvae.cli.train import main as train
 from pvae.cli.train import train_parser
 from pvae.config.build import build_elbo, build_vae

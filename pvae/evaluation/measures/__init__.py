@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from pvae.evaluation.context import Measure
-from pvae.evaluation.measures.baselines import Baselines
-from pvae.evaluation.measures.codes import CodesUsed
-from pvae.evaluation.measures.conditional import Conditional
-from pvae.evaluation.measures.coverage import Coverage
+from pvae.evaluation.measures.baselines import Baselines, ColumnDistortions, Floor
 from pvae.evaluation.measures.disentanglement import Disentanglement
-from pvae.evaluation.measures.elbo import ElboParts
-from pvae.evaluation.measures.floor import ColumnDistortions, Floor
-from pvae.evaluation.measures.gaps import Gaps, TrainGaps
-from pvae.evaluation.measures.latents import LatentsUsed
-from pvae.evaluation.measures.log_likelihood import LogLikelihood
-from pvae.evaluation.measures.rate import RateDecomposition
+from pvae.evaluation.measures.elbo import ElboParts, RateDecomposition
+from pvae.evaluation.measures.latents import CodesUsed, LatentsUsed
+from pvae.evaluation.measures.log_likelihood import Conditional, LogLikelihood
+from pvae.evaluation.measures.posterior import Coverage, Gaps, TrainGaps
 from pvae.evaluation.measures.samples import SampleQuality
 
 MEASURES: dict[str, type[Measure]] = {

@@ -1,7 +1,8 @@
-"""`Baselines`: what simple models reach on the data of a VAE, in its unit and on the same held-out data."""
+"""What a VAE must exceed: a model without a latent, in all and in each column of a table, and simple models."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,15 +10,274 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from pyro.distributions import Independent
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, MultivariateNormal
 
+from pvae.core.errors import one_line
 from pvae.core.protocol import takes_labels
-from pvae.evaluation.context import Context, Measure
+from pvae.core.random_state import seeded
+from pvae.data.preparation import Pixels
+from pvae.distributions.values import Columns
+from pvae.evaluation.context import Context, Measure, said
+from pvae.marginal.chunks import data_at_once
 from pvae.models.features import features_seen, steps_of
 from pvae.models.start import SIZES, WIDEST, Array, fit_mixture, linear_models, quietly
+from pvae.runs.metrics import Metrics
 from pvae.trained.scores import Estimate
 from pvae.vae import VAE
+
+_LEAST = 0.01  # nats per datum that count as more than none
+_FITTED = 2**18  # values of data by which log p is fitted
+_COUNTED = 2**23  # values of images whose levels are counted
+_STEP = 5  # between the levels of a pixel by which log p is fitted
+_ITERATIONS = 60
+_MOST_LEVELED = 2**14  # values of an image whose levels are counted
+_PRIOR_SCALE = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Floor(Measure):
+    """The ELBO of a model without a latent, in nats per datum; None where it is not known, see `floor`.
+
+    Args:
+        elbo: by the best distribution of each value alone.
+        verdict: what it means if the VAE's ELBO is no greater; "" if it is.
+        is_pseudo: whether it is a pseudo-ELBO.
+    """
+
+    elbo: float
+    is_pseudo: bool
+    verdict: str
+
+    @classmethod
+    def of(cls, context: Context) -> Floor | None:
+        """Return that of the test data as the VAE was trained on them."""
+        each = context.once(floor_of_each)
+        if each is None:
+            return None
+        elbo = each.sum().item()
+        verdict = beside_no_latent(context.terms["elbo"].mean().item(), elbo)
+        return cls(elbo=elbo, is_pseudo=context.vae.is_pseudo, verdict=verdict)
+
+    @classmethod
+    def before_training(cls, vae: VAE, train: Pixels, held_out: Pixels) -> Floor | None:
+        """Return that of held-out data for a VAE that is not trained yet; None where it is not known."""
+        each = floor(vae.p_x, train, held_out)
+        if each is None:
+            return None
+        return cls(elbo=each.sum().item(), is_pseudo=vae.is_pseudo, verdict="")
+
+    def announced(self, split: str, what: str) -> str:
+        """Return the line before a training: what it must exceed, of a split of data whose values have a name."""
+        return f"without a latent, by the best distribution of each {what}: {split} {self.bound} {self.elbo:.2f}"
+
+    def below(self, row: Metrics) -> str:
+        """Return what it means if the metrics at the end of a training are below it, "" if they are not."""
+        if row.elbo is None or row.elbo >= self.elbo - _LEAST:
+            return ""
+        found = f"the {row.split} {row.bound} of epoch {row.epoch}, {row.elbo:.2f}, is below {self.elbo:.2f}"
+        advice = "give more --epochs, or another --lr or --likelihood"
+        return f"{found}, which a model without a latent reaches: {advice}"
+
+    @property
+    def bound(self) -> str:
+        """The name of what it is."""
+        if self.is_pseudo:
+            return "pseudo-ELBO"
+        return "ELBO"
+
+    def lines(self) -> Iterator[str]:
+        """Yield one line."""
+        note = f"test {self.bound}, by the best distribution of each value alone"
+        yield f"{'without a latent':26}{self.elbo:<22.2f}  {note}"
+
+    def warnings(self) -> Iterator[str]:
+        """Yield that nothing was learned."""
+        if self.verdict:
+            yield f"warning: {self.verdict}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnDistortion:
+    """The distortion of a column of a table, in nats per row.
+
+    Args:
+        name: of the column.
+        distortion: -E_q log p(x_d | z), from one draw of z for each row.
+        without_latent: -log p(x_d) by the best distribution of the column alone, as in `floor`.
+    """
+
+    name: str
+    distortion: Estimate
+    without_latent: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnDistortions(Measure):
+    """The distortion of each column of a table; None of other data.
+
+    Args:
+        columns: in the order of the table.
+    """
+
+    title = f"{'distortion of each column':48}  without a latent"
+
+    columns: tuple[ColumnDistortion, ...]
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, context: Context) -> ColumnDistortions | None:
+        """Return the distortion of each column, at one draw of z for each row."""
+        alone = context.once(floor_of_each)
+        if alone is None or not context.run.data.columns:
+            return None
+        parts = list[Tensor]()
+        with seeded(context.seed, torch.device("cpu")):
+            for part in context.seen.split(data_at_once(context.vae, context.seen)):
+                vae = context.vae.given(part.y)
+                parts.append(-log_prob_of_each(vae.likelihood(vae.posterior(part.x).sample()), part.x))
+        found = list[ColumnDistortion]()
+        for column, values, log_p in zip(context.run.data.columns, torch.cat(parts).T, alone.tolist()):
+            distortion = Estimate.of(values)
+            found.append(ColumnDistortion(name=column.name, distortion=distortion, without_latent=-log_p))
+        return cls(columns=tuple(found))
+
+    def lines(self) -> Iterator[str]:
+        """Yield a line for each column."""
+        for one in self.columns:
+            yield f"  {one_line(one.name):23} {one.distortion!s:22}  {one.without_latent:.4g}"
+
+
+def floor_of_each(context: Context) -> Tensor | None:
+    """Return the `floor` of the test data as the VAE was trained on them; None of a bound that is of labels too."""
+    run = context.run
+    if run.config.labels:
+        return None
+    train = run.preparation.prepared(context.data.train, "train", is_redrawn=True)
+    return floor(context.vae.p_x, Pixels(train, run.preparation), context.seen.x)
+
+
+def beside_no_latent(elbo: float, reached: float) -> str:
+    """Return what it means if an ELBO is no greater than what a model without a latent reaches, "" if it is greater."""
+    if elbo - reached >= _LEAST:
+        return ""
+    said = "no more than a model without a latent"
+    if reached - elbo > _LEAST:
+        said += f", which describes these data better by {reached - elbo:.2f} nats"
+    return f"{said}: train longer, or these data may need none"
+
+
+def floor(p_x: nn.Module, train: Pixels, held_out: Pixels) -> Tensor | None:
+    """Return the held-out log-likelihood of each value of a datum by the best likelihood that does not depend on z.
+
+        mean over held-out x of log p(x_d; o, t),    o, t = argmax of sum over training x of log p(x; o, t)
+                                                             - (|o|^2 + |t|^2) / 50
+
+    o stands in place of the decoder's output, and t are the other parameters of the likelihood, such as scales. The
+    last term keeps the probability of a value that never occurs above 0: a binary pixel that is 0 in all of n images is
+    1 with the probability p = -log(p / (1 - p)) / (25 n), which is 7.8e-6 for 60,000 images. Of many data evenly spaced
+    ones are taken: about 2^18 values, or 2^23 pixels, whose levels are counted. Of n data the sum is too low by about
+    half the number of o and t over n.
+
+    Args:
+        p_x: the likelihood of a VAE.
+        train: x of the training data; images that are drawn anew at each visit are grey.
+        held_out: x of other data.
+
+    Returns:
+        Nats, of the shape of a datum, whose sum is to be compared with an ELBO; None for a module of your own, for a
+        likelihood that takes labels or depends on the whole batch, for images of more than 2^14 values, whose levels
+        take gigabytes, and where the search for o and t fails. It draws no random numbers.
+    """
+    found: Any = p_x
+    if takes_labels(found) or getattr(found, "needs_batch", True):
+        return None
+    if train.is_bytes and math.prod(found.datum_shape) > _MOST_LEVELED:
+        return None
+    found = copy.deepcopy(found, {id(found.decoder): nn.Identity()}).double().eval()
+    with torch.enable_grad():
+        x, weight = next(_weighted(train, _STEP))
+        output = torch.zeros(found.output_shape, dtype=torch.float64, device=x.device, requires_grad=True)
+        free = [output, *found.parameters()]
+
+        def loss() -> Tensor:
+            for one in free:
+                one.grad = None
+            prior = sum((one / _PRIOR_SCALE).square().sum() / 2 for one in free)
+            value = (prior - (weight * log_prob_of_each(found.pixels(output), x)).sum()) / len(train)
+            value.backward()
+            return value
+
+        try:
+            for part in ([output], free):  # the output first: around a wrong location a scale would grow
+                torch.optim.LBFGS(part, max_iter=_ITERATIONS, line_search_fn="strong_wolfe").step(loss)
+        except ValueError:  # a parameter became NaN
+            return None
+    with torch.no_grad():
+        parts = [(weight * log_prob_of_each(found.pixels(output), x)).sum(0) for x, weight in _weighted(held_out)]
+        return torch.stack(parts).sum(0) / len(held_out)
+
+
+def log_prob_of_each(p_x: TorchDistribution, x: Tensor) -> Tensor:
+    """Return the log-probability of each value of x, (..., *D) nats, 0 where it is missing.
+
+    Args:
+        p_x: `Columns`, or independent values, or the distribution of one value.
+        x: data, (..., *D).
+    """
+    if isinstance(p_x, Columns):
+        return p_x.log_prob_of_each(x)
+    if isinstance(p_x, Independent):
+        p_x = p_x.base_dist
+    is_missing = x.isnan()
+    return torch.where(is_missing, 0.0, p_x.log_prob(torch.where(is_missing, 0.0, x)))
+
+
+def _weighted(data: Pixels, step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield data (M, *D) in float64 with weights, (M, *D) or (), whose sum over all parts is the number of data.
+
+    Images are one part, of their levels, each weighted by the number of images that have it at a pixel; with a step
+    the levels are rounded to its multiples.
+
+    Args:
+        data: N data.
+        step: divides 255; other than 0 it also asks for one part, of evenly spaced data.
+    """
+    images = data.images
+    most = math.inf
+    if data.is_bytes:
+        most = _COUNTED
+    elif step:
+        most = _FITTED
+    images = images[:: math.ceil(images.numel() / most) or 1]
+    if not data.is_bytes:
+        size = len(images)
+        if not step:
+            size = 1000
+        weight = torch.tensor(len(data) / len(images), dtype=torch.float64, device=images.device)
+        yield from ((x.double(), weight) for x in images.split(size))
+        return
+    size = images[0].numel()
+    places = 256 * torch.arange(size, device=images.device)
+    counts = torch.zeros(256 * size, dtype=torch.int64, device=images.device)
+    for part in images.split(1000):
+        counts += torch.bincount((part.flatten(1).long() + places).flatten(), minlength=256 * size)
+    weights = counts.view(size, 256).T.double()
+    levels = torch.arange(256, device=images.device)
+    if data.preparation.binarize != "none":  # a byte is 255 times the probability of 1
+        share = levels.double() / 255
+        levels = levels[[0, 255]]
+        weights = torch.stack([(1 - share) @ weights, share @ weights])
+    elif step:
+        near = (levels / step).round().long()
+        weights = weights.new_zeros(255 // step + 1, size).index_add_(0, near, weights)
+        levels = levels[::step]
+    x = data.preparation.x(levels.to(torch.uint8)).double().view(-1, *[1] * (images.dim() - 1))
+    shape = (len(levels), *images.shape[1:])
+    yield x.expand(shape), len(data) / len(images) * weights.view(shape)
+
 
 _ROWS = 10_000  # training data, evenly spaced, to which models are fitted
 _MOST_FOR_FULL = 50  # values of a datum, of a mixture with full covariance matrices
@@ -57,23 +317,13 @@ class Baselines(Measure):
         verdict: both gains in words.
     """
 
-    linear_model: str = ""
-    linear: Estimate | None = None
-    linear_gain: Estimate | None = None
-    mixture_model: str = ""
-    mixture: Estimate | None = None
-    mixture_gain: Estimate | None = None
-    verdict: str
-
-    words = {
-        "linear_model": ("linear model", ""),
-        "linear": ("  its log p(x)", "exact"),
-        "linear_gain": ("  ELBO - it", "datum by datum"),
-        "mixture_model": ("mixture", ""),
-        "mixture": ("  its log p(x)", "exact"),
-        "mixture_gain": ("  ELBO - it", "datum by datum"),
-        "verdict": ("verdict", ""),
-    }
+    linear_model: str = said("linear model", default="")
+    linear: Estimate | None = said("  its log p(x)", "exact", default=None)
+    linear_gain: Estimate | None = said("  ELBO - it", "datum by datum", default=None)
+    mixture_model: str = said("mixture", default="")
+    mixture: Estimate | None = said("  its log p(x)", "exact", default=None)
+    mixture_gain: Estimate | None = said("  ELBO - it", "datum by datum", default=None)
+    verdict: str = said("verdict")
 
     @classmethod
     def of(cls, context: Context) -> Baselines | None:

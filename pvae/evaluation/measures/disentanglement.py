@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pvae.core.errors import InputError
 from pvae.data.dataset import random_subset
-from pvae.evaluation.context import Context, Measure, Request
+from pvae.evaluation.context import Context, Measure, Request, said
 from pvae.trained.codes import codes_of
 
 _MOST = 5000  # data of a split that are taken
@@ -44,29 +43,17 @@ class Disentanglement(Measure):
         "how well single latents stand for single labels, of data with attributes: MIG, SAP and DCI",
     )
 
-    num_images: int
-    factors: tuple[str, ...]
-    mig: float
-    sap: float
-    disentanglement: float
-    completeness: float
-    informativeness: float
-
-    words = {
-        "num_images": ("test data", "and at most as many training data, to which predictors are fitted"),
-        "factors": ("factors", ""),
-        "mig": ("mutual information gap", "of the two latents that say most about a factor, in its entropies"),
-        "sap": ("SAP", "gap of the R^2 of the two latents that predict a factor best"),
-        "disentanglement": ("DCI: disentanglement", "each latent is of use for one factor"),
-        "completeness": ("  completeness", "each factor needs one latent"),
-        "informativeness": ("  informativeness", "share of factors that are predicted by all latents"),
-    }
+    num_images: int = said("test data", "and at most as many training data, to which predictors are fitted")
+    factors: tuple[str, ...] = said("factors")
+    mig: float = said("mutual information gap", "of the two latents that say most about a factor, in its entropies")
+    sap: float = said("SAP", "gap of the R^2 of the two latents that predict a factor best")
+    disentanglement: float = said("DCI: disentanglement", "each latent is of use for one factor")
+    completeness: float = said("  completeness", "each factor needs one latent")
+    informativeness: float = said("  informativeness", "share of factors that are predicted by all latents")
 
     @classmethod
     def check(cls, context: Context) -> None:
         """Raise an `InputError` if the labels are not several factors, or the codes are given them."""
-        if not context.requests.get("disentanglement"):
-            return
         if context.run.config.takes_labels:
             raise InputError("--disentanglement of a VAE given labels: its codes need not say what the labels say")
         labels = context.data.test_labels
@@ -74,24 +61,22 @@ class Disentanglement(Measure):
             raise InputError("--disentanglement needs labels of at least two factors that vary, as attributes are")
 
     @classmethod
-    def of(cls, context: Context) -> Disentanglement | None:
+    def of(cls, context: Context) -> Disentanglement:
         """Return the scores of the codes of test data."""
-        if not context.requests.get("disentanglement"):
-            return None
         (train, train_factors), (test, factors) = (_labelled(context, split) for split in ("train", "test"))
         varies = torch.tensor([one and other for one, other in zip(_varies(train_factors), _varies(factors))])
         train_factors = train_factors[:, varies]
         factors = factors[:, varies]
         importance, accuracy = importance_of(train, train_factors, test, factors)
-        dci = dci_of(importance)
+        disentanglement, completeness = dci_of(importance)
         names = zip(context.data.label_names, varies.tolist())
         return cls(
             num_images=len(test),
             factors=tuple(name for name, is_taken in names if is_taken),
             mig=mutual_information_gap(test, factors).mean().item(),
             sap=separated_predictability(test, factors).mean().item(),
-            disentanglement=dci.disentanglement,
-            completeness=dci.completeness,
+            disentanglement=disentanglement,
+            completeness=completeness,
             informativeness=accuracy.mean().item(),
         )
 
@@ -135,23 +120,13 @@ def mutual_information_gap(codes: Tensor, factors: Tensor, num_bins: int = _BINS
     Reference:
         Chen et al., arXiv:1802.04942, equation 6, there with q(z | x) in place of bins.
     """
+    from sklearn.metrics import mutual_info_score  # slow to import
+
     edges = codes.double().quantile(torch.linspace(0, 1, num_bins + 1).double()[1:-1], 0).T.contiguous()
     bins = torch.searchsorted(edges, codes.double().T.contiguous())  # (L, N)
-    scores = torch.empty(codes.shape[1], factors.shape[1], dtype=torch.float64)
-    entropies = torch.empty(factors.shape[1], dtype=torch.float64)
-    for k, factor in enumerate(factors.T):
-        values = factor.unique(return_inverse=True)[1]
-        entropies[k] = _entropy(values)
-        for latent, own in enumerate(bins):
-            joint = own * (values.max() + 1) + values
-            scores[latent, k] = _entropy(own) + entropies[k] - _entropy(joint)
-    return _gap(scores) / entropies
-
-
-def _entropy(values: Tensor) -> Tensor:
-    """Return the entropy of the frequencies of whole numbers (N,), in nats."""
-    counts = values.unique(return_counts=True)[1].double()
-    return torch.special.entr(counts / counts.sum()).sum()
+    scores = [[mutual_info_score(own, factor) for factor in factors.T] for own in bins]
+    entropies = [mutual_info_score(factor, factor) for factor in factors.T]
+    return _gap(torch.tensor(scores, dtype=torch.float64)) / torch.tensor(entropies, dtype=torch.float64)
 
 
 def separated_predictability(codes: Tensor, factors: Tensor) -> Tensor:
@@ -203,14 +178,7 @@ def importance_of(codes: Tensor, factors: Tensor, test_codes: Tensor, test_facto
     return torch.stack(importances, 1), torch.tensor(accuracies, dtype=torch.float64)
 
 
-class DCI(NamedTuple):
-    """Disentanglement and completeness, each between 0 and 1."""
-
-    disentanglement: float
-    completeness: float
-
-
-def dci_of(importance: Tensor) -> DCI:
+def dci_of(importance: Tensor) -> tuple[float, float]:
     """Return disentanglement and completeness of the importances of latents for factors.
 
         D = sum_l w_l (1 - H(P_l) / log F),    P_lk = R_lk / sum_k R_lk,    w_l = sum_k R_lk / sum R
@@ -224,7 +192,7 @@ def dci_of(importance: Tensor) -> DCI:
     Reference:
         Eastwood and Williams, A framework for the quantitative evaluation of disentangled representations, ICLR 2018.
     """
-    return DCI(_concentration(importance), _concentration(importance.T))
+    return _concentration(importance), _concentration(importance.T)
 
 
 def _concentration(importance: Tensor) -> float:

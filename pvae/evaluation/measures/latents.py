@@ -1,4 +1,4 @@
-"""`LatentsUsed`: the rate of each latent, how many are used, and whether none is; `forecast`, before a training."""
+"""How latents and codes of a codebook are used, and whether none is; `forecast`, before a training."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ from pvae.core.batch import Batch
 from pvae.core.errors import InputError, listed
 from pvae.core.random_state import seeded
 from pvae.data.preparation import Pixels
-from pvae.distributions.discrete import BitVector, OneHotVector, rate_of_each
-from pvae.distributions.normal_mixture import NormalMixture
-from pvae.evaluation.context import Context, Measure
+from pvae.distributions.discrete import BitVector, CodeVector, OneHotVector, rate_of_each
+from pvae.distributions.normals import NormalMixture
+from pvae.evaluation.context import Context, Measure, said
 from pvae.evaluation.measures.baselines import Baselines
 from pvae.marginal.chunks import CHUNK_VALUES, data_at_once
 from pvae.runs.run import Run
+from pvae.trained.codes import run_batch
+from pvae.trained.latent_space import posteriors
+from pvae.trained.scores import Estimate, bits_of
 from pvae.vae import VAE
 
 COLLAPSED = 0.01  # nats per datum, below which a rate is that of a latent, or of a VAE, that says nothing about x
 _NAMED = 8  # latents whose rate is printed
+_UNUSED = 0.5  # share of the codes that no training datum has, above which a codebook is said to have collapsed
 _DRAWS = 10  # of z for each datum, where a rate has no closed form
-_WIDEST_COVARIANCE = 1000  # values of a datum, beyond which the Gram matrix of a few data replaces the covariance
-_MOST_IN_GRAM = 2000  # data in that Gram matrix
-_AT_ONCE = 1000  # data, or values of a datum, that are converted to float64 at a time
+_WIDEST = 1000  # values of a datum, beyond which only some data
+_MOST_OF_WIDE = 2000  # are taken for a forecast
+_AT_ONCE = 1000  # data that are converted to float64 at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +49,12 @@ class LatentsUsed(Measure):
         collapse: what that means, costs and asks for; "" where it is not.
     """
 
-    num_latents: int
-    used: int | None
+    num_latents: int = said("latents")
+    used: int | None = said("  used", "those whose own rate is above 0.01 nats")
     rate: float
-    rates: tuple[float, ...]
-    is_collapsed: bool
+    rates: tuple[float, ...] = said("  rate of each alone", "whose sum is more, if p(z) is a mixture")
+    is_collapsed: bool = said("  posterior collapse", "the rate is below 0.01 nats: p(x | z) ignores z")
     collapse: str = ""
-
-    words = {
-        "num_latents": ("latents", ""),
-        "used": ("  used", "those whose own rate is above 0.01 nats"),
-        "rates": ("  rate of each alone", "whose sum is more, if p(z) is a mixture"),
-        "is_collapsed": ("  posterior collapse", "the rate is below 0.01 nats: p(x | z) ignores z"),
-    }
 
     @classmethod
     def of(cls, context: Context) -> LatentsUsed:
@@ -268,19 +265,96 @@ def forecast(x: Tensor | Pixels, scale: float, latent_dim: int, beta: float = 1.
 
 def _eigenvalues(x: Tensor | Pixels) -> Tensor:
     """Return the eigenvalues of the covariance in falling order, float64, at most as many as x has values."""
-    shift = next(iter(x.split(_AT_ONCE))).flatten(1).double().mean(0)  # near the mean, so that no digits cancel
-    if len(shift) > _WIDEST_COVARIANCE:
-        few = torch.cat([*x[:: math.ceil(len(x) / _MOST_IN_GRAM) or 1].split(_AT_ONCE)]).flatten(1)
-        parts = (one.double() - one.double().mean(0) for one in few.split(_AT_ONCE, 1))
-        covariance = sum((one @ one.T for one in parts), shift.new_zeros(())) / len(few)
-    else:
-        total = torch.zeros_like(shift)
-        outer = torch.outer(total, total)
-        for part in x.split(_AT_ONCE):
-            moved = part.flatten(1).double() - shift
-            total += moved.sum(0)
-            outer += moved.T @ moved
-        covariance = outer / len(x) - torch.outer(total, total) / len(x) ** 2
-    if not (len(x) and covariance.isfinite().all()):
+    (first,) = x[:1].split(1)
+    if first.numel() > _WIDEST:
+        x = x[:: math.ceil(len(x) / _MOST_OF_WIDE) or 1]
+    values = torch.cat([part.flatten(1).double() for part in x.split(_AT_ONCE)])
+    values -= values.mean(0)
+    if not (len(values) and values.isfinite().all()):
         raise InputError("there are no data to forecast from, or a value of them is missing or infinite")
-    return torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0)
+    if values.shape[1] > len(values):
+        values = values.T  # the Gram matrix has the same eigenvalues above 0
+    return torch.linalg.eigvalsh(values.T @ values / len(x)).flip(0).clamp(min=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodesUsed(Measure):
+    """The codes of a `QuantizedPosterior`, and a prior that is fitted to them, in nats per datum.
+
+        rate = N log K,    cross-entropy = - sum_n log f_n(c_n),    f_n: frequencies of the training data's codes n
+
+    The codes of the test data, written by a coder with f, have a length of the cross-entropy. The frequencies have 1/2
+    added to each count, so that a code that was not seen can be written.
+
+    Args:
+        num_variables: N, the number of codes of a datum.
+        num_codes: K, the size of the codebook.
+        uniform_rate: N log K, the rate.
+        cross_entropy: of the test data.
+        saved: what the fitted prior saves: rate less cross-entropy.
+        fitted_bits: bits per dimension of distortion and cross-entropy; None of a pseudo-ELBO.
+        perplexity: exp of the entropy of f_n, the number of codes that are used in effect, a mean over n.
+        unused: the share of the K codes that no training datum has at any of its N places.
+        is_fixed: whether the codebook is one of levels.
+    """
+
+    title = "codes"
+
+    num_variables: int = said("codes of a datum")
+    num_codes: int = said("  each one of")
+    uniform_rate: float = said("  rate", "N log K: all codes are equally probable by the prior")
+    cross_entropy: Estimate = said("  cross-entropy", "the rate by a prior fitted to training codes")
+    saved: Estimate = said("  saved by it", "nats per datum")
+    fitted_bits: Estimate | None = said("  bits per dimension", "by it")
+    perplexity: float = said("perplexity", "codes that are used in effect, a mean over n")
+    unused: float = said("share of unused codes", "that no training datum has at any place")
+    is_fixed: bool = False
+
+    @classmethod
+    def of(cls, context: Context) -> CodesUsed | None:
+        """Return that of the test data."""
+        prior: Any = context.vae.given(next(context.seen.split(1)).y).prior()
+        if not isinstance(prior, CodeVector):
+            return None
+        train = code_indices(context.vae, run_batch(context.run, "train"))
+        log_prior, used = log_prior_of(train, len(prior.codebook))
+        test = torch.cat([one.indices for one in context.posteriors])
+        cross_entropy = -log_prior.gather(1, test.T).sum(0)
+        elbo = -context.terms["distortion"] - cross_entropy.to(context.terms["distortion"])
+        rate = prior.num_variables * math.log(len(prior.codebook))
+        fitted_bits = None
+        if not context.vae.is_pseudo:
+            fitted_bits = bits_of(context.vae, elbo, context.seen.x)
+        return cls(
+            num_variables=prior.num_variables,
+            num_codes=len(prior.codebook),
+            uniform_rate=rate,
+            cross_entropy=Estimate.of(cross_entropy),
+            saved=Estimate.of(rate - cross_entropy),
+            fitted_bits=fitted_bits,
+            perplexity=torch.special.entr(log_prior.exp()).sum(1).exp().mean().item(),
+            unused=1 - used.any(0).double().mean().item(),
+            is_fixed=not prior.codebook.requires_grad,
+        )
+
+    def warnings(self) -> Iterator[str]:
+        """Yield what a collapse of the codebook is."""
+        if self.unused <= _UNUSED:
+            return
+        advice = "try more --epochs, fewer --categories, another --lr"
+        if not self.is_fixed:
+            advice += ", or --posterior fsq, whose codes are fixed"
+        yield f"warning: {self.unused:.0%} of the codes are never used: the codebook has collapsed; {advice}"
+
+
+@torch.no_grad()
+def code_indices(vae: VAE, batch: Batch) -> Tensor:
+    """Return the indices of the codes of data, int64 (B, N)."""
+    return torch.cat([one.indices for one in posteriors(vae, batch)])
+
+
+def log_prior_of(indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
+    """Return log f, float64 (N, K), and which codes occur, (N, K), of indices (M, N)."""
+    counts = torch.zeros(indices.shape[1], num_codes, dtype=torch.float64)
+    counts.scatter_add_(1, indices.T, torch.ones((), dtype=torch.float64).expand(indices.T.shape))
+    return ((counts + 0.5) / (counts.sum(1, keepdim=True) + num_codes / 2)).log(), counts > 0

@@ -1,4 +1,4 @@
-"""`LogLikelihood`: log p(x) of the test data, each by the method that can be trusted, with its errors."""
+"""Log p(x) of the test data, by the method that can be trusted, and of a part of x given the other part."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from pvae.core.batch import Batch
-from pvae.evaluation.context import Context, Measure
+from pvae.evaluation.context import Context, Measure, Request, said
 from pvae.marginal.annealing import bracket
-from pvae.marginal.log_likelihood import ANNEALING, MOST_UNTRUSTED, check_method
+from pvae.marginal.log_likelihood import ANNEALING, MOST_UNTRUSTED, check_method, conditional_log_likelihood
 from pvae.marginal.log_p import LogP
+from pvae.runs.run import Run
+from pvae.trained.given import given_values
 from pvae.trained.scores import Estimate, bits_of, elbo_terms
 
 _SIMULATED = 100  # data that are drawn from the VAE for a bracket
@@ -55,46 +59,29 @@ class LogLikelihood(Measure):
     """
 
     pixels: str
-    num_images: int
+    num_images: int = said("data", "of which log p(x) was estimated")
     seconds: float | None
-    elbo: Estimate
-    estimate: Estimate
-    method: str
-    sampling_stderr: float | None
-    bias: float | None = None
+    elbo: Estimate = said("ELBO", "of these data")
+    estimate: Estimate = said("log-likelihood", "log p(x)")
+    method: str = said("  by")
+    sampling_stderr: float | None = said("  error of the method", "a part of the error above")
+    bias: float | None = said("  too low by about", "a log of a mean is; more if chosen by lucky draws", default=None)
     num_particles: int
-    effective_median: float | None = None
-    effective_least: float | None = None
-    pareto_k: float | None
-    untrusted: float
+    effective_median: float | None = said("  effective sample size", "the median over the data", default=None)
+    effective_least: float | None = said("  the least", "of a datum", default=None)
+    pareto_k: float | None = said("  Pareto k", "median of importance sampling; trusted below 0.7 at most")
+    untrusted: float = said("  share of untrusted", "data, whose log p(x) is not reliable")
     annealing: Mapping[str, Any] | None = None
-    bracket: Estimate | None = None
-    bracket_median: float | None = None
-    bracket_largest: float | None = None
-    bracket_images: int | None = None
-    bits_per_dimension: Estimate | None
-    is_density: bool
-
-    words = {
-        "num_images": ("data", "of which log p(x) was estimated"),
-        "elbo": ("ELBO", "of these data"),
-        "estimate": ("log-likelihood", "log p(x)"),
-        "method": ("  by", ""),
-        "sampling_stderr": ("  error of the method", "a part of the error above"),
-        "bias": ("  too low by about", "a log of a mean is; more if chosen by lucky draws"),
-        "effective_median": ("  effective sample size", "the median over the data"),
-        "effective_least": ("  the least", "of a datum"),
-        "pareto_k": ("  Pareto k", "median of importance sampling; trusted below 0.7 at most"),
-        "untrusted": ("  share of untrusted", "data, whose log p(x) is not reliable"),
-        "bracket": (
-            "  upper - lower bound", "of data drawn from the VAE; test data have no upper one, and may be harder",
-        ),
-        "bracket_median": ("    the median", ""),
-        "bracket_largest": ("    the largest", "of a datum"),
-        "bracket_images": ("    of drawn data", "as many as were annealed, at most 100"),
-        "bits_per_dimension": ("  bits per dimension", ""),
-        "is_density": ("  of a density", "bits are of density times distance of two levels"),
-    }  # fmt: skip
+    bracket: Estimate | None = said(
+        "  upper - lower bound",
+        "of data drawn from the VAE; test data have no upper one, and may be harder",
+        default=None,
+    )
+    bracket_median: float | None = said("    the median", default=None)
+    bracket_largest: float | None = said("    the largest", "of a datum", default=None)
+    bracket_images: int | None = said("    of drawn data", "as many as were annealed, at most 100", default=None)
+    bits_per_dimension: Estimate | None = said("  bits per dimension")
+    is_density: bool = said("  of a density", "bits are of density times distance of two levels")
 
     @classmethod
     def check(cls, context: Context) -> None:
@@ -150,7 +137,7 @@ class LogLikelihood(Measure):
             yield f"pixels {self.pixels}"
         else:
             yield "the data as they are"
-        yield from self.lines_of(self.words)
+        yield from super().lines()
         if self.effective_least is not None:
             yield "  too low, without a sign, where no draw finds a mode of p(z | x): see notebooks/evaluating.md"
 
@@ -180,3 +167,69 @@ def finite(value: float) -> float | None:
 def methods_of(found: LogP) -> str:
     """Return the methods of log p(x), each with its number of data."""
     return ", ".join(f"{name} {count:,}" for name, count in found.counts.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditional(Measure):
+    """The log-likelihood of a part of x given the other part; see `conditional_log_likelihood`.
+
+    Args:
+        given: the names of the columns that are given, or how many values of a datum are.
+        estimate: the mean of log p(x_a | x_b) over data, x_b what is given, x_a the rest.
+        method: the methods of log p(x_b), each with its number of data.
+        sampling_stderr: the part of its error that comes from the draws of z, or from quadrature, if that is known.
+        untrusted: the fraction of data where an estimate of log p(x) or log p(x_b) is not trusted.
+    """
+
+    title = "a part of x given another"
+    request = Request(
+        "given",
+        "the log-likelihood of all other values of x given these: names of columns, with commas in between, or an .npy "
+        "file of booleans in the shape of a datum, true where given; of a run with --missing",
+        "COLUMNS|MASK",
+    )
+
+    given: str = said("given")
+    estimate: Estimate = said("log p(x_a | x_b)", "log p(x) - log p(x_b), x_b what is given; no bound")
+    method: str = said("  log p(x_b) by")
+    sampling_stderr: float | None = said("  error of the methods", "a part of the error above")
+    untrusted: float = said("  share of untrusted", "data, whose log p(x_a | x_b) is not reliable")
+
+    @classmethod
+    def check(cls, context: Context) -> None:
+        """Raise an `InputError` if the text does not name some values of x."""
+        context.once(_is_given)
+
+    @classmethod
+    def of(cls, context: Context) -> Conditional:
+        """Return log p of the values that are not given."""
+        is_given = context.once(_is_given)
+        joint = context.log_p
+        values, _, given = conditional_log_likelihood(context.normalised, context.batch, is_given, joint, **context.how)
+        error = math.hypot(joint.mean_stderr, given.mean_stderr)
+        return cls(
+            given=_name_of(is_given, context.run),
+            estimate=Estimate.of(values),
+            method=methods_of(given),
+            sampling_stderr=finite(error),
+            untrusted=(~(joint.is_trusted & given.is_trusted)).double().mean().item(),
+        )
+
+
+def _is_given(context: Context) -> Tensor:
+    """Return which values are given, bool (*D)."""
+    value: Tensor | str = context.requests["given"]
+    if isinstance(value, str):
+        return given_values(context.run, value)
+    return value
+
+
+def _name_of(is_given: Tensor, run: Run) -> str:
+    """Return the names of the columns that are given, or how many values are."""
+    names = [column.name for column, has in zip(run.data.columns, is_given.tolist()) if has]
+    if names:
+        return ", ".join(names)
+    if run.data.is_images:
+        unpadded = slice(run.config.pad, -run.config.pad or None)
+        is_given = is_given[..., unpadded, unpadded]
+    return f"{int(is_given.sum()):,} of {is_given.numel():,} values"

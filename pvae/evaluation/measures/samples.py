@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pvae.core.errors import InputError, one_line
-from pvae.evaluation.context import Context, Measure
+from pvae.evaluation.context import Context, Measure, said
 from pvae.trained.latent_space import sample
 
 _Table: TypeAlias = Tensor | NDArray[Any]
@@ -74,23 +74,16 @@ class SampleQuality(Measure):
 
     title = "draws from the VAE beside the test rows"
 
-    num_draws: int
-    column_shapes: float
-    column_shapes_of_train: float
-    pair_trends: float | None
-    pair_trends_of_train: float | None
-    left_out: str | None = None
+    num_draws: int = said("draws from the VAE", "compared with the test rows")
+    column_shapes: float = said("column shapes", "1 - distance of a column from test rows; 1 at best")
+    column_shapes_of_train: float = said("  of the training rows", "what other rows of the data reach")
+    pair_trends: float | None = said("pair trends", "1 - difference of the association of two columns", default=None)
+    pair_trends_of_train: float | None = said(
+        "  of the training rows", "what other rows of the data reach", default=None
+    )
+    left_out: str | None = said("  left out", "columns without a value", default=None)
     worst_columns: tuple[NamedDistance, ...]
     worst_pairs: tuple[NamedDistance, ...]
-
-    words = {
-        "num_draws": ("draws from the VAE", "compared with the test rows"),
-        "column_shapes": ("column shapes", "1 - distance of a column from test rows; 1 at best"),
-        "column_shapes_of_train": ("  of the training rows", "what other rows of the data reach"),
-        "pair_trends": ("pair trends", "1 - difference of the association of two columns"),
-        "pair_trends_of_train": ("  of the training rows", "what other rows of the data reach"),
-        "left_out": ("  left out", "columns without a value"),
-    }
 
     @classmethod
     def of(cls, context: Context) -> SampleQuality | None:
@@ -173,7 +166,8 @@ def sample_quality(
         if is_code:
             edges = np.unique(np.concatenate([x[d] for x in tables]))
         else:
-            edges = _inner_edges(tables[1][d])
+            test_values = tables[1][d]
+            edges = np.histogram_bin_edges(test_values[~np.isnan(test_values)], 10)[1:-1]
         for x, code in zip(tables, codes):
             code[d] = np.where(np.isnan(x[d]), np.nan, np.searchsorted(edges, x[d], side="right"))
     found: dict[int, list[NamedDistance]] = {1: [], 2: []}  # of columns, and of pairs
@@ -193,19 +187,19 @@ def sample_quality(
             found[len(group)].append(named)
     if not found[1]:
         raise InputError("no column has a value in the draws, in the test rows and in the training rows")
-    scores: dict[str, float | None] = {"pair_trends": None, "pair_trends_of_train": None}
+    scores = dict[str, Any]()
     for name, count in (("column_shapes", 1), ("pair_trends", 2)):
         found[count].sort(key=lambda one: -one.distance)
         if found[count]:
             scores[name] = 1 - fmean(one.distance for one in found[count])
             scores[f"{name}_of_train"] = 1 - fmean(one.distance_of_train for one in found[count])
-    is_empty = np.any([np.isnan(table).all(1) for table in tables], axis=0)
+    kept = [one.names for one in found[1]]
     return SampleQuality(
         num_draws=tables[0].shape[1],
-        left_out=", ".join(one_line(name) for name, is_out in zip(names, is_empty) if is_out) or None,
+        left_out=", ".join(one_line(name) for name in names if (name,) not in kept) or None,
         worst_columns=tuple(found[1][:5]),
         worst_pairs=tuple(found[2][:5]),
-        **scores,  # type: ignore[arg-type]
+        **scores,
     )
 
 
@@ -214,19 +208,6 @@ def _columns_of(table: _Table) -> NDArray[np.float64]:
     if isinstance(table, Tensor):
         table = table.double().numpy(force=True)
     return np.asarray(table, np.float64).T.copy()
-
-
-def _inner_edges(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the edges between bins of numbers, as those of `numpy.histogram_bin_edges`, which refuses small widths."""
-    x = x[~np.isnan(x)]
-    if not len(x):
-        x = np.zeros(1)
-    low = x.min()
-    high = x.max()
-    if low == high:
-        low -= 0.5
-        high += 0.5
-    return np.linspace(low, high, 11)[1:-1]  # of 10 bins
 
 
 def _distance(x: NDArray[np.float64], test: NDArray[np.float64]) -> float:

@@ -1,4 +1,4 @@
-"""`Gaps`: where the difference of log p(x) and the ELBO is lost, of test and of training data."""
+"""How far q(z | x) is from p(z | x): what the ELBO loses by it, and whether it is calibrated."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.data.dataset import random_subset
-from pvae.evaluation.context import Context, Measure, Request
+from pvae.evaluation.context import Context, Measure, Request, said
 from pvae.evaluation.measures.log_likelihood import methods_of
-from pvae.marginal.gaps import best_elbo
+from pvae.marginal.gaps import best_elbo, calibration
 from pvae.marginal.log_p import LogP, check_continuous
 from pvae.trained.codes import given_y
 from pvae.trained.scores import Estimate, with_likelihood
@@ -50,46 +50,35 @@ class Gaps(Measure):
         least=2,
     )
 
-    num_images: int
-    method: str
-    log_p: Estimate | None = None
-    elbo: Estimate | None = None
-    approximation: Estimate | None = None
-    correlations: Estimate | None = None
-    shape: Estimate | None = None
-    rest: Estimate | None = None
-    amortisation: Estimate | None = None
+    num_images: int = said("data", "those of a random subset whose log p(x) is trusted")
+    method: str = said("  log p(x) by")
+    log_p: Estimate | None = said("  log p(x)", default=None)
+    elbo: Estimate | None = said("  L[q]", "their ELBO, from 1,000 draws of z each", default=None)
+    approximation: Estimate | None = said(
+        "approximation gap", "log p(x) - L[q*], q* the best Normal for each datum", default=None
+    )
+    correlations: Estimate | None = said(
+        "  by correlations", "what the best Normal of any covariance gains", default=None
+    )
+    shape: Estimate | None = said("  by another shape", "what planar transforms of it gain", default=None)
+    rest: Estimate | None = said("  by the rest", "what is left; too low where log p(x) is", default=None)
+    amortisation: Estimate | None = said(
+        "amortisation gap", "L[q*] - L[q], which a better encoder closes", default=None
+    )
     largest: tuple[tuple[int, float], ...] = ()
-
-    words = {
-        "num_images": ("data", "those of a random subset whose log p(x) is trusted"),
-        "method": ("  log p(x) by", ""),
-        "log_p": ("  log p(x)", ""),
-        "elbo": ("  L[q]", "their ELBO, from 1,000 draws of z each"),
-        "approximation": ("approximation gap", "log p(x) - L[q*], q* the best Normal for each datum"),
-        "correlations": ("  by correlations", "what the best Normal of any covariance gains"),
-        "shape": ("  by another shape", "what planar transforms of it gain"),
-        "rest": ("  by the rest", "what is left; too low where log p(x) is"),
-        "amortisation": ("amortisation gap", "L[q*] - L[q], which a better encoder closes"),
-    }
 
     @classmethod
     def check(cls, context: Context) -> None:
         """Raise an `InputError` if the latent has no gaps, or there are fewer data."""
-        count = context.requests.get("gaps")
-        if not count:
-            return
+        count = context.requests["gaps"]
         check_continuous(context.normalised, context.test)
         if count > len(context.test):
             raise InputError(f"--gaps {count}: there are {len(context.test):,} test data to choose from")
 
     @classmethod
-    def of(cls, context: Context) -> Gaps | None:
+    def of(cls, context: Context) -> Gaps:
         """Return the gaps of random test data."""
-        count = context.requests.get("gaps")
-        if not count:
-            return None
-        rows = random_subset(len(context.batch), count, context.seed)
+        rows = random_subset(len(context.batch), context.requests["gaps"], context.seed)
         places = rows
         if context.rows is not None:
             places = context.rows[rows]
@@ -133,13 +122,62 @@ class TrainGaps(Gaps):
     title = "the same gaps of training data"
 
     @classmethod
-    def of(cls, context: Context) -> Gaps | None:
+    def of(cls, context: Context) -> Gaps:
         """Return the gaps of random training data."""
-        count = context.requests.get("gaps")
-        if not count:
-            return None
         run = context.run
         train = context.data.train
-        rows = random_subset(len(train), count, context.seed)
+        rows = random_subset(len(train), context.requests["gaps"], context.seed)
         _, batch, _ = with_likelihood(run, train, given_y(run, "train"), rows, "train")
         return cls._of(context, batch, context.log_p_of(batch), rows)
+
+
+_CALIBRATED = 1000  # data that are drawn from the VAE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage(Measure):
+    """Whether q(z | x) is calibrated on data drawn from the VAE; see `pvae.marginal.gaps`.
+
+    Args:
+        num_images: number of data that were drawn.
+        region: how often z is in the region of highest density of q(z | x) of mass 0.9.
+        furthest: the largest distance of a share in `latents` from the mass.
+        band: how far any share is from the mass at most, at a level of 95 %, if q(z | x) is p(z | x).
+        outside: the number of latents with a share that is further from the mass.
+        regions: how often z is in the region of highest density of q(z | x) of mass 0.1, 0.2, ..., 0.9.
+        latents: for each latent how often z_l is below the quantiles 0.1, 0.2, ..., 0.9 of q(z_l | x).
+    """
+
+    title = "calibration of q(z | x)"
+    request = Request(
+        "calibration",
+        "whether q(z | x) is calibrated, on 1,000 data drawn from the VAE; in figures/calibration.png too",
+    )
+
+    num_images: int = said("data drawn from the VAE", "whose z are draws from p(z | x)")
+    region: float = said("regions of 90 % hold", "this share of them, those of highest density of q")
+    furthest: float = said("largest distance", "between a mass, and the share of z_l below that quantile")
+    band: float = said("  at most, at 95 %", "of each share from its mass, if q is p(z | x)")
+    outside: int = said("  latents beyond it", "whose q(z_l | x) is not calibrated")
+    regions: tuple[float, ...]
+    latents: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def check(cls, context: Context) -> None:
+        """Raise an `InputError` if the latent is not continuous."""
+        check_continuous(context.normalised, context.test)
+
+    @classmethod
+    def of(cls, context: Context) -> Coverage:
+        """Return how often z of data drawn from the VAE is where q(z | x) says."""
+        found = calibration(context.normalised, context.batch, _CALIBRATED)
+        of_latents = found.distances[:-1]
+        return cls(
+            num_images=_CALIBRATED,
+            region=found.regions[-1].item(),
+            furthest=of_latents.max().item(),
+            band=found.band,
+            outside=int((of_latents > found.band).sum()),
+            regions=tuple(found.regions.tolist()),
+            latents=tuple(map(tuple, found.latents.tolist())),
+        )

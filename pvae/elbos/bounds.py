@@ -1,11 +1,12 @@
-"""Bounds with other estimators of the encoder's gradient: sticking the landing, DReG, PIWAE, the score function.
+"""Importance-weighted bounds, and bounds with other estimators of the encoder's gradient.
 
-`pvae.reference.bounds` has the same gradients written by hand.
+`pvae.reference.bounds` has the same bounds and gradients written by hand.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Annotated, Any
 
 import torch
 from pyro.distributions.util import sum_rightmost
@@ -14,11 +15,135 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
 from pvae.core.errors import InputError
-from pvae.elbos.base import Beta, PyroFunction
-from pvae.elbos.importance import Groups, ImportanceELBO, log_mean_exp
-from pvae.elbos.sites import Draws, Latent
+from pvae.core.options import Option
+from pvae.elbos.base import Beta, Draws, Latent, PerDatumELBO, PyroFunction, constraint_of
 
-__all__ = ["PIWAE", "DReG", "LeaveOneOutScoreELBO", "NoPathThroughDraws", "ScoreELBO", "StickingTheLanding"]
+_ALPHA = (
+    "order of the Renyi bound: 0 is iwae, 1 the ELBO, -inf the largest weight (VR-max); below 0 the objective is not a "
+    "lower bound. The reported elbo is the ELBO"
+)
+_Alpha = Annotated[float, Option(help=_ALPHA, least=-math.inf, most=1e38)]
+_Mix = Annotated[float, Option(help="share of the ELBO in the bound, the rest is iwae", most=1.0)]
+Groups = Annotated[int, Option(help="number of groups into which the K particles are divided", least=1, most=10**6)]
+
+
+class ImportanceELBO(PerDatumELBO):
+    """Base class of the ELBOs whose loss is a bound computed from the draws in Pyro's traces.
+
+        loss = - mean over the batch of the bound, in nats per datum
+
+    Args:
+        num_particles: K, the number of draws of z for each datum.
+    """
+
+    is_importance_weighted = True
+
+    def __init__(self, num_particles: int = 1) -> None:
+        super().__init__(num_particles)
+
+    def loss_of(self, draws: Draws, distortion: Tensor, rate: Tensor, beta: float | Tensor) -> Tensor:
+        """Return the loss, a scalar, of the draws."""
+        return -self.bound(draws, beta).mean()
+
+    def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
+        """Return the bound of each datum, (B,); beta weighs the rate in those bounds that have one."""
+        raise NotImplementedError
+
+
+class IWAE(ImportanceELBO, name="iwae", help="the importance-weighted bound"):
+    """The importance-weighted bound; `pvae.reference.bounds.iwae` describes its weaknesses.
+
+        L_K(x) = E [ log (1/K) sum_k w_k ],    w_k = p(x, z_k) / q(z_k | x),    L_1 <= L_K <= log p(x)
+
+    L_1 is the ELBO. Pyro's `RenyiELBO(alpha=0)` is the same bound, but has no `differentiable_loss`.
+
+    Args:
+        num_particles: K, the number of draws of z for each datum.
+
+    Reference:
+        Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 8.
+    """
+
+    def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
+        """Return L_K of each datum, (B,)."""
+        return log_mean_exp(draws.log_w)
+
+
+class RenyiELBO(ImportanceELBO, name="renyi", help="the Renyi bound of order --alpha"):
+    """The variational Renyi bound, between the ELBO and the importance-weighted bound.
+
+        L(x) = E [ 1 / (1 - alpha) log (1/K) sum_k w_k^(1 - alpha) ]
+
+    Args:
+        num_particles: K, the number of draws of z for each datum.
+        alpha: 0 is the importance-weighted bound, 1 the ELBO; below 0 it is not a lower bound on log p(x); -inf is
+            max_k log w_k, "VR-max".
+
+    Reference:
+        Li and Turner, arXiv:1602.02311, equation 5; they name VR-max.
+    """
+
+    def __init__(self, num_particles: int = 1, alpha: _Alpha = 0.5) -> None:
+        super().__init__(num_particles)
+        self.alpha = alpha
+
+    def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
+        """Return the bound of each datum, (B,)."""
+        if self.alpha == 1:
+            return draws.log_w.mean(0)
+        if self.alpha < -1e38:  # -inf, or too large for what is below
+            return draws.log_w.max(0).values
+        log_w = draws.log_w  # in float64, since near alpha = 1 the division makes rounding large
+        return (log_mean_exp((1 - self.alpha) * log_w.double()) / (1 - self.alpha)).to(log_w.dtype)
+
+
+class CIWAE(ImportanceELBO, name="ciwae", help="a mix of the ELBO and iwae"):
+    """The convex mix of ELBO and importance-weighted bound.
+
+        L(x) = E [ mix (1/K) sum_k log w_k + (1 - mix) log (1/K) sum_k w_k ]
+
+    Args:
+        num_particles: K, the number of draws of z for each datum.
+        mix: 1 is the ELBO, 0 the importance-weighted bound.
+
+    Reference:
+        Rainforth et al., arXiv:1802.04537.
+    """
+
+    def __init__(self, num_particles: int = 1, mix: _Mix = 0.5) -> None:
+        super().__init__(num_particles)
+        self.mix = mix
+
+    def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
+        """Return the bound of each datum, (B,)."""
+        return self.mix * draws.log_w.mean(0) + (1 - self.mix) * log_mean_exp(draws.log_w)
+
+
+class MIWAE(ImportanceELBO, name="miwae", help="the mean of iwae over --groups groups of draws"):
+    """The mean of M importance-weighted bounds of K / M draws each.
+
+        L(x) = E [ (1/M) sum_m log (M/K) sum_{k in group m} w_k ]
+
+    Args:
+        num_particles: K, the number of draws of z for each datum, a multiple of M.
+        groups: M, the number of groups; 1 is the importance-weighted bound, K the ELBO.
+
+    Reference:
+        Rainforth et al., arXiv:1802.04537.
+    """
+
+    def __init__(self, num_particles: int = 1, groups: Groups = 1) -> None:
+        super().__init__(num_particles)
+        self.groups = groups
+
+    def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
+        """Return the bound of each datum, (B,)."""
+        return log_mean_exp(draws.log_w.unflatten(0, (self.groups, -1)).transpose(0, 1)).mean(0)
+
+
+def log_mean_exp(values: Tensor) -> Tensor:
+    """Return log (1/K) sum_k exp(values_k), (...), of values (K, ...)."""
+    return torch.logsumexp(values, 0) - math.log(len(values))
 
 
 class NoPathThroughDraws(Messenger):
@@ -245,12 +370,12 @@ class ScoreELBO(ImportanceELBO, name="score", help="the ELBO with the gradient o
         """Return the bound of each datum, (B,), with the score function's gradient."""
         log_p = draws.log_p_x + beta * draws.log_p_z
         value = (log_p - beta * draws.log_q_z).detach()
-        surrogate = log_p + self.signal(value) * draws.log_q_z
+        surrogate = log_p + self.by_encoder(draws, value)
         return (surrogate - surrogate.detach() + value).mean(0)
 
-    def signal(self, log_w: Tensor) -> Tensor:
-        """Return log w - b, (K, B), of log-weights in which the prior and q have the weight beta."""
-        return log_w
+    def by_encoder(self, draws: Draws, log_w: Tensor) -> Tensor:
+        """Return (K, B) with the gradient of the encoder, of log-weights in which prior and q have the weight beta."""
+        return log_w * draws.log_q_z
 
 
 class LeaveOneOutScoreELBO(ScoreELBO, name="score-loo", help="with a leave-one-out baseline"):
@@ -269,17 +394,16 @@ class LeaveOneOutScoreELBO(ScoreELBO, name="score-loo", help="with a leave-one-o
 
     least_particles = 2
 
-    def signal(self, log_w: Tensor) -> Tensor:
-        """Return log w - b, (K, B)."""
-        return log_w - (log_w.sum(0) - log_w) / (len(log_w) - 1)
+    def by_encoder(self, draws: Draws, log_w: Tensor) -> Tensor:
+        """Return (log w - b) log q(z | x), (K, B)."""
+        return (log_w - (log_w.sum(0) - log_w) / (len(log_w) - 1)) * draws.log_q_z
 
 
 def _has_moving_support(distribution: Distribution) -> bool:
     """Whether the support depends on parameters: the path derivative would then miss a part of the gradient."""
-    constraint: Any = distribution.support
-    while hasattr(constraint, "base_constraint"):
-        constraint = constraint.base_constraint
-    return any(isinstance(bound, Tensor) and bound.requires_grad for bound in vars(constraint).values())
+    return any(
+        isinstance(bound, Tensor) and bound.requires_grad for bound in vars(constraint_of(distribution)).values()
+    )
 
 
 def _learned_normal(prior: Any) -> Normal | None:

@@ -1,21 +1,52 @@
-"""`NormalMixture`, a mixture of diagonal Normals whose log-density is a matrix product."""
+"""Normals with a full covariance matrix, and mixtures of Normals whose log-density is a matrix product."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import pyro.distributions as dist
 import torch
+from pyro.distributions import MixtureSameFamily, MultivariateNormal
 from torch import Size, Tensor
+from torch.distributions import Independent, Normal, register_kl
 from torch.nn.functional import linear
 
-__all__ = ["NormalMixture"]
+__all__ = ["FullNormal", "NormalMixture", "kl_full_normal"]
 
 _EXACT = 8  # components
 
 
-class NormalMixture(dist.MixtureSameFamily):  # type: ignore[misc]
+class FullNormal(MultivariateNormal):
+    """Pyro's `MultivariateNormal`, with a KL divergence in closed form from independent Normals.
+
+    The divergence, `kl_full_normal`, is registered for this class alone: importing it must not change what
+    `kl_divergence` returns for distributions of others.
+    """
+
+
+@register_kl(FullNormal, Independent)  # type: ignore[untyped-decorator]
+def kl_full_normal(q: FullNormal, p: Independent[Any]) -> Tensor:
+    """Return KL(q || p) of a Normal with full covariance T T^T from independent Normals, in nats, of the batch shape.
+
+        sum_l [ log scale_l - log T_ll + (sum_j T_lj^2 + (loc_q - loc_p)_l^2) / (2 scale_l^2) - 1/2 ]
+
+    Args:
+        q: with an event of L dimensions.
+        p: `Normal(...).to_event(1)` of the same event shape.
+
+    Raises:
+        NotImplementedError: p is independent in other than L Normals.
+    """
+    base = p.base_dist
+    if not isinstance(base, Normal) or p.event_shape != q.event_shape:
+        raise NotImplementedError(f"KL of a full Normal from {type(base).__name__} over {tuple(p.event_shape)}")
+    scale_tril = q.scale_tril
+    spread = scale_tril.square().sum(-1) + (q.loc - base.loc).square()
+    logs = base.scale.log() - scale_tril.diagonal(dim1=-2, dim2=-1).log()
+    return (logs + spread / (2 * base.scale.square()) - 0.5).sum(-1)
+
+
+class NormalMixture(MixtureSameFamily):  # type: ignore[misc]
     """A mixture of M Normals, each over L independent dimensions.
 
         q(z) = sum_m weight_m Normal(z; loc_m, scale_m^2)
@@ -58,7 +89,7 @@ class NormalMixture(dist.MixtureSameFamily):  # type: ignore[misc]
         weight = torch.cat([loc * precision, -0.5 * precision], -1)
         log_terms = linear(torch.cat([z, z.square()], -1), weight, by_component)
         nearest = log_terms.topk(min(_EXACT, len(loc))).indices
-        exact = dist.Normal(loc[nearest], scale[nearest]).log_prob(z.unsqueeze(-2)).sum(-1)
+        exact = Normal(loc[nearest], scale[nearest]).log_prob(z.unsqueeze(-2)).sum(-1)
         exact = exact + mixture.mixture_distribution.logits[nearest]
         cancels = precision.amax() * torch.maximum(loc.abs().amax(), z.abs().amax()).square() > 1e8
         log_terms = torch.where(cancels, log_terms.scatter(-1, nearest, exact), log_terms)
