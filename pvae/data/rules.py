@@ -526,7 +526,7 @@ class Sum(Formula, name="sum", help="a number is a sum of others, with simple co
         if not places:
             return
         factors = [_simple(one) for one in _least_squares(x[:, places], y)]
-        if None in factors or 0 in factors:
+        if 0 in factors:
             return
         rest = y - x[:, places] @ np.array(factors)
         constant = round(float(np.median(rest)), decimals)
@@ -570,10 +570,10 @@ def _needed(x: NDArray[np.float64], y: NDArray[np.float64], slack: float) -> lis
     return places
 
 
-def _simple(factor: float) -> float | None:
-    """Return the simple number that a coefficient is close to, or None."""
+def _simple(factor: float) -> float:
+    """Return the simple number that a coefficient is close to, or 0."""
     found = (round(factor * one) / one for one in _FACTORS)
-    return next((one for one in found if abs(one - factor) <= 1e-3 * max(1.0, abs(factor))), None)
+    return next((one for one in found if abs(one - factor) <= 1e-3 * max(1.0, abs(factor))), 0.0)
 
 
 def _said_sum(factors: Sequence[float], names: Sequence[str], constant: float) -> str:
@@ -764,9 +764,7 @@ class Order(Rule, name="order", help="a number is at most another one"):
             return
         if np.quantile(rest, 0.01) > 0.25 * rest.std():  # far from each other
             return
-        decimals = -1
-        if None not in (columns[0].decimals, columns[1].decimals):
-            decimals = max(columns[0].decimals, columns[1].decimals)
+        decimals = max((-1 if one.decimals is None else one.decimals) for one in columns)
         for name, of, is_above in ((high, low, True), (low, high, False)):
             x = table.values[name]
             if np.isnan(table.values[of][~np.isnan(x)]).any():
@@ -840,8 +838,8 @@ class Season(Rule, name="season", help="a date of two years or more is its year,
         dates = np.where(np.isnan(days), 0, days).astype("datetime64[D]")
         years = dates.astype("datetime64[Y]")
         parts = (years.astype(float) + 1970, (dates - years.astype("datetime64[D]")).astype(float) + 1, x - days)
-        parts = tuple(np.where(np.isnan(x), np.nan, part) for part in parts)
-        return {**_without(values, self.column), **dict(zip(self.names, parts))}
+        found = {name: np.where(np.isnan(x), np.nan, part) for name, part in zip(self.names, parts)}
+        return {**_without(values, self.column), **found}
 
     def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
         """Return the date; a day that the year does not have becomes its last one."""
