@@ -322,8 +322,24 @@ class Empty(Rule, name="empty", help="whether a field is empty is a column of 0 
         return Column(name, kind="binary", decimals=0, least=0.0, greatest=1.0)
 
 
+class Computed(Rule):
+    """A column that others determine: it is left out."""
+
+    def computed(self, values: Values) -> NDArray[np.float64]:
+        """Return the column, given the others."""
+        raise NotImplementedError
+
+    def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
+        """Leave the column out."""
+        return _without(values, self.column)
+
+    def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
+        """Compute the column."""
+        return {**values, self.column: self.computed(values)}
+
+
 @dataclass(frozen=True, kw_only=True)
-class Same(Rule, name="same", help="a column is a function of another one, or of two"):
+class Same(Computed, name="same", help="a column is a function of another one, or of two"):
     """A column is a function of one or two others, of few values: it is left out, and looked up.
 
     Args:
@@ -370,31 +386,23 @@ class Same(Rule, name="same", help="a column is a function of another one, or of
         is_one_to_one = len(of) == 1 and len(levels) == len(pairs)
         if is_one_to_one and table.columns[name].categories and not table.columns[of[0]].categories:
             return  # a number is left out rather than a text
-        each = [one[1] for one in keys]
-        places = np.unravel_index(seen, sizes)
-        found = [tuple(one[place].tolist()) for one, place in zip(each, places)]
-        yield cls(
-            column=name,
-            of=tuple(of),
-            keys=found[0],
-            seconds=found[1] if len(of) == 2 else (),
-            found=tuple(levels[pairs % len(levels)].tolist()),
-            says=f"{name} is a function of {' and '.join(of)}",
-        )
+        found = [tuple(key[1][place].tolist()) for key, place in zip(keys, np.unravel_index(seen, sizes))]
+        looked_up = tuple(levels[pairs % len(levels)].tolist())
+        says = f"{name} is a function of {' and '.join(of)}"
+        yield cls(column=name, of=tuple(of), keys=found[0], seconds=(*found, ())[1], found=looked_up, says=says)
 
-    def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
-        """Leave the column out."""
-        return _without(values, self.column)
-
-    def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
+    def computed(self, values: Values) -> NDArray[np.float64]:
         """Look the column up."""
-        value_of = dict(zip(zip(*filter(None, (self.keys, self.seconds))), self.found))
+        keys = [self.keys]
+        if self.seconds:
+            keys.append(self.seconds)
+        value_of = dict(zip(zip(*keys), self.found))
         rows = zip(*(values[name].tolist() for name in self.of))
-        return {**values, self.column: np.array([value_of.get(row, math.nan) for row in rows])}
+        return np.array([value_of.get(row, math.nan) for row in rows])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Threshold(Rule, name="threshold", help="a category is a function of a number, by thresholds"):
+class Threshold(Computed, name="threshold", help="a category is a function of a number, by thresholds"):
     """A column of few values is a function of a number, by thresholds: it is left out.
 
     Args:
@@ -427,27 +435,18 @@ class Threshold(Rule, name="threshold", help="a category is a function of a numb
                 continue
             ends = x[rows][changes] + x[rows][changes + 1]
             firsts = codes[rows][[0, *(changes + 1)]]
-            says = f"{name} is a function of {other}, by {len(changes)} threshold{'s'[: len(changes) > 1]}"
-            yield cls(
-                column=name,
-                of=(other,),
-                thresholds=tuple((ends / 2).tolist()),
-                found=tuple(levels[firsts].tolist()),
-                says=says,
-            )
+            thresholds = tuple((ends / 2).tolist())
+            said = listed([f"{one:g}" for one in thresholds])
+            says = f"{name} is a function of {other}, which changes at {said}"
+            yield cls(column=name, of=(other,), thresholds=thresholds, found=tuple(levels[firsts].tolist()), says=says)
 
-    def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
-        """Leave the column out."""
-        return _without(values, self.column)
-
-    def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
+    def computed(self, values: Values) -> NDArray[np.float64]:
         """Look the column up."""
-        places = np.searchsorted(self.thresholds, values[self.of[0]])
-        return {**values, self.column: np.array(self.found)[places]}
+        return np.array(self.found)[np.searchsorted(self.thresholds, values[self.of[0]])]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Formula(Rule):
+class Formula(Computed):
     """A column is computed from others, up to a residual of a few units in its last digit, which is left.
 
     Args:
@@ -458,14 +457,10 @@ class Formula(Rule):
     decimals: int
     is_exact: bool
 
-    def computed(self, values: Values) -> NDArray[np.float64]:
-        """Return the column without the residual."""
-        raise NotImplementedError
-
     def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
         """Leave the residual."""
         if self.is_exact:
-            return _without(values, self.column)
+            return super().apply(values)
         return {**values, self.column: (values[self.column] - self.computed(values)).round(self.decimals)}
 
     def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
@@ -749,41 +744,27 @@ class Order(Rule, name="order", help="a number is at most another one"):
         columns = table.columns[low], table.columns[high]
         if bool(columns[0].date_format) != bool(columns[1].date_format):
             return
-        sample = table.sample()
-        if not np.nanmin((b - a)[sample], initial=math.inf) >= 0:
+        if np.nanmin((b - a)[table.sample()], initial=math.inf) < 0:
             return
         both = ~np.isnan(b - a)
         rest = (b - a)[both]
-        if len(rest) < 30 or rest.min() < 0:
+        if len(rest) < _LEAST_ROWS or rest.min() < 0 or rest.std() > np.nanstd(b):
             return
-        draw = np.random.RandomState(0)
-        failed = np.mean(
-            [(draw.permutation(b[both][sample % both.sum()]) < a[both][sample % both.sum()]).mean() for _ in range(10)]
-        )
-        if failed == 0 or not _is_sure(len(rest), math.log1p(-min(failed, 0.999))):
+        failed = np.searchsorted(np.sort(b[both]), a[both]).mean() / len(rest)  # of independent columns
+        is_far = np.quantile(rest, 0.01) > 0.25 * rest.std()
+        if is_far or not _is_sure(len(rest), math.log1p(-min(failed, 0.999))):
             return
-        if np.quantile(rest, 0.01) > 0.25 * rest.std():  # far from each other
+        is_above = both.sum() == (~np.isnan(b)).sum()
+        name, of = low, high
+        if is_above:
+            name, of = high, low
+        elif both.sum() < (~np.isnan(a)).sum():
             return
         decimals = max((-1 if one.decimals is None else one.decimals) for one in columns)
-        for name, of, is_above in ((high, low, True), (low, high, False)):
-            x = table.values[name]
-            if np.isnan(table.values[of][~np.isnan(x)]).any():
-                continue
-            ratio = rest.std() / np.nanstd(table.values[high])
-            if ratio > 1:
-                return
-            yield (
-                float(ratio),
-                cls(
-                    column=name,
-                    of=(of,),
-                    is_above=is_above,
-                    decimals=decimals,
-                    least=float(np.nanmin(x)),
-                    says=f"{low} <= {high}",
-                ),
-            )
-            return
+        least = float(np.nanmin(table.values[name]))
+        says = f"{low} <= {high}"
+        rule = cls(column=name, of=(of,), is_above=bool(is_above), decimals=decimals, least=least, says=says)
+        yield float(rest.std() / np.nanstd(b)), rule
 
     def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
         """Leave the difference."""
