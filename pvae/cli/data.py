@@ -168,11 +168,20 @@ def _score(arguments: argparse.Namespace) -> None:
 
     run = open_run(arguments.run, arguments.vae)
     folder = output_path(arguments.out, run.place / "scores")
-    given = _given_data(run, arguments)
-    vae, batch, kind = with_likelihood(run, given.x, given.y)
-    bar = progress_bar("scoring", len(given.names), "datum", in_logs=True)
+    given = _given_data(run, arguments, keeps_outside=True)
+    inside = [row for row in range(len(given.names)) if row not in given.outside]
+    if not inside:
+        raise InputError(f"no row can be one of the run's table, {given.names[0]} since {given.outside[0]}")
+    y = given.y
+    if y is not None and len(y) > 1:
+        y = y[inside]
+    vae, batch, kind = with_likelihood(run, given.x[inside], y)
+    bar = progress_bar("scoring", len(inside), "datum", in_logs=True)
     with bar, seeded(arguments.seed):
-        scores = score_images(vae, batch, given.names, arguments.importance_samples, bar.update)
+        names = [given.names[row] for row in inside]
+        scores = score_images(vae, batch, names, arguments.importance_samples, bar.update)
+    if given.outside:
+        scores = _with_outside(scores, inside, given)
     write(folder / "scores.csv", scores)
     order = scores["log_p"].to_numpy().argsort(kind="stable")
     least_likely = order[: arguments.num_printed]
@@ -184,9 +193,13 @@ def _score(arguments: argparse.Namespace) -> None:
         write(folder / "oddest.png", named_images_figure(bands, f"{run.title}\nthe oddest of {len(scores):,}"))
     beside = []
     if run.data.columns:
+        scored = [row for row in least_likely if row not in given.outside]
+        beside = [given.outside[row] for row in least_likely if row in given.outside]  # which stand first
         with seeded(arguments.seed):
-            surprise = _surprise(vae, batch.rows(torch.from_numpy(least_likely)))
-        for row, places in zip(least_likely, surprise.argsort(descending=True, stable=True)[:, :_BESIDE].tolist()):
+            surprise = _surprise(
+                vae, batch.rows(torch.tensor([inside.index(row) for row in scored], dtype=torch.int64))
+            )
+        for row, places in zip(scored, surprise.argsort(descending=True, stable=True)[:, :_BESIDE].tolist()):
             values = [(run.data.columns[place], given.x[row, place].item()) for place in places]
             texts = [f"{column.name} {column.text(value, True) or 'missing'}" for column, value in values]
             beside.append("; ".join(texts))
@@ -201,6 +214,8 @@ def _score(arguments: argparse.Namespace) -> None:
         what += "; log p(x) is log p(x, y)"
     print_line(to_text(scores.iloc[least_likely], beside))
     print_line(f"the least likely {len(least_likely):,} of {len(scores):,}, {what}")
+    if given.outside:
+        print_line(f"log p(x) is -inf of {len(given.outside):,} of them, which cannot be rows of the run's table")
     print_line("+- is the standard error over seeds of the draws; ELBO, distortion and rate are means over ten draws")
     if untrusted := int((~scores["is_trusted"]).sum()):
         low = "they are probably too low; the ELBO is not affected"
@@ -210,6 +225,17 @@ def _score(arguments: argparse.Namespace) -> None:
         print_line(f"values are missing in {of}: their log p(x) is that of the values that are there")
     print_line(_CAVEAT)
     print_line(f"{folder}: {files}")
+
+
+def _with_outside(scores: DataFrame, inside: list[int], given: GivenData) -> DataFrame:
+    """Return scores of all rows in their order: log p is -inf of those that cannot be rows of the run's table."""
+    import numpy as np
+    import pandas
+
+    rows = [given.names[row] for row in given.outside]
+    odd = {"log_p": -math.inf, "is_trusted": True, "reason": [*given.outside.values()]}
+    together = pandas.concat([scores.assign(reason=""), pandas.DataFrame(odd, pandas.Index(rows, name="name"))])
+    return together.iloc[np.argsort([*inside, *given.outside])]
 
 
 def _surprise(vae: VAE, batch: Batch) -> Tensor:
@@ -320,6 +346,7 @@ def _drawn(run: Run, arguments: argparse.Namespace) -> tuple[Tensor, Tensor | No
 
 def _impute(run: Run, arguments: argparse.Namespace) -> None:
     """Write data whose missing values are filled in, with their spread, or as draws."""
+    from pvae.data.rules import recorded
     from pvae.trained.given import given_data
     from pvae.trained.imputation import ENOUGH, impute
 
@@ -342,11 +369,12 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
         how = f"{number} draws of each"
         alike = "draws are too alike"
     files = str(out)
+    num_missing = int(recorded(run.data, given.x).isnan().sum())
     if run.data.columns:
         files = _write_imputed_table(run, out, given, found, number)
     else:
         write(out, {"names": given.names, **values})
-    print_line(f"{files}: {int(given.x.isnan().sum()):,} missing values of {len(given.names):,} rows, {how}")
+    print_line(f"{files}: {num_missing:,} missing values of {len(given.names):,} rows, {how}")
     if untrusted := int((~found.is_trusted).sum()):
         few = f"an effective sample size below {ENOUGH:.0f}, or a heavy tail"
         print_line(f"the weights of {untrusted:,} rows have {few}: their {alike}")
@@ -495,13 +523,13 @@ def _add_data(parser: Parser) -> None:
     add("--skip-broken", action="store_true", help="leave out image files of DATA that cannot be decoded")
 
 
-def _given_data(run: Run, arguments: argparse.Namespace) -> GivenData:
+def _given_data(run: Run, arguments: argparse.Namespace, keeps_outside: bool = False) -> GivenData:
     """Return DATA, or the test data of the run, and print how they were changed."""
     from pvae.trained.given import given_data
 
     if arguments.data is None:
         run.dataset(None, arguments.data_dir, arguments.offline)
-    given = given_data(run, arguments.data, arguments.skip_broken, arguments.label)
+    given = given_data(run, arguments.data, arguments.skip_broken, arguments.label, keeps_outside)
     if given.note:
         print(f"note: {given.note}", file=sys.stderr)
     return given

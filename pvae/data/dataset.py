@@ -276,20 +276,34 @@ def check_domain(
     Raises:
         InputError: a datum is outside the domain; the message names the first such datum, and its value.
     """
+    for row, where, fault in domain_faults(check, values, columns):
+        name = f"{names}[{row}]" if isinstance(names, str) else names[row]
+        raise InputError(f"{source}: {where} of {name} {fault}")
+
+
+def domain_faults(
+    check: Callable[[Tensor], Tensor] | None, values: Tensor, columns: Sequence[Column] = ()
+) -> Iterator[tuple[int, str, str]]:
+    """Yield each datum outside the domain of a likelihood: its number, the first such value, and what is wrong with it.
+
+    Arguments as of `check_domain`.
+    """
     for start in range(0, len(values) if check else 0, _AT_ONCE):
         part = values[start : start + _AT_ONCE]
         if _fault(check, part) is None:
             continue
-        row = next(row for row in range(len(part)) if _fault(check, part[row : row + 1]))
-        datum, places = part[row], torch.arange(part[row].numel(), device=part.device).view(part[row].shape)
-        inside = torch.as_tensor(getattr(getattr(check, "__self__", None), "inside", 0.0)).to(datum).expand_as(datum)
-        good = next((one for one in part if _fault(check, one[None]) is None), inside)
-        alone = (torch.where(places == place, datum, good)[None] for place in range(datum.numel()))
-        faults = ((place, fault) for place, one in enumerate(alone) if (fault := _fault(check, one)))
-        place, fault = next(faults, (0, _fault(check, datum[None])))
-        name = f"{names}[{start + row}]" if isinstance(names, str) else names[start + row]
-        where = f"{value_name(place, datum.shape, columns)} of {name} is {datum.flatten()[place]:g}"
-        raise InputError(f"{source}: {where}, and {fault}")
+        for row, datum in enumerate(part):
+            if _fault(check, datum[None]) is None:
+                continue
+            places = torch.arange(datum.numel(), device=part.device).view(datum.shape)
+            inside = torch.as_tensor(getattr(getattr(check, "__self__", None), "inside", 0.0))
+            inside = inside.to(datum).expand_as(datum)
+            good = next((one for one in part if _fault(check, one[None]) is None), inside)
+            alone = (torch.where(places == place, datum, good)[None] for place in range(datum.numel()))
+            faults = ((place, fault) for place, one in enumerate(alone) if (fault := _fault(check, one)))
+            place, fault = next(faults, (0, _fault(check, datum[None])))
+            where = value_name(place, datum.shape, columns)
+            yield start + row, where, f"is {datum.flatten()[place]:g}, and {fault}"
 
 
 def _fault(check: Callable[[Tensor], Tensor] | None, values: Tensor) -> InputError | None:

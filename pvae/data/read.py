@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -181,6 +182,7 @@ class OtherData(NamedTuple):
         labels: the class of each datum by its name: the labels of arrays, a column of labels, or the names of the
             folders in a folder; [] if there are none.
         fields: of a table.
+        outside: rows of a table that cannot be rows of the recorded one, by their numbers, and why.
     """
 
     names: Sequence[str]
@@ -188,6 +190,7 @@ class OtherData(NamedTuple):
     note: str
     labels: list[str]
     fields: Fields | None = None
+    outside: Mapping[int, str] = MappingProxyType({})
 
 
 def read_other(record: DataRecord, path: str | Path, skip_broken: bool = False) -> OtherData:
@@ -253,7 +256,7 @@ def _other_values(record: DataRecord, file: Path) -> OtherData:
     labels = names_of(np.concatenate([*values.labels.values()])) if values.labels else []
     same = {_without_zeros(name): name for name in record.label_names}  # "2.0" is the class "2" too
     labels = [same.get(_without_zeros(name), name) if name not in record.label_names else name for name in labels]
-    return OtherData(names, torch.from_numpy(together), values.schema.note, labels, values.fields)
+    return OtherData(names, torch.from_numpy(together), values.schema.note, labels, values.fields, values.outside)
 
 
 def _without_zeros(name: str) -> str:

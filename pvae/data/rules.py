@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pvae.core.errors import InputError, listed
+from pvae.core.errors import listed
 from pvae.core.options import Family
 from pvae.data.column import Column
 from pvae.models.features import steps_of
@@ -218,11 +218,16 @@ def without_rules(
     return _stacked(table.values, left), {"columns": left, "rules": tuple(table.rules), "recorded": tuple(recorded)}
 
 
-def modelled(schema: Schema, x: NDArray[np.float64], name: object, rows: Sequence[str]) -> NDArray[np.float64]:
+def modelled(
+    schema: Schema, x: NDArray[np.float64], rows: Sequence[str], outside: dict[str, str]
+) -> NDArray[np.float64]:
     """Return the values that are left of those of another file (N, D), by the rules of a schema.
 
-    Raises:
-        InputError: a row breaks a rule.
+    Args:
+        schema: of the run.
+        x: the values of the file.
+        rows: the names of the rows.
+        outside: rows that cannot be rows of the run's table, and why; those that break a rule are added.
     """
     if not schema.rules:
         return x
@@ -233,11 +238,16 @@ def modelled(schema: Schema, x: NDArray[np.float64], name: object, rows: Sequenc
     back = _stacked(_undone(schema.rules, _named(left, schema.columns)), schema.recorded)
     is_given = ~np.isnan(x)
     is_broken = is_given & ~np.isclose(x, back, rtol=1e-14, atol=_TINY)
-    for row, place in np.argwhere(is_broken)[:1].tolist():
+    empty = {column.name: np.isnan(part) for column, part in zip(schema.recorded, x.T)}
+    for row, place in np.argwhere(is_broken).tolist():
         column = schema.recorded[place]
-        said = [one.says for one in schema.rules if column.name in (one.column, *one.of)]
+        names = column.name, Empty(column=column.name).indicator
+        rules = [one for one in schema.rules if one.column in names and not isinstance(one, Empty)]
+        if any(one in empty and empty[one][row] for rule in rules for one in rule.of):
+            continue  # nothing is known of what the rule says
+        said = "".join(f": {rule}" for rule in rules)
         text = column.text(x[row, place], is_given=True)
-        raise InputError(f"{name}, {rows[row]}: {column.name} is {text}, which breaks a rule of the run: {said[0]}")
+        outside.setdefault(rows[row], f"{column.name} is {text}, which breaks a rule of the run{said}")
     return left
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -146,6 +147,7 @@ class Values(NamedTuple):
         names: a name for each datum of a split: its own, its line in a CSV file, or its array and row.
         schema: what they mean, and how they were read.
         fields: of a table.
+        outside: rows of a table for a run that cannot be rows of its table, by their numbers, and why.
     """
 
     x: dict[str, NDArray[Any]]
@@ -153,6 +155,7 @@ class Values(NamedTuple):
     names: dict[str, Sequence[str]]
     schema: Schema = Schema()
     fields: Fields | None = None
+    outside: Mapping[int, str] = MappingProxyType({})
 
 
 def title_of(name: str, sizes: Mapping[str, int]) -> str:

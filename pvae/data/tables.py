@@ -141,6 +141,7 @@ def frame_values(frame: DataFrame, schema: Schema, name: str) -> NDArray[np.floa
     if absent := [column.name for column in schema.file_columns if column.name not in frame]:
         raise InputError(f"{name} has no column {listed(absent)}")
     found = np.empty((len(frame), len(schema.file_columns)))
+    outside: dict[str, str] = {}
     coded = pandas.to_numeric(Series([*missing]), errors="coerce").dropna().to_numpy()
     for place, column in enumerate(schema.file_columns):
         fields = frame[column.name]
@@ -157,9 +158,12 @@ def frame_values(frame: DataFrame, schema: Schema, name: str) -> NDArray[np.floa
             texts = field_texts(fields[is_first]).set_axis([f"row {row}" for row in np.flatnonzero(is_first)])
             given = _given(texts, missing.difference(column.categories))
             numbers = _numbers(given.to_frame(column.name), {column.name: column.point})[column.name]
-            values = _values(Path(name), column, given.rename(column.name), numbers)
+            values = _values(Path(name), column, given.rename(column.name), numbers, outside)
             found[:, place] = np.append(values, np.nan)[codes]
-    return modelled(schema, found, name, [f"row {row}" for row in range(len(frame))])
+    found = modelled(schema, found, [f"row {row}" for row in range(len(frame))], outside)
+    if outside:
+        raise InputError("{}, {}: {}".format(name, *next(iter(outside.items()))))
+    return found
 
 
 def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | None = None) -> Values:
@@ -194,10 +198,14 @@ def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | Non
         columns, reasons = _new_columns(file, reading.columns, of_x, numbers, points)
     if not columns:
         raise InputError(f"{file}: no column of values is left: {_said(reasons) or 'add some'}")
-    x = np.stack([_values(file, column, given[column.name], numbers[column.name]) for column in columns], 1)
+    wrong: dict[str, str] = {}
+    parts = [_values(file, column, given[column.name], numbers[column.name], wrong) for column in columns]
+    x = np.stack(parts, 1)
     found: dict[str, Any] = {"columns": columns}
     if known is not None:
-        x = modelled(known, x, file, frame.index)
+        x = modelled(known, x, frame.index, wrong)
+    elif wrong:
+        raise InputError("{}, {}: {}".format(file, *next(iter(wrong.items()))))
     elif reading.rules != "none" and not column_kinds(reading.columns):
         x, found = without_rules(x, columns, [*levels], reading.rules)
     used = Counter(text for text in texts.to_numpy()[given.isna().to_numpy()] if text)
@@ -219,7 +227,8 @@ def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | Non
     schema = Schema(
         reading=reading, note=note, left_out=(*outside, *reasons), label_place=place, constants=constants, **found,
     )  # fmt: skip
-    return Values({"train": x}, labels, {"train": rows.tolist()}, schema, fields)
+    numbered = {number: wrong[row] for number, row in enumerate(frame.index) if row in wrong}
+    return Values({"train": x}, labels, {"train": rows.tolist()}, schema, fields, numbered)
 
 
 def _labels(file: Path, name: str, classes: Series, codes: Series) -> NDArray[Any]:
@@ -368,12 +377,8 @@ def _origin(name: str, least: float, greatest: float) -> tuple[float, str]:
     return 0.0, ""
 
 
-def _values(file: Path, column: Column, given: Series, numbers: Series) -> NDArray[np.float64]:
-    """Return the values of a column.
-
-    Raises:
-        InputError: a text is not of the column's kind.
-    """
+def _values(file: Path, column: Column, given: Series, numbers: Series, outside: dict[str, str]) -> NDArray[np.float64]:
+    """Return the values of a column, and add to `outside` the rows whose text is not of its kind, and why."""
     if column.categories:
         codes = {text: float(code) for code, text in enumerate(column.categories)}
         values = given.map(codes).fillna(given.str.replace(r"\.0*$", "", regex=True).map(codes))  # "3.0" is "3" too
@@ -389,10 +394,8 @@ def _values(file: Path, column: Column, given: Series, numbers: Series) -> NDArr
                 quoted = shlex.quote(column.name)
                 how = f"leave the column out by --ignore {quoted}, or give --name-column {quoted}"
                 raise InputError(f"{file}, {row}: {column.name} is {text}, of more digits than float64 holds: {how}")
-    is_wrong = given.notna() & values.isna()
-    if is_wrong.any():
-        row = is_wrong.idxmax()
-        raise InputError(f"{file}, {row}: {column.name} is {shown(given[row])}, and not {wanted}")
+    for row, text in given[given.notna() & values.isna()].items():
+        outside.setdefault(str(row), f"{column.name} is {shown(text)}, and not {wanted}")
     return values.to_numpy(float)
 
 

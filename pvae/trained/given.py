@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.nn.functional import pad
 
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError, brief, check_name
-from pvae.data.dataset import check_domain
+from pvae.data.dataset import domain_faults
 from pvae.data.read import read_other
 from pvae.data.schema import Fields, is_classes
 from pvae.runs.run import Run
@@ -32,6 +33,7 @@ class GivenData(NamedTuple):
         y: the labels, (N, ...), or one label for all data, (1, ...), if the run was trained given labels.
         labels: the name of the class of each datum, "" where it is not known; empty if the data have no classes.
         fields: of a table that was given as a file.
+        outside: rows that cannot be rows of the run's table, by their numbers, and why.
     """
 
     names: Sequence[str]
@@ -40,6 +42,7 @@ class GivenData(NamedTuple):
     y: Tensor | None = None
     labels: Sequence[str] = ()
     fields: Fields | None = None
+    outside: Mapping[int, str] = MappingProxyType({})
 
     def batch(self, run: Run) -> Batch:
         """Return the data as the VAE of the run takes them."""
@@ -47,7 +50,11 @@ class GivenData(NamedTuple):
 
 
 def given_data(
-    run: Run, path: str | Path | None = None, skip_broken: bool = False, label: str | None = None
+    run: Run,
+    path: str | Path | None = None,
+    skip_broken: bool = False,
+    label: str | None = None,
+    keeps_outside: bool = False,
 ) -> GivenData:
     """Return data in the shape that a run was trained on; images are converted to it.
 
@@ -57,6 +64,7 @@ def given_data(
             run's own test data.
         skip_broken: leave out image files that cannot be decoded.
         label: the label of all data, as for `label_of`; by default the run's own test data have their own labels.
+        keeps_outside: rows that cannot be rows of the run's table are named, and not refused.
 
     Raises:
         InputError: there are no such data, they are of another kind, or the run's own data cannot be found; or the run
@@ -70,7 +78,8 @@ def given_data(
         numbers = data.labels["test"].tolist() if is_named else []
         y = data.labels["test"] if y is None and run.is_given_labels else y
         return GivenData(data.test_names, data.test, "", y, [classes[label + 1] for label in numbers])
-    names, x, note, labels, fields = read_other(run.data, path, skip_broken)
+    names, x, note, labels, fields, known_outside = read_other(run.data, path, skip_broken)
+    outside = dict(known_outside)
     if run.is_given_labels and y is None:
         unknown = [place for place, label in enumerate(labels) if label not in run.data.label_names]
         if unknown or not labels:
@@ -80,8 +89,13 @@ def given_data(
         y = torch.tensor([run.data.label_names.index(label) for label in labels])
     if not run.data.is_images:
         check = getattr(run.vae().p_x, "check", None)
-        check_domain(check, run.preparation.prepared(x, "test"), str(path), names, run.data.columns)
-    return GivenData(names, x, note, y, labels, fields)
+        values = run.preparation.prepared(x, "test")
+        for row, where, fault in domain_faults(check, values, run.data.columns):
+            outside.setdefault(row, f"{where} {fault}")
+        if outside and not keeps_outside:
+            row = min(outside)
+            raise InputError(f"{path}, {names[row]}: {outside[row]}")
+    return GivenData(names, x, note, y, labels, fields, outside)
 
 
 def given_values(run: Run, text: str) -> Tensor:

@@ -296,11 +296,16 @@ def to_text(scores: pandas.DataFrame, beside: Sequence[str] = ()) -> str:
     titles = {"effective": "effective sample", "bits_per_dimension": "bits per dimension", "elbo": "ELBO"}
     rows = []
     for name, score in zip(scores.index, scores.drop(columns="method").to_dict("records")):
-        log_p = f"{score.pop('log_p'):.2f} +- {score.pop('stderr'):.2f}"
+        log_p = f"{score.pop('log_p'):.2f}"
+        stderr = score.pop("stderr")
+        if not math.isnan(stderr):
+            log_p += f" +- {stderr:.2f}"
         if not score.pop("is_trusted"):
             log_p += " (not reliable)"
+        score.pop("reason", "")  # which stands beside
         row = {"name": name, "log p(x)": log_p}
-        rows.append(row | {titles.get(key, key): forms[key].format(value) for key, value in score.items()})
+        texts = {key: "" if math.isnan(value) else forms[key].format(value) for key, value in score.items()}
+        rows.append(row | {titles.get(key, key): text for key, text in texts.items()})
     for row, text in zip(rows, beside):
         row["values, the most surprising first"] = text
     return markdown_of(rows)
