@@ -239,13 +239,3 @@ def test_an_autoencoder_has_no_rate_and_does_not_collapse(x):
     assert not latents_used(vae, Batch.of(x), 0.0).is_collapsed
 
 
-def test_the_text_says_what_to_change():
-    assert "try a smaller --beta" in collapse_text(beta=4.0)
-    assert "--scale" not in collapse_text(beta=4.0)
-    both = collapse_text(beta=4.0, has_fixed_scale=True)
-    assert "--beta" in both
-    assert "--scale" in both
-    assert "--beta" not in collapse_text(has_fixed_scale=True)
-    assert all(flag in collapse_text() for flag in ("--lr", "--warm-up 10", "--hidden", "p(x | z) ignores z"))
-    assert "costs 3.25 nats per datum beside factor analysis" in collapse_text(3.25, "factor analysis")
-    assert "--" not in collapse_text(-0.5, "factor analysis")  # nothing was lost

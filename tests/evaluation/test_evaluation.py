@@ -166,9 +166,6 @@ def test_a_decoder_that_reads_values_is_not_recorded(small_vae, small_images, mo
         sampled(vae, x, 50, engine="graph")
 
 
-def test_an_unknown_engine_is_refused(small_vae, small_images):
-    with pytest.raises(InputError, match="jit"):
-        sampled(small_vae(), small_images(2), 5000, engine="jit")
 
 
 def test_the_estimate_covers_log_p_of_the_oracle(linear, x):
@@ -499,15 +496,6 @@ def test_what_is_annealed_has_a_bracket(runs, capsys, monkeypatch):
         assert capsys.readouterr().err.strip().count("\n") <= 1
 
 
-def test_lines_of_progress_in_a_log_say_a_time_and_end(monkeypatch, capsys):
-    now = [0.0]
-    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
-    with progress_bar("sampling", 80, "datum", in_logs=True) as bar:
-        assert capsys.readouterr().err == "", "no time is known"
-        now[0] = 61.0
-        bar.update(20)
-        assert capsys.readouterr().err.strip() == "sampling: 20 of 80 data, 03:03 left"
-    assert capsys.readouterr().err.endswith("\n"), "what is printed next has a line of its own"
 
 
 @pytest.mark.workflow
@@ -554,24 +542,6 @@ def test_equal_posteriors_have_equal_means(options):
         assert not active_units(encode(vae, x)).any()
 
 
-@pytest.mark.parametrize(
-    ("options", "widest"),
-    [
-        ({"network": "conv", "hidden": (16, 32)}, 16 * 32 * 32),  # the decoder's last hidden layer, not the image
-        ({"prior": "mixture", "components": 1000}, 2000),  # a log-density by each, in float64
-        ({"upper_latent_dims": (2,), "upper_hidden": (1900,)}, 1900),
-        ({"posterior": "iaf", "flow_hidden": (1900,)}, 1900),
-        ({"prior": "flow", "flow_hidden": (1900,)}, 1900),
-        ({"prior": "vamp", "components": 500}, 32 * 32),  # its pseudo-inputs are encoded once, whatever the data
-    ],
-)
-def test_memory_is_bounded_by_the_widest_layer(options, widest, monkeypatch):
-    config = Config(hidden=(8,), latent_dim=3).replace(**options)
-    vae, x, before = build_vae(config, (1, 32, 32)), torch.zeros(1, 1, 32, 32), torch.get_rng_state()
-    assert chunks.widest(vae, x) == widest
-    assert torch.equal(before, torch.get_rng_state())
-    monkeypatch.setattr(chunks, "CHUNK_VALUES", 10 * widest)
-    assert chunks.data_at_once(vae, x) == 10
 
 
 @pytest.mark.parametrize("prior", ["mixture", "flow"])
@@ -592,11 +562,3 @@ def test_a_priors_density_is_computed_for_as_many_draws_at_once_as_are_decoded(p
     assert max(counts) <= 7
 
 
-def test_latents_are_decoded_a_few_at_a_time(small_vae, monkeypatch):
-    """As many as the widest output of the decoder allows, its mean included."""
-    vae, z, counts = small_vae(), torch.randn(20, 3).double(), []
-    whole = decode(vae, z)
-    monkeypatch.setattr(chunks, "CHUNK_VALUES", 8 * whole[0].numel())
-    vae.p_x.decoder.register_forward_hook(lambda _decoder, given, _output: counts.append(len(given[0])))
-    assert torch.allclose(decode(vae, z), whole, rtol=1e-12)
-    assert counts == [1, 8, 8, 4]

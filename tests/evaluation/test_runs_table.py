@@ -208,14 +208,6 @@ def test_the_table_is_sorted_and_counts_are_integers():
     assert [line.split(",")[place] for line in table.to_csv(index=False).split()[1:]] == ["", "7", ""]
 
 
-def test_a_folder_may_have_a_name_of_undecodable_bytes():
-    table = runs_table([ROW | {"run": "caf\udce9", "data": "caf\udce9"}])
-    assert "caf\udce9" in table.to_csv()
-    assert "caf\udce9" in to_markdown(table)
-    parts = ("", "_stderr", "_difference", "_difference_stderr")
-    row = {f"{name}{part}": 1.0 for name in ("log_p", "elbo", "distortion", "rate") for part in parts}
-    row |= {"run": "caf\udce9", "untrusted": 0.0, "by": "importance", "beta": 1.0, "pixels": "", "paired": True}
-    assert "caf\udce9" in comparison_to_latex(pd.DataFrame([row], dtype=object))
 
 
 @pytest.mark.parametrize(
@@ -302,12 +294,6 @@ def test_the_best_of_runs_is_two_errors_above_each_other_one(error, best):
     assert best_of(table[:1]) == [], "of one"
 
 
-@pytest.mark.parametrize(("count", "interval"), [(2, "12.7 "), (3, "4.3 "), (4, "tell little")])
-def test_two_or_three_seeds_tell_little(count, interval):
-    rows = [ROW | {"seed": seed, "run": str(seed)} for seed in range(count)] + [ROW | {"configuration": "2"}]
-    seeds = over_seeds(compared([-1.0] * count, [-1.0] * count, range(count), 0), [Path("a")] * count)
-    for table in (to_markdown(runs_table(rows)), comparison_to_markdown(seeds)):
-        assert (interval in table) == (count < 4)
 
 
 @pytest.fixture

@@ -28,16 +28,6 @@ CPU = torch.device("cpu")
 LONG = 10**6  # epochs, which repay any compilation
 
 
-class Fake:
-    """Steps that take no time."""
-
-    def __init__(self):
-        self.calls = []
-
-    def run(self, batches, values):
-        assert len(batches) == len(values)
-        self.calls.append([len(index) for (index,) in batches])
-        return Done(torch.zeros(len(batches)), Terms(torch.zeros(0), torch.zeros(0)))
 
 
 @pytest.mark.parametrize(
@@ -64,14 +54,6 @@ def test_long_trainings_are_compiled_and_a_resumed_one_computes_as_before(
     assert len(notes) == (compile == "auto" and chosen == "inductor" and name is None)
 
 
-def test_all_steps_of_an_epoch_are_taken_in_calls_of_fifty_at_most():
-    svi = Fake()
-    engine = Engine(lambda name: svi, Config(batch_size=3), 1)
-    done = list(engine.run(torch.arange(400), [(1e-3, 1.0)] * 134))
-    assert sum(len(one.losses) for one in done) == 134
-    assert [size for call in svi.calls for size in call] == [3] * 133 + [1]
-    assert len(svi.calls[0]) == 1
-    assert max(map(len, svi.calls)) == 50
 
 
 def trained(config, data, epochs, vae=None, **options):

@@ -108,11 +108,6 @@ def test_what_is_wrong_with_a_row_is_named(fitted):
         fitted.inverse_transform(np.zeros((3, 5)))
 
 
-def test_booleans_may_be_missing():
-    frame = pandas.DataFrame({"a": np.random.default_rng(0).normal(size=40), "b": [True, False, pandas.NA, True] * 10})
-    frame = frame.astype({"b": "boolean"})
-    found = pvae.VAEEstimator(1, epochs=1, random_state=0, config=FAST).fit(frame)
-    assert found.impute(frame)["b"].notna().all()
 
 
 def test_it_is_the_run_that_fit_trains(tmp_path, no_pictures):

@@ -76,14 +76,6 @@ def test_training_leaves_no_trace_and_does_not_see_the_default_dtype(tmp_path, f
     assert resume(run.path, 3, data=few_digits).metrics()[-1].epoch == 3
 
 
-def test_a_second_vae_in_one_store_is_refused_not_ignored(small_vae, small_images):
-    """Without the check, Pyro silently leaves the weights of the second VAE unchanged."""
-    first, second = small_vae(seed=0), small_vae(seed=1)
-    with pyro.get_param_store().scope(), torch.random.fork_rng():
-        SVI(first.model, first.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step(small_images(4))
-        svi = SVI(second.model, second.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
-        with pytest.raises(RuntimeError, match="scope"):
-            svi.step(small_images(4))
 
 
 @pytest.mark.parametrize(
@@ -271,10 +263,6 @@ def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path, small_config
     assert len({writer.new_folder(None, small_config) for _ in range(3)}) == 3
 
 
-def test_a_note_on_data_is_printed_even_if_quiet(tmp_path, few_digits, small_config, capsys):
-    fit(small_config, data=dataclasses.replace(few_digits, note="not those"), out=tmp_path / "run")
-    printed = capsys.readouterr()
-    assert (printed.out, printed.err) == ("", "note: not those\n")
 
 
 def test_wrong_types_from_python_are_refused(tmp_path, few_digits, small_config):

@@ -244,19 +244,6 @@ def test_runs_with_what_a_configuration_does_not_describe_are_not_continued_with
         assert Run.open(tmp_path / name / "seed-0").read_checkpoint().epoch == 1
 
 
-@pytest.mark.workflow
-def test_runs_that_are_interrupted_go_on_by_the_same_call(tmp_path):
-    def interrupt(run, row):
-        if (run.config.seed, row.epoch) == (0, 2):
-            signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(InterruptedTrainingError) as error:
-        fit_many(PAIR, few(), out=tmp_path / "many", device="cpu", callbacks=[OnEachRow(interrupt)])
-    assert "same command" in str(error.value)
-    assert "--resume" not in str(error.value)
-    assert error.value.status == 130
-    runs = fit_many(PAIR, few(), out=tmp_path / "many", device="cpu", callbacks=[])
-    assert [run.read_checkpoint().epoch for run in runs] == [3, 3]
 
 
 @pytest.mark.workflow

@@ -227,34 +227,8 @@ def test_pictures_name_columns_and_show_the_shares_of_categories():
     assert names == [f"shop {n}" for n in range(3, 35, 2)], "the most frequent ones"
 
 
-@pytest.mark.parametrize("steps", [[0.0, 128, 128, 256], [0.0, 0, 0, 0]])
-def test_marginals_of_values_with_few_floats_between_them(steps):
-    values = 1e18 + torch.tensor(steps, dtype=torch.float64)[:, None]
-    axes = sampled_values_figure(values, torch.cat([values, values * math.inf]), "title").axes[0]
-    axes.figure.draw_without_rendering()
-    assert axes.get_title() == "x_1, less 1e+18"
-    area = sum(bar.get_height() * bar.get_width() for bar in axes.patches)
-    assert area == pytest.approx(0.8), "two densities, of the data and of the finite samples, in bars of 0.4 of a bin"
 
 
-def test_a_histogram_leaves_out_a_long_tail_of_the_data_and_says_so():
-    """Not samples that the data do not reach, nor a column that is mostly one value."""
-    with seeded(0):
-        x = torch.randn(1000, 4).double()
-        x[:, 0] = (2 * x[:, 0]).exp()
-        x[:, 1] = 0.0
-        x[:9, 1] = 100.0
-        samples = x.clone()
-        samples[:30, 2] = 50.0
-        samples[:, 3], x[:, 3] = 1e6, (2 * x[:, 3]).exp().round()
-    figure = sampled_values_figure(x, samples, "", tuple(Column(name) for name in ("tail", "zeros", "far", "beyond")))
-    titles = [axes.get_title() for axes in figure.axes]
-    assert titles == ["tail, 98% of the data", "zeros", "far", "beyond"]
-    limits = [axes.get_xlim()[1] for axes in figure.axes]
-    assert x[:, 0].quantile(0.98) <= limits[0] < 0.4 * x[:, 0].max()
-    assert limits[1] > 100
-    assert limits[2] > 50
-    assert limits[3] > 1e6
 
 
 def test_a_picture_that_cannot_be_drawn_is_named_and_the_others_are_drawn(tmp_path, monkeypatch, capsys):
