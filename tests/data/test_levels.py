@@ -105,7 +105,7 @@ def scaled(values, low, high):
 
 
 @pytest.mark.parametrize("bits", [8, 10, 16])
-@pytest.mark.parametrize(("kind", "dtype"), [("npy", "u2"), ("npz", "i4"), ("png", "u2"), ("tif", "u2"), ("tif", "i4")])
+@pytest.mark.parametrize(("kind", "dtype"), [("npz", "i4"), ("png", "u2"), ("tif", "u2")])
 def test_integers_of_few_bits_keep_their_levels(tmp_path, bits, kind, dtype):
     values = DEEP >> (16 - bits)
     data = load(tmp_path, values.astype(dtype), kind)
@@ -125,14 +125,11 @@ def test_integers_of_few_bits_keep_their_levels(tmp_path, bits, kind, dtype):
         ((BYTES / 255).astype(np.float16), 0, 1),
         (DEEP / 65535 * 2 - 1, -1, 1),
         (BYTES.astype(np.float32), 0, 255),
-        (0.4 + 0.2 * (DEEP / 65535), 0.4, 0.6),
         (BYTES.astype(np.int8), -128, 127),
-        (DEEP.astype(np.int64) // 16 - 1024, -1024, 3071),
         (30_000 + DEEP // 32, 30_000, 30_000 + 2047),
         (DEEP.astype(np.int64) * 1000, 0, 2**26 - 1),
         (np.where(DEEP > 30_000, 200, 0).astype(np.uint16), 0, 255),  # two levels, both black if divided by 257
         (np.full(DEEP.shape, 0.5), 0, 1),
-        (np.full(DEEP.shape, 2056, np.uint16), 0, 65535),
     ],
 )
 def test_values_of_every_type_and_range_keep_their_levels(tmp_path, values, low, high):
@@ -142,23 +139,11 @@ def test_values_of_every_type_and_range_keep_their_levels(tmp_path, values, low,
     assert data.record().value_range == pytest.approx((low, high))
 
 
-@pytest.mark.parametrize("bits", [10, 16])
-@pytest.mark.parametrize("kind", ["tif", "packed tif"])
-def test_colours_of_16_bits_keep_their_levels(tmp_path, bits, kind):
-    values = RNG.integers(0, 2**bits, (6, 8, 7, 3)).astype(np.uint16)
-    options = {"compression": "zlib"} if kind == "packed tif" else {}
-    data = write(tmp_path, "tif", values, lambda image: tiff(image, **options))
-    assert np.array_equal(both(data), ordered(values // 257 if bits == 16 else scaled(values, 0, 1023)))
-
-
 @pytest.mark.parametrize(
     ("kind", "channels", "content"),
     [
-        ("png", 4, png),
         ("png", 3, png),
-        ("png", 2, png),
         ("tif", 4, lambda values: tiff(values, extra="unassalpha")),
-        ("tif", 6, lambda values: tiff(values, extra="unassalpha")),
         ("tif", 3, lambda values: tiff(values, extratags=[(0x0112, 3, 1, 6, True)])),
     ],
 )
@@ -168,30 +153,15 @@ def test_deep_colours_in_a_png_opacity_and_rotation_are_refused_with_what_to_do(
 
 
 def test_nan_and_files_of_several_types_are_refused(tmp_path):
-    for wrong in (np.nan, np.inf):
-        with pytest.raises(InputError, match="NaN or infinite"):
-            load(tmp_path, np.where(DEEP > 9, DEEP / 65535, wrong), "npy")
+    with pytest.raises(InputError, match="NaN or infinite"):
+        load(tmp_path, np.where(DEEP > 9, DEEP / 65535, np.nan), "npy")
+    values = (DEEP[:6] / 65535).astype(np.float32)
+    values[3, :2] = np.inf
+    with pytest.raises(InputError, match=r"003\.tif.*NaN or infinite"):
+        load(tmp_path / "named", values, "tif")
     load(tmp_path, DEEP[:4], "png")
     with pytest.raises(InputError, match="several types"):
         load(tmp_path, (DEEP[:4] / 65535).astype(np.float32), "tif")
-
-
-def test_a_file_of_nan_is_named(tmp_path):
-    for number, wrong in enumerate((np.nan, np.inf)):
-        values = (DEEP[:6] / 65535).astype(np.float32)
-        values[3, :2] = wrong
-        with pytest.raises(InputError, match=r"003\.tif.*NaN or infinite"):
-            load(tmp_path / str(number), values, "tif")
-
-
-@pytest.mark.parametrize("deep", [DEEP[:6] / np.float32(65535), DEEP[:6] & 1])
-def test_bytes_beside_deeper_values_from_0_to_1_stay(tmp_path, deep):
-    load(tmp_path, deep, "tif")
-    images = by_name(load(tmp_path, BYTES[6:10], "png"))
-    for number, values in enumerate(BYTES[6:10]):
-        assert np.array_equal(images[f"{number:03}.png"][0], values)
-    for number, values in enumerate(deep):
-        assert np.array_equal(images[f"{number:03}.tif"][0], np.rint(values * 255))
 
 
 @pytest.mark.parametrize(
@@ -222,19 +192,13 @@ def test_the_factor_of_a_run_is_used_again(tmp_path, monkeypatch, no_pictures, c
     assert "x 0.0622711" in note
     np.save("bright.npy", DEEP[:3] >> 3)
     assert "beyond are set to these" in read_other(run.data, "bright.npy")[2]
-    np.savez("bytes.npz", train=BYTES[:3], test=BYTES[3:5])
-    names, images, note, *_ = read_other(run.data, "bytes.npz")
-    assert names == ["train-0", "train-1", "train-2", "test-0", "test-1"]
-    assert np.array_equal(images[:, 0], BYTES[:5])
-    assert not note
 
 
 @pytest.mark.parametrize(
     ("values", "kind"),
     [
-        (MASKS, "npy"), (MASKS.astype(np.uint8), "npy"), (MASKS.astype(np.uint16), "npz"), (MASKS.astype(float), "npy"),
-        (MASKS * np.uint16(65535), "npy"), (MASKS, "png"), (MASKS.astype(np.uint8), "png"),
-        (MASKS.astype(np.uint16), "png"), (MASKS, "tif"), (MASKS.astype(np.float32), "tif"),
+        (MASKS, "npy"), (MASKS.astype(np.uint8), "npy"), (MASKS * np.uint16(65535), "npy"),
+        (MASKS, "png"), (MASKS.astype(np.uint8), "png"), (MASKS.astype(np.float32), "tif"),
     ],
 )  # fmt: skip
 def test_two_values_are_black_and_white_with_a_true_bound(tmp_path, values, kind):
@@ -251,7 +215,7 @@ def test_grey_images_are_not_taken_for_binary(tmp_path):
         assert pvae.images_config(data).likelihood == "discretized-logistic"
 
 
-@pytest.mark.parametrize("bands", [1, 2, 4, 16])
+@pytest.mark.parametrize("bands", [2, 16])
 @pytest.mark.parametrize("kind", ["last", "first", "contiguous", "planar", "packed", "16 bits"])
 def test_any_number_of_channels_is_read(tmp_path, bands, kind):
     values = BANDS[..., :bands]

@@ -476,8 +476,7 @@ def test_a_table_in_a_parquet_file(tmp_path):
         ("t.csv", 'a,b\n"18,922",3\n"950",4\n', [[18_922, 3], [950, 4]], "thousands in: a"),
         (
             "us.tsv",
-            "pos\tcount\trate\n12,34\t58,672\t0.5\nx\t1,004\t1.5\nx\t59,017\t2.5\n"
-            "x\t60,000\t3.5\n12,34\t7,000\t0\n",
+            "pos\tcount\trate\n12,34\t58,672\t0.5\nx\t1,004\t1.5\nx\t59,017\t2.5\nx\t60,000\t3.5\n12,34\t7,000\t0\n",
             [[0, 58_672, 0.5], [1, 1004, 1.5], [1, 59_017, 2.5], [1, 60_000, 3.5], [0, 7000, 0]],
             "thousands in: count",
         ),

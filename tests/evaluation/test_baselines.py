@@ -55,11 +55,8 @@ def test_the_mixture_is_that_of_scikit_learn_where_values_have_no_steps():
     _, models = models_of(data)
     unit = data.train.std(0, correction=0)
     y = [((part - data.train.mean(0)) / unit).numpy() for part in (data.train, data.valid, data.test)]
-    fits = [
-        GaussianMixture(size, covariance_type=shape, random_state=0).fit(y[0])
-        for size in (2, 4, 8, 16)
-        for shape in ("full", "diag")
-    ]
+    sizes = [(size, shape) for size in (2, 4, 8, 16) for shape in ("full", "diag")]
+    fits = [GaussianMixture(size, covariance_type=shape, random_state=0).fit(y[0]) for size, shape in sizes]
     best = max(fits, key=lambda one: one.score(y[1]))
     assert models["mixture"].name == f"a mixture of {best.n_components} Normals"
     exact = best.score_samples(y[2]) - unit.log().sum().item()

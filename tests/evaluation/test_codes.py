@@ -28,15 +28,10 @@ def written(symbols, frequencies):
     assert low <= value < low + width
     found, low, width = [], Fraction(0), Fraction(1)
     for counts in frequencies:
-        for symbol, count in enumerate(counts):
-            start, size = (
-                low + width * Fraction(sum(counts[:symbol]), sum(counts)),
-                width * Fraction(count, sum(counts)),
-            )
-            if start <= value < start + size:
-                low, width = start, size
-                found.append(symbol)
-                break
+        ends = [low + width * Fraction(sum(counts[:symbol]), sum(counts)) for symbol in range(len(counts) + 1)]
+        symbol = max(symbol for symbol in range(len(counts)) if ends[symbol] <= value)
+        low, width = ends[symbol], ends[symbol + 1] - ends[symbol]
+        found.append(symbol)
     return length, found
 
 

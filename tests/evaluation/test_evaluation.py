@@ -17,9 +17,7 @@ from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
-from pvae.core.files import to_json
-from pvae.core.terminal import progress_bar
-from pvae.data.dataset import Dataset, random_subset
+from pvae.data.dataset import Dataset
 from pvae.data.read import read
 from pvae.evaluation.measures import rate
 from pvae.evaluation.measures.elbo import active_units
@@ -35,7 +33,7 @@ from pvae.reference import linear_gaussian
 from pvae.runs.run import Run
 from pvae.trained import codes
 from pvae.trained.given import given_values
-from pvae.trained.latent_space import decode, encode
+from pvae.trained.latent_space import encode
 from pvae.trained.scores import Estimate, elbo_terms
 from pvae.training.fit import fit
 
@@ -113,7 +111,7 @@ def test_chunks_change_nothing(small_vae, small_images, monkeypatch):
 
 @pytest.mark.parametrize("two_layers", [False, True])
 def test_recording_changes_nothing(small_vae, small_images, monkeypatch, two_layers):
-    """The same draws give the same results; only shapes that recur are recorded."""
+    """The same draws give the same results; only shapes that recur are recorded, and no decoder that reads values."""
     vae, x = small_vae(), small_images(7)
     if two_layers:
         config = Config(upper_latent_dims=(2,), upper_hidden=(4,), hidden=(6,), latent_dim=3, elbo="iwae")
@@ -130,6 +128,11 @@ def test_recording_changes_nothing(small_vae, small_images, monkeypatch, two_lay
     assert len(shapes) == 1
     assert torch.allclose(recorded.log_p, as_it_is.log_p, rtol=1e-12)
     assert torch.allclose(recorded.effective, as_it_is.effective, rtol=1e-10)
+    vae.p_x.decoder.register_forward_hook(lambda _decoder, _given, logits: None if logits.abs().max() < 100 else 0)
+    assert torch.allclose(sampled(vae, x, 50).log_p, as_it_is.log_p)
+    for engine, says in (("graph", "reads values"), ("jit", "jit")):
+        with pytest.raises(InputError, match=says):
+            sampled(vae, x, 50, engine=engine)
 
 
 @pytest.mark.parametrize(("compiler", "engine"), [(True, "inductor"), (False, "graph")])
@@ -154,18 +157,6 @@ def test_a_large_evaluation_is_compiled_and_what_cannot_be_is_called_as_it_is(
     assert engines == ["graph", engine]
     with pytest.raises(InputError, match="compiled"):
         sampled(vae, x, 50, engine="inductor")
-
-
-def test_a_decoder_that_reads_values_is_not_recorded(small_vae, small_images, monkeypatch):
-    vae, x = small_vae(), small_images(7)
-    monkeypatch.setattr(chunks, "CHUNK_VALUES", 9 * 7 * 20)
-    plain = sampled(vae, x, 50)
-    vae.p_x.decoder.register_forward_hook(lambda _decoder, _given, logits: None if logits.abs().max() < 100 else 0)
-    assert torch.allclose(sampled(vae, x, 50).log_p, plain.log_p)
-    with pytest.raises(InputError, match="reads values"):
-        sampled(vae, x, 50, engine="graph")
-
-
 
 
 def test_the_estimate_covers_log_p_of_the_oracle(linear, x):
@@ -234,23 +225,8 @@ def known_codes(loc, scale):
 
 
 @pytest.mark.workflow
-def test_log_p_and_elbo_of_a_subset_are_of_the_same_pixels(runs, monkeypatch):
-    """Each pixel is binarized by its place among all test images, before the subset is taken."""
-    run, given = runs("binary"), []
-
-    def spy(vae, batch, *arguments, **options):
-        given.append(batch.x.images)
-        return log_likelihood(vae, batch, *arguments, **options)
-
-    monkeypatch.setattr("pvae.evaluation.context.log_likelihood", spy)
-    report = evaluate(run, 2, num_images=9, seed=3, method="importance")
-    test = codes.run_batch(run, "test").x.images
-    assert torch.equal(given[0], test[random_subset(len(test), 9, 3)])
-    assert report.log_likelihood.elbo == report.elbo_parts.elbo
-
-
-@pytest.mark.workflow
 def test_log_p_is_of_as_many_data_as_the_seconds_allow(runs, monkeypatch):
+    """Each pixel is binarized by its place among all test images, before the subset is taken."""
     monkeypatch.setattr("pvae.evaluation.context._FIRST", 7)
     run, given = runs("binary"), []
 
@@ -259,13 +235,14 @@ def test_log_p_is_of_as_many_data_as_the_seconds_allow(runs, monkeypatch):
         return log_likelihood(vae, batch, *arguments, **options)
 
     monkeypatch.setattr("pvae.evaluation.context.log_likelihood", spy)
-    some, every = (evaluate(run, 2, seed=3, method="importance", seconds=seconds) for seconds in (1e-9, 1e9))
-    count = run.data.num_test
-    assert [one.num_images for one in (some, every)] == [count, count]
-    assert [one.log_likelihood.num_images for one in (some, every)] == [7, count]
+    part = evaluate(run, 2, num_images=9, seed=3, method="importance")
     test = codes.run_batch(run, "test").x.images
-    assert not torch.equal(given[0], test[:7])
-    assert some.log_likelihood.elbo != some.elbo_parts.elbo
+    assert torch.equal(given[0], test[random_subset(len(test), 9, 3)])
+    assert part.log_likelihood.elbo == part.elbo_parts.elbo
+    some, every = (evaluate(run, 2, seed=3, method="importance", seconds=seconds) for seconds in (1e-9, 1e9))
+    assert [one.num_images for one in (some, every)] == [len(test), len(test)]
+    assert [one.log_likelihood.num_images for one in (some, every)] == [7, len(test)]
+    assert not torch.equal(given[1], test[:7])
     assert every.log_likelihood.elbo == every.elbo_parts.elbo
 
 
@@ -338,8 +315,6 @@ def test_active_units_are_those_whose_mean_varies():
 
 def test_an_estimate_shows_as_many_digits_as_its_error():
     assert str(Estimate(mean=-110.537, stderr=0.318)) == "-110.54 +- 0.32"
-    assert str(Estimate(mean=1.23456, stderr=0.00123)) == "1.2346 +- 0.0012"
-    assert str(Estimate(mean=-math.inf, stderr=math.nan)) == "-inf +- nan"
     values = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)
     assert Estimate.of(values) == Estimate(mean=3.0, stderr=values.std().item() / math.sqrt(3))
 
@@ -403,24 +378,12 @@ def test_what_cannot_be_trusted_is_warned_of_and_quadrature_can(untrusted_run):
 
 
 @pytest.mark.workflow
-def test_quadrature_that_is_cut_off_is_reported(untrusted_run, monkeypatch):
-    monkeypatch.setattr("pvae.marginal.quadrature._MOST_CELLS", 10)
-    report = evaluate(untrusted_run, method="quadrature")
-    assert report.log_likelihood.untrusted == 1
-    assert report.log_likelihood.sampling_stderr is None
-    assert to_json(report.record())
-    warning, *_ = report.log_likelihood.warnings()
-    assert f"\n{warning}" in to_text(report)
-
-
-@pytest.mark.workflow
 def test_the_gaps_are_of_the_sizes_that_they_must_have(untrusted_run, monkeypatch):
     """A family that holds the other one loses less, and none has a bound above log p(x), at a hundredth of a nat."""
     monkeypatch.setattr(gaps_module, "_CHECKS", 3)
     report = evaluate(untrusted_run, gaps=5, calibration=True)
     for found in (report.gaps, report.train_gaps):
-        assert found.num_images == 5
-        assert found.method == "quadrature 5"
+        assert (found.num_images, found.method) == (5, "quadrature 5")
         assert min(part.mean for part in (found.correlations, found.shape, found.rest)) > -0.01
         parts = found.correlations.mean + found.shape.mean + found.rest.mean
         assert parts == pytest.approx(found.approximation.mean, abs=1e-9)
@@ -433,9 +396,7 @@ def test_the_gaps_are_of_the_sizes_that_they_must_have(untrusted_run, monkeypatc
     assert lost.mean().item() == pytest.approx(nats, abs=6 * lost.std().item() / math.sqrt(100)), "of 1,000 draws"
     assert all(nats >= other for _, other in others)
     assert "amortisation gap" in to_text(report)
-    assert len(report.coverage.latents) == 2
-    figure = pictures.gaps(untrusted_run, report)
-    assert [axes.get_title() for axes in figure.axes] == ["5 test data", "5 training data", ""]
+    assert len(pictures.gaps(untrusted_run, report).axes) == 3
     assert len(pictures.calibration(untrusted_run, report).axes) == 2
     untrusted = evaluate(untrusted_run, 4, method="importance", gaps=5).gaps
     assert untrusted.num_images < 2
@@ -443,28 +404,24 @@ def test_the_gaps_are_of_the_sizes_that_they_must_have(untrusted_run, monkeypatc
 
 
 @pytest.mark.workflow
-def test_a_part_of_a_table_given_another(made_once, tmp_path, capsys):
+def test_a_part_of_a_table_given_another(tmp_path, capsys):
     """What the report says is the function's, for columns and for a mask; all else is refused in one line."""
     table = tmp_path / "table.csv"
     rows = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)).tolist()
     table.write_text("height,weight\n" + "".join(f"{one:.3f},{one + other:.3f}\n" for one, other in rows))
     data = read(f"table:{table}")
-    config = Config(
-        hidden=(8,), latent_dim=1, epochs=1, batch_size=20, likelihood="columns", columns="real*2", missing=True
-    )
-    run = Run.open(fit(config, data=data, out=tmp_path / "run").path)
+    config = Config(hidden=(8,), latent_dim=1, epochs=1, batch_size=20, likelihood="columns", columns="real*2")
+    run = fit(config.replace(missing=True), data=data, out=tmp_path / "run")
     run.dataset(data)
-    masks = {"mask": [True, False], "shape": [[True, False]], "all": [True, True], "numbers": [1.0, 0.0]}
-    for name, values in masks.items():
+    for name, values in {"mask": [True, False], "shape": [[True, False]], "numbers": [1.0, 0.0]}.items():
         np.save(tmp_path / f"{name}.npy", np.array(values))
     is_given = given_values(run, "height")
     assert is_given.tolist() == [True, False] == given_values(run, str(tmp_path / "mask.npy")).tolist()
     found = evaluate(run, given=is_given).conditional
     values, *_ = conditional_log_likelihood(run.vae(), codes.run_batch(run, "test"), is_given)
     assert found.estimate.mean == pytest.approx(values.mean().item(), abs=1e-3)
-    assert found.given == "height"
-    assert found.untrusted == 0
-    for text in ("weigth", "", "height,weight", *(str(tmp_path / f"{one}.npy") for one in ("shape", "all", "numbers"))):
+    assert (found.given, found.untrusted) == ("height", 0)
+    for text in ("weigth", "height,weight", *(str(tmp_path / f"{one}.npy") for one in ("shape", "numbers"))):
         assert main([str(run.path), "--given", text]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
@@ -478,24 +435,17 @@ def test_what_is_annealed_has_a_bracket(runs, capsys, monkeypatch):
     assert found["bracket"]["mean"] > 0
     assert found["bracket_largest"] >= found["bracket_median"]
     assert found["annealing"] == {"num_temperatures": 8, "num_chains": 2, "start": "posterior"}
-    assert "upper - lower bound" in capsys.readouterr().out
-    monkeypatch.setattr(
-        "pvae.evaluation.context.elbo_terms", None
-    )  # what is refused is refused before the first result
+    capsys.readouterr()
+    monkeypatch.setattr("pvae.evaluation.context.elbo_terms", None)  # it is refused before the first result
     for arguments in (
         ["--temperatures", "0"],
-        ["--chains", "1"],
         ["--method", "quadrature"],
         ["--start", "nowhere"],
-        ["--importance-samples", "5", "--start", "prior"],
         ["--method", "importance", "--chains", "8"],
-        ["--given", "mask.npy"],
         ["--latex", "--calibration"],
     ):
         assert main([str(run.path), "--images", "6", *arguments]) == 2
         assert capsys.readouterr().err.strip().count("\n") <= 1
-
-
 
 
 @pytest.mark.workflow
@@ -506,9 +456,6 @@ def test_bad_input_is_one_line(runs, capsys, tmp_path):
         ([nothing], "one run"),
         ([str(tmp_path / "none")], "not a run folder"),
         ([run, "--importance-samples", "1"], "--importance-samples"),
-        ([run, "--images", "1"], "--images"),
-        ([run, "--seed", "9" * 30], "--seed"),
-        ([run, "--seconds", "0"], "--seconds"),
         ([nothing, "--compile", "jit"], "jit"),
     ]:
         assert main(arguments) == 2
@@ -518,15 +465,7 @@ def test_bad_input_is_one_line(runs, capsys, tmp_path):
     assert not [*tmp_path.rglob("evaluation.json")]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"posterior": "planar"},
-        {"posterior": "iaf"},
-        {"upper_latent_dims": (2,), "inference": "bottom-up"},
-        {"upper_latent_dims": (2,), "inference": "top-down"},
-    ],
-)
+@pytest.mark.parametrize("options", [{"posterior": "iaf"}, {"upper_latent_dims": (2,), "inference": "top-down"}])
 def test_equal_posteriors_have_equal_means(options):
     """Also where the mean is estimated from draws, and the images are encoded in several parts."""
     config = Config(hidden=(8,), latent_dim=3, upper_hidden=(5,), **options)
@@ -537,11 +476,9 @@ def test_equal_posteriors_have_equal_means(options):
         for part in first.encoder[-1].parameters():
             part.data.zero_()
         x = torch.rand(1100, 1, 5, 4, dtype=torch.float64)
-        codes = encode(vae, x)
-        assert codes.std(0).max() < 1e-12
-        assert not active_units(encode(vae, x)).any()
-
-
+        found = encode(vae, x)
+    assert found.std(0).max() < 1e-12
+    assert not active_units(found).any()
 
 
 @pytest.mark.parametrize("prior", ["mixture", "flow"])
@@ -560,5 +497,3 @@ def test_a_priors_density_is_computed_for_as_many_draws_at_once_as_are_decoded(p
     importance_sample(vae, torch.rand(1, 1, 5, 4), 50)
     assert sum(counts) >= 50
     assert max(counts) <= 7
-
-

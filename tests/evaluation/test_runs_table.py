@@ -97,28 +97,17 @@ def test_runs_that_cannot_be_compared_are_refused_by_the_reason_that_applies(run
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_density_of_a_column_is_not_compared_with_a_probability(tmp_path):
-    x = torch.arange(60.0).view(30, 2)
-    data = Dataset("rows", x[:20], x[20:])
-    small = {"likelihood": "columns", "latent_dim": 1, "hidden": (4,), "epochs": 1, "batch_size": 10}
-    kinds = ("real,count", "real*2", "count,real")
-    runs = {kind: fit(Config(columns=kind, **small), data=data, out=tmp_path / kind) for kind in kinds}
-    for kind in kinds[1:]:
-        with pytest.raises(InputError, match="kind"):
-            compare_runs([runs["real,count"], runs[kind]], 2)
-
-
-@pytest.mark.usefixtures("no_pictures")
 def test_columns_of_one_kind_are_compared_with_one_likelihood_of_all(tmp_path):
+    """A density of a column is not compared with a probability."""
     x = torch.arange(60.0).view(30, 2)
     data = Dataset("rows", x[:20], x[20:])
     small = Config(latent_dim=1, hidden=(4,), epochs=1, batch_size=10)
-    options = {"likelihood": "columns", "columns": "count*2"}, {"likelihood": "columns", "columns": "real*2"}
+    options = [{"likelihood": "columns", "columns": kinds} for kinds in ("count*2", "real*2", "real,count")]
     options += {"likelihood": "negative-binomial"}, {"likelihood": "normal-diagonal"}
     runs = [fit(small.replace(**one), data=data, out=tmp_path / str(n)) for n, one in enumerate(options)]
-    for first, second in (0, 2), (1, 3):
+    for first, second in (0, 3), (1, 4):
         assert len(compare_runs([runs[first], runs[second]], 2)) == 2
-    for first, second in (0, 3), (1, 2), (2, 3):
+    for first, second in (0, 4), (1, 2), (2, 3), (3, 4):
         with pytest.raises(InputError, match="kind"):
             compare_runs([runs[first], runs[second]], 2)
 
@@ -194,31 +183,20 @@ def test_the_table_is_sorted_and_counts_are_integers():
     evaluated = ROW | {"run": "c", "seed": 1, "importance_samples": 7}
     table = runs_table([evaluated, ROW | {"run": "b", "system": "z"}, ROW])
     assert list(table["run"]) == ["a", "c", "b"]
-    for more in ("", " --lr 0.01"):
-        plain = f"mlp-2d with{more}" if more else "mlp-2d"
-        betas = [
-            (plain, 1.0),
-            (f"mlp-2d with --beta 10.0{more}", 10.0),
-            (f"mlp-2d with --beta 2.0{more}", 2.0),
-            ("b", 3.0),
-        ]
-        sweep = runs_table([ROW | {"system": system, "beta": beta} for system, beta in betas])
-        assert list(sweep["beta"]) == [3, 1, 2, 10]
+    betas = [("mlp-2d", 1.0), ("mlp-2d with --beta 10.0", 10.0), ("mlp-2d with --beta 2.0", 2.0), ("b", 3.0)]
+    sweep = runs_table([ROW | {"system": system, "beta": beta} for system, beta in betas])
+    assert list(sweep["beta"]) == [3, 1, 2, 10]
     place = table.columns.get_loc("importance_samples")
     assert [line.split(",")[place] for line in table.to_csv(index=False).split()[1:]] == ["", "7", ""]
-
-
 
 
 @pytest.mark.parametrize(
     ("paths", "names"),
     [
         (["runs/a"], ["a"]),
-        (["a/seed-0", "b/seed-0", "c"], ["a/seed-0", "b/seed-0", "c"]),
         (["a/seed-0", "a/seed-1"], ["seed-0", "seed-1"]),
         (["x/a/run", "y/a/run", "b/run"], ["x/a/run", "y/a/run", "b/run"]),
         (["a", "./a"], ["a", "a"]),
-        (["/a/b", "/c/a/b"], ["a/b", "c/a/b"]),
     ],
 )
 def test_a_run_has_the_shortest_name_that_no_other_has(paths, names):
@@ -242,11 +220,11 @@ def test_a_folder_is_the_mean_of_its_runs_with_an_error_over_seeds():
     assert (other["seeds"], other["log_p"], other["log_p_difference"]) == (3, -21, -10)
     assert other["log_p_stderr"] == pytest.approx(1 / 3**0.5)
     assert other["log_p_difference_stderr"] == pytest.approx((1 + 1 / 3) ** 0.5), "that of two independent means"
-    assert (other["elbo_difference"], other["elbo_difference_stderr"]) == pytest.approx((-19.5, (2.25 + 7 / 3) ** 0.5))
     assert other["untrusted"] == 0.5, "the worst of its runs"
-    assert (best["elbo_deviation"], other["elbo_deviation"]) == pytest.approx((4.5**0.5, 7**0.5))
-    mixed = compared().assign(by=["importance", "quadrature", "annealed", "importance, annealed", "annealed"])
-    assert [*over_seeds(mixed, FOLDERS)["by"]] == ["quadrature, importance", "importance, annealed"]
+    row = comparison_to_markdown(over_seeds(compared(), FOLDERS)).splitlines()[3]
+    assert [cell.strip() for cell in row.split("|")[1:4]] == ["b", "3", "-21.00 +- 0.58 (not reliable)"]
+    latex = comparison_to_latex(over_seeds(compared(), FOLDERS))
+    assert r"b & 3 & $-21.00 \pm 0.58$ (not reliable) & $-10.00 \pm 1.15$" in latex
 
 
 def test_folders_of_equal_seeds_are_compared_seed_by_seed():
@@ -259,15 +237,6 @@ def test_folders_of_equal_seeds_are_compared_seed_by_seed():
     others = over_seeds(table.assign(seed=(0, 1, 2, 3, 0, 1)), [Path("a")] * 3 + [Path("b")] * 3)
     assert others["log_p_difference_stderr"][1] == pytest.approx((100 / 3 + 121 / 3) ** 0.5), "not paired"
     assert comparison_to_markdown(others) != comparison_to_markdown(others.assign(paired=True)), "it says which"
-
-
-def test_both_forms_of_the_table_have_the_number_of_seeds():
-    table = over_seeds(compared(), FOLDERS)
-    row = comparison_to_markdown(table).splitlines()[3]
-    assert [cell.strip() for cell in row.split("|")[1:4]] == ["b", "3", "-21.00 +- 0.58 (not reliable)"]
-    latex = comparison_to_latex(table)
-    assert r"some\_a & 2 & $-11.00 \pm 1.00$ & - & $-12.50 \pm 1.50$ & - & $12.50 \pm 1.50$" in latex
-    assert r"b & 3 & $-21.00 \pm 0.58$ (not reliable) & $-10.00 \pm 1.15$" in latex
 
 
 def best_of(table):
@@ -292,8 +261,6 @@ def test_the_best_of_runs_is_two_errors_above_each_other_one(error, best):
         table[f"{name}_difference_stderr"] = [0.0, 0.1, error]
     assert best_of(table) == best
     assert best_of(table[:1]) == [], "of one"
-
-
 
 
 @pytest.fixture
@@ -329,14 +296,6 @@ def test_the_command_takes_folders_of_seeds(seeds, capsys):
         mean, error = row[5].split(" +- ")
         assert float(mean) == pytest.approx(values.mean(), abs=0.006)
         assert float(error) == pytest.approx(abs(values.diff().iloc[-1]) / 2, abs=0.006), "of two values"
-
-
-def test_a_folder_that_is_given_twice_is_counted_once(seeds, capsys):
-    said = []
-    for names in (["trace", "analytic"], ["trace", "trace/../trace", "analytic"]):
-        assert main([*(str(seeds / name) for name in names), *FEW, "--quiet"]) == 0
-        said.append(capsys.readouterr().out)
-    assert said[0] == said[1]
 
 
 @pytest.mark.parametrize(

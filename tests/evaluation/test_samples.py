@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import tracemalloc
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-import torch
 
 from pvae.core.errors import InputError
-from pvae.evaluation.measures.samples import NamedDistance, _pairs, sample_quality
+from pvae.evaluation.measures.samples import sample_quality
 
 NAN = np.nan
 NAMES = ["age", "claim", "premium", "region", "smoker"]
@@ -51,8 +49,6 @@ def test_the_distance_of_numbers_is_the_largest_distance_of_distribution_functio
     assert found.worst_pairs == ()
 
 
-
-
 def test_the_difference_of_two_columns_of_numbers_is_half_that_of_their_correlations():
     draws, test, train = columns([0, 1, 2], [4, 2, 0]), columns([3, 4, 5], [0, 1, 2]), columns([0, 1, 2], [0, 1, 0])
     found = sample_quality(draws, test, train, ["age", "claim"], [False, False])  # correlations -1, 1, 0
@@ -66,10 +62,6 @@ def test_the_difference_of_two_categories_is_the_distance_of_their_joint_shares(
     found = sample_quality(draws, test, train, ["region", "smoker"], [True, True])
     assert distances(found) == {("region",): (0, 0), ("smoker",): (0, 0), ("region", "smoker"): (0.5, 0.5)}
     assert found.num_draws == 2
-    found = sample_quality(draws, train, test, ["region", "smoker"], [True, True])
-    assert distances(found)["region", "smoker"] == (1.0, 0.5)
-    found = sample_quality(draws[:1], test, draws, ["region", "smoker"], [True, True])
-    assert distances(found)["region", "smoker"] == (0.75, 0.5)
 
 
 def test_numbers_beside_a_category_are_in_ten_bins_of_the_test_rows():
@@ -80,8 +72,6 @@ def test_numbers_beside_a_category_are_in_ten_bins_of_the_test_rows():
     assert distances(found)["age", "smoker"] == (0.5, 0.0)
     found = sample_quality(other[:, ::-1], test[:, ::-1], same[:, ::-1], ["smoker", "age"], [True, False])
     assert distances(found)["smoker", "age"] == (0.5, 0.0)
-
-
 
 
 def test_draws_that_are_the_test_rows_have_distance_0():
@@ -145,8 +135,6 @@ def test_scipy_and_pandas_agree(missing):
         assert (found.pair_trends, found.pair_trends_of_train) == pytest.approx(means[1], abs=1e-12)
 
 
-
-
 def test_what_is_wrong_is_named_first_and_five_at_most():
     generator = np.random.default_rng(0)
     test, train, draws = generator.normal(size=(3, 500, 7))
@@ -203,14 +191,10 @@ def test_a_pair_without_a_complete_row_is_left_out():
 @pytest.mark.parametrize("constant", [2, 0.1])  # the mean of many 0.1 is not 0.1
 def test_a_constant_column_has_correlation_0(constant):
     rising = np.arange(7)
-    test = columns(rising, rising)
-    draws = columns(rising, [constant] * 7)
-    found = sample_quality(draws, test, test, ["age", "claim"], [False, False])
-    assert distances(found)["age", "claim"] == (pytest.approx(0.5), 0)
-    found = sample_quality(test, draws, draws, ["age", "claim"], [False, False])
-    assert distances(found)["age", "claim"] == (pytest.approx(0.5), 0)
-    found = sample_quality(test[:1], test, test, ["age", "claim"], [False, False])  # a single draw
-    assert distances(found)["age", "claim"] == (pytest.approx(0.5), 0)
+    test, draws = columns(rising, rising), columns(rising, [constant] * 7)
+    for x, of_test, train in ((draws, test, test), (test, draws, draws), (test[:1], test, test)):
+        found = sample_quality(x, of_test, train, ["age", "claim"], [False, False])
+        assert distances(found)["age", "claim"] == (pytest.approx(0.5), 0)
 
 
 def test_infinite_draws_count_as_distant():
@@ -224,12 +208,6 @@ def test_infinite_draws_count_as_distant():
     assert distances(found)["age", "smoker"] == (0.25, 0)
 
 
-
-
-
-
-
-
 def test_what_does_not_fit_together_is_refused():
     x = np.zeros((4, 2))
     bad = [
@@ -237,12 +215,8 @@ def test_what_does_not_fit_together_is_refused():
         (x, x, x[:, 0], ["a", "b"], [False, True]),
         (x, x, x, ["a"], [False, True]),
         (x, x, x, ["a", "b"], [False]),
-        (x * NAN, x, x, ["a", "b"], [False, True]),
         (x[:0], x, x, ["a", "b"], [False, True]),
     ]
     for arguments in bad:
         with pytest.raises(InputError):
             sample_quality(*arguments)
-    assert sample_quality(x, x, x, ["a", "b"], [False, True]).column_shapes == 1
-
-
