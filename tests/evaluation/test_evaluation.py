@@ -17,7 +17,7 @@ from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
-from pvae.data.dataset import Dataset
+from pvae.data.dataset import Dataset, random_subset
 from pvae.data.read import read
 from pvae.evaluation.measures import rate
 from pvae.evaluation.measures.elbo import active_units

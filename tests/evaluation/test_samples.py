@@ -1,4 +1,4 @@
-"""Whether draws are like test rows: against values computed by hand, by scipy and pandas, and by SDMetrics."""
+"""Whether draws are like test rows: against values computed by hand, by scipy and pandas."""
 
 from __future__ import annotations
 

@@ -11,10 +11,8 @@ import torch
 from conftest import needs_inductor
 
 from pvae.compile import graph
-from pvae.compile.compiled_svi import Done
 from pvae.config.build import build_vae
 from pvae.config.config import Config
-from pvae.core.batch import Terms
 from pvae.core.errors import InterruptedTrainingError
 from pvae.core.random_state import seeded
 from pvae.runs.run import Run
@@ -26,8 +24,6 @@ from pvae.training.trainer import Callback
 
 CPU = torch.device("cpu")
 LONG = 10**6  # epochs, which repay any compilation
-
-
 
 
 @pytest.mark.parametrize(
@@ -52,8 +48,6 @@ def test_long_trainings_are_compiled_and_a_resumed_one_computes_as_before(
     engine = Engine(made.append, Config(compile=compile), num_steps, name, note=notes.append)
     assert made == [engine.name] == [chosen]
     assert len(notes) == (compile == "auto" and chosen == "inductor" and name is None)
-
-
 
 
 def trained(config, data, epochs, vae=None, **options):

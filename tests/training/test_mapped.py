@@ -72,14 +72,6 @@ def test_what_people_hold_trains(tmp_path, way):
     assert len(run.dataset(ways[way]).test) >= 75
 
 
-def test_labels_that_the_vae_does_not_take_are_left(tmp_path):
-    batches = DataLoader(TensorDataset(linear(), torch.arange(1000) % 3), 50)
-    run = pvae.fit(CONFIG.replace(epochs=1), data=batches, out=tmp_path / "run")
-    assert run.data.label_names == ("0", "1", "2")
-    run = pvae.fit(CONFIG.replace(epochs=1, condition=True), data=batches, out=tmp_path / "given")
-    assert run.vae().takes_labels
-
-
 @pytest.fixture
 def table(tmp_path):
     pytest.importorskip("pyarrow")

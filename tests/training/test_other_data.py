@@ -156,13 +156,3 @@ def test_every_command_takes_them(folder, capsys, dataset):
     assert {"losses", "histograms", *drawn} <= names
     assert not names & {"manifold", "traversal", "interpolation"}
     assert train(["--resume", "run", "--epochs", "3", "--quiet"]) == 0
-
-
-def test_a_file_of_another_shape_is_refused(folder, capsys):
-    assert train(["--dataset", "table:rows.csv", "--epochs", "1", "--hidden", "8", "--out", "run", "--quiet"]) == 0
-    np.save("wide.npy", np.zeros((5, 9)))
-    for command in (encode, score):
-        assert command(["run", "wide.npy", "--out", "new.csv"]) == 2
-        assert "(5, 9)" in capsys.readouterr().err
-    assert train(["--dataset", "table:none.csv"]) == 2
-    assert "there is no file" in capsys.readouterr().err

@@ -227,10 +227,6 @@ def test_pictures_name_columns_and_show_the_shares_of_categories():
     assert names == [f"shop {n}" for n in range(3, 35, 2)], "the most frequent ones"
 
 
-
-
-
-
 def test_a_picture_that_cannot_be_drawn_is_named_and_the_others_are_drawn(tmp_path, monkeypatch, capsys):
     figure = sampled_values_figure(torch.eye(2), torch.eye(2), "title")
     for name in ("reconstructions", "losses"):
