@@ -115,15 +115,11 @@ def test_scores_are_read_back(run, base, capsys):
     assert [*written.index] == list(given.names), "in the order of the data"
     read, made = (one.drop(columns="method").astype(float) for one in (written, scores))
     assert np.allclose(read, made, rtol=1e-7)
-    assert {*written["method"]} == {"importance"}
     with Image.open(run / "scores" / "oddest.png") as sheet:
         assert min(sheet.size) > 200
     said = capsys.readouterr().out
     in_order = scores.sort_values("log_p").index
     assert [name in said for name in in_order[:11]] == [True] * 10 + [False], "the ten least likely are printed"
-    assert score([str(run), "--importance-samples", "5", str(base / "tree"), "-n", "20"]) == 0
-    table = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
-    assert table == [*in_order[:20]]
 
 
 def test_an_image_file_and_images_of_another_size(run, base, tmp_path, capsys):
@@ -178,12 +174,9 @@ def test_fewer_samples_replace_more_with_a_note(run, capsys):
     [
         ("encode", ["run", "--out", "codes.txt"], ".npz"),
         ("encode", ["run", "nowhere"], "nowhere"),
-        ("encode", ["deep-bayes", "nowhere"], "nowhere"),
         ("encode", ["run", "empty"], "empty"),
-        ("encode", ["run", "--seed", "-1"], "--seed"),
         ("score", ["run", "--importance-samples", "1"], "--importance-samples"),
         ("sample", ["run", "-n", "0"], "--num-samples"),
-        ("sample", ["run", "-n", "1000000"], "10,000"),
         ("export", ["empty"], "empty"),
         ("draw", ["run", "run"], "evaluate RUN RUN"),
     ],

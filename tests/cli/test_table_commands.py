@@ -139,27 +139,17 @@ def test_what_is_there_is_kept_by_imputation_and_what_is_missing_is_drawn(folder
     assert sample(["unlabelled", "--draws", "20", "--out", "other.csv"]) == 2
 
 
-def test_imputed_values_have_the_point_and_the_separator_of_the_file(folder):
+def test_imputed_values_have_the_point_and_the_separator_of_the_file(folder, capsys):
+    """And stand beside a column without a name."""
     known = table(40).drop(columns="batch")
-    european = known.assign(age=known["age"].str.replace(".", ","))
-    european.to_csv("european.csv", index=False, sep=";")
-    for number in ([], ["--draws", "2"]):
-        out = f"filled{len(number)}.csv"
-        assert sample(["unlabelled", "--impute", "european.csv", *number, "--out", out]) == 0
-        filled = pandas.read_csv(out, dtype=str, keep_default_na=False, sep=";")
-        assert [*filled][-4:] == [*known]
-        assert filled["age"].str.fullmatch(r"-?\d+,\d").all()
-
-
-def test_imputed_values_stand_beside_a_column_without_a_name(folder, capsys):
-    known = table(40).drop(columns="batch")
-    known.to_csv("numbered.csv")
-    assert sample(["unlabelled", "--impute", "numbered.csv", "--out", "filled.csv"]) == 0
+    known.assign(age=known["age"].str.replace(".", ",")).to_csv("european.csv", sep=";")
+    assert sample(["unlabelled", "--impute", "european.csv", "--out", "filled.csv"]) == 0
     assert "the column without a name" in capsys.readouterr().err
     for name in ("filled.csv", "filled-std.csv"):
-        filled = pandas.read_csv(name, dtype=str, keep_default_na=False, index_col=0)
+        filled = pandas.read_csv(name, dtype=str, keep_default_na=False, sep=";", index_col=0)
         assert [*filled] == [*known]
         assert filled.index.tolist() == [str(row) for row in range(40)]
+    assert pandas.read_csv("filled.csv", dtype=str, sep=";")["age"].str.fullmatch(r"-?\d+,\d").all()
 
 
 def test_a_folder_of_a_table_has_no_suffix(folder):
@@ -205,9 +195,7 @@ def test_the_columns_by_which_a_row_is_odd_stand_first(folder, capsys):
     ("lines", "says"),
     [
         ("loc_1,loc_2\n1,1\n1,nan", "row 2"),
-        ("loc_1,loc_2\n1,1\n1,1e308", "row 2"),
         ("loc_1,loc_2\n1,x", "row 1"),
-        ("loc_1,loc_2\n1", "row 1"),
         ("loc_1,loc_2", "no rows"),
         ("loc_1,loc_2,loc_1\n1,1,1", "loc_1"),
         ("a,b\n1,1", "loc_1"),
@@ -236,9 +224,7 @@ def test_codes_are_read_in_the_order_of_their_names(folder):
         (sample, ["unlabelled", "--out", "x.npz"], ".csv"),
         (sample, ["fashion-vae", "--out", "x.csv"], "folder"),
         (sample, ["fashion-vae", "--label", "3"], " fashion-vae was not trained with labels"),
-        (sample, ["unlabelled", "--label", ""], "not trained with labels"),
         (score, ["table", "table.csv", "--label", ""], "lab A, lab B"),
-        (sample, ["table", "--codes", "x.csv"], "--label"),
         (sample, ["unlabelled", "--impute", "table.csv", "--codes", "x.csv"], "exclude each other"),
         (sample, ["unlabelled", "--draws", "3"], "-n"),
     ],

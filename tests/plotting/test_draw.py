@@ -9,17 +9,14 @@ import shutil
 from types import SimpleNamespace
 
 import numpy as np
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from helpers.commands import refuse
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle, Polygon, Rectangle
+from matplotlib.patches import Circle, Polygon
 from matplotlib.text import Text
-from pyro.infer.inspect import get_model_relations
-from scipy.stats import kstest, kstwo
+from scipy.stats import kstwo
 
 from pvae.cli.draw import PICTURES, main
 from pvae.cli.evaluate import main as evaluate
@@ -29,7 +26,6 @@ from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
 from pvae.plotting import figures, pictures
 from pvae.plotting.figures import ScatterData
-from pvae.plotting.gallery import entry_of
 from pvae.runs import writer
 from pvae.runs.metrics import Metrics
 from pvae.runs.run import Run
@@ -87,8 +83,6 @@ def said(figure):
     return "\n".join(text.get_text() for text in figure.texts)
 
 
-
-
 @pytest.mark.parametrize(
     ("name", "missing"),
     [
@@ -130,9 +124,9 @@ def test_bad_input_is_one_line(runs, found, capsys, tmp_path):
         ([plane, "--attribute", "0"], "attributes"),
         ([plane, "--outt", "x"], "--out"),
         ([], "RUN"),
+        ([plane, "--what", "samples,attributes", "--out", tmp_path / "new"], "attribute"),
     ]:
         assert says in refuse(main, arguments, capsys, tmp_path)
-    refuse(main, [plane, "--what", "samples,attributes", "--out", tmp_path / "new"], capsys, tmp_path)
 
 
 def test_an_interrupted_picture_leaves_the_one_before_it(runs, found, tmp_path, monkeypatch):
@@ -177,8 +171,7 @@ def test_the_deviation_from_n_0_1_is_the_distance_of_kolmogorov_and_smirnov():
     """Latents are sorted by it; the line of a wider distribution is above 0 on the left and below on the right."""
     z = torch.randn(2000, 12, generator=torch.Generator().manual_seed(0)).double()
     z[:, 3], z[:, 7] = 1.5 * z[:, 3], z[:, 7] + 0.5
-    names = [f"z_{d}" for d in range(12)]
-    figure = figures.deviation_figure(z, names, "title")
+    figure = figures.deviation_figure(z, [f"z_{d}" for d in range(12)], "title")
     distances = codes.latent_statistics(z).kolmogorov_smirnov
     order = np.argsort(distances)[::-1][:10]
     assert [*order[:2]] == [7, 3]
@@ -187,8 +180,6 @@ def test_the_deviation_from_n_0_1_is_the_distance_of_kolmogorov_and_smirnov():
     wide = figure.axes[0].get_lines()[1].get_ydata()
     assert wide[:1000].max() > 0.05
     assert wide[1000:].min() < -0.05
-    outside = sum(kstest(column.numpy(), "norm").pvalue < 0.05 for column in z.T)
-    assert f"{outside} of 12 latents leave" in said(figure)
     (band,) = figure.axes[0].patches
     assert band.get_height() / 2 == pytest.approx(kstwo.ppf(0.95, 2000), rel=0.01)
 
@@ -226,15 +217,11 @@ def test_losses_show_all_but_early_extremes_which_they_name():
     rows[0] = metric(1, "train", 900, 6.0)
     loss, rate = figures.loss_figure(rows, "title").axes
     low, high = loss.get_ylim()
-    assert 85 < low < 90
-    assert 99 < high < 105
+    assert 85 < low < 90 < 99 < high < 105
     assert loss.get_title(loc="right").splitlines() == ["1 beyond the axis:", "train 900 at epoch 1"]
     assert rate.get_title(loc="right") == ""
     assert rate.get_ylim()[0] < 6 < 15 < rate.get_ylim()[1]
     assert [text.get_text() for text in loss.get_legend().get_texts()] == ["train", "test"], "no validation data"
-    every = [metric(epoch, split, 9, 1) for epoch in (1, 2) for split in ("train", "valid", "test")]
-    _, valid, test = figures.loss_figure(every, "title").axes[0].get_lines()
-    assert valid.get_linewidth() > 2 * test.get_linewidth(), "valid is seen where test lies on it"
     assert len(figures.loss_figure([metric(1, "test", 9, 0)], "title").axes) == 1, "an autoencoder has no rate"
 
 
@@ -246,29 +233,21 @@ def test_latents_are_sorted_by_rate_and_ten_are_drawn(runs, monkeypatch):
     histograms, traversal = pictures.histograms(run), pictures.traversal(run)
     assert [axes.get_title() for axes in histograms.axes] == names
     assert [label.get_text().splitlines()[0] for label in traversal.axes[0].get_yticklabels()] == names
-    assert len(traversal.axes[0].get_images()[0].get_array()) == 10 * 29 + 1, "ten rows of images"
     drawn = codes.test_draws(run)[:, 2]
     bars = histograms.axes[0].patches[:-1]
     assert bars[0].get_x() == pytest.approx(drawn.min().item(), rel=1e-4), "the bars are of the latent that is named"
-    for figure in (histograms, traversal):
-        assert "the 2 others have 0.02 or less" in figure.get_label()
-
-
 
 
 def test_a_manifold_has_its_z_at_its_cells(runs):
     (axes,) = pictures.manifold(runs["mlp-2d"]).axes
     shown = axes.get_images()[0].get_array()
     assert shown.shape == (291, 291), "ten cells of 28 pixels and the lines between them"
-    right, up = (
-        [float(label.get_text()) for label in labels] for labels in (axes.get_xticklabels(), axes.get_yticklabels())
-    )
+    places = axes.get_xticklabels(), axes.get_yticklabels()
+    right, up = ([float(label.get_text()) for label in labels] for labels in places)
     assert right == up[::-1]
     assert right == pytest.approx(dist.Normal(0.0, 1.0).icdf((torch.arange(10) + 0.5) / 10).tolist(), abs=0.005)
     decoded = latent_space.decode(runs["mlp-2d"].vae(), torch.tensor([[right[9], up[0]]]))[0, 0]
     assert torch.allclose(torch.as_tensor(shown[1:29, 262:290]), decoded, atol=0.01), "the corner at the upper right"
-
-
 
 
 @pytest.mark.parametrize("title", ["short", "a title that is too long for the figure, " * 3, "measurements_2024-" * 20])
@@ -277,19 +256,14 @@ def test_a_title_is_above_the_panels_and_in_full_in_the_caption(title):
     figure = figures.titled_figure(f"{title}\n{title}\nlast", 5, 2)
     axes = figure.subplots()
     axes.set_title("panel")
-    figure.supxlabel("stays")
     figure.draw_without_rendering()
     first, others = (text.get_window_extent() for text in figure.texts[:2])
-    lines = said(figure).splitlines()
-    assert lines[0][:5] == title[:5]
-    assert lines[-2:] == ["last", "stays"]
     assert min(first.x0, others.x0) >= 0
     assert max(first.x1, others.x1) <= figure.bbox.width
     assert figure.bbox.height >= first.y1 > first.y0 >= others.y1 > others.y0 >= axes.title.get_window_extent().y1
     before = axes.get_window_extent().height
     assert figures.without_title(figure) == f"{title}\n{title}\nlast"
     figure.draw_without_rendering()
-    assert said(figure).strip() == "stays"
     assert axes.get_window_extent().height == pytest.approx(before, rel=0.15)
 
 
@@ -298,21 +272,11 @@ def test_marginals_and_rows_of_a_conditional_run_name_its_labels(tmp_path):
     data = Dataset("values", x[:50], x[50:], labels[:50], labels[50:], ("old", "new"))
     config = Config(condition=True, likelihood="normal-diagonal", hidden=(4,), latent_dim=2, epochs=1, batch_size=25)
     run = fit(config, data=data, out=tmp_path / "run")
-    figure = pictures.samples(run)
-    assert "(46 old, 24 new)" in figure.get_label(), "all of the 70 rows"
-    heights = torch.tensor([bar.get_height() for bar in figure.axes[0].containers[0]])
-    counts = 70 * heights / heights.sum()
-    assert torch.allclose(counts, counts.round(), atol=1e-3), "each bar counts some of the 70"
+    assert "(46 old, 24 new)" in pictures.samples(run).get_label(), "all of the 70 rows"
     names = [axes.get_title().partition(": ") for axes in pictures.reconstructions(run).axes]
     assert len(names) == 8
     for name, _, label in names:
         assert label == data.label_names[data.test_labels[int(name.removeprefix("test-"))]]
-
-
-
-
-
-
 
 
 @pytest.mark.parametrize("spread", [0.0, 1.0])
@@ -329,25 +293,6 @@ def test_names_of_classes_do_not_cover_each_other(spread):
         assert not any(box.overlaps(other) for other in boxes[:number])
 
 
-
-
-def test_pictures_of_an_autoencoder_name_no_elbo(runs):
-    trained = runs["conv-2d-ae"]
-    titles = [trained.title, entry_of(trained).title, *(axes.get_title() for axes in pictures.losses(trained).axes)]
-    assert not any("elbo" in title.lower() for title in titles)
-    assert "distortion" in trained.title
-    assert len(titles) == 3, "the loss, and no rate"
-
-
-def test_an_autoencoder_is_traversed_where_its_codes_lie(runs):
-    run = runs["conv-2d-ae"]
-    run.vae().q_z.encoder[-1].bias.data += 50.0
-    (axes,) = pictures.traversal(run).axes
-    for label in axes.get_yticklabels():
-        low, high = (float(value) for value in label.get_text().splitlines()[1].split(" to "))
-        assert 30 < low < high < 70
-
-
 def test_pictures_of_several_layers_name_them_and_move_where_codes_lie(data, found, tmp_path):
     config = get_system("deep-bayes").replace(epochs=1, batch_size=50, hidden=(16,), latent_dim=2)
     config = config.replace(upper_latent_dims=(3,), upper_hidden=(8,), inference="top-down")
@@ -359,13 +304,9 @@ def test_pictures_of_several_layers_name_them_and_move_where_codes_lie(data, fou
     for name, text in zip(names, ends):
         d = sorted(names).index(name)
         assert text == " to ".join(f"{mean[d] + steps * spread[d]:+.1f}" for steps in (-3, 3))
-    assert sum(axes.get_visible() for axes in pictures.histograms(run).axes) == 3, "the second layer"
     assert main([str(run.path), "--out", str(tmp_path / "pictures")]) == 0
     drawn = {path.stem for path in (tmp_path / "pictures").glob("*.png")}
     assert drawn == EVERY - {"scatter", "manifold", "attributes"}, "two layers are no plane"
-    assert len(json.loads((tmp_path / "pictures" / "latent.json").read_text())["mean"]) == 3
-
-
 
 
 WIDE = dist.Normal(torch.tensor([0.0, 40.0]), torch.tensor([1.0, 3.0])).to_event(1)
@@ -384,8 +325,6 @@ def test_histograms_show_the_prior_of_the_vae(runs, prior):
     for picture in (pictures.cdf, pictures.manifold):
         with pytest.raises(InputError, match=r"N\(0, 1\)"):
             picture(run)
-
-
 
 
 @pytest.fixture
@@ -424,7 +363,6 @@ def pictures_with(name):
     images, codes, classes = torch.zeros(2, 1, 4, 4), torch.arange(12.0).view(6, 2), torch.arange(6) % 2
     return {
         "title": figures.image_figure(images, 8, name),
-        "row": figures.image_figure(images, 2, "title", [name]),
         "class": figures.scatter_figure({"test": ScatterData(codes, classes)}, [name, "other"], "title"),
         "codes": figures.scatter_figure({name: ScatterData(codes)}, [], "title"),
         "band": figures.band_figure({name: (images, images)}, 2, "title"),
@@ -435,10 +373,7 @@ def pictures_with(name):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("name", "written"),
-    [
-        *((name, name) for name in (r"$\frac{$", "$x$", r"a\$b", "$$", "_a", "%s", "{0}", "Котёнок", "")),
-        *(("a고양이b", "a고양이b"), ("\udcffab", "?ab"), ("a\x07", "a\x07")),  # the font lacks them
-    ],
+    [*((name, name) for name in (r"$\frac{$", "$x$", "_a", "Котёнок", "", "a고양이b")), ("\udcffab", "?ab")],
 )
 def test_any_name_is_drawn_as_it_is(name, written):
     """Of a character that the font of the figures lacks nothing is said; of what is none, a question mark is drawn."""
@@ -463,7 +398,6 @@ def test_a_folder_of_runs_is_a_sheet_and_a_table(runs, found, tmp_path, capsys):
         assert (float(row["elbo"]) if row["elbo"] else None) == last.elbo
         assert float(row["distortion"]) == last.distortion
     assert (out / "table.md").read_text() in said
-    assert f"{runs['mlp-2d'].metrics()[-1]}\n" in said
     assert not list(folder.glob("*.png")), "only in the given folder"
 
 
@@ -510,7 +444,3 @@ def test_a_run_that_cannot_be_read_is_left_out(runs, found, tmp_path, capsys):
     shutil.rmtree(tmp_path / "whole")
     for options in ([], ["--what", "scatter"]):
         assert main([str(tmp_path), *options]) == 2
-
-
-
-

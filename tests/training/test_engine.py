@@ -97,10 +97,9 @@ def test_what_cannot_be_recorded_is_trained_eagerly_only_by_auto(few_digits, sma
 
 
 @pytest.mark.workflow
-@pytest.mark.parametrize("error", ["c++ failed", "out of memory"])
-def test_auto_goes_on_recorded_where_compiling_fails(monkeypatch, few_digits, small_config, error):
+def test_auto_goes_on_recorded_where_compiling_fails(monkeypatch, few_digits, small_config):
     def fails(graph, inputs):
-        raise RuntimeError(error)
+        raise RuntimeError("c++ failed")
 
     monkeypatch.setattr(graph, "compile_graph", fails)
     for module in (graph, engine_module):
@@ -109,7 +108,7 @@ def test_auto_goes_on_recorded_where_compiling_fails(monkeypatch, few_digits, sm
     theirs, _, _ = trained(config.replace(compile="none"), few_digits, 2)
     ours, engine, notes = trained(config, few_digits, 2)
     assert engine.name == "graph"
-    assert error in notes[-1]
+    assert "c++ failed" in notes[-1]
     assert torch.equal(ours, theirs)
 
 

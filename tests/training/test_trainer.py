@@ -97,12 +97,11 @@ def test_an_evaluation_that_draws_several_times_is_the_mean_of_that_many(monkeyp
 
 def test_the_metrics_of_the_start_are_those_of_epoch_0():
     """Those of the weights before the first step, with the noise of every evaluation."""
-    given = data(100)
-    config = values_config(given, hidden=(4,), valid=0.2, compile="none", epochs=1)
+    given = data(100).with_valid(0.2)
+    config = values_config(given, hidden=(4,), valid=0.2, compile="none", epochs=1, passes=2)
     assert config.initialization == "exact"
     notes = []
     with seeded(0, CPU), pyro.get_param_store().scope():
-        given = given.with_valid(0.2)
         trainer = build_trainer(config, given, CPU)
         start_near(trainer, config, notes.append)
         assert any("starts at" in one for one in notes)
