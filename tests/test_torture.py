@@ -23,7 +23,7 @@ EPOCHS = 3  # of the undisturbed run; the damaged ones are finished at 2, or sto
 CONFIG = Config(hidden=(4,), latent_dim=2, batch_size=10, epochs=2)
 # Not metrics.jsonl, which is text that has no sum: a digit of it may be changed unseen.
 FILES = ("config.json", "checkpoint.safetensors", "figures", "events")
-KINDS = ("bit", "bits", "overwrite", "zeros", "cut", "empty", "extend", "double", "insert", "remove")
+KINDS = ("bit", "overwrite", "cut", "double", "insert", "remove")
 SEED = 20260701
 
 
@@ -62,20 +62,15 @@ def whole(tmp_path_factory, images):
 
 def damaged(content, kind, draw):
     """Return other bytes, or the same ones by chance."""
-    size = len(content)
-    place, length = int(draw.integers(0, size + 1)), int(draw.integers(1, 65))
+    place, length = int(draw.integers(0, len(content) + 1)), int(draw.integers(1, 65))
     noise = draw.integers(0, 256, length, dtype=np.uint8).tobytes()
-    if kind in ("bit", "bits"):
+    if kind == "bit":
         spoiled = bytearray(content)
-        for _ in range(1 if kind == "bit" else 8):
-            spoiled[int(draw.integers(0, size))] ^= 1 << int(draw.integers(0, 8))
+        spoiled[int(draw.integers(0, len(content)))] ^= 1 << int(draw.integers(0, 8))
         return bytes(spoiled)
     return {
         "overwrite": content[:place] + noise + content[place + length :],
-        "zeros": content[:place] + bytes(length) + content[place + length :],
         "cut": content[:place],
-        "empty": b"",
-        "extend": content + noise,
         "double": content + content,
         "insert": content[:place] + noise + content[place:],
         "remove": content[:place] + content[place + length :],

@@ -161,14 +161,6 @@ def test_samples_are_images_of_the_vae(run, tmp_path):
     assert pixels["means"] == images.mul(255).round().to(torch.uint8)[:, 0].tolist()
 
 
-def test_fewer_samples_replace_more_with_a_note(run, capsys):
-    for count in (3, 2):
-        assert sample([str(run), "-n", str(count)]) == 0
-        assert (str(run / "samples") in capsys.readouterr().err) == (count == 2)
-    names = sorted(path.name for path in (run / "samples").iterdir())
-    assert names == ["sample-0001.png", "sample-0002.png", "samples.png"]
-
-
 @pytest.mark.parametrize(
     ("command", "arguments", "says"),
     [

@@ -152,13 +152,6 @@ def test_imputed_values_have_the_point_and_the_separator_of_the_file(folder, cap
     assert pandas.read_csv("filled.csv", dtype=str, sep=";")["age"].str.fullmatch(r"-?\d+,\d").all()
 
 
-def test_a_folder_of_a_table_has_no_suffix(folder):
-    assert sample(["unlabelled", "--out", "y.txt"]) == 2
-    assert not (folder / "y.txt").exists()
-    assert sample(["unlabelled", "-n", "2", "--out", "of-v1.5"]) == 0
-    assert (folder / "of-v1.5" / "samples.csv").exists()
-
-
 def test_scores_have_the_order_of_the_data_and_the_values_of_the_least_likely(folder, capsys):
     assert score(["unlabelled", "unlabelled.csv", "-n", "20", "--importance-samples", "5"]) == 0
     said = capsys.readouterr().out
@@ -180,15 +173,6 @@ def test_scores_have_the_order_of_the_data_and_the_values_of_the_least_likely(fo
         values = [f"{name} {text or 'missing'}" for name, text in known.iloc[place].items()]
         assert sorted(row[-1].rstrip(" |").split("; ")) == sorted(values)
     assert "images" not in said
-
-
-def test_the_columns_by_which_a_row_is_odd_stand_first(folder, capsys):
-    rows = table(3).drop(columns="batch").assign(age="50", visits="2")
-    rows.loc[0, "age"], rows.loc[1, "visits"] = "500", "90"
-    rows.to_csv("odd.csv", index=False)
-    assert score(["unlabelled", "odd.csv", "-n", "2", "--importance-samples", "5"]) == 0
-    first = {line.split(" | ")[-1].partition(";")[0] for line in capsys.readouterr().out.splitlines() if ";" in line}
-    assert {"age 500.0", "visits 90"} <= first
 
 
 @pytest.mark.parametrize(

@@ -175,14 +175,6 @@ def test_wrong_tensors_are_refused():
         Dataset("mine", torch.rand(6, 3), torch.rand(4, 3), np.zeros(6, int))
 
 
-def test_the_checksum_depends_on_shapes_and_splits(few_digits):
-    train, test = few_digits.train, few_digits.test
-    moved = Dataset("few digits", torch.cat([train, test[:5]]), test[5:])
-    reshaped = Dataset("few digits", train.view(-1, 1, 14, 56), test.view(-1, 1, 14, 56))
-    digests = {data.record().sha256 for data in (few_digits, moved, reshaped)}
-    assert len(digests) == 3
-
-
 def test_binarization_does_not_depend_on_the_default_dtype(few_digits):
     first = Preparation("static").binarized(few_digits.test, "test")
     torch.set_default_dtype(torch.float64)

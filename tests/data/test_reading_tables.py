@@ -249,13 +249,6 @@ def test_dates(tmp_path, first, second, days):
     assert "line 5: day is 'soon'" in refusal(tmp_path, f"day,a\n{first},1\n{second},2\n{first},4\nsoon,5\n")
 
 
-def test_numbers_with_exponents_have_no_decimals(tmp_path):
-    values = read_text(tmp_path, "a,b\n1e-5,1e3\n0.25,2e3\n3E+2,1\n")
-    assert values.x["train"].tolist() == [[1e-5, 1000], [0.25, 2000], [300, 1]]
-    assert [column.decimals for column in values.schema.columns] == [None, 0]
-    assert table_text(values.schema.columns, torch.tensor([[1.25e-5, 7]])) == "a,b\n1.25e-05,7\n"
-
-
 def test_names_of_rows_labels_and_ignored_columns(tmp_path):
     file = tmp_path / "t.csv"
     file.write_text("id,a,b,who,kind\n" + "".join(f"{row},{row % 7},{row % 5},p{row},{row % 2}\n" for row in range(30)))
@@ -298,15 +291,6 @@ def test_kinds_of_single_columns(tmp_path):
         assert said in refusal(tmp_path, content, columns=columns)
     with pytest.raises(InputError, match="must be"):
         Config(dataset="table:t.csv", columns="a=number")
-
-
-def test_a_list_of_kinds_is_that_of_the_columns_that_stay(tmp_path):
-    content = "id,a,b,land\n" + "".join(f"{row},{row % 7 / 2},{row % 3},Norway\n" for row in range(30))
-    values = read_text(tmp_path, content, columns="real,ordinal:3")
-    assert [(column.name, column.kind) for column in values.schema.columns] == [("a", "real"), ("b", "ordinal")]
-    assert values.x["train"][:4, 1].tolist() == [0, 1, 2, 0]
-    values = read_text(tmp_path, content, columns="real*3,categorical:1")
-    assert [column.name for column in values.schema.columns] == ["id", "a", "b", "land"], "kinds of all columns"
 
 
 def mixed(path, count=60):
@@ -514,18 +498,6 @@ def test_whole_numbers_of_more_digits_than_float64_holds_are_refused(tmp_path):
     assert read_text(tmp_path, "code,a\n" + rows).schema.columns[0].name == "code"
 
 
-def test_a_minus_is_no_missing_text_beside_one_other(tmp_path):
-    values = read_text(tmp_path, "strand,a,empty,b\n" + "+,1,-,-\n-,-,-,5\n,3,NA,7\n" * 4)
-    assert [(column.name, column.categories) for column in values.schema.columns] == [
-        ("strand", ("+", "-")),
-        ("a", ()),
-        ("b", ()),
-    ]
-    assert np.array_equal(values.x["train"][:3], [[0, 1, NAN], [1, NAN, 5], [NAN, 3, 7]], equal_nan=True)
-    assert "- (16)" in values.schema.note
-    assert "NA (4)" in values.schema.note, "of a column that is left out"
-
-
 def test_times_with_an_offset_are_dates_and_come_out_in_utc(tmp_path):
     day, other = "2020-02-28T00:30:00+01:00", "2020-03-01T12:00:00-05:00"
     values = read_text(tmp_path, f"when,a\n{day},1\n{other},2\n{day},4\n")
@@ -557,16 +529,6 @@ def test_classes_are_the_texts_of_their_column(tmp_path, classes, names):
         assert (y == -1).sum() == sum(rows[int(a * 4)][1] in ("", "NA") for a in data.splits[split][:, 0].tolist())
     known = read_values(tmp_path / "t.csv", Reading(label_column="kind"), data)
     assert {*names_of(known.labels["train"])} - {""} == {*names}
-
-
-def test_a_label_that_is_no_class_is_refused_by_its_column_and_the_only_class_is_noted(tmp_path):
-    content = "a,kind\n" + "".join(f"{row / 4},{row % 3 + 0.5}\n" for row in range(20))
-    message = refusal(tmp_path, content, label_column="kind")
-    assert all(word in message for word in ("t.csv", "--label-column kind", "3 different"))
-    (tmp_path / "t.csv").write_text("a,kind\n" + "".join(f"{row / 4},one\n" for row in range(20)))
-    data = read(f"table:{tmp_path / 't.csv'}", label_column="kind")
-    assert data.train_labels is None
-    assert "'one'" in data.note
 
 
 def test_marks_and_signs_of_numbers(tmp_path):

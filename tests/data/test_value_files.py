@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import math
 import zipfile
 
 import numpy as np
@@ -14,7 +13,6 @@ import scipy.sparse
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Preparation
@@ -34,13 +32,6 @@ def test_values_become_float32_and_nothing_else(dtype, shape):
     assert found.datum_shape == shape
     assert torch.equal(preparation.x(preparation.prepared(found.train, "train")), data[:4].float())
     assert found.record().sha256 != Dataset("mine", data[:4].double() + 1, data[4:].double() + 1).record().sha256
-
-
-def test_the_first_value_that_is_infinite_is_named():
-    data = torch.rand(6, 3)
-    data[4, 1] = -math.inf
-    with pytest.raises(InputError, match=r"x\[1\] of test\[1\]"):
-        Dataset("mine", data[:3], data[3:])
 
 
 def save(path, **arrays):
@@ -153,11 +144,6 @@ def test_arrays_that_cannot_be_data_are_refused_in_their_own_words(tmp_path):
     for name in (*says, "text.npy", "objects.npy", "two.npz", "labels.npz", "damaged.npy", "missing.npy", "t.txt"):
         with pytest.raises(InputError, match=says.get(name, "")):
             read(f"array:{tmp_path / name}")
-
-
-def test_a_prefix_that_is_misspelt_is_corrected():
-    with pytest.raises(InputError, match=r"did you mean table:x\.csv"):
-        Config(dataset="tabel:x.csv")
 
 
 def test_datasets_and_loaders_of_torch():

@@ -479,21 +479,3 @@ def test_equal_posteriors_have_equal_means(options):
         found = encode(vae, x)
     assert found.std(0).max() < 1e-12
     assert not active_units(found).any()
-
-
-@pytest.mark.parametrize("prior", ["mixture", "flow"])
-def test_a_priors_density_is_computed_for_as_many_draws_at_once_as_are_decoded(prior, monkeypatch):
-    vae, counts = build_vae(Config(hidden=(8,), latent_dim=3, prior=prior), (1, 5, 4)), []
-    monkeypatch.setattr(chunks, "CHUNK_VALUES", 7 * chunks.widest(vae, torch.rand(1, 1, 5, 4)))
-    made = vae.prior
-
-    def noted():
-        p = made()
-        log_prob = p.log_prob
-        p.log_prob = lambda z: counts.append(z[..., 0].numel()) or log_prob(z)
-        return p
-
-    monkeypatch.setattr(vae, "prior", noted)
-    importance_sample(vae, torch.rand(1, 1, 5, 4), 50)
-    assert sum(counts) >= 50
-    assert max(counts) <= 7

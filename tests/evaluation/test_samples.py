@@ -49,31 +49,6 @@ def test_the_distance_of_numbers_is_the_largest_distance_of_distribution_functio
     assert found.worst_pairs == ()
 
 
-def test_the_difference_of_two_columns_of_numbers_is_half_that_of_their_correlations():
-    draws, test, train = columns([0, 1, 2], [4, 2, 0]), columns([3, 4, 5], [0, 1, 2]), columns([0, 1, 2], [0, 1, 0])
-    found = sample_quality(draws, test, train, ["age", "claim"], [False, False])  # correlations -1, 1, 0
-    assert distances(found)["age", "claim"] == pytest.approx((1.0, 0.5), abs=1e-15)
-    assert (found.pair_trends, found.pair_trends_of_train) == pytest.approx((0.0, 0.5), abs=1e-15)
-
-
-def test_the_difference_of_two_categories_is_the_distance_of_their_joint_shares():
-    # Shares of 00, 01, 10, 11: draws 1/2 0 0 1/2, test rows all 1/4, training rows 0 1/2 1/2 0. Columns do not differ.
-    draws, test, train = columns([0, 1], [0, 1]), columns([0, 0, 1, 1], [0, 1, 0, 1]), columns([0, 1], [1, 0])
-    found = sample_quality(draws, test, train, ["region", "smoker"], [True, True])
-    assert distances(found) == {("region",): (0, 0), ("smoker",): (0, 0), ("region", "smoker"): (0.5, 0.5)}
-    assert found.num_draws == 2
-
-
-def test_numbers_beside_a_category_are_in_ten_bins_of_the_test_rows():
-    test = columns([0, 0.5, 9.5, 10], [0, 0, 1, 1])  # bins of width 1, of which the first and the last are full
-    same = columns([-7, 0.9, 9, 99], [0, 0, 1, 1])
-    other = columns([1, 0.5, 9.5, 8.9], [0, 0, 1, 1])  # two of four in the bins beside them
-    found = sample_quality(other, test, same, ["age", "smoker"], [False, True])
-    assert distances(found)["age", "smoker"] == (0.5, 0.0)
-    found = sample_quality(other[:, ::-1], test[:, ::-1], same[:, ::-1], ["smoker", "age"], [True, False])
-    assert distances(found)["smoker", "age"] == (0.5, 0.0)
-
-
 def test_draws_that_are_the_test_rows_have_distance_0():
     test = table(0, 300, missing=0.1)
     found = sample_quality(test[::-1], test, test[:150], NAMES, IS_CATEGORY)
@@ -179,15 +154,6 @@ def test_a_column_without_values_is_left_out_and_named():
     assert sample_quality(test, test, test, ["a", "b", "c"], [False, False, True]).left_out is None
 
 
-def test_a_pair_without_a_complete_row_is_left_out():
-    test = columns([0, 1, 0], [0, 1, 0])
-    apart = columns([0, NAN, NAN, 1], [NAN, 1, 0, NAN])
-    found = sample_quality(apart, test, test, ["age", "smoker"], [False, True])
-    assert found.pair_trends is None
-    assert found.worst_pairs == ()
-    assert len(found.worst_columns) == 2
-
-
 @pytest.mark.parametrize("constant", [2, 0.1])  # the mean of many 0.1 is not 0.1
 def test_a_constant_column_has_correlation_0(constant):
     rising = np.arange(7)
@@ -195,17 +161,6 @@ def test_a_constant_column_has_correlation_0(constant):
     for x, of_test, train in ((draws, test, test), (test, draws, draws), (test[:1], test, test)):
         found = sample_quality(x, of_test, train, ["age", "claim"], [False, False])
         assert distances(found)["age", "claim"] == (pytest.approx(0.5), 0)
-
-
-def test_infinite_draws_count_as_distant():
-    rising = np.arange(8.0)
-    test = columns(rising, rising, rising > 3)
-    draws = test.copy()
-    draws[:2, 0] = np.inf
-    found = sample_quality(draws, test, test, ["age", "claim", "smoker"], [False, False, True])
-    assert distances(found)["age",] == (0.25, 0)
-    assert distances(found)["age", "claim"] == (pytest.approx(0.5), 0)
-    assert distances(found)["age", "smoker"] == (0.25, 0)
 
 
 def test_what_does_not_fit_together_is_refused():

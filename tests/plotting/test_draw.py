@@ -9,6 +9,7 @@ import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pyro.distributions as dist
 import pytest
 import torch
@@ -20,12 +21,12 @@ from scipy.stats import kstwo
 
 from pvae.cli.draw import PICTURES, main
 from pvae.cli.evaluate import main as evaluate
-from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
 from pvae.plotting import figures, pictures
 from pvae.plotting.figures import ScatterData
+from pvae.plotting.gallery import rate_distortion_figure
 from pvae.runs import writer
 from pvae.runs.metrics import Metrics
 from pvae.runs.run import Run
@@ -250,49 +251,6 @@ def test_a_manifold_has_its_z_at_its_cells(runs):
     assert torch.allclose(torch.as_tensor(shown[1:29, 262:290]), decoded, atol=0.01), "the corner at the upper right"
 
 
-@pytest.mark.parametrize("title", ["short", "a title that is too long for the figure, " * 3, "measurements_2024-" * 20])
-def test_a_title_is_above_the_panels_and_in_full_in_the_caption(title):
-    """Its lines are broken; none leaves the figure, or touches a panel. Without it the panels keep their size."""
-    figure = figures.titled_figure(f"{title}\n{title}\nlast", 5, 2)
-    axes = figure.subplots()
-    axes.set_title("panel")
-    figure.draw_without_rendering()
-    first, others = (text.get_window_extent() for text in figure.texts[:2])
-    assert min(first.x0, others.x0) >= 0
-    assert max(first.x1, others.x1) <= figure.bbox.width
-    assert figure.bbox.height >= first.y1 > first.y0 >= others.y1 > others.y0 >= axes.title.get_window_extent().y1
-    before = axes.get_window_extent().height
-    assert figures.without_title(figure) == f"{title}\n{title}\nlast"
-    figure.draw_without_rendering()
-    assert axes.get_window_extent().height == pytest.approx(before, rel=0.15)
-
-
-def test_marginals_and_rows_of_a_conditional_run_name_its_labels(tmp_path):
-    x, labels = torch.randn(70, 2), (torch.arange(70) % 3 == 0).long()
-    data = Dataset("values", x[:50], x[50:], labels[:50], labels[50:], ("old", "new"))
-    config = Config(condition=True, likelihood="normal-diagonal", hidden=(4,), latent_dim=2, epochs=1, batch_size=25)
-    run = fit(config, data=data, out=tmp_path / "run")
-    assert "(46 old, 24 new)" in pictures.samples(run).get_label(), "all of the 70 rows"
-    names = [axes.get_title().partition(": ") for axes in pictures.reconstructions(run).axes]
-    assert len(names) == 8
-    for name, _, label in names:
-        assert label == data.label_names[data.test_labels[int(name.removeprefix("test-"))]]
-
-
-@pytest.mark.parametrize("spread", [0.0, 1.0])
-def test_names_of_classes_do_not_cover_each_other(spread):
-    """Nor do those of classes that all have one median. Digits are named without their number."""
-    labels = torch.arange(300) % 4
-    codes = spread * torch.randn(300, 2) + torch.tensor([-4.0, 4.0])[torch.arange(300) // 4 % 2, None]
-    names = ["0 - zero", "T-shirt/top", "Pullover", "Ankle boot"]
-    figure = figures.scatter_figure({"test": ScatterData(codes, labels)}, names, "title")
-    figure.draw_without_rendering()
-    assert [text.get_text() for text in figure.axes[0].texts] == ["zero", *names[1:]]
-    boxes = [text.get_bbox_patch().get_window_extent() for text in figure.axes[0].texts]
-    for number, box in enumerate(boxes):
-        assert not any(box.overlaps(other) for other in boxes[:number])
-
-
 def test_pictures_of_several_layers_name_them_and_move_where_codes_lie(data, found, tmp_path):
     config = get_system("deep-bayes").replace(epochs=1, batch_size=50, hidden=(16,), latent_dim=2)
     config = config.replace(upper_latent_dims=(3,), upper_hidden=(8,), inference="top-down")
@@ -444,3 +402,19 @@ def test_a_run_that_cannot_be_read_is_left_out(runs, found, tmp_path, capsys):
     shutil.rmtree(tmp_path / "whole")
     for options in ([], ["--what", "scatter"]):
         assert main([str(tmp_path), *options]) == 2
+
+
+def table_of(rows):
+    keys = ("beta", "rate", "distortion", "elbo", "elbo_stderr")
+    return pd.DataFrame([dict(zip(keys, (beta, r, d, -r - d, 1.5))) for beta, r, d in rows])
+
+
+def test_the_rate_distortion_curve_has_means_and_errors_and_the_line_of_the_best_elbo():
+    rows = [(0.5, 10.0, 90.0), (0.5, 12.0, 92.0), (4.0, 3.0, 97.0)]
+    (axes,) = rate_distortion_figure(table_of(rows), "title").axes
+    curve, line = axes.get_lines()[0], axes.get_lines()[-1]
+    assert np.allclose(curve.get_xydata(), [(11, 91), (3, 97)])
+    assert np.allclose(line.get_xydata().sum(1), 100), "the mean of beta 4, whose ELBO is -100, and not -102"
+    (bars,) = axes.containers
+    ends = bars[2][0].get_segments()[0][:, 0]
+    assert np.allclose(ends, (10, 12)), "the standard error of 10 and 12, which is 1, to each side of their mean"

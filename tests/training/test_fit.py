@@ -218,11 +218,6 @@ def test_a_finished_run_is_left_as_it_is(trained, capsys):
     assert contents(trained) == before
 
 
-def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path, small_config, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert len({writer.new_folder(None, small_config) for _ in range(3)}) == 3
-
-
 def test_wrong_types_from_python_are_refused(tmp_path, few_digits, small_config):
     for config, data in (({"epochs": 1}, few_digits), (small_config, "digits.npy"), (small_config, 3)):
         with pytest.raises(InputError):

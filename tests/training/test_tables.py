@@ -82,9 +82,8 @@ def folder(tmp_path, monkeypatch):
 def test_every_command_takes_a_table_of_numbers_and_texts(folder, capsys):
     kinds = ["--likelihood", "columns", "--columns", "real,count,binary,categorical:3,ordinal:3"]
     options = ["--hidden", "32", "--latent-dim", "2", "--epochs", "40", "--lr", "0.01", "--batch-size", "32"]
-    assert (
-        train(["--dataset", "table:t.csv", *kinds, *options, "--passes", "1", "--patience", "0", "--out", "run"]) == 0
-    )
+    options += ["--passes", "1", "--patience", "0"]
+    assert train(["--dataset", "table:t.csv", *kinds, *options, "--patience", "0", "--out", "run"]) == 0
     run = pvae.Run.open("run")
     assert [column.name for column in run.data.columns] == NAMES
     assert [column.categories for column in run.data.columns[3:]] == [tuple(CITIES), ("0", "1", "2")]
