@@ -99,19 +99,6 @@ def test_samples_are_a_table_of_the_same_columns_in_the_shares_of_its_classes(fo
     assert rows["city"].tolist() == texts
 
 
-def test_samples_of_two_labels_stand_beside_each_other(folder):
-    for label in ("lab A", "lab B", "lab A"):
-        assert sample(["table", "--label", label, "-n", "7"]) == 0
-    files = {path.parent.name: path for path in (folder / "table").glob("samples*/samples.csv")}
-    assert {name: {*read(path)["batch"]} for name, path in files.items()} == {
-        "samples-lab_A": {"lab A"},
-        "samples-lab_B": {"lab B"},
-    }
-    assert encode(["table", "table.csv", "--out", "codes.csv"]) == 0
-    assert sample(["table", "--codes", "codes.csv", "--label", "lab B", "--out", "decoded.csv"]) == 0
-    assert read("decoded.csv")["batch"].tolist() == ["lab B"] * 300
-
-
 def test_what_is_there_is_kept_by_imputation_and_what_is_missing_is_drawn(folder):
     known = table().drop(columns="batch")
     is_missing = known == ""

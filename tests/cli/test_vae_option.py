@@ -6,7 +6,6 @@ import shlex
 
 import numpy as np
 import pytest
-import torch
 from helpers.commands import refuse
 
 import pvae
@@ -107,20 +106,8 @@ def test_the_commands_that_are_named_next_name_it(folder, capsys):
     assert train([*line, *VAE]) == 0
 
 
-def test_options_that_it_reads_are_its_own(folder):
-    assert train([*DATA, "--vae", "mine.py:sized", "--hidden", "9", "--out", "run", "--quiet"]) == 0
-    assert pvae.Run.open("run").best_checkpoint().vae["p_x.0.weight"].shape == (9, 2)
-
-
 @pytest.mark.parametrize("options", [{}, {"posterior": "iaf"}, {"prior": "vamp"}, {"upper_latent_dims": (2,)}])
 def test_each_option_of_networks_and_distributions_that_it_does_not_read_is_refused(folder, options):
     for name in {"network", "likelihood", "latent_dim", *options} - {"columns"}:
         with pytest.raises(InputError, match=f"--{name.replace('_', '-')}"):
             own_vae("mine.py:mine", pvae.Config(), (4,), [name])
-
-
-def test_a_run_without_it_takes_none(folder, capsys):
-    assert train([*DATA, "--hidden", "8", "--out", "run", "--quiet"]) == 0
-    assert encode(["run", *VAE]) == 2
-    assert "vae" in capsys.readouterr().err
-    assert torch.get_default_dtype() == torch.float32

@@ -197,15 +197,6 @@ def test_folders_of_splits_and_classes(images):
     assert load_for(pvae.Config(dataset=f"folder:{images}")).valid is None, "--valid 0"
 
 
-def test_one_sub_folder_is_no_class(images):
-    save(images / "all", 6, 4, 4)
-    assert load_for(pvae.Config(dataset=f"folder:{images}")).train_labels is None
-    save(images / "more", 6, 4, 4)
-    assert load_for(pvae.Config(dataset=f"folder:{images}")).label_names == ("all", "more")
-    Image.new("L", (4, 4)).save(images / "loose.png")
-    assert load_for(pvae.Config(dataset=f"folder:{images}")).label_names == (), "one image has no class"
-
-
 def test_the_validation_split_is_a_fixed_share(few_digits):
     first, second = few_digits.with_valid(0.1), few_digits.with_valid(0.1)
     assert torch.equal(first.valid, second.valid)

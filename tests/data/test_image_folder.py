@@ -307,9 +307,3 @@ def test_transparent_pixels_are_white(tmp_path, mode):
         left, right = decoded(tmp_path / "hidden.png", 4, 4, grey=grey)[:, 0, [0, -1]].T.tolist()
         assert left == ([76 if colour == RED else 0] if grey else list(colour))
         assert right == ([255] if grey else list(WHITE))
-
-
-def test_cmyk_is_converted_to_rgb(tmp_path):
-    for name, inks, colour in [("paper", (0, 0, 0, 0), WHITE), ("red", (0, 255, 255, 0), RED)]:
-        Image.new("CMYK", (8, 8), inks).save(tmp_path / f"{name}.jpg", quality=100)
-        assert np.abs(decoded(tmp_path / f"{name}.jpg", 4, 4)[:, 0, 0].astype(int) - colour).max() <= 2

@@ -18,7 +18,6 @@ from pvae.cli.data import sample
 from pvae.cli.train import main
 from pvae.config.choices import load_for
 from pvae.core.errors import InputError
-from pvae.data.images import ImageArrays, ImageTransform, load_images
 from pvae.data.read import read, read_other
 from pvae.runs.run import Run
 
@@ -168,17 +167,6 @@ def test_nan_and_files_of_several_types_are_refused(tmp_path):
         load(tmp_path, (DEEP[:4] / 65535).astype(np.float32), "tif")
 
 
-@pytest.mark.parametrize(
-    ("values", "low", "high"),
-    [(0.3 * (BYTES / 255), 0, 1), (DEEP >> 4, 0, 65535), (BYTES.astype(np.uint16), 0, 255)],
-)
-def test_dark_values_are_not_stretched_for_a_run_on_bytes(tmp_path, values, low, high):
-    np.save(tmp_path / "a.npy", values)
-    images = load_images(ImageArrays(tmp_path / "a.npy", is_shuffled=False), ImageTransform(value_range=()))
-    expected = values // 257 if high == 65535 else scaled(values, low, high)
-    assert np.abs(images.pixels[:, 0].astype(int) - expected).max() <= (high == 1), "half a level may round either way"
-
-
 @pytest.mark.workflow
 def test_the_factor_of_a_run_is_used_again(tmp_path, monkeypatch, no_pictures, capsys):
     monkeypatch.chdir(tmp_path)
@@ -272,19 +260,6 @@ def test_all_images_of_a_file_are_read(tmp_path, kind):
     assert shown == {name: ImageColor.getrgb(colour) for name, colour in zip(names, [*colours, "red"])}
 
 
-@pytest.mark.parametrize("bands", [3, 5])
-def test_pages_are_read_without_reduced_copies_of_them(tmp_path, bands):
-    values = BANDS[..., :bands]
-    options = {"photometric": "rgb", "extrasamples": ["unspecified"] * (bands - 3), "metadata": None}
-    with tifffile.TiffWriter(tmp_path / "many.tif") as writer:
-        for page in values:
-            writer.write(page, **options)
-            writer.write(page[::2, ::2], subfiletype=1, **options)
-    images = by_name(read(f"folder:{tmp_path}"))
-    assert list(images) == [f"many.tif#{number}" for number in range(1, 9)]
-    assert np.array_equal(images["many.tif#3"], np.moveaxis(values[2], 2, 0))
-
-
 def test_hidden_and_other_files_are_left_out_with_a_note(tmp_path):
     for place in ("a", "b", ".ipynb_checkpoints", "__MACOSX/a", "a/.thumbnails"):
         load(tmp_path / place, RNG.integers(0, 256, (6, 4, 4), dtype=np.uint8), "png")
@@ -320,41 +295,6 @@ def of_arrays(tmp_path):
         return read(f"folder:{path}", image_size=image_size)
 
     return save_and_load
-
-
-def pixels_of(data):
-    return torch.cat([data.train, data.test]).numpy()
-
-
-@pytest.mark.parametrize(
-    ("array", "expected"),
-    [
-        (GREY, GREY[:, None]),
-        (np.asfortranarray(GREY), GREY[:, None]),
-        (COLOUR, COLOUR.transpose(0, 3, 1, 2)),
-    ],
-    ids=["grey", "Fortran", "colour"],
-)
-def test_arrays_of_every_kind_become_bytes_in_a_fixed_shuffled_order(of_arrays, array, expected):
-    data = of_arrays(npy=array)
-    assert data.title == "images.npy (18 train / 2 test)"
-    assert np.array_equal(pixels_of(data), expected[SHUFFLED])
-    assert torch.equal(of_arrays(npy=array).train, data.train), "from the cache"
-    assert data.found == f"20 images of 7 x 5 pixels, {'grey' if expected.shape[1] == 1 else 'colour'}"
-
-
-def test_images_with_labels_or_alone(of_arrays):
-    data = of_arrays(images=GREY, labels=np.array(["shoe", "bag"] * 10))
-    assert data.label_names == ("bag", "shoe")
-    assert data.train_labels.tolist() == [1 - index % 2 for index in SHUFFLED[:18]]
-    assert of_arrays(faces=GREY).train_labels is None
-
-
-def test_arrays_are_resized_and_made_grey_like_files(of_arrays):
-    white = np.zeros((8, 30, 40, 3), np.uint8)
-    white[:, 10:20, 15:25] = 255
-    assert of_arrays("5x4", npy=white).datum_shape == (1, 5, 4), "all of them are grey"
-    assert of_arrays(npy=RNG.integers(0, 256, (8, 300, 200, 3), dtype=np.uint8)).datum_shape == (3, 64, 43)
 
 
 @pytest.mark.parametrize(

@@ -82,12 +82,10 @@ def test_letters_that_are_not_of_utf8(tmp_path):
     assert "no file of texts" in refusal(tmp_path, b"\x89PNG\0\0\xff" * 9)
 
 
-@pytest.mark.parametrize("head", ["# jd  mag", "jd mag"])
-def test_spaces_separate_numbers(tmp_path, head):
-    values = read_text(tmp_path, f"{head}\n  1.5   -2e1\n 2.5 3\n3.5   4\n4.25 -7.5\n")
+def test_spaces_separate_numbers(tmp_path):
+    values = read_text(tmp_path, "# jd  mag\n  1.5   -2e1\n 2.5 3\n3.5   4\n4.25 -7.5\n")
     assert [column.name for column in values.schema.columns] == ["jd", "mag"]
     assert values.x["train"].tolist() == [[1.5, -20], [2.5, 3], [3.5, 4], [4.25, -7.5]]
-    assert "spaces" in values.schema.note
     tabs = read_text(tmp_path, "a\tb\n1 234\t1\n2 345\t2\n3 456\t3\n")
     assert tabs.x["train"].tolist() == [[1234, 1], [2345, 2], [3456, 3]], "a space within a number"
     words = read_text(tmp_path, "name\nnew york\nnew york\nlos angeles\nlos angeles\n")
@@ -107,18 +105,10 @@ def test_comments_are_left_out_and_counted(tmp_path):
     assert "line 3" in refusal(tmp_path, "colour,a\n#fff,1\n#000\n#fff,4\n"), "a short row is no comment there"
 
 
-@pytest.mark.parametrize(
-    ("content", "rows", "count"),
-    [
-        ("a;b\n1;2\n3;5\n;\n ; \n", [[1, 2], [3, 5]], 2),
-        ("\n,\na,b\n1,2\n\n3,5\n  \n,NA\n\n\n", [[1, 2], [3, 5], [NAN, NAN]], 2),
-        ('a\n1\n\n3\n""\n', [[1], [3]], 2),
-    ],
-)
-def test_rows_without_a_field_are_left_out_and_counted(tmp_path, content, rows, count):
-    values = read_text(tmp_path, content)
-    assert np.array_equal(values.x["train"], rows, equal_nan=True)
-    assert f"empty, and that are left out: {count}" in values.schema.note
+def test_rows_without_a_field_are_left_out_and_counted(tmp_path):
+    values = read_text(tmp_path, "\n,\na,b\n1,2\n\n3,5\n  \n,NA\n\n\n")
+    assert np.array_equal(values.x["train"], [[1, 2], [3, 5], [NAN, NAN]], equal_nan=True)
+    assert "empty, and that are left out: 2" in values.schema.note
 
 
 @pytest.mark.parametrize(
@@ -161,50 +151,42 @@ def test_bad_tables_are_refused_by_line_and_column(tmp_path, content, words):
 
 
 def test_one_list_says_what_is_missing_among_numbers_and_texts(tmp_path):
-    words = ["NA", "nan", "NaN", "?", "", "N/A", "null", "-"]
-    rows = "".join(f"{word},{word}\n" for word in words)
+    rows = "".join(f"{word},{word}\n" for word in ["NA", "nan", "NaN", "?", "", "N/A", "null", "-"])
     values = read_text(tmp_path, "a,b\n1,x\n2,y\n3.5,y\n" + rows + "5,x\n" * 9)
     assert np.isnan(values.x["train"][3:10]).all()
     assert len(values.x["train"]) == 3 + 7 + 9
     assert values.schema.columns[1].categories == ("x", "y")
     assert "NA (2)" in values.schema.note
-    values = read_text(tmp_path, "a,b\n1,NA\n-999,DE\n3,DE\n-999,NA\n7,DE\n,DE\n", missing_values="-999")
-    assert np.array_equal(values.x["train"], [[1, 1], [NAN, 0], [3, 0], [NAN, 1], [7, 0], [NAN, 0]], equal_nan=True)
-    assert "'NA'" in refusal(tmp_path, "a,b\n1,NA\n2,3\n4,5\n", missing_values="")
-    known = (Column("a"), Column("b", ("DE", "NA")))
-    values = read_text(tmp_path, "a,b\nNA,NA\n", known=known)
+    values = read_text(tmp_path, "a,b\n1,NA\n-999,DE\n3,DE\n-999,NA\n7,DE\n", missing_values="-999")
+    assert np.array_equal(values.x["train"], [[1, 1], [NAN, 0], [3, 0], [NAN, 1], [7, 0]], equal_nan=True)
+    values = read_text(tmp_path, "a,b\nNA,NA\n", known=(Column("a"), Column("b", ("DE", "NA"))))
     assert np.array_equal(values.x["train"], [[NAN, 1]], equal_nan=True), "a text of the run is no missing value"
 
 
 def test_what_a_column_is(tmp_path):
     days = pandas.to_datetime("2019-12-30") + pandas.to_timedelta(np.arange(40) * 10 % 73, unit="D")
     count = np.arange(40)
-    frame = pandas.DataFrame(
-        {
-            "patient_id": 5000 + count * 7 % 83,
-            "name": [f"Name {row}" for row in count],
-            "land": "Norway",
-            "nothing": None,
-            "row": count + 1,
-            "visit": days.strftime("%d.%m.%Y"),
-            "zip": [f"0{1067 + row % 4}" for row in count],
-            "unix_time": 1_600_000_000 + count * 3600,
-            "bjd": [f"{2458849.5 + row * 0.01:.5f}" for row in count],
-            "far": [f"{10**15 + 3 * row % 11}" for row in count],
-            "age": 20 + count % 30,
-            "height": [f"{1.5 + row % 30 / 100:.2f}" for row in count],
-            "stamp": days.strftime("%Y%m%d"),
-        }
-    )
-    file = tmp_path / "t.csv"
-    frame.to_csv(file, index=False)
-    values = read_values(file)
+    columns = {
+        "patient_id": 5000 + count * 7 % 83,
+        "name": [f"Name {row}" for row in count],
+        "land": "Norway",
+        "nothing": None,
+        "row": count + 1,
+        "visit": days.strftime("%d.%m.%Y"),
+        "zip": [f"0{1067 + row % 4}" for row in count],
+        "unix_time": 1_600_000_000 + count * 3600,
+        "bjd": [f"{2458849.5 + row * 0.01:.5f}" for row in count],
+        "far": [f"{10**15 + 3 * row % 11}" for row in count],
+        "age": 20 + count % 30,
+    }
+    frame = pandas.DataFrame(columns)
+    values = read_text(tmp_path, frame.to_csv(index=False))
     assert values.schema.left_out == ("patient_id", "name", "land", "nothing", "row")
     assert all(name in values.schema.note for name in ("patient_id", "name", "land"))
     columns = {column.name: column for column in values.schema.columns}
-    assert [*columns] == ["visit", "zip", "unix_time", "bjd", "far", "age", "height", "stamp"]
     x = dict(zip(columns, values.x["train"].T))
-    assert x["visit"].tolist() == x["stamp"].tolist() == [row * 10 % 73 for row in range(40)]
+    assert [*columns] == ["visit", "zip", "unix_time", "bjd", "far", "age"]
+    assert x["visit"].tolist() == [row * 10 % 73 for row in range(40)]
     assert (columns["visit"].unit, columns["visit"].date_format) == ("days from 2019-12-30", "%d.%m.%Y")
     assert columns["zip"].categories == ("01067", "01068", "01069", "01070")
     assert x["unix_time"].tolist() == [3600 * row for row in range(40)]
@@ -216,12 +198,8 @@ def test_what_a_column_is(tmp_path):
     single = torch.from_numpy(values.x["train"]).float()
     wanted = frame[[*columns]].to_csv(index=False)
     assert table_text(values.schema.columns, single) == wanted, "in float32 all digits come out as they went in"
-    again = read_values(file, Reading(), values.schema)
+    again = read_text(tmp_path, wanted, known=values.schema.columns)
     assert np.array_equal(again.x["train"], values.x["train"])
-    only = tmp_path / "only.csv"
-    frame[[*columns]].rename(columns={"far": "more"}).assign(far=10**15).to_csv(only, index=False)
-    with pytest.raises(InputError, match="the column more"):
-        read_values(only, Reading(), values.schema)
 
 
 @pytest.mark.parametrize(
@@ -333,26 +311,22 @@ def test_the_columns_of_a_run_are_those_of_other_files_too(tmp_path):
 
 def test_a_table_in_an_excel_file(tmp_path):
     pytest.importorskip("openpyxl")
-    frame = pandas.DataFrame(
-        {
-            "Datum": pandas.to_datetime(["2020-01-03", None, "2020-02-29", "2020-01-03"]),
-            "Menge": [3, None, 5, 3],
-            "Preis": [1.5, 0.25, None, 7],
-            "PLZ": ["01067", "04109", "NA", "01067"],
-        }
-    )
+    columns = {
+        "Datum": pandas.to_datetime(["2020-01-03", None, "2020-02-29", "2020-01-03"]),
+        "Menge": [3, None, 5, 3],
+        "Preis": [1.5, 0.25, None, 7],
+        "PLZ": ["01067", "04109", "NA", "01067"],
+    }
     with pandas.ExcelWriter(tmp_path / "t.xlsx") as file:
-        frame.to_excel(file, index=False)
-        frame.to_excel(file, sheet_name="more", index=False)
+        pandas.DataFrame(columns).to_excel(file, index=False)
+        pandas.DataFrame(columns).to_excel(file, sheet_name="more", index=False)
     values = read_values(tmp_path / "t.xlsx")
     wanted = [[0, 3, 1.5, 0], [NAN, NAN, 0.25, 1], [57, 5, NAN, NAN], [0, 3, 7, 0]]
     assert np.array_equal(values.x["train"], wanted, equal_nan=True)
     assert values.names["train"][0] == "row-2"
     assert "sheet more is not read" in values.schema.note
-    x = torch.tensor(wanted)
     text = "Datum,Menge,Preis,PLZ\n2020-01-03,3,1.50,01067\n,,0.25,04109\n2020-02-29,5,,\n2020-01-03,3,7.00,01067\n"
-    assert table_text(values.schema.columns, x) == text
-    assert np.array_equal(read_text(tmp_path, text, known=values.schema.columns).x["train"], wanted, equal_nan=True)
+    assert table_text(values.schema.columns, torch.tensor(wanted)) == text
 
 
 @pytest.mark.parametrize(
@@ -487,15 +461,6 @@ def test_a_later_file_of_a_run_has_the_points_of_its_columns(tmp_path):
             assert read_text(tmp_path, content, known=known).x["train"].tolist() == wanted
     for known, content in (european, "a;b;n\n12,345;18,922;1.500\n"), (english, 'a,b,n\n12.345,18.922,"1,500"\n'):
         assert read_text(tmp_path, content, known=known).x["train"].tolist() == [[12.345, 18.922, 1500]]
-
-
-def test_whole_numbers_of_more_digits_than_float64_holds_are_refused(tmp_path):
-    rows = "".join(f"{10**18 + 3 * row},{row % 4}\n" for row in range(20))
-    message = refusal(tmp_path, "code,a\n" + rows)
-    assert all(word in message for word in ("line 3", "--ignore code", "--name-column code"))
-    assert [column.name for column in read_text(tmp_path, "code,a\n" + rows, ignore="code").schema.columns] == ["a"]
-    rows = "".join(f"{2**60 + 2**20 * (row % 7)},{row % 4}\n" for row in range(20))
-    assert read_text(tmp_path, "code,a\n" + rows).schema.columns[0].name == "code"
 
 
 def test_times_with_an_offset_are_dates_and_come_out_in_utc(tmp_path):

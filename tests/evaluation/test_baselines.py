@@ -78,16 +78,6 @@ def test_ties_have_no_infinite_density():
     assert (models["mixture"].log_p < math.log(10) + 0.5).all()
 
 
-def test_positive_values_are_compared_as_log_normals():
-    x = two_kinds().sub(300).div(10).exp()
-    data = table(x)
-    vae, models = models_of(data)
-    assert {type(one).__name__ for one in vae.p_x.parts} == {"PositiveLikelihood"}
-    logs = models_of(table(x.log()))[1]
-    for kind, one in models.items():
-        assert torch.allclose(one.log_p, logs[kind].log_p - data.test.log().sum(-1), atol=1e-3)
-
-
 def test_columns_of_other_kinds_have_a_mixture_of_products():
     rng = np.random.default_rng(0)
     kind = rng.random(900) < 0.5

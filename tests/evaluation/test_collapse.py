@@ -225,11 +225,6 @@ def test_other_pairs_have_a_total_rate_alone(x, options):
     assert (used.num_latents, used.used, used.rates, used.is_collapsed) == (num_latents, None, (), False)
 
 
-def test_collapse_is_found_without_rates_of_the_latents(x):
-    used, _ = found(constant(built(posterior="normal-full")), x)
-    assert (used.used, used.is_collapsed) == (None, True)
-
-
 def test_a_vae_is_collapsed_below_a_hundredth_of_a_nat(x):
     assert latents_used(built(), Batch.of(x), 0.0099).is_collapsed
     assert not latents_used(built(), Batch.of(x), 0.0101).is_collapsed

@@ -34,7 +34,7 @@ from pvae.runs.run import Run
 from pvae.trained import codes
 from pvae.trained.given import given_values
 from pvae.trained.latent_space import encode
-from pvae.trained.scores import Estimate, elbo_terms
+from pvae.trained.scores import elbo_terms
 from pvae.training.fit import fit
 
 
@@ -313,12 +313,6 @@ def test_active_units_are_those_whose_mean_varies():
     assert active_units(encode(vae, x), threshold=10.0).tolist() == [False, False]
 
 
-def test_an_estimate_shows_as_many_digits_as_its_error():
-    assert str(Estimate(mean=-110.537, stderr=0.318)) == "-110.54 +- 0.32"
-    values = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)
-    assert Estimate.of(values) == Estimate(mean=3.0, stderr=values.std().item() / math.sqrt(3))
-
-
 @pytest.mark.workflow
 @pytest.mark.parametrize("kind", ["grey", "binary", "density", "two layers"])
 def test_a_run_is_evaluated(runs, tmp_path, capsys, kind):
@@ -332,7 +326,6 @@ def test_a_run_is_evaluated(runs, tmp_path, capsys, kind):
     assert parts["elbo"]["mean"] == pytest.approx(-parts["distortion"]["mean"] - parts["rate"]["mean"], rel=1e-6)
     assert likelihood["estimate"]["mean"] > likelihood["elbo"]["mean"]
     assert parts["is_pseudo"] == ("binarized" in likelihood["pixels"]) == ("pseudo-ELBO" in said) == (kind == "grey")
-    assert ("test pseudo-ELBO, by" in said) == (kind == "grey"), "of the test data, without a latent"
     assert parts["latent_dims"] == ([100, 50] if kind == "two layers" else [run.config.latent_dim])
     assert all(0 <= n <= of for n, of in zip(parts["active_units"], parts["latent_dims"], strict=True))
     found = report["rate_decomposition"]
@@ -341,8 +334,6 @@ def test_a_run_is_evaluated(runs, tmp_path, capsys, kind):
         split = [found[name]["mean"] for name in ("mutual_information", "total_correlation", "dimension_wise_kl")]
         assert sum(split) == pytest.approx(found["rate"]["mean"], rel=1e-12)
         assert found["rate_closed_form"]["mean"] == pytest.approx(parts["rate"]["mean"], rel=1e-6), "all images"
-        three = parts["cross_entropy"]["mean"] - parts["posterior_entropy"]["mean"]
-        assert three == pytest.approx(parts["rate"]["mean"], abs=1.0)
     levels = math.log2(127.5) if kind == "density" else 0
     assert likelihood["is_density"] == (kind == "density")
     assert (parts["bits_per_dimension"] is None) == (kind == "grey")

@@ -60,17 +60,6 @@ def test_draws_that_are_the_test_rows_have_distance_0():
     assert found.pair_trends_of_train < 1
 
 
-def test_only_what_is_the_same_for_any_units_and_codes_counts():
-    draws, test, train = parts = [table(seed, 200 + seed, missing=0.1) for seed in range(3)]
-    found = sample_quality(draws, test, train, NAMES, IS_CATEGORY)
-    changed = [x * [4, 0.5, 1, 3, 1] + [0, 0, 0, 99, -7] for x in parts]
-    assert sample_quality(*changed, NAMES, IS_CATEGORY) == found
-    order = [3, 0, 4, 2, 1]
-    other = sample_quality(*(x[:, order] for x in parts), [NAMES[d] for d in order], [IS_CATEGORY[d] for d in order])
-    assert other.pair_trends == pytest.approx(found.pair_trends, abs=1e-14)
-    assert other.worst_columns == found.worst_columns
-
-
 def by_definition(x, test, is_category):
     """The distance of one column or two, by scipy and pandas; x and test are data frames."""
     if any(is_category):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pyro.distributions as dist
 import pytest
 import torch
@@ -103,17 +101,12 @@ def test_posteriors_without_a_closed_form_a_mean_or_rsample_are_evaluated(tmp_pa
         error = 6 * q.sample((1000,)).std(0) * (1 / 1000 + 1 / 20_000) ** 0.5
         z = q.sample((2000,))
         terms = {"distortion": -vae.likelihood(z).log_prob(x), "rate": q.log_prob(z) - vae.prior().log_prob(z)}
-        # From the prior, which q is near to after one epoch.
-        log_w = torch.cat([vae.likelihood(z).log_prob(x) for z in vae.prior().sample((2000, 1)).split(200)])
     assert ((encode(vae, x) - draws).abs() < error).all()
-    # Each of the next three is off by more than 6 standard errors for fewer than one of 10^6 seeds.
+    # Each of the next two is off by more than 6 standard errors for fewer than one of 10^6 seeds.
     for name, values in terms.items():
         error = 6 * values.mean(1).std().item() * (1 / 10) ** 0.5
         assert getattr(report.elbo_parts, name).mean == pytest.approx(values.mean().item(), abs=error), name
-    log_p, more = report.log_likelihood, (log_w.logsumexp(0) - math.log(2000)).mean().item()
-    of_draws = (log_w.softmax(0).square().sum(0) - 1 / 2000).sum().sqrt().item() / len(x)
-    assert log_p.estimate.mean == pytest.approx(more, abs=6 * math.hypot(of_draws, log_p.sampling_stderr))
-    assert report.elbo_parts.elbo.mean < log_p.estimate.mean
+    assert report.elbo_parts.elbo.mean < report.log_likelihood.estimate.mean
     assert report.rate_decomposition is None
 
 

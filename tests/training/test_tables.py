@@ -14,7 +14,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import nn
+from helpers.fixed import Fixed
 
 import pvae
 from pvae.cli.data import encode, sample, score
@@ -135,35 +135,27 @@ def test_texts_need_a_likelihood_of_columns(folder, capsys):
     columns = ["--likelihood", "columns", "--columns"]
     for options in (
         ["--likelihood", "normal-diagonal"],
-        ["--columns", "real*5"],
         [*columns, "real*4"],
         [*columns, "real,count,binary,categorical:2,real"],
     ):
         assert train(["--dataset", "table:t.csv", *options, "--out", "run"]) == 2
     assert not (folder / "run").exists()
-    (folder / "numbers.csv").write_text("a,b,c,d,e\n" + "".join(f"{i},{i / 2},1.5,{-i},0.5\n" for i in range(40)))
-    assert train(["--dataset", "table:numbers.csv", "--epochs", "1", "--out", "run", "--quiet"]) == 0
-    assert encode(["run", "t.csv"]) == 2
 
 
 def test_what_is_missing_is_imputed_by_probabilities_and_not_by_codes():
     """One latent, and integrals over it on a grid: the likeliest category, and the mean at 4.5 errors."""
 
-    class Prior(nn.Module):
-        def forward(self):
-            return dist.Normal(torch.zeros(1).double(), 1.0).to_event(1)
+    def likelihood(z):
+        first = torch.where(z > 0, 0.2, -3.0)  # a little likelier than the last for z > 0, and else much less so
+        logits = torch.cat([first, 0 * z - 6, 0 * z], -1)[..., None, :]
+        return Columns([dist.Categorical(logits=logits), dist.Normal(z, 0.8)], torch.tensor([1, 0]))
 
-    class Posterior(nn.Module):
-        def forward(self, x):
-            return dist.Normal(torch.zeros(len(x), 1).double(), 1.2).to_event(1)
-
-    class Likelihood(nn.Module):
-        def forward(self, z):
-            first = torch.where(z > 0, 0.2, -3.0)  # a little likelier than the last for z > 0, and else much less so
-            logits = torch.cat([first, 0 * z - 6, 0 * z], -1)[..., None, :]
-            return Columns([dist.Categorical(logits=logits), dist.Normal(z, 0.8)], torch.tensor([1, 0]))
-
-    vae = VAE(Prior(), Posterior(), Likelihood())
+    zero = torch.zeros(1).double()
+    vae = VAE(
+        Fixed(lambda: dist.Normal(zero, 1.0).to_event(1)),
+        Fixed(lambda x: dist.Normal(zero.expand(len(x), 1), 1.2).to_event(1)),
+        Fixed(likelihood),
+    )
     x = torch.tensor([[math.nan, 0], [math.nan, 2], [3, math.nan], [0.4, math.nan], [0.2, math.nan]]).double()
     z = torch.linspace(-8, 8, 4001, dtype=torch.float64)[:, None, None]
     weight = (vae.log_likelihood(x, z.expand(-1, len(x), 1)) + vae.prior().log_prob(z)).softmax(0)
@@ -180,10 +172,8 @@ def test_what_is_missing_is_imputed_by_probabilities_and_not_by_codes():
     codes = (shares * torch.arange(3)).sum(-1).round()
     assert codes.tolist() == [1, 1, 1], "their mean is a category that hardly occurs"
     assert found.stderr[2:, 1].isnan().all()
-    assert found.std[2:, 1].isnan().all()
     second = (weight[:, :2] * (z[:, 0].square() + 0.8**2)).sum(0)
     assert torch.allclose(found.std[:2, 0], (second - means.square()).sqrt(), rtol=0.1), "5 errors of 4,000 draws"
-    assert not found.stderr[:2, 1].any()
 
 
 def test_pictures_name_columns_and_show_the_shares_of_categories():
