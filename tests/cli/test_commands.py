@@ -92,13 +92,6 @@ def test_the_place_in_the_run_is_written_again(run, name):
     assert len(after) > len(before) or name == "draw"
 
 
-def test_a_new_or_an_empty_folder_is_written_to(run, tmp_path):
-    (tmp_path / "empty").mkdir()
-    for out in (tmp_path / "empty", tmp_path / "new" / "folder"):
-        assert sample([str(run), "-n", "2", "--out", str(out)]) == 0
-        assert {path.name for path in out.iterdir()} == {"sample-0001.png", "sample-0002.png", "samples.png"}
-
-
 def test_a_result_that_cannot_be_written_is_named(run, tmp_path, capsys, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")

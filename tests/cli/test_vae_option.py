@@ -84,16 +84,6 @@ def test_what_is_no_vae_is_refused(folder, capsys, options, words):
     assert words in refuse(train, [*DATA, *options, "--out", "run"], capsys, folder)
 
 
-def test_several_seeds_end_in_a_table(folder, capsys):
-    digits = ["--dataset", "mnist-5k", "--epochs", "1", "--batch-size", "1000"]
-    assert train([*digits, *VAE, "--seeds", "0:2", "--out", "many", "--quiet"]) == 0
-    (row,) = [
-        line for line in (folder / "many" / "figures" / "table.md").read_text().splitlines() if "mnist" in line.lower()
-    ]
-    assert [cell.strip() for cell in row.split("|")][4:6] == ["2", "1"], "seeds and epochs"
-    assert draw(["many", *VAE]) == 0
-
-
 def test_the_commands_that_are_named_next_name_it(folder, capsys):
     """And the weights of its run are taken by the same VAE alone."""
     assert train([*DATA, *VAE, "--out", "run"]) == 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pyro.distributions as dist
 import pytest
 import torch
@@ -15,7 +13,7 @@ from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.core.batch import Batch
 from pvae.core.random_state import seeded
-from pvae.evaluation.measures.latents import COLLAPSED, forecast, latents_used
+from pvae.evaluation.measures.latents import COLLAPSED, latents_used
 from pvae.runs.run import Run, shown_data
 from pvae.trained.scores import elbo_terms
 from pvae.vae import VAE
@@ -153,17 +151,6 @@ def test_the_runs_that_come_with_pvae_use_their_latents(name):
     assert used.num_latents == run.config.latent_dim
     assert 2 <= used.used <= used.num_latents
     assert sum(used.rates) == pytest.approx(total, rel=1e-5)
-
-
-@pytest.mark.workflow
-def test_latents_that_a_linear_vae_uses_are_those_that_are_forecast():
-    stds = torch.tensor([2.0, 1.0, 0.3, 0.2, 0.1, 0.1])
-    values = torch.randn(N, D, generator=torch.Generator().manual_seed(0))
-    x = torch.linalg.qr(values - values.mean(0))[0] * N**0.5 * stds
-    said = forecast(x, 0.5, L)
-    used, _ = found(built(x, steps=1000, network="linear", likelihood="normal-linear", scale=0.5), x)
-    assert used.used == said.used == 2
-    assert sorted(used.rates)[1:] == pytest.approx([math.log(2), math.log(4)], rel=0.1)
 
 
 def test_the_rates_to_a_mixture_are_the_integrals():

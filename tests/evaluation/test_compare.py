@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 
-import pyro
 import pytest
 import torch
 from helpers.commands import refuse
@@ -90,15 +89,6 @@ def test_the_bias_of_a_gradient_is_its_distance_from_the_exact_one(linear, x):
     found = measure_estimator(vae, x, "trace", 2, log_p, repetitions=100, exact=exact_gradient(vae, x))
     assert found.encoder_gradient.bias < 3 * found.encoder_gradient.bias_resolution
     assert found.noise == pytest.approx(found.encoder_gradient.variance * found.milliseconds / 1000)
-
-
-def test_pairs_are_found_beside_another_vae_in_the_parameter_store(linear):
-    vae, x = linear(), torch.zeros(1, 1, 3, 4).double()
-    with pyro.get_param_store().scope():
-        pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({}), pyro.infer.Trace_ELBO()).step(x)
-        before = {*pyro.get_param_store()}
-        assert pairs_to_compare(linear(), x, ["trace"], [1], 5) == ([("trace", 1)], [])
-        assert {*pyro.get_param_store()} == before
 
 
 def test_the_reference_of_a_linear_gaussian_vae_is_exact(linear, x):

@@ -162,18 +162,11 @@ def cells_of(rows):
 
 
 def test_the_table_is_over_seeds():
-    rows = [
-        ROW,
-        ROW | {"run": "b", "seed": 1, "elbo": -102.0, "seconds_per_epoch": 1.5},
-        ROW | {"run": "c", "configuration": "2"},
-    ]
+    rows = [ROW, ROW | {"run": "b", "seed": 1, "elbo": -102.0}, ROW | {"run": "c", "configuration": "2"}]
     both, alone = cells_of(rows)
     assert (both["seeds"], both["epochs"], both["ELBO"]) == ("2", "3", "-101.00 +- 1.00 (pseudo)"), "sqrt(2) / sqrt(2)"
-    assert both["s an epoch"] == "1.5", "of the fastest run"
     assert (alone["seeds"], alone["ELBO"]) == ("1", "-100.00 +- 0.25 (pseudo)")
     assert (both["SD of ELBO"], alone["SD of ELBO"]) == ("1.41", "-")
-    (none,) = cells_of([ROW | {"elbo": None, "elbo_stderr": None}])
-    assert (none["ELBO"], none["log p(x)"], none["distortion"]) == ("-", "-", "1.00")
     evaluated = [ROW | {"seed": seed, "log_likelihood": -90.0 - seed, "log_likelihood_stderr": 0.3} for seed in (0, 1)]
     assert [row["log p(x)"] for row in cells_of(evaluated)] == ["-90.50 +- 0.50"]
     assert [row["log p(x)"] for row in cells_of(evaluated[1:])] == ["-91.00 +- 0.30"]

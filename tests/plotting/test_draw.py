@@ -17,7 +17,6 @@ from helpers.commands import refuse
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from matplotlib.text import Text
-from scipy.stats import kstwo
 
 from pvae.cli.draw import PICTURES, main
 from pvae.cli.evaluate import main as evaluate
@@ -141,23 +140,6 @@ def test_an_interrupted_picture_leaves_the_one_before_it(runs, found, tmp_path, 
     monkeypatch.setattr(Figure, "savefig", interrupted)
     assert main([str(runs["mlp-2d"].path), "--what", "losses"]) == 130
     assert path.read_bytes() == before
-
-
-def test_the_deviation_from_n_0_1_is_the_distance_of_kolmogorov_and_smirnov():
-    """Latents are sorted by it; the line of a wider distribution is above 0 on the left and below on the right."""
-    z = torch.randn(2000, 12, generator=torch.Generator().manual_seed(0)).double()
-    z[:, 3], z[:, 7] = 1.5 * z[:, 3], z[:, 7] + 0.5
-    figure = figures.deviation_figure(z, [f"z_{d}" for d in range(12)], "title")
-    distances = codes.latent_statistics(z).kolmogorov_smirnov
-    order = np.argsort(distances)[::-1][:10]
-    assert [*order[:2]] == [7, 3]
-    written = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert written == [f"z_{d}: {distances[d]:.3f}" for d in order]
-    wide = figure.axes[0].get_lines()[1].get_ydata()
-    assert wide[:1000].max() > 0.05
-    assert wide[1000:].min() < -0.05
-    (band,) = figure.axes[0].patches
-    assert band.get_height() / 2 == pytest.approx(kstwo.ppf(0.95, 2000), rel=0.01)
 
 
 def printed_sizes(figure):

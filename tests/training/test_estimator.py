@@ -136,15 +136,6 @@ def test_rows_are_drawn_and_filled_given_their_class():
         pvae.VAEEstimator(condition="sort").fit(frame)
 
 
-def test_a_long_frame_is_read_in_parts(monkeypatch):
-    monkeypatch.setattr("pvae.data.read._LARGE", 50)
-    monkeypatch.setattr("pvae.data.batches._SAMPLE", 40)
-    frame = table(200)
-    found = pvae.VAEEstimator(2, epochs=1, random_state=0, config=FAST).fit(frame)
-    assert [*found.sample(5)] == [*frame]
-    assert found.transform(frame).shape == (200, 2)
-
-
 def test_a_pickle_holds_weights_and_no_modules(fitted):
     stored = pickle.dumps(fitted)
     assert b"torch.nn" not in stored

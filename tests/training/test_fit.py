@@ -218,14 +218,6 @@ def test_a_finished_run_is_left_as_it_is(trained, capsys):
     assert contents(trained) == before
 
 
-def test_wrong_types_from_python_are_refused(tmp_path, few_digits, small_config):
-    for config, data in (({"epochs": 1}, few_digits), (small_config, "digits.npy"), (small_config, 3)):
-        with pytest.raises(InputError):
-            fit(config, data=data, out=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-    assert small_config.replace(seed=np.int64(3), lr=np.float32(0.5)) == small_config.replace(seed=3, lr=0.5)
-
-
 def test_resume_refuses(tmp_path, trained, few_digits, digits):
     path = shutil.copytree(trained, tmp_path / "run")
     others = [

@@ -6,7 +6,6 @@ import csv
 import math
 import re
 import shlex
-from datetime import date, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -220,17 +219,6 @@ def test_pictures_of_rows_show_intervals_probabilities_and_mark_what_is_missing(
     assert low < (5 - 2) / std < (155 - 2) / std < high, "the axis has room for the intervals of all rows"
     missing = [[bool(patch.get_hatch()) for patch in axes.patches] for axes in figure.axes]
     assert missing == [[False], [False], [True], [False], [False], [False], [False], [True]]
-
-
-def test_axes_of_marginals_have_the_dates_and_numbers_of_the_file():
-    """Also beyond the dates of the file."""
-    day = Column("day", date_format="%Y-%m-%d", origin=19723.0, least=0.0, greatest=10.0)
-    values = torch.linspace(-40, 40, 30)[:, None]
-    axes = sampled_values_figure(values, values, "title", (day,)).axes[0]
-    axes.figure.draw_without_rendering()
-    ticks = [round(tick) for tick in axes.get_xticks()]
-    assert min(ticks) < 0 < 10 < max(ticks)
-    assert [one.get_text() for one in axes.get_xticklabels()] == [str(date(2024, 1, 1) + timedelta(n)) for n in ticks]
 
 
 @pytest.mark.parametrize("labels", [["a", "b", ""], ["2", "5", ""]], ids=["texts", "numbers"])
