@@ -122,18 +122,6 @@ def test_scores_are_read_back(run, base, capsys):
     assert [name in said for name in in_order[:11]] == [True] * 10 + [False], "the ten least likely are printed"
 
 
-def test_an_image_file_and_images_of_another_size(run, base, tmp_path, capsys):
-    """Images of the run's folder keep their names in it; those of another size are resized, which is said once."""
-    assert score([str(run), str(base / "tree" / "odd" / "01.png"), "--importance-samples", "3", "--out", "one"]) == 0
-    assert [row["name"] for row in rows_of(tmp_path / "one" / "scores.csv")] == ["odd/01.png"]
-    assert capsys.readouterr().err == ""
-    draw_tree(tmp_path / "large", 3, (20, 20))
-    assert score([str(run), "large", "--importance-samples", "3", "--out", "large-scores"]) == 0
-    assert capsys.readouterr().err.count("brought to 9 x 7 pixels, grey") == 1
-    assert encode([str(run), "large"]) == 0
-    assert capsys.readouterr().err.count("brought to") == 1
-
-
 def test_a_broken_file_is_named_or_left_out(run, tmp_path, capsys):
     draw_tree(tmp_path / "some", 3)
     (tmp_path / "some" / "broken.png").write_bytes(b"\x89PNG but no more")

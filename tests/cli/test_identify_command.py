@@ -30,14 +30,6 @@ def test_a_loss_in_a_file_is_named(tmp_path, capsys, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
 
 
-def test_a_static_method_is_named(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    body = GOOD.replace("def loss", "@staticmethod\ndef loss").partition("@")[2].replace("\n", "\n    ")
-    (tmp_path / "mine.py").write_text(f"{GOOD}\nclass A:\n    @{body}")
-    assert main(["mine.py:A.loss", "--constant", "kld_weight=1"]) == 0
-    assert "the negative ELBO" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("text", "arguments", "word"),
     [

@@ -118,18 +118,6 @@ def test_a_broken_file_is_named_or_skipped(folder, tmp_path, monkeypatch, recwar
     assert not [str(one.message) for one in recwarn], "a second voice"
 
 
-def test_only_files_in_the_folder_are_images(folder):
-    """Pipes, folders, and links to nothing or to other folders are not images."""
-    os.mkfifo(folder / "a.png")
-    (folder / "c.png").mkdir()
-    (folder / "d.png").symlink_to(folder / "nothing")
-    (folder / "e").symlink_to(folder)
-    assert len(image_files(folder)[0]) == 30
-    for name in ("~no-such-user/x", "x" * 5000, ""):
-        with pytest.raises(InputError):
-            read(f"folder:{name}")
-
-
 @pytest.mark.parametrize("name", ["bytes", "json"])
 def test_a_damaged_cache_is_built_again(folder, tmp_path, name):
     def load():

@@ -47,16 +47,16 @@ def png(values):
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def tiff(*pages, extra="unspecified", planar=False, **options):
+def tiff(*pages, extra="unspecified", **options):
     """Return a TIFF of arrays (H, W, C), the channels beyond colour or grey of the kind `extra`, as bytes."""
     file = io.BytesIO()
     with tifffile.TiffWriter(file) as writer:
         for values in pages:
             bands = values.shape[2]
             writer.write(
-                values[..., 0] if bands == 1 else np.moveaxis(values, 2, 0) if planar else values,
+                values[..., 0] if bands == 1 else values,
                 photometric="rgb" if bands >= 3 else "minisblack",
-                planarconfig=None if bands == 1 else "separate" if planar else "contig",
+                planarconfig=None if bands == 1 else "contig",
                 extrasamples=[extra] * (bands - (3 if bands >= 3 else 1)),
                 metadata=None,
                 **options,
@@ -208,13 +208,13 @@ def test_grey_images_are_not_taken_for_binary(tmp_path):
 
 
 @pytest.mark.parametrize("bands", [2, 16])
-@pytest.mark.parametrize("kind", ["last", "first", "contiguous", "planar", "packed", "16 bits"])
+@pytest.mark.parametrize("kind", ["last", "first", "contiguous", "packed", "16 bits"])
 def test_any_number_of_channels_is_read(tmp_path, bands, kind):
     values = BANDS[..., :bands]
     if kind in ("last", "first"):
         data = load(tmp_path, values if kind == "last" else np.moveaxis(values, 3, 1), "npy")
     else:
-        options = {"planar": {"planar": True}, "packed": {"compression": "zlib"}}.get(kind, {})
+        options = {"compression": "zlib"} if kind == "packed" else {}
         stored = values * np.uint16(257) if kind == "16 bits" else values
         data = write(tmp_path, "tif", stored, lambda image: tiff(image, **options))
     assert data.datum_shape == (bands, 20, 18)

@@ -497,15 +497,3 @@ def test_marks_and_signs_of_numbers(tmp_path):
     assert np.array_equal(values.x["train"], wanted, equal_nan=True)
     assert values.schema.columns[2].categories == ("00", "10", "20"), "digits that begin with 0"
     assert values.schema.note.partition("in: ")[2] == "b", "where % stands behind some numbers only"
-
-
-def test_times_and_identifiers_need_a_name_that_says_so(tmp_path):
-    amounts = [9e8 + 1e7 * (row * 37 % 97) for row in range(50)]
-    rows = "".join(
-        f"{amount:.0f},{amount:.0f},{row * 7 % 53 * 3},{row * 7 % 53}\n" for row, amount in enumerate(amounts)
-    )
-    values = read_text(tmp_path, "amount,timestamp,No of rings,invoice no.\n" + rows)
-    assert [column.name for column in values.schema.columns] == ["amount", "timestamp", "No of rings"]
-    assert [column.unit for column in values.schema.columns] == ["", "seconds from 1998-07-09 16:00", ""]
-    assert values.x["train"][:, 0].tolist() == amounts
-    assert "--columns 'invoice no.=real'" in values.schema.note

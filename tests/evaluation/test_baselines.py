@@ -125,21 +125,6 @@ def test_a_training_says_what_it_learned_and_so_does_its_report(tmp_path):
 
 
 @pytest.mark.workflow
-def test_a_training_whose_latents_collapse_says_so(tmp_path, capsys):
-    data = table(two_kinds())
-    config = values_config(data, initialization="torch", prior="standard-normal", beta=400.0, epochs=3)
-    run = fit(config, data=data, out=tmp_path / "run", callbacks=default_callbacks(quiet=False))
-    said = capsys.readouterr().out
-    assert said.count("no latent is used") == 2  # at the first epoch, and at the end with what it costs
-    assert "a smaller --beta" in said
-    assert "nats per datum beside" in said
-    report = evaluate(run, num_particles=20, method="importance")
-    assert report.latents.is_collapsed
-    assert report.latents.used == 0
-    assert "no latent is used" in to_text(report)
-
-
-@pytest.mark.workflow
 def test_a_scale_that_uses_no_latent_is_forecast_before_the_first_step(tmp_path, capsys):
     images = torch.randint(256, (60, 1, 4, 4), dtype=torch.uint8)
     data = Dataset("noise", images, images[:20])

@@ -172,17 +172,6 @@ def test_the_table_is_over_seeds():
     assert [row["log p(x)"] for row in cells_of(evaluated[1:])] == ["-91.00 +- 0.30"]
 
 
-def test_the_table_is_sorted_and_counts_are_integers():
-    evaluated = ROW | {"run": "c", "seed": 1, "importance_samples": 7}
-    table = runs_table([evaluated, ROW | {"run": "b", "system": "z"}, ROW])
-    assert list(table["run"]) == ["a", "c", "b"]
-    betas = [("mlp-2d", 1.0), ("mlp-2d with --beta 10.0", 10.0), ("mlp-2d with --beta 2.0", 2.0), ("b", 3.0)]
-    sweep = runs_table([ROW | {"system": system, "beta": beta} for system, beta in betas])
-    assert list(sweep["beta"]) == [3, 1, 2, 10]
-    place = table.columns.get_loc("importance_samples")
-    assert [line.split(",")[place] for line in table.to_csv(index=False).split()[1:]] == ["", "7", ""]
-
-
 @pytest.mark.parametrize(
     ("paths", "names"),
     [

@@ -15,7 +15,6 @@ import pytest
 import torch
 from helpers.commands import refuse
 from matplotlib.figure import Figure
-from matplotlib.patches import Polygon
 from matplotlib.text import Text
 
 from pvae.cli.draw import PICTURES, main
@@ -222,24 +221,6 @@ def test_pictures_of_several_layers_name_them_and_move_where_codes_lie(data, fou
     assert main([str(run.path), "--out", str(tmp_path / "pictures")]) == 0
     drawn = {path.stem for path in (tmp_path / "pictures").glob("*.png")}
     assert drawn == EVERY - {"scatter", "manifold", "attributes"}, "two layers are no plane"
-
-
-WIDE = dist.Normal(torch.tensor([0.0, 40.0]), torch.tensor([1.0, 3.0])).to_event(1)
-CORRELATED = dist.MultivariateNormal(torch.tensor([0.0, 40.0]), torch.tensor([[1.0, 2.7], [2.7, 9.0]]))
-
-
-@pytest.mark.parametrize("prior", [WIDE, CORRELATED], ids=["Normal", "MultivariateNormal"])
-def test_histograms_show_the_prior_of_the_vae(runs, prior):
-    run = runs["mlp-2d"]
-    run.vae().p_z.forward = lambda: prior
-    (axes,) = (axes for axes in pictures.histograms(run).axes if axes.get_title().startswith("z_2"))
-    (outline,) = (patch for patch in axes.patches if isinstance(patch, Polygon))
-    assert 25 < outline.get_xy()[:, 0].min() < 35, "the prior lies at 40 +- 3"
-    assert 45 < outline.get_xy()[:, 0].max() < 55
-    assert codes.latent_report(run).kolmogorov_smirnov is None
-    for picture in (pictures.cdf, pictures.manifold):
-        with pytest.raises(InputError, match=r"N\(0, 1\)"):
-            picture(run)
 
 
 @pytest.fixture

@@ -50,16 +50,6 @@ def test_a_resumed_training_on_a_loader_that_shuffles_is_the_uninterrupted_one(t
     assert_same_rows(part.metrics(), whole.metrics())
 
 
-@pytest.mark.parametrize(
-    ("options", "data"),
-    [({"batch_size": 1000}, loader), ({}, lambda: [torch.randn(4, 5), torch.randn(4, 4)]), ({}, lambda: "table.csv")],
-)
-def test_what_is_refused_before_the_start_leaves_no_folder(tmp_path, options, data):
-    with pytest.raises(InputError):
-        pvae.fit(CONFIG.replace(**options), data=data(), out=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize("way", ["frame", "array", "tensor", "torch", "batches"])
 def test_what_people_hold_trains(tmp_path, way):
     x = linear()
