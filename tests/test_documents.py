@@ -251,12 +251,6 @@ def test_notebooks_run(path, monkeypatch):
     NotebookClient(notebook, timeout=120).execute()
 
 
-def test_notebooks_and_pictures_are_small():
-    for path in (*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("notebooks/pictures/*")):
-        limit = {".ipynb": 2_500_000, ".png": 700_000}.get(path.suffix, 300_000)
-        assert path.stat().st_size < limit, path.name
-
-
 def test_tests_that_are_named_exist():
     texts = {path: path.read_text() for path in [*DOCUMENTS, *ROOT.glob("notebooks/*.[it]*")]}
     named = {name for text in texts.values() for name in re.findall(r"tests/[a-z_/]+\.py", text)}

@@ -178,14 +178,6 @@ def test_codes_that_are_none_are_refused_by_row(folder, capsys, lines, says):
     assert says in refuse(sample, ["unlabelled", "--codes", "codes.csv"], capsys, folder)
 
 
-def test_codes_are_read_in_the_order_of_their_names(folder):
-    (folder / "one.csv").write_text("loc_2,name,loc_1\n-3,a,2\n0.5,b,1\n")
-    np.savez(folder / "two.npz", loc=np.array([[2.0, -3], [1, 0.5]]))
-    for name in ("one.csv", "two.npz"):
-        assert sample(["unlabelled", "--codes", name, "--out", f"{name}-out.csv"]) == 0
-    assert (folder / "one.csv-out.csv").read_text() == (folder / "two.npz-out.csv").read_text()
-
-
 @pytest.mark.parametrize(
     ("command", "arguments", "says"),
     [

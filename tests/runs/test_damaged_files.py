@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import shutil
-import stat
 import struct
 from pathlib import Path
 
@@ -23,7 +21,6 @@ from pvae.cli.evaluate import main as evaluate
 from pvae.cli.train import main as train
 from pvae.config.config import Config
 from pvae.core.errors import InputError
-from pvae.core.files import write_whole
 from pvae.data.dataset import Dataset
 from pvae.data.read import read
 from pvae.runs.run import Run
@@ -194,14 +191,6 @@ def test_an_unfinished_row_is_dropped(run, trained):
     assert [row.epoch for row in Run.open(run).metrics()] == [1, 1, 1, 2, 2, 2]
     assert [row.epoch for row in resume(run, 3, data=trained[1]).metrics()] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert len((run / ROWS).read_bytes().splitlines()) == 9
-
-
-def test_a_pipe_is_not_replaced_by_a_result(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match="pipe"):
-        write_whole(tmp_path / "pipe", b"x")
-    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
-    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 def refused(use, *arguments, match=None, **options):
