@@ -20,7 +20,6 @@ from pvae.evaluation.runs_table import (
     comparison_to_markdown,
     over_seeds,
     runs_table,
-    short_names,
     to_markdown,
 )
 from pvae.marginal.importance import importance_sample
@@ -170,19 +169,6 @@ def test_the_table_is_over_seeds():
     evaluated = [ROW | {"seed": seed, "log_likelihood": -90.0 - seed, "log_likelihood_stderr": 0.3} for seed in (0, 1)]
     assert [row["log p(x)"] for row in cells_of(evaluated)] == ["-90.50 +- 0.50"]
     assert [row["log p(x)"] for row in cells_of(evaluated[1:])] == ["-91.00 +- 0.30"]
-
-
-@pytest.mark.parametrize(
-    ("paths", "names"),
-    [
-        (["runs/a"], ["a"]),
-        (["a/seed-0", "a/seed-1"], ["seed-0", "seed-1"]),
-        (["x/a/run", "y/a/run", "b/run"], ["x/a/run", "y/a/run", "b/run"]),
-        (["a", "./a"], ["a", "a"]),
-    ],
-)
-def test_a_run_has_the_shortest_name_that_no_other_has(paths, names):
-    assert short_names([*map(Path, paths)]) == names
 
 
 LOG_P, ELBO = [-10.0, -12.0, -20.0, -21.0, -22.0], [-11.0, -14.0, -30.0, -31.0, -35.0]  # of two runs, and of three

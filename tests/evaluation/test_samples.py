@@ -1,4 +1,4 @@
-"""Whether draws are like test rows: against values computed by hand, by scipy and pandas."""
+"""Whether draws are like test rows: against values computed by hand, by scipy and pandas, and by SDMetrics."""
 
 from __future__ import annotations
 
@@ -49,17 +49,6 @@ def test_the_distance_of_numbers_is_the_largest_distance_of_distribution_functio
     assert found.worst_pairs == ()
 
 
-def test_draws_that_are_the_test_rows_have_distance_0():
-    test = table(0, 300, missing=0.1)
-    found = sample_quality(test[::-1], test, test[:150], NAMES, IS_CATEGORY)
-    assert found.column_shapes == 1
-    assert found.pair_trends == pytest.approx(1, abs=1e-15)  # correlations of another order of rows
-    assert len(found.worst_pairs) == 5
-    assert all(one.distance < 1e-14 < one.distance_of_train for one in (*found.worst_columns, *found.worst_pairs))
-    assert found.column_shapes_of_train < 1
-    assert found.pair_trends_of_train < 1
-
-
 def by_definition(x, test, is_category):
     """The distance of one column or two, by scipy and pandas; x and test are data frames."""
     if any(is_category):
@@ -97,6 +86,25 @@ def test_scipy_and_pandas_agree(missing):
         means = 1 - np.array([*expected.values()]).reshape(2, 3, 2).mean(1)
         assert (found.column_shapes, found.column_shapes_of_train) == pytest.approx(means[0], abs=1e-12)
         assert (found.pair_trends, found.pair_trends_of_train) == pytest.approx(means[1], abs=1e-12)
+
+
+def test_sdmetrics_agrees():
+    pytest.importorskip("sdmetrics")
+    from sdmetrics.column_pairs import ContingencySimilarity, CorrelationSimilarity
+    from sdmetrics.single_column import KSComplement, TVComplement
+
+    parts = [table(seed, 1000 + 500 * seed) for seed in range(3)]
+    found = sample_quality(*parts, NAMES, IS_CATEGORY)
+    draws, test, _ = (pd.DataFrame(x, columns=NAMES) for x in parts)
+    shapes = [(TVComplement if is_code else KSComplement) for is_code in IS_CATEGORY]
+    shapes = [one.compute(test[name], draws[name]) for one, name in zip(shapes, NAMES)]
+    trends = []
+    for pair in map(list, itertools.combinations(NAMES, 2)):
+        numbers = [name for name in pair if not IS_CATEGORY[NAMES.index(name)]]
+        options = {} if len(numbers) == 2 else {"continuous_column_names": numbers}
+        score = CorrelationSimilarity if len(numbers) == 2 else ContingencySimilarity
+        trends.append(score.compute(test[pair].copy(), draws[pair].copy(), **options))
+    assert (found.column_shapes, found.pair_trends) == pytest.approx((np.mean(shapes), np.mean(trends)), abs=1e-12)
 
 
 def test_what_is_wrong_is_named_first_and_five_at_most():
