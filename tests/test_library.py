@@ -1,9 +1,14 @@
-"""The library alone, with all of the program blocked: VAEs of its parts by hand, trained by Pyro's SVI."""
+"""Importing the package changes nothing; and the library alone, with all of the program blocked, trains by Pyro's SVI.
+
+import-linter, configured in pyproject.toml, holds the imports between rooms to one direction.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+
+import pytest
 
 PROGRAM = "cli config data evaluation explore identification plotting runs trained training"
 BY_HAND = """
@@ -73,6 +78,7 @@ assert used <= {f"pvae.{name}" for name in rooms}, used
 """
 
 
+@pytest.mark.workflow
 def test_the_library_builds_and_trains_without_the_program():
     done = subprocess.run([sys.executable, "-c", BY_HAND, PROGRAM], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -81,3 +87,29 @@ def test_the_library_builds_and_trains_without_the_program():
     gains = [float(line.rsplit(" ", 1)[1]) for line in trained]
     assert len(gains) == 5
     assert min(gains) > 0.5
+
+
+IMPORT = """
+import random, sys
+import pvae
+assert "torch" not in sys.modules and "matplotlib" not in sys.modules
+import numpy, torch, pyro, warnings
+def state():
+    return (torch.get_rng_state().tolist(), random.getstate(), numpy.random.get_state()[1].tolist(),
+            torch.get_default_dtype(), torch.distributions.Distribution._validate_args, torch.get_num_threads(),
+            pyro.infer.util.is_validation_enabled(), list(pyro.get_param_store()),
+            torch.are_deterministic_algorithms_enabled())
+before = state()
+assert pvae.VAE and pvae.load and pvae.Config and pvae.build_elbo and pvae.read
+assert "matplotlib" not in sys.modules
+for name in pvae.__all__:
+    assert getattr(pvae, name) is not None
+    assert name in dir(pvae)
+assert state() == before
+assert "matplotlib.pyplot" not in sys.modules
+"""
+
+
+@pytest.mark.workflow
+def test_importing_changes_nothing():
+    subprocess.run([sys.executable, "-W", "error::RuntimeWarning", "-c", IMPORT], check=True, timeout=60)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.linear_gaussian import LinearGaussian
 from pyro import poutine
-from pyro.infer import MCMC, NUTS, SVI, Importance, Predictive, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer import MCMC, NUTS, SVI, Importance, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal, init_to_value
 from torch import nn
 from torch.func import functional_call, grad, vmap
@@ -34,23 +34,23 @@ def _scope():
 def test_importance_estimates_log_p_of_all_data(truth):
     """K weights of 5 data together; the estimate is 5 errors off once in 2e6 samples, and the seed is fixed."""
     vae = truth.vae(0.02)
-    found = Importance(vae.model, vae.guide, num_samples=500).run(truth.x)
+    found = Importance(vae.model, vae.guide, num_samples=100).run(truth.x)
     weights = torch.tensor([float(one) for one in found.log_weights], dtype=torch.float64)
-    log_p = weights.logsumexp(0) - math.log(500)
+    log_p = weights.logsumexp(0) - math.log(100)
     relative = (weights - log_p).exp()
-    assert abs(log_p - truth.log_p().sum()) < 5 * relative.std() / math.sqrt(500)
+    assert abs(log_p - truth.log_p().sum()) < 5 * relative.std() / math.sqrt(100)
     assert relative.std() > 0.05
 
 
 def test_predictive_draws_z_of_the_guide_and_x_of_the_model(truth):
     vae = truth.vae()
-    drawn = Predictive(poutine.uncondition(vae.model), guide=vae.guide, num_samples=500, parallel=False)(truth.x)
+    drawn = Predictive(poutine.uncondition(vae.model), guide=vae.guide, num_samples=100, parallel=False)(truth.x)
     mean, covariance = truth.posterior(truth.x)
     z, x = drawn["z"], drawn["x"]
-    assert ((z.mean(0) - mean).abs() < 5 * (covariance.diagonal(dim1=-2, dim2=-1) / 500).sqrt()).all()
+    assert ((z.mean(0) - mean).abs() < 5 * (covariance.diagonal(dim1=-2, dim2=-1) / 100).sqrt()).all()
     of_x = truth.b[0] + mean @ truth.w.T
     variance = truth.w @ covariance @ truth.w.T
-    errors = ((variance.diagonal(dim1=-2, dim2=-1) + 0.4**2) / 500).sqrt()
+    errors = ((variance.diagonal(dim1=-2, dim2=-1) + 0.4**2) / 100).sqrt()
     assert ((x.mean(0) - of_x).abs() < 5 * errors).all()
 
 
@@ -85,17 +85,6 @@ def test_an_autoguide_learns_what_a_mean_field_posterior_can(truth):
     assert ((loc - mean).abs() < 0.1).all()
     loss = svi.evaluate_loss(truth.x)
     assert -loss < truth.log_p().sum() + 1
-
-
-@pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
-@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO])
-def test_elbos_of_pyro_are_ours_at_the_same_draws(small_vae, small_images, elbo):
-    vae, x = small_vae(), small_images(4)
-    ours = build_elbo("analytic" if elbo is TraceMeanField_ELBO else "trace")
-    with seeded(1):
-        theirs = elbo(max_plate_nesting=1).loss(vae.model, vae.guide, x) / len(x)
-    with seeded(1):
-        assert theirs == pytest.approx(ours.loss_and_terms(vae.model, vae.guide, x).loss.item(), rel=1e-12)
 
 
 def test_a_second_vae_in_the_store_is_refused_by_svi_alone(small_vae, small_images):

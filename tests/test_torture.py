@@ -23,7 +23,7 @@ EPOCHS = 3  # of the undisturbed run; the damaged ones are finished at 2, or sto
 CONFIG = Config(hidden=(4,), latent_dim=2, batch_size=10, epochs=2)
 # Not metrics.jsonl, which is text that has no sum: a digit of it may be changed unseen.
 FILES = ("config.json", "checkpoint.safetensors", "figures", "events")
-KINDS = ("bit", "bits", "overwrite", "zeros", "cut", "empty", "extend", "double", "insert", "remove")
+KINDS = ("bit", "overwrite", "cut", "double", "insert", "remove")
 SEED = 20260701
 
 
@@ -62,20 +62,15 @@ def whole(tmp_path_factory, images):
 
 def damaged(content, kind, draw):
     """Return other bytes, or the same ones by chance."""
-    size = len(content)
-    place, length = int(draw.integers(0, size + 1)), int(draw.integers(1, 65))
+    place, length = int(draw.integers(0, len(content) + 1)), int(draw.integers(1, 65))
     noise = draw.integers(0, 256, length, dtype=np.uint8).tobytes()
-    if kind in ("bit", "bits"):
+    if kind == "bit":
         spoiled = bytearray(content)
-        for _ in range(1 if kind == "bit" else 8):
-            spoiled[int(draw.integers(0, size))] ^= 1 << int(draw.integers(0, 8))
+        spoiled[int(draw.integers(0, len(content)))] ^= 1 << int(draw.integers(0, 8))
         return bytes(spoiled)
     return {
         "overwrite": content[:place] + noise + content[place + length :],
-        "zeros": content[:place] + bytes(length) + content[place + length :],
         "cut": content[:place],
-        "empty": b"",
-        "extend": content + noise,
         "double": content + content,
         "insert": content[:place] + noise + content[place:],
         "remove": content[:place] + content[place + length :],
@@ -83,17 +78,13 @@ def damaged(content, kind, draw):
 
 
 def spoil(run, draw):
-    """Damage one file of a run, or one after the other two of them; return what was done."""
-    done = []
-    for _ in range(1 if draw.random() < 0.8 else 2):
-        name, kind = FILES[int(draw.integers(len(FILES)))], KINDS[int(draw.integers(len(KINDS)))]
-        files = sorted(run.glob({"figures": "figures/*.png", "events": "events.*"}.get(name, name))) or [run / FILES[0]]
-        file = files[int(draw.integers(len(files)))]
-        content = file.read_bytes()
-        if content:
-            file.write_bytes(damaged(content, kind, draw))
-            done.append(f"{kind} {file.name}")
-    return done
+    """Damage one file of a run; return what was done."""
+    name, kind = FILES[int(draw.integers(len(FILES)))], KINDS[int(draw.integers(len(KINDS)))]
+    files = sorted(run.glob({"figures": "figures/*.png", "events": "events.*"}.get(name, name))) or [run / FILES[0]]
+    file = files[int(draw.integers(len(files)))]
+    if content := file.read_bytes():
+        file.write_bytes(damaged(content, kind, draw))
+    return f"{kind} {file.name}"
 
 
 def outcome(use):
@@ -102,8 +93,6 @@ def outcome(use):
         use()
     except InputError as error:
         return "refused" if str(error).isprintable() else f"several lines: {error!r}"
-    except AssertionError:
-        return "another result"
     except BaseException as error:
         return f"{type(error).__name__}: {error}"
     return "correct"
@@ -134,7 +123,7 @@ def check(whole, images, tmp_path, no_pictures):
                 result = outcome(action)
                 counts[use, result] += 1
                 if result not in ("refused", "correct"):
-                    others.append(f"case {case}, {name}, {', '.join(done)}: {use}: {result}")
+                    others.append(f"case {case}, {name}, {done}: {use}: {result}")
         assert not others, "\n".join(others[:20])
         for use in ("load", "metrics", "resume"):
             assert counts[use, "refused"] > 0.05 * number_of_cases, "the damage did not reach what is read"

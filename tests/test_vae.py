@@ -111,21 +111,6 @@ def test_any_leading_dimensions_of_z_are_taken():
     pyro.clear_param_store()
 
 
-def test_functions_that_register_nothing_are_told_what_to_register():
-    vae = own_vae()
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", vae.likelihood(pyro.sample("z", vae.prior())), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", vae.posterior(x))
-
-    with pyro.get_param_store().scope(), pytest.raises(InputError, match=r"pyro\.module"):
-        SVI(model, guide, pyro.optim.Adam({}), loss=build_elbo("trace")).step(X)
-
-
 def test_a_step_returns_loss_and_terms_and_a_loss_that_is_not_finite_steps_no_parameter():
     vae = own_vae()
     with pyro.get_param_store().scope():

@@ -72,7 +72,7 @@ def differences(configs: Sequence[Config]) -> list[str]:
     """Return a title for each configuration: its options in which some differ, "" if none do.
 
     >>> differences([Config(beta=0.1), Config(posterior="delta")])
-    ['posterior normal, beta 0.1', 'posterior delta']
+    ['posterior normal', 'posterior delta']
     """
     used = []
     for config in configs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -41,10 +40,10 @@ def refuse(capsys, tmp_path, *arguments):
         (["--epochs", "1.5"], "--epochs"),
         (["--grey"], "--grey"),
         (["--device", "cuda:99"], "take cpu"),
-        (["--resume", "nowhere"], "nowhere"),
-        (["--no-such-option"], "--help"),
         (["--epochss", "1"], "--epochs?"),
         (["--hidden", "1000000", "1000000"], "memory"),
+        (["--from", "nowhere", "--out", "third"], "nowhere"),
+        (["--resume", "second", "--from", "first"], "--from"),
     ],
 )
 def test_bad_options(few, capsys, tmp_path, arguments, says):
@@ -60,12 +59,6 @@ def test_bad_out(few, capsys, tmp_path):
     assert "runs" in refuse(capsys, tmp_path, *SMALL)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_out_without_permission(few, capsys, tmp_path):
-    (tmp_path / "closed").mkdir(mode=0o500)
-    assert "closed" in refuse(capsys, tmp_path, *SMALL, "--out", "closed/run")
-
-
 def test_bad_data(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -76,7 +69,6 @@ def test_bad_data(capsys, tmp_path, monkeypatch):
     assert "MNIST" in refuse(capsys, tmp_path, "--data-dir", "data")
     (tmp_path / "faces").mkdir()
     assert "folder:faces" in refuse(capsys, tmp_path, "--dataset", "faces")
-    assert "nowhere" in refuse(capsys, tmp_path, "--data-dir", "nowhere")
     assert "--offline" in refuse(capsys, tmp_path, "--dataset", "fashion-mnist", "--offline")
 
 
@@ -85,7 +77,6 @@ def test_resume_with_options_that_contradict(few, capsys, tmp_path):
     capsys.readouterr()
     for arguments, says in [
         (["--lr", "0.1"], "--lr 0.001"),
-        (["--elbo", "analytic"], "--elbo analytic"),
         (["--out", "other"], "--out"),
         (["--epochs", "1"], "--epochs"),
         (["--system", "other"], "--system other"),
@@ -95,15 +86,14 @@ def test_resume_with_options_that_contradict(few, capsys, tmp_path):
 
 def test_what_a_run_prints(few, capsys, tmp_path):
     """Its configuration, the figures of its last epoch, and the commands that take its folder."""
-    for binarize in ("none", "static"):
-        assert main([*SMALL, "--elbo", "analytic", "--binarize", binarize, "--out", f"my run {binarize}"]) == 0
-        said = capsys.readouterr().out
-        assert "--hidden 8 --latent-dim 2 --batch-size 50" in said
-        last = pvae.Run.open(f"my run {binarize}").metrics()[-1]
-        assert f"{last.elbo:.2f} +- {last.elbo_stderr:.2f}" in said
-        assert f"(distortion {last.distortion:.2f}, rate {last.rate:.2f})" in said
-        assert said.count(f"'my run {binarize}'") >= 4
-        assert ("pseudo" in said) == (binarize == "none")
+    assert main([*SMALL, "--elbo", "analytic", "--out", "my run"]) == 0
+    said = capsys.readouterr().out
+    assert "--hidden 8 --latent-dim 2 --batch-size 50" in said
+    last = pvae.Run.open("my run").metrics()[-1]
+    assert f"{last.elbo:.2f} +- {last.elbo_stderr:.2f}" in said
+    assert f"(distortion {last.distortion:.2f}, rate {last.rate:.2f})" in said
+    assert said.count("'my run'") >= 4
+    assert "pseudo" in said
 
 
 def test_the_printed_command_resumes(tmp_path, capsys, monkeypatch, tiny_mnist, lay_mnist):
@@ -145,9 +135,6 @@ def test_a_training_from_another_run(few, capsys, tmp_path):
     assert main([*SMALL, "--epochs", "1", "--out", "second", "--from", "first", "--elbo", "trace", "--quiet"]) == 0
     assert "weights and buffers are those of first" in capsys.readouterr().err
     assert pvae.Run.open("second").start["path"] == "first"
-    for options in (["--resume", "second", "--from", "first"], [*SMALL, "--from", "nowhere", "--out", "third"]):
-        assert main(options) == 2
-    assert not (tmp_path / "third").exists()
 
 
 def test_few_labels_take_the_passes_that_they_need(few, monkeypatch, tmp_path):

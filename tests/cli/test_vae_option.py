@@ -6,7 +6,6 @@ import shlex
 
 import numpy as np
 import pytest
-import torch
 from helpers.commands import refuse
 
 import pvae
@@ -70,52 +69,31 @@ def test_the_file_in_the_run_is_never_run(folder, capsys):
 
 
 @pytest.mark.parametrize(
-    ("place", "words"),
+    ("options", "words"),
     [
-        ("mine.py:none", "none"),
-        ("none.py:mine", "none.py"),
-        ("mine.py:other", "int"),
-        ("mine.py:fails", "KeyError"),
+        (["--vae", "mine.py:none"], "none"),
+        (["--vae", "none.py:mine"], "none.py"),
+        (["--vae", "mine.py:other"], "int"),
+        (["--vae", "mine.py:fails"], "KeyError"),
+        ([*VAE, "--dataset", "array:rows.npy"], "pvae train"),
+        ([*VAE, "--latent-dim", "3"], "--latent-dim"),
+        ([*VAE, "--likelihood", "normal-diagonal"], "--likelihood"),
     ],
 )
-def test_what_is_no_vae_is_refused(folder, capsys, place, words):
-    assert words in refuse(train, [*DATA, "--vae", place, "--out", "run"], capsys, folder)
-
-
-def test_a_vae_of_other_data_is_refused(folder, capsys):
-    refuse(train, [*DATA, "--dataset", "array:rows.npy", *VAE, "--out", "run"], capsys, folder)
-
-
-def test_several_seeds_end_in_a_table(folder, capsys):
-    digits = ["--dataset", "mnist-5k", "--epochs", "1", "--batch-size", "1000"]
-    assert train([*digits, *VAE, "--seeds", "0:2", "--out", "many", "--quiet"]) == 0
-    (row,) = [
-        line for line in (folder / "many" / "figures" / "table.md").read_text().splitlines() if "mnist" in line.lower()
-    ]
-    assert [cell.strip() for cell in row.split("|")][4:6] == ["2", "1"], "seeds and epochs"
-    assert draw(["many", *VAE]) == 0
+def test_what_is_no_vae_is_refused(folder, capsys, options, words):
+    assert words in refuse(train, [*DATA, *options, "--out", "run"], capsys, folder)
 
 
 def test_the_commands_that_are_named_next_name_it(folder, capsys):
+    """And the weights of its run are taken by the same VAE alone."""
     assert train([*DATA, *VAE, "--out", "run"]) == 0
     said = capsys.readouterr().out.partition("next:")[2].splitlines()
     assert [line for line in said if "tensorboard" not in line and not line.endswith("run --vae mine.py:mine")] == [
         "   or  python -m pvae.train --resume run --epochs 2 --vae mine.py:mine"
     ]
-
-
-def test_the_weights_of_a_run_of_it_are_taken_by_the_same_one_alone(folder, capsys):
-    assert train([*DATA, *VAE, "--out", "run", "--quiet"]) == 0
     line = [*DATA, "--from", "run", "--out", "more"]
     assert shlex.join(VAE) in refuse(train, line, capsys, folder)
     assert train([*line, *VAE]) == 0
-
-
-def test_options_that_it_does_not_read_are_refused(folder, capsys):
-    for more in (["--latent-dim", "3"], ["--likelihood", "normal-diagonal"]):
-        assert more[0] in refuse(train, [*DATA, *VAE, *more, "--out", "run"], capsys, folder)
-    assert train([*DATA, "--vae", "mine.py:sized", "--hidden", "9", "--out", "run", "--quiet"]) == 0
-    assert pvae.Run.open("run").best_checkpoint().vae["p_x.0.weight"].shape == (9, 2)
 
 
 @pytest.mark.parametrize("options", [{}, {"posterior": "iaf"}, {"prior": "vamp"}, {"upper_latent_dims": (2,)}])
@@ -123,10 +101,3 @@ def test_each_option_of_networks_and_distributions_that_it_does_not_read_is_refu
     for name in {"network", "likelihood", "latent_dim", *options} - {"columns"}:
         with pytest.raises(InputError, match=f"--{name.replace('_', '-')}"):
             own_vae("mine.py:mine", pvae.Config(), (4,), [name])
-
-
-def test_a_run_without_it_takes_none(folder, capsys):
-    assert train([*DATA, "--hidden", "8", "--out", "run", "--quiet"]) == 0
-    assert encode(["run", *VAE]) == 2
-    assert "vae" in capsys.readouterr().err
-    assert torch.get_default_dtype() == torch.float32

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_iris
 
 import pvae
 from pvae.cli.train import main
@@ -30,11 +29,9 @@ def noise(num_train, channels, height, width, **rest):
 @pytest.mark.parametrize(
     ("shape", "hidden", "batch_size", "epochs"),
     [
-        ((900, 1, 28, 20), (32, 64), 64, 200),
         ((4500, 3, 64, 52), (32, 64, 128), 64, 37),
         ((23_000, 3, 64, 64), (32, 64, 128, 256), 128, 10),
         ((200, 1, 1, 1), (400, 400), 18, 200),
-        ((8, 1, 7, 300), (32,), 2, 200),
         ((100, 1, 512, 512), (32, 64, 128, *[256] * 4), 9, 21),
     ],
 )
@@ -54,22 +51,18 @@ def test_options_that_are_given_are_kept():
 
 
 def test_no_batch_of_one_image_is_left_for_batch_norm():
-    data = noise(712, 1, 28, 28)  # 641 of them are trained on, with a batch of 64
-    assert images_config(data).batch_size == 64
-    assert images_config(data, network="mlp-batchnorm").batch_size == 65
-    assert images_config(data, network="mlp-batchnorm", batch_size=64).batch_size == 64
     data = noise(4623, 1, 28, 28)  # 4161 are trained on: one is left by 64 and by 65
+    assert images_config(data).batch_size == 64
     assert images_config(data, network="mlp-batchnorm").batch_size == 66
+    assert images_config(data, network="mlp-batchnorm", batch_size=64).batch_size == 64
 
 
-@pytest.mark.parametrize("binarize", ["threshold", "static", "dynamic"])
-def test_images_that_are_binarized_are_bernoulli(binarize):
-    assert images_config(noise(50, 1, 28, 28), binarize=binarize).likelihood == "bernoulli"
-    assert images_config(noise(50, 1, 28, 28), binarize=binarize, likelihood="normal").likelihood == "normal"
-    assert images_config(noise(50, 1, 28, 28)).likelihood == "discretized-logistic"
+def test_images_that_are_binarized_are_bernoulli():
+    assert images_config(noise(50, 1, 28, 28), binarize="static").likelihood == "bernoulli"
+    assert images_config(noise(50, 1, 28, 28), binarize="static", likelihood="normal").likelihood == "normal"
 
 
-@pytest.mark.parametrize("count", [30, 219, 1000, 30_000, 300_000])
+@pytest.mark.parametrize("count", [30, 1000, 300_000])
 def test_values_are_evaluated_after_about_a_hundred_steps_and_trained_for_8000_at_most(count):
     """Or after one pass where that takes more steps, and for ten of these."""
     data = Dataset("made", torch.randn(count, 2), torch.randn(9, 2))
@@ -78,10 +71,9 @@ def test_values_are_evaluated_after_about_a_hundred_steps_and_trained_for_8000_a
     each = config.passes * steps
     assert each == steps if steps > 100 else 67 <= each <= 133
     assert config.epochs == 10 or abs(config.epochs * each - 8000) <= each / 2
-    assert config.patience == 15
-    assert values_config(data, patience=3, passes=2).patience == 3
-    assert values_config(data, passes=2).passes == 2
-    assert values_config(data, epochs=7).epochs == 7
+    given = {"patience": 3, "passes": 2, "epochs": 7}
+    config = values_config(data, **given)
+    assert {name: getattr(config, name) for name in given} == given
 
 
 DRAW = np.random.default_rng(0)
@@ -90,16 +82,13 @@ KINDS = {  # the values of a column, and its kind
     "a mass in air": (np.exp(1 + 0.7 * LATENT).round(2), "positive"),
     "an income": (np.exp(10 + LATENT).round(-2), "positive"),
     "a claim": (np.where(DRAW.random(400) < 0.6, 0, np.exp(6 + LATENT).round(2)), "zero-inflated"),
-    "a claim in whole euros": (np.where(DRAW.random(400) < 0.6, 0, np.exp(6 + LATENT).round()), "zero-inflated"),
     "a value at its limit of detection": (np.exp(LATENT).clip(0.5).round(3), "zero-inflated"),
     "a length in tenths": ((5.8 + 0.8 * LATENT).round(1), "real"),
-    "a width in tenths": (np.where(LATENT < -0.4, 0.25 + 0.1 * LATENT**2, 1.7 + 0.3 * LATENT).round(1), "real"),
     "a temperature": (20 + 8 * LATENT, "real"),
     "an age": ((48 + 13 * LATENT).round().clip(19, 79), "real"),
-    "a year": (1990 + (9 * LATENT).round(), "real"),
     "a large count": (DRAW.poisson(3000, 400), "real"),
     "a small count": (DRAW.poisson(2.5 * np.exp(0.5 * LATENT)), "count"),
-    "a small count without 0": (1 + DRAW.poisson(2.5 * np.exp(0.5 * LATENT)), "count"),
+    "a rare count": (np.random.default_rng(2).poisson(0.2, 400), "count"),
     "a count of hundreds": (DRAW.poisson(DRAW.gamma(1, 150, 400)) * (np.arange(400) > 0), "count"),
     "a flag": (LATENT > 0, "binary"),
     "a grade": (1 + (LATENT > 0), "real"),  # 1 and 2 vary less than a count
@@ -134,20 +123,6 @@ def test_columns_of_one_kind_have_its_likelihood():
     assert kinds_of(columns["binary"] * 2) == ("bernoulli", "")
 
 
-def test_the_columns_of_iris_are_real():
-    """Many values are equal, and the least width is that of a thirtieth of the rows."""
-    x = load_iris().data
-    assert kinds_of(x.T) == ("normal-diagonal", "")
-
-
-@pytest.mark.parametrize("mean", [0.05, 0.2])
-def test_rare_counts_are_counts(mean):
-    """What is not 0 is 1 or 2, and not continuous."""
-    values = np.random.default_rng(2).poisson(mean, 1000)
-    assert values.max() > 1
-    assert kinds_of([values, np.random.default_rng(3).normal(size=1000)]) == ("columns", "count,real")
-
-
 def test_kinds_are_chosen_by_all_rows():
     """A fraction, a value below 0 or a 2 that stands in a test row alone makes the column another one."""
     counts, flags = DRAW.poisson(3, 400).astype(float), (LATENT > 0).astype(float)
@@ -161,12 +136,6 @@ def test_kinds_are_chosen_by_all_rows():
     assert values_config(data).columns == "binary,count"
     valid[1] = 0.25
     assert values_config(data).likelihood == "normal-diagonal"
-
-
-@pytest.mark.parametrize("columns", [(), (Column("flag"),)])
-def test_values_are_0_and_1_only_if_those_of_all_rows_are(columns):
-    train, test = torch.tensor([[0.0], [1.0], [1.0]]), torch.tensor([[0.0], [0.25]])
-    assert values_config(Dataset("table", train, test, columns=columns)).likelihood == "normal-diagonal"
 
 
 def save(folder, count, height, width, colour=True):
@@ -187,7 +156,6 @@ def images(tmp_path, monkeypatch):
     ("size", "option", "shape"),
     [
         ((28, 20), "auto", (28, 20)),
-        ((64, 64), "auto", (64, 64)),
         ((109, 89), "auto", (64, 52)),
         ((10, 300), "auto", (2, 64)),
         ((40, 30), "28x20", (28, 20)),
@@ -200,33 +168,17 @@ def test_image_sizes(images, size, option, shape):
     assert load_for(config).datum_shape == (3, *shape)
 
 
-def test_a_median_size_is_reached_without_stretching(images):
-    save(images, 3, 30, 20)
-    save(images / "more", 2, 60, 60)
-    white = np.zeros((60, 60, 3), np.uint8)
-    white[10:50, 10:50] = 255, 0, 0
-    Image.fromarray(white).save(images / "more" / "square.png")
-    save(images / "again", 1, 30, 20)
-    data = load_for(pvae.Config(dataset=f"folder:{images}"))
-    assert data.datum_shape == (3, 30, 20)
-    assert data.found == "7 images of several sizes, colour"
-    both = torch.cat([data.train, data.test])
-    square = both[(both[:, 0] == 255).sum(dim=(1, 2)).argmax()]
-    red = square[0] > 128
-    assert red.sum(0).max() == 20, "40 of 60 rows become 20 of 30"
-    assert red.sum(1).max() == 20, "40 of 60 columns become 20 of 30, and 5 are cut off at both ends"
-
-
 @pytest.mark.parametrize(
     ("modes", "grey", "channels", "says"),
     [("LL1", False, 1, "grey"), ("LRL", False, 1, "grey"), ("LCL", False, 3, "colour"), ("CCC", True, 1, "colour")],
 )
 def test_one_channel_where_all_images_are_grey(images, modes, grey, channels, says):
+    """Also where grey pixels (R) are stored as colours."""
     images.mkdir()
     for index, mode in enumerate(modes + modes):
         pixels = Image.fromarray(RNG.integers(0, 256, (9, 9, 3), dtype=np.uint8))
-        converted = {"L": "L", "1": "1", "R": "L", "C": "RGB"}[mode]
-        pixels.convert(converted).convert("RGB" if mode in "RC" else converted).save(images / f"{index}.png")
+        image = pixels if mode == "C" else pixels.convert("1" if mode == "1" else "L")
+        (image.convert("RGB") if mode == "R" else image).save(images / f"{index}.png")
     data = load_for(pvae.Config(dataset=f"folder:{images}", grey=grey))
     assert data.datum_shape == (channels, 9, 9)
     assert data.found == f"6 images of 9 x 9 pixels, {says}"
@@ -243,15 +195,6 @@ def test_folders_of_splits_and_classes(images):
     labels = (data.train_labels, data.valid_labels, data.test_labels)
     assert [one.bincount().tolist() for one in labels] == [[5, 5], [3, 3], [4, 4]]
     assert load_for(pvae.Config(dataset=f"folder:{images}")).valid is None, "--valid 0"
-
-
-def test_one_sub_folder_is_no_class(images):
-    save(images / "all", 6, 4, 4)
-    assert load_for(pvae.Config(dataset=f"folder:{images}")).train_labels is None
-    save(images / "more", 6, 4, 4)
-    assert load_for(pvae.Config(dataset=f"folder:{images}")).label_names == ("all", "more")
-    Image.new("L", (4, 4)).save(images / "loose.png")
-    assert load_for(pvae.Config(dataset=f"folder:{images}")).label_names == (), "one image has no class"
 
 
 def test_the_validation_split_is_a_fixed_share(few_digits):
@@ -272,14 +215,12 @@ def test_the_validation_split_is_a_fixed_share(few_digits):
 def test_the_command_prints_its_choices_and_trains(images, no_pictures, capsys):
     save(images / "a", 12, 8, 6, colour=False)
     save(images / "b", 12, 8, 6, colour=False)
-    assert main(["--dataset", "folder:images", "--epochs", "1", "--hidden", "4", "--out", "run"]) == 0
-    shown = capsys.readouterr().out.split("epoch 1/1")[0]
-    assert " --image-size 8x6 " in shown
+    given = ["--dataset", "folder:images", "--epochs", "1", "--hidden", "4"]
+    assert main([*given, "--out", "run"]) == 0
+    assert " --image-size 8x6 " in capsys.readouterr().out.split("epoch 1/1")[0]
     assert Run.open("run").config.batch_size == 2
-    assert main(["--dataset", "folder:images", "--epochs", "1", "--valid", "0", "--hidden", "4", "--out", "no"]) == 0
-    assert "--patience" not in capsys.readouterr().out.split("epoch 1/1")[0], "nothing is held out to stop by"
     for wrong in (["--valid", "0.999"], ["--valid", "0", "--patience", "3"], ["--image-size", "0x3"]):
-        assert main(["--dataset", "folder:images", *wrong, "--out", "refused"]) == 2
+        assert main([*given, *wrong, "--out", "refused"]) == 2
         assert capsys.readouterr().err.count("\n") == 1
     assert not (images.parent / "refused").exists()
 
@@ -292,12 +233,11 @@ def smooth(count, height, width):
 @pytest.mark.workflow
 def test_large_images_train_from_the_first_epoch(tmp_path):
     """By four convolutions the log scale of q runs away, to a rate of 18 million nats."""
-    config = images_config(Dataset("x", smooth(32, 256, 256), smooth(4, 256, 256)), valid=0.0, batch_size=4, epochs=1)
-    test = pvae.fit(
-        config, data=Dataset("x", smooth(32, 256, 256), smooth(4, 256, 256)), out=tmp_path / "run"
-    ).metrics()
-    assert test[-1].rate < 1e5
-    assert -test[-1].elbo / 256**2 / math.log(2) < 12
+    data = Dataset("x", smooth(32, 256, 256), smooth(4, 256, 256))
+    config = images_config(data, valid=0.0, batch_size=4, epochs=1)
+    test = pvae.fit(config, data=data, out=tmp_path / "run").metrics()[-1]
+    assert test.rate < 1e5
+    assert -test.elbo / 256**2 / math.log(2) < 12
 
 
 @pytest.mark.parametrize("given", [{"prior": "mixture"}, {"prior": "vamp", "elbo": "iwae"}, {"posterior": "iaf"}, {}])

@@ -70,27 +70,7 @@ OTHERS = [
 ]
 
 
-# Further options that a row of several refuses.
-AS_WELL = [
-    {**REAL, "prior": "vamp"},
-    {**REAL, "binarize": "threshold"},
-    {"condition": True, "prior": "vamp"},
-    {"initialization": "exact"},
-    {"initialization": "exact", **REAL, "posterior": "iaf"},
-    {"initialization": "exact", **REAL, "network": "conv"},
-    {"initialization": "exact", "likelihood": "student-t"},
-]
-OTHERS_AS_WELL = [
-    ({"likelihood": "columns", "columns": "positive"}, {"data": RARE}),
-    ({"elbo": "iwae", "warm_up": 1}, {}),
-    ({"labels": 10, "posterior": "delta", "elbo": "enumerate"}, {}),
-    ({"pixels": "symmetric", "likelihood": "normal"}, {"data": VALUES}),
-    ({"binarize": "dynamic"}, {"data": VALUES}),
-    ({"network": "mlp-batchnorm"}, {"num_processes": 2}),
-]
-
-
-@pytest.mark.parametrize("options", OF_CONFIG + AS_WELL)
+@pytest.mark.parametrize("options", OF_CONFIG)
 def test_a_configuration_that_contradicts_itself_is_refused(options):
     with pytest.raises(InputError) as caught:
         Config(**options)
@@ -98,7 +78,7 @@ def test_a_configuration_that_contradicts_itself_is_refused(options):
     assert "--" in str(caught.value), "it names an option"
 
 
-@pytest.mark.parametrize(("options", "known"), OTHERS + OTHERS_AS_WELL)
+@pytest.mark.parametrize(("options", "known"), OTHERS)
 def test_a_case_is_refused_by_what_is_known_of_it(options, known):
     config = Config(**options)
     with pytest.raises(InputError) as caught:
@@ -117,9 +97,3 @@ def test_a_vae_of_ones_own_is_refused_nothing_that_the_configuration_says_of_net
     config = Config(network="mlp-batchnorm", batch_size=10)
     refuse(config, data=TEXTS, has_own_vae=True, num_processes=2)
     refuse(Config(**REAL, batch_size=10), data=RARE, has_own_vae=True)
-
-
-def test_a_binary_column_may_have_one_value_in_the_training_data():
-    refuse(Config(likelihood="columns", columns="binary", batch_size=10), data=RARE)
-    alike = Dataset("alike", torch.ones(31, 1), torch.ones(9, 1), columns=RARE.columns)
-    refuse(Config(**REAL, batch_size=10), data=alike)

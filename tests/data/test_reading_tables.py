@@ -48,28 +48,23 @@ def test_separators_and_marks_of_numbers(tmp_path):
     european = "a;b;c\n1,5;20.000;5 %\n-2,25;1.234.567,5;12,5 %\n;950;0 %\n"
     cases = {
         "english.csv": english,
+        "tabs.tsv": "a\tb\tc\n1.5\t20,000\t5%\n-2.25\t1,234,567.5\t12.5%\n\t950\t0%\n",
         "european.csv": european,
         "spaces.csv": european.replace("1.234.567", "1 234 567").replace("20.000", "20\u00a0000"),
         "tabs.csv": european.replace(";", "\t"),
         "zipped.csv.gz": gzip.compress(european.encode()),
-        "bom.csv": european.encode("utf-8-sig"),
         "utf16.csv": european.encode("utf-16"),
-        "windows.csv": european.replace("\n", "\r\n"),
+        "windows.csv": european.replace("\n", "\r\n").encode("utf-8-sig"),
     }
-    cases["tabs.tsv"] = "a\tb\tc\n1.5\t20,000\t5%\n-2.25\t1,234,567.5\t12.5%\n\t950\t0%\n"
     for name, content in cases.items():
         values = read_text(tmp_path, content, name)
         assert np.array_equal(values.x["train"], wanted, equal_nan=True), name
         assert [column.name for column in values.schema.columns] == [*"abc"], name
         assert ("decimal comma" in values.schema.note) == (name not in ("english.csv", "tabs.tsv"))
-    x = torch.tensor(wanted)
-    assert (
-        table_text(read_text(tmp_path, english).schema.columns, x)
-        == "a,b,c\n1.50,20000.0,5.0%\n-2.25,1234567.5,12.5%\n,950.0,0.0%\n"
-    )
+    x, columns = torch.tensor(wanted), read_text(tmp_path, english).schema.columns
+    assert table_text(columns, x) == "a,b,c\n1.50,20000.0,5.0%\n-2.25,1234567.5,12.5%\n,950.0,0.0%\n"
     texts = table_text(read_text(tmp_path, european).schema.columns, x)
     assert texts == "a;b;c\n1,50;20000,0;5,0%\n-2,25;1234567,5;12,5%\n;950,0;0,0%\n"
-    columns = read_text(tmp_path, english).schema.columns
     assert np.array_equal(read_text(tmp_path, texts, known=columns).x["train"], wanted, equal_nan=True), "read again"
 
 
@@ -82,12 +77,10 @@ def test_letters_that_are_not_of_utf8(tmp_path):
     assert "no file of texts" in refusal(tmp_path, b"\x89PNG\0\0\xff" * 9)
 
 
-@pytest.mark.parametrize("head", ["# jd  mag", "jd mag"])
-def test_spaces_separate_numbers(tmp_path, head):
-    values = read_text(tmp_path, f"{head}\n  1.5   -2e1\n 2.5 3\n3.5   4\n4.25 -7.5\n")
+def test_spaces_separate_numbers(tmp_path):
+    values = read_text(tmp_path, "# jd  mag\n  1.5   -2e1\n 2.5 3\n3.5   4\n4.25 -7.5\n")
     assert [column.name for column in values.schema.columns] == ["jd", "mag"]
     assert values.x["train"].tolist() == [[1.5, -20], [2.5, 3], [3.5, 4], [4.25, -7.5]]
-    assert "spaces" in values.schema.note
     tabs = read_text(tmp_path, "a\tb\n1 234\t1\n2 345\t2\n3 456\t3\n")
     assert tabs.x["train"].tolist() == [[1234, 1], [2345, 2], [3456, 3]], "a space within a number"
     words = read_text(tmp_path, "name\nnew york\nnew york\nlos angeles\nlos angeles\n")
@@ -99,47 +92,31 @@ def test_comments_are_left_out_and_counted(tmp_path):
     assert values.x["train"].tolist() == [[1.5, 2.5], [2.5, 3]]
     assert values.names["train"] == ["line-4", "line-6"]
     assert "comments (#) that are left out: 3" in values.schema.note
-    assert "left out: 1" in read_text(tmp_path, "# of a star\ntime,flux\n1.5,2.5\n2.5,3\n").schema.note
     values = read_text(tmp_path, "colour,a\n#fff,1\n#000,2\n#fff,4\n")
     assert values.schema.columns[0].categories == ("#000", "#fff"), "rows of the table"
     values = read_text(tmp_path, 'text,a\n"two\n# lines",1\n\none,2\none,4\n')
     assert values.schema.columns[0].categories == ("one", "two\n# lines"), "a line of a text is no comment"
     assert values.names["train"] == ["line-2", "line-5", "line-6"]
-    values = read_text(
-        tmp_path, 'a,b\nk1,1\n# hello, 7\n# he said, "all of these,\nk2,2\n# are fine, bye"\n#k3\nk1,4\n'
-    )
-    assert values.x["train"].tolist() == [[0, 1], [1, 2], [0, 4]]
-    assert "left out: 4" in values.schema.note
-    assert read_text(tmp_path, "a\nk1\n# hello\nk2\nk1\n").schema.columns[0].categories == ("k1", "k2")
     assert "line 3" in refusal(tmp_path, "colour,a\n#fff,1\n#000\n#fff,4\n"), "a short row is no comment there"
 
 
-@pytest.mark.parametrize(
-    ("content", "rows", "count"),
-    [
-        ("a;b\n1;2\n3;5\n;\n ; \n", [[1, 2], [3, 5]], 2),
-        ("\n,\na,b\n1,2\n\n3,5\n  \n,NA\n\n\n", [[1, 2], [3, 5], [NAN, NAN]], 2),
-        ('a\n1\n\n3\n""\n', [[1], [3]], 2),
-    ],
-)
-def test_rows_without_a_field_are_left_out_and_counted(tmp_path, content, rows, count):
-    values = read_text(tmp_path, content)
-    assert np.array_equal(values.x["train"], rows, equal_nan=True)
-    assert f"empty, and that are left out: {count}" in values.schema.note
+def test_rows_without_a_field_are_left_out_and_counted(tmp_path):
+    values = read_text(tmp_path, "\n,\na,b\n1,2\n\n3,5\n  \n,NA\n\n\n")
+    assert np.array_equal(values.x["train"], [[1, 2], [3, 5], [NAN, NAN]], equal_nan=True)
+    assert "empty, and that are left out: 2" in values.schema.note
 
 
 @pytest.mark.parametrize(
     ("content", "names", "rows"),
     [
-        ("5.1,3.5\n4.9,3.0\n4.7,3.2\n", ["column-1", "column-2"], 3),
         ("5.1,x\n4.9,y\n4.7,x\n", ["column-1", "column-2"], 3),
         ("5,1;3,5\n4,9;3,0\n", ["column-1", "column-2"], 2),
-        ("#a,b\n5.1,3.5\n4.9,3.0\n# the end\n", ["a", "b"], 2),
         ("0,1,2\n5,3,6\n4,2,5\n", ["0", "1", "2"], 2),
         ("land,2001,2002\nNorway,3,6\nSweden,2,5\nNorway,3,4\n", ["land", "2001", "2002"], 3),
-        ("a,b\n5.1,3.5\n4.9,3.0\n", ["a", "b"], 2),
         ("# a star\n#time,flux\n5.1,3.5\n4.9,3.0\n", ["time", "flux"], 2),
         ("# 2020, 2021\n5.1,3.5\n4.9,3.0\n", ["column-1", "column-2"], 2),
+        ("a,u\nb,v\na,u\nb,u\n", ["column-1", "column-2"], 4),
+        ("a,u\nb,v\na,v\nb,w\n", ["a", "u"], 3),
     ],
 )
 def test_a_first_line_of_values_is_no_line_of_names(tmp_path, content, names, rows):
@@ -153,22 +130,14 @@ def test_a_first_line_of_values_is_no_line_of_names(tmp_path, content, names, ro
     ("content", "words"),
     [
         ("a,b\n1,2\n3\n", ["line 3", "1 fields"]),
-        ("a,b\n1,2,3\n", ["line 2", "3 fields"]),
         ("# of two\n\na,b\n1,2\n\n1,2,\n", ["line 6", "3 fields"]),
         ('a,b\n1,"x\ny"\n2,"x\ny"\n\n3\n', ["line 7", "1 fields"]),
-        ('a,b\n1,"x\ny"\n2,z\n3,z\nmany,z\n', ["line 6", "a is 'many'"]),
-        ("a,b\n1,2\n3,x\n", ["line 3", "b is 'x'"]),
         ("a,b\n" + "1,2\n" * 9 + "1_000,2\n", ["line 11", "a is '1_000'"]),
-        ("", ["no rows"]),
         ("a,b\n", ["no rows"]),
         ("a,a\n1,2\n", ["several columns named a"]),
-        ('a,b\n1,"2\n' + "1,2\n" * 9, ["line 2 ", "quotation mark"]),
         ('a,b\n1,"x, y"\n1,"2\n' + '1,"2"\n' * 9, ["line 3 ", "quotation mark"]),
         ("a,b\n1,2\n1,2\n", ["no column of values is left", "a (all are '1')", "b (all are '2')"]),
-        (
-            "a,b\n" + "".join(f"{row % 7},t{row % 120}\n" for row in range(500)),
-            ["column b", "120", "--ignore b", "b=cat"],
-        ),
+        ("a,b\n" + "".join(f"{n % 7},t{n % 120}\n" for n in range(500)), ["column b", "120", "--ignore b", "b=cat"]),
     ],
 )
 def test_bad_tables_are_refused_by_line_and_column(tmp_path, content, words):
@@ -176,57 +145,43 @@ def test_bad_tables_are_refused_by_line_and_column(tmp_path, content, words):
     assert all(word in message for word in words), message
 
 
-def test_an_infinite_value_is_refused_by_its_row(tmp_path):
-    (tmp_path / "t.csv").write_text("a,b\n" + "1,2\n4,5\n" * 9 + "3,inf\n")
-    with pytest.raises(InputError, match="column b of line-20 is inf"):
-        read(f"table:{tmp_path / 't.csv'}")
-
-
 def test_one_list_says_what_is_missing_among_numbers_and_texts(tmp_path):
-    words = ["NA", "nan", "NaN", "?", "", "N/A", "null", "-"]
-    rows = "".join(f"{word},{word}\n" for word in words)
+    rows = "".join(f"{word},{word}\n" for word in ["NA", "nan", "NaN", "?", "", "N/A", "null", "-"])
     values = read_text(tmp_path, "a,b\n1,x\n2,y\n3.5,y\n" + rows + "5,x\n" * 9)
     assert np.isnan(values.x["train"][3:10]).all()
     assert len(values.x["train"]) == 3 + 7 + 9
     assert values.schema.columns[1].categories == ("x", "y")
     assert "NA (2)" in values.schema.note
-    values = read_text(tmp_path, "a,b\n1,NA\n-999,DE\n3,DE\n-999,NA\n7,DE\n,DE\n", missing_values="-999")
-    assert np.array_equal(values.x["train"], [[1, 1], [NAN, 0], [3, 0], [NAN, 1], [7, 0], [NAN, 0]], equal_nan=True)
-    assert "'NA'" in refusal(tmp_path, "a,b\n1,NA\n2,3\n4,5\n", missing_values="")
-    known = (Column("a"), Column("b", ("DE", "NA")))
-    values = read_text(tmp_path, "a,b\nNA,NA\n", known=known)
+    values = read_text(tmp_path, "a,b\n1,NA\n-999,DE\n3,DE\n-999,NA\n7,DE\n", missing_values="-999")
+    assert np.array_equal(values.x["train"], [[1, 1], [NAN, 0], [3, 0], [NAN, 1], [7, 0]], equal_nan=True)
+    values = read_text(tmp_path, "a,b\nNA,NA\n", known=(Column("a"), Column("b", ("DE", "NA"))))
     assert np.array_equal(values.x["train"], [[NAN, 1]], equal_nan=True), "a text of the run is no missing value"
 
 
 def test_what_a_column_is(tmp_path):
     days = pandas.to_datetime("2019-12-30") + pandas.to_timedelta(np.arange(40) * 10 % 73, unit="D")
     count = np.arange(40)
-    frame = pandas.DataFrame(
-        {
-            "patient_id": 5000 + count * 7 % 83,
-            "name": [f"Name {row}" for row in count],
-            "land": "Norway",
-            "nothing": None,
-            "row": count + 1,
-            "visit": days.strftime("%d.%m.%Y"),
-            "zip": [f"0{1067 + row % 4}" for row in count],
-            "unix_time": 1_600_000_000 + count * 3600,
-            "bjd": [f"{2458849.5 + row * 0.01:.5f}" for row in count],
-            "far": [f"{10**15 + 3 * row % 11}" for row in count],
-            "age": 20 + count % 30,
-            "height": [f"{1.5 + row % 30 / 100:.2f}" for row in count],
-            "stamp": days.strftime("%Y%m%d"),
-        }
-    )
-    file = tmp_path / "t.csv"
-    frame.to_csv(file, index=False)
-    values = read_values(file)
+    columns = {
+        "patient_id": 5000 + count * 7 % 83,
+        "name": [f"Name {row}" for row in count],
+        "land": "Norway",
+        "nothing": None,
+        "row": count + 1,
+        "visit": days.strftime("%d.%m.%Y"),
+        "zip": [f"0{1067 + row % 4}" for row in count],
+        "unix_time": 1_600_000_000 + count * 3600,
+        "bjd": [f"{2458849.5 + row * 0.01:.5f}" for row in count],
+        "far": [f"{10**15 + 3 * row % 11}" for row in count],
+        "age": 20 + count % 30,
+    }
+    frame = pandas.DataFrame(columns)
+    values = read_text(tmp_path, frame.to_csv(index=False))
     assert values.schema.left_out == ("patient_id", "name", "land", "nothing", "row")
     assert all(name in values.schema.note for name in ("patient_id", "name", "land"))
     columns = {column.name: column for column in values.schema.columns}
-    assert [*columns] == ["visit", "zip", "unix_time", "bjd", "far", "age", "height", "stamp"]
     x = dict(zip(columns, values.x["train"].T))
-    assert x["visit"].tolist() == x["stamp"].tolist() == [row * 10 % 73 for row in range(40)]
+    assert [*columns] == ["visit", "zip", "unix_time", "bjd", "far", "age"]
+    assert x["visit"].tolist() == [row * 10 % 73 for row in range(40)]
     assert (columns["visit"].unit, columns["visit"].date_format) == ("days from 2019-12-30", "%d.%m.%Y")
     assert columns["zip"].categories == ("01067", "01068", "01069", "01070")
     assert x["unix_time"].tolist() == [3600 * row for row in range(40)]
@@ -238,31 +193,20 @@ def test_what_a_column_is(tmp_path):
     single = torch.from_numpy(values.x["train"]).float()
     wanted = frame[[*columns]].to_csv(index=False)
     assert table_text(values.schema.columns, single) == wanted, "in float32 all digits come out as they went in"
-    again = read_values(file, Reading(), values.schema)
+    again = read_text(tmp_path, wanted, known=values.schema.columns)
     assert np.array_equal(again.x["train"], values.x["train"])
-    only = tmp_path / "only.csv"
-    frame[[*columns]].rename(columns={"far": "more"}).assign(far=10**15).to_csv(only, index=False)
-    with pytest.raises(InputError, match="the column more"):
-        read_values(only, Reading(), values.schema)
 
 
 @pytest.mark.parametrize(
     ("first", "second", "days"),
     [
         ("2020-02-28", "2020-03-01", 2),
-        ("2020/02/28", "2020/03/01", 2),
         ("02/28/2020", "03/01/2020", 2),
-        ("28/02/2020", "01/03/2020", 2),
         ("28.02.2020", "01.03.2020", 2),
         ("28 Feb 2020", "01 Mar 2020", 2),
-        ("2020-02-28 12:00", "2020-03-01 18:00", 2.25),
         ("2020-02-28T12:00:00Z", "2020-03-01T18:00:00Z", 2.25),
         ("2020-02-28 12:00:00.500000", "2020-03-01 12:00:00.500000", 2),
-        ("2020-02", "2020-03", 29),
-        ("02/28/20", "03/01/20", 2),
         ("28/02/20", "01/03/20", 2),
-        ("28.02.20", "01.03.20", 2),
-        ("28-Feb-20", "01-Mar-20", 2),
         ("Feb-20", "Mar-20", 29),
         ("02/28/2020 12:00 AM", "03/01/2020 06:30 PM", 2 + 18.5 / 24),
     ],
@@ -272,64 +216,34 @@ def test_dates(tmp_path, first, second, days):
     x = values.x["train"][:, 0]
     assert x[1] - x[0] == pytest.approx(days)
     assert [values.schema.columns[0].text(value) for value in x] == [first, second, first]
-    assert "day (days from 2020-02-" in values.schema.note
     again = read_text(tmp_path, f"a,day\n1,{second}\n2,\n", known=values.schema.columns)
     assert np.array_equal(again.x["train"][:, 0], [x[1], NAN], equal_nan=True)
-    other = (pandas.Timestamp("2020-02-28") + pandas.Timedelta(days=1)).strftime("%Y, %d of %B")
-    assert f"line 2: day is '{other}'" in refusal(tmp_path, f'a,day\n1,"{other}"\n', known=values.schema.columns)
     assert "line 2: day is 'soon'" in refusal(tmp_path, "a,day\n1,soon\n", known=values.schema.columns)
     assert "line 5: day is 'soon'" in refusal(tmp_path, f"day,a\n{first},1\n{second},2\n{first},4\nsoon,5\n")
 
 
-def test_a_text_before_dates_is_refused_by_its_line(tmp_path):
-    rows = "".join(f"2020-{row % 12 + 1:02}-{row % 28 + 1:02},{row / 4}\n" for row in range(60))
-    assert "line 2: when is 'unsure'" in refusal(tmp_path, "when,a\nunsure,1\n" + rows)
-    values = read_text(tmp_path, "when,a\nunsure,1\n" + rows, missing_values="unsure")
-    assert values.x["train"][1:3, 0].tolist() == [0, 32]
-
-
-def test_numbers_with_exponents_have_no_decimals(tmp_path):
-    values = read_text(tmp_path, "a,b\n1e-5,1e3\n0.25,2e3\n3E+2,1\n")
-    assert values.x["train"].tolist() == [[1e-5, 1000], [0.25, 2000], [300, 1]]
-    assert [column.decimals for column in values.schema.columns] == [None, 0]
-    assert table_text(values.schema.columns, torch.tensor([[1.25e-5, 7]])) == "a,b\n1.25e-05,7\n"
-
-
-def test_points_of_a_file_with_decimal_commas(tmp_path):
-    values = read_text(tmp_path, "a;b;c\n0.100;1,5;1.234\n1.101;2,5;5.678\n2.102;3,25;12.345.678\n")
-    assert values.x["train"].tolist() == [[0.1, 1.5, 1234], [1.101, 2.5, 5678], [2.102, 3.25, 12_345_678]]
-
-
 def test_names_of_rows_labels_and_ignored_columns(tmp_path):
-    (tmp_path / "t.csv").write_text(
-        "id,a,b,who,kind\n" + "".join(f"{row},{row % 7},{row % 5},p{row},{row % 2}\n" for row in range(30))
-    )
+    file = tmp_path / "t.csv"
+    file.write_text("id,a,b,who,kind\n" + "".join(f"{row},{row % 7},{row % 5},p{row},{row % 2}\n" for row in range(30)))
     options = {"label_column": "kind", "name_column": "who", "ignore": "id,b"}
-    config = Config(dataset=f"table:{tmp_path / 't.csv'}", **options)
-    data = load_for(config)
+    data = load_for(Config(dataset=f"table:{file}", **options))
     assert [column.name for column in data.columns] == ["a"]
     assert sorted(data.left_out) == ["b", "id", "kind", "who"]
     assert sorted([*data.names["train"], *data.names["test"]]) == sorted(f"p{row}" for row in range(30))
     assert [int(name[1:]) % 7 for name in data.names["test"]] == data.test[:, 0].tolist()
     assert [int(name[1:]) % 2 for name in data.names["test"]] == data.test_labels.tolist()
-    assert data.record().left_out == data.left_out
     values = read_text(tmp_path, "who,a\nme,3\n,4\n", known=data.columns, left_out=data.left_out, **options)
     assert values.names["train"] == ["me", "line-3"]
     for name in options:
-        option = f"--{name.replace('_', '-')}"
         message = refusal(tmp_path, "id,a\n1,2\n3,4\n", **{name: "nope"})
-        assert all(word in message for word in (option, "nope", "id, a"))
+        assert all(word in message for word in (f"--{name.replace('_', '-')}", "nope", "id, a"))
     assert "no column of values is left" in refusal(tmp_path, "kind\n1\n2\n", label_column="kind")
-    (tmp_path / "t.csv").write_text("a,b\n" + "1,2.5\n2,3\n" * 9)
-    with pytest.raises(InputError, match="which are no classes"):
-        read(f"table:{tmp_path / 't.csv'}", label_column="b")
 
 
 def test_kinds_of_single_columns(tmp_path):
-    rows = "".join(
+    content = "id,visits,size,stage,flag,shop\n" + "".join(
         f"{row},{row % 4},{'SML'[row % 3]},{row % 3 + 1},{row % 2},{100 + row % 120}\n" for row in range(240)
     )
-    content = "id,visits,size,stage,flag,shop\n" + rows
     (tmp_path / "t.csv").write_text(content)
     text = "id=real,visits=real,size=ordinal:S<M<L,stage=ordinal,flag=categorical,shop=categorical"
     data = load_for(Config(dataset=f"table:{tmp_path / 't.csv'}", columns=text))
@@ -338,26 +252,18 @@ def test_kinds_of_single_columns(tmp_path):
     assert config.columns == "real*2,ordinal:3*2,categorical:2,categorical:120"
     size, stage, flag = data.columns[2:5]
     assert (size.categories, stage.categories, flag.categories) == (("S", "M", "L"), ("1", "2", "3"), ("0", "1"))
-    assert data.train[:, 2].tolist() == [int(one) % 3 for one in data.train[:, 0]]
-    assert data.train[:, 3].tolist() == [int(one) % 3 for one in data.train[:, 0]]
-    assert "name the levels of size" in refusal(tmp_path, content, columns="size=ordinal")
-    assert "size is 'S'" in refusal(tmp_path, content, columns="size=real")
-    assert "size is 'S'" in refusal(tmp_path, content, columns="real*6")
-    assert "'sise'" in refusal(tmp_path, content, columns="sise=real")
-    assert "size is 'L'" in refusal(tmp_path, content, columns="size=ordinal:S<M")
-    values = read_text(tmp_path, "a,b\n0.0,1\n1.0,5\n2.0,7\n", columns="a=ordinal:3")
-    assert values.x["train"][:, 0].tolist() == [0, 1, 2]
+    assert data.train[:, 2].tolist() == data.train[:, 3].tolist() == [int(one) % 3 for one in data.train[:, 0]]
+    for columns, said in (
+        ("size=ordinal", "name the levels of size"),
+        ("size=real", "size is 'S'"),
+        ("real*6", "size is 'S'"),
+        ("sise=real", "'sise'"),
+        ("size=ordinal:S<M", "size is 'L'"),
+        ("size=categorical:2", "size=categorical:3"),
+    ):
+        assert said in refusal(tmp_path, content, columns=columns)
     with pytest.raises(InputError, match="must be"):
         Config(dataset="table:t.csv", columns="a=number")
-
-
-def test_a_list_of_kinds_is_that_of_the_columns_that_stay(tmp_path):
-    content = "id,a,b,land\n" + "".join(f"{row},{row % 7 / 2},{row % 3},Norway\n" for row in range(30))
-    values = read_text(tmp_path, content, columns="real,ordinal:3")
-    assert [(column.name, column.kind) for column in values.schema.columns] == [("a", "real"), ("b", "ordinal")]
-    assert values.x["train"][:4, 1].tolist() == [0, 1, 2, 0]
-    values = read_text(tmp_path, content, columns="real*3,categorical:1")
-    assert [column.name for column in values.schema.columns] == ["id", "a", "b", "land"], "kinds of all columns"
 
 
 def mixed(path, count=60):
@@ -369,105 +275,51 @@ def mixed(path, count=60):
 
 def test_a_table_of_numbers_and_texts(tmp_path):
     data = read(f"table:{mixed(tmp_path / 't.csv')}")
-    assert [(column.name, column.categories) for column in data.columns] == [
-        ("age", ()),
-        ("is_new", ()),
-        ("city", ("7", "Oslo", "Rome")),
-        ("visits", ()),
-    ]
-    assert [column.decimals for column in data.columns] == [2, 0, None, 0]
-    assert (data.columns[3].least, data.columns[3].greatest) == (0, 90)
+    assert [column.name for column in data.columns] == ["age", "is_new", "city", "visits"]
+    assert [column.categories for column in data.columns] == [(), (), ("7", "Oslo", "Rome"), ()]
     for split in ("train", "test"):
         for name, (age, _, city, visits) in zip(data.names[split], data.splits[split].tolist()):
             row = int(name.removeprefix("line-")) - 2
             assert age == row / 4
             assert math.isnan(visits) == (row % 9 == 4)
             assert city == [2, math.nan, 1, 1, 0][row % 5] or (row % 5 == 1 and math.isnan(city))
-    renamed = dataclasses.replace(
-        data, columns=(*data.columns[:2], Column("city", ("7", "Oslo", "Rom")), *data.columns[3:])
-    )
-    assert renamed.record().sha256 != data.record().sha256, "other texts are other data"
-    with pytest.raises(InputError, match="3 columns"):
-        dataclasses.replace(data, columns=data.columns[:3])
-
-
-def test_what_is_chosen_for_a_table(tmp_path):
-    data = read(f"table:{mixed(tmp_path / 't.csv')}")
-    config = values_config(data)
-    kinds = "real,binary,categorical:3,count"
-    assert (config.likelihood, config.columns, config.missing) == ("columns", kinds, True)
-    given = "real*2,categorical:3,count"
-    assert values_config(data, likelihood="columns", columns=given).columns == given
-    draw = np.random.default_rng(1)
-    for values, likelihood in (
-        (draw.normal(size=(90, 3)), "normal-diagonal"),
-        (draw.geometric(0.2, (90, 3)) - 1, "negative-binomial"),
-        (draw.integers(0, 2, (90, 3)), "bernoulli"),
-    ):
-        table = Dataset("t", torch.tensor(values[:80]), torch.tensor(values[80:]), columns=tuple(map(Column, "abc")))
-        assert values_config(table).likelihood == likelihood
-    even = np.stack([draw.integers(20, 23, 90), draw.geometric(0.2, 90) - 1], 1)  # a count varies more than a Poisson
-    table = Dataset("t", torch.tensor(even[:80]), torch.tensor(even[80:]), columns=tuple(map(Column, "ab")))
-    assert values_config(table).columns == "real,count"
 
 
 def test_the_columns_of_a_run_are_those_of_other_files_too(tmp_path):
     columns = read_values(mixed(tmp_path / "t.csv")).schema.columns
-    few = tmp_path / "few.csv"
-    few.write_text("age,is_new,city,visits\n,1,Rome,3\n2,0,,\n")
-    values = read_values(few, Reading(), Schema(columns=columns))
-    assert np.array_equal(values.x["train"], [[np.nan, 1, 2, 3], [2, 0, np.nan, np.nan]], equal_nan=True)
+    values = read_text(tmp_path, "age,is_new,city,visits\n,1,Rome,3\n2,0,,\n", known=columns)
+    assert np.array_equal(values.x["train"], [[NAN, 1, 2, 3], [2, 0, NAN, NAN]], equal_nan=True)
     assert values.names == {"train": ["line-2", "line-3"]}
-    few.write_text("city,visits,age,is_new\n,3,4,1\n")  # in another order
-    assert np.array_equal(
-        read_values(few, Reading(), Schema(columns=columns)).x["train"], [[4, 1, np.nan, 3]], equal_nan=True
-    )
+    values = read_text(tmp_path, "city,visits,age,is_new\n,3,4,1\n", known=columns)  # in another order
+    assert np.array_equal(values.x["train"], [[4, 1, NAN, 3]], equal_nan=True)
     for content, words in (
         ("age,is_new,city,visits\n1,1,Rome,1\n1,1,Paris,1\n", ["line 3", "city is 'Paris'", "7, Oslo, Rome"]),
-        ("age,is_new,city,visits\n1,1,Rome,1\n1,1,Oslo,many\n", ["line 3", "visits is 'many'"]),
         ("age,is_new,city\n1,1,Rome\n", ["no column visits"]),
-        ("age,new,city,visits\n1,1,Rome,1\n", ["no column is_new"]),
         ("age,is_new,city,visits,more\n1,1,Rome,1,1\n", ["the column more"]),
         ("age,age,city,visits\n1,1,Rome,1\n", ["columns named age"]),
     ):
-        few.write_text(content)
-        with pytest.raises(InputError) as refused:
-            read_values(few, Reading(), Schema(columns=columns))
-        assert all(word in str(refused.value) for word in words), refused.value
+        message = refusal(tmp_path, content, known=columns)
+        assert all(word in message for word in words), message
 
 
 def test_a_table_in_an_excel_file(tmp_path):
     pytest.importorskip("openpyxl")
-    frame = pandas.DataFrame(
-        {
-            "Datum": pandas.to_datetime(["2020-01-03", None, "2020-02-29", "2020-01-03"]),
-            "Menge": [3, None, 5, 3],
-            "Preis": [1.5, 0.25, None, 7],
-            "PLZ": ["01067", "04109", "NA", "01067"],
-        }
-    )
+    columns = {
+        "Datum": pandas.to_datetime(["2020-01-03", None, "2020-02-29", "2020-01-03"]),
+        "Menge": [3, None, 5, 3],
+        "Preis": [1.5, 0.25, None, 7],
+        "PLZ": ["01067", "04109", "NA", "01067"],
+    }
     with pandas.ExcelWriter(tmp_path / "t.xlsx") as file:
-        frame.to_excel(file, index=False)
-        frame.to_excel(file, sheet_name="more", index=False)
+        pandas.DataFrame(columns).to_excel(file, index=False)
+        pandas.DataFrame(columns).to_excel(file, sheet_name="more", index=False)
     values = read_values(tmp_path / "t.xlsx")
     wanted = [[0, 3, 1.5, 0], [NAN, NAN, 0.25, 1], [57, 5, NAN, NAN], [0, 3, 7, 0]]
     assert np.array_equal(values.x["train"], wanted, equal_nan=True)
     assert values.names["train"][0] == "row-2"
     assert "sheet more is not read" in values.schema.note
-    x = torch.tensor(wanted)
     text = "Datum,Menge,Preis,PLZ\n2020-01-03,3,1.50,01067\n,,0.25,04109\n2020-02-29,5,,\n2020-01-03,3,7.00,01067\n"
-    assert table_text(values.schema.columns, x) == text
-    assert np.array_equal(read_text(tmp_path, text, known=values.schema.columns).x["train"], wanted, equal_nan=True)
-
-
-def test_large_whole_numbers_are_real_and_written_whole(tmp_path):
-    draw = np.random.default_rng(0)
-    incomes, visits = draw.normal(50_000, 13_000, 200).round().astype(int), draw.geometric(0.2, 200) - 1
-    (tmp_path / "t.csv").write_text("income,visits\n" + "".join(f"{a},{b}\n" for a, b in zip(incomes, visits)))
-    data = read(f"table:{tmp_path / 't.csv'}")
-    assert values_config(data).columns == "real,count"
-    assert data.columns[0].text(45_390.4) == "45390"
-    assert data.columns[0].text(1e6) == str(incomes.max())
+    assert table_text(values.schema.columns, torch.tensor(wanted)) == text
 
 
 @pytest.mark.parametrize(
@@ -476,21 +328,14 @@ def test_large_whole_numbers_are_real_and_written_whole(tmp_path):
         (Column("a"), 1 / 3, "0.333333", "0.333333333333333"),
         (Column("a", decimals=2), 12.125, "12.12", "12.125"),
         (Column("a", decimals=2), -0.001, "0.00", "-0.001"),
-        (Column("a", decimals=2), 37.5, "37.50", "37.50"),
         (Column("a", decimals=2, least=0.5, greatest=9), 0.001, "0.01", "0.001"),
-        (Column("a", decimals=2, least=0.5, greatest=9), -3.2, "-3.20", "-3.20"),
         (Column("a", decimals=2, least=0.0, greatest=9), 0.001, "0.00", "0.001"),
         (Column("a", decimals=16), float(np.float32(0.1)), "0.1", "0.1"),
-        (Column("a", decimals=17), 0.1 + 0.2, "0.30000000000000004", "0.30000000000000004"),
         (Column("a", decimals=0, least=18, greatest=82), 108.4, "82", "108.4"),
-        (Column("a", decimals=0, least=18, greatest=82), 31.7, "32", "31.7"),
         (Column("a", decimals=0, origin=1.6e9, least=0, greatest=1e6), 5.2, "1600000005", "1600000005.2"),
-        (Column("a", decimals=5, origin=2458849.0), 0.12345, "2458849.12345", "2458849.12345"),
-        (Column("a", ("x", "y", "z")), 1.0, "y", "y"),
         (Column("a", ("x", "y", "z")), 2.8, "z", "z"),
         (Column("a", decimals=1, suffix="%"), 4.96, "5.0%", "4.96%"),
         (Column("a", decimals=1, point=","), 1.5, "1,5", "1,5"),
-        (Column("a", origin=18262, least=0, greatest=9, date_format="%Y-%m-%d"), 1.6, "2020-01-03", "2020-01-03"),
         (Column("a", origin=18262, least=0, greatest=9, date_format="%d.%m.%Y"), 31.0, "01.02.2020", "01.02.2020"),
         (Column("a", origin=18262, date_format="%Y-%m-%d %H:%M"), 0.5 + 1e-5, "2020-01-01 12:00", "2020-01-01 12:00"),
         (Column("a", decimals=0), math.nan, "", ""),
@@ -517,9 +362,7 @@ def test_a_table_is_written_as_it_was_read():
     ("head", "row"),
     [
         ("site,age,unit,visits,empty", "A,{age},kg,{visits},"),
-        ("site,age,unit,visits,batch", "A,{age},kg,{visits},{batch}"),
         ("batch,age,site,unit,visits", "{batch},{age},A,kg,{visits}"),
-        ("age,batch,unit,visits", "{age},{batch},kg,{visits}"),
     ],
 )
 def test_columns_whose_fields_are_all_equal_come_back_in_their_places(tmp_path, head, row):
@@ -532,7 +375,6 @@ def test_columns_whose_fields_are_all_equal_come_back_in_their_places(tmp_path, 
     data = load_for(config)
     assert [column.name for column in data.columns] == ["age", "visits"]
     record = from_record(DataRecord, json.loads(to_json(dataclasses.asdict(data.record()))))
-    assert record.constants == data.constants
     assert {one.name for one in record.constants} == {*head.split(",")} - {"age", "visits", "batch"}
     labels = [data.label_names[one] for one in data.test_labels] if label else ()
     _write_values(SimpleNamespace(data=record, config=config), out, [], data.test, labels)
@@ -562,15 +404,10 @@ def test_a_table_in_a_parquet_file(tmp_path):
     ).assign(e=np.arange(21, dtype=np.float32) / 10, f=[3.0, None, 5.0] * 7)
     frame.to_parquet(tmp_path / "t.parquet")
     values, _, names, schema, _ = read_values(tmp_path / "t.parquet")
-    columns = schema.columns
-    assert [column.name for column in columns] == [*"abcdef"]
-    assert columns[2].categories == ("x", "y, z")
+    assert [column.name for column in schema.columns] == [*"abcdef"]
     assert names["train"][:2] == ["row-1", "row-2"]
-    second = [np.nan, 0, 1, np.nan, np.float32(0.1), np.nan]
-    assert np.array_equal(values["train"][1], second, equal_nan=True)
-    assert values["train"][2, 0] == 0.1 + 0.2
-    texts = [[column.text(value, True) for column, value in zip(columns, row)] for row in values["train"][:3].tolist()]
-    assert texts == [
+    rows = values["train"][:3].tolist()
+    assert [[column.text(value, True) for column, value in zip(schema.columns, row)] for row in rows] == [
         ["1.5", "True", "x", "2020-01-03", "0.0", "3"],
         ["", "False", "y, z", "", "0.1", ""],
         ["0.30000000000000004", "", "", "2020-02-29", "0.2", "5"],
@@ -584,21 +421,24 @@ def test_a_table_in_a_parquet_file(tmp_path):
     ("name", "content", "wanted", "says"),
     [
         ("t.csv", "konz;temp\n0,775;18,922\n0,637;9,041\n", [[0.775, 18.922], [0.637, 9.041]], "konz, temp"),
-        ("t.csv", 'a,b\n"0,775","18,922"\n"0,637","9,041"\n', [[0.775, 18.922], [0.637, 9.041]], "a, b"),
-        ("t.csv", "a;b\n18,922;1234\n9,041;7\n", [[18.922, 1234], [9.041, 7]], "decimal comma in: a"),
         ("t.csv", "a;b\n18,922;3\n1234;7\n2345;9\n", [[18.922, 3], [1234, 7], [2345, 9]], "decimal comma in: a"),
         ("t.csv", "a;b\n18,922;1.5\n9,041;2.5\n", [[18_922, 1.5], [9041, 2.5]], "thousands in: a"),
         ("t.csv", "a;b\n18.922;3\n9.041;4\n", [[18.922, 3], [9.041, 4]], ""),
         ("t.csv", 'a,b\n"18,922",3\n"950",4\n', [[18_922, 3], [950, 4]], "thousands in: a"),
         (
             "us.tsv",
-            "pos\tcount\trate\n12,34\t58,672\t0.5\nx\t1,004\t1.5\nx\t59,017\t2.5\n"
-            "x\t60,000\t3.5\n12,34\t7,000\t0\n",
+            "pos\tcount\trate\n12,34\t58,672\t0.5\nx\t1,004\t1.5\nx\t59,017\t2.5\nx\t60,000\t3.5\n12,34\t7,000\t0\n",
             [[0, 58_672, 0.5], [1, 1004, 1.5], [1, 59_017, 2.5], [1, 60_000, 3.5], [0, 7000, 0]],
             "thousands in: count",
         ),
+        (
+            "t.csv",
+            "a;b;c\n0.100;1,5;1.234\n1.101;2,5;5.678\n2.102;3,25;12.345.678\n",
+            [[0.1, 1.5, 1234], [1.101, 2.5, 5678], [2.102, 3.25, 12_345_678]],
+            "",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_comma_before_three_digits_is_read_by_all_rows_of_its_column(tmp_path, name, content, wanted, says):
     values = read_text(tmp_path, content, name)
     assert np.array_equal(values.x["train"], wanted)
@@ -616,52 +456,15 @@ def test_a_later_file_of_a_run_has_the_points_of_its_columns(tmp_path):
         assert read_text(tmp_path, content, known=known).x["train"].tolist() == [[12.345, 18.922, 1500]]
 
 
-def test_whole_numbers_of_more_digits_than_float64_holds_are_refused(tmp_path):
-    rows = "".join(f"{10**18 + 3 * row},{row % 4}\n" for row in range(20))
-    message = refusal(tmp_path, "code,a\n" + rows)
-    assert all(word in message for word in ("line 3", "--ignore code", "--name-column code"))
-    assert [column.name for column in read_text(tmp_path, "code,a\n" + rows, ignore="code").schema.columns] == ["a"]
-    rows = "".join(f"{2**60 + 2**20 * (row % 7)},{row % 4}\n" for row in range(20))
-    assert read_text(tmp_path, "code,a\n" + rows).schema.columns[0].name == "code"
-
-
-def test_a_minus_is_no_missing_text_beside_one_other(tmp_path):
-    values = read_text(tmp_path, "strand,a,empty,b\n" + "+,1,-,-\n-,-,-,5\n,3,NA,7\n" * 4)
-    assert [(column.name, column.categories) for column in values.schema.columns] == [
-        ("strand", ("+", "-")),
-        ("a", ()),
-        ("b", ()),
-    ]
-    assert np.array_equal(values.x["train"][:3], [[0, 1, NAN], [1, NAN, 5], [NAN, 3, 7]], equal_nan=True)
-    assert "- (16)" in values.schema.note
-    assert "NA (4)" in values.schema.note, "of a column that is left out"
-
-
-def test_a_table_of_texts_without_a_line_of_names(tmp_path):
-    values = read_text(tmp_path, "a,u\nb,v\na,u\nb,u\n")
-    assert values.x["train"].tolist() == [[0, 0], [1, 1], [0, 0], [1, 0]]
-    assert [column.name for column in values.schema.columns] == ["column-1", "column-2"]
-    assert "no line of names" in values.schema.note
-    values = read_text(tmp_path, "a,u\nb,v\na,v\nb,w\n")
-    assert [column.name for column in values.schema.columns] == ["a", "u"]
-    assert "line 4" in refusal(tmp_path, "a,u\n1,2\n3,4\na,u\n"), "the same names once more"
-
-
 def test_times_with_an_offset_are_dates_and_come_out_in_utc(tmp_path):
     day, other = "2020-02-28T00:30:00+01:00", "2020-03-01T12:00:00-05:00"
     values = read_text(tmp_path, f"when,a\n{day},1\n{other},2\n{day},4\n")
-    hours = [-0.5, 2 * 24 + 17]
-    assert values.x["train"][:2, 0] == pytest.approx([1 + hours[0] / 24, 1 + hours[1] / 24])
+    assert values.x["train"][:2, 0] == pytest.approx([1 - 0.5 / 24, 1 + (2 * 24 + 17) / 24])
     assert values.schema.columns[0].unit == "days from 2020-02-27 UTC"
     texts = [values.schema.columns[0].text(value) for value in values.x["train"][:2, 0]]
     assert texts == ["2020-02-27T23:30:00+00:00", "2020-03-01T17:00:00+00:00"]
     again = read_text(tmp_path, f"when,a\n{texts[1]},1\n", known=values.schema.columns)
     assert again.x["train"][0, 0] == values.x["train"][1, 0]
-    pytest.importorskip("pyarrow")
-    pandas.DataFrame({"when": pandas.to_datetime([day, other], utc=True), "a": [1, 2]}).to_parquet(
-        tmp_path / "t.parquet"
-    )
-    assert np.array_equal(read_values(tmp_path / "t.parquet").x["train"][:, 0], values.x["train"][:2, 0])
 
 
 @pytest.mark.parametrize(
@@ -669,9 +472,7 @@ def test_times_with_an_offset_are_dates_and_come_out_in_utc(tmp_path):
     [
         (["00", "01", "02"], ("00", "01", "02")),
         (["1.0", "2.0", ""], ("1.0", "2.0")),
-        (["1000001", "1000002", "1000003"], ("1000001", "1000002", "1000003")),
         (["9", "10", "NA"], ("9", "10")),
-        (["+", "-"], ("+", "-")),
         (["NA", "US", "DE"], ("DE", "US")),
     ],
 )
@@ -684,20 +485,8 @@ def test_classes_are_the_texts_of_their_column(tmp_path, classes, names):
         for a, label in zip(data.splits[split][:, 0].tolist(), y.tolist()):
             assert (*names, rows[int(a * 4)][1])[label] == rows[int(a * 4)][1]
         assert (y == -1).sum() == sum(rows[int(a * 4)][1] in ("", "NA") for a in data.splits[split][:, 0].tolist())
-    num_missing = sum(kind == "NA" for _, kind in rows)
-    assert (f"NA ({num_missing})" in data.note) == bool(num_missing)
     known = read_values(tmp_path / "t.csv", Reading(label_column="kind"), data)
     assert {*names_of(known.labels["train"])} - {""} == {*names}
-
-
-def test_a_label_that_is_no_class_is_refused_by_its_column_and_the_only_class_is_noted(tmp_path):
-    content = "a,kind\n" + "".join(f"{row / 4},{row % 3 + 0.5}\n" for row in range(20))
-    message = refusal(tmp_path, content, label_column="kind")
-    assert all(word in message for word in ("t.csv", "--label-column kind", "3 different"))
-    (tmp_path / "t.csv").write_text("a,kind\n" + "".join(f"{row / 4},one\n" for row in range(20)))
-    data = read(f"table:{tmp_path / 't.csv'}", label_column="kind")
-    assert data.train_labels is None
-    assert "'one'" in data.note
 
 
 def test_marks_and_signs_of_numbers(tmp_path):
@@ -705,27 +494,4 @@ def test_marks_and_signs_of_numbers(tmp_path):
     wanted = [[1037.5, 5, 0], [2_000_000.25, 0.5, 1], [7, 12, 2], [3.5, NAN, 0]]
     assert np.array_equal(values.x["train"], wanted, equal_nan=True)
     assert values.schema.columns[2].categories == ("00", "10", "20"), "digits that begin with 0"
-    assert "% stands behind some numbers only" in values.schema.note
-    assert values.schema.note.partition("in: ")[2] == "b"
-    assert "stands" not in read_text(tmp_path, "a,b\n1%,1\n2%,2\nNA,5\n").schema.note
-
-
-def test_a_number_of_categories_is_that_of_the_texts(tmp_path):
-    content = "size,a\nS,1\nM,2\nL,4\n"
-    for columns in "size=categorical:2", "size=categorical:4", "categorical:4,real":
-        message = refusal(tmp_path, content, columns=columns)
-        assert "L, M, S" in message
-        assert "size=categorical:3" in message
-    assert read_text(tmp_path, content, columns="size=categorical:3").schema.columns[0].categories == ("L", "M", "S")
-
-
-def test_times_and_identifiers_need_a_name_that_says_so(tmp_path):
-    amounts = [9e8 + 1e7 * (row * 37 % 97) for row in range(50)]
-    rows = "".join(
-        f"{amount:.0f},{amount:.0f},{row * 7 % 53 * 3},{row * 7 % 53}\n" for row, amount in enumerate(amounts)
-    )
-    values = read_text(tmp_path, "amount,timestamp,No of rings,invoice no.\n" + rows)
-    assert [column.name for column in values.schema.columns] == ["amount", "timestamp", "No of rings"]
-    assert [column.unit for column in values.schema.columns] == ["", "seconds from 1998-07-09 16:00", ""]
-    assert values.x["train"][:, 0].tolist() == amounts
-    assert "--columns 'invoice no.=real'" in values.schema.note
+    assert values.schema.note.partition("in: ")[2] == "b", "where % stands behind some numbers only"

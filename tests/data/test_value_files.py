@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import math
 import zipfile
 
 import numpy as np
@@ -14,7 +13,6 @@ import scipy.sparse
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Preparation
@@ -24,8 +22,8 @@ from pvae.data.sources import read_values
 RNG = np.random.default_rng(0)
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(5,), (4, 3), (2, 3, 4, 2)])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float64])
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 4, 2)])
 def test_values_become_float32_and_nothing_else(dtype, shape):
     data = (10 * torch.rand(6, *shape)).to(dtype)
     found = Dataset("mine", data[:4], data[4:])
@@ -34,13 +32,6 @@ def test_values_become_float32_and_nothing_else(dtype, shape):
     assert found.datum_shape == shape
     assert torch.equal(preparation.x(preparation.prepared(found.train, "train")), data[:4].float())
     assert found.record().sha256 != Dataset("mine", data[:4].double() + 1, data[4:].double() + 1).record().sha256
-
-
-def test_the_first_value_that_is_infinite_is_named():
-    data = torch.rand(6, 3)
-    data[4, 1] = -math.inf
-    with pytest.raises(InputError, match=r"x\[1\] of test\[1\]"):
-        Dataset("mine", data[:3], data[3:])
 
 
 def save(path, **arrays):
@@ -106,15 +97,10 @@ def test_arrays_that_are_not_read_are_named_and_names_of_data_are_taken(tmp_path
     assert "cells" not in data.note
     order = [int(name.removeprefix("cell ")) for name in [*data.names["train"], *data.names["test"]]]
     assert np.array_equal(torch.cat([data.train, data.test]).numpy(), rows[order])
-    save(tmp_path / "t.npz", X=rows, names=cells[:5])
-    assert "names" in read(f"array:{tmp_path / 't.npz'}").note, "they are not those of the data"
     save(tmp_path / "t.npz", X=rows, names=[f"n{row}" for row in range(30)], cells=cells)
     values = read_values(tmp_path / "t.npz")
     assert values.names["train"][3] == "n3"
     assert "not read: cells" in values.schema.note
-    save(tmp_path / "t.npz", X=rows, y=rows[:, 0])
-    with pytest.raises(InputError, match=r"t\.npz .*30 different"):
-        read_values(tmp_path / "t.npz")
 
 
 def test_sparse_matrices(tmp_path):
@@ -142,38 +128,21 @@ def test_cells_of_anndata(tmp_path):
 
 
 def test_arrays_that_cannot_be_data_are_refused_in_their_own_words(tmp_path):
-    def refusal(name):
-        with pytest.raises(InputError) as refused:
-            read(f"array:{tmp_path / name}")
-        return str(refused.value)
-
-    save(tmp_path / "y.npz", X=np.zeros((100, 2)), y=RNG.normal(size=100))
-    assert "no classes" in refusal("y.npz")
-    np.save(tmp_path / "long.npy", np.zeros((4, 2), np.longdouble))
-    assert "64 bits" in refusal("long.npy")
     header = io.BytesIO()
     shape = {"descr": "<f8", "fortran_order": False, "shape": (10**15,)}
     np.lib.format.write_array_header_1_0(header, shape)
     with zipfile.ZipFile(tmp_path / "large.npz", "w") as archive:
         archive.writestr("X.npy", header.getvalue())
-    assert "larger than the memory" in refusal("large.npz")
-    (tmp_path / "large.npy").write_bytes(header.getvalue())
-    assert "large.npy" in refusal("large.npy")
-
-
-def test_a_prefix_that_is_misspelt_is_corrected():
-    with pytest.raises(InputError, match=r"did you mean 'table:x\.csv'"):
-        Config(dataset="tabel:x.csv")
-
-
-def test_bad_arrays_are_refused(tmp_path):
+    save(tmp_path / "y.npz", X=np.zeros((100, 2)), y=RNG.normal(size=100))
+    np.save(tmp_path / "long.npy", np.zeros((4, 2), np.longdouble))
     np.save(tmp_path / "text.npy", np.array([["a", "b"]] * 4))
     np.save(tmp_path / "objects.npy", np.array([{}, {}], dtype=object))
     save(tmp_path / "two.npz", first=np.zeros((4, 2)), second=np.zeros((4, 2)))
     save(tmp_path / "labels.npz", X=np.zeros((4, 2)), y=np.zeros(3))
     (tmp_path / "damaged.npy").write_bytes(b"\x93NUMPY")
-    for name in ("text.npy", "objects.npy", "two.npz", "labels.npz", "damaged.npy", "missing.npy", "t.txt"):
-        with pytest.raises(InputError):
+    says = {"y.npz": "no classes", "long.npy": "64 bits", "large.npz": "larger than the memory"}
+    for name in (*says, "text.npy", "objects.npy", "two.npz", "labels.npz", "damaged.npy", "missing.npy", "t.txt"):
+        with pytest.raises(InputError, match=says.get(name, "")):
             read(f"array:{tmp_path / name}")
 
 

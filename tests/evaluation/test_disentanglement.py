@@ -22,11 +22,11 @@ from pvae.training.fit import fit
 
 def squares(times=1):
     """Images of a square, uint8 (N, 1, 16, 16), at all places and of all sizes: factors x, y and size, (N, 3)."""
-    factors = torch.cartesian_prod(torch.arange(4), torch.arange(4), torch.arange(4)).repeat(times, 1)
+    factors = torch.cartesian_prod(torch.arange(4), torch.arange(4), torch.arange(4))
     images = torch.zeros(len(factors), 1, 16, 16, dtype=torch.uint8)
     for image, (x, y, size) in zip(images, factors.tolist()):
         image[0, 3 * y : 3 * y + 2 + size, 3 * x : 3 * x + 2 + size] = 255
-    return images, factors
+    return images.repeat(times, 1, 1, 1), factors.repeat(times, 1)
 
 
 def measured(images):

@@ -17,8 +17,6 @@ from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
-from pvae.core.files import to_json
-from pvae.core.terminal import progress_bar
 from pvae.data.dataset import Dataset, random_subset
 from pvae.data.read import read
 from pvae.evaluation.measures.elbo import active_units, split_rate
@@ -33,8 +31,8 @@ from pvae.reference import linear_gaussian
 from pvae.runs.run import Run
 from pvae.trained import codes
 from pvae.trained.given import given_values
-from pvae.trained.latent_space import decode, encode
-from pvae.trained.scores import Estimate, elbo_terms
+from pvae.trained.latent_space import encode
+from pvae.trained.scores import elbo_terms
 from pvae.training.fit import fit
 
 
@@ -111,7 +109,7 @@ def test_chunks_change_nothing(small_vae, small_images, monkeypatch):
 
 @pytest.mark.parametrize("two_layers", [False, True])
 def test_recording_changes_nothing(small_vae, small_images, monkeypatch, two_layers):
-    """The same draws give the same results; only shapes that recur are recorded."""
+    """The same draws give the same results; only shapes that recur are recorded, and no decoder that reads values."""
     vae, x = small_vae(), small_images(7)
     if two_layers:
         config = Config(upper_latent_dims=(2,), upper_hidden=(4,), hidden=(6,), latent_dim=3, elbo="iwae")
@@ -128,6 +126,11 @@ def test_recording_changes_nothing(small_vae, small_images, monkeypatch, two_lay
     assert len(shapes) == 1
     assert torch.allclose(recorded.log_p, as_it_is.log_p, rtol=1e-12)
     assert torch.allclose(recorded.effective, as_it_is.effective, rtol=1e-10)
+    vae.p_x.decoder.register_forward_hook(lambda _decoder, _given, logits: None if logits.abs().max() < 100 else 0)
+    assert torch.allclose(sampled(vae, x, 50).log_p, as_it_is.log_p)
+    for engine, says in (("graph", "reads values"), ("jit", "jit")):
+        with pytest.raises(InputError, match=says):
+            sampled(vae, x, 50, engine=engine)
 
 
 @pytest.mark.parametrize(("compiler", "engine"), [(True, "inductor"), (False, "graph")])
@@ -152,21 +155,6 @@ def test_a_large_evaluation_is_compiled_and_what_cannot_be_is_called_as_it_is(
     assert engines == ["graph", engine]
     with pytest.raises(InputError, match="compiled"):
         sampled(vae, x, 50, engine="inductor")
-
-
-def test_a_decoder_that_reads_values_is_not_recorded(small_vae, small_images, monkeypatch):
-    vae, x = small_vae(), small_images(7)
-    monkeypatch.setattr(chunks, "CHUNK_VALUES", 9 * 7 * 20)
-    plain = sampled(vae, x, 50)
-    vae.p_x.decoder.register_forward_hook(lambda _decoder, _given, logits: None if logits.abs().max() < 100 else 0)
-    assert torch.allclose(sampled(vae, x, 50).log_p, plain.log_p)
-    with pytest.raises(InputError, match="reads values"):
-        sampled(vae, x, 50, engine="graph")
-
-
-def test_an_unknown_engine_is_refused(small_vae, small_images):
-    with pytest.raises(InputError, match="jit"):
-        sampled(small_vae(), small_images(2), 5000, engine="jit")
 
 
 def test_the_estimate_covers_log_p_of_the_oracle(linear, x):
@@ -235,23 +223,8 @@ def known_codes(loc, scale):
 
 
 @pytest.mark.workflow
-def test_log_p_and_elbo_of_a_subset_are_of_the_same_pixels(runs, monkeypatch):
-    """Each pixel is binarized by its place among all test images, before the subset is taken."""
-    run, given = runs("binary"), []
-
-    def spy(vae, batch, *arguments, **options):
-        given.append(batch.x.images)
-        return log_likelihood(vae, batch, *arguments, **options)
-
-    monkeypatch.setattr("pvae.evaluation.context.log_likelihood", spy)
-    report = evaluate(run, 2, num_images=9, seed=3, method="importance")
-    test = codes.run_batch(run, "test").x.images
-    assert torch.equal(given[0], test[random_subset(len(test), 9, 3)])
-    assert report.log_likelihood.elbo == report.elbo_parts.elbo
-
-
-@pytest.mark.workflow
 def test_log_p_is_of_as_many_data_as_the_seconds_allow(runs, monkeypatch):
+    """Each pixel is binarized by its place among all test images, before the subset is taken."""
     monkeypatch.setattr("pvae.evaluation.context._FIRST", 7)
     run, given = runs("binary"), []
 
@@ -260,38 +233,15 @@ def test_log_p_is_of_as_many_data_as_the_seconds_allow(runs, monkeypatch):
         return log_likelihood(vae, batch, *arguments, **options)
 
     monkeypatch.setattr("pvae.evaluation.context.log_likelihood", spy)
-    some, every = (evaluate(run, 2, seed=3, method="importance", seconds=seconds) for seconds in (1e-9, 1e9))
-    count = run.data.num_test
-    assert [one.num_images for one in (some, every)] == [count, count]
-    assert [one.log_likelihood.num_images for one in (some, every)] == [7, count]
+    part = evaluate(run, 2, num_images=9, seed=3, method="importance")
     test = codes.run_batch(run, "test").x.images
-    assert not torch.equal(given[0], test[:7])
-    assert some.log_likelihood.elbo != some.elbo_parts.elbo
+    assert torch.equal(given[0], test[random_subset(len(test), 9, 3)])
+    assert part.log_likelihood.elbo == part.elbo_parts.elbo
+    some, every = (evaluate(run, 2, seed=3, method="importance", seconds=seconds) for seconds in (1e-9, 1e9))
+    assert [one.num_images for one in (some, every)] == [len(test), len(test)]
+    assert [one.log_likelihood.num_images for one in (some, every)] == [7, len(test)]
+    assert not torch.equal(given[1], test[:7])
     assert every.log_likelihood.elbo == every.elbo_parts.elbo
-
-
-@pytest.mark.workflow
-def test_the_rate_is_split_of_a_random_subset(tmp_path, digits):
-    """If the first images differ from the others, its rate is still that of the whole test set.
-
-    Each comparison fails once in 50,000 seeds (4.3 standard errors).
-    """
-    blank = torch.zeros(2000, 1, 28, 28, dtype=torch.uint8)
-    data = Dataset("blank first", digits.train[:1000], torch.cat([blank, digits.test]))
-    config = Config(epochs=2, hidden=(50,), latent_dim=4, batch_size=50, binarize="static")
-    run = fit(config, data=data, out=tmp_path / "run")
-    report = evaluate(run, 2, seed=3, method="importance")
-    whole, found = report.elbo_parts.rate, report.rate_decomposition
-    assert found.num_images == 2000
-    assert abs(found.rate.mean - found.rate_closed_form.mean) < 4.3 * found.sampling_stderr
-    for one in (found.rate, found.rate_closed_form):
-        assert abs(one.mean - whole.mean) < 4.3 * one.stderr < 0.25 * whole.mean
-    assert found.mutual_information.mean < found.mutual_information_upper.mean <= found.rate.mean
-    part = evaluate(run, 2, num_images=500, seed=3, method="importance")
-    assert abs(part.elbo_parts.rate.mean - whole.mean) < 4.3 * part.elbo_parts.rate.stderr < 0.5 * whole.mean
-    assert ["random" in to_text(one).splitlines()[0] for one in (part, report)] == [True, False]
-    blank_ones = codes.examples(run, 10).x.flatten(1).sum(1) == 0
-    assert 0 < blank_ones.sum() < 10, "pictures show random images"
 
 
 def gaussian_codes(num_images, spread, scale):
@@ -337,14 +287,6 @@ def test_active_units_are_those_whose_mean_varies():
     assert active_units(encode(vae, x), threshold=10.0).tolist() == [False, False]
 
 
-def test_an_estimate_shows_as_many_digits_as_its_error():
-    assert str(Estimate(mean=-110.537, stderr=0.318)) == "-110.54 +- 0.32"
-    assert str(Estimate(mean=1.23456, stderr=0.00123)) == "1.2346 +- 0.0012"
-    assert str(Estimate(mean=-math.inf, stderr=math.nan)) == "-inf +- nan"
-    values = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)
-    assert Estimate.of(values) == Estimate(mean=3.0, stderr=values.std().item() / math.sqrt(3))
-
-
 @pytest.mark.workflow
 @pytest.mark.parametrize("kind", ["grey", "binary", "density", "two layers"])
 def test_a_run_is_evaluated(runs, tmp_path, capsys, kind):
@@ -358,7 +300,6 @@ def test_a_run_is_evaluated(runs, tmp_path, capsys, kind):
     assert parts["elbo"]["mean"] == pytest.approx(-parts["distortion"]["mean"] - parts["rate"]["mean"], rel=1e-6)
     assert likelihood["estimate"]["mean"] > likelihood["elbo"]["mean"]
     assert parts["is_pseudo"] == ("binarized" in likelihood["pixels"]) == ("pseudo-ELBO" in said) == (kind == "grey")
-    assert ("test pseudo-ELBO, by" in said) == (kind == "grey"), "of the test data, without a latent"
     assert parts["latent_dims"] == ([100, 50] if kind == "two layers" else [run.config.latent_dim])
     assert all(0 <= n <= of for n, of in zip(parts["active_units"], parts["latent_dims"], strict=True))
     found = report["rate_decomposition"]
@@ -367,8 +308,6 @@ def test_a_run_is_evaluated(runs, tmp_path, capsys, kind):
         split = [found[name]["mean"] for name in ("mutual_information", "total_correlation", "dimension_wise_kl")]
         assert sum(split) == pytest.approx(found["rate"]["mean"], rel=1e-12)
         assert found["rate_closed_form"]["mean"] == pytest.approx(parts["rate"]["mean"], rel=1e-6), "all images"
-        three = parts["cross_entropy"]["mean"] - parts["posterior_entropy"]["mean"]
-        assert three == pytest.approx(parts["rate"]["mean"], abs=1.0)
     levels = math.log2(127.5) if kind == "density" else 0
     assert likelihood["is_density"] == (kind == "density")
     assert (parts["bits_per_dimension"] is None) == (kind == "grey")
@@ -404,24 +343,12 @@ def test_what_cannot_be_trusted_is_warned_of_and_quadrature_can(untrusted_run):
 
 
 @pytest.mark.workflow
-def test_quadrature_that_is_cut_off_is_reported(untrusted_run, monkeypatch):
-    monkeypatch.setattr("pvae.marginal.quadrature._MOST_CELLS", 10)
-    report = evaluate(untrusted_run, method="quadrature")
-    assert report.log_likelihood.untrusted == 1
-    assert report.log_likelihood.sampling_stderr is None
-    assert to_json(report.record())
-    warning, *_ = report.log_likelihood.warnings()
-    assert f"\n{warning}" in to_text(report)
-
-
-@pytest.mark.workflow
 def test_the_gaps_are_of_the_sizes_that_they_must_have(untrusted_run, monkeypatch):
     """A family that holds the other one loses less, and none has a bound above log p(x), at a hundredth of a nat."""
     monkeypatch.setattr(gaps_module, "_CHECKS", 3)
     report = evaluate(untrusted_run, gaps=5, calibration=True)
     for found in (report.gaps, report.train_gaps):
-        assert found.num_images == 5
-        assert found.method == "quadrature 5"
+        assert (found.num_images, found.method) == (5, "quadrature 5")
         assert min(part.mean for part in (found.correlations, found.shape, found.rest)) > -0.01
         parts = found.correlations.mean + found.shape.mean + found.rest.mean
         assert parts == pytest.approx(found.approximation.mean, abs=1e-9)
@@ -434,9 +361,7 @@ def test_the_gaps_are_of_the_sizes_that_they_must_have(untrusted_run, monkeypatc
     assert lost.mean().item() == pytest.approx(nats, abs=6 * lost.std().item() / math.sqrt(100)), "of 1,000 draws"
     assert all(nats >= other for _, other in others)
     assert "amortisation gap" in to_text(report)
-    assert len(report.coverage.latents) == 2
-    figure = pictures.gaps(untrusted_run, report)
-    assert [axes.get_title() for axes in figure.axes] == ["5 test data", "5 training data", ""]
+    assert len(pictures.gaps(untrusted_run, report).axes) == 3
     assert len(pictures.calibration(untrusted_run, report).axes) == 2
     untrusted = evaluate(untrusted_run, 4, method="importance", gaps=5).gaps
     assert untrusted.num_images < 2
@@ -444,28 +369,24 @@ def test_the_gaps_are_of_the_sizes_that_they_must_have(untrusted_run, monkeypatc
 
 
 @pytest.mark.workflow
-def test_a_part_of_a_table_given_another(made_once, tmp_path, capsys):
+def test_a_part_of_a_table_given_another(tmp_path, capsys):
     """What the report says is the function's, for columns and for a mask; all else is refused in one line."""
     table = tmp_path / "table.csv"
     rows = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)).tolist()
     table.write_text("height,weight\n" + "".join(f"{one:.3f},{one + other:.3f}\n" for one, other in rows))
     data = read(f"table:{table}")
-    config = Config(
-        hidden=(8,), latent_dim=1, epochs=1, batch_size=20, likelihood="columns", columns="real*2", missing=True
-    )
-    run = Run.open(fit(config, data=data, out=tmp_path / "run").path)
+    config = Config(hidden=(8,), latent_dim=1, epochs=1, batch_size=20, likelihood="columns", columns="real*2")
+    run = fit(config.replace(missing=True), data=data, out=tmp_path / "run")
     run.dataset(data)
-    masks = {"mask": [True, False], "shape": [[True, False]], "all": [True, True], "numbers": [1.0, 0.0]}
-    for name, values in masks.items():
+    for name, values in {"mask": [True, False], "shape": [[True, False]], "numbers": [1.0, 0.0]}.items():
         np.save(tmp_path / f"{name}.npy", np.array(values))
     is_given = given_values(run, "height")
     assert is_given.tolist() == [True, False] == given_values(run, str(tmp_path / "mask.npy")).tolist()
     found = evaluate(run, given=is_given).conditional
     values, *_ = conditional_log_likelihood(run.vae(), codes.run_batch(run, "test"), is_given)
     assert found.estimate.mean == pytest.approx(values.mean().item(), abs=1e-3)
-    assert found.given == "height"
-    assert found.untrusted == 0
-    for text in ("weigth", "", "height,weight", *(str(tmp_path / f"{one}.npy") for one in ("shape", "all", "numbers"))):
+    assert (found.given, found.untrusted) == ("height", 0)
+    for text in ("weigth", "height,weight", *(str(tmp_path / f"{one}.npy") for one in ("shape", "numbers"))):
         assert main([str(run.path), "--given", text]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
@@ -479,33 +400,17 @@ def test_what_is_annealed_has_a_bracket(runs, capsys, monkeypatch):
     assert found["bracket"]["mean"] > 0
     assert found["bracket_largest"] >= found["bracket_median"]
     assert found["annealing"] == {"num_temperatures": 8, "num_chains": 2, "start": "posterior"}
-    assert "upper - lower bound" in capsys.readouterr().out
-    monkeypatch.setattr(
-        "pvae.evaluation.context.elbo_terms", None
-    )  # what is refused is refused before the first result
+    capsys.readouterr()
+    monkeypatch.setattr("pvae.evaluation.context.elbo_terms", None)  # it is refused before the first result
     for arguments in (
         ["--temperatures", "0"],
-        ["--chains", "1"],
         ["--method", "quadrature"],
         ["--start", "nowhere"],
-        ["--importance-samples", "5", "--start", "prior"],
         ["--method", "importance", "--chains", "8"],
-        ["--given", "mask.npy"],
         ["--latex", "--calibration"],
     ):
         assert main([str(run.path), "--images", "6", *arguments]) == 2
         assert capsys.readouterr().err.strip().count("\n") <= 1
-
-
-def test_lines_of_progress_in_a_log_say_a_time_and_end(monkeypatch, capsys):
-    now = [0.0]
-    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
-    with progress_bar("sampling", 80, "datum", in_logs=True) as bar:
-        assert capsys.readouterr().err == "", "no time is known"
-        now[0] = 61.0
-        bar.update(20)
-        assert capsys.readouterr().err.strip() == "sampling: 20 of 80 data, 03:03 left"
-    assert capsys.readouterr().err.endswith("\n"), "what is printed next has a line of its own"
 
 
 @pytest.mark.workflow
@@ -516,9 +421,6 @@ def test_bad_input_is_one_line(runs, capsys, tmp_path):
         ([nothing], "one run"),
         ([str(tmp_path / "none")], "not a run folder"),
         ([run, "--importance-samples", "1"], "--importance-samples"),
-        ([run, "--images", "1"], "--images"),
-        ([run, "--seed", "9" * 30], "--seed"),
-        ([run, "--seconds", "0"], "--seconds"),
         ([nothing, "--compile", "jit"], "jit"),
     ]:
         assert main(arguments) == 2
@@ -528,15 +430,7 @@ def test_bad_input_is_one_line(runs, capsys, tmp_path):
     assert not [*tmp_path.rglob("evaluation.json")]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"posterior": "planar"},
-        {"posterior": "iaf"},
-        {"upper_latent_dims": (2,), "inference": "bottom-up"},
-        {"upper_latent_dims": (2,), "inference": "top-down"},
-    ],
-)
+@pytest.mark.parametrize("options", [{"posterior": "iaf"}, {"upper_latent_dims": (2,), "inference": "top-down"}])
 def test_equal_posteriors_have_equal_means(options):
     """Also where the mean is estimated from draws, and the images are encoded in several parts."""
     config = Config(hidden=(8,), latent_dim=3, upper_hidden=(5,), **options)
@@ -547,54 +441,6 @@ def test_equal_posteriors_have_equal_means(options):
         for part in first.encoder[-1].parameters():
             part.data.zero_()
         x = torch.rand(1100, 1, 5, 4, dtype=torch.float64)
-        codes = encode(vae, x)
-        assert codes.std(0).max() < 1e-12
-        assert not active_units(encode(vae, x)).any()
-
-
-@pytest.mark.parametrize(
-    ("options", "widest"),
-    [
-        ({"network": "conv", "hidden": (16, 32)}, 16 * 32 * 32),  # the decoder's last hidden layer, not the image
-        ({"prior": "mixture", "components": 1000}, 2000),  # a log-density by each, in float64
-        ({"upper_latent_dims": (2,), "upper_hidden": (1900,)}, 1900),
-        ({"posterior": "iaf", "flow_hidden": (1900,)}, 1900),
-        ({"prior": "flow", "flow_hidden": (1900,)}, 1900),
-        ({"prior": "vamp", "components": 500}, 32 * 32),  # its pseudo-inputs are encoded once, whatever the data
-    ],
-)
-def test_memory_is_bounded_by_the_widest_layer(options, widest, monkeypatch):
-    config = Config(hidden=(8,), latent_dim=3).replace(**options)
-    vae, x, before = build_vae(config, (1, 32, 32)), torch.zeros(1, 1, 32, 32), torch.get_rng_state()
-    assert chunks.widest(vae, x) == widest
-    assert torch.equal(before, torch.get_rng_state())
-    monkeypatch.setattr(chunks, "CHUNK_VALUES", 10 * widest)
-    assert chunks.data_at_once(vae, x) == 10
-
-
-@pytest.mark.parametrize("prior", ["mixture", "flow"])
-def test_a_priors_density_is_computed_for_as_many_draws_at_once_as_are_decoded(prior, monkeypatch):
-    vae, counts = build_vae(Config(hidden=(8,), latent_dim=3, prior=prior), (1, 5, 4)), []
-    monkeypatch.setattr(chunks, "CHUNK_VALUES", 7 * chunks.widest(vae, torch.rand(1, 1, 5, 4)))
-    made = vae.prior
-
-    def noted():
-        p = made()
-        log_prob = p.log_prob
-        p.log_prob = lambda z: counts.append(z[..., 0].numel()) or log_prob(z)
-        return p
-
-    monkeypatch.setattr(vae, "prior", noted)
-    importance_sample(vae, torch.rand(1, 1, 5, 4), 50)
-    assert sum(counts) >= 50
-    assert max(counts) <= 7
-
-
-def test_latents_are_decoded_a_few_at_a_time(small_vae, monkeypatch):
-    """As many as the widest output of the decoder allows, its mean included."""
-    vae, z, counts = small_vae(), torch.randn(20, 3).double(), []
-    whole = decode(vae, z)
-    monkeypatch.setattr(chunks, "CHUNK_VALUES", 8 * whole[0].numel())
-    vae.p_x.decoder.register_forward_hook(lambda _decoder, given, _output: counts.append(len(given[0])))
-    assert torch.allclose(decode(vae, z), whole, rtol=1e-12)
-    assert counts == [1, 8, 8, 4]
+        found = encode(vae, x)
+    assert found.std(0).max() < 1e-12
+    assert not active_units(found).any()

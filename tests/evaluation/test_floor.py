@@ -18,9 +18,8 @@ from pvae.data.column import Column
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Pixels
 from pvae.evaluation.measures.baselines import beside_no_latent, floor
-from pvae.evaluation.report import evaluate, to_text
+from pvae.evaluation.report import evaluate
 from pvae.models.features import fit_to
-from pvae.runs.metrics import best_epoch
 from pvae.training.callbacks import default_callbacks
 from pvae.training.fit import fit
 from pvae.vae import VAE
@@ -156,14 +155,15 @@ def test_pixels_of_a_discretized_logistic_are_at_their_maximum():
             return p_x.pixels(torch.full((len(x),), output, dtype=torch.float64)).log_prob(torch.from_numpy(x)).numpy()
 
     def fitted(scale):
-        options = {"bounds": (-12, 12), "method": "bounded"}
+        options = {"bounds": (-12, 12), "method": "bounded", "options": {"xatol": 1e-3}}
         each = [
             scipy.optimize.minimize_scalar(lambda o, x=x: o**2 / 50 - log_p(x, o, scale).sum(), **options)
             for x in train.T
         ]
         return sum(one.fun for one in each), [one.x for one in each]
 
-    scale = scipy.optimize.minimize_scalar(lambda s: fitted(s)[0], bounds=(-4, 1), method="bounded").x
+    options = {"bounds": (-4, 1), "method": "bounded", "options": {"xatol": 1e-3}}
+    scale = scipy.optimize.minimize_scalar(lambda s: fitted(s)[0], **options).x
     truth = [log_p(x, output, scale).mean() for x, output in zip(test.T, fitted(scale)[1])]
     assert ours.sum() == pytest.approx(sum(truth), abs=0.2)
 
@@ -195,28 +195,15 @@ def test_a_training_says_its_floor_and_whether_it_ends_below(tmp_path, capsys, v
     """A VAE that does not learn, by a learning rate of 1e-9, is below it, and one that learns is not."""
     x = made(300)
     data = Dataset("made", x[:250], x[250:])
+    config = Config(likelihood="normal-diagonal", latent_dim=1, hidden=(20,), batch_size=25, valid=valid)
     for lr, epochs in ((1e-9, 2), (1e-2, 60)):
-        config = Config(
-            likelihood="normal-diagonal", latent_dim=1, hidden=(20,), lr=lr, epochs=epochs, batch_size=25, valid=valid
-        )
-        run = fit(config, data=data, out=tmp_path / str(lr), callbacks=default_callbacks(quiet=False))
+        callbacks = default_callbacks(quiet=False)
+        run = fit(config.replace(lr=lr, epochs=epochs), data=data, out=tmp_path / str(lr), callbacks=callbacks)
         train, held_out = run.dataset().train, run.dataset().splits["valid" if valid else "test"]
         reached = floor(run.vae().p_x, *(run.preparation.x_of(part) for part in (train, held_out))).sum().item()
         said = capsys.readouterr().out
         assert f"ELBO {reached:.2f}" in said.split("epoch ")[0] + said.split("into")[1].split("epoch")[0]
         assert ("warning" in said) == (lr == 1e-9)
-
-
-@pytest.mark.workflow
-@pytest.mark.usefixtures("no_pictures")
-def test_a_training_whose_first_epoch_is_the_best_says_so(tmp_path, capsys):
-    x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
-    config = Config(likelihood="normal-diagonal", hidden=(100,), lr=0.02, epochs=2, batch_size=5, valid=0.5)
-    run = fit(
-        config, data=Dataset("noise", x[:40], x[40:]), out=tmp_path / "run", callbacks=default_callbacks(quiet=False)
-    )
-    assert best_epoch(run.metrics()) == 1
-    assert "warning: epoch 1 is the best" in capsys.readouterr().out
 
 
 @pytest.mark.workflow
@@ -232,18 +219,12 @@ def test_a_report_splits_the_distortion_of_a_table_by_column(tmp_path):
     assert total == pytest.approx(report.elbo_parts.distortion.mean, abs=0.5)
     assert report.floor.elbo == pytest.approx(-sum(column.without_latent for column in report.columns.columns))
     first, second, count = report.columns.columns
-    assert first.distortion.mean < first.without_latent - 1
-    assert second.distortion.mean < second.without_latent - 1
+    assert max(one.distortion.mean - one.without_latent for one in (first, second)) < -1
     assert count.distortion.mean == pytest.approx(count.without_latent, abs=0.3)
-    assert all(f"  {name}  " in to_text(report) for name in ("first", "second", "count"))
 
 
-@pytest.mark.parametrize(
-    ("elbo", "says"), [(-5.0, ""), (-7.0, "no more than a model without a latent: "), (-9.0, "better by 2.00")]
-)
+@pytest.mark.parametrize(("elbo", "says"), [(-5.0, ""), (-7.0, "no more than"), (-9.0, "better by 2.00")])
 def test_an_elbo_that_is_no_greater_than_without_a_latent_is_named(elbo, says):
-    """Without a difference below 0 nats in its words."""
     found = beside_no_latent(elbo, -7.0)
     assert says in found
     assert bool(found) == bool(says)
-    assert "-" not in beside_no_latent(-6.995, -7.0)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import shutil
-import stat
 import struct
 from pathlib import Path
 
@@ -23,11 +21,9 @@ from pvae.cli.evaluate import main as evaluate
 from pvae.cli.train import main as train
 from pvae.config.config import Config
 from pvae.core.errors import InputError
-from pvae.core.files import write_whole
 from pvae.data.dataset import Dataset
 from pvae.data.read import read
 from pvae.runs.run import Run
-from pvae.training.callbacks import default_callbacks
 from pvae.training.fit import fit, resume
 
 CONFIG = Config(hidden=(4,), latent_dim=2, batch_size=8, epochs=2, valid=0.25)
@@ -197,23 +193,6 @@ def test_an_unfinished_row_is_dropped(run, trained):
     assert len((run / ROWS).read_bytes().splitlines()) == 9
 
 
-@pytest.mark.workflow
-def test_a_data_set_with_an_unprintable_name_is_drawn_and_printed(run, trained, capsys):
-    name = "two\nlines, half a character \ud800, " + 1000 * "and more "
-    (run / CONFIG_FILE).write_bytes(option("data", "name", name)((run / CONFIG_FILE).read_bytes()))
-    resume(run, 3, data=trained[1], callbacks=default_callbacks(quiet=False))
-    assert max(len(line.encode()) for line in capsys.readouterr().out.splitlines()) < 1000
-    assert (run / "figures" / "losses.png").exists()
-
-
-def test_a_pipe_is_not_replaced_by_a_result(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match="pipe"):
-        write_whole(tmp_path / "pipe", b"x")
-    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
-    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
-
-
 def refused(use, *arguments, match=None, **options):
     with pytest.raises(InputError, match=match) as caught:
         use(*arguments, **options)
@@ -221,19 +200,16 @@ def refused(use, *arguments, match=None, **options):
 
 
 def test_damaged_idx_files_are_refused(lay_mnist, tmp_path):
-    """Files that are shorter or longer than their header says; a link is followed."""
+    """Files that are shorter or longer than their header says."""
     raw = lay_mnist(tmp_path / "data") / "MNIST" / "raw"
-    assert len(read("mnist", tmp_path / "data").train) == 20
     labels = (raw / FILES[2]).read_bytes()
     for name in FILES:
-        whole, file = (raw / name).read_bytes(), tmp_path / name
-        (raw / name).unlink()
-        (raw / name).symlink_to(file)
+        whole = (raw / name).read_bytes()
         promise = b"\0\0\x08\x03" + struct.pack(">III", 2**31, 2**31, 2**31) + whole[16:]
         for content in (promise, whole + b"\0", whole[:-1], b"", labels if "images" in name else b"<html>"):
-            file.write_bytes(content)
+            (raw / name).write_bytes(content)
             refused(read, "mnist", tmp_path / "data", match="put")
-        file.write_bytes(whole)
+        (raw / name).write_bytes(whole)
     assert len(read("mnist", tmp_path / "data").train) == 20
 
 
@@ -247,12 +223,11 @@ def test_damaged_files_of_binarized_mnist_are_refused(tmp_path, monkeypatch):
     data = read("binarized-mnist", tmp_path / "data")
     assert data.title == "binarized MNIST (3 train / 2 valid / 3 test)"
     assert torch.equal(data.with_valid(0.1).valid, data.train[:2])
-    whole, contents = packed.read_bytes(), []
-    for wrong in (np.array([Hostile()] * 3, dtype=object), bits.astype(np.float64), np.uint8(3), bits[:, :5]):
+    contents = [(packed, content) for content in (packed.read_bytes()[:-30], PICKLE)]
+    for wrong in (np.array([Hostile()] * 3, dtype=object), bits.astype(np.float64), bits[:, :5]):
         np.savez_compressed(packed, train=wrong, test=bits, valid=bits)
         contents.append((packed, packed.read_bytes()))
-    contents += [(packed, content) for content in (whole[:-30], b"PK", PICKLE)]
-    contents += [(text, content) for content in (b"0 1 2\n" * 784, b"0 1\n", b"", b"\xff" * 784 * 3)]
+    contents += [(text, content) for content in (b"0 1 2\n" * 784, b"", b"\xff" * 784 * 3)]
     for file, content in contents:
         packed.unlink(missing_ok=True)
         file.write_bytes(content)
@@ -260,15 +235,7 @@ def test_damaged_files_of_binarized_mnist_are_refused(tmp_path, monkeypatch):
     assert not Path("owned").exists()
 
 
-TOMLS = [
-    b"lr = nan",
-    b"hidden = " + b"[" * 5000 + b"]" * 5000,
-    b"elbo = '" + b"x" * 100_000 + b"'",
-    b"system = '../x'",
-    b'"two\\nlines" = 1',
-    b"latent_dim = 2\nlatent_dim = 3",
-    b"\xff\xfe",
-]
+TOMLS = [b"lr = nan", b"hidden = " + b"[" * 5000 + b"]" * 5000, b"system = '../x'", b'"two\\nlines" = 1', b"\xff\xfe"]
 
 
 @pytest.mark.parametrize("content", TOMLS, ids=lambda content: str(content)[:20])
@@ -278,9 +245,3 @@ def test_damaged_toml_is_refused(tmp_path, content, capsys, monkeypatch):
     assert train(["--config", "a.toml", "--dataset", "mnist-5k"]) == 2
     assert one_line(capsys).startswith("pvae train: --config a.toml")
     assert [path.name for path in tmp_path.iterdir()] == ["a.toml"]
-
-
-def test_errors_are_printed_although_rank_is_set(monkeypatch, capsys):
-    monkeypatch.setenv("RANK", "1")
-    assert train(["--epochs", "0"]) == 2
-    assert "--epochs must be" in capsys.readouterr().err

@@ -53,6 +53,7 @@ class Curved:
         self.vae = VAE(Prior(), Posterior(), Likelihood())
 
 
+@pytest.mark.workflow
 def test_errors_are_of_the_stated_size_where_q_is_too_narrow():
     """By their root mean squares: a ratio of at most 1.5 in 15 tests of other seeds, and by q alone of 2.2 at least."""
     truth, ratios = Curved(40), []

@@ -11,32 +11,18 @@ import torch
 from conftest import needs_inductor
 
 from pvae.compile import graph
-from pvae.compile.compiled_svi import Done
 from pvae.config.build import build_vae
 from pvae.config.config import Config
-from pvae.core.batch import Terms
 from pvae.core.errors import InterruptedTrainingError
 from pvae.core.random_state import seeded
 from pvae.runs.run import Run
 from pvae.training import setup
 from pvae.training.fit import fit, resume
 from pvae.training.setup import build_trainer, engine_name
-from pvae.training.trainer import Callback, Engine
+from pvae.training.trainer import Callback
 
 CPU = torch.device("cpu")
 LONG = 10**6  # epochs, which repay any compilation
-
-
-class Fake:
-    """Steps that take no time."""
-
-    def __init__(self):
-        self.calls = []
-
-    def run(self, batches, values):
-        assert len(batches) == len(values)
-        self.calls.append([len(index) for (index,) in batches])
-        return Done(torch.zeros(len(batches)), Terms(torch.zeros(0), torch.zeros(0)))
 
 
 @pytest.mark.parametrize(
@@ -60,16 +46,6 @@ def test_long_trainings_are_compiled_and_a_resumed_one_computes_as_before(
     notes = []
     assert engine_name(Config(compile=compile, epochs=1), num_steps, CPU, name, note=notes.append) == chosen
     assert len(notes) == (compile == "auto" and chosen == "inductor" and name is None)
-
-
-def test_all_steps_of_an_epoch_are_taken_in_calls_of_fifty_at_most():
-    svi = Fake()
-    engine = Engine(lambda name: svi, "none", 3)
-    done = list(engine.run(torch.arange(400), [(1e-3, 1.0)] * 134))
-    assert sum(len(one.losses) for one in done) == 134
-    assert [size for call in svi.calls for size in call] == [3] * 133 + [1]
-    assert len(svi.calls[0]) == 1
-    assert max(map(len, svi.calls)) == 50
 
 
 def trained(config, data, epochs, vae=None, **options):
@@ -119,10 +95,9 @@ def test_what_cannot_be_recorded_is_trained_eagerly_only_by_auto(few_digits, sma
 
 
 @pytest.mark.workflow
-@pytest.mark.parametrize("error", ["c++ failed", "out of memory"])
-def test_auto_goes_on_recorded_where_compiling_fails(monkeypatch, few_digits, small_config, error):
+def test_auto_goes_on_recorded_where_compiling_fails(monkeypatch, few_digits, small_config):
     def fails(graph, inputs):
-        raise RuntimeError(error)
+        raise RuntimeError("c++ failed")
 
     monkeypatch.setattr(graph, "compile_graph", fails)
     for module in (graph, setup):
@@ -131,7 +106,7 @@ def test_auto_goes_on_recorded_where_compiling_fails(monkeypatch, few_digits, sm
     theirs, _, _ = trained(config.replace(compile="none"), few_digits, 2)
     ours, engine, notes = trained(config, few_digits, 2)
     assert engine.name == "graph"
-    assert error in notes[-1]
+    assert "c++ failed" in notes[-1]
     assert torch.equal(ours, theirs)
 
 

@@ -14,7 +14,6 @@ from helpers.runs import assert_same, weights
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from pvae.core.errors import InputError, LostError
-from pvae.core.files import locked
 from pvae.runs.run import Run
 from pvae.training.callbacks import OnEachRow
 from pvae.training.fit import fit, resume
@@ -112,21 +111,6 @@ def test_two_processes_on_one_folder(few_digits, config, tmp_path):
         owner.kill()
         owner.wait()
     assert resume(run.path, 4, data=few_digits).metrics()[-1].epoch == 4
-
-
-def test_resume_reads_the_checkpoint_under_the_lock(few_digits, config, tmp_path, monkeypatch):
-    """Another process may still write a checkpoint that is read before the lock is held."""
-    fit(config, data=few_digits, out=tmp_path / "run")
-    original = Run.read_checkpoint
-
-    def read_checkpoint(self, *given, **named):
-        with pytest.raises(InputError, match="another process"), locked(self.path):
-            pass
-        return original(self, *given, **named)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "read_checkpoint", read_checkpoint)
-        resume(tmp_path / "run", 4, data=few_digits)
 
 
 def test_a_resume_that_fails_as_it_begins_keeps_the_run(few_digits, small_config, no_pictures, monkeypatch, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import random
 import shutil
@@ -17,14 +16,13 @@ import torch
 from helpers.commands import contents
 from helpers.processes import run_group
 from helpers.runs import assert_same, assert_same_rows, signal_in_step, weights
-from pyro.infer import SVI, Trace_ELBO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import pvae
 from pvae.config.choices import values_config
 from pvae.config.config import Config
 from pvae.core.errors import InputError, InterruptedTrainingError
-from pvae.core.random_state import resolve_device, seeded
+from pvae.core.random_state import resolve_device
 from pvae.data.dataset import Dataset
 from pvae.data.read import read
 from pvae.plotting import pictures
@@ -34,7 +32,6 @@ from pvae.runs.run import Run
 from pvae.training.callbacks import OnEachRow, default_callbacks
 from pvae.training.fit import fit, resume, train_in_memory
 from pvae.training.setup import build_trainer, learning_rate
-from pvae.training.trainer import Callback
 
 pytestmark = [pytest.mark.workflow, pytest.mark.usefixtures("no_pictures")]
 
@@ -73,16 +70,6 @@ def test_training_leaves_no_trace_and_does_not_see_the_default_dtype(tmp_path, f
     assert set(pyro.get_param_store().keys()) == {"mine"}
     pyro.clear_param_store()
     assert resume(run.path, 3, data=few_digits).metrics()[-1].epoch == 3
-
-
-def test_a_second_vae_in_one_store_is_refused_not_ignored(small_vae, small_images):
-    """Without the check, Pyro silently leaves the weights of the second VAE unchanged."""
-    first, second = small_vae(seed=0), small_vae(seed=1)
-    with pyro.get_param_store().scope(), torch.random.fork_rng():
-        SVI(first.model, first.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step(small_images(4))
-        svi = SVI(second.model, second.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
-        with pytest.raises(RuntimeError, match="scope"):
-            svi.step(small_images(4))
 
 
 @pytest.mark.parametrize(
@@ -147,37 +134,6 @@ def test_the_start_of_a_training_of_values_is_its_epoch_0(tmp_path, moment):
     assert_same(whole.best_checkpoint().vae, parts.best_checkpoint().vae)
 
 
-class Counted(Callback):
-    """Notes what it is told, and ends the training after two epochs."""
-
-    def __init__(self):
-        self.seen = []
-
-    def ends(self, trainer):
-        return trainer.epoch == 2
-
-    def on_steps_end(self, trainer, done):
-        self.seen += [] if done is None else done.losses.tolist()
-
-    def on_epoch_end(self, trainer, rows):
-        self.seen.append([row.split for row in rows])
-
-
-def test_callbacks_are_told_of_steps_and_epochs_and_may_end_the_training(few_digits, small_config):
-    counted = Counted()
-    with seeded(0, torch.device("cpu")), pyro.get_param_store().scope():
-        trainer = build_trainer(small_config, few_digits, torch.device("cpu"))
-        encoded = []
-        trainer.vae.q_z.register_forward_hook(lambda q_z, *_: None if q_z.training else encoded.append(1))
-        trainer.train(5, [counted])
-    assert trainer.epoch == 2
-    assert [one for one in counted.seen if isinstance(one, list)] == [["train", "test"]] * 2
-    assert len(counted.seen) == 2 * (trainer.num_steps + 1)
-    losses = counted.seen[: trainer.num_steps]
-    assert trainer.rows[0].loss == pytest.approx(sum(losses[:-1]) * 50 / 130 + losses[-1] * 30 / 130, rel=1e-12)
-    assert len(encoded) == 2, "an evaluation encodes its data once"
-
-
 def test_stopped_before_the_first_record_nothing_is_left(tmp_path, few_digits, small_config, monkeypatch):
     def stop(*_):
         assert (tmp_path / "run").exists()
@@ -239,22 +195,18 @@ def test_content_of_the_run_folder(trained, small_config):
     assert (record["data"]["num_train"], len(record["data"]["sha256"])) == (130, 64)
     (session,) = record["sessions"]
     assert session["versions"]["pvae"] == pvae.__version__
-    assert session["versions"]["torch"] == importlib.metadata.version("torch")
     assert (session["from_epoch"], session["device"]) == (0, str(resolve_device("auto")))
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [(row["epoch"], row["split"]) for row in rows] == [(1, "train"), (1, "test"), (2, "train"), (2, "test")]
     assert {"elbo", "elbo_stderr", "distortion", "rate", "loss", "seconds", "posterior_mean_loss"} < rows[0].keys()
-    assert {file.name for file in (trained / "figures").iterdir()} == {
-        "losses.png", "reconstructions.png", "samples.png",
-    }  # fmt: skip
+    drawn = {file.name for file in (trained / "figures").iterdir()}
+    assert drawn == {"losses.png", "reconstructions.png", "samples.png"}
     assert not list(trained.glob(".*")), "a temporary file was left"
     events = EventAccumulator(str(trained), size_guidance={"images": 0}).Reload()
     scalars = events.Scalars("pseudo-ELBO/test")
     assert [event.step for event in scalars] == [1, 2]
     assert scalars[-1].value == pytest.approx(rows[-1]["elbo"], rel=1e-6)
-    assert {"distortion (reconstruction error)/train", "rate (KL divergence)/test"} <= set(events.Tags()["scalars"])
     assert [image.step for image in events.Images("latent to image")] == [1, 2]
-    assert len(events.Tags()["images"]) == 2
 
 
 def test_a_finished_run_is_left_as_it_is(trained, capsys):
@@ -265,42 +217,21 @@ def test_a_finished_run_is_left_as_it_is(trained, capsys):
     assert contents(trained) == before
 
 
-def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path, small_config, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert len({writer.new_folder(None, small_config) for _ in range(3)}) == 3
-
-
-def test_a_note_on_data_is_printed_even_if_quiet(tmp_path, few_digits, small_config, capsys):
-    fit(small_config, data=dataclasses.replace(few_digits, note="not those"), out=tmp_path / "run")
-    printed = capsys.readouterr()
-    assert (printed.out, printed.err) == ("", "note: not those\n")
-
-
-def test_wrong_types_from_python_are_refused(tmp_path, few_digits, small_config):
-    for config, data in (({"epochs": 1}, few_digits), (small_config, "digits.npy"), (small_config, 3)):
-        with pytest.raises(InputError):
-            fit(config, data=data, out=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-    assert small_config.replace(seed=np.int64(3), lr=np.float32(0.5)) == small_config.replace(seed=3, lr=0.5)
-
-
 def test_resume_refuses(tmp_path, trained, few_digits, digits):
     path = shutil.copytree(trained, tmp_path / "run")
     others = [
-        (digits.train[1:131], digits.test[:40]),
-        (digits.train[:129], digits.test[:40]),
-        (few_digits.train[..., 1:], few_digits.test[..., 1:]),
+        Dataset("few digits", digits.train[1:131], digits.test[:40]),
+        Dataset("few digits", few_digits.train[..., 1:], few_digits.test[..., 1:]),
     ]
-    for epochs, data in ((1, few_digits), *((3, Dataset("few digits", *pair)) for pair in others), (3, None)):
+    for epochs, data in ((1, few_digits), *((3, other) for other in others), (3, None)):
         with pytest.raises(InputError):
             resume(path, epochs, data=data)
     opened = Run.open(path)
     resume(path, 3, data=few_digits)
     with pytest.raises(InputError, match="opened"):
         resume(opened, 4, data=few_digits)
-    for path in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(InputError, match="run folder"):
-            resume(path, 3)
+    with pytest.raises(InputError, match="run folder"):
+        resume(tmp_path / "missing", 3)
 
 
 def test_devices():
@@ -361,15 +292,11 @@ def test_a_training_starts_from_the_weights_of_a_run(tmp_path, few_digits, small
         assert ("are new" in capsys.readouterr().err) == (latent_dim == 4)
         after = run.vae().state_dict()
         taken = [name for name, tensor in after.items() if tensor.shape == before[name].shape]
-        assert 0 < len(taken) <= len(after)
-        assert (len(taken) < len(after)) == (latent_dim == 4)
+        assert (0 < len(taken) < len(after)) == (latent_dim == 4)
         for name in taken:
             assert torch.allclose(before[name], after[name], atol=1e-6), name
         assert Run.open(run.path).start["run"] == first.identity
-    assert not first.start
     counts = Dataset("counts", torch.ones(200, 2), torch.ones(9, 2))
     config = Config(likelihood="poisson", network="linear", latent_dim=1)
     with pytest.raises(InputError, match="no weight of"):
         fit(config, data=counts, out=tmp_path / "none", start=first)
-    other = Dataset("values", torch.randn(40, 3), torch.randn(9, 3))
-    assert fit(data=other, out=tmp_path / "chosen").config.system == "values"

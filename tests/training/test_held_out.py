@@ -77,7 +77,7 @@ def test_a_training_interrupted_at_every_epoch_keeps_the_same_best_weights(
     run, tmp_path, few_digits, monkeypatch, where
 ):
     """Interrupted after each epoch, or between an epoch's checkpoint and its best weights."""
-    write, calls = writer.write_whole, itertools.count()
+    write, calls, parts = writer.write_whole, itertools.count(), tmp_path / "parts"
 
     def interrupted(*_):
         if where == "epoch" and next(calls) < 100:
@@ -89,13 +89,10 @@ def test_a_training_interrupted_at_every_epoch_keeps_the_same_best_weights(
         write(path, *given)
 
     monkeypatch.setattr(writer, "write_whole", write_or_stop)
-    options, parts = (
-        {"data": few_digits, "callbacks": [*default_callbacks(), OnEachRow(interrupted)]},
-        tmp_path / "parts",
-    )
+    options = {"data": few_digits, "callbacks": [*default_callbacks(), OnEachRow(interrupted)]}
     with pytest.raises(InterruptedTrainingError):
         fit(CONFIG, out=parts, **options)
-    while (parts / "figures").exists() is False:
+    while not (parts / "figures").exists():
         pvae.load(parts)  # can be read at every moment
         with contextlib.suppress(InterruptedTrainingError):
             resume(parts, **options)
@@ -140,4 +137,3 @@ def test_patience_counts_epochs_without_a_better_bound():
     assert [is_out_of_patience(rows[:count], 2) for count in range(6)] == [False, False, False, False, True, False]
     assert not any(is_out_of_patience(rows[:count], 0) for count in range(6))
     assert best_epoch([dataclasses.replace(one, elbo=None, loss=-one.elbo) for one in rows]) == 5  # an autoencoder
-    assert best_epoch([dataclasses.replace(one, split="test") for one in rows]) is None

@@ -72,9 +72,8 @@ def whole(tmp_path_factory):
     return folder / "run", time.monotonic() - begun
 
 
-def signalled(folder, out, number, delay, process=None):
+def signalled(process, number, delay):
     """Send a signal after a delay; return exit status, seconds to the end and stderr."""
-    process = process or started(folder, "--out", out)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=delay)
     process.send_signal(number)
@@ -95,7 +94,7 @@ def test_signals_at_random_times(tmp_path, whole, engine, monkeypatch):
         out, which = f"run-{number}", draw.choice([signal.SIGINT, signal.SIGTERM])
         delay = draw.uniform(0.5, whole[1] if engine == "none" else whole[1] + 8)
         process = started(tmp_path, "--out", out, "--compile", engine)
-        status, seconds, errors = signalled(tmp_path, out, which, delay, process)
+        status, seconds, errors = signalled(process, which, delay)
         slowest = max(slowest, seconds)
         statuses.append(status)
         assert status in (0, 128 + which), errors
@@ -115,7 +114,7 @@ def test_a_signal_in_the_middle_of_an_epoch(tmp_path, monkeypatch, number):
     process = started(tmp_path, "--out", "run")
     while not process.stdout.readline().startswith("epoch "):
         pass
-    status, seconds, errors = signalled(tmp_path, "run", number, 0.05, process)
+    status, seconds, errors = signalled(process, number, 0.05)
     assert (status, errors.count("\n")) == (128 + number, 1), errors
     assert "go on with: python -m pvae.train --resume run" in errors
     assert seconds < 10  # the documentation promises 2; the machine may be busy
@@ -145,6 +144,6 @@ def test_a_second_signal_ends_a_long_step(tmp_path):
     process.send_signal(signal.SIGINT)  # the same press, as `timeout` sends it
     time.sleep(0.5)
     assert process.poll() is None
-    status, seconds, errors = signalled(tmp_path, "", signal.SIGINT, 0.0, process)
+    status, seconds, errors = signalled(process, signal.SIGINT, 0.0)
     assert (status, errors) == (130, "pvae.x: interrupted; any file already written is complete\n")
     assert seconds < 10

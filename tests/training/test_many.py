@@ -23,7 +23,7 @@ from pvae.data.dataset import Dataset
 from pvae.data.read import read
 from pvae.runs.run import Run
 from pvae.training import many
-from pvae.training.callbacks import OnEachRow, RunLine
+from pvae.training.callbacks import RunLine
 from pvae.training.many import fit_many
 from pvae.training.trainer import Callback
 
@@ -37,13 +37,16 @@ def few():
     return Dataset("few digits", digits.train[:130], digits.test[:40])
 
 
-@pytest.fixture
-def two_processes(monkeypatch):
-    """Two threads for torch, so that runs of few steps are trained in two processes."""
+@pytest.fixture(params=[1, 2])
+def processes(request, monkeypatch):
+    """One process; and two threads for torch, so that runs of few steps are trained in two processes."""
+    if request.param == 1:
+        yield 1
+        return
     monkeypatch.setattr(many, "_LEAST_STEPS", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    yield
+    yield 2
     torch.set_num_threads(before)
 
 
@@ -63,10 +66,7 @@ class Ends(Callback):
 
 
 @pytest.mark.workflow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_among_many_is_the_run_that_is_trained_alone(processes, request, capfd, tmp_path):
-    if processes == 2:
-        request.getfixturevalue("two_processes")
+def test_a_run_among_many_is_the_run_that_is_trained_alone(processes, capfd, tmp_path):
     runs = fit_many(THREE, few(), out=tmp_path / "many", device="cpu", callbacks=[RunLine()])
     said = capfd.readouterr().out
     torch.set_num_threads(1)
@@ -81,12 +81,12 @@ def test_a_run_among_many_is_the_run_that_is_trained_alone(processes, request, c
     assert [run.metrics()[-1].epoch for run in again] == [4, 4, 4]
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize(
     ("options", "names"),
     [
         ([{"seed": 4}, {"seed": 5}], ["seed-4", "seed-5"]),
-        ([{"beta": 1.0000001}, {"beta": 1.0000002}], ["beta-1.0000001-seed-0", "beta-1.0000002-seed-0"]),
-        ([{"beta": 0.0}, {"beta": 4.0}], ["beta-0-seed-0", "beta-4-seed-0"]),
+        ([{"beta": 0.0}, {"beta": 1.0000002}], ["beta-0-seed-0", "beta-1.0000002-seed-0"]),
         (
             [{"free_bits": 0.0, "lr": 1e-3}, {"free_bits": 0.3, "lr": 1e-2}],
             ["lr-0.001-free-bits-0-seed-0", "lr-0.01-free-bits-0.3-seed-0"],
@@ -105,7 +105,6 @@ def test_runs_are_named_by_what_differs(options, names, tmp_path):
     [
         ([], "configurations"),
         ([SMALL, SMALL.replace(hidden=(8,))], "--hidden"),
-        ([SMALL, SMALL.replace(seed=1, epochs=2)], "--epochs"),
         ([SMALL, SMALL], "same"),
         ([SMALL.replace(elbo="iwae", particles=2, beta=beta) for beta in (1.0, 4.0)], "--beta"),
     ],
@@ -113,21 +112,13 @@ def test_runs_are_named_by_what_differs(options, names, tmp_path):
 def test_what_does_not_go_together_is_refused(configs, says, tmp_path):
     with pytest.raises(InputError, match=says):
         fit_many(configs, few(), out=tmp_path / "many")
-    assert not (tmp_path / "many").exists()
-
-
-@pytest.mark.parametrize("data", [3, [torch.randn(20, 4), torch.randn(20, 4)]], ids=["number", "batches"])
-def test_data_of_another_type_are_refused(tmp_path, data):
     with pytest.raises(InputError, match="data"):
-        fit_many([SMALL], data, out=tmp_path / "many")
+        fit_many([SMALL], [torch.randn(20, 4), torch.randn(20, 4)], out=tmp_path / "many")
     assert not (tmp_path / "many").exists()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.workflow
-def test_a_run_that_diverges_or_is_refused_leaves_the_others(processes, request, capfd, tmp_path):
-    if processes == 2:
-        request.getfixturevalue("two_processes")
+def test_a_run_that_diverges_or_is_refused_leaves_the_others(processes, capfd, tmp_path):
     configs = [SMALL.replace(lr=lr) for lr in (1e-3, 1e-2, 1e30)]
     end = Ends(0, InputError("a datum is outside the domain"))
     runs = fit_many(configs, few(), out=tmp_path / "many", device="cpu", callbacks=[])
@@ -143,8 +134,9 @@ def test_a_run_that_diverges_or_is_refused_leaves_the_others(processes, request,
 
 
 @pytest.mark.workflow
+@pytest.mark.parametrize("processes", [2], indirect=True)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_process_that_ends_alone_leaves_its_runs_whole_to_go_on(number, two_processes, capfd, tmp_path):
+def test_a_process_that_ends_alone_leaves_its_runs_whole_to_go_on(number, processes, capfd, tmp_path):
     if number == signal.SIGTERM:
         done = fit_many(THREE, few(), out=tmp_path, device="cpu", callbacks=[Ends(1, number)])
         assert [run.config.seed for run in done] == [0, 2]
@@ -159,10 +151,7 @@ def test_a_process_that_ends_alone_leaves_its_runs_whole_to_go_on(number, two_pr
 
 
 @pytest.mark.workflow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_folder_that_is_lost_ends_all_runs_which_go_on_by_the_same_call(processes, request, tmp_path):
-    if processes == 2:
-        request.getfixturevalue("two_processes")
+def test_a_folder_that_is_lost_ends_all_runs_which_go_on_by_the_same_call(processes, tmp_path):
     lost = Ends(1, OSError(errno.ENOSPC, "No space"))
     configs = [one.replace(epochs=3 + 5000 * (processes == 2)) for one in PAIR]
     with pytest.raises(LostError, match="No space") as error:
@@ -175,11 +164,7 @@ def test_a_folder_that_is_lost_ends_all_runs_which_go_on_by_the_same_call(proces
 
 
 @pytest.mark.workflow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_signal_ends_all_runs_and_leaves_them_whole(processes, request, tmp_path):
-    if processes == 2:
-        request.getfixturevalue("two_processes")
-
+def test_a_signal_ends_all_runs_and_leaves_them_whole(processes, tmp_path):
     def send():
         while not (tmp_path / "seed-0/checkpoint.safetensors").exists():
             time.sleep(0.05)
@@ -193,9 +178,10 @@ def test_a_signal_ends_all_runs_and_leaves_them_whole(processes, request, tmp_pa
     sender.join()
     assert time.monotonic() - started < 60
     assert error.value.status == 128 + signal.SIGTERM
-    run = Run.open(tmp_path / "seed-0")
-    assert run.read_checkpoint().epoch < 5000
-    again = fit_many([one.replace(epochs=run.read_checkpoint().epoch + 1) for one in PAIR], few(), out=tmp_path)
+    runs = [Run.open(file.parent) for file in tmp_path.glob("*/checkpoint.safetensors")]
+    epoch = max(run.read_checkpoint().epoch for run in runs)
+    assert epoch < 5000
+    again = fit_many([one.replace(epochs=epoch + 1) for one in PAIR], few(), out=tmp_path)
     assert [one.is_finished() for one in again] == [True, True]
 
 
@@ -245,25 +231,7 @@ def test_runs_with_what_a_configuration_does_not_describe_are_not_continued_with
 
 
 @pytest.mark.workflow
-def test_runs_that_are_interrupted_go_on_by_the_same_call(tmp_path):
-    def interrupt(run, row):
-        if (run.config.seed, row.epoch) == (0, 2):
-            signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(InterruptedTrainingError) as error:
-        fit_many(PAIR, few(), out=tmp_path / "many", device="cpu", callbacks=[OnEachRow(interrupt)])
-    assert "same command" in str(error.value)
-    assert "--resume" not in str(error.value)
-    assert error.value.status == 130
-    runs = fit_many(PAIR, few(), out=tmp_path / "many", device="cpu", callbacks=[])
-    assert [run.read_checkpoint().epoch for run in runs] == [3, 3]
-
-
-@pytest.mark.workflow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_runs_of_your_own_vae_go_on_where_it_is_given_again(processes, request, tmp_path):
-    if processes == 2:
-        request.getfixturevalue("two_processes")
+def test_runs_of_your_own_vae_go_on_where_it_is_given_again(processes, tmp_path):
     data = few()
     for epochs in (1, 2):
         configs = [one.replace(epochs=epochs) for one in PAIR]

@@ -50,16 +50,6 @@ def test_a_resumed_training_on_a_loader_that_shuffles_is_the_uninterrupted_one(t
     assert_same_rows(part.metrics(), whole.metrics())
 
 
-@pytest.mark.parametrize(
-    ("options", "data"),
-    [({"batch_size": 1000}, loader), ({}, lambda: [torch.randn(4, 5), torch.randn(4, 4)]), ({}, lambda: "table.csv")],
-)
-def test_what_is_refused_before_the_start_leaves_no_folder(tmp_path, options, data):
-    with pytest.raises(InputError):
-        pvae.fit(CONFIG.replace(**options), data=data(), out=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize("way", ["frame", "array", "tensor", "torch", "batches"])
 def test_what_people_hold_trains(tmp_path, way):
     x = linear()
@@ -70,14 +60,6 @@ def test_what_people_hold_trains(tmp_path, way):
     run = pvae.fit(CONFIG.replace(initialization="exact"), data=ways[way], out=tmp_path / "run")
     assert -5.2 < run.test_metrics().elbo < -3.9
     assert len(run.dataset(ways[way]).test) >= 75
-
-
-def test_labels_that_the_vae_does_not_take_are_left(tmp_path):
-    batches = DataLoader(TensorDataset(linear(), torch.arange(1000) % 3), 50)
-    run = pvae.fit(CONFIG.replace(epochs=1), data=batches, out=tmp_path / "run")
-    assert run.data.label_names == ("0", "1", "2")
-    run = pvae.fit(CONFIG.replace(epochs=1, condition=True), data=batches, out=tmp_path / "given")
-    assert run.vae().takes_labels
 
 
 @pytest.fixture

@@ -17,8 +17,7 @@ import pvae
 from pvae.cli.compare import main as compare
 from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
-from pvae.core.errors import NotFiniteError, TrainingError
-from pvae.core.files import to_json
+from pvae.core.errors import TrainingError
 from pvae.elbos.bounds import IWAE
 from pvae.runs.checkpoint import to_bytes
 from pvae.runs.run import Run
@@ -110,12 +109,6 @@ def test_a_metric_that_is_not_finite_ends_the_training(tmp_path, few_digits, sma
     with pytest.raises(TrainingError, match="elbo is "):
         fit(config, data=few_digits, out=tmp_path / "run", callbacks=[OnEachRow(lambda run, row: rows.append(row))])
     assert [(row.epoch, row.split) for row in Run.open(tmp_path / "run").metrics()] == [(1, "train"), (1, "test")]
-
-
-def test_json_has_neither_nan_nor_infinity():
-    for value in (math.nan, math.inf, -math.inf):
-        with pytest.raises(NotFiniteError, match=r"b\.1\.c"):
-            to_json({"a": 1.0, "b": [{"c": 0.0}, {"c": value}]})
 
 
 @pytest.fixture(scope="module")

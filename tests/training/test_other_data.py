@@ -130,39 +130,27 @@ def folder(tmp_path, monkeypatch):
     "dataset", ["array:counts.npz", "array:series.npy", pytest.param("array:volumes.npy", marks=pytest.mark.slow)]
 )
 def test_every_command_takes_them(folder, capsys, dataset):
-    file = dataset.partition(":")[2]
-    few = ["--importance-samples", "3"]
+    file, few = dataset.partition(":")[2], ["--importance-samples", "3"]
     assert train(["--dataset", dataset, "--epochs", "2", "--hidden", "8", "--latent-dim", "3", "--out", "run"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("options")]
     options = train_parser().parse_args([*shlex.split(line.partition(": ")[2]), "--dataset", dataset])
     chosen = {name: value for name, value in vars(options).items() if name in OPTIONS}
     assert command_line(Config(**chosen)) == command_line(pvae.Run.open("run").config)
-    assert {"--epochs", "--hidden", "--likelihood"} <= {*line.split()}
     assert evaluate(["run", *few]) == score(["run", *few]) == score(["run", file, *few, "--out", "all"]) == 0
-    assert "pixels in" not in capsys.readouterr().out
     assert len((folder / "all" / "scores.csv").read_text().splitlines()) == 131
     assert not (folder / "all" / "oddest.png").exists()
     assert encode(["run", file, "--out", "codes.npz"]) == 0
     with np.load("codes.npz") as codes:
         assert codes["loc"].shape == (130, 3)
-    for number in (4, 5):  # the second time it replaces its own file
-        assert sample(["run", "-n", str(number)]) == 0
+    assert sample(["run", "-n", "5"]) == 0
     with np.load("run/samples/samples.npz") as drawn:
         assert drawn["x"].shape == (5, *pvae.Run.open("run").data.datum_shape)
     assert export(["run"]) == 0
     assert draw(["run"]) == 0
     names = {path.stem for path in (folder / "run" / "figures").glob("*.png")}
-    drawn = {"reconstructions", "samples"} if dataset != "array:volumes.npy" else set()
-    assert {"losses", "histograms", *drawn} <= names
+    assert {"losses", "histograms"} <= names
     assert not names & {"manifold", "traversal", "interpolation"}
     assert train(["--resume", "run", "--epochs", "3", "--quiet"]) == 0
-
-
-def test_a_file_of_another_shape_is_refused(folder, capsys):
-    assert train(["--dataset", "table:rows.csv", "--epochs", "1", "--hidden", "8", "--out", "run", "--quiet"]) == 0
     np.save("wide.npy", np.zeros((5, 9)))
-    for command in (encode, score):
-        assert command(["run", "wide.npy", "--out", "new.csv"]) == 2
-        assert "(5, 9)" in capsys.readouterr().err
-    assert train(["--dataset", "table:none.csv"]) == 2
-    assert "there is no file" in capsys.readouterr().err
+    assert encode(["run", "wide.npy", "--out", "new.csv"]) == 2
+    assert "(5, 9)" in capsys.readouterr().err

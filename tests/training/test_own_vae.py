@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pyro.distributions as dist
 import pytest
 import torch
@@ -68,22 +66,9 @@ def test_own_vae_must_be_given_again(tmp_path, few_digits, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-class LaplacePosterior(Posterior):
-    def forward(self, x):
-        normal = super().forward(x).base_dist
-        return dist.Laplace(normal.loc, normal.scale).to_event(1)
-
-
 class FlowPosterior(Posterior):
     def forward(self, x):
         return dist.TransformedDistribution(super().forward(x), [dist.transforms.TanhTransform()])
-
-
-class TwoNormals(Posterior):
-    def forward(self, x):
-        normal = super().forward(x).base_dist
-        loc, scale = torch.stack([normal.loc, -normal.loc], 1), normal.scale[:, None].expand(-1, 2, -1)
-        return dist.MixtureSameFamily(dist.Categorical(torch.ones(len(loc), 2)), dist.Normal(loc, scale).to_event(1))
 
 
 class BernoulliPosterior(Posterior):
@@ -96,21 +81,14 @@ class CoinPrior(nn.Module):
         return dist.Bernoulli(torch.full((2,), 0.5)).to_event(1)
 
 
-@pytest.mark.parametrize(
-    "posterior",
-    [
-        FlowPosterior,
-        BernoulliPosterior,
-        *(pytest.param(one, marks=pytest.mark.slow) for one in (LaplacePosterior, TwoNormals)),
-    ],
-)
+@pytest.mark.parametrize("posterior", [FlowPosterior, BernoulliPosterior])
 def test_posteriors_without_a_closed_form_a_mean_or_rsample_are_evaluated(tmp_path, few_digits, posterior):
     """Also discrete ones, whose closed-form KL torch computes for equal batch shapes only."""
-    vae = own_vae()
+    vae, is_discrete = own_vae(), posterior is BernoulliPosterior
     vae.q_z = posterior(*vae.q_z)
-    if posterior is BernoulliPosterior:
+    if is_discrete:
         vae.p_z = CoinPrior()
-    config = CONFIG.replace(epochs=1, elbo="trace" if posterior in (LaplacePosterior, FlowPosterior) else "score")
+    config = CONFIG.replace(epochs=1, elbo="score" if is_discrete else "trace")
     run = pvae.fit(config, vae=vae, data=few_digits, out=tmp_path / "run", device="cpu")
     run.vae(vae)
     report = evaluate(run, 200)
@@ -124,20 +102,11 @@ def test_posteriors_without_a_closed_form_a_mean_or_rsample_are_evaluated(tmp_pa
         z = q.sample((2000,))
         terms = {"distortion": -vae.likelihood(z).log_prob(x), "rate": q.log_prob(z) - vae.prior().log_prob(z)}
     assert ((encode(vae, x) - draws).abs() < error).all()
-    # Each of the next three is off by more than 6 standard errors for fewer than one of 10^6 seeds.
+    # Each of the next two is off by more than 6 standard errors for fewer than one of 10^6 seeds.
     for name, values in terms.items():
         error = 6 * values.mean(1).std().item() * (1 / 10) ** 0.5
         assert getattr(report.elbo_parts, name).mean == pytest.approx(values.mean().item(), abs=error), name
-    with torch.random.fork_rng(), torch.no_grad():  # from the prior, which q is near to after one epoch
-        torch.manual_seed(0)
-        log_w = torch.cat([vae.likelihood(z).log_prob(x) for z in vae.prior().sample((2000, 1)).split(200)])
-    more = (log_w.logsumexp(0) - math.log(2000)).mean().item()
-    log_p = report.log_likelihood
-    of_draws = (log_w.softmax(0).square().sum(0) - 1 / 2000).sum().sqrt().item() / len(x)
-    assert log_p.estimate.mean == pytest.approx(more, abs=6 * math.hypot(of_draws, log_p.sampling_stderr))
-    elbo = report.elbo_parts.elbo.mean
-    assert elbo == pytest.approx(-report.elbo_parts.distortion.mean - report.elbo_parts.rate.mean, rel=1e-6)
-    assert elbo < log_p.estimate.mean
+    assert report.elbo_parts.elbo.mean < report.log_likelihood.estimate.mean
     assert report.rate_decomposition is None
 
 

@@ -6,7 +6,6 @@ import csv
 import math
 import re
 import shlex
-from datetime import date, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +13,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import nn
+from helpers.fixed import Fixed
 
 import pvae
 from pvae.cli.data import encode, sample, score
@@ -30,7 +29,6 @@ from pvae.plotting import pictures
 from pvae.plotting.pictures import save_figures
 from pvae.plotting.value_figures import (
     reconstructed_rows_figure,
-    reconstructed_values_figure,
     sampled_values_figure,
 )
 from pvae.runs.run import Run
@@ -82,22 +80,9 @@ def folder(tmp_path, monkeypatch):
 
 def test_every_command_takes_a_table_of_numbers_and_texts(folder, capsys):
     kinds = ["--likelihood", "columns", "--columns", "real,count,binary,categorical:3,ordinal:3"]
-    options = [
-        "--hidden",
-        "32",
-        "--latent-dim",
-        "2",
-        "--epochs",
-        "40",
-        "--passes",
-        "1",
-        "--lr",
-        "0.01",
-        "--batch-size",
-        "32",
-    ]
+    options = ["--hidden", "32", "--latent-dim", "2", "--epochs", "40", "--lr", "0.01", "--batch-size", "32"]
+    options += ["--passes", "1", "--patience", "0"]
     assert train(["--dataset", "table:t.csv", *kinds, *options, "--patience", "0", "--out", "run"]) == 0
-    capsys.readouterr()
     run = pvae.Run.open("run")
     assert [column.name for column in run.data.columns] == NAMES
     assert [column.categories for column in run.data.columns[3:]] == [tuple(CITIES), ("0", "1", "2")]
@@ -121,15 +106,9 @@ def test_every_command_takes_a_table_of_numbers_and_texts(folder, capsys):
     write(folder / "hidden.csv", hidden)
     assert sample(["run", "--impute", "hidden.csv"]) == 0
     _, *filled = read("run/samples/imputed.csv")
-    _, *errors = read("run/samples/imputed-std.csv")
     right = []
-    for truth, known, row, error in zip(given, hidden, filled, errors):
-        for place, (one, shown) in enumerate(zip(known, row)):
-            assert one in ("", shown) or float(one) == float(shown)  # 37.0 becomes 37
-            is_code = place in (2, 3, 4)
-            assert error[place] == ("" if one == "" and is_code else "0") or (one == "" and not is_code)
-            if one == "" and not is_code:
-                assert float(error[place]) > 0
+    for truth, known, row in zip(given, hidden, filled):
+        assert all(one in ("", shown) or float(one) == float(shown) for one, shown in zip(known, row))  # 37 for 37.0
         right += [row[place] == truth[place] for place in (3, 4) if known[place] == "" and truth[place]]
     assert np.mean(right) > 0.65, "more than by the most frequent text"
     (folder / "out").mkdir()
@@ -137,12 +116,11 @@ def test_every_command_takes_a_table_of_numbers_and_texts(folder, capsys):
     assert sample(["run", "--impute", "hidden.csv", "--out", "out"]) == 2
     assert (folder / "out" / "imputed.csv").read_text() == "of the user"
 
-    for table, words in (
-        ([["1", "1", "1", "Paris", "1"]], "line 2.*city, town is 'Paris'"),
-        ([["1", "1", "1", "Cadiz", "1"], ["old", "1", "1", "Cadiz", "1"]], "line 3.*age is 'old'"),
-        ([["1", "1.5", "1", "Cadiz", "1"]], "visits.*whole numbers from 0 on(?!.*0 or 1)"),
+    for row, words in (
+        (["1", "1", "1", "Paris", "1"], "line 2.*city, town is 'Paris'"),
+        (["1", "1.5", "1", "Cadiz", "1"], "visits.*whole numbers from 0 on(?!.*0 or 1)"),
     ):
-        write(folder / "other.csv", table)
+        write(folder / "other.csv", [row])
         for command in (encode, score):
             capsys.readouterr()
             assert command(["run", "other.csv", "--out", "new.csv"]) == 2
@@ -156,35 +134,27 @@ def test_texts_need_a_likelihood_of_columns(folder, capsys):
     columns = ["--likelihood", "columns", "--columns"]
     for options in (
         ["--likelihood", "normal-diagonal"],
-        ["--columns", "real*5"],
         [*columns, "real*4"],
         [*columns, "real,count,binary,categorical:2,real"],
     ):
         assert train(["--dataset", "table:t.csv", *options, "--out", "run"]) == 2
     assert not (folder / "run").exists()
-    (folder / "numbers.csv").write_text("a,b,c,d,e\n" + "".join(f"{i},{i / 2},1.5,{-i},0.5\n" for i in range(40)))
-    assert train(["--dataset", "table:numbers.csv", "--epochs", "1", "--out", "run", "--quiet"]) == 0
-    assert encode(["run", "t.csv"]) == 2
 
 
 def test_what_is_missing_is_imputed_by_probabilities_and_not_by_codes():
     """One latent, and integrals over it on a grid: the likeliest category, and the mean at 4.5 errors."""
 
-    class Prior(nn.Module):
-        def forward(self):
-            return dist.Normal(torch.zeros(1).double(), 1.0).to_event(1)
+    def likelihood(z):
+        first = torch.where(z > 0, 0.2, -3.0)  # a little likelier than the last for z > 0, and else much less so
+        logits = torch.cat([first, 0 * z - 6, 0 * z], -1)[..., None, :]
+        return Columns([dist.Categorical(logits=logits), dist.Normal(z, 0.8)], torch.tensor([1, 0]))
 
-    class Posterior(nn.Module):
-        def forward(self, x):
-            return dist.Normal(torch.zeros(len(x), 1).double(), 1.2).to_event(1)
-
-    class Likelihood(nn.Module):
-        def forward(self, z):
-            first = torch.where(z > 0, 0.2, -3.0)  # a little likelier than the last for z > 0, and else much less so
-            logits = torch.cat([first, 0 * z - 6, 0 * z], -1)[..., None, :]
-            return Columns([dist.Categorical(logits=logits), dist.Normal(z, 0.8)], torch.tensor([1, 0]))
-
-    vae = VAE(Prior(), Posterior(), Likelihood())
+    zero = torch.zeros(1).double()
+    vae = VAE(
+        Fixed(lambda: dist.Normal(zero, 1.0).to_event(1)),
+        Fixed(lambda x: dist.Normal(zero.expand(len(x), 1), 1.2).to_event(1)),
+        Fixed(likelihood),
+    )
     x = torch.tensor([[math.nan, 0], [math.nan, 2], [3, math.nan], [0.4, math.nan], [0.2, math.nan]]).double()
     z = torch.linspace(-8, 8, 4001, dtype=torch.float64)[:, None, None]
     weight = (vae.log_likelihood(x, z.expand(-1, len(x), 1)) + vae.prior().log_prob(z)).softmax(0)
@@ -201,10 +171,8 @@ def test_what_is_missing_is_imputed_by_probabilities_and_not_by_codes():
     codes = (shares * torch.arange(3)).sum(-1).round()
     assert codes.tolist() == [1, 1, 1], "their mean is a category that hardly occurs"
     assert found.stderr[2:, 1].isnan().all()
-    assert found.std[2:, 1].isnan().all()
     second = (weight[:, :2] * (z[:, 0].square() + 0.8**2)).sum(0)
     assert torch.allclose(found.std[:2, 0], (second - means.square()).sqrt(), rtol=0.1), "5 errors of 4,000 draws"
-    assert not found.stderr[:2, 1].any()
 
 
 def test_pictures_name_columns_and_show_the_shares_of_categories():
@@ -217,34 +185,6 @@ def test_pictures_name_columns_and_show_the_shares_of_categories():
     assert [bar.get_height() for bar in cities.patches] == [0.5, 0.25, 0.25, 0, 0, 1]
     heights = [bar.get_height() for bar in ages.patches]
     assert heights == [0.25] * 4 + [0, 0.5, 0.5, 0], "whole numbers have shares"
-    counts = sampled_values_figure(torch.tensor([[0], [0], [1]]), torch.tensor([[0.0]]), "title").axes[0].patches
-    assert [bar.get_height() for bar in counts] == pytest.approx([2 / 3, 1 / 3, 1, 0]), "data of integers"
-    many = Column("shop", tuple(f"shop {n}" for n in range(40)))
-    codes = torch.cat([torch.arange(40.0), torch.arange(3, 40, 2)])[:, None]
-    (shops, *_) = sampled_values_figure(codes, codes, "title", [many]).axes
-    assert shops.get_title() == "shop, 16 of 40 categories"
-    names = [text.get_text() for text in shops.get_xticklabels()]
-    assert names == [f"shop {n}" for n in range(3, 35, 2)], "the most frequent ones"
-
-
-def test_a_histogram_leaves_out_a_long_tail_of_the_data_and_says_so():
-    """Not samples that the data do not reach, nor a column that is mostly one value."""
-    with seeded(0):
-        x = torch.randn(1000, 4).double()
-        x[:, 0] = (2 * x[:, 0]).exp()
-        x[:, 1] = 0.0
-        x[:9, 1] = 100.0
-        samples = x.clone()
-        samples[:30, 2] = 50.0
-        samples[:, 3], x[:, 3] = 1e6, (2 * x[:, 3]).exp().round()
-    figure = sampled_values_figure(x, samples, "", tuple(Column(name) for name in ("tail", "zeros", "far", "beyond")))
-    titles = [axes.get_title() for axes in figure.axes]
-    assert titles == ["tail, 98% of the data", "zeros", "far", "beyond"]
-    limits = [axes.get_xlim()[1] for axes in figure.axes]
-    assert x[:, 0].quantile(0.98) <= limits[0] < 0.4 * x[:, 0].max()
-    assert limits[1] > 100
-    assert limits[2] > 50
-    assert limits[3] > 1e6
 
 
 def test_a_picture_that_cannot_be_drawn_is_named_and_the_others_are_drawn(tmp_path, monkeypatch, capsys):
@@ -265,9 +205,7 @@ def test_pictures_of_rows_show_intervals_probabilities_and_mark_what_is_missing(
     draws = torch.stack([ages, (torch.arange(101)[:, None] < torch.tensor([101, 0, 25, 7])).float()], -1)
     figure = reconstructed_rows_figure(data, draws, "title", data, columns, ["a", "b: old", "c", "d"])
     numbers, texts = figure.axes[:4], figure.axes[4:]
-    assert [axes.get_title() for axes in figure.axes] == ["a", "b: old", "c", "d", "", "", "", ""]
-    names = [[text.get_text() for text in axes.get_yticklabels()] for axes in (numbers[0], texts[0])]
-    assert names == [["age"], ["city"]]
+    assert [axes.get_title() for axes in numbers] == ["a", "b: old", "c", "d"]
     assert [[text.get_text() for text in axes.texts] for axes in texts] == [["Rome"], ["Oslo"], ["Oslo"], []]
     std = (2 / 3) ** 0.5
     for shift, axes in enumerate(numbers[:2]):
@@ -277,34 +215,10 @@ def test_pictures_of_rows_show_intervals_probabilities_and_mark_what_is_missing(
         np.testing.assert_allclose(point.get_xdata(), [(2 * shift - 1) / std], rtol=1e-6)
     shares = [axes.patches[0].get_width() for axes in texts[:3]]
     np.testing.assert_allclose(shares, [0, 0, 25 / 101], err_msg="draws of Rome for the first row are none")
-    assert {axes.get_xlim() for axes in texts} == {(0, 1)}
     low, high = numbers[0].get_xlim()
     assert low < (5 - 2) / std < (155 - 2) / std < high, "the axis has room for the intervals of all rows"
     missing = [[bool(patch.get_hatch()) for patch in axes.patches] for axes in figure.axes]
     assert missing == [[False], [False], [True], [False], [False], [False], [False], [True]]
-    key = {text.get_text() for text in figure.legends[0].get_texts()}
-    assert key == {"x", "90 % of p(x | z)", "probability", "missing"}
-    vectors = reconstructed_values_figure(data, draws[0], "title", data, "abcd")
-    hatched = [[one.get_x() + one.get_width() / 2 for one in axes.patches if one.get_hatch()] for axes in vectors.axes]
-    assert hatched == [[], [], [0], [1]]
-
-
-def test_axes_of_marginals_have_the_dates_and_numbers_of_the_file():
-    """Also beyond the dates of the file."""
-    columns = (
-        Column("day", date_format="%Y-%m-%d", origin=19723.0, least=0.0, greatest=10.0),
-        Column("jd", origin=2.46e6),
-    )
-    values = torch.linspace(-40, 40, 30)[:, None].expand(-1, 2)
-    day, jd = sampled_values_figure(values, values, "title", columns).axes[:2]
-    day.figure.draw_without_rendering()
-    for axes, text in (
-        (day, lambda tick: str(date(2024, 1, 1) + timedelta(tick))),
-        (jd, lambda tick: str(2460000 + tick)),
-    ):
-        ticks = [round(tick) for tick in axes.get_xticks()]
-        assert min(ticks) < 0 < 10 < max(ticks)
-        assert [label.get_text() for label in axes.get_xticklabels()] == [text(tick) for tick in ticks]
 
 
 @pytest.mark.parametrize("labels", [["a", "b", ""], ["2", "5", ""]], ids=["texts", "numbers"])
@@ -314,7 +228,8 @@ def test_a_column_of_labels_is_no_part_of_x(tmp_path, capsys, labels):
     is_second = draw.rand(300) < 0.5
     kinds = [labels[2] if row % 3 == 0 else labels[int(second)] for row, second in enumerate(is_second)]
     rows = [f"{draw.randn() + 4 * second:.3f},{kind},{draw.randn():.3f}" for kind, second in zip(kinds, is_second)]
-    file, run = tmp_path / "labelled.csv", tmp_path / "run"
+    known = [(row, kind) for row, kind in zip(rows, kinds) if kind]
+    file, run, conditional = tmp_path / "labelled.csv", tmp_path / "run", tmp_path / "given"
     file.write_text("\n".join(["u,kind,v", *rows]) + "\n")
     given = ["--dataset", f"table:{file}", "--label-column", "kind", "--epochs", "30", "--passes", "2"]
     assert train([*given, "--labels", "60", "--out", str(run)]) == 0
@@ -323,20 +238,17 @@ def test_a_column_of_labels_is_no_part_of_x(tmp_path, capsys, labels):
     assert opened.data.datum_shape == (2,)
     assert opened.metrics()[-1].accuracy > 0.9
     assert encode([str(run), "--out", str(tmp_path / "codes.csv")]) == 0
-    with (tmp_path / "codes.csv").open() as lines:
-        assert {row["label"] for row in csv.DictReader(lines)} == set(labels)
+    assert {row[1] for row in read(tmp_path / "codes.csv")[1:]} == set(labels)
     assert score([str(run), str(file), "--importance-samples", "5"]) == 0  # the column of labels may be there
-    capsys.readouterr()
-    known = [(row, kind) for row, kind in zip(rows, kinds) if kind]
     file.write_text("\n".join(["u,kind,v", *(row for row, _ in known)]) + "\n")
-    assert train([*given[:-1], "1", "--condition", "--out", str(tmp_path / "given")]) == 0
+    assert train([*given[:-1], "1", "--condition", "--out", str(conditional)]) == 0
     file.write_text(file.read_text().replace(",2,", ",2.0,"))
-    found = given_data(Run.open(tmp_path / "given"), file)
+    found = given_data(Run.open(conditional), file)
     assert [labels[number] for number in found.y] == [kind for _, kind in known]
-    assert score([str(tmp_path / "given"), str(file), "--importance-samples", "5"]) == 0
+    assert score([str(conditional), str(file), "--importance-samples", "5"]) == 0
     file.write_text("\n".join(["u,kind,v", *rows]) + "\n")
     capsys.readouterr()
-    assert score([str(tmp_path / "given"), str(file)]) == 2
+    assert score([str(conditional), str(file)]) == 2
     assert "has the label ''" in capsys.readouterr().err
     for column, wanted in (("knd", "kind"), ("u", "classes")):
         assert train([*given[:3], column, "--out", str(tmp_path / "other")]) == 2
