@@ -63,6 +63,8 @@ class Column:
             value = max(value, unit - self.origin)
         elif least + self.origin == 0:
             value = max(value, least)
+        if least + self.origin >= 0 and greatest + self.origin <= 1:  # a share
+            value = min(value, 1 - self.origin)
         return round(self.origin + value, self.decimals) - self.origin
 
     def text(self, value: float, is_given: bool = False) -> str:

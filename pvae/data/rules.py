@@ -43,6 +43,7 @@ _FEW_ROWS = 50  # that rule out most products
 _ROUNDING = 3  # units in the last digit by which a sum may differ
 _FEW_LEVELS, _MOST_LEVELS, _LEAST_TIMES = 20, 50, 5  # of levels, and how often each occurs
 _TIMES = 10  # that a level occurs on average
+_END_SHARE, _END_TIMES = 0.05, 4  # of rows at an end of a column, and how many times those of another value
 _SPAN = 730  # days from which a date has a season
 _FACTORS = (1, 2, 3, 4, 5, 10, 12, 60, 100)  # denominators of simple coefficients
 _TINY = 1e-9
@@ -712,6 +713,61 @@ class Where(Rule, name="where", help="a column has one value where another one h
 
 def _said_values(column: Column, values: NDArray[np.float64]) -> str:
     return listed([column.text(value - column.origin, is_given=True) for value in values.tolist()])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ends(Rule, name="ends", help="many values of a number are its greatest one, or its least one too"):
+    """A number that often has its greatest value: whether it has, or has its least one, is another column.
+
+    Args:
+        ends: the greatest value, after the least one if that is frequent too.
+        unit: of the last digit.
+    """
+
+    ends: tuple[float, ...]
+    unit: float
+
+    @property
+    def category(self) -> str:
+        """The name of the other column, whose codes are the places of the ends, and then that of all between."""
+        return f"{self.column} at its end"
+
+    @classmethod
+    def find(cls, table: Table) -> Iterator[Rule]:
+        """Yield a rule for each number whose greatest value is frequent, and four times as frequent as others."""
+        for name in table.numbers():
+            _, levels, counts = table.codes(name)
+            if len(levels) <= _FEW_LEVELS or table.columns[name].date_format:
+                continue
+            often = counts >= max(_END_SHARE * counts.sum(), _END_TIMES * counts[1:-1].max())
+            if often[-1]:
+                ends = tuple(levels[[place for place in (0, -1) if often[place]]].tolist())
+                says = f"{name} is often {' or '.join(f'{end:g}' for end in ends)}, and else lies within"
+                yield cls(column=name, ends=ends, unit=table.unit(name), says=says)
+
+    def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
+        """Add the other column, and leave the fields of the ends empty."""
+        x = values[self.column]
+        codes = np.where(np.isnan(x), np.nan, len(self.ends))
+        for code, end in enumerate(self.ends):
+            codes[x == end] = code
+        return {**values, self.column: np.where(codes == len(self.ends), x, np.nan), self.category: codes}
+
+    def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
+        """Fill in the ends, between which all others lie."""
+        least = -math.inf
+        if len(self.ends) == 2:
+            least = self.ends[0] + self.unit
+        x = np.clip(values[self.column], least, self.ends[-1] - self.unit)
+        for code, end in enumerate(self.ends):
+            x = np.where(values[self.category] == code, end, x)
+        return _without({**values, self.column: x}, self.category)
+
+    def described(self, name: str, x: NDArray[np.float64], before: Mapping[str, Column]) -> Column:
+        """Return a column of categories for the other column."""
+        if name == self.column:
+            return super().described(name, x, before)
+        return Column(name, (*(f"{end:g}" for end in self.ends), "between"), "categorical")
 
 
 @dataclass(frozen=True, kw_only=True)
