@@ -43,6 +43,7 @@ def table(seed=0, count=COUNT):
             "end": (start + draw.randint(0, 30, count)).astype("datetime64[ns]"),
             "note": note,
             "size": draw.choice([0.5, 2.0, 7.5, 11.0], count),
+            "cover": draw.uniform(-0.3, 1.3, count).clip(0, 1).round(2),
         }
     ).assign(cost=lambda frame: (frame.weight * frame["size"]).round(2))
 
@@ -59,6 +60,7 @@ def holds(frame):
         "dates": bool((given.start <= given.end).all()),
         "note": bool((given.note.isna() == (given.plan == "pro")).all()),
         "size": bool(given["size"].isin([0.5, 2.0, 7.5, 11.0]).all()),
+        "cover": bool(given.cover.between(0, 1).all() and (given.cover == 1).mean() > 0.1),
         "cost": bool(((given.cost - given.weight * given["size"]).abs() < 0.0051).all()),
     }
 
