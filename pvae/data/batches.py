@@ -185,7 +185,8 @@ def _of_frames(batches: Iterator[Any], name: str, reading: Reading) -> tuple[Sch
             seldom = [_seldom(pandas.concat(seldom, ignore_index=True), reading.label_column)]
     if share == 1:
         seldom = []
-    reading = replace(reading, rules="none")  # which the rows that are not looked at might break
+    if reading.rules != "none":
+        raise InputError("rules are looked for in tables in memory: leave --rules out")
     values = read_frame(pandas.concat([*some, *seldom], ignore_index=True), reading, name)
     classes = coded_labels(values.labels["train"])[1] if values.labels else ()
     note = joined(values.schema.note, f"{num_rows:,} rows are read in parts, into a file")

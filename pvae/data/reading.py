@@ -50,7 +50,7 @@ class Reading:
         ignore: names of columns that are no part of x, with commas in between.
         missing_values: the texts that stand for a missing value, with commas in between.
         columns: the kinds of columns, as `models.columns.COLUMNS` says.
-        rules: "auto", "none", or which rules of a table are left out.
+        rules: "none", "auto", or which rules of a table are left out.
     """
 
     image_size: Annotated[
@@ -116,13 +116,13 @@ class Reading:
     rules: Annotated[
         str,
         Option(
-            help="what holds in all rows of a table is found, and holds in every row that is drawn. none: nothing is "
-            "looked for; 'not NAME', with commas in between: without the rule of a column, or those of a kind",
+            help="auto: find what holds in all rows of a table, which then holds in every row that is drawn; 'not NAME', "
+            "with commas in between: the same without the rule of a column, or those of a kind; none: look for nothing",
             pattern=r"auto|none|not [^,\n]+(, *not [^,\n]+)*",
             described="auto, none, or 'not NAME' with the name of a column or of a kind of rules",
             needs=_TABLES,
         ),
-    ] = "auto"
+    ] = "none"
 
 
 def is_table(file: Path) -> bool:

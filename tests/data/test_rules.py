@@ -71,7 +71,7 @@ def texts(schema, x):
 
 def test_each_rule_is_found_undone_exactly_and_kept_by_rows_of_which_each_column_is_drawn_alone():
     frame = table()
-    values = read_frame(frame, pvae.read(frame).reading)
+    values = read_frame(frame, pvae.read(frame, rules="auto").reading)
     schema, x = values.schema, torch.from_numpy(values.x["train"])
     assert {rule.rule for rule in schema.rules} == {*Rule.members}
     assert all(holds(frame).values())
@@ -104,7 +104,7 @@ def test_columns_that_are_independent_have_no_rule():
                 "g": np.where(draw.uniform(size=count) < 0.3, 0, draw.gamma(2, 3, count).round(2)),
             }
         )
-        assert {rule.rule for rule in pvae.read(frame).rules} <= {"levels"}
+        assert {rule.rule for rule in pvae.read(frame, rules="auto").rules} <= {"levels"}
 
 
 @given(st.integers(0, 10**6), st.sampled_from([20, 60, 200]), st.sampled_from([0, 1, 3]))
@@ -116,7 +116,7 @@ def test_what_was_read_comes_back_to_the_text(seed, count, decimals):
     frame["d"] = (draw.choice([1, -1, 2, 0.5]) * frame.a + draw.choice([1, -2]) * frame.b).round(decimals)
     frame["e"] = frame.c + draw.exponential(2, count).round(decimals)
     frame["f"] = np.where(frame.a > 0, np.nan, draw.choice([1.0, 4.0], count))
-    values = read_frame(frame, pvae.read(frame).reading)
+    values = read_frame(frame, pvae.read(frame, rules="auto").reading)
     plain = read_frame(frame, dataclasses.replace(values.schema.reading, rules="none"))
     back = recorded(values.schema, torch.from_numpy(values.x["train"]))
     assert texts(values.schema, back) == texts(plain.schema, torch.from_numpy(plain.x["train"]))
@@ -124,7 +124,7 @@ def test_what_was_read_comes_back_to_the_text(seed, count, decimals):
 
 def test_a_row_that_breaks_a_rule_is_refused_and_a_rule_can_be_left_out():
     frame = table()
-    schema = pvae.read(frame).record()
+    schema = pvae.read(frame, rules="auto").record()
     broken = frame.iloc[:5].assign(total=lambda one: one.total + 1)
     with pytest.raises(pvae.InputError, match=r"row 0: total is .* breaks a rule"):
         read_frame(broken, schema.reading, "new", schema)
@@ -132,5 +132,5 @@ def test_a_row_that_breaks_a_rule_is_refused_and_a_rule_can_be_left_out():
     assert columns.isdisjoint({"total", "start"})
     assert "cost" in columns
     assert pvae.read(frame, rules="none").rules == ()
-    named = pvae.read(frame, columns="size=real,total=real")
+    named = pvae.read(frame, columns="size=real,total=real", rules="auto")
     assert {"size", "total"}.isdisjoint(rule.column for rule in named.rules)
