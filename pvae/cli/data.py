@@ -464,7 +464,10 @@ def _out(run: Run, out: Path | None, default: Path, name: str) -> Path:
     # A name such as run-1.5 has no suffix.
     if out is not None and re.fullmatch(r"\.[A-Za-z]\w*", out.suffix) and not out.is_dir():
         if out.suffix != suffix:
-            raise InputError(f"--out {out} must name a folder without a suffix, or of other data than images a file")
+            wanted = "a folder without a suffix"
+            if suffix:
+                wanted += f", or a {suffix} file"
+            raise InputError(f"--out {out} must name {wanted}")
         return output_path(out, default / f"{name}{suffix}")
     place = output_path(out, default)
     is_replaced = place.is_dir() and any(place.iterdir())

@@ -224,14 +224,16 @@ def _what_is_next(run: Run, place: str | None) -> str:
             following.append(f"pvae score RUN {'DATA' if run.data.is_images else 'FILE'}")
         if run.config.missing:
             following.append("pvae sample RUN --impute FILE")
+    following.append("tensorboard --logdir RUN")
     is_stopped = run.metrics()[-1].epoch < run.config.epochs  # by --patience
     if run.config.schedule == "constant" and not is_stopped:
         following.append(f"python -m pvae.train --resume RUN --epochs {2 * run.config.epochs}")
     folder = shlex.quote(str(run.path))
     following = [command.replace("RUN", folder) for command in following]
     if place:
-        following = [f"{command} --vae {shlex.quote(place)}" for command in following]
-    next_lines = "\n   or  ".join([*following, f"tensorboard --logdir {folder}"])
+        own = f" --vae {shlex.quote(place)}"
+        following = [command + own if "pvae" in command else command for command in following]
+    next_lines = "\n   or  ".join(following)
     files = "config.json, metrics.jsonl, checkpoint.safetensors, figures/, TensorBoard events"
     return f"done; the run is in {folder}: {files}\nnext:  {next_lines}"
 

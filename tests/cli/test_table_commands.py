@@ -167,10 +167,9 @@ def test_scores_have_the_order_of_the_data_and_the_values_of_the_least_likely(fo
     [
         ("loc_1,loc_2\n1,1\n1,nan", "row 2"),
         ("loc_1,loc_2\n1,x", "row 1"),
-        ("loc_1,loc_2", "no rows"),
-        ("loc_1,loc_2,loc_1\n1,1,1", "loc_1"),
+        ("loc_1,loc_2", "shape (0, 2)"),
         ("a,b\n1,1", "loc_1"),
-        ("loc_1,loc_2,loc_3\n1,1,1", "(2,)"),
+        ("loc_1,loc_2,loc_3\n1,1,1", "(N, 2)"),
     ],
 )
 def test_codes_that_are_none_are_refused_by_row(folder, capsys, lines, says):
