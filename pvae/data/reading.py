@@ -116,8 +116,9 @@ class Reading:
     rules: Annotated[
         str,
         Option(
-            help="auto: find what holds in all rows of a table, which then holds in every row that is drawn; 'not NAME', "
-            "with commas in between: the same without the rule of a column, or those of a kind; none: look for nothing",
+            help="auto: find what holds in all rows of a table, which then holds in every row that is drawn; "
+            "'not NAME', with commas in between: the same without the rule of a column, or those of a kind; none: look "
+            "for nothing",
             pattern=r"auto|none|not [^,\n]+(, *not [^,\n]+)*",
             described="auto, none, or 'not NAME' with the name of a column or of a kind of rules",
             needs=_TABLES,
