@@ -31,7 +31,8 @@ __all__ = ["Rule", "Table", "find_rules", "modelled", "recorded", "without_rules
 if TYPE_CHECKING:
     from pvae.data.schema import Schema
 
-Values = Mapping[str, NDArray[np.float64]]
+Array = NDArray[np.float64]
+Values = Mapping[str, Array]
 
 _SURE = math.log(1e-9)  # the greatest log-probability that a rule holds in all rows by chance, of independent columns
 _LEAST_ROWS = 12  # in which a rule could have failed
@@ -81,15 +82,15 @@ class Rule(Family):
         """Yield rules of this class; each is applied to the table before the next one is searched."""
         raise NotImplementedError
 
-    def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
+    def apply(self, values: Values) -> Values:
         """Return the columns that are left."""
         raise NotImplementedError
 
-    def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
+    def undo(self, values: Values) -> Values:
         """Return the columns before `apply`."""
         raise NotImplementedError
 
-    def described(self, name: str, x: NDArray[np.float64], before: Mapping[str, Column]) -> Column:
+    def described(self, name: str, x: Array, before: Mapping[str, Column]) -> Column:
         """Return a column that the rule has made, given the columns before: of numbers, unless a class says more."""
         rounded = (k for k in range(9) if _are_equal(x, x.round(k)))
         return replace(
@@ -114,16 +115,16 @@ class Table:
     """
 
     def __init__(self, values: Values, columns: Sequence[Column], kept: Sequence[str] = ()) -> None:
-        self.values = dict(values)
+        self.values: Values = dict(values)
         self.columns = {column.name: column for column in columns}
         self.kept = frozenset(kept)
         self.rules: list[Rule] = []
-        self._codes: dict[str, tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]] = {}
+        self._codes: dict[str, tuple[NDArray[np.int64], Array, NDArray[np.int64]]] = {}
 
     def __len__(self) -> int:
         return len(next(iter(self.values.values())))
 
-    def codes(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+    def codes(self, name: str) -> tuple[NDArray[np.int64], Array, NDArray[np.int64]]:
         """Return the code of each row's value, -1 where it is empty, the values, and how often each occurs."""
         if name not in self._codes:
             x = self.values[name]
@@ -197,8 +198,8 @@ def find_rules(table: Table, without: Sequence[str] = ()) -> Table:
 
 
 def without_rules(
-    x: NDArray[np.float64], columns: Sequence[Column], kept: Sequence[str], option: str
-) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    x: Array, columns: Sequence[Column], kept: Sequence[str], option: str
+) -> tuple[Array, dict[str, Any]]:
     """Return the values (N, D) that are left of those of a file, and the fields of a schema that say of what.
 
     Args:
@@ -219,9 +220,7 @@ def without_rules(
     return _stacked(table.values, left), {"columns": left, "rules": tuple(table.rules), "recorded": tuple(recorded)}
 
 
-def modelled(
-    schema: Schema, x: NDArray[np.float64], rows: Sequence[str], outside: dict[str, str]
-) -> NDArray[np.float64]:
+def modelled(schema: Schema, x: Array, rows: Sequence[str], outside: dict[str, str]) -> Array:
     """Return the values that are left of those of another file (N, D), by the rules of a schema.
 
     Args:
@@ -276,19 +275,19 @@ def _undone(rules: Sequence[Rule], values: Values) -> Values:
     return values
 
 
-def _named(x: NDArray[np.float64], columns: Sequence[Column]) -> dict[str, NDArray[np.float64]]:
+def _named(x: Array, columns: Sequence[Column]) -> Values:
     return {column.name: x[:, place] + column.origin for place, column in enumerate(columns)}
 
 
-def _stacked(values: Values, columns: Sequence[Column]) -> NDArray[np.float64]:
+def _stacked(values: Values, columns: Sequence[Column]) -> Array:
     return np.stack([values[column.name] - column.origin for column in columns], 1)
 
 
-def _are_equal(x: NDArray[np.float64], y: NDArray[np.float64]) -> bool:
+def _are_equal(x: Array, y: Array) -> bool:
     return bool(np.allclose(x, y, rtol=1e-14, atol=_TINY, equal_nan=True))
 
 
-def _without(values: Values, *names: str) -> dict[str, NDArray[np.float64]]:
+def _without(values: Values, *names: str) -> Values:
     return {name: x for name, x in values.items() if name not in names}
 
 
@@ -319,16 +318,16 @@ class Empty(Rule, name="empty", help="whether a field is empty is a column of 0 
             if count and f"{name} is empty" not in table.columns:
                 yield cls(column=name, says=f"{name} is empty in {count / len(table):.1%} of the rows")
 
-    def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
+    def apply(self, values: Values) -> Values:
         """Add the other column."""
         return {**values, self.indicator: np.isnan(values[self.column]).astype(float)}
 
-    def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
+    def undo(self, values: Values) -> Values:
         """Leave the fields empty."""
         x = np.where(values[self.indicator] == 1, np.nan, values[self.column])
         return _without({**values, self.column: x}, self.indicator)
 
-    def described(self, name: str, x: NDArray[np.float64], before: Mapping[str, Column]) -> Column:
+    def described(self, name: str, x: Array, before: Mapping[str, Column]) -> Column:
         """Return a column of 0 and 1."""
         return Column(name, kind="binary", decimals=0, least=0.0, greatest=1.0)
 
@@ -336,15 +335,15 @@ class Empty(Rule, name="empty", help="whether a field is empty is a column of 0 
 class Computed(Rule):
     """A column that others determine: it is left out."""
 
-    def computed(self, values: Values) -> NDArray[np.float64]:
+    def computed(self, values: Values) -> Array:
         """Return the column, given the others."""
         raise NotImplementedError
 
-    def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
+    def apply(self, values: Values) -> Values:
         """Leave the column out."""
         return _without(values, self.column)
 
-    def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
+    def undo(self, values: Values) -> Values:
         """Compute the column."""
         return {**values, self.column: self.computed(values)}
 
@@ -402,7 +401,7 @@ class Same(Computed, name="same", help="a column is a function of another one, o
         says = f"{name} is a function of {' and '.join(of)}"
         yield cls(column=name, of=tuple(of), keys=found[0], seconds=(*found, ())[1], found=looked_up, says=says)
 
-    def computed(self, values: Values) -> NDArray[np.float64]:
+    def computed(self, values: Values) -> Array:
         """Look the column up."""
         keys = [self.keys]
         if self.seconds:
@@ -451,7 +450,7 @@ class Threshold(Computed, name="threshold", help="a category is a function of a 
             says = f"{name} is a function of {other}, which changes at {said}"
             yield cls(column=name, of=(other,), thresholds=thresholds, found=tuple(levels[firsts].tolist()), says=says)
 
-    def computed(self, values: Values) -> NDArray[np.float64]:
+    def computed(self, values: Values) -> Array:
         """Look the column up."""
         return np.array(self.found)[np.searchsorted(self.thresholds, values[self.of[0]])]
 
@@ -468,13 +467,13 @@ class Formula(Computed):
     decimals: int
     is_exact: bool
 
-    def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
+    def apply(self, values: Values) -> Values:
         """Leave the residual."""
         if self.is_exact:
             return super().apply(values)
         return {**values, self.column: (values[self.column] - self.computed(values)).round(self.decimals)}
 
-    def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
+    def undo(self, values: Values) -> Values:
         """Add what is computed."""
         x = self.computed(values)
         if not self.is_exact:
@@ -543,7 +542,7 @@ class Sum(Formula, name="sum", help="a number is a sum of others, with simple co
         )
         yield from cls.of_residual(table, rule)
 
-    def computed(self, values: Values) -> NDArray[np.float64]:
+    def computed(self, values: Values) -> Array:
         """Return the sum."""
         total = np.full(len(values[self.of[0]]), self.constant)
         for factor, name in zip(self.factors, self.of):
@@ -551,7 +550,7 @@ class Sum(Formula, name="sum", help="a number is a sum of others, with simple co
         return total.round(self.decimals)
 
 
-def _least_squares(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+def _least_squares(x: Array, y: Array) -> Array:
     """Return the coefficients of x (N, K), of a sum with a constant."""
     centred = x - x.mean(0)
     scale = np.abs(centred).max(0) + 1e-300
@@ -559,7 +558,7 @@ def _least_squares(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np
     return found / scale
 
 
-def _needed(x: NDArray[np.float64], y: NDArray[np.float64], slack: float) -> list[int]:
+def _needed(x: Array, y: Array, slack: float) -> list[int]:
     """Return the columns of x of which y is a sum with a constant up to `slack`, as few as suffice; [] if of none."""
 
     def suffice(places: list[int]) -> bool:
@@ -635,7 +634,7 @@ class Product(Formula, name="product", help="a number is the product or the rati
         return found
 
     @np.errstate(all="ignore")
-    def computed(self, values: Values) -> NDArray[np.float64]:
+    def computed(self, values: Values) -> Array:
         """Return the product or the ratio; NaN where that is not finite."""
         first, second = (values[name] for name in self.of)
         x = first / second if self.is_ratio else first * second
@@ -693,25 +692,25 @@ class Where(Rule, name="where", help="a column has one value where another one h
                 )
                 return
 
-    def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
+    def apply(self, values: Values) -> Values:
         """Leave the fields empty."""
         return {**values, self.column: np.where(self._is_there(values), np.nan, values[self.column])}
 
-    def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
+    def undo(self, values: Values) -> Values:
         """Fill the fields in."""
         return {**values, self.column: np.where(self._is_there(values), self.value, values[self.column])}
 
     def _is_there(self, values: Values) -> NDArray[np.bool_]:
         return np.isin(values[self.of[0]], self.values)
 
-    def described(self, name: str, x: NDArray[np.float64], before: Mapping[str, Column]) -> Column:
+    def described(self, name: str, x: Array, before: Mapping[str, Column]) -> Column:
         """Return the column as it was, with the range that is left."""
         column = before[name]
         least, greatest = float(np.nanmin(x)), float(np.nanmax(x))
         return replace(column, least=least - column.origin, greatest=greatest - column.origin)
 
 
-def _said_values(column: Column, values: NDArray[np.float64]) -> str:
+def _said_values(column: Column, values: Array) -> str:
     return listed([column.text(value - column.origin, is_given=True) for value in values.tolist()])
 
 
@@ -745,7 +744,7 @@ class Ends(Rule, name="ends", help="many values of a number are its greatest one
                 says = f"{name} is often {' or '.join(f'{end:g}' for end in ends)}, and else lies within"
                 yield cls(column=name, ends=ends, unit=table.unit(name), says=says)
 
-    def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
+    def apply(self, values: Values) -> Values:
         """Add the other column, and leave the fields of the ends empty."""
         x = values[self.column]
         codes = np.where(np.isnan(x), np.nan, len(self.ends))
@@ -753,7 +752,7 @@ class Ends(Rule, name="ends", help="many values of a number are its greatest one
             codes[x == end] = code
         return {**values, self.column: np.where(codes == len(self.ends), x, np.nan), self.category: codes}
 
-    def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
+    def undo(self, values: Values) -> Values:
         """Fill in the ends, between which all others lie."""
         least = -math.inf
         if len(self.ends) == 2:
@@ -763,7 +762,7 @@ class Ends(Rule, name="ends", help="many values of a number are its greatest one
             x = np.where(values[self.category] == code, end, x)
         return _without({**values, self.column: x}, self.category)
 
-    def described(self, name: str, x: NDArray[np.float64], before: Mapping[str, Column]) -> Column:
+    def described(self, name: str, x: Array, before: Mapping[str, Column]) -> Column:
         """Return a column of categories for the other column."""
         if name == self.column:
             return super().described(name, x, before)
@@ -832,11 +831,11 @@ class Order(Rule, name="order", help="a number is at most another one"):
         rule = cls(column=name, of=(of,), is_above=bool(is_above), decimals=decimals, least=least, says=says)
         yield float(rest.std() / np.nanstd(b)), rule
 
-    def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
+    def apply(self, values: Values) -> Values:
         """Leave the difference."""
         return {**values, self.column: self._rounded(self._sign * (values[self.column] - values[self.of[0]]))}
 
-    def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
+    def undo(self, values: Values) -> Values:
         """Add the difference, of at least 0, or subtract it."""
         rest = np.maximum(values[self.column], 0)
         x = self._rounded(values[self.of[0]] + self._sign * rest)
@@ -848,7 +847,7 @@ class Order(Rule, name="order", help="a number is at most another one"):
     def _sign(self) -> int:
         return 1 if self.is_above else -1
 
-    def _rounded(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _rounded(self, x: Array) -> Array:
         if self.decimals < 0:
             return x
         return x.round(self.decimals)
@@ -878,7 +877,7 @@ class Season(Rule, name="season", help="a date of two years or more is its year,
         names = f"{self.column}: year", f"{self.column}: day of the year", f"{self.column}: time"
         return names[: 2 + self.has_time]
 
-    def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
+    def apply(self, values: Values) -> Values:
         """Leave the parts of the date."""
         x = values[self.column]
         days = np.floor(x)
@@ -888,7 +887,7 @@ class Season(Rule, name="season", help="a date of two years or more is its year,
         found = {name: np.where(np.isnan(x), np.nan, part) for name, part in zip(self.names, parts)}
         return {**_without(values, self.column), **found}
 
-    def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
+    def undo(self, values: Values) -> Values:
         """Return the date; a day that the year does not have becomes its last one."""
         year, day, *time = (values[name] for name in self.names)
         is_empty = np.isnan(year + day)
@@ -929,19 +928,19 @@ class Levels(Rule, name="levels", help="a number of few values becomes their cod
                 says = f"{name} is one of {listed(texts)}"
                 yield cls(column=name, levels=tuple(levels.tolist()), texts=texts, says=says)
 
-    def apply(self, values: Values) -> dict[str, NDArray[np.float64]]:
+    def apply(self, values: Values) -> Values:
         """Leave the codes; NaN of another value."""
         x = values[self.column]
         codes = np.searchsorted(self.levels, x).clip(0, len(self.levels) - 1)
         is_level = np.array(self.levels)[codes] == x
         return {**values, self.column: np.where(is_level, codes, np.nan)}
 
-    def undo(self, values: Values) -> dict[str, NDArray[np.float64]]:
+    def undo(self, values: Values) -> Values:
         """Return the values."""
         codes = values[self.column]
         x = np.array(self.levels)[np.where(np.isnan(codes), 0, codes).astype(int)]
         return {**values, self.column: np.where(np.isnan(codes), np.nan, x)}
 
-    def described(self, name: str, x: NDArray[np.float64], before: Mapping[str, Column]) -> Column:
+    def described(self, name: str, x: Array, before: Mapping[str, Column]) -> Column:
         """Return an ordinal column."""
         return Column(name, self.texts, "ordinal")
