@@ -56,8 +56,12 @@ class Interrupt(Callback):
         if trainer.world.any(bool(self.interruptions.received)):
             raise KeyboardInterrupt
 
+    def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
+        """Raise a KeyboardInterrupt, for a signal that came while the epoch was saved."""
+        self.on_steps_end(trainer, None)
+
     def on_train_end(self, trainer: Trainer) -> None:
-        """Raise a KeyboardInterrupt, for a signal that came after the last steps."""
+        """Raise a KeyboardInterrupt, for a signal that came while figures were drawn."""
         self.on_steps_end(trainer, None)
 
 

@@ -54,7 +54,9 @@ def signal_in_step(number: int, is_training: bool = True, which: int = signal.SI
     handle = torch.nn.modules.module.register_module_forward_hook(on_forward)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(compiled_svi, "rng_state", on_step)  # it is called before each step
+            patch.setattr(
+                compiled_svi, "rng_state", on_step
+            )  # it is called before each step, and before one is recorded
             yield
     finally:
         handle.remove()

@@ -166,7 +166,7 @@ def test_a_folder_that_is_lost_ends_all_runs_which_go_on_by_the_same_call(proces
 @pytest.mark.workflow
 def test_a_signal_ends_all_runs_and_leaves_them_whole(processes, tmp_path):
     def send():
-        while not (tmp_path / "seed-0/checkpoint.safetensors").exists():
+        while not (tmp_path / "seed-0/config.json").exists():
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -178,7 +178,7 @@ def test_a_signal_ends_all_runs_and_leaves_them_whole(processes, tmp_path):
     sender.join()
     assert time.monotonic() - started < 60
     assert error.value.status == 128 + signal.SIGTERM
-    runs = [Run.open(file.parent) for file in tmp_path.glob("*/checkpoint.safetensors")]
+    runs = [Run.open(file.parent) for file in tmp_path.glob("*/config.json")]
     epoch = max(run.read_checkpoint().epoch for run in runs)
     assert epoch < 5000
     again = fit_many([one.replace(epochs=epoch + 1) for one in PAIR], few(), out=tmp_path)
