@@ -246,7 +246,7 @@ def _other_values(record: DataRecord, file: Path) -> OtherData:
     reading = replace(record.reading, columns="")
     if not record.columns:  # of a run on arrays
         known, reading = None, replace(reading, columns=f"real*{record.datum_shape[0]}")
-    values = read_values(file, reading, known)
+    values = read_values(file, reading, known, keeps_outside=True)
     for split, x in values.x.items():
         if x.shape[1:] != record.datum_shape:
             wanted = f"the run was trained on (N, *{record.datum_shape})"

@@ -116,13 +116,19 @@ def _of_images(title: str, images: Images, attributes: tuple[str, ...] = ()) -> 
     return replace(dataset_of(title, values, attributes, is_shuffled=True), found=images.found)
 
 
-def read_values(file: Path, reading: Reading = Reading(), known: Schema | None = None) -> Values:  # noqa: B008  # frozen
+def read_values(
+    file: Path,
+    reading: Reading = Reading(),  # noqa: B008  # frozen
+    known: Schema | None = None,
+    keeps_outside: bool = False,
+) -> Values:
     """Return the data of a file by split, in its order.
 
     Args:
         file: the file.
         reading: how a table is read.
         known: the schema of the table that a run was trained on, which the table must have.
+        keeps_outside: rows that cannot be rows of that table are named, and not refused.
 
     Raises:
         InputError: the file cannot be read, or holds no data, or another table.
@@ -135,7 +141,11 @@ def read_values(file: Path, reading: Reading = Reading(), known: Schema | None =
     if is_table(file):
         from pvae.data.tables import read_table  # imports pandas, which takes half a second
 
-        return read_table(file, reading, known)
+        values = read_table(file, reading, known)
+        if values.fields is not None and not keeps_outside:
+            for row, why in values.outside.items():
+                raise InputError(f"{file}, {values.fields.frame.index[row]}: {why}")
+        return values
     if not file.name.lower().endswith(FILES):
         raise InputError(f"{file} is no {', '.join(FILES)}, and no table: .csv, .tsv, .parquet or .xlsx")
     return read_arrays(file)

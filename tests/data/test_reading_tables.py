@@ -403,7 +403,7 @@ def test_a_table_in_a_parquet_file(tmp_path):
         {"a": [1.5, None, 0.1 + 0.2] * 7, "b": [True, False, None] * 7, "c": ["x", "y, z", None] * 7, "d": days}
     ).assign(e=np.arange(21, dtype=np.float32) / 10, f=[3.0, None, 5.0] * 7)
     frame.to_parquet(tmp_path / "t.parquet")
-    values, _, names, schema, _ = read_values(tmp_path / "t.parquet")
+    values, _, names, schema, *_ = read_values(tmp_path / "t.parquet")
     assert [column.name for column in schema.columns] == [*"abcdef"]
     assert names["train"][:2] == ["row-1", "row-2"]
     rows = values["train"][:3].tolist()
