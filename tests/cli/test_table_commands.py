@@ -195,3 +195,42 @@ def test_what_does_not_fit_the_run_is_refused_by_the_name_given(folder, capsys, 
     (folder / "photos").mkdir()
     (folder / "photo.png").write_bytes(b"\x89PNG")
     assert says in refuse(command, arguments, capsys, folder)
+
+
+def test_each_row_has_a_score_and_one_that_is_none_of_the_table_has_its_reason(folder, capsys):
+    frame = read("unlabelled.csv").iloc[:8]
+    frame.loc[2, "city"] = "Oslo"
+    frame.loc[5, "visits"] = "-1"
+    frame.to_csv("new.csv", index=False)
+    assert score(["unlabelled", "new.csv", "--out", "scores"]) == 0
+    printed = capsys.readouterr().out
+    assert "-inf of 2" in printed
+    found = pandas.read_csv("scores/scores.csv", dtype={"name": str})
+    assert [*found.name] == [*frame.patient]
+    assert [*np.flatnonzero(np.isneginf(found.log_p))] == [2, 5]
+    assert "'Oslo'" in found.reason[2]
+    assert "visits" in found.reason[5]
+    assert found.reason.drop([2, 5]).isna().all()
+    for command in (encode, reconstruct):
+        assert "002: city is 'Oslo'" in refuse(command, ["unlabelled", "new.csv"], capsys, folder)
+
+
+def test_the_rules_of_a_table_hold_in_what_is_drawn_and_filled_in(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    frame = table().drop(columns="patient")
+    frame["half"] = [f"{float(age or 0) / 2:.2f}" for age in frame.age]
+    frame["code"] = frame.batch.str[-1]
+    frame.loc[:20, "visits"] = ""
+    frame.to_csv("t.csv", index=False)
+    options = ["--epochs", "1", "--hidden", "8", "--latent-dim", "2", "--initialization", "torch", "--rules", "auto"]
+    assert train(["--dataset", "table:t.csv", *options, "--prior", "standard-normal", "--out", "run"]) == 0
+    assert "rule: " in capsys.readouterr().out
+    assert sample(["run", "-n", "500", "--out", "drawn.csv"]) == 0
+    drawn = read("drawn.csv")
+    assert [*drawn] == [*frame]
+    assert (drawn.code == drawn.batch.str[-1]).all()
+    assert (drawn.visits == "").any()
+    assert sample(["run", "--impute", "t.csv", "--out", "full"]) == 0
+    filled = read("full/imputed.csv")
+    assert not (filled == "").any(axis=None)
+    assert (filled[["age", "city"]].where(frame[["age", "city"]] != "", "") == frame[["age", "city"]]).all(axis=None)
