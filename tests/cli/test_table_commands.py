@@ -218,7 +218,7 @@ def test_each_row_has_a_score_and_one_that_is_none_of_the_table_has_its_reason(f
 def test_the_rules_of_a_table_hold_in_what_is_drawn_and_filled_in(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     frame = table().drop(columns="patient")
-    frame["half"] = [f"{float(age or 0) / 2:.2f}" for age in frame.age]
+    frame["half"] = [age and f"{float(age) / 2:.2f}" for age in frame.age]
     frame["code"] = frame.batch.str[-1]
     frame.loc[:20, "visits"] = ""
     frame.to_csv("t.csv", index=False)
