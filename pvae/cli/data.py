@@ -195,10 +195,10 @@ def _score(arguments: argparse.Namespace) -> None:
     if run.data.columns:
         scored = [row for row in least_likely if row not in given.outside]
         beside = [given.outside[row] for row in least_likely if row in given.outside]  # which stand first
-        with seeded(arguments.seed):
-            surprise = _surprise(
-                vae, batch.rows(torch.tensor([inside.index(row) for row in scored], dtype=torch.int64))
-            )
+        surprise = torch.zeros(0, 1)
+        if scored:
+            with seeded(arguments.seed):
+                surprise = _surprise(vae, batch.rows(torch.tensor([inside.index(row) for row in scored])))
         for row, places in zip(scored, surprise.argsort(descending=True, stable=True)[:, :_BESIDE].tolist()):
             values = [(run.data.columns[place], given.x[row, place].item()) for place in places]
             texts = [f"{column.name} {column.text(value, True) or 'missing'}" for column, value in values]
@@ -346,7 +346,6 @@ def _drawn(run: Run, arguments: argparse.Namespace) -> tuple[Tensor, Tensor | No
 
 def _impute(run: Run, arguments: argparse.Namespace) -> None:
     """Write data whose missing values are filled in, with their spread, or as draws."""
-    from pvae.data.rules import recorded
     from pvae.trained.given import given_data
     from pvae.trained.imputation import ENOUGH, impute
 
@@ -369,7 +368,7 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
         how = f"{number} draws of each"
         alike = "draws are too alike"
     files = str(out)
-    num_missing = int(recorded(run.data, given.x).isnan().sum())
+    num_missing = int((given.x.isnan() if given.is_empty is None else given.is_empty).sum())
     if run.data.columns:
         files = _write_imputed_table(run, out, given, found, number)
     else:
@@ -398,7 +397,8 @@ def _write_imputed_table(run: Run, out: Path, given: GivenData, found: Imputed, 
     for one in run.data.constants:
         if one.name in fields:
             fields[one.name] = fields[one.name].mask(fields[one.name].isin(missing), one.text)
-    is_missing = recorded(run.data, given.x).isnan()
+    is_missing = given.is_empty
+    assert is_missing is not None  # of the file of a table
     if number:
         repeated = pandas.concat([fields] * number)
         counts = torch.arange(1, 1 + number).repeat_interleave(len(fields))

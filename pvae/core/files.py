@@ -133,8 +133,11 @@ def from_record(kind: type[T], record: Any) -> T:
         elif isinstance(value, list):
             inner: Any = get_args(hint)[:1]
             if inner and is_dataclass(inner[0]):
-                members = getattr(inner[0], "members", {})  # of a family, by the name that each item has
-                value = [from_record(members.get(item.get("rule"), inner[0]), item) for item in value]
+                base: Any = inner[0]
+                kinds = [base] * len(value)
+                if hasattr(base, "members"):  # of a family, such as `Rule`: each item names its class, as "rule"
+                    kinds = [base.members[item[base.__name__.lower()]] for item in value]
+                value = [from_record(one, item) for one, item in zip(kinds, value)]
             value = tuple(value)
         if not _fits(value, hint):
             raise InputError(f"{name} of {kind.__name__} has the wrong type: {shown(value)}")

@@ -44,19 +44,33 @@ class Column:
     point: str = "."
     step: float = 0.0
 
+    @property
+    def _date_unit(self) -> timedelta:
+        """The unit in which dates are written."""
+        parts = ("days", "%d"), ("hours", "%H"), ("minutes", "%M"), ("seconds", "%S"), ("microseconds", "%f")
+        return timedelta(**{[name for name, code in parts if code in self.date_format or code == "%d"][-1]: 1})
+
     def rounded(self, value: float) -> float:
         """Return a value that was drawn or computed as one of the file: in its steps and decimals.
 
         A whole number is kept in the range of the file, and a number of a column of which none is below 0, or none is
         0, is not below 0 either, or not 0.
         """
-        if self.decimals is None or self.decimals > _MOST_DECIMALS or math.isnan(value):
+        if math.isnan(value):
+            return value
+        if self.date_format:
+            days = self._date_unit / timedelta(days=1)
+            return round((self.origin + value) / days) * days - self.origin
+        if self.decimals is None or self.decimals > _MOST_DECIMALS:
             return value
         least = -math.inf if self.least is None else self.least
         greatest = math.inf if self.greatest is None else self.greatest
         if self.step:
             value = least + self.step * round((value - least) / self.step)
-        unit = self.step or 10.0**-self.decimals
+        unit = 10.0**-self.decimals  # the least value above 0
+        if self.step and math.isfinite(least):
+            low = self.origin + least
+            unit = low - self.step * (math.ceil(low / self.step) - 1)
         if self.decimals == 0:
             value = min(max(value, least), greatest)
         elif least + self.origin > 0:
@@ -85,8 +99,7 @@ class Column:
             value = self.rounded(value)
         number = self.origin + value
         if self.date_format:
-            parts = ("days", "%d"), ("hours", "%H"), ("minutes", "%M"), ("seconds", "%S"), ("microseconds", "%f")
-            unit = timedelta(**{[name for name, code in parts if code in self.date_format or code == "%d"][-1]: 1})
+            unit = self._date_unit
             return f"{EPOCH + round(timedelta(days=number) / unit) * unit:{self.date_format.replace('%z', '+00:00')}}"
         if self.decimals is None:
             digits = 15 if is_given else 6

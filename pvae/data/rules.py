@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pvae.core.errors import listed
+from pvae.core.errors import check_name, listed
 from pvae.core.options import Family
 from pvae.data.column import Column
 from pvae.models.features import steps_of
@@ -76,6 +76,11 @@ class Rule(Family):
     def __str__(self) -> str:
         """Return the rule in one line."""
         return self.says
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The names of the columns that it adds."""
+        return ()
 
     @classmethod
     def find(cls, table: Table) -> Iterator[Rule]:
@@ -154,10 +159,15 @@ class Table:
 
     def take(self, rule: Rule) -> bool:
         """Apply a rule, if `undo` brings back what was there; return whether it does."""
+        if any(name in self.values for name in rule.made):
+            return False
         after = rule.apply(self.values)
         back = rule.undo(after)
-        if not all(_are_equal(back[name], x) for name, x in self.values.items()):
-            return False
+        emptied = {one.column for one in self.rules if isinstance(one, (Empty, Where, Ends))}  # again, by their `undo`
+        for name, x in self.values.items():
+            is_compared = ~np.isnan(x) | (name not in emptied)
+            if not _are_equal(back[name][is_compared], x[is_compared]):
+                return False
         columns = {}
         for name, x in after.items():
             if x is self.values.get(name):
@@ -184,9 +194,9 @@ def find_rules(table: Table, without: Sequence[str] = ()) -> Table:
 
     Args:
         table: the columns of a file.
-        without: names of rules, or of columns, that are left out; "all" for all.
+        without: names of rules, or of columns, that are left out.
     """
-    if "all" in without or len(table) < _LEAST_ROWS:
+    if len(table) < _LEAST_ROWS:
         return table
     for kind in Rule.members.values():
         if kind.name in without:
@@ -208,7 +218,10 @@ def without_rules(
         kept: names of columns that are not rewritten.
         option: `Reading.rules`.
     """
-    without = [one.strip().removeprefix("not ") for one in option.split(",")]
+    without = []
+    if option != "auto":
+        names = [*Rule.members, *(column.name for column in columns)]
+        without = [check_name("--rules", one.strip().removeprefix("not "), names) for one in option.split(",")]
     table = find_rules(Table(_named(x, columns), columns, kept), without)
     left = tuple(table.columns.values())
     if not table.rules:
@@ -310,12 +323,17 @@ class Empty(Rule, name="empty", help="whether a field is empty is a column of 0 
         """The name of the other column."""
         return f"{self.column} is empty"
 
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The name of the other column."""
+        return (self.indicator,)
+
     @classmethod
     def find(cls, table: Table) -> Iterator[Rule]:
         """Yield a rule for each column with an empty field."""
         for name in [*table.columns]:
             count = np.isnan(table.values[name]).sum()
-            if count and f"{name} is empty" not in table.columns:
+            if count:
                 yield cls(column=name, says=f"{name} is empty in {count / len(table):.1%} of the rows")
 
     def apply(self, values: Values) -> Values:
@@ -378,7 +396,7 @@ class Same(Computed, name="same", help="a column is a function of another one, o
         codes, levels, counts = table.codes(name)
         keys = [table.codes(one) for one in of]
         sizes = [len(one[1]) for one in keys]
-        if not 1 < len(levels) <= math.prod(sizes):
+        if not 1 < len(levels) <= math.prod(sizes) or (len(of) == 2 and math.prod(sizes) > len(table) / _TIMES):
             return
         joint = np.ravel_multi_index([one[0].clip(0) for one in keys], sizes)
         for rows in (table.sample(), slice(None)):
@@ -391,7 +409,7 @@ class Same(Computed, name="same", help="a column is a function of another one, o
         is_known = np.all([one[0][codes >= 0] >= 0 for one in keys])
         if not is_known or not _is_sure(times, math.log(np.square(counts / counts.sum()).sum())):
             return
-        if len(of) == 2 and not len(pairs) == math.prod(sizes) <= len(table) / _TIMES:  # a drawn row may have another
+        if len(of) == 2 and len(pairs) < math.prod(sizes):  # a drawn row may have another pair
             return
         is_one_to_one = len(of) == 1 and len(levels) == len(pairs)
         if is_one_to_one and table.columns[name].categories and not table.columns[of[0]].categories:
@@ -407,8 +425,15 @@ class Same(Computed, name="same", help="a column is a function of another one, o
         if self.seconds:
             keys.append(self.seconds)
         value_of = dict(zip(zip(*keys), self.found))
-        rows = zip(*(values[name].tolist() for name in self.of))
+        rows = zip(*(_nearest(values[name], key).tolist() for name, key in zip(self.of, keys)))
         return np.array([value_of.get(row, math.nan) for row in rows])
+
+
+def _nearest(x: Array, known: Sequence[float]) -> Array:
+    """Return the known value that is nearest to each of x; NaN stays."""
+    levels = np.unique(known)
+    places = np.searchsorted((levels[1:] + levels[:-1]) / 2, x)
+    return np.where(np.isnan(x), np.nan, levels[places])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -461,23 +486,23 @@ class Formula(Computed):
 
     Args:
         decimals: digits of the column behind the point.
-        is_exact: the residual is always 0, and the column is left out.
+        most: the greatest residual, up to its sign; if it is 0, the column is left out.
     """
 
     decimals: int
-    is_exact: bool
+    most: float = 0.0
 
     def apply(self, values: Values) -> Values:
         """Leave the residual."""
-        if self.is_exact:
+        if self.most == 0:
             return super().apply(values)
         return {**values, self.column: (values[self.column] - self.computed(values)).round(self.decimals)}
 
     def undo(self, values: Values) -> Values:
         """Add what is computed."""
         x = self.computed(values)
-        if not self.is_exact:
-            x = x + values[self.column]
+        if self.most:
+            x = x + np.clip(values[self.column], -self.most, self.most)
         return {**values, self.column: x.round(self.decimals)}
 
     @classmethod
@@ -486,12 +511,11 @@ class Formula(Computed):
         x = table.values[rule.column]
         if np.isnan(rule.computed(table.values)[~np.isnan(x)]).any():
             return
-        residual = np.abs(x - rule.computed(table.values)).round(rule.decimals)
-        most = np.nanmax(residual)
+        most = float(np.nanmax(np.abs(x - rule.computed(table.values)).round(rule.decimals)))
         if most == 0:
-            yield replace(rule, is_exact=True)
+            yield rule
         elif most <= _ROUNDING * table.unit(rule.column) and most <= 0.02 * np.nanstd(x):
-            yield replace(rule, says=f"{rule.says}, to within {most:g}")
+            yield replace(rule, most=most, says=f"{rule.says}, to within {most:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -537,9 +561,7 @@ class Sum(Formula, name="sum", help="a number is a sum of others, with simple co
         constant = round(float(np.median(rest)), decimals)
         of = tuple(others[place] for place in places)
         says = f"{name} = " + _said_sum(factors, of, constant)
-        rule = cls(
-            column=name, of=of, decimals=decimals, is_exact=False, factors=tuple(factors), constant=constant, says=says
-        )
+        rule = cls(column=name, of=of, decimals=decimals, factors=tuple(factors), constant=constant, says=says)
         yield from cls.of_residual(table, rule)
 
     def computed(self, values: Values) -> Array:
@@ -611,7 +633,7 @@ class Product(Formula, name="product", help="a number is the product or the rati
                     if name in table.columns and {*of} <= {*table.columns}:
                         says = f"{name} = {of[0]} {'/' if is_ratio else 'x'} {of[1]}"
                         decimals = table.columns[name].decimals or 0
-                        rule = cls(column=name, of=of, decimals=decimals, is_exact=False, is_ratio=is_ratio, says=says)
+                        rule = cls(column=name, of=of, decimals=decimals, is_ratio=is_ratio, says=says)
                         yield from cls.of_residual(table, rule)
 
     @classmethod
@@ -660,7 +682,9 @@ class Where(Rule, name="where", help="a column has one value where another one h
             column = table.columns[name]
             if column.categories or len(table.codes(of)[1]) > _MOST_KEYS or not table.codes(name)[2].size:
                 continue
-            if any(isinstance(one, Where) and name in (one.column, *one.of) for one in table.rules):
+            if any(
+                isinstance(one, Where) and (name in (one.column, *one.of) or of == one.column) for one in table.rules
+            ):
                 continue
             if not _may_depend(name, [of]):
                 continue
@@ -730,6 +754,11 @@ class Ends(Rule, name="ends", help="many values of a number are its greatest one
     def category(self) -> str:
         """The name of the other column, whose codes are the places of the ends, and then that of all between."""
         return f"{self.column} at its end"
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The name of the other column."""
+        return (self.category,)
 
     @classmethod
     def find(cls, table: Table) -> Iterator[Rule]:
@@ -872,8 +901,8 @@ class Season(Rule, name="season", help="a date of two years or more is its year,
                 )
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the columns that are left."""
+    def made(self) -> tuple[str, ...]:
+        """The names of the parts."""
         names = f"{self.column}: year", f"{self.column}: day of the year", f"{self.column}: time"
         return names[: 2 + self.has_time]
 
@@ -884,18 +913,18 @@ class Season(Rule, name="season", help="a date of two years or more is its year,
         dates = np.where(np.isnan(days), 0, days).astype("datetime64[D]")
         years = dates.astype("datetime64[Y]")
         parts = (years.astype(float) + 1970, (dates - years.astype("datetime64[D]")).astype(float) + 1, x - days)
-        found = {name: np.where(np.isnan(x), np.nan, part) for name, part in zip(self.names, parts)}
+        found = {name: np.where(np.isnan(x), np.nan, part) for name, part in zip(self.made, parts)}
         return {**_without(values, self.column), **found}
 
     def undo(self, values: Values) -> Values:
         """Return the date; a day that the year does not have becomes its last one."""
-        year, day, *time = (values[name] for name in self.names)
+        year, day, *time = (values[name] for name in self.made)
         is_empty = np.isnan(year + day)
         years = np.where(is_empty, 0, year - 1970).astype(int).astype("datetime64[Y]")
         start = years.astype("datetime64[D]").astype(float)
         length = (years + 1).astype("datetime64[D]").astype(float) - start
         x = start + np.clip(day, 1, length) - 1 + sum(time)
-        return {**_without(values, *self.names), self.column: np.where(is_empty, np.nan, x)}
+        return {**_without(values, *self.made), self.column: np.where(is_empty, np.nan, x)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -201,6 +201,7 @@ def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | Non
     wrong: dict[str, str] = {}
     parts = [_values(file, column, given[column.name], numbers[column.name], wrong) for column in columns]
     x = np.stack(parts, 1)
+    is_empty = np.isnan(x)
     found: dict[str, Any] = {"columns": columns}
     if known is not None:
         x = modelled(known, x, frame.index, wrong)
@@ -228,7 +229,7 @@ def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | Non
         reading=reading, note=note, left_out=(*outside, *reasons), label_place=place, constants=constants, **found,
     )  # fmt: skip
     numbered = {number: wrong[row] for number, row in enumerate(frame.index) if row in wrong}
-    return Values({"train": x}, labels, {"train": rows.tolist()}, schema, fields, numbered)
+    return Values({"train": x}, labels, {"train": rows.tolist()}, schema, fields, numbered, is_empty)
 
 
 def _labels(file: Path, name: str, classes: Series, codes: Series) -> NDArray[Any]:

@@ -34,6 +34,7 @@ class GivenData(NamedTuple):
         labels: the name of the class of each datum, "" where it is not known; empty if the data have no classes.
         fields: of a table that was given as a file.
         outside: rows that cannot be rows of the run's table, by their numbers, and why.
+        is_empty: which fields of a table that was given as a file are empty.
     """
 
     names: Sequence[str]
@@ -43,6 +44,7 @@ class GivenData(NamedTuple):
     labels: Sequence[str] = ()
     fields: Fields | None = None
     outside: Mapping[int, str] = MappingProxyType({})
+    is_empty: Tensor | None = None
 
     def batch(self, run: Run) -> Batch:
         """Return the data as the VAE of the run takes them."""
@@ -78,7 +80,7 @@ def given_data(
         numbers = data.labels["test"].tolist() if is_named else []
         y = data.labels["test"] if y is None and run.is_given_labels else y
         return GivenData(data.test_names, data.test, "", y, [classes[label + 1] for label in numbers])
-    names, x, note, labels, fields, known_outside = read_other(run.data, path, skip_broken)
+    names, x, note, labels, fields, known_outside, is_empty = read_other(run.data, path, skip_broken)
     outside = dict(known_outside)
     if run.is_given_labels and y is None:
         unknown = [place for place, label in enumerate(labels) if label not in run.data.label_names]
@@ -95,7 +97,7 @@ def given_data(
         if outside and not keeps_outside:
             row = min(outside)
             raise InputError(f"{path}, {names[row]}: {outside[row]}")
-    return GivenData(names, x, note, y, labels, fields, outside)
+    return GivenData(names, x, note, y, labels, fields, outside, is_empty)
 
 
 def given_values(run: Run, text: str) -> Tensor:
