@@ -117,7 +117,7 @@ def test_every_command_takes_a_table_of_numbers_and_texts(folder, capsys):
     assert (folder / "out" / "imputed.csv").read_text() == "of the user"
 
     for row, words in (
-        (["1", "1", "1", "Paris", "1"], "line 2.*city, town is 'Paris'"),
+        (["1", "1", "1", "Paris", "1"], "line.2.*city, town is 'Paris'"),
         (["1", "1.5", "1", "Cadiz", "1"], "visits.*whole numbers from 0 on(?!.*0 or 1)"),
     ):
         write(folder / "other.csv", [row])
