@@ -205,6 +205,7 @@ def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | Non
     found: dict[str, Any] = {"columns": columns}
     if known is not None:
         x = modelled(known, x, frame.index, wrong)
+        found = {"columns": known.columns, "rules": known.rules, "recorded": known.recorded}
     elif wrong:
         raise InputError("{}, {}: {}".format(file, *next(iter(wrong.items()))))
     elif reading.rules != "none" and not column_kinds(reading.columns):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pandas import DataFrame
 
 import pvae
+from pvae.data.read import read_again
 from pvae.data.rules import Rule, recorded
 from pvae.data.tables import read_frame, table_text
 
@@ -88,6 +89,13 @@ def test_each_rule_is_found_undone_exactly_and_kept_by_rows_of_which_each_column
         if not column.categories and not column.date_format:
             found[column.name] = [float(text or "nan") for text in found[column.name]]
     assert all(holds(DataFrame(found)).values()), holds(DataFrame(found))
+
+
+def test_a_file_is_read_again_as_it_was(tmp_path):
+    table().to_csv(tmp_path / "t.csv", index=False)
+    data = pvae.read(tmp_path / "t.csv", rules="auto")
+    again = read_again(data.record())
+    assert (again.sha256, again.rules, again.columns) == (data.sha256, data.rules, data.columns)
 
 
 def test_columns_that_are_independent_have_no_rule():
