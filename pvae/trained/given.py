@@ -94,6 +94,8 @@ def given_data(
         values = run.preparation.prepared(x, "test")
         for row, where, fault in domain_faults(check, values, run.data.columns):
             outside.setdefault(row, f"{where} {fault}")
+            if not keeps_outside:  # the first one is named
+                break
         if outside and not keeps_outside:
             row = min(outside)
             raise InputError(f"{path}, {names[row]}: {outside[row]}")
