@@ -333,7 +333,10 @@ def _drawn(run: Run, arguments: argparse.Namespace) -> tuple[Tensor, Tensor | No
         if label is None and (run.is_given_labels or run.config.labels):
             run.dataset(None, arguments.data_dir, arguments.offline)
         y = labels_to_sample(run, arguments.num_samples, label)
-        x = latent_space.sample(run.vae(), arguments.num_samples, draws, y)
+        if run.data.rules:
+            x = latent_space.sample_rows(run.vae(), run.data, arguments.num_samples, y)
+        else:
+            x = latent_space.sample(run.vae(), arguments.num_samples, draws, y)
     else:
         if label is not None:
             y = label_of(run, label)

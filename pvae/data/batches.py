@@ -185,8 +185,9 @@ def _of_frames(batches: Iterator[Any], name: str, reading: Reading) -> tuple[Sch
             seldom = [_seldom(pandas.concat(seldom, ignore_index=True), reading.label_column)]
     if share == 1:
         seldom = []
-    if reading.rules != "none":
+    if reading.rules not in ("auto", "none"):
         raise InputError("rules are looked for in tables in memory: leave --rules out")
+    reading = replace(reading, rules="none")
     values = read_frame(pandas.concat([*some, *seldom], ignore_index=True), reading, name)
     classes = coded_labels(values.labels["train"])[1] if values.labels else ()
     note = joined(values.schema.note, f"{num_rows:,} rows are read in parts, into a file")

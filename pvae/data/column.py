@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -43,6 +43,18 @@ class Column:
     suffix: str = ""
     point: str = "."
     step: float = 0.0
+
+    def of_any_size(self) -> Column:
+        """Return the column with the limits that its numbers have by themselves: 0, and 1 of a share."""
+        if self.least is None or self.greatest is None or self.date_format or self.decimals is None:
+            return replace(self, least=None, greatest=None, step=0.0)
+        least = greatest = None
+        low = self.origin + self.least
+        if low >= 0:
+            least = min(low, 10.0**-self.decimals) - self.origin
+            if self.origin + self.greatest <= 1:
+                greatest = 1 - self.origin
+        return replace(self, least=least, greatest=greatest, step=0.0)
 
     @property
     def _date_unit(self) -> timedelta:

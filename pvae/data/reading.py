@@ -118,12 +118,12 @@ class Reading:
         Option(
             help="auto: find what holds in all rows of a table, which then holds in every row that is drawn; "
             "'not NAME', with commas in between: the same without the rule of a column, or those of a kind; none: look "
-            "for nothing",
+            "for nothing. A column whose kind --columns names is not rewritten",
             pattern=r"auto|none|not [^,\n]+(, *not [^,\n]+)*",
             described="auto, none, or 'not NAME' with the name of a column or of a kind of rules",
             needs=_TABLES,
         ),
-    ] = "none"
+    ] = "auto"
 
 
 def is_table(file: Path) -> bool:

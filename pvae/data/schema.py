@@ -15,7 +15,7 @@ from torch import Tensor
 from pvae.core.errors import InputError, one_line
 from pvae.data.column import Column
 from pvae.data.reading import Reading
-from pvae.data.rules import Rule
+from pvae.data.rule import Rule
 
 if TYPE_CHECKING:
     from pandas import DataFrame

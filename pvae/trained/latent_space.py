@@ -13,11 +13,15 @@ from torch.nn.functional import normalize
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
+from pvae.data.rules import can_be
+from pvae.data.schema import Schema
 from pvae.distributions.discrete import values_of
 from pvae.distributions.joint import Joint, one_hot
 from pvae.distributions.power_spherical import PowerSpherical
 from pvae.marginal.chunks import data_at_once, draw_for_each, latents_at_once
 from pvae.vae import VAE
+
+_MOST_TRIES = 100  # of drawing a row
 
 
 @torch.no_grad()
@@ -148,6 +152,21 @@ def sample(vae: VAE, num_samples: int, draws: bool = False, y: Tensor | None = N
     prior = vae.given(y).prior()
     z = draw_for_each(prior, 1, num_samples)[0]
     return decode(vae, with_labels(prior, z, y), y, draws=draws)
+
+
+def sample_rows(vae: VAE, schema: Schema, num_rows: int, y: Tensor | None = None) -> Tensor:
+    """Return draws from p(x | z), z ~ p(z), as `sample`, of a table: a row that cannot be is drawn again.
+
+    By a rule of the table, such as a part that is 100 less others, a column may lie below 0 where none does.
+    """
+    x = sample(vae, num_rows, True, y)
+    for _ in range(_MOST_TRIES):
+        places = (~can_be(schema, x.cpu().double())).nonzero()[:, 0].to(x.device)
+        if not len(places):
+            break
+        of_places = None if y is None else y[places % len(y)]
+        x[places] = sample(vae, len(places), True, of_places)
+    return x
 
 
 def with_labels(prior: Any, z: Tensor, y: Tensor | None) -> Tensor:

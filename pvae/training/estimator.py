@@ -189,7 +189,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         with seeded(self.config_.seed):
             y = None if self.shares_ is None else self.shares_.multinomial(n_samples, replacement=True)
             y = y if condition is None else torch.full((n_samples,), known.index(condition))
-            x = latent_space.sample(vae, n_samples, True, y).double()
+            x = latent_space.sample_rows(vae, self.schema_, n_samples, y).double()
         for place, column in enumerate(self.schema_.columns):
             x[:, place] = torch.tensor([column.rounded(one) for one in x[:, place].tolist()], dtype=x.dtype)
         return self._table(x, y)

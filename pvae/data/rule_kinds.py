@@ -1,0 +1,680 @@
+"""The kinds of rules of a table: what others determine, sums and products, what has one value, order, seasons, levels.
+
+To add one, write a subclass of `Rule` with a name here, and a test.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pvae.core.errors import listed
+from pvae.data.column import Column
+from pvae.data.rule import LEAST_ROWS, Array, Empty, Rule, Table, Values, without
+
+_SURE = math.log(1e-9)  # the greatest log-probability that a rule holds in all rows by chance, of independent columns
+_MOST_NUMBERS = 40  # columns of numbers among which sums and products are searched
+_LEAST_VALUES = 8  # of a column that is computed from others
+_MOST_KEYS = 100  # values by which another column is looked up
+_FEW_ROWS = 50  # that rule out most products
+_ROUNDING = 3  # units in the last digit by which a sum may differ
+_FEW_LEVELS, _MOST_LEVELS, _LEAST_TIMES = 20, 50, 5  # of levels, and how often each occurs
+_TIMES = 10  # that a level occurs on average
+_END_SHARE, _END_TIMES = 0.05, 4  # of rows at an end of a column, and how many times those of another value
+_SPAN = 730  # days from which a date has a season
+_FACTORS = (1, 2, 3, 4, 5, 10, 12, 60, 100)  # denominators of simple coefficients
+
+
+def _may_depend(name: str, of: Sequence[str]) -> bool:
+    """Return whether a column is none of those others, nor says whether one of them is empty."""
+    return name not in of and not any(name == Empty(column=one).indicator for one in of)
+
+
+def _is_sure(times: float, log_probability: float) -> bool:
+    """Return whether a rule did not hold so many times by chance."""
+    return times * log_probability <= _SURE
+
+
+class Computed(Rule):
+    """A column that others determine: it is left out."""
+
+    def computed(self, values: Values) -> Array:
+        """Return the column, given the others."""
+        raise NotImplementedError
+
+    def apply(self, values: Values) -> Values:
+        """Leave the column out."""
+        return without(values, self.column)
+
+    def undo(self, values: Values) -> Values:
+        """Compute the column."""
+        return {**values, self.column: self.computed(values)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Same(Computed, name="same", help="a column is a function of another one, or of two"):
+    """A column is a function of one or two others, of few values: it is left out, and looked up.
+
+    Args:
+        keys: the values of the first of these others.
+        seconds: the values of the second, or ().
+        found: the value of the column for each of them.
+    """
+
+    keys: tuple[float, ...]
+    seconds: tuple[float, ...] = ()
+    found: tuple[float, ...]
+
+    @classmethod
+    def find(cls, table: Table) -> Iterator[Rule]:
+        """Yield rules of one other column, then of two; the columns with the fewest values come first."""
+        for count in (1, 2):
+            names = sorted(table.columns, key=lambda name: len(table.codes(name)[1]))
+            few = [name for name in names if 1 < len(table.codes(name)[1]) <= _MOST_KEYS]
+            for of in itertools.combinations(few, count):
+                for name in names:
+                    if {name, *of} <= {*table.columns} and _may_depend(name, of):
+                        yield from cls._of(table, name, of)
+
+    @classmethod
+    def _of(cls, table: Table, name: str, of: Sequence[str]) -> Iterator[Rule]:
+        codes, levels, counts = table.codes(name)
+        keys = [table.codes(one) for one in of]
+        sizes = [len(one[1]) for one in keys]
+        if not 1 < len(levels) <= math.prod(sizes) or (len(of) == 2 and math.prod(sizes) > len(table) / _TIMES):
+            return
+        joint = np.ravel_multi_index([one[0].clip(0) for one in keys], sizes)
+        for rows in (table.sample(), slice(None)):
+            is_given = codes[rows] >= 0
+            pairs = np.unique(joint[rows][is_given] * len(levels) + codes[rows][is_given])
+            seen = pairs // len(levels)
+            if len(np.unique(seen)) < len(pairs):
+                return
+        times = counts.sum() - len(pairs)
+        is_known = np.all([one[0][codes >= 0] >= 0 for one in keys])
+        if not is_known or not _is_sure(times, math.log(np.square(counts / counts.sum()).sum())):
+            return
+        if len(of) == 2 and len(pairs) < math.prod(sizes):  # a drawn row may have another pair
+            return
+        is_one_to_one = len(of) == 1 and len(levels) == len(pairs)
+        if is_one_to_one and table.columns[name].categories and not table.columns[of[0]].categories:
+            return  # a number is left out rather than a text
+        found = [tuple(key[1][place].tolist()) for key, place in zip(keys, np.unravel_index(seen, sizes))]
+        looked_up = tuple(levels[pairs % len(levels)].tolist())
+        says = f"{name} is a function of {' and '.join(of)}"
+        yield cls(column=name, of=tuple(of), keys=found[0], seconds=(*found, ())[1], found=looked_up, says=says)
+
+    def computed(self, values: Values) -> Array:
+        """Look the column up."""
+        keys = [self.keys]
+        if self.seconds:
+            keys.append(self.seconds)
+        value_of = dict(zip(zip(*keys), self.found))
+        rows = zip(*(_nearest(values[name], key).tolist() for name, key in zip(self.of, keys)))
+        return np.array([value_of.get(row, math.nan) for row in rows])
+
+
+def _nearest(x: Array, known: Sequence[float]) -> Array:
+    """Return the known value that is nearest to each of x; NaN stays."""
+    levels = np.unique(known)
+    places = np.searchsorted((levels[1:] + levels[:-1]) / 2, x)
+    return np.where(np.isnan(x), np.nan, levels[places])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold(Computed, name="threshold", help="a category is a function of a number, by thresholds"):
+    """A column of few values is a function of a number, by thresholds: it is left out.
+
+    Args:
+        thresholds: between two values of the number, in rising order.
+        found: the value of the column below the first, between each two, and above the last.
+    """
+
+    thresholds: tuple[float, ...]
+    found: tuple[float, ...]
+
+    @classmethod
+    def find(cls, table: Table) -> Iterator[Rule]:
+        """Yield rules of columns with at most 20 values, which change as often as they have values, less one."""
+        few = [name for name in table.columns if 1 < len(table.codes(name)[1]) <= _FEW_LEVELS]
+        for name, other in itertools.product(few, table.numbers()):
+            if not {name, other} <= {*table.columns} or not _may_depend(name, [other]):
+                continue
+            codes, levels, counts = table.codes(name)
+            x = table.values[other]
+            if len(table.codes(other)[1]) <= len(levels) or np.isnan(x + codes).any() or codes.min() < 0:
+                continue
+            for rows in (table.sample(), np.arange(len(table))):
+                rows = rows[np.argsort(x[rows], kind="stable")]
+                changes = np.flatnonzero(np.diff(codes[rows]))
+            if len(changes) != len(levels) - 1 or (x[rows][changes] == x[rows][changes + 1]).any():
+                continue
+            ways = math.lgamma(len(levels) + 1)  # orders of the values, of all arrangements of the rows
+            arrangements = math.lgamma(len(x) + 1) - sum(math.lgamma(one + 1) for one in counts)
+            if ways - arrangements > _SURE:
+                continue
+            ends = x[rows][changes] + x[rows][changes + 1]
+            firsts = codes[rows][[0, *(changes + 1)]]
+            thresholds = tuple((ends / 2).tolist())
+            said = listed([f"{one:g}" for one in thresholds])
+            says = f"{name} is a function of {other}, which changes at {said}"
+            yield cls(column=name, of=(other,), thresholds=thresholds, found=tuple(levels[firsts].tolist()), says=says)
+
+    def computed(self, values: Values) -> Array:
+        """Look the column up."""
+        return np.array(self.found)[np.searchsorted(self.thresholds, values[self.of[0]])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Formula(Computed):
+    """A column is computed from others, up to a residual of a few units in its last digit, which is left.
+
+    Args:
+        decimals: digits of the column behind the point.
+        most: the greatest residual, up to its sign; if it is 0, the column is left out.
+    """
+
+    decimals: int
+    most: float = 0.0
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The name of the residual."""
+        if self.most == 0:
+            return ()
+        return (f"{self.column} (residual)",)
+
+    def apply(self, values: Values) -> Values:
+        """Leave the residual."""
+        rest = (values[self.column] - self.computed(values)).round(self.decimals)
+        return {**super().apply(values), **dict.fromkeys(self.made, rest)}
+
+    def undo(self, values: Values) -> Values:
+        """Add what is computed."""
+        x = self.computed(values)
+        for name in self.made:
+            x = x + np.clip(values[name], -self.most, self.most)
+        return {**without(values, *self.made), self.column: x.round(self.decimals)}
+
+    @classmethod
+    def of_residual(cls, table: Table, rule: Formula) -> Iterator[Rule]:
+        """Yield the rule, if its residual is small in all rows."""
+        x = table.values[rule.column]
+        if np.isnan(rule.computed(table.values)[~np.isnan(x)]).any():
+            return
+        most = float(np.nanmax(np.abs(x - rule.computed(table.values)).round(rule.decimals)))
+        if most == 0:
+            yield rule
+        elif most <= _ROUNDING * table.unit(rule.column) and most <= 0.02 * np.nanstd(x):
+            yield replace(rule, most=most, says=f"{rule.says}, to within {most:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sum(Formula, name="sum", help="a number is a sum of others, with simple coefficients"):
+    """A number is a constant and a sum of others, each with a simple coefficient.
+
+    Args:
+        factors: the coefficient of each of the others.
+        constant: what is added.
+    """
+
+    factors: tuple[float, ...]
+    constant: float
+
+    @classmethod
+    def find(cls, table: Table) -> Iterator[Rule]:
+        """Yield rules found by least squares, for the last column first."""
+        for name in table.numbers()[::-1][:_MOST_NUMBERS]:
+            others = [one for one in table.numbers()[:_MOST_NUMBERS] if one != name]
+            if name in table.columns and others and len(table.codes(name)[1]) >= _LEAST_VALUES:
+                yield from cls._of(table, name, others)
+
+    @classmethod
+    def _of(cls, table: Table, name: str, others: list[str]) -> Iterator[Rule]:
+        decimals = table.columns[name].decimals or 0
+        rows = table.sample()
+        y = table.values[name][rows]
+        x = np.stack([table.values[one][rows] for one in others], 1)
+        is_given = ~np.isnan(y)
+        x = x[:, ~np.isnan(x[is_given]).any(0)]
+        others = [one for one in others if not np.isnan(table.values[one][rows][is_given]).any()]
+        x, y = x[is_given], y[is_given]
+        if not others or len(y) < 5 * (len(others) + 1):
+            return
+        slack = _ROUNDING * table.unit(name)
+        places = _needed(x, y, slack)
+        if not places:
+            return
+        factors = [_simple(one) for one in _least_squares(x[:, places], y)]
+        if 0 in factors:
+            return
+        rest = y - x[:, places] @ np.array(factors)
+        constant = round(float(np.median(rest)), decimals)
+        of = tuple(others[place] for place in places)
+        says = f"{name} = " + _said_sum(factors, of, constant)
+        rule = cls(column=name, of=of, decimals=decimals, factors=tuple(factors), constant=constant, says=says)
+        yield from cls.of_residual(table, rule)
+
+    def computed(self, values: Values) -> Array:
+        """Return the sum."""
+        total = np.full(len(values[self.of[0]]), self.constant)
+        for factor, name in zip(self.factors, self.of):
+            total = total + factor * values[name]
+        return total.round(self.decimals)
+
+
+def _least_squares(x: Array, y: Array) -> Array:
+    """Return the coefficients of x (N, K), of a sum with a constant."""
+    centred = x - x.mean(0)
+    scale = np.abs(centred).max(0) + 1e-300
+    found, *_ = np.linalg.lstsq(centred / scale, y - y.mean(), rcond=1e-10)
+    return found / scale
+
+
+def _needed(x: Array, y: Array, slack: float) -> list[int]:
+    """Return the columns of x of which y is a sum with a constant up to `slack`, as few as suffice; [] if of none."""
+
+    def suffice(places: list[int]) -> bool:
+        rest = y - x[:, places] @ _least_squares(x[:, places], y)
+        return bool(np.ptp(rest) <= 2 * slack)
+
+    places = [*range(x.shape[1])]
+    if not suffice(places):
+        return []
+    for place in [*places]:
+        fewer = [one for one in places if one != place]
+        if fewer and suffice(fewer):
+            places = fewer
+    return places
+
+
+def _simple(factor: float) -> float:
+    """Return the simple number that a coefficient is close to, or 0."""
+    found = (round(factor * one) / one for one in _FACTORS)
+    return next((one for one in found if abs(one - factor) <= 1e-3 * max(1.0, abs(factor))), 0.0)
+
+
+def _said_sum(factors: Sequence[float], names: Sequence[str], constant: float) -> str:
+    text = ""
+    for factor, name in zip(factors, names):
+        text += " - " if factor < 0 else " + "
+        text += name if abs(factor) == 1 else f"{abs(factor):g} {name}"
+    if constant:
+        text = f"{constant:.10g}{text}"
+    return text.removeprefix(" + ").strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product(Formula, name="product", help="a number is the product or the ratio of two others"):
+    """A number is the product of two others, or their ratio.
+
+    Args:
+        is_ratio: it is the first divided by the second.
+    """
+
+    is_ratio: bool
+
+    @classmethod
+    def find(cls, table: Table) -> Iterator[Rule]:
+        """Yield rules for the last column first, products before ratios."""
+        names = [one for one in table.numbers()[:_MOST_NUMBERS] if not table.columns[one].date_format]
+        for name in names[::-1]:
+            if name in table.columns and len(table.codes(name)[1]) >= _LEAST_VALUES:
+                for is_ratio, of in cls._candidates(table, name, names):
+                    if name in table.columns and {*of} <= {*table.columns}:
+                        says = f"{name} = {of[0]} {'/' if is_ratio else 'x'} {of[1]}"
+                        decimals = table.columns[name].decimals or 0
+                        rule = cls(column=name, of=of, decimals=decimals, is_ratio=is_ratio, says=says)
+                        yield from cls.of_residual(table, rule)
+
+    @classmethod
+    @np.errstate(all="ignore")
+    def _candidates(cls, table: Table, name: str, names: list[str]) -> list[tuple[bool, tuple[str, str]]]:
+        """Return the products and ratios that agree in a few rows."""
+        others = [one for one in names if one != name and one in table.columns]
+        y = table.values[name]
+        rows = np.flatnonzero(~np.isnan(y))
+        rows = rows[:: max(1, len(rows) // _FEW_ROWS)]
+        if not others or len(rows) < LEAST_ROWS:
+            return []
+        x = np.stack([table.values[one][rows] for one in others])
+        found = []
+        for is_ratio, computed in ((False, x[:, None] * x), (True, x[:, None] / x)):
+            is_close = (np.abs(computed - y[rows]) <= (_ROUNDING + 0.5) * table.unit(name)).all(-1)
+            for i, j in np.argwhere(is_close).tolist():
+                if i != j and (is_ratio or i < j):
+                    found.append((is_ratio, (others[i], others[j])))
+        return found
+
+    @np.errstate(all="ignore")
+    def computed(self, values: Values) -> Array:
+        """Return the product or the ratio; NaN where that is not finite."""
+        first, second = (values[name] for name in self.of)
+        x = first / second if self.is_ratio else first * second
+        return np.where(np.isfinite(x), x, np.nan).round(self.decimals)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where(Rule, name="where", help="a column has one value where another one has some values"):
+    """A column has one value in all rows in which another one has certain values: it is not modelled there.
+
+    Args:
+        values: of the other column.
+        value: of the column there.
+    """
+
+    fills = True
+    values: tuple[float, ...]
+    value: float
+
+    @classmethod
+    def find(cls, table: Table) -> Iterator[Rule]:
+        """Yield rules of a number that is its least or its greatest value, and of whether a field is empty."""
+        for of, name in itertools.permutations([*table.columns], 2):
+            column = table.columns[name]
+            if column.categories or len(table.codes(of)[1]) > _MOST_KEYS or not table.codes(name)[2].size:
+                continue
+            if any(
+                isinstance(one, Where) and (name in (one.column, *one.of) or of == one.column) for one in table.rules
+            ):
+                continue
+            if not _may_depend(name, [of]):
+                continue
+            yield from cls._of(table, name, of)
+
+    @classmethod
+    def _of(cls, table: Table, name: str, of: str) -> Iterator[Rule]:
+        keys, key_values, key_counts = table.codes(of)
+        codes, levels, counts = table.codes(name)
+        ends = {len(levels) - 1, 0}
+        for code in sorted(ends, key=lambda one: -counts[one]):
+            is_other = (keys >= 0) & (codes != code)
+            others = np.bincount(keys[is_other], minlength=len(key_values))
+            found = np.flatnonzero((others == 0) & (key_counts >= max(LEAST_ROWS, 0.01 * len(keys))))
+            times = key_counts[found].sum()
+            share = counts[code] / counts.sum()
+            if times and share <= 0.98 and times < len(keys) - LEAST_ROWS and _is_sure(times, math.log(share)):
+                where = _said_values(table.columns[of], key_values[found])
+                is_all = times == counts[code]
+                says = f"{name} is {_said_values(table.columns[name], levels[[code]])}"
+                if any(isinstance(one, Empty) and one.indicator == name for one in table.rules):
+                    says = name.removesuffix(" is empty") + (" is empty" if levels[code] else " is given")
+                yield cls(
+                    column=name,
+                    of=(of,),
+                    values=tuple(key_values[found].tolist()),
+                    value=float(levels[code]),
+                    says=f"{says} {'exactly ' if is_all else ''}where {of} is {where}",
+                )
+                return
+
+    def apply(self, values: Values) -> Values:
+        """Leave the fields empty."""
+        return {**values, self.column: np.where(self._is_there(values), np.nan, values[self.column])}
+
+    def undo(self, values: Values) -> Values:
+        """Fill the fields in."""
+        return {**values, self.column: np.where(self._is_there(values), self.value, values[self.column])}
+
+    def _is_there(self, values: Values) -> NDArray[np.bool_]:
+        return np.isin(values[self.of[0]], self.values)
+
+    def described(self, name: str, x: Array, before: Mapping[str, Column]) -> Column:
+        """Return the column as it was, with the range that is left."""
+        column = before[name]
+        least, greatest = float(np.nanmin(x)), float(np.nanmax(x))
+        return replace(column, least=least - column.origin, greatest=greatest - column.origin)
+
+
+def _said_values(column: Column, values: Array) -> str:
+    return listed([column.text(value - column.origin, is_given=True) for value in values.tolist()])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ends(Rule, name="ends", help="many values of a number are its greatest one, or its least one too"):
+    """A number that often has its greatest value: whether it has, or has its least one, is another column.
+
+    Args:
+        ends: the greatest value, after the least one if that is frequent too.
+        unit: of the last digit.
+    """
+
+    fills = True
+    ends: tuple[float, ...]
+    unit: float
+
+    @property
+    def category(self) -> str:
+        """The name of the other column, whose codes are the places of the ends, and then that of all between."""
+        return f"{self.column} at its end"
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The name of the other column."""
+        return (self.category,)
+
+    @classmethod
+    def find(cls, table: Table) -> Iterator[Rule]:
+        """Yield a rule for each number whose greatest value is frequent, and four times as frequent as others."""
+        for name in table.numbers():
+            _, levels, counts = table.codes(name)
+            if len(levels) <= _FEW_LEVELS or table.columns[name].date_format:
+                continue
+            often = counts >= max(_END_SHARE * counts.sum(), _END_TIMES * counts[1:-1].max())
+            if often[-1]:
+                ends = tuple(levels[[place for place in (0, -1) if often[place]]].tolist())
+                says = f"{name} is often {' or '.join(f'{end:g}' for end in ends)}, and else lies within"
+                yield cls(column=name, ends=ends, unit=table.unit(name), says=says)
+
+    def apply(self, values: Values) -> Values:
+        """Add the other column, and leave the fields of the ends empty."""
+        x = values[self.column]
+        codes = np.where(np.isnan(x), np.nan, len(self.ends))
+        for code, end in enumerate(self.ends):
+            codes[x == end] = code
+        return {**values, self.column: np.where(codes == len(self.ends), x, np.nan), self.category: codes}
+
+    def undo(self, values: Values) -> Values:
+        """Fill in the ends, between which all others lie."""
+        least = -math.inf
+        if len(self.ends) == 2:
+            least = self.ends[0] + self.unit
+        x = np.clip(values[self.column], least, self.ends[-1] - self.unit)
+        for code, end in enumerate(self.ends):
+            x = np.where(values[self.category] == code, end, x)
+        return without({**values, self.column: x}, self.category)
+
+    def described(self, name: str, x: Array, before: Mapping[str, Column]) -> Column:
+        """Return a column of categories for the other column."""
+        if name == self.column:
+            return super().described(name, x, before)
+        return Column(name, (*(f"{end:g}" for end in self.ends), "between"), "categorical")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order(Rule, name="order", help="a number is at most another one"):
+    """A number is at most another one: one of them becomes their difference, which is at least 0.
+
+    Args:
+        is_above: the column is the greater one, b in b - a; or the smaller one.
+        decimals: digits of the difference behind the point; -1 if that is not known, as of times.
+        least: the least value of the column.
+    """
+
+    is_above: bool
+    decimals: int
+    least: float
+
+    @classmethod
+    def find(cls, table: Table) -> Iterator[Rule]:
+        """Yield rules of the closest pairs; a column is rewritten after those that depend on it."""
+        used = {rule.column for rule in table.rules if not isinstance(rule, (Empty, Where))}
+        names = [one for one in table.numbers() if one not in used and len(table.codes(one)[1]) > 3]
+        found: list[tuple[float, Order]] = []
+        for low, high in itertools.permutations(names, 2):
+            found += cls._of(table, low, high)
+        parents: dict[str, Order] = {}
+        for _, rule in sorted(found, key=lambda one: one[0]):
+            chain = [rule.of[0]]
+            while chain[-1] in parents:
+                chain += parents[chain[-1]].of
+            if rule.column not in parents and rule.column not in chain:
+                parents[rule.column] = rule
+        left = dict(parents)
+        while left:
+            leaf = next(name for name in left if all(name not in rule.of for rule in left.values()))
+            yield left.pop(leaf)
+
+    @classmethod
+    def _of(cls, table: Table, low: str, high: str) -> Iterator[tuple[float, Order]]:
+        a, b = table.values[low], table.values[high]
+        columns = table.columns[low], table.columns[high]
+        if bool(columns[0].date_format) != bool(columns[1].date_format):
+            return
+        if np.nanmin((b - a)[table.sample()], initial=math.inf) < 0:
+            return
+        both = ~np.isnan(b - a)
+        rest = (b - a)[both]
+        if len(rest) < LEAST_ROWS or rest.min() < 0 or rest.std() > np.nanstd(b):
+            return
+        failed = np.searchsorted(np.sort(b[both]), a[both]).mean() / len(rest)  # of independent columns
+        is_far = np.quantile(rest, 0.01) > 0.25 * rest.std()
+        if is_far or not _is_sure(len(rest), math.log1p(-min(failed, 0.999))):
+            return
+        is_above = both.sum() == (~np.isnan(b)).sum()
+        name, of = low, high
+        if is_above:
+            name, of = high, low
+        elif both.sum() < (~np.isnan(a)).sum():
+            return
+        decimals = max((-1 if one.decimals is None else one.decimals) for one in columns)
+        least = float(np.nanmin(table.values[name]))
+        says = f"{low} <= {high}"
+        rule = cls(column=name, of=(of,), is_above=bool(is_above), decimals=decimals, least=least, says=says)
+        yield float(rest.std() / np.nanstd(b)), rule
+
+    def apply(self, values: Values) -> Values:
+        """Leave the difference."""
+        rest = self._rounded(self._sign * (values[self.column] - values[self.of[0]]))
+        return {**without(values, self.column), self.made[0]: rest}
+
+    def undo(self, values: Values) -> Values:
+        """Add the difference, of at least 0, or subtract it."""
+        rest = np.maximum(values[self.made[0]], 0)
+        x = self._rounded(values[self.of[0]] + self._sign * rest)
+        if not self.is_above:
+            x = np.minimum(np.maximum(x, min(self.least, 0.0)), values[self.of[0]])
+        return {**without(values, *self.made), self.column: x}
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The name of the difference."""
+        pair = [self.of[0], self.column]
+        return (" - ".join(pair[:: -self._sign]),)
+
+    @property
+    def _sign(self) -> int:
+        return 1 if self.is_above else -1
+
+    def _rounded(self, x: Array) -> Array:
+        if self.decimals < 0:
+            return x
+        return x.round(self.decimals)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Season(Rule, name="season", help="a date of two years or more is its year, its day of the year, and its time"):
+    """A date becomes a year, a day of the year and, if it has one, a time of the day in days."""
+
+    has_time: bool
+
+    @classmethod
+    def find(cls, table: Table) -> Iterator[Rule]:
+        """Yield a rule for each date that spans two years or more."""
+        for name in [*table.columns]:
+            if not table.columns[name].date_format:
+                continue
+            x = table.values[name]
+            if np.nanmax(x) - np.nanmin(x) >= _SPAN:
+                yield cls(
+                    column=name, has_time=bool((x != np.floor(x))[~np.isnan(x)].any()), says=f"{name} has seasons"
+                )
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The names of the parts."""
+        names = f"{self.column}: year", f"{self.column}: day of the year", f"{self.column}: time"
+        return names[: 2 + self.has_time]
+
+    def apply(self, values: Values) -> Values:
+        """Leave the parts of the date."""
+        x = values[self.column]
+        days = np.floor(x)
+        dates = np.where(np.isnan(days), 0, days).astype("datetime64[D]")
+        years = dates.astype("datetime64[Y]")
+        parts = (years.astype(float) + 1970, (dates - years.astype("datetime64[D]")).astype(float) + 1, x - days)
+        found = {name: np.where(np.isnan(x), np.nan, part) for name, part in zip(self.made, parts)}
+        return {**without(values, self.column), **found}
+
+    def undo(self, values: Values) -> Values:
+        """Return the date; a day that the year does not have becomes its last one."""
+        year, day, *time = (values[name] for name in self.made)
+        is_empty = np.isnan(year + day)
+        years = np.where(is_empty, 0, year - 1970).astype(int).astype("datetime64[Y]")
+        start = years.astype("datetime64[D]").astype(float)
+        length = (years + 1).astype("datetime64[D]").astype(float) - start
+        x = start + np.clip(day, 1, length) - 1 + sum(time)
+        return {**without(values, *self.made), self.column: np.where(is_empty, np.nan, x)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels(Rule, name="levels", help="a number of few values becomes their codes"):
+    """A number that has few values, each many times, becomes the codes of these, in their order.
+
+    Args:
+        levels: the values.
+        texts: of the values, as the file has them.
+    """
+
+    levels: tuple[float, ...]
+    texts: tuple[str, ...]
+
+    @classmethod
+    def find(cls, table: Table) -> Iterator[Rule]:
+        """Yield a rule for each number of at most 20 values, of 50 with gaps, or by which others are looked up."""
+        keys = {name for rule in table.rules if isinstance(rule, Same) for name in rule.of}
+        for name, column in [*table.columns.items()]:
+            _, levels, counts = table.codes(name)
+            if column.categories or column.kind or column.date_format or len(levels) < 2:
+                continue
+            steps = np.diff(levels)
+            has_gaps = steps.max() > 1.5 * steps.min()
+            most = _MOST_LEVELS if has_gaps else _FEW_LEVELS
+            are_often = counts.min() >= _LEAST_TIMES and counts.sum() >= _TIMES * len(levels)
+            is_bit = {*levels.tolist()} <= {0.0, 1.0}
+            if name in keys or (are_often and len(levels) <= most and not is_bit):
+                texts = tuple(column.text(value - column.origin, is_given=True) for value in levels.tolist())
+                says = f"{name} is one of {listed(texts)}"
+                yield cls(column=name, levels=tuple(levels.tolist()), texts=texts, says=says)
+
+    def apply(self, values: Values) -> Values:
+        """Leave the codes; NaN of another value."""
+        x = values[self.column]
+        codes = np.searchsorted(self.levels, x).clip(0, len(self.levels) - 1)
+        is_level = np.array(self.levels)[codes] == x
+        return {**values, self.column: np.where(is_level, codes, np.nan)}
+
+    def undo(self, values: Values) -> Values:
+        """Return the values."""
+        codes = values[self.column]
+        x = np.array(self.levels)[np.where(np.isnan(codes), 0, codes).astype(int)]
+        return {**values, self.column: np.where(np.isnan(codes), np.nan, x)}
+
+    def described(self, name: str, x: Array, before: Mapping[str, Column]) -> Column:
+        """Return an ordinal column."""
+        return Column(name, self.texts, "ordinal")
