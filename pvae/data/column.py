@@ -29,6 +29,8 @@ class Column:
         point: "." or the decimal comma.
         step: of which the differences of its numbers are multiples, such as 500, if it is above a unit of the last
             digit; or 0.
+        least_decimals: the fewest digits behind the point of a number in the file, up to which zeros at the end are not
+            written; None if all have `decimals`.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Column:
     suffix: str = ""
     point: str = "."
     step: float = 0.0
+    least_decimals: int | None = None
 
     def of_any_size(self) -> Column:
         """Return the column with the limits that its numbers have by themselves: 0, and 1 of a share."""
@@ -127,4 +130,7 @@ class Column:
             text = f"{round(number, self.decimals) + 0.0:.{self.decimals}f}"  # 0.0 makes -0 a 0
             if is_given and float(text) != number:
                 text = f"{number:.15g}"
+            elif self.least_decimals is not None:
+                whole, _, fraction = text.partition(".")
+                text = f"{whole}.{fraction.rstrip('0').ljust(self.least_decimals, '0')}".rstrip(".")
         return text.replace(".", self.point) + self.suffix

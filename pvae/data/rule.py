@@ -1,8 +1,7 @@
-"""`Rule`, what holds in all rows of a table and how its columns are rewritten by it, and `Table`, which rules rewrite."""
+"""`Rule`, what holds in all rows of a table and how it rewrites columns, and `Table`, which rules rewrite."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -200,8 +199,10 @@ class Table:
 
 
 def are_equal(x: Array, y: Array) -> bool:
+    """Return whether all numbers of two columns are equal, up to rounding."""
     return bool(np.allclose(x, y, rtol=1e-14, atol=TINY, equal_nan=True))
 
 
 def without(values: Values, *names: str) -> Values:
+    """Return the columns other than those of some names."""
     return {name: x for name, x in values.items() if name not in names}

@@ -351,7 +351,13 @@ def _new_column(given: Series, numbers: Series, point: str, kind: str, levels: S
         return Column(name, tuple(sorted(distinct)))
     if not len(x):
         return Column(name, (), kind)
-    least, greatest, decimals = float(x.min()), float(x.max()), _decimals(distinct, x, point)
+    least, greatest = float(x.min()), float(x.max())
+    decimals = fewest = None
+    if not any("e" in text.lower() for text in distinct):
+        counts = {len(text.rstrip(" %").partition(point)[2]) for text in distinct}
+        fewest, decimals = min(counts), max(counts)
+    if (x == x.round()).all():
+        decimals = 0
     if not kind and decimals == 0 and len(distinct) == count:
         is_sequence = greatest - least + 1 == len(x) >= _FEW_ROWS and (least in (0, 1) or len(x) > _MOST_TEXTS)
         if is_sequence or re.search(_ID, name):
@@ -365,7 +371,19 @@ def _new_column(given: Series, numbers: Series, point: str, kind: str, levels: S
         step = steps_of(torch.tensor(x[:, None])).item()
         if step < 1.5 * 10.0**-decimals:  # a unit of the last digit
             step = 0.0
-    return Column(name, (), kind, decimals, least - origin, greatest - origin, origin, unit, "", suffix, point, step)
+    return Column(
+        name,
+        kind=kind,
+        decimals=decimals,
+        least=least - origin,
+        greatest=greatest - origin,
+        origin=origin,
+        unit=unit,
+        suffix=suffix,
+        point=point,
+        step=step,
+        least_decimals=fewest,
+    )
 
 
 def _origin(name: str, least: float, greatest: float) -> tuple[float, str]:
@@ -450,15 +468,6 @@ def _count(texts: DataFrame, pattern: str) -> Series:
     """Return how many texts of each column match a pattern."""
     is_match = Series(texts.to_numpy().ravel(), dtype=str).str.fullmatch(pattern).eq(True)
     return Series(is_match.to_numpy(bool).reshape(texts.shape).sum(0), texts.columns)
-
-
-def _decimals(texts: set[str], x: NDArray[np.float64], point: str) -> int | None:
-    """Return the digits behind the point of numbers, 0 if all are whole; None if some have exponents."""
-    if (x == x.round()).all():
-        return 0
-    if any("e" in text.lower() for text in texts):
-        return None
-    return max(len(text.rstrip(" %").partition(point)[2]) for text in texts)
 
 
 def _date_format(texts: Series) -> str:
