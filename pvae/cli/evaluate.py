@@ -50,8 +50,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise InputError(f"--images {count}: {first.data.name} has {first.data.num_test:,} test data")
     requests = {one.name: getattr(arguments, one.name) for one in _requests()}
     requests = {name: value for name, value in requests.items() if value not in (None, False)}
-    if arguments.seconds and requests.keys() - {"calibration"}:
-        raise InputError("--seconds bounds the estimate of log p(x) alone: leave it out, or --gaps and --given")
+    of_all = [f"--{one.name}" for one in _requests() if one.needs_all and one.name in requests]
+    if arguments.seconds and of_all:
+        raise InputError(f"--seconds bounds the estimate of log p(x) alone: leave it out, or {' and '.join(of_all)}")
     if is_table and (requests or arguments.seconds):
         of_one = ", ".join(f"--{one.name}" for one in _requests())
         raise InputError(f"{of_one} and --seconds are of one run, without --latex: give one")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pvae.config.config import OPTIONS, Config, call_with
 from pvae.config.refusals import refuse
 from pvae.core.errors import InputError, check_name, listed
-from pvae.core.options import arguments_of
+from pvae.core.options import arguments_of, options_of
 from pvae.data.preparation import Preparation
 from pvae.elbos.base import PerDatumELBO
 from pvae.models.hierarchy import FirstLayer
@@ -155,8 +155,9 @@ def build_elbo(name: str, num_particles: int = 1, **options: float) -> PerDatumE
         InputError: the name is unknown, or an option is out of range or is none of this ELBO.
     """
     kind = PerDatumELBO.members[check_name("ELBO", name, PerDatumELBO.members)]
+    for option in options:
+        check_name(f"option of the ELBO {name}", option, options_of(kind))
     config = Config(elbo=name, particles=num_particles, labels=int(kind.sums_over_labels), **options)
-    config.check_used(options)
     refuse(config, has_elbo=True, has_own_vae=True)  # of which the configuration says nothing
     return kind(num_particles, **options)
 

@@ -51,7 +51,9 @@ def images_config(data: Any, **options: Any) -> Config:
     """
     data = read(data, **_of_reading(options))
     if not data.is_images:
-        raise InputError(f"{data.name} holds no images, (N, C, H, W) bytes: call values_config for other data")
+        raise InputError(
+            f"{data.name} holds no images, (N, C, H, W) bytes: leave the system out, or call values_config"
+        )
     config, num_train, chosen = _common(get_system("images"), data, options)
     _, height, width = data.datum_shape
     network = str(config.network)
@@ -117,7 +119,7 @@ def values_config(data: Any, **options: Any) -> Config:
     if data.train[0].numel() <= _WIDEST and system.replace(**(chosen | options)).has_exact_start:
         chosen["initialization"] = "exact"
         elbo = PerDatumELBO.members[options.get("elbo", "trace")]
-        needs_normal = elbo.needs_closed_form or options.get("free_bits")
+        needs_normal = elbo.needs_closed_form or elbo.needs_independent_dimensions or options.get("free_bits")
         if options.get("prior", "standard-normal" if needs_normal else "mixture") == "mixture":
             chosen |= {"prior": "mixture", "components": max(1, min(_COMPONENTS, num_train // _ROWS_OF_COMPONENT))}
     config, num_train, common = _common(system.replace(**chosen), data, options)

@@ -108,9 +108,16 @@ def _of_latents(c: Any) -> Iterator[str]:
             f"--inference bottom-up has no q(z | x) of the top layer alone, so --prior {c.prior} goes with --inference "
             "ladder or top-down only"
         )
-    if c.free_bits and not (q.is_normal and c.prior == "standard-normal"):
+    needing = ""
+    if c.free_bits:
+        needing = "--free-bits"
+    elif c.elbo_class.needs_independent_dimensions:
+        needing = f"--elbo {c.elbo}"
+        if c.upper_latent_dims:
+            yield f"{needing} is of one stochastic layer: leave --upper-latent-dims out"
+    if needing and not (q.is_normal and c.prior == "standard-normal"):
         yield (
-            "--free-bits needs a rate of each latent dimension: leave --prior out, and give --posterior "
+            f"{needing} needs a rate of each latent dimension: leave --prior out, and give --posterior "
             f"{either(Posterior.names_where('is_normal'))}"
         )
     if p.is_of_posterior and c.network_class.has_batch_norm:

@@ -51,7 +51,9 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """The name on the command line, for instance "--batch-size"."""
+        """The name on the command line, for instance "--batch-size"; the name alone if it is no option there."""
+        if not self.has_flag:
+            return self.name
         return "--" + self.name.replace("_", "-")
 
     def check(self, value: Any) -> Any:

@@ -68,8 +68,8 @@ class Column:
     def rounded(self, value: float) -> float:
         """Return a value that was drawn or computed as one of the file: in its steps and decimals.
 
-        A whole number is kept in the range of the file, and a number of a column of which none is below 0, or none is
-        0, is not below 0 either, or not 0.
+        A whole number, or one of a column with a `step`, is kept in the range of the file; and a number of a column of
+        which none is below 0, or none is 0, is not below 0 either, or not 0.
         """
         if math.isnan(value):
             return value
@@ -83,10 +83,7 @@ class Column:
         if self.step:
             value = least + self.step * round((value - least) / self.step)
         unit = 10.0**-self.decimals  # the least value above 0
-        if self.step and math.isfinite(least):
-            low = self.origin + least
-            unit = low - self.step * (math.ceil(low / self.step) - 1)
-        if self.decimals == 0:
+        if self.decimals == 0 or self.step:
             value = min(max(value, least), greatest)
         elif least + self.origin > 0:
             value = max(value, unit - self.origin)

@@ -64,8 +64,8 @@ def read(
         data_dir: the folder to search first; of "array:FILE" and "table:FILE", the file if FILE is gone.
         offline: do not download.
         quiet: draw no progress bar.
-        options: how it is read: image_size, grey, skip_broken, label_column, name_column, ignore, missing_values and
-            columns.
+        options: how it is read: image_size, grey, skip_broken, label_column, name_column, ignore, missing_values,
+            columns and rules.
 
     Raises:
         InputError: there are no such data, or they cannot be used.
@@ -83,7 +83,8 @@ def _read(source: Any, reading: Reading, data_dir: str | Path | None, offline: b
     if not isinstance(source, (str, Path)):
         return replace(_of_python(source, reading, quiet), reading=reading)
     name = str(source)
-    if isinstance(source, Path) or (name not in DATASETS and not own_path(name) and Path(name).exists()):
+    is_path = Path(name).suffix != "" or Path(name).exists()
+    if isinstance(source, Path) or (name not in DATASETS and not own_path(name) and is_path):
         name = _kind_of_path(Path(name)) + f":{name}"
     check_name("data set", name.partition(":")[0] if own_path(name) else name, _NAMES)
     if data_dir is not None and name.startswith("folder:"):

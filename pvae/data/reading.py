@@ -49,7 +49,7 @@ class Reading:
         name_column: the column of the names of rows, or "".
         ignore: names of columns that are no part of x, with commas in between.
         missing_values: the texts that stand for a missing value, with commas in between.
-        columns: the kinds of columns, as `models.columns.COLUMNS` says.
+        columns: the kinds of columns, as `models.columns.ColumnsText` says.
         rules: "none", "auto", or which rules of a table are left out.
     """
 

@@ -37,9 +37,11 @@ class Rule(Family):
 
     Attributes:
         fills: it empties fields of the column, and fills them in again.
+        is_shift: it only shifts the column by another one, so that densities in the columns before and after are equal.
     """
 
     fills: ClassVar[bool] = False
+    is_shift: ClassVar[bool] = False
     column: str
     of: tuple[str, ...] = ()
     rule: str = ""

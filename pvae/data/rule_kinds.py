@@ -506,6 +506,7 @@ class Order(Rule, name="order", help="a number is at most another one"):
         least: the least value of the column.
     """
 
+    is_shift = True
     is_above: bool
     decimals: int
     least: float

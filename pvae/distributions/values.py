@@ -93,7 +93,8 @@ def log_tails(p: Any, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     Their difference of exponentials is P(low < X <= high), without cancellation in either tail.
 
     Args:
-        p: a Normal, a log-Normal or Student's t, also as `InFloat64`.
+        p: a Normal, a log-Normal, Student's t, or another one with a cdf, which rounds the upper tail; also as
+            `InFloat64`.
         low: values, below the support too.
         high: greater values.
     """
@@ -102,6 +103,8 @@ def log_tails(p: Any, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(p, dist.LogNormal):
         low, high = (one.clamp(min=torch.finfo(one.dtype).tiny).log() for one in (low, high))
         return log_tails(p.base_dist, low, high)
+    if not isinstance(p, (dist.Normal, dist.StudentT)):
+        return p.cdf(high).log(), p.cdf(low).log()
     low, high = ((one - p.loc) / p.scale for one in (low, high))
     is_right = low + high > 0  # both are symmetric
     more = torch.where(is_right, -low, high)

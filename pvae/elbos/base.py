@@ -221,6 +221,7 @@ class PerDatumELBO(Trace_ELBO, Family):
         needs_closed_form: the rate, or with several stochastic layers a part of it, is a KL divergence in closed form.
         is_importance_weighted: a bound of importance weights, which equals the ELBO for one particle.
         needs_separate_draws: its gradient needs importance weights that each depend on one draw of z only.
+        needs_independent_dimensions: it has a rate of each latent dimension.
         needs_whole_batch: its loss is no mean of losses of single data.
         reparameterised: z must be a differentiable function of the parameters of q.
         supports: what z may be, "bits" or "categories"; () for any z.
@@ -233,6 +234,7 @@ class PerDatumELBO(Trace_ELBO, Family):
     needs_closed_form = False
     is_importance_weighted = False
     needs_separate_draws = False
+    needs_independent_dimensions = False
     needs_whole_batch = False
     reparameterised = True
     supports: tuple[str, ...] = ()
@@ -389,7 +391,7 @@ def require_rsample(name: str, posterior: Distribution) -> None:
 
 
 def refuse_dependent_dimensions(distributions: Iterable[Distribution]) -> None:
-    """Refuse free bits where the rate is not a sum over latent dimensions.
+    """Refuse an ELBO of the rate of each latent dimension where the rate is not a sum over them.
 
     Args:
         distributions: posterior and prior of each latent site.
@@ -399,7 +401,7 @@ def refuse_dependent_dimensions(distributions: Iterable[Distribution]) -> None:
     """
     for one in distributions:
         if not isinstance(one, Independent):
-            raise InputError(f"free bits need a rate of each latent dimension, and a {type(one).__name__} has none")
+            raise InputError(f"a {type(one).__name__} has no rate of each latent dimension, which this ELBO needs")
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -197,6 +197,7 @@ class TotalCorrelationELBO(
         Chen et al., arXiv:1802.04942, section 3, with its minibatch-weighted sampling.
     """
 
+    needs_independent_dimensions = True
     needs_whole_batch = True
 
     def __init__(

@@ -150,12 +150,14 @@ class Request:
         help: of the option.
         metavar: of its value; "" for an option without one.
         least: the least value of a whole number; None for a text.
+        needs_all: it is of all data, and not of those that `evaluate(seconds=)` came to.
     """
 
     name: str
     help: str
     metavar: str = ""
     least: int | None = None
+    needs_all: bool = False
 
 
 def said(label: str, note: str = "", **how: Any) -> Any:

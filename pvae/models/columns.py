@@ -27,6 +27,7 @@ from pvae.models.likelihoods import (
     NegativeBinomialLikelihood,
     OrdinalLikelihood,
     PositiveLikelihood,
+    Scale,
     ScaledLikelihood,
     ZeroInflatedLikelihood,
 )
@@ -404,7 +405,7 @@ class ColumnsLikelihood(ScaledLikelihood, name="columns", help="of rows whose co
         decoder: nn.Module,
         datum_shape: Sequence[int],
         columns: ColumnsText = "",
-        scale: float = 1.0,
+        scale: Scale = 1.0,
         has_missing: bool = False,
     ) -> None:
         super().__init__(decoder, datum_shape, scale, has_missing=has_missing)

@@ -45,14 +45,15 @@ __all__ = [
     "PositiveLikelihood",
     "PseudoBernoulliLikelihood",
     "RealLikelihood",
+    "Scale",
     "ScaledLikelihood",
     "StudentTLikelihood",
     "ZeroInflatedLikelihood",
 ]
 
 
-_SCALE = "standard deviation of a normal likelihood or scale of a logistic one: fixed, or its initial value"
-_Scale = Annotated[float, Option(help=_SCALE, least=1e-38, most=1e38)]  # float32 holds little beyond
+_SCALE = "scale of a likelihood, such as a Normal's standard deviation: fixed, or its initial value"
+Scale = Annotated[float, Option(help=_SCALE, least=1e-38, most=1e38)]  # float32 holds little beyond
 
 
 class Likelihood(nn.Module, Family):
@@ -239,7 +240,7 @@ class ScaledLikelihood(Likelihood):
         options: further arguments.
     """
 
-    def __init__(self, decoder: nn.Module, datum_shape: Sequence[int], scale: _Scale = 1.0, **options: Any) -> None:
+    def __init__(self, decoder: nn.Module, datum_shape: Sequence[int], scale: Scale = 1.0, **options: Any) -> None:
         super().__init__(decoder, datum_shape, **options)
         self.scale = scale
         if self.learns_scale:

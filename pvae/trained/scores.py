@@ -254,7 +254,7 @@ def score_images(
         method: the name of the method of `log_p`, as `pvae evaluate` says it;
         is_trusted: whether its diagnostics trust the estimate and its error;
         effective: effective sample size of the importance weights, between 1 and K;
-        bits_per_dimension: of `log_p`, as in `normalised.bits_per_dimension`, if it has bits;
+        bits_per_dimension: of `log_p`, as in `bits_per_dimension`, if it has bits;
         elbo: the ELBO, from ten draws of z, with a closed-form rate where there is one;
         distortion: -E_q log p(x | z);
         rate: KL(q(z | x) || p(z));

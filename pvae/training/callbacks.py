@@ -473,7 +473,7 @@ class OnEachRow(Callback):
             for row in rows:
                 self.function(trainer.run, row)
         except OSError as error:  # otherwise reported as an error of the run folder
-            raise TrainingError(f"on_epoch raised {type(error).__name__}: {error}") from error
+            raise TrainingError(f"the function of OnEachRow raised {type(error).__name__}: {error}") from error
 
 
 @dataclass

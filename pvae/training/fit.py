@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 
 from pvae.config.build import elbo_of, start_from
 from pvae.config.choices import images_config, load_for, reading_of, values_config
-from pvae.config.config import Config
+from pvae.config.config import TAKERS, Config, takers_text
 from pvae.config.presets import SYSTEMS
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
 from pvae.core.files import expanded, locked
@@ -58,9 +59,8 @@ def fit(
             `values_config(data)` for your own data.
         data: your own data, in place of `config.dataset`: a `pvae.Dataset`; a data frame, an array or a tensor
             (N, *shape), or a torch `Dataset`, of which a tenth are test data; or a `DataLoader` or another iterable of
-            batches of x, of (x, label) or of data frames, which is read once, and again in each epoch, and is never
-            held in memory. The order of its rows is its own; that of a `DataLoader` without a generator depends on
-            `config.seed`.
+            batches of x, of (x, label) or of data frames, which is written once into a file. Its
+            order is its own.
         vae: your own VAE, which is trained in place, or a function of the configuration that returns one; the options
             of `config` that describe a VAE are then not used. Of a function with a text `place`, FILE.py:FUNCTION, the
             run keeps it, and the text of the file.
@@ -97,6 +97,8 @@ def fit(
     if data is None:
         data = load_for(config)
     data = data.with_valid(config.valid)
+    if vae is None:
+        _warn_of_unused(config)
     if vae is not None and config.system in SYSTEMS:
         config = config.replace(system="own-vae", source="")
     place = getattr(vae, "place", "")
@@ -105,7 +107,7 @@ def fit(
         start = Run.open(start)
     if callbacks is None:
         callbacks = default_callbacks()
-    with _session(config, device, callbacks) as (world, where, note):
+    with _session(config, data.is_images, device, callbacks) as (world, where, note):
         trainer = build_trainer(config, data, where, world, vae, note=note, beta=beta)
         taken = ""
         record: dict[str, str] = {}
@@ -153,8 +155,7 @@ def resume(
     Args:
         path: the run folder, or the opened run.
         epochs: the last epoch; that of `config.json` by default. A `schedule` other than "constant" allows no other.
-        data: the same data, if the run was trained on data given from Python. Of an iterable of batches the result is
-            that of an uninterrupted run if it yields in each epoch what it would have yielded then.
+        data: the same data, if the run was trained on data given from Python.
         vae: a VAE of the same modules, or a function that returns one, if the run trains one that was built in Python.
         beta: as for `fit`, the same as before.
         device: as for `fit`, but by default the device of the last session.
@@ -177,7 +178,7 @@ def resume(
     if callbacks is None:
         callbacks = default_callbacks()
     device = device or run.sessions[-1].get("device", "auto")
-    with _session(run.config, device, callbacks) as (world, where, note), _lock_of(run, world):
+    with _session(run.config, run.data.is_images, device, callbacks) as (world, where, note), _lock_of(run, world):
         if epochs is not None:
             run = to_epoch(run, epochs)
         run.check_vae(vae)
@@ -218,7 +219,7 @@ def train_in_memory(
     if data is None:
         data = load_for(config)
     found = []
-    with _session(config, "cpu") as (_, device, note):
+    with _session(config, data.is_images, "cpu") as (_, device, note):
         trainer = build_trainer(config, data, device)
         start_near(trainer, config, note)
         for epoch in epochs:
@@ -289,9 +290,17 @@ def _started(trainer: Trainer, parent: Run, vae: VAE | None) -> tuple[str, dict[
     return taken, {"run": parent.identity, "path": str(parent.path), "at": f"epoch {weights.epoch}"}
 
 
+def _warn_of_unused(config: Config) -> None:
+    """Warn of options that were changed, and that no chosen class takes."""
+    system = SYSTEMS.get(config.system, Config())
+    for name in TAKERS:
+        if not config.uses(name) and getattr(config, name) != getattr(system, name):
+            warnings.warn(f"{name} has no effect; with {takers_text(name)} it has one", stacklevel=3)
+
+
 @contextlib.contextmanager
 def _session(
-    config: Config, device: str, callbacks: Sequence[Callback] = ()
+    config: Config, is_images: bool, device: str, callbacks: Sequence[Callback] = ()
 ) -> Iterator[tuple[World, torch.device, Callable[[str], None]]]:
     """Train inside this block, and restore torch and Pyro.
 
@@ -314,7 +323,7 @@ def _session(
     try:
         with joined(device) as world:
             where = resolve_device(device)
-            if config.system == "values":  # small networks, whose threads would wait for each other
+            if not is_images:  # small networks, whose threads would wait for each other
                 torch.set_num_threads(1)
             with seeded(config.seed, where), pyro.get_param_store().scope():
                 yield world, where, note

@@ -10,7 +10,8 @@ import torch
 from helpers.families import ROWS, config_with, data_for, points_of, shape_for, x_for
 
 from pvae.config.build import build_elbo, build_vae
-from pvae.core.options import options_of
+from pvae.config.config import TAKERS
+from pvae.core.options import arguments_of, options_of
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
 from pvae.models.features import fit_to
@@ -40,6 +41,11 @@ def test_each_family_is_built_by_its_class_and_every_parameter_gets_a_gradient(r
         if parameter.grad is None:
             continue
         assert parameter.grad.isfinite().all(), name
+
+
+@EVERY_ROW
+def test_an_argument_with_the_name_of_an_option_is_that_option(row):
+    assert arguments_of(row) & TAKERS.keys() <= options_of(row).keys()
 
 
 @pytest.mark.workflow

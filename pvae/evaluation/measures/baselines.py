@@ -19,6 +19,7 @@ from pvae.core.errors import one_line
 from pvae.core.protocol import takes_labels
 from pvae.core.random_state import seeded
 from pvae.data.preparation import Pixels
+from pvae.data.rules import recorded
 from pvae.distributions.values import Columns
 from pvae.evaluation.context import Context, Measure, said
 from pvae.marginal.chunks import data_at_once
@@ -334,7 +335,12 @@ class Baselines(Measure):
         (held_out,) = batch.x.split(len(batch))
         train = run.preparation.prepared(context.data.train, "train")
         valid = run.preparation.prepared(context.data.splits.get("valid", context.data.train), "valid")
-        return compare_with(simple_models(context.vae, train, valid, held_out), context.terms["elbo"])
+        splits = [train, valid, held_out]
+        models = simple_models(context.vae, *splits)
+        data = run.data
+        if data.rules and all(rule.is_shift for rule in data.rules):
+            models = _best_of_each(models + _of_reals(*(recorded(data, x.cpu().double()) for x in splits)))
+        return compare_with(models, context.terms["elbo"])
 
     @property
     def models(self) -> list[tuple[str, Estimate, Estimate]]:
@@ -401,20 +407,43 @@ def simple_models(vae: VAE, train: Tensor, valid: Tensor, held_out: Tensor) -> l
     except NotImplementedError:
         return []
     steps = steps_of(train).flatten().to(y[1]) * y[1].exp()  # of y
-    noise = (steps.square() / (2 * math.pi)).mean(0)  # whose density is 1 / u at most
-    features = y[0].numpy(force=True)
     values = [(one.cpu(), slope.sum(-1)) for one, slope in map(p_x.normal_values, splits)]
+    models = _of_normals(y[0], steps, values)
+    if not all(part.is_density for part in getattr(p_x, "parts", [p_x])):  # as of counts
+        models.append(_products(vae, train, splits))
+    return _best_of_each(models)
+
+
+def _of_reals(train: Tensor, valid: Tensor, held_out: Tensor) -> list[SimpleModel]:
+    """Return the models of Normals of rows as the file has them, all of numbers of which none is missing."""
+    zero = torch.zeros(1, dtype=torch.float64)
+    return _of_normals(train, steps_of(train).flatten(), [(valid, zero), (held_out, zero)])
+
+
+def _of_normals(train: Tensor, steps: Tensor, splits: Sequence[tuple[Tensor, Tensor]]) -> list[SimpleModel]:
+    """Return linear models and mixtures of Normals.
+
+    Args:
+        train: y of the training data, (N, D).
+        steps: of y, (D,) or (N, D).
+        splits: y of the validation and the held-out data, and what their log p(x) has beside log p(y).
+    """
+    noise = (steps.square() / (2 * math.pi)).view(-1, train.shape[-1]).mean(0)  # whose density is 1 / u at most
+    features = train.numpy(force=True)
 
     def fitted(kind: str, name: str, density: Distribution) -> SimpleModel:
-        return SimpleModel(kind, name, *(density.log_prob(one) + slope for one, slope in values))
+        return SimpleModel(kind, name, *(density.log_prob(one) + slope for one, slope in splits))
 
     least = np.where(features.std(0) > 0, noise.numpy(force=True).clip(min=_LEAST_NOISE), 1.0)
-    every = linear_models(features, values[0][0].numpy(), train[0].numel(), least)
-    linear = [fitted("linear", one.name, _normal(one)) for one in every[:-1]]  # without principal components
-    mixtures = [fitted("mixture", name, density) for name, density in _mixtures(features, noise)]
-    if not all(part.is_density for part in getattr(p_x, "parts", [p_x])):  # as of counts
-        mixtures.append(_products(vae, train, splits))
-    return [_best(linear), _best(mixtures)]
+    every = linear_models(features, splits[0][0].numpy(), train.shape[-1], least)
+    models = [fitted("linear", one.name, _normal(one)) for one in every[:-1]]  # without principal components
+    return models + [fitted("mixture", name, density) for name, density in _mixtures(features, noise)]
+
+
+def _best_of_each(models: Sequence[SimpleModel]) -> list[SimpleModel]:
+    """Return the best linear model and the best mixture, by the validation data, of those that there are."""
+    kinds = [[one for one in models if one.kind == kind] for kind in ("linear", "mixture")]
+    return [_best(some) for some in kinds if some]
 
 
 def _best(models: Sequence[SimpleModel]) -> SimpleModel:

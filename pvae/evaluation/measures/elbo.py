@@ -29,7 +29,7 @@ class ElboParts(Measure):
     Args:
         is_pseudo: whether the ELBO is a pseudo-ELBO, because the VAE was trained on grey pixels.
         elbo: the ELBO or pseudo-ELBO.
-        bits_per_dimension: of the ELBO, as in `normalised.bits_per_dimension`; None also of a pseudo-ELBO.
+        bits_per_dimension: of the ELBO, as in `bits_per_dimension`; None also of a pseudo-ELBO.
         distortion: -E_q log p(x | z).
         rate: KL(q(z | x) || p(z)); without a closed form, its mean over the draws of z.
         layer_rates: the rate of each stochastic layer z1, z2, ..., means over the draws of z; empty for one layer.

@@ -54,7 +54,7 @@ class LogLikelihood(Measure):
         bracket_median: its median.
         bracket_largest: its largest value.
         bracket_images: the number of images that it was computed of.
-        bits_per_dimension: of `estimate`, as in `normalised.bits_per_dimension`.
+        bits_per_dimension: of `estimate`, as in `bits_per_dimension`.
         is_density: whether p(x) is a density.
     """
 
@@ -187,6 +187,7 @@ class Conditional(Measure):
         "the log-likelihood of all other values of x given these: names of columns, with commas in between, or an .npy "
         "file of booleans in the shape of a datum, true where given; of a run with --missing",
         "COLUMNS|MASK",
+        needs_all=True,
     )
 
     given: str = said("given")

@@ -48,6 +48,7 @@ class Gaps(Measure):
         "lose most; some seconds for each",
         "N",
         least=2,
+        needs_all=True,
     )
 
     num_images: int = said("data", "those of a random subset whose log p(x) is trusted")
