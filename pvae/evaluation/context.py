@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
@@ -196,10 +196,14 @@ class Measure:
         return {one.name: one.metadata["words"] for one in fields(every) if "words" in one.metadata}
 
     def lines(self) -> Iterator[str]:
-        """Yield its lines in the text: one for each field of `words` that has a value."""
+        """Yield its lines in the text: one for each field of `words` that has a value, or for each of its records."""
         for name, (label, note) in self.words().items():
             value = getattr(self, name)
             if value is None or value is False or value in ("", ()):
+                continue
+            if isinstance(value, tuple) and is_dataclass(value[0]):
+                yield label
+                yield from (f"    {one}" for one in value)
                 continue
             if isinstance(value, tuple):
                 shown = ", ".join(map(_text, value))

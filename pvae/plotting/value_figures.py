@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -76,7 +76,7 @@ def reconstructed_rows_figure(
     data, draws, test = (one[..., : len(shown)] for one in (data, draws, test))
     mean, std = _moments(test)
     values = ((data - mean) / std).tolist()
-    low, high = ((draws - mean) / std).quantile(torch.tensor([0.05, 0.95]).to(draws), 0).tolist()
+    low, high = ((draws - mean) / std).nanquantile(torch.tensor([0.05, 0.95]).to(draws), 0).tolist()
     shares = (draws == data).double().mean(0).tolist()
     texts = [d for d, column in enumerate(shown) if column.categories]
     parts = [part for part in ([d for d in range(len(shown)) if d not in texts], texts) if part]
@@ -208,19 +208,20 @@ def _draw_shares(axes: Axes, both: Sequence[Tensor], categories: Sequence[str]) 
 
 def _draw_densities(axes: Axes, both: Sequence[Tensor], column: Column) -> str:
     """Draw histograms of the numbers in data and samples; return what is not drawn as it is."""
-    data, samples = both
+    data, samples = (one + column.origin for one in both)
     said = ""
     every = torch.cat([data, samples])
     if not len(every):
         every = torch.tensor([0.0, 0.5, 1.0])
     low = every.min().item()
     high = every.max().item()
-    is_whole = bool(((every == every.round()) & (every.abs() < 2**24)).all())  # of larger ones float32 has no fractions
+    x = every - column.origin
+    is_whole = bool(((x == x.round()) & (x.abs() < 2**24)).all())  # of larger ones float32 has no fractions
     shown = [data, samples]
     cut = _cut(data)
     if cut is not None and (samples <= cut).any():
         said = f", {(data <= cut).double().mean():.0%} of the data"
-        shown = [one[one <= cut] for one in both]
+        shown = [one[one <= cut] for one in shown]
         high = cut
     style: Any = {"color": [_DATA, _MODEL], "label": ["data", "samples"], "bins": 20, "density": True}
     if is_whole:
@@ -232,7 +233,12 @@ def _draw_densities(axes: Axes, both: Sequence[Tensor], column: Column) -> str:
     axes.hist([one.tolist() for one in shown], **style)
     axes.yaxis.set_major_formatter("{x:g}")  # without a power of ten beside the title
     axes.locator_params(axis="x", nbins=3)
-    axes.xaxis.set_major_formatter(partial(_tick, column))
+    axes.xaxis.set_major_formatter(f"{{x:.9g}}{column.suffix}")
+    if column.date_format:
+        locator = AutoDateLocator(minticks=2, maxticks=5)  # type: ignore[no-untyped-call]
+        axes.xaxis.set_major_locator(locator)
+        axes.tick_params(axis="x", labelsize="small")
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
     return said
 
 
@@ -251,10 +257,3 @@ def _label(text: str, most: int = 20) -> str:
     if len(text) > most:
         text = f"{text[: most - 3]}..."
     return drawable(one_line(text))
-
-
-def _tick(column: Column, value: float, _: int | None) -> str:
-    """Return the text of a value of a column on an axis."""
-    if column.date_format:
-        return column.text(value, is_given=True)
-    return f"{column.origin + value:.9g}{column.suffix}"

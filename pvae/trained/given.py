@@ -117,7 +117,7 @@ def given_values(run: Run, text: str) -> Tensor:
         raise InputError(f"{run.name} was trained without --missing: train again with it to leave values out")
     shape, names = run.data.datum_shape, [column.name for column in run.data.columns]
     if names and not text.endswith(".npy"):
-        wanted = {text} & {*names} or {check_name("column", name.strip(), names) for name in text.split(",")}
+        wanted = {text} & {*names} or {check_name("modelled column", name.strip(), names) for name in text.split(",")}
         is_given = torch.tensor([name in wanted for name in names])
     else:
         try:

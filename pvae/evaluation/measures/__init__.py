@@ -9,6 +9,7 @@ from pvae.evaluation.measures.elbo import ElboParts, RateDecomposition
 from pvae.evaluation.measures.latents import CodesUsed, LatentsUsed
 from pvae.evaluation.measures.log_likelihood import Conditional, LogLikelihood
 from pvae.evaluation.measures.posterior import Coverage, Gaps, TrainGaps
+from pvae.evaluation.measures.rules import Rules
 from pvae.evaluation.measures.samples import SampleQuality
 
 MEASURES: dict[str, type[Measure]] = {
@@ -19,6 +20,7 @@ MEASURES: dict[str, type[Measure]] = {
     "codes": CodesUsed,
     "columns": ColumnDistortions,
     "samples": SampleQuality,
+    "rules": Rules,
     "rate_decomposition": RateDecomposition,
     "log_likelihood": LogLikelihood,
     "gaps": Gaps,

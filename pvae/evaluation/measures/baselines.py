@@ -123,7 +123,7 @@ class ColumnDistortions(Measure):
         columns: in the order of the table.
     """
 
-    title = f"{'distortion of each column':48}  without a latent"
+    title = f"{'distortion of each modelled column':48}  without a latent"
 
     columns: tuple[ColumnDistortion, ...]
 

@@ -1,5 +1,7 @@
 """Whether draws from a VAE are like the rows of a table: distances of columns, and of the association of two columns.
 
+Rows are compared in the columns of the file, to which draws are brought by the rules of the table.
+
     column of numbers      max_t | F_draws(t) - F_test(t) |,  F the share of values that are at most t
     column of categories   (1/2) sum_k | P_draws(k) - P_test(k) |,  P the share of category k
     two columns of numbers       | r_draws - r_test | / 2,  r Pearson's correlation
@@ -13,23 +15,28 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pvae.core.errors import InputError, one_line
+from pvae.data.dataset import random_subset
+from pvae.data.rule import Array
+from pvae.data.rules import recorded
+from pvae.data.schema import Schema
 from pvae.evaluation.context import Context, Measure, said
-from pvae.trained.latent_space import sample
+from pvae.trained.latent_space import sample_rows
 
 _Table: TypeAlias = Tensor | NDArray[Any]
 
-_MOST_DRAWN = 10_000  # rows that are drawn from the VAE
+_MOST_ROWS = 10_000  # that are drawn from the VAE, or taken of the training rows
 _MOST_PAIRS = 1770  # of 60 columns
 
 
@@ -82,34 +89,46 @@ class SampleQuality(Measure):
         "  of the training rows", "what other rows of the data reach", default=None
     )
     left_out: str | None = said("  left out", "columns without a value", default=None)
-    worst_columns: tuple[NamedDistance, ...]
-    worst_pairs: tuple[NamedDistance, ...]
+    worst_columns: tuple[NamedDistance, ...] = said("  most distant columns")
+    worst_pairs: tuple[NamedDistance, ...] = said("  most distant pairs")
 
     @classmethod
     def of(cls, context: Context) -> SampleQuality | None:
         """Return that of as many draws as there are training rows; None of other data than tables, or given labels."""
-        run = context.run
-        data = context.data
-        columns = run.data.columns
-        if not columns or run.config.takes_labels:
+        rows = context.once(rows_of_file)
+        if rows is None:
             return None
-        with run.seeded():
-            drawn = sample(context.vae, min(len(data.train), _MOST_DRAWN), draws=True).double()
-        for place, one in enumerate(columns):
-            drawn[:, place] = drawn[:, place].cpu().apply_(one.rounded)
-        kinds = run.config.column_kinds or [None] * len(columns)
-        is_bits = run.config.likelihood_class.is_of_logits
-        are_codes = [is_bits or bool(one.categories) or str(kind) == "binary" for one, kind in zip(columns, kinds)]
-        names = [one.name for one in columns]
-        return sample_quality(drawn, data.test.double(), data.train.double(), names, are_codes)
+        config = context.run.config
+        schema = context.run.data
+        kinds = dict(zip([one.name for one in schema.columns], config.column_kinds))
+        is_bits = config.likelihood_class.is_of_logits
+        columns = schema.file_columns
+        are_codes = [is_bits or bool(one.categories) or str(kinds.get(one.name)) == "binary" for one in columns]
+        test = recorded(schema, context.data.test.double())
+        return sample_quality(rows[1], test, rows[0], [one.name for one in columns], are_codes)
 
-    def lines(self) -> Iterator[str]:
-        """Yield its lines, and the columns and pairs that are most distant."""
-        yield from super().lines()
-        for what, worst in (("columns", self.worst_columns), ("pairs", self.worst_pairs)):
-            if worst:
-                yield f"  most distant {what}"
-            yield from (f"    {one}" for one in worst)
+
+def rows_of_file(context: Context) -> tuple[Array, Array] | None:
+    """Return at most 10,000 random training rows, and as many draws, in the columns of the file: (N, D) each.
+
+    None of other data than tables, or given labels.
+    """
+    run = context.run
+    if not run.data.columns or run.config.takes_labels:
+        return None
+    train = context.data.train
+    train = train[random_subset(len(train), _MOST_ROWS, seed=0)]
+    with run.seeded():
+        drawn = sample_rows(context.vae, run.data, len(train))
+    return recorded(run.data, train.double()).numpy(), as_in_file(run.data, drawn).numpy()
+
+
+def as_in_file(schema: Schema, draws: Tensor) -> Tensor:
+    """Return draws of x (N, *D) as the file has them: of a table in its columns, and rounded as its rows are."""
+    x = recorded(schema, draws.to("cpu", torch.double, copy=True))
+    for place, column in enumerate(schema.file_columns):
+        x[:, place].apply_(column.rounded)
+    return x
 
 
 def sample_quality(
