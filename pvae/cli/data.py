@@ -82,6 +82,7 @@ examples:
 
 _SHOWN = 8  # images on reconstructions.png
 _ODDEST = 10  # images in a row of oddest.png
+_REASONS = 3  # that are printed, why rows are outside
 _BESIDE = 4  # columns of a table that are printed beside a score, the most surprising ones
 _DRAWS = 200  # of z, by which they are chosen
 _MOST = 10_000  # images at once in memory
@@ -113,12 +114,15 @@ def _encode(arguments: argparse.Namespace) -> None:
         given = _given_data(run, arguments)
         batch = given.batch(run)
         with seeded(arguments.seed):
-            codes = draw_codes(run.vae(), batch) if arguments.draws else encode_images(run.vae(), batch)._asdict()
+            found = draw_codes(run.vae(), batch) if arguments.draws else encode_images(run.vae(), batch)._asdict()
+        codes = {name: given.in_place(z) for name, z in found.items()}
         beside["names"] = given.names
         if given.labels:
             beside["labels"] = given.labels
     write(out, _as_table(beside, codes) if out.suffix == ".csv" else {**beside, **codes})
     print_line(f"{out}: {', '.join(f'{name} {tuple(array.shape)}' for name, array in codes.items())}")
+    if not arguments.splits:
+        _say_outside(given, "codes")
 
 
 def _codes_of_splits(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -159,8 +163,6 @@ def _score_parser() -> Parser:
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    import torch
-
     from pvae.core.random_state import seeded
     from pvae.data.preparation import Preparation
     from pvae.plotting.figures import named_images_figure
@@ -168,54 +170,44 @@ def _score(arguments: argparse.Namespace) -> None:
 
     run = open_run(arguments.run, arguments.vae)
     folder = output_path(arguments.out, run.place / "scores")
-    given = _given_data(run, arguments, keeps_outside=True)
-    inside = [row for row in range(len(given.names)) if row not in given.outside]
-    if not inside:
-        raise InputError(f"no row can be one of the run's table, {given.names[0]} since {given.outside[0]}")
-    y = given.y
-    if y is not None and len(y) > 1:
-        y = y[inside]
-    vae, batch, kind = with_likelihood(run, given.x[inside], y)
-    bar = progress_bar("scoring", len(inside), "datum", in_logs=True)
+    given = _given_data(run, arguments)
+    vae, batch, kind = with_likelihood(run, given.x, given.y, given.inside)
+    bar = progress_bar("scoring", len(batch), "datum", in_logs=True)
     with bar, seeded(arguments.seed):
-        names = [given.names[row] for row in inside]
+        names = [given.names[row] for row in given.inside]
         scores = score_images(vae, batch, names, arguments.importance_samples, bar.update)
     if given.outside:
-        scores = _with_outside(scores, inside, given)
+        scores = _with_outside(scores, given)
     write(folder / "scores.csv", scores)
     order = scores["log_p"].to_numpy().argsort(kind="stable")
     least_likely = order[: arguments.num_printed]
+    beside = []
+    files = "scores.csv"
+    what = "in nats"
     if run.data.is_images:
         rows = {"lowest log p(x)": order}
         rows |= {f"highest {name}": (-scores[name].to_numpy()).argsort() for name in ("distortion", "rate")}
         image = Preparation().x
         bands = {row: [(given.names[one], image(given.x[one])) for one in odd[:_ODDEST]] for row, odd in rows.items()}
         write(folder / "oddest.png", named_images_figure(bands, f"{run.title}\nthe oddest of {len(scores):,}"))
-    beside = []
-    if run.data.columns:
-        scored = [row for row in least_likely if row not in given.outside]
-        beside = [given.outside[row] for row in least_likely if row in given.outside]  # which stand first
-        surprise = torch.zeros(0, 1)
-        if scored:
-            with seeded(arguments.seed):
-                surprise = _surprise(vae, batch.rows(torch.tensor([inside.index(row) for row in scored])))
-        for row, places in zip(scored, surprise.argsort(descending=True, stable=True)[:, :_BESIDE].tolist()):
-            values = [(run.data.columns[place], given.x[row, place].item()) for place in places]
-            texts = [f"{column.name} {column.text(value, True) or 'missing'}" for column, value in values]
-            beside.append("; ".join(texts))
-    what = "in nats"
-    files = "scores.csv"
-    if run.data.is_images:
         what += f"; pixels {kind}"
         files += ", oddest.png"
+    elif run.data.columns:
+        with seeded(arguments.seed):
+            beside = _beside(run, vae, batch, given, least_likely.tolist())
     if run.is_given_labels:
         what += "; log p(x) is log p(x | y)"
     elif arguments.label:
         what += "; log p(x) is log p(x, y)"
     print_line(to_text(scores.iloc[least_likely], beside))
     print_line(f"the least likely {len(least_likely):,} of {len(scores):,}, {what}")
-    if given.outside:
-        print_line(f"log p(x) is -inf of {len(given.outside):,} of them, which cannot be rows of the run's table")
+    _say_outside(given, "finite log p(x)")
+    _say_how(scores)
+    print_line(f"{folder}: {files}")
+
+
+def _say_how(scores: DataFrame) -> None:
+    """Print what errors and likelihoods are, and for how many rows they are something else."""
     print_line("+- is the standard error over seeds of the draws; ELBO, distortion and rate are means over ten draws")
     if untrusted := int((~scores["is_trusted"]).sum()):
         low = "they are probably too low; the ELBO is not affected"
@@ -224,18 +216,34 @@ def _score(arguments: argparse.Namespace) -> None:
         of = f"{int((scores['missing'] > 0).sum()):,} of them"
         print_line(f"values are missing in {of}: their log p(x) is that of the values that are there")
     print_line(_CAVEAT)
-    print_line(f"{folder}: {files}")
 
 
-def _with_outside(scores: DataFrame, inside: list[int], given: GivenData) -> DataFrame:
-    """Return scores of all rows in their order: log p is -inf of those that cannot be rows of the run's table."""
+def _with_outside(scores: DataFrame, given: GivenData) -> DataFrame:
+    """Return scores of all rows in their order: log p is -inf of those outside, and NaN of those that are empty."""
     import numpy as np
     import pandas
 
+    from pvae.data.schema import EMPTY
+
     rows = [given.names[row] for row in given.outside]
-    odd = {"log_p": -math.inf, "is_trusted": True, "reason": [*given.outside.values()]}
+    log_p = [math.nan if why == EMPTY else -math.inf for why in given.outside.values()]
+    odd = {"log_p": log_p, "is_trusted": True, "reason": [*given.outside.values()]}
     together = pandas.concat([scores.assign(reason=""), pandas.DataFrame(odd, pandas.Index(rows, name="name"))])
-    return together.iloc[np.argsort([*inside, *given.outside])]
+    return together.iloc[np.argsort([*given.inside, *given.outside])]
+
+
+def _beside(run: Run, vae: VAE, batch: Batch, given: GivenData, rows: list[int]) -> list[str]:
+    """Return for each of some rows why it is outside, or else its most surprising values."""
+    import torch
+
+    texts = dict(given.outside)
+    scored = [row for row in rows if row not in texts]
+    if scored:
+        surprise = _surprise(vae, batch.rows(torch.searchsorted(given.inside, torch.tensor(scored))))
+        for row, places in zip(scored, surprise.argsort(descending=True, stable=True)[:, :_BESIDE].tolist()):
+            values = [(run.data.columns[place], given.x[row, place].item()) for place in places]
+            texts[row] = "; ".join(f"{column.name} {column.text(value, True) or 'missing'}" for column, value in values)
+    return [texts[row] for row in rows]
 
 
 def _surprise(vae: VAE, batch: Batch) -> Tensor:
@@ -282,6 +290,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     from pandas import DataFrame
 
     from pvae.core.random_state import seeded
+    from pvae.data.rules import recorded
     from pvae.plotting.figures import image_figure
     from pvae.trained.given import label_of, label_texts
 
@@ -306,7 +315,8 @@ def _sample(arguments: argparse.Namespace) -> None:
     elif labels:
         where += ", labels in the shares of the training data"
     if not run.data.is_images:
-        _write_values(run, out, [f"sample-{number}" for number in range(1, len(x) + 1)], x, labels)
+        names = [f"sample-{number}" for number in range(1, len(x) + 1)]
+        _write_values(run, out, names, recorded(run.data, x), labels)
         print_line(f"{out}: x {tuple(x.shape)}, draws from p(x | z), {where}")
         return
     images = run.preparation.shown(x).clamp(0, 1)
@@ -349,6 +359,7 @@ def _drawn(run: Run, arguments: argparse.Namespace) -> tuple[Tensor, Tensor | No
 
 def _impute(run: Run, arguments: argparse.Namespace) -> None:
     """Write data whose missing values are filled in, with their spread, or as draws."""
+    from pvae.data.schema import EMPTY
     from pvae.trained.given import given_data
     from pvae.trained.imputation import ENOUGH, impute
 
@@ -359,24 +370,28 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
     given = given_data(run, arguments.impute, label=arguments.label)
     if given.note:
         print(f"note: {given.note}", file=sys.stderr)
+    if given.y is None or len(given.y) == 1:
+        given = given._replace(outside={row: why for row, why in given.outside.items() if why != EMPTY})
     if number and given.fields is not None and "imputation" in given.fields.frame:
         how = "which counts the draws: give it another name"
         raise InputError(f"{arguments.impute} has a column imputation, {how}")
     found = impute(run.vae(), given.batch(run), num_draws=number)
-    values = {"filled": found.filled, "std": found.std}
+    values = {"filled": given.in_place(found.filled, given.x), "std": given.in_place(found.std)}
     how = "filled by their means; std says how far each may lie from its mean"
     alike = "standard deviations may be too small"
     if number:
-        values = {"draws": found.draws}
+        values = {"draws": given.in_place(found.draws, given.x[:, None])}
         how = f"{number} draws of each"
         alike = "draws are too alike"
     files = str(out)
-    num_missing = int((given.x.isnan() if given.is_empty is None else given.is_empty).sum())
+    is_missing = given.x.isnan() if given.is_empty is None else given.is_empty
+    num_missing = int(is_missing[given.inside].sum())
     if run.data.columns:
         files = _write_imputed_table(run, out, given, found, number)
     else:
         write(out, {"names": given.names, **values})
     print_line(f"{files}: {num_missing:,} missing values of {len(given.names):,} rows, {how}")
+    _say_outside(given, "imputation")
     if untrusted := int((~found.is_trusted).sum()):
         few = f"an effective sample size below {ENOUGH:.0f}, or a heavy tail"
         print_line(f"the weights of {untrusted:,} rows have {few}: their {alike}")
@@ -394,19 +409,20 @@ def _write_imputed_table(run: Run, out: Path, given: GivenData, found: Imputed, 
     from pvae.data.tables import table_text
 
     assert given.fields is not None  # of the file of a table
-    fields, _, sep, points = given.fields
-    columns = [replace(column, point=points[column.name]) for column in run.data.file_columns]
+    fields, sep = given.fields.frame, given.fields.sep
+    columns = [replace(column, point=given.fields.points[column.name]) for column in run.data.file_columns]
     missing = {*run.config.missing_values.split(","), ""}
     for one in run.data.constants:
         if one.name in fields:
             fields[one.name] = fields[one.name].mask(fields[one.name].isin(missing), one.text)
-    is_missing = given.is_empty
-    assert is_missing is not None  # of the file of a table
+    assert given.is_empty is not None  # of the file of a table
+    is_missing = given.in_place(given.is_empty[given.inside], torch.tensor(False))
     if number:
         repeated = pandas.concat([fields] * number)
         counts = torch.arange(1, 1 + number).repeat_interleave(len(fields))
         repeated.insert(0, "imputation", counts.tolist())
-        draws = recorded(run.data, found.draws.transpose(0, 1).flatten(0, 1), is_filled=True)
+        parts = (recorded(run.data, part, is_filled=True) for part in found.draws.unbind(1))
+        draws = torch.cat([given.in_place(part) for part in parts])
         write(out, table_text(columns, draws, repeated, is_missing.repeat(number, 1), sep))
         return f"{out}, by the column imputation"
     spread = out.with_name(f"{out.stem}-std.csv")
@@ -414,8 +430,8 @@ def _write_imputed_table(run: Run, out: Path, given: GivenData, found: Imputed, 
     std = torch.full(is_missing.shape, math.nan)  # of a column that a rule has rewritten it is not known
     for place, column in enumerate(run.data.file_columns):
         if column in run.data.columns:
-            std[:, place] = found.std[:, run.data.columns.index(column)]
-    filled = recorded(run.data, found.filled, is_filled=True)
+            std[:, place] = given.in_place(found.std[:, run.data.columns.index(column)])
+    filled = given.in_place(recorded(run.data, found.filled, is_filled=True))
     write(out, table_text(columns, filled, fields, is_missing, sep))
     write(spread, table_text(numbers, std, fields, torch.ones_like(is_missing), sep))
     return f"{out}, {spread.name}"
@@ -432,6 +448,7 @@ def _reconstruct_parser() -> Parser:
 def _reconstruct(arguments: argparse.Namespace) -> None:
     from pandas import DataFrame
 
+    from pvae.data.rules import recorded
     from pvae.plotting.figures import reconstruction_figure
     from pvae.trained.latent_space import decode, encode
 
@@ -442,8 +459,9 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     shown = run.preparation.shown
     means = decode(run.vae(), encode(run.vae(), batch), batch.y)
     if not run.data.is_images:
-        _write_values(run, folder, given.names, means)
+        _write_values(run, folder, given.names, given.in_place(recorded(run.data, means)))
         print_line(f"{folder}: {len(means):,} means of p(x | z), in the order of the data")
+        _say_outside(given, "reconstruction")
         return
     names = _write_images(folder, "reconstruction", shown(means).clamp(0, 1))
     write(folder / "names.csv", DataFrame({"file": names, "name": given.names}, dtype=object))
@@ -484,7 +502,6 @@ def _out(run: Run, out: Path | None, default: Path, name: str) -> Path:
 
 def _write_values(run: Run, file: Path, names: Sequence[str], x: Tensor, labels: Sequence[str] = ()) -> None:
     """Write data that are no images, a table as .csv and others as .npz, with their labels."""
-    from pvae.data.rules import recorded
     from pvae.data.tables import table_text
 
     if not run.data.columns:
@@ -496,7 +513,7 @@ def _write_values(run: Run, file: Path, names: Sequence[str], x: Tensor, labels:
         places.append((run.data.label_place - 0.5, run.config.label_column or "label", labels))
     places += [(one.place - 0.6, one.name, one.text) for one in run.data.constants]
     beside = {name: values for _, name, values in sorted(places, key=lambda one: one[0])}
-    write(file, table_text(run.data.file_columns, recorded(run.data, x), beside))
+    write(file, table_text(run.data.file_columns, x, beside))
 
 
 def _write_images(folder: Path, prefix: str, images: Tensor) -> list[str]:
@@ -529,16 +546,23 @@ def _add_data(parser: Parser) -> None:
     add("--skip-broken", action="store_true", help="leave out image files of DATA that cannot be decoded")
 
 
-def _given_data(run: Run, arguments: argparse.Namespace, keeps_outside: bool = False) -> GivenData:
+def _given_data(run: Run, arguments: argparse.Namespace) -> GivenData:
     """Return DATA, or the test data of the run, and print how they were changed."""
     from pvae.trained.given import given_data
 
     if arguments.data is None:
         run.dataset(None, arguments.data_dir, arguments.offline)
-    given = given_data(run, arguments.data, arguments.skip_broken, arguments.label, keeps_outside)
+    given = given_data(run, arguments.data, arguments.skip_broken, arguments.label)
     if given.note:
         print(f"note: {given.note}", file=sys.stderr)
     return given
+
+
+def _say_outside(given: GivenData, what: str) -> None:
+    """Print for how many rows a command has computed nothing, and why not for the first ones."""
+    if given.outside:
+        reasons = [f"{given.names[row]}, {given.outside[row]}" for row in sorted(given.outside)[:_REASONS]]
+        print_line(f"no {what} for {len(given.outside):,} of {len(given.names):,} rows: {'; '.join(reasons)}")
 
 
 encode = Command(_encode_parser, _encode, exclusive=[("splits", name) for name in ("DATA", "label", "draws")])

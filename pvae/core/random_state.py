@@ -12,13 +12,16 @@ from pvae.core.errors import InputError, shown
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+def seeded(seed: int | None, device: torch.device | None = None) -> Iterator[None]:
     """Run a block with a seed, and restore the state of torch's generators afterwards.
 
     Args:
-        seed: for the generator of the CPU and, if `device` is a GPU, for its generator.
+        seed: for the generator of the CPU and, if `device` is a GPU, for its generator; None to leave both as they are.
         device: the device on which the block draws random numbers; the CPU by default.
     """
+    if seed is None:
+        yield
+        return
     devices = []
     if device is not None and device.type == "cuda":
         devices.append(device)

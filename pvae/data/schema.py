@@ -130,12 +130,14 @@ class Fields(NamedTuple):
         note: how the file was read, and what is left out, or "".
         sep: what separates the fields; "," of a file that is no text.
         points: the decimal point of each column, "." or ",".
+        levels: the categories of columns of a data frame whose types name them; some may not occur.
     """
 
     frame: DataFrame
     note: str
     sep: str
     points: dict[str, str]
+    levels: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
 class Values(NamedTuple):
@@ -168,6 +170,7 @@ def title_of(name: str, sizes: Mapping[str, int]) -> str:
     return f"{one_line(name)} ({' / '.join(texts)})"
 
 
+EMPTY = "all fields are empty"  # a row outside of a table, of which p(x) says nothing
 UNKNOWN = "unlabelled"
 _MOST_CLASSES = 100  # of floats
 

@@ -141,7 +141,7 @@ def read_values(
     if is_table(file):
         from pvae.data.tables import read_table  # imports pandas, which takes half a second
 
-        values = read_table(file, reading, known)
+        values = read_table(file, reading, known, keeps_outside)
         if values.fields is not None and not keeps_outside:
             for row, why in values.outside.items():
                 raise InputError(f"{file}, {values.fields.frame.index[row]}: {why}")

@@ -31,7 +31,7 @@ from pvae.core.errors import InputError, brief, check_name, joined, listed, show
 from pvae.data.column import EPOCH, Column
 from pvae.data.reading import Reading
 from pvae.data.rules import modelled, without_rules
-from pvae.data.schema import UNKNOWN, Constant, Fields, Schema, Values, names_of
+from pvae.data.schema import EMPTY, UNKNOWN, Constant, Fields, Schema, Values, names_of
 from pvae.models.columns import column_kinds, named_kinds
 from pvae.models.features import steps_of
 
@@ -60,18 +60,19 @@ _CLOCKS = (  # numbers that count from a known time: their range, unit, units in
 _ID = r"(?:^|[^A-Za-z])(?i:(?:id|ids|uuid|guid|index|idx)(?:[^A-Za-z]|$)|(?:key|nr|no)\W*$)|[a-z]I[Dd]$"
 
 
-def read_table(file: Path, reading: Reading, known: Schema | None = None) -> Values:
+def read_table(file: Path, reading: Reading, known: Schema | None = None, keeps_empty: bool = False) -> Values:
     """Return the content of a table as the split "train".
 
     The values of a column are its numbers, or the days of its dates, less `Column.origin`; or the codes of its texts,
     of which zip codes are some. NaN is a missing value. Columns in which all rows are equal (`constants`), identifiers,
-    and texts of which each row has its own are left out, unless `reading.columns` names a kind for them.
+    and texts of which each row has its own are left out, unless `reading.columns` names a kind for them. So are rows
+    whose fields are all empty, unless `keeps_empty` is true: they are then among those that are outside.
 
     Raises:
         InputError: the file cannot be read, or holds no rows; a column is absent or has too many texts, or a field is
             not of its column's kind; or the table is not that of the run.
     """
-    return _values_of(_read_fields(file, _columns_of(known)), file, reading, known)
+    return _values_of(_read_fields(file, _columns_of(known), keeps_empty), file, reading, known)
 
 
 def _columns_of(known: Schema | None) -> tuple[Column, ...]:
@@ -101,13 +102,16 @@ def read_frame(frame: DataFrame, reading: Reading, name: str = "the table", know
     texts = frame.convert_dtypes().apply(field_texts).astype(object)
     texts = texts.set_axis([f"row {row}" for row in range(len(frame))])
     points, _ = _points(texts, ",", ())
-    values = _values_of(Fields(texts, "", ",", points), Path(name), reading)
+    categories = frame.select_dtypes("category")
+    levels = {column: (*field_texts(Series(categories[column].cat.categories)),) for column in categories}
+    values = _values_of(Fields(texts, "", ",", points, levels), Path(name), reading)
     return values._replace(x={"train": frame_values(frame, values.schema, name)})
 
 
 def checked(frame: DataFrame, name: str) -> DataFrame:
-    """Return a data frame whose columns are named by texts, with booleans as 0 and 1; refuse lists and arrays."""
+    """Return a data frame with columns named by texts, booleans as 0 and 1, and timedeltas in days; refuse lists."""
     frame = frame.rename(columns=str)
+    frame = frame.assign(**frame.select_dtypes("timedelta") / timedelta(days=1))
     bits = frame.columns[[is_bool_dtype(one) for one in frame.dtypes]]
     for column in bits:
         frame = frame.assign(**{column: frame[column].astype("Int64" if frame[column].hasnans else "int64")})
@@ -160,7 +164,9 @@ def frame_values(frame: DataFrame, schema: Schema, name: str) -> NDArray[np.floa
             numbers = _numbers(given.to_frame(column.name), {column.name: column.point})[column.name]
             values = _values(Path(name), column, given.rename(column.name), numbers, outside)
             found[:, place] = np.append(values, np.nan)[codes]
-    found = modelled(schema, found, [f"row {row}" for row in range(len(frame))], outside)
+    rows = [f"row {row}" for row in range(len(frame))]
+    _check_constants(schema, frame.set_axis(rows), missing, outside)
+    found = modelled(schema, found, rows, outside)
     if outside:
         raise InputError("{}, {}: {}".format(name, *next(iter(outside.items()))))
     return found
@@ -168,7 +174,7 @@ def frame_values(frame: DataFrame, schema: Schema, name: str) -> NDArray[np.floa
 
 def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | None = None) -> Values:
     """Return the values of the fields of a table."""
-    note, points = fields.note, fields.points
+    note = fields.note
     frame = fields.frame.drop(columns="", errors="ignore")
     ignored = [reading.ignore] if reading.ignore in frame else reading.ignore.split(",")
     special = [("--label-column", reading.label_column), ("--name-column", reading.name_column)]
@@ -185,7 +191,7 @@ def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | Non
     for name, kept in (levels | {column.name: column.categories for column in _columns_of(known)}).items():
         if name in texts and missing & {*kept}:
             given[name] = _given(texts[name], missing.difference(kept))
-    numbers = _numbers(given, points)
+    numbers = _numbers(given, fields.points)
     for name in texts.columns[(texts == "-").any()] if "-" in missing else ():
         is_alone = given[name].nunique() == 1 and not numbers[name].count()  # as "+" and "-" of strands
         if is_alone and (name == label or known is None):
@@ -195,7 +201,7 @@ def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | Non
         _check_names(file, texts, known)
     else:
         of_x = given.drop(columns=label, errors="ignore")
-        columns, reasons = _new_columns(file, reading.columns, of_x, numbers, points)
+        columns, reasons = _new_columns(file, reading.columns, of_x, numbers, fields)
     if not columns:
         raise InputError(f"{file}: no column of values is left: {_said(reasons) or 'add some'}")
     wrong: dict[str, str] = {}
@@ -204,6 +210,8 @@ def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | Non
     is_empty = np.isnan(x)
     found: dict[str, Any] = {"columns": columns}
     if known is not None:
+        wrong |= dict.fromkeys(frame.index[(frame == "").all(axis=1)], EMPTY)
+        _check_constants(known, texts, missing, wrong)
         x = modelled(known, x, frame.index, wrong)
         found = {"columns": known.columns, "rules": known.rules, "recorded": known.recorded}
     elif wrong:
@@ -265,6 +273,17 @@ def _constants(
     return tuple(constants)
 
 
+def _check_constants(known: Schema, frame: DataFrame, missing: set[str], outside: dict[str, str]) -> None:
+    """Add to `outside` the rows with a text in a column whose fields were all equal and had another one, and why."""
+    for one in known.constants:
+        if one.text and one.name in frame:
+            texts = field_texts(frame[one.name])
+            other = texts[~texts.isin(missing | {one.text})]
+            for row, text in other[pandas.to_numeric(other, errors="coerce").isna()].items():
+                said = f"{one.name} is {shown(text)}, and {shown(one.text)} in all rows of the run's table"
+                outside.setdefault(str(row), said)
+
+
 def _said(notes: dict[str, str]) -> str:
     """Return the first names, each with what is said of it."""
     return listed([f"{name} ({note})" for name, note in notes.items()])
@@ -285,21 +304,21 @@ def _check_names(file: Path, texts: DataFrame, known: Schema) -> None:
 
 
 def _new_columns(
-    file: Path, kinds_text: str, given: DataFrame, numbers: DataFrame, points: dict[str, str]
+    file: Path, kinds_text: str, given: DataFrame, numbers: DataFrame, fields: Fields
 ) -> tuple[tuple[Column, ...], dict[str, str]]:
     """Return the columns of a new table, and why others are left out, by their names."""
     kinds, in_order, reasons = named_kinds(kinds_text), column_kinds(kinds_text), dict[str, str]()
     for name in kinds:
         check_name("--columns", name, given)
     if in_order and len(in_order) != given.shape[1]:  # they are those of the columns that would stay
-        _, reasons = _new_columns(file, "", given, numbers, points)
+        _, reasons = _new_columns(file, "", given, numbers, fields)
     stay = [name for name in given if name not in reasons]
     if len(in_order) == len(stay):
         kinds = {name: (one.name, tuple(map(str, range(one.num_categories)))) for name, one in zip(stay, in_order)}
     columns = list[Column]()
     for name in stay:
-        kind, levels = kinds.get(name, ("", ()))
-        new = _new_column(given[name], numbers[name], points[name], kind, levels)
+        kind, levels = kinds.get(name, ("", fields.levels.get(name, ())))
+        new = _new_column(given[name], numbers[name], fields.points[name], kind, levels)
         if isinstance(new, str):
             reasons[name] = new
         elif len(new.categories) > _MOST_TEXTS and not kind:
@@ -319,7 +338,7 @@ def _new_column(given: Series, numbers: Series, point: str, kind: str, levels: S
         numbers: the numbers in them, NaN for other texts.
         point: their decimal point.
         kind: its kind, if `--columns` names it, or "".
-        levels: the categories that `--columns` names.
+        levels: the categories that `--columns` names, or those of a data frame's type.
     """
     name, x, count = str(given.name), numbers.dropna().to_numpy(), given.count()
     distinct, is_numeric = {*given.dropna()}, len(x) == count
@@ -334,6 +353,8 @@ def _new_column(given: Series, numbers: Series, point: str, kind: str, levels: S
             )
         value_of = dict(zip(given, numbers)) if is_numeric else {}
         return Column(name, tuple(known or sorted(distinct, key=lambda text: (value_of.get(text, 0), text))), kind)
+    if not kind and 1 < len(levels) <= min(_MOST_TEXTS, len(given) / 2) and not is_numeric:
+        return Column(name, tuple(levels))
     if not kind and len(distinct) < 2:
         return f"all are {shown(*distinct)}" if count else "empty"
     is_zip = all(map(str.isdecimal, distinct)) and any(len(text) > 1 and text[0] == "0" for text in distinct)
@@ -492,12 +513,13 @@ def _days(texts: Series, date_format: str) -> Series:
     return days.where(days.abs() < _MOST_DAYS)
 
 
-def _read_fields(file: Path, known: Sequence[Column]) -> Fields:
+def _read_fields(file: Path, known: Sequence[Column], keeps_empty: bool) -> Fields:
     """Return the fields of a file.
 
     Args:
         file: the file.
         known: columns by whose names the line of names is recognised, or ().
+        keeps_empty: rows below the line of names whose fields are all empty stay.
 
     Raises:
         InputError: it cannot be read, has no rows, or names two columns alike.
@@ -520,19 +542,21 @@ def _read_fields(file: Path, known: Sequence[Column]) -> Fields:
     except Exception as error:  # pandas, pyarrow, openpyxl and gzip raise exceptions of many types
         raise InputError(f"{file} cannot be read ({brief(error)}): give a CSV, TSV, Parquet or Excel file") from None
     is_empty = (frame == "").all(axis=1)
-    if is_empty.any():
+    filled = frame[~is_empty]
+    if is_empty.any() and not keeps_empty:
         notes.append(f"rows in which all fields are empty, and that are left out: {is_empty.sum():,}")
-        frame = frame[~is_empty]
-    if suffix != ".parquet" and len(frame):
-        if _is_header(frame.iloc[0], frame.iloc[1:], known):
+        frame = filled
+    if suffix != ".parquet" and len(filled):
+        frame = frame.loc[filled.index[0] :]
+        if _is_header(filled.iloc[0], filled.iloc[1:], known):
             frame = frame.iloc[1:].set_axis(frame.iloc[0], axis=1)
-        elif len(above) == frame.shape[1] and all(above) and _is_header(Series(above), frame, known):
+        elif len(above) == frame.shape[1] and all(above) and _is_header(Series(above), filled, known):
             frame = frame.set_axis(above, axis=1)
             notes.append("the last comment above the rows is read as the names of columns")
         else:
             frame = frame.rename(columns=lambda place: f"column-{place + 1}")
             notes.append(f"there is no line of names of columns: they are {listed([*frame])}")
-    if not len(frame):
+    if (frame == "").all(axis=None):
         raise InputError(f"{file} holds no rows below a line of names of columns")
     if "" in frame:
         notes.append("the column without a name, as of row numbers, is left out")

@@ -14,6 +14,7 @@ from torch.distributions import Independent
 from pvae.compile.graph import Function, check_engine, missing, record
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
+from pvae.core.random_state import seeded
 from pvae.core.tracing import deferred
 from pvae.distributions.joint import Joint
 from pvae.marginal.chunks import at_once, data_at_once, draw_for_each, widest
@@ -156,6 +157,7 @@ def importance_sample(
     num_particles: int = 5000,
     on_images: Callable[[int], object] = lambda count: None,
     engine: str = "auto",
+    seed: int | None = None,
 ) -> LogP:
     """Estimate log p(x) from importance weights, with q(z | x) and, a tenth of the draws, p(z) as the proposal.
 
@@ -174,6 +176,7 @@ def importance_sample(
         engine: how to compute log p(x | z): "graph" or "inductor" as in `pvae.compile.graph.record`, or "none" for
             ordinary calls. "auto" is "inductor" if it is available and the work is large, else "graph"; it falls back
             to "none" if the decoder cannot be recorded or compiled.
+        seed: of the draws for each datum, which is then computed alone: its estimate does not depend on the others.
 
     Returns:
         Estimates and errors, nats; trusted as `from_weights` says.
@@ -188,8 +191,12 @@ def importance_sample(
     parts = []
     log_likelihood = _recorded_log_likelihood(vae, engine, len(batch) * num_particles)
     width = widest(vae, batch)
-    for part in batch.split(min(100, data_at_once(vae, batch))):
-        parts.append(_log_sums(vae, part, num_particles, log_likelihood, width))
+    size = min(100, data_at_once(vae, batch))
+    if seed is not None:
+        size = 1
+    for part in batch.split(size):
+        with seeded(seed, part.x.device):
+            parts.append(_log_sums(vae, part, num_particles, log_likelihood, width))
         on_images(len(part))
     log_sum, log_sum_squares, k = torch.cat(parts, dim=1)
     return from_weights(log_sum, log_sum_squares, num_particles, k)

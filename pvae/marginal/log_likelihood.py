@@ -53,6 +53,7 @@ def log_likelihood(
     num_particles: int = 5000,
     annealing: Mapping[str, Any] = ANNEALING,
     engine: str = "auto",
+    seed: int | None = None,
     progress: Progress = hidden,
 ) -> LogP:
     """Estimate log p(x), for each datum by a method whose diagnostics trust it.
@@ -78,6 +79,7 @@ def log_likelihood(
         num_particles: K, the draws of importance sampling for each datum.
         annealing: temperatures, chains and start of `annealed`.
         engine: as in `importance_sample` and `annealed`.
+        seed: as in `importance_sample`; "auto" then does not anneal, so that no estimate depends on the other data.
         progress: returns the bar that shows the progress of a method.
 
     Raises:
@@ -87,7 +89,7 @@ def log_likelihood(
     check_method(vae, batch, method)
     methods: Mapping[str, Callable[..., LogP]] = {
         "quadrature": quadrature,
-        "importance": functools.partial(importance_sample, num_particles=num_particles, engine=engine),
+        "importance": functools.partial(importance_sample, num_particles=num_particles, engine=engine, seed=seed),
         "annealed": functools.partial(annealed, engine=engine, **annealing),
     }
 
@@ -101,6 +103,8 @@ def log_likelihood(
     found = estimated(first, torch.arange(len(batch)))
     for name in others:
         rows = (~found.is_trusted).nonzero()[:, 0]
+        if name == "annealed" and seed is not None:
+            break
         if name == "annealed":
             each = widest(vae, batch) * annealing["num_chains"] * annealing["num_temperatures"] * NUM_LEAPFROG
             rows = rows[found.pareto_k[rows].argsort(descending=True)[: int(_MOST_VALUES / each)]].sort().values

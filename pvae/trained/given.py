@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ class GivenData(NamedTuple):
         y: the labels, (N, ...), or one label for all data, (1, ...), if the run was trained given labels.
         labels: the name of the class of each datum, "" where it is not known; empty if the data have no classes.
         fields: of a table that was given as a file.
-        outside: rows that cannot be rows of the run's table, by their numbers, and why.
+        outside: rows that cannot be rows of the run's table, by their numbers, and why; or that are empty.
         is_empty: which fields of a table that was given as a file are empty.
     """
 
@@ -46,9 +47,27 @@ class GivenData(NamedTuple):
     outside: Mapping[int, str] = MappingProxyType({})
     is_empty: Tensor | None = None
 
+    @property
+    def inside(self) -> Tensor:
+        """The numbers of the other rows, int64 (M,).
+
+        Raises:
+            InputError: there are none.
+        """
+        rows = [row for row in range(len(self.names)) if row not in self.outside]
+        if not rows:
+            raise InputError(f"no row can be one of the run's table, {self.names[0]} since {self.outside[0]}")
+        return torch.tensor(rows)
+
     def batch(self, run: Run) -> Batch:
-        """Return the data as the VAE of the run takes them."""
-        return Batch(run.preparation.x_of(self.x), self.y)
+        """Return the data that are inside as the VAE of the run takes them."""
+        rows = Batch(self.x, self.y).rows(self.inside)
+        return Batch(run.preparation.x_of(rows.x), rows.y)
+
+    def in_place(self, values: Tensor, others: Tensor = torch.tensor(math.nan)) -> Tensor:  # noqa: B008
+        """Return values of the rows that are inside, (M, ...), in their places among all, (N, ...)."""
+        found = values.new_empty(len(self.names), *values.shape[1:]).copy_(others)
+        return found.index_copy(0, self.inside, values)
 
 
 def given_data(
@@ -56,7 +75,6 @@ def given_data(
     path: str | Path | None = None,
     skip_broken: bool = False,
     label: str | None = None,
-    keeps_outside: bool = False,
 ) -> GivenData:
     """Return data in the shape that a run was trained on; images are converted to it.
 
@@ -66,7 +84,6 @@ def given_data(
             run's own test data.
         skip_broken: leave out image files that cannot be decoded.
         label: the label of all data, as for `label_of`; by default the run's own test data have their own labels.
-        keeps_outside: rows that cannot be rows of the run's table are named, and not refused.
 
     Raises:
         InputError: there are no such data, they are of another kind, or the run's own data cannot be found; or the run
@@ -83,22 +100,18 @@ def given_data(
     names, x, note, labels, fields, known_outside, is_empty = read_other(run.data, path, skip_broken)
     outside = dict(known_outside)
     if run.is_given_labels and y is None:
-        unknown = [place for place, label in enumerate(labels) if label not in run.data.label_names]
+        codes = {name: code for code, name in enumerate(run.data.label_names)}
+        unknown = [place for place, label in enumerate(labels) if label not in codes and place not in outside]
         if unknown or not labels:
             named = f"the label {labels[unknown[0]]!r} ({names[unknown[0]]})" if labels else ""
             what = f"{named}, which is no class of the training data" if labels else "no labels"
             raise InputError(f"{run.name} was trained given labels, and {path} has {what}: give --label NAME")
-        y = torch.tensor([run.data.label_names.index(label) for label in labels])
+        y = torch.tensor([codes.get(label, 0) for label in labels])
     if not run.data.is_images:
         check = getattr(run.vae().p_x, "check", None)
         values = run.preparation.prepared(x, "test")
         for row, where, fault in domain_faults(check, values, run.data.columns):
             outside.setdefault(row, f"{where} {fault}")
-            if not keeps_outside:  # the first one is named
-                break
-        if outside and not keeps_outside:
-            row = min(outside)
-            raise InputError(f"{path}, {names[row]}: {outside[row]}")
     return GivenData(names, x, note, y, labels, fields, outside, is_empty)
 
 

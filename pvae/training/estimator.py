@@ -57,6 +57,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         latent_dim: L, the number of latents.
         columns: the kind of single columns by their names, such as {"amount": "positive"}, as `--columns` names them.
         condition: a column of classes y, which are no part of x: the VAE is of p(x | y).
+        rules: "auto", "none" or "not NAME", as `--rules` takes them: what holds in all rows holds in drawn ones.
         epochs: the most epochs.
         config: further fields of `Config`, by their names, such as {"elbo": "iwae", "particles": 8}.
         random_state: of the weights, the order of the rows and all draws, and of the methods that draw; two fits of
@@ -79,6 +80,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         *,
         columns: Mapping[str, str] | None = None,
         condition: str | None = None,
+        rules: str = "auto",
         epochs: int | None = None,
         config: Mapping[str, Any] | None = None,
         random_state: Any = None,
@@ -88,6 +90,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         self.latent_dim = latent_dim
         self.columns = columns
         self.condition = condition
+        self.rules = rules
         self.epochs = epochs
         self.config = config
         self.random_state = random_state
@@ -106,11 +109,11 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         kinds = ",".join(f"{name}={kind}" for name, kind in (self.columns or {}).items())
         if self.condition:
             check_name("condition", self.condition, [*frame])
-        data = read(frame, label_column=self.condition or "", columns=kinds, missing_values="")
+        data = read(frame, label_column=self.condition or "", columns=kinds, missing_values="", rules=self.rules)
         if not data.is_in_parts:
             data = replace(data, valid=data.test, valid_labels=data.test_labels)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        given = {"latent_dim": self.latent_dim, "epochs": self.epochs, "columns": kinds or None}
+        given = {"latent_dim": self.latent_dim, "epochs": self.epochs, "columns": kinds or None, "rules": self.rules}
         options: dict[str, Any] = {"seed": seed, "compile": "graph", "condition": bool(self.condition)}
         options |= {name: value for name, value in given.items() if value is not None} | dict(self.config or {})
         config = values_config(data, **options)
@@ -163,8 +166,11 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
             return log_likelihood(vae, batch, **how)
 
     def score_samples(self, X: Any) -> NDArray[Any]:
-        """Return log p(x) of each row, (N,) nats; `log_likelihood` says how, and how sure it is."""
-        return self.log_likelihood(X).log_p.numpy()
+        """Return log p(x) of each row, (N,) nats, which does not depend on the other rows.
+
+        It is that of `log_likelihood` with the same draws for each row and without annealing.
+        """
+        return self.log_likelihood(X, seed=self.config_.seed).log_p.numpy()
 
     def score(self, X: Any, y: Any = None) -> float:
         """Return the mean of log p(x) over the rows, in nats; y is ignored."""
@@ -195,11 +201,21 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         return self._table(x, y)
 
     def impute(self, X: Any) -> Any:
-        """Return X with E[x missing | x observed] for what is missing; of a category the most likely one."""
+        """Return X with E[x missing | x observed] for what is missing; of a category the most likely one.
+
+        The index and the columns are those of X, and so are those that `fit` left out.
+        """
         vae, batch = self.vae_of(), self._batch(X)
         with seeded(self.config_.seed):
-            filled = impute(vae, batch).filled
-        return self._table(filled, batch.y, is_filled=True)
+            found = impute(vae, batch).filled
+        filled = self._frame_of(found, batch.y, is_filled=True)
+        is_frame = isinstance(X, DataFrame)
+        frame = X.rename(columns=str) if is_frame else self._frame(X)
+        is_missing = frame.isna() | (frame == "")
+        for name in filled.columns[is_missing[[*filled]].any()]:
+            new = filled[name].set_axis(frame.index)
+            frame[name] = frame[name].astype(new.dtype).mask(is_missing[name], new)
+        return frame.set_axis(X.columns, axis=1) if is_frame else frame.to_numpy()
 
     def vae_of(self) -> VAE:
         """Return the VAE.
@@ -240,8 +256,13 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         check_domain(getattr(vae.p_x, "check", None), pixels.images, "X", values.names["train"], self.schema_.columns)
         return Batch(pixels, class_codes(frame, self.condition, self.classes_, "X") if self.condition else None)
 
-    def _table(self, x: Tensor, y: Tensor | None = None, is_filled: bool = False) -> Any:
-        """Return values (N, D) with their classes in the columns of X: a frame of its types, or an array."""
+    def _table(self, x: Tensor, y: Tensor | None = None) -> Any:
+        """Return values (N, D) with their classes as a frame, if X was one in `fit`, or as an array."""
+        frame = self._frame_of(x, y)
+        return frame if self.is_frame_ else frame.to_numpy()
+
+    def _frame_of(self, x: Tensor, y: Tensor | None, is_filled: bool = False) -> DataFrame:
+        """Return values (N, D) with their classes as a frame with the columns and the types of X."""
         found = dict[str, Any]()
         x = recorded(self.schema_, x.double(), is_filled)
         for column, values in zip(self.schema_.file_columns, x.numpy().T):
@@ -251,8 +272,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         for one in self.schema_.constants:
             found[one.name] = [one.text] * len(x)
         kept = {name: dtype for name, dtype in self.dtypes_.items() if name in found}
-        table = DataFrame({name: _like(pandas.Series(found[name]), dtype) for name, dtype in kept.items()})
-        return table if self.is_frame_ else table.to_numpy()
+        return DataFrame({name: _like(pandas.Series(found[name]), dtype) for name, dtype in kept.items()})
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled: the weights in place of the modules."""
@@ -287,10 +307,12 @@ def _in_units(column: Column, values: NDArray[np.float64]) -> Any:
 def _like(column: pandas.Series, dtype: Any) -> pandas.Series:
     """Return a column in a type that X has, if its values fit; else as it is."""
     try:
-        if pandas.api.types.is_integer_dtype(dtype) and not (column.astype(float) % 1 == 0).all():
+        if pandas.api.types.is_integer_dtype(dtype) and not (column.astype(float).dropna() % 1 == 0).all():
             return column.astype(float)
         if pandas.api.types.is_datetime64_any_dtype(dtype):
             return pandas.to_datetime(column).astype(dtype)
+        if pandas.api.types.is_timedelta64_dtype(dtype):
+            return pandas.to_timedelta(column, unit="D").astype(dtype)
         return column.astype(dtype)
     except (TypeError, ValueError):
         return column

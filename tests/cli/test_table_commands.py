@@ -14,6 +14,7 @@ from helpers.commands import refuse
 from pvae.cli.data import encode, reconstruct, sample, score
 from pvae.cli.train import main as train
 from pvae.core.random_state import seeded
+from pvae.data.rules import recorded
 from pvae.runs.run import Run
 from pvae.trained import latent_space
 from pvae.trained.given import given_data
@@ -82,9 +83,9 @@ def test_samples_are_a_table_of_the_same_columns_in_the_shares_of_its_classes(fo
     assert sample(["table", "-n", "2000", "--out", "synthetic.csv"]) == 0
     rows = read("synthetic.csv")
     assert [*rows] == COLUMNS, "the labels too stand where they stood"
-    assert not (rows == "").any(axis=None)
-    assert (rows["visits"] == rows["visits"].astype(int).astype(str)).all()
-    assert {*rows["city"]} <= {*CITIES}
+    assert all(0 < (rows[name] == "").mean() < 0.3 for name in ("age", "visits", "city")), "as in the table"
+    assert rows["visits"].str.fullmatch(r"\d*").all()
+    assert {*rows["city"]} == {*CITIES, ""}
     run = Run.open("table")
     train_share = (run.dataset().train_labels == 1).double().mean().item()
     is_second = rows["batch"] == "lab B"
@@ -93,9 +94,9 @@ def test_samples_are_a_table_of_the_same_columns_in_the_shares_of_its_classes(fo
     with seeded(0, CPU):
         labels = run.dataset().train_labels
         y = labels[torch.randint(len(labels), (2000,))]
-        x = latent_space.sample(run.vae(), 2000, True, y)
+        x = recorded(run.data, latent_space.sample_rows(run.vae(), run.data, 2000, y))
     assert is_second.tolist() == (y == 1).tolist()
-    texts = [run.data.columns[2].text(value) for value in x[:, 2].tolist()]
+    texts = [run.data.file_columns[2].text(value) for value in x[:, 2].tolist()]
     assert rows["city"].tolist() == texts
 
 
@@ -157,8 +158,10 @@ def test_scores_have_the_order_of_the_data_and_the_values_of_the_least_likely(fo
     least = written["log_p"].argsort()[:20]
     assert [row[0].split()[1] for row in printed] == written.index[least].tolist()
     for row, place in zip(printed, least):
-        values = [f"{name} {text or 'missing'}" for name, text in known.iloc[place].items()]
-        assert sorted(row[-1].rstrip(" |").split("; ")) == sorted(values)
+        values = {f"{name} {text or 'missing'}" for name, text in known.iloc[place].items()}
+        values |= {f"{name} is empty {int(not text)}" for name, text in known.iloc[place].items()}
+        shown = row[-1].rstrip(" |").split("; ")
+        assert len({*shown} & values) == 4
     assert "images" not in said
 
 
@@ -197,22 +200,53 @@ def test_what_does_not_fit_the_run_is_refused_by_the_name_given(folder, capsys, 
     assert says in refuse(command, arguments, capsys, folder)
 
 
-def test_each_row_has_a_score_and_one_that_is_none_of_the_table_has_its_reason(folder, capsys):
-    frame = read("unlabelled.csv").iloc[:8]
+@pytest.fixture
+def odd(folder):
+    """Ten rows in new.csv: row 2 has another city, row 5 a number below 0, row 3 nothing, row 9 a patient alone."""
+    frame = read("unlabelled.csv").iloc[:10]
     frame.loc[2, "city"] = "Oslo"
     frame.loc[5, "visits"] = "-1"
+    frame.loc[3] = ""
+    frame.loc[9, ["age", "visits", "city"]] = ""
     frame.to_csv("new.csv", index=False)
+    frame.assign(batch="lab A").mask(frame.eq("").all(axis=1), "").to_csv("labelled.csv", index=False)
+    return frame
+
+
+def test_each_row_has_a_score_and_one_that_is_none_of_the_table_has_its_reason(odd, capsys):
     assert score(["unlabelled", "new.csv", "--out", "scores"]) == 0
-    printed = capsys.readouterr().out
-    assert "-inf of 2" in printed
+    assert "no finite log p(x) for 3 of 10 rows: 002, city is 'Oslo'" in capsys.readouterr().out
     found = pandas.read_csv("scores/scores.csv", dtype={"name": str})
-    assert [*found.name] == [*frame.patient]
+    assert [*found.name.drop(3)] == [*odd.patient.drop(3)]
     assert [*np.flatnonzero(np.isneginf(found.log_p))] == [2, 5]
+    assert [*np.flatnonzero(found.log_p.isna())] == [3]
     assert "'Oslo'" in found.reason[2]
     assert "visits" in found.reason[5]
-    assert found.reason.drop([2, 5]).isna().all()
-    for command in (encode, reconstruct):
-        assert "002: city is 'Oslo'" in refuse(command, ["unlabelled", "new.csv"], capsys, folder)
+    assert found.reason[3] == "all fields are empty"
+    assert found.reason.drop([2, 3, 5]).isna().all()
+
+
+@pytest.mark.parametrize(("run", "file"), [("unlabelled", "new.csv"), ("table", "labelled.csv")])
+def test_rows_that_cannot_be_encoded_have_empty_codes_in_place(odd, capsys, run, file):
+    assert encode([run, file, "--out", "codes.csv"]) == 0
+    assert "no codes for 3 of 10 rows: 002, city is 'Oslo'" in capsys.readouterr().out
+    codes = pandas.read_csv("codes.csv", dtype={"name": str})
+    assert [*codes.name.drop(3)] == [*odd.patient.drop(3)]
+    assert [*np.flatnonzero(codes.filter(like="_").isna().all(axis=1))] == [2, 3, 5]
+    assert codes.drop([2, 3, 5]).notna().all(axis=None)
+    assert reconstruct([run, file, "--out", "means.csv"]) == 0
+    means = read("means.csv")
+    assert [*np.flatnonzero((means[["age", "city"]] == "").all(axis=1))] == [2, 3, 5]
+
+
+def test_rows_that_cannot_be_filled_in_stay_and_an_empty_one_is_filled_in(odd, capsys):
+    for draws in ([], ["--draws", "2"]):
+        assert sample(["unlabelled", "--impute", "new.csv", "--out", "filled.csv", *draws]) == 0
+        assert "no imputation for 2 of 10 rows: 002, city is 'Oslo'" in capsys.readouterr().out
+        filled = read("filled.csv").iloc[-10:].reset_index(drop=True)[[*odd]]
+        assert filled.loc[[2, 5]].equals(odd.loc[[2, 5]])
+        assert filled.loc[3, "patient"] == ""
+        assert not (filled.drop([2, 5])[["age", "visits", "city"]] == "").any(axis=None)
 
 
 def test_the_rules_of_a_table_hold_in_what_is_drawn_and_filled_in(tmp_path, monkeypatch, capsys):

@@ -56,7 +56,7 @@ def test_rows_come_back_in_the_columns_and_types_of_the_table(fitted):
         assert rows["price"].min() > 0
         assert rows.dtypes[["size", "shop", "day", "paid"]].equals(frame.dtypes[["size", "shop", "day", "paid"]])
     drawn = fitted.sample(60)
-    assert np.array_equal(drawn["price"].round(2), drawn["price"]), "with the decimals of the table"
+    assert drawn["price"].equals(drawn["price"].round(2)), "with the decimals of the table"
     assert drawn.equals(fitted.sample(60)), "of the same random state"
 
 
@@ -66,7 +66,59 @@ def test_what_is_missing_is_imputed_and_the_rest_is_kept(fitted):
     is_missing = frame["price"].isna()
     assert is_missing.any()
     assert filled["price"].notna().all()
-    assert filled[~is_missing].reset_index(drop=True).equals(frame[~is_missing].reset_index(drop=True))
+    assert filled[~is_missing].equals(frame[~is_missing])
+
+
+def test_what_is_imputed_stands_in_the_rows_and_columns_of_the_table(fitted):
+    frame = table()
+    turned = frame.assign(shop=None).sample(30, random_state=0)[frame.columns[::-1]].set_index(np.arange(30) % 7)
+    filled = fitted.impute(turned)
+    assert [*filled] == [*turned]
+    assert filled.index.equals(turned.index)
+    assert (filled["shop"] == "north").all()
+    others = ["size", "day", "paid", "items"]
+    assert filled[others].equals(turned[others])
+    is_given = turned["price"].notna().to_numpy()
+    assert filled["price"][is_given].equals(turned["price"][is_given])
+    assert filled["price"].notna().all()
+
+
+def test_log_p_of_a_row_does_not_depend_on_its_neighbours():
+    """Of three latents, which are drawn; the second of the two rows is the third row of its own."""
+    frame = table()
+    found = pvae.VAEEstimator(3, epochs=1, random_state=0, config=FAST).fit(frame)
+    log_p = found.score_samples(frame)
+    assert {*found.log_likelihood(frame[:3]).counts} == {"importance"}
+    assert np.array_equal(found.score_samples(frame[::-1])[::-1], log_p)
+    assert np.array_equal(found.score_samples(frame[7:8]), log_p[7:8])
+    how = found.log_likelihood(frame)
+    assert np.all(np.abs(log_p - how.log_p.numpy()) < 8 * how.stderr.numpy() + 1e-3), "of other draws"
+
+
+def test_differences_of_times_are_days_and_levels_of_a_category_are_known_without_a_row():
+    rng = np.random.default_rng(0)
+    kinds = pandas.CategoricalDtype(["short", "long", "endless"])
+    frame = pandas.DataFrame({"stay": pandas.to_timedelta(rng.integers(1, 40, 60), "D")})
+    frame["kind"] = pandas.Series(rng.choice(["short", "long"], 60)).astype(kinds)
+    frame["constant"] = pandas.Series(["short"] * 60).astype(kinds)
+    found = pvae.VAEEstimator(1, epochs=1, random_state=0, config=FAST).fit(frame)
+    rows = found.sample(50)
+    assert rows.dtypes.equals(frame.dtypes)
+    assert (rows["stay"] % pandas.Timedelta(days=1) == pandas.Timedelta(0)).all()
+    assert rows["stay"].between(frame["stay"].min(), frame["stay"].max()).all()
+    for name in ("kind", "constant"):
+        others = frame.assign(**{name: pandas.Series(["endless"] * 60).astype(kinds)})
+        assert np.isfinite(found.score_samples(others)).all()
+
+
+def test_rules_are_found_unless_they_are_turned_off():
+    frame = table().assign(double=lambda one: 2 * one["items"])
+    assert pvae.read(frame).rules[-1].column == "double"
+    found = pvae.VAEEstimator(1, rules="none", epochs=1, random_state=0, config=FAST).fit(frame)
+    assert not found.schema_.rules
+    assert found.config_.rules == "none"
+    with pytest.raises(InputError, match="rules"):
+        pvae.VAEEstimator(rules="some").fit(frame)
 
 
 def test_columns_in_another_order_are_put_right_and_others_are_refused(fitted):
@@ -78,6 +130,7 @@ def test_columns_in_another_order_are_put_right_and_others_are_refused(fitted):
         (frame.assign(colour=1), "colour"),
         (frame.astype({"size": str}).replace({"size": {"large": "huge"}}), "huge"),
         (frame.assign(items=1.5), "items"),
+        (frame.assign(shop="south"), "shop is 'south'"),
         (frame.assign(price=-1.0), "price"),
     ):
         with pytest.raises(ValueError, match=names):
@@ -107,7 +160,7 @@ def test_it_is_the_run_that_fit_trains(tmp_path, no_pictures):
     assert np.array_equal(found.score_samples(frame), log_p.log_p)
     assert found.score(frame) == pytest.approx(log_p.log_p.mean().item())
     assert {*log_p.counts} == {"quadrature"}
-    assert run.config.columns == "positive,categorical:2,real,binary,count"
+    assert run.config.columns == "positive,categorical:2,real,binary,count,binary", "and whether there is a price"
 
 
 def test_rows_are_drawn_and_filled_given_their_class():
@@ -146,9 +199,10 @@ def test_a_pickle_holds_weights_and_no_modules(fitted):
 
 
 @pytest.mark.slow
-def test_the_checks_of_scikit_learn():
+@pytest.mark.parametrize("latent_dim", [2, None])
+def test_the_checks_of_scikit_learn(latent_dim):
     failed = {}
-    estimator = pvae.VAEEstimator(2, epochs=1, random_state=0, config=FAST)
+    estimator = pvae.VAEEstimator(latent_dim, epochs=1, random_state=0, config=FAST)
     for one, check in estimator_checks_generator(estimator):
         name = check.func.__name__
         try:
