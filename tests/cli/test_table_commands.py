@@ -83,9 +83,10 @@ def test_samples_are_a_table_of_the_same_columns_in_the_shares_of_its_classes(fo
     assert sample(["table", "-n", "2000", "--out", "synthetic.csv"]) == 0
     rows = read("synthetic.csv")
     assert [*rows] == COLUMNS, "the labels too stand where they stood"
-    assert all(0 < (rows[name] == "").mean() < 0.3 for name in ("age", "visits", "city")), "as in the table"
+    assert (rows == "").any(axis=None), "as in the table"
+    assert not (rows["batch"] == "").any()
     assert rows["visits"].str.fullmatch(r"\d*").all()
-    assert {*rows["city"]} == {*CITIES, ""}
+    assert {*rows["city"]} <= {*CITIES, ""}
     run = Run.open("table")
     train_share = (run.dataset().train_labels == 1).double().mean().item()
     is_second = rows["batch"] == "lab B"
@@ -241,9 +242,10 @@ def test_rows_that_cannot_be_encoded_have_empty_codes_in_place(odd, capsys, run,
 
 def test_rows_that_cannot_be_filled_in_stay_and_an_empty_one_is_filled_in(odd, capsys):
     for draws in ([], ["--draws", "2"]):
-        assert sample(["unlabelled", "--impute", "new.csv", "--out", "filled.csv", *draws]) == 0
+        file = f"filled-{len(draws)}.csv"
+        assert sample(["unlabelled", "--impute", "new.csv", "--out", file, *draws]) == 0
         assert "no imputation for 2 of 10 rows: 002, city is 'Oslo'" in capsys.readouterr().out
-        filled = read("filled.csv").iloc[-10:].reset_index(drop=True)[[*odd]]
+        filled = read(file).iloc[-10:].reset_index(drop=True)[[*odd]]
         assert filled.loc[[2, 5]].equals(odd.loc[[2, 5]])
         assert filled.loc[3, "patient"] == ""
         assert not (filled.drop([2, 5])[["age", "visits", "city"]] == "").any(axis=None)
