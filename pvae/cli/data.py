@@ -365,7 +365,6 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
 
     if not run.config.missing:
         raise InputError(f"{run.name} was trained without --missing: train again with it to fill in missing values")
-    out = _out(run, arguments.out, run.place / "samples", "imputed")
     number = arguments.draws or 0
     given = given_data(run, arguments.impute, label=arguments.label)
     if given.note:
@@ -375,6 +374,7 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
     if number and given.fields is not None and "imputation" in given.fields.frame:
         how = "which counts the draws: give it another name"
         raise InputError(f"{arguments.impute} has a column imputation, {how}")
+    out = _out(run, arguments.out, run.place / "samples", "imputed")
     found = impute(run.vae(), given.batch(run), num_draws=number)
     values = {"filled": given.in_place(found.filled, given.x), "std": given.in_place(found.std)}
     how = "filled by their means; std says how far each may lie from its mean"
@@ -453,9 +453,9 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     from pvae.trained.latent_space import decode, encode
 
     run = open_run(arguments.run, arguments.vae)
-    folder = _out(run, arguments.out, run.place / "reconstructions", "reconstructions")
     given = _given_data(run, arguments)
     batch = given.batch(run)
+    folder = _out(run, arguments.out, run.place / "reconstructions", "reconstructions")
     shown = run.preparation.shown
     means = decode(run.vae(), encode(run.vae(), batch), batch.y)
     if not run.data.is_images:
