@@ -182,7 +182,7 @@ class Table:
         emptied = {one.column for one in self.rules if one.fills}
         for name, x in self.values.items():
             is_compared = ~np.isnan(x) | (name not in emptied)
-            if not are_equal(back[name][is_compared], x[is_compared]):
+            if back[name] is not x and not are_equal(back[name][is_compared], x[is_compared]):
                 return False
         columns = {}
         for name, x in after.items():

@@ -88,10 +88,10 @@ class Same(Computed, name="same", help="a column is a function of another one, o
         sizes = [len(one[1]) for one in keys]
         if not 1 < len(levels) <= math.prod(sizes) or (len(of) == 2 and math.prod(sizes) > len(table) / _TIMES):
             return
-        joint = np.ravel_multi_index([one[0].clip(0) for one in keys], sizes)
         for rows in (table.sample(), slice(None)):
             is_given = codes[rows] >= 0
-            pairs = np.unique(joint[rows][is_given] * len(levels) + codes[rows][is_given])
+            joint = np.ravel_multi_index([one[0][rows][is_given].clip(0) for one in keys], sizes)
+            pairs = np.unique(joint * len(levels) + codes[rows][is_given])
             seen = pairs // len(levels)
             if len(np.unique(seen)) < len(pairs):
                 return
@@ -152,6 +152,8 @@ class Threshold(Computed, name="threshold", help="a category is a function of a 
             for rows in (table.sample(), np.arange(len(table))):
                 rows = rows[np.argsort(x[rows], kind="stable")]
                 changes = np.flatnonzero(np.diff(codes[rows]))
+                if len(changes) >= len(levels):
+                    break
             if len(changes) != len(levels) - 1 or (x[rows][changes] == x[rows][changes + 1]).any():
                 continue
             ways = math.lgamma(len(levels) + 1)  # orders of the values, of all arrangements of the rows
@@ -393,9 +395,12 @@ class Where(Rule, name="where", help="a column has one value where another one h
         codes, levels, counts = table.codes(name)
         ends = {len(levels) - 1, 0}
         for code in sorted(ends, key=lambda one: -counts[one]):
-            is_other = (keys >= 0) & (codes != code)
-            others = np.bincount(keys[is_other], minlength=len(key_values))
-            found = np.flatnonzero((others == 0) & (key_counts >= max(LEAST_ROWS, 0.01 * len(keys))))
+            for rows in (table.sample(), slice(None)):
+                is_other = (keys[rows] >= 0) & (codes[rows] != code)
+                others = np.bincount(keys[rows][is_other], minlength=len(key_values))
+                found = np.flatnonzero((others == 0) & (key_counts >= max(LEAST_ROWS, 0.01 * len(keys))))
+                if not len(found):
+                    break
             times = key_counts[found].sum()
             share = counts[code] / counts.sum()
             if times and share <= 0.98 and times < len(keys) - LEAST_ROWS and _is_sure(times, math.log(share)):
