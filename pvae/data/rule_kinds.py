@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,9 +35,9 @@ def _may_depend(name: str, of: Sequence[str]) -> bool:
     return name not in of and not any(name == Empty(column=one).indicator for one in of)
 
 
-def _is_sure(times: float, log_probability: float) -> bool:
-    """Return whether a rule did not hold so many times by chance."""
-    return times * log_probability <= _SURE
+def _log_arrangements(counts: Iterable[float]) -> float:
+    """Return the logarithm of how many arrangements there are of values that occur so many times."""
+    return math.lgamma(sum(counts) + 1) - sum(math.lgamma(one + 1) for one in counts)
 
 
 class Computed(Rule):
@@ -95,9 +95,9 @@ class Same(Computed, name="same", help="a column is a function of another one, o
             seen = pairs // len(levels)
             if len(np.unique(seen)) < len(pairs):
                 return
-        times = counts.sum() - len(pairs)
+        ways = len(pairs) * math.log(len(levels))  # a value for each key, of all arrangements of the rows
         is_known = np.all([one[0][codes >= 0] >= 0 for one in keys])
-        if not is_known or not _is_sure(times, math.log(np.square(counts / counts.sum()).sum())):
+        if not is_known or ways - _log_arrangements(counts) > _SURE:
             return
         if len(of) == 2 and len(pairs) < math.prod(sizes):  # a drawn row may have another pair
             return
@@ -157,8 +157,7 @@ class Threshold(Computed, name="threshold", help="a category is a function of a 
             if len(changes) != len(levels) - 1 or (x[rows][changes] == x[rows][changes + 1]).any():
                 continue
             ways = math.lgamma(len(levels) + 1)  # orders of the values, of all arrangements of the rows
-            arrangements = math.lgamma(len(x) + 1) - sum(math.lgamma(one + 1) for one in counts)
-            if ways - arrangements > _SURE:
+            if ways - _log_arrangements(counts) > _SURE:
                 continue
             ends = x[rows][changes] + x[rows][changes + 1]
             firsts = codes[rows][[0, *(changes + 1)]]
@@ -398,12 +397,14 @@ class Where(Rule, name="where", help="a column has one value where another one h
             for rows in (table.sample(), slice(None)):
                 is_other = (keys[rows] >= 0) & (codes[rows] != code)
                 others = np.bincount(keys[rows][is_other], minlength=len(key_values))
-                found = np.flatnonzero((others == 0) & (key_counts >= max(LEAST_ROWS, 0.01 * len(keys))))
+                is_often = key_counts >= max(LEAST_ROWS, 0.01 * len(keys))
+                found = np.flatnonzero((others == 0) & is_often)
                 if not len(found):
                     break
             times = key_counts[found].sum()
             share = counts[code] / counts.sum()
-            if times and share <= 0.98 and times < len(keys) - LEAST_ROWS and _is_sure(times, math.log(share)):
+            ways = _log_arrangements([len(found), is_often.sum() - len(found)])  # to choose those values
+            if times * math.log(share) + ways <= _SURE and share <= 0.98 and times < len(keys) - LEAST_ROWS:
                 where = _said_values(table.columns[of], key_values[found])
                 is_all = times == counts[code]
                 says = f"{name} is {_said_values(table.columns[name], levels[[code]])}"
@@ -550,7 +551,7 @@ class Order(Rule, name="order", help="a number is at most another one"):
             return
         failed = np.searchsorted(np.sort(b[both]), a[both]).mean() / len(rest)  # of independent columns
         is_far = np.quantile(rest, 0.01) > 0.25 * rest.std()
-        if is_far or not _is_sure(len(rest), math.log1p(-min(failed, 0.999))):
+        if is_far or len(rest) * math.log1p(-min(failed, 0.999)) > _SURE:
             return
         is_above = both.sum() == (~np.isnan(b)).sum()
         name, of = low, high
