@@ -26,6 +26,8 @@ _ROUNDING = 3  # units in the last digit by which a sum may differ
 _FEW_LEVELS, _MOST_LEVELS, _LEAST_TIMES = 20, 50, 5  # of levels, and how often each occurs
 _TIMES = 10  # that a level occurs on average
 _END_SHARE, _END_TIMES = 0.05, 4  # of rows at an end of a column, and how many times those of another value
+_LEAST_BELOW = 5  # rows in which a Normal difference would be below 0, if it is always at least 0 by a rule
+_SCALE = 5  # times that a number is at least another one, since their scales differ
 _SPAN = 730  # days from which a date has a season
 _FACTORS = (1, 2, 3, 4, 5, 10, 12, 60, 100)  # denominators of simple coefficients
 
@@ -54,121 +56,6 @@ class Computed(Rule):
     def undo(self, values: Values) -> Values:
         """Compute the column."""
         return {**values, self.column: self.computed(values)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Same(Computed, name="same", help="a column is a function of another one, or of two"):
-    """A column is a function of one or two others, of few values: it is left out, and looked up.
-
-    Args:
-        keys: the values of the first of these others.
-        seconds: the values of the second, or ().
-        found: the value of the column for each of them.
-    """
-
-    keys: tuple[float, ...]
-    seconds: tuple[float, ...] = ()
-    found: tuple[float, ...]
-
-    @classmethod
-    def find(cls, table: Table) -> Iterator[Rule]:
-        """Yield rules of one other column, then of two; the columns with the fewest values come first."""
-        for count in (1, 2):
-            names = sorted(table.columns, key=lambda name: len(table.codes(name)[1]))
-            few = [name for name in names if 1 < len(table.codes(name)[1]) <= _MOST_KEYS]
-            for of in itertools.combinations(few, count):
-                for name in names:
-                    if {name, *of} <= {*table.columns} and _may_depend(name, of):
-                        yield from cls._of(table, name, of)
-
-    @classmethod
-    def _of(cls, table: Table, name: str, of: Sequence[str]) -> Iterator[Rule]:
-        codes, levels, counts = table.codes(name)
-        keys = [table.codes(one) for one in of]
-        sizes = [len(one[1]) for one in keys]
-        if not 1 < len(levels) <= math.prod(sizes) or (len(of) == 2 and math.prod(sizes) > len(table) / _TIMES):
-            return
-        for rows in (table.sample(), slice(None)):
-            is_given = codes[rows] >= 0
-            joint = np.ravel_multi_index([one[0][rows][is_given].clip(0) for one in keys], sizes)
-            pairs = np.unique(joint * len(levels) + codes[rows][is_given])
-            seen = pairs // len(levels)
-            if len(np.unique(seen)) < len(pairs):
-                return
-        ways = len(pairs) * math.log(len(levels))  # a value for each key, of all arrangements of the rows
-        is_known = np.all([one[0][codes >= 0] >= 0 for one in keys])
-        if not is_known or ways - _log_arrangements(counts) > _SURE:
-            return
-        if len(of) == 2 and len(pairs) < math.prod(sizes):  # a drawn row may have another pair
-            return
-        is_one_to_one = len(of) == 1 and len(levels) == len(pairs)
-        if is_one_to_one and table.columns[name].categories and not table.columns[of[0]].categories:
-            return  # a number is left out rather than a text
-        found = [tuple(key[1][place].tolist()) for key, place in zip(keys, np.unravel_index(seen, sizes))]
-        looked_up = tuple(levels[pairs % len(levels)].tolist())
-        says = f"{name} is a function of {' and '.join(of)}"
-        yield cls(column=name, of=tuple(of), keys=found[0], seconds=(*found, ())[1], found=looked_up, says=says)
-
-    def computed(self, values: Values) -> Array:
-        """Look the column up."""
-        keys = [self.keys]
-        if self.seconds:
-            keys.append(self.seconds)
-        value_of = dict(zip(zip(*keys), self.found))
-        rows = zip(*(_nearest(values[name], key).tolist() for name, key in zip(self.of, keys)))
-        return np.array([value_of.get(row, math.nan) for row in rows])
-
-
-def _nearest(x: Array, known: Sequence[float]) -> Array:
-    """Return the known value that is nearest to each of x; NaN stays."""
-    levels = np.unique(known)
-    places = np.searchsorted((levels[1:] + levels[:-1]) / 2, x)
-    return np.where(np.isnan(x), np.nan, levels[places])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Threshold(Computed, name="threshold", help="a category is a function of a number, by thresholds"):
-    """A column of few values is a function of a number, by thresholds: it is left out.
-
-    Args:
-        thresholds: between two values of the number, in rising order.
-        found: the value of the column below the first, between each two, and above the last.
-    """
-
-    thresholds: tuple[float, ...]
-    found: tuple[float, ...]
-
-    @classmethod
-    def find(cls, table: Table) -> Iterator[Rule]:
-        """Yield rules of columns with at most 20 values, which change as often as they have values, less one."""
-        few = [name for name in table.columns if 1 < len(table.codes(name)[1]) <= _FEW_LEVELS]
-        for name, other in itertools.product(few, table.numbers()):
-            if not {name, other} <= {*table.columns} or not _may_depend(name, [other]):
-                continue
-            codes, levels, counts = table.codes(name)
-            x = table.values[other]
-            if len(table.codes(other)[1]) <= len(levels) or np.isnan(x + codes).any() or codes.min() < 0:
-                continue
-            for rows in (table.sample(), np.arange(len(table))):
-                rows = rows[np.argsort(x[rows], kind="stable")]
-                changes = np.flatnonzero(np.diff(codes[rows]))
-                if len(changes) >= len(levels):
-                    break
-            if len(changes) != len(levels) - 1 or (x[rows][changes] == x[rows][changes + 1]).any():
-                continue
-            ways = math.lgamma(len(levels) + 1)  # orders of the values, of all arrangements of the rows
-            if ways - _log_arrangements(counts) > _SURE:
-                continue
-            ends = x[rows][changes] + x[rows][changes + 1]
-            firsts = codes[rows][[0, *(changes + 1)]]
-            thresholds = tuple((ends / 2).tolist())
-            said = listed([f"{one:g}" for one in thresholds])
-            says = f"{name} is a function of {other}, which changes at {said}"
-            yield cls(column=name, of=(other,), thresholds=thresholds, found=tuple(levels[firsts].tolist()), says=says)
-
-    def computed(self, values: Values) -> Array:
-        """Look the column up."""
-        return np.array(self.found)[np.searchsorted(self.thresholds, values[self.of[0]])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,8 +134,8 @@ class Sum(Formula, name="sum", help="a number is a sum of others, with simple co
         x, y = x[is_given], y[is_given]
         if not others or len(y) < 5 * (len(others) + 1):
             return
-        slack = _ROUNDING * table.unit(name)
-        places = _needed(x, y, slack)
+        exact = _needed(x, y, 1e-3 * table.unit(name))
+        places = exact or _needed(x, y, _ROUNDING * table.unit(name))
         if not places:
             return
         factors = [_simple(one) for one in _least_squares(x[:, places], y)]
@@ -302,7 +189,7 @@ def _simple(factor: float) -> float:
 
 def _said_sum(factors: Sequence[float], names: Sequence[str], constant: float) -> str:
     text = ""
-    for factor, name in zip(factors, names):
+    for factor, name in sorted(zip(factors, names), key=lambda one: one[0] < 0):
         text += " - " if factor < 0 else " + "
         text += name if abs(factor) == 1 else f"{abs(factor):g} {name}"
     if constant:
@@ -322,11 +209,11 @@ class Product(Formula, name="product", help="a number is the product or the rati
 
     @classmethod
     def find(cls, table: Table) -> Iterator[Rule]:
-        """Yield rules for the last column first, products before ratios."""
+        """Yield rules for the last column first, all products before ratios."""
         names = [one for one in table.numbers()[:_MOST_NUMBERS] if not table.columns[one].date_format]
-        for name in names[::-1]:
+        for is_ratio, name in itertools.product((False, True), names[::-1]):
             if name in table.columns and len(table.codes(name)[1]) >= _LEAST_VALUES:
-                for is_ratio, of in cls._candidates(table, name, names):
+                for of in cls._candidates(table, is_ratio, name, names):
                     if name in table.columns and {*of} <= {*table.columns}:
                         says = f"{name} = {of[0]} {'/' if is_ratio else 'x'} {of[1]}"
                         decimals = table.columns[name].decimals or 0
@@ -335,8 +222,8 @@ class Product(Formula, name="product", help="a number is the product or the rati
 
     @classmethod
     @np.errstate(all="ignore")
-    def _candidates(cls, table: Table, name: str, names: list[str]) -> list[tuple[bool, tuple[str, str]]]:
-        """Return the products and ratios that agree in a few rows."""
+    def _candidates(cls, table: Table, is_ratio: bool, name: str, names: list[str]) -> list[tuple[str, str]]:
+        """Return two columns each whose products or ratios agree in a few rows."""
         others = [one for one in names if one != name and one in table.columns]
         y = table.values[name]
         rows = np.flatnonzero(~np.isnan(y))
@@ -344,13 +231,9 @@ class Product(Formula, name="product", help="a number is the product or the rati
         if not others or len(rows) < LEAST_ROWS:
             return []
         x = np.stack([table.values[one][rows] for one in others])
-        found = []
-        for is_ratio, computed in ((False, x[:, None] * x), (True, x[:, None] / x)):
-            is_close = (np.abs(computed - y[rows]) <= (_ROUNDING + 0.5) * table.unit(name)).all(-1)
-            for i, j in np.argwhere(is_close).tolist():
-                if i != j and (is_ratio or i < j):
-                    found.append((is_ratio, (others[i], others[j])))
-        return found
+        computed = x[:, None] / x if is_ratio else x[:, None] * x
+        is_close = (np.abs(computed - y[rows]) <= (_ROUNDING + 0.5) * table.unit(name)).all(-1)
+        return [(others[i], others[j]) for i, j in np.argwhere(is_close).tolist() if i < j or (is_ratio and i != j)]
 
     @np.errstate(all="ignore")
     def computed(self, values: Values) -> Array:
@@ -358,6 +241,121 @@ class Product(Formula, name="product", help="a number is the product or the rati
         first, second = (values[name] for name in self.of)
         x = first / second if self.is_ratio else first * second
         return np.where(np.isfinite(x), x, np.nan).round(self.decimals)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold(Computed, name="threshold", help="a category is a function of a number, by thresholds"):
+    """A column of few values is a function of a number, by thresholds: it is left out.
+
+    Args:
+        thresholds: between two values of the number, in rising order.
+        found: the value of the column below the first, between each two, and above the last.
+    """
+
+    thresholds: tuple[float, ...]
+    found: tuple[float, ...]
+
+    @classmethod
+    def find(cls, table: Table) -> Iterator[Rule]:
+        """Yield rules of columns with at most 20 values, which change as often as they have values, less one."""
+        few = [name for name in table.columns if 1 < len(table.codes(name)[1]) <= _FEW_LEVELS]
+        for name, other in itertools.product(few, table.numbers()):
+            if not {name, other} <= {*table.columns} or not _may_depend(name, [other]):
+                continue
+            codes, levels, counts = table.codes(name)
+            x = table.values[other]
+            if len(table.codes(other)[1]) <= len(levels) or np.isnan(x + codes).any() or codes.min() < 0:
+                continue
+            for rows in (table.sample(), np.arange(len(table))):
+                rows = rows[np.argsort(x[rows], kind="stable")]
+                changes = np.flatnonzero(np.diff(codes[rows]))
+                if len(changes) >= len(levels):
+                    break
+            if len(changes) != len(levels) - 1 or (x[rows][changes] == x[rows][changes + 1]).any():
+                continue
+            ways = math.lgamma(len(levels) + 1)  # orders of the values, of all arrangements of the rows
+            if ways - _log_arrangements(counts) > _SURE:
+                continue
+            ends = x[rows][changes] + x[rows][changes + 1]
+            firsts = codes[rows][[0, *(changes + 1)]]
+            thresholds = tuple((ends / 2).tolist())
+            said = listed([f"{one:g}" for one in thresholds])
+            says = f"{name} is a function of {other}, which changes at {said}"
+            yield cls(column=name, of=(other,), thresholds=thresholds, found=tuple(levels[firsts].tolist()), says=says)
+
+    def computed(self, values: Values) -> Array:
+        """Look the column up."""
+        return np.array(self.found)[np.searchsorted(self.thresholds, values[self.of[0]])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Same(Computed, name="same", help="a column is a function of another one, or of two"):
+    """A column is a function of one or two others, of few values: it is left out, and looked up.
+
+    Args:
+        keys: the values of the first of these others.
+        seconds: the values of the second, or ().
+        found: the value of the column for each of them.
+    """
+
+    keys: tuple[float, ...]
+    seconds: tuple[float, ...] = ()
+    found: tuple[float, ...]
+
+    @classmethod
+    def find(cls, table: Table) -> Iterator[Rule]:
+        """Yield rules of one other column, then of two; the columns with the fewest values come first."""
+        for count in (1, 2):
+            names = sorted(table.columns, key=lambda name: len(table.codes(name)[1]))
+            few = [name for name in names if 1 < len(table.codes(name)[1]) <= _MOST_KEYS]
+            for of in itertools.combinations(few, count):
+                for name in names:
+                    if {name, *of} <= {*table.columns} and _may_depend(name, of):
+                        yield from cls._of(table, name, of)
+
+    @classmethod
+    def _of(cls, table: Table, name: str, of: Sequence[str]) -> Iterator[Rule]:
+        codes, levels, counts = table.codes(name)
+        keys = [table.codes(one) for one in of]
+        sizes = [len(one[1]) for one in keys]
+        if not 1 < len(levels) <= math.prod(sizes) or (len(of) == 2 and math.prod(sizes) > len(table) / _TIMES):
+            return
+        for rows in (table.sample(), slice(None)):
+            is_given = codes[rows] >= 0
+            joint = np.ravel_multi_index([one[0][rows][is_given].clip(0) for one in keys], sizes)
+            pairs = np.unique(joint * len(levels) + codes[rows][is_given])
+            seen = pairs // len(levels)
+            if len(np.unique(seen)) < len(pairs):
+                return
+        ways = len(pairs) * math.log(len(levels))  # a value for each key, of all arrangements of the rows
+        is_known = np.all([one[0][codes >= 0] >= 0 for one in keys])
+        if not is_known or ways - _log_arrangements(counts) > _SURE:
+            return
+        if len(of) == 2 and len(pairs) < math.prod(sizes):  # a drawn row may have another pair
+            return
+        is_one_to_one = len(of) == 1 and len(levels) == len(pairs)
+        if is_one_to_one and table.columns[name].categories and not table.columns[of[0]].categories:
+            return  # a number is left out rather than a text
+        found = [tuple(key[1][place].tolist()) for key, place in zip(keys, np.unravel_index(seen, sizes))]
+        looked_up = tuple(levels[pairs % len(levels)].tolist())
+        says = f"{name} is a function of {' and '.join(of)}"
+        yield cls(column=name, of=tuple(of), keys=found[0], seconds=(*found, ())[1], found=looked_up, says=says)
+
+    def computed(self, values: Values) -> Array:
+        """Look the column up."""
+        keys = [self.keys]
+        if self.seconds:
+            keys.append(self.seconds)
+        value_of = dict(zip(zip(*keys), self.found))
+        rows = zip(*(_nearest(values[name], key).tolist() for name, key in zip(self.of, keys)))
+        return np.array([value_of.get(row, math.nan) for row in rows])
+
+
+def _nearest(x: Array, known: Sequence[float]) -> Array:
+    """Return the known value that is nearest to each of x; NaN stays."""
+    levels = np.unique(known)
+    places = np.searchsorted((levels[1:] + levels[:-1]) / 2, x)
+    return np.where(np.isnan(x), np.nan, levels[places])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -392,12 +390,14 @@ class Where(Rule, name="where", help="a column has one value where another one h
     def _of(cls, table: Table, name: str, of: str) -> Iterator[Rule]:
         keys, key_values, key_counts = table.codes(of)
         codes, levels, counts = table.codes(name)
+        is_often = key_counts >= max(LEAST_ROWS, 0.01 * len(keys))
+        if key_counts[is_often].sum() < key_counts.sum() / 2:  # of a number with few rows of each value
+            return
         ends = {len(levels) - 1, 0}
         for code in sorted(ends, key=lambda one: -counts[one]):
             for rows in (table.sample(), slice(None)):
                 is_other = (keys[rows] >= 0) & (codes[rows] != code)
                 others = np.bincount(keys[rows][is_other], minlength=len(key_values))
-                is_often = key_counts >= max(LEAST_ROWS, 0.01 * len(keys))
                 found = np.flatnonzero((others == 0) & is_often)
                 if not len(found):
                     break
@@ -550,7 +550,8 @@ class Order(Rule, name="order", help="a number is at most another one"):
         if len(rest) < LEAST_ROWS or rest.min() < 0 or rest.std() > np.nanstd(b):
             return
         failed = np.searchsorted(np.sort(b[both]), a[both]).mean() / len(rest)  # of independent columns
-        is_far = np.quantile(rest, 0.01) > 0.25 * rest.std()
+        below = math.erfc(rest.mean() / (math.sqrt(2) * rest.std() + 1e-300)) / 2  # of a Normal difference
+        is_far = len(rest) * below < _LEAST_BELOW or ((a >= 0) & (_SCALE * a <= b))[both].all()
         if is_far or len(rest) * math.log1p(-min(failed, 0.999)) > _SURE:
             return
         is_above = both.sum() == (~np.isnan(b)).sum()
