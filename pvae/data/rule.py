@@ -37,10 +37,12 @@ class Rule(Family):
 
     Attributes:
         fills: it empties fields of the column, and fills them in again.
+        is_planned: it is applied after others of its kind and the next ones are found, and after those that need it.
         is_shift: it only shifts the column by another one, so that densities in the columns before and after are equal.
     """
 
     fills: ClassVar[bool] = False
+    is_planned: ClassVar[bool] = False
     is_shift: ClassVar[bool] = False
     column: str
     of: tuple[str, ...] = ()
@@ -62,7 +64,7 @@ class Rule(Family):
 
     @classmethod
     def find(cls, table: Table) -> Iterator[Rule]:
-        """Yield rules of this class; each is applied to the table before the next one is searched."""
+        """Yield rules of this class; each is added to the table before the next one is searched."""
         raise NotImplementedError
 
     def apply(self, values: Values) -> Values:
@@ -140,6 +142,7 @@ class Table:
         self.columns = {column.name: column for column in columns}
         self.kept = frozenset(kept)
         self.rules: list[Rule] = []
+        self.planned: dict[str, Rule] = {}
         self._codes: dict[str, tuple[NDArray[np.int64], Array, NDArray[np.int64]]] = {}
 
     def __len__(self) -> int:
@@ -172,6 +175,29 @@ class Table:
         if decimals is None:
             return 1 / 86_400
         return 10.0**-decimals
+
+    def may_compute(self, name: str, of: Sequence[str]) -> bool:
+        """Return whether a column has no planned rule, and others are neither computed from it nor whether it is empty."""
+        needed = [*of]
+        for one in needed:  # which grows
+            if one in self.planned:
+                needed += self.planned[one].of
+            if name in (one, Empty(column=one).indicator):
+                return False
+        return name not in self.planned
+
+    def add(self, rule: Rule) -> None:
+        """Apply a rule, or plan it."""
+        if not rule.is_planned:
+            self.take(rule)
+        elif self.may_compute(rule.column, rule.of):
+            self.planned[rule.column] = rule
+
+    def take_planned(self) -> None:
+        """Apply the planned rules, each after those that need its column."""
+        while self.planned:
+            needed = {name for rule in self.planned.values() for name in rule.of}
+            self.take(self.planned.pop(next(name for name in self.planned if name not in needed)))
 
     def take(self, rule: Rule) -> bool:
         """Apply a rule, if `undo` brings back what was there; return whether it does."""

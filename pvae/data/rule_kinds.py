@@ -32,11 +32,6 @@ _SPAN = 730  # days from which a date has a season
 _FACTORS = (1, 2, 3, 4, 5, 10, 12, 60, 100)  # denominators of simple coefficients
 
 
-def _may_depend(name: str, of: Sequence[str]) -> bool:
-    """Return whether a column is none of those others, nor says whether one of them is empty."""
-    return name not in of and not any(name == Empty(column=one).indicator for one in of)
-
-
 def _log_arrangements(counts: Iterable[float]) -> float:
     """Return the logarithm of how many arrangements there are of values that occur so many times."""
     return math.lgamma(sum(counts) + 1) - sum(math.lgamma(one + 1) for one in counts)
@@ -44,6 +39,8 @@ def _log_arrangements(counts: Iterable[float]) -> float:
 
 class Computed(Rule):
     """A column that others determine: it is left out."""
+
+    is_planned = True
 
     def computed(self, values: Values) -> Array:
         """Return the column, given the others."""
@@ -118,8 +115,9 @@ class Sum(Formula, name="sum", help="a number is a sum of others, with simple co
     def find(cls, table: Table) -> Iterator[Rule]:
         """Yield rules found by least squares, for the last column first."""
         for name in table.numbers()[::-1][:_MOST_NUMBERS]:
-            others = [one for one in table.numbers()[:_MOST_NUMBERS] if one != name]
-            if name in table.columns and others and len(table.codes(name)[1]) >= _LEAST_VALUES:
+            others = [one for one in table.numbers()[:_MOST_NUMBERS] if table.may_compute(name, [one])]
+            if others and len(table.codes(name)[1]) >= _LEAST_VALUES:
+                others.sort(key=lambda one: one not in table.planned)  # these are needed least
                 yield from cls._of(table, name, others)
 
     @classmethod
@@ -212,9 +210,9 @@ class Product(Formula, name="product", help="a number is the product or the rati
         """Yield rules for the last column first, all products before ratios."""
         names = [one for one in table.numbers()[:_MOST_NUMBERS] if not table.columns[one].date_format]
         for is_ratio, name in itertools.product((False, True), names[::-1]):
-            if name in table.columns and len(table.codes(name)[1]) >= _LEAST_VALUES:
+            if len(table.codes(name)[1]) >= _LEAST_VALUES:
                 for of in cls._candidates(table, is_ratio, name, names):
-                    if name in table.columns and {*of} <= {*table.columns}:
+                    if table.may_compute(name, of):
                         says = f"{name} = {of[0]} {'/' if is_ratio else 'x'} {of[1]}"
                         decimals = table.columns[name].decimals or 0
                         rule = cls(column=name, of=of, decimals=decimals, is_ratio=is_ratio, says=says)
@@ -224,7 +222,7 @@ class Product(Formula, name="product", help="a number is the product or the rati
     @np.errstate(all="ignore")
     def _candidates(cls, table: Table, is_ratio: bool, name: str, names: list[str]) -> list[tuple[str, str]]:
         """Return two columns each whose products or ratios agree in a few rows."""
-        others = [one for one in names if one != name and one in table.columns]
+        others = [one for one in names if table.may_compute(name, [one])]
         y = table.values[name]
         rows = np.flatnonzero(~np.isnan(y))
         rows = rows[:: max(1, len(rows) // _FEW_ROWS)]
@@ -260,7 +258,7 @@ class Threshold(Computed, name="threshold", help="a category is a function of a 
         """Yield rules of columns with at most 20 values, which change as often as they have values, less one."""
         few = [name for name in table.columns if 1 < len(table.codes(name)[1]) <= _FEW_LEVELS]
         for name, other in itertools.product(few, table.numbers()):
-            if not {name, other} <= {*table.columns} or not _may_depend(name, [other]):
+            if not table.may_compute(name, [other]):
                 continue
             codes, levels, counts = table.codes(name)
             x = table.values[other]
@@ -310,7 +308,7 @@ class Same(Computed, name="same", help="a column is a function of another one, o
             few = [name for name in names if 1 < len(table.codes(name)[1]) <= _MOST_KEYS]
             for of in itertools.combinations(few, count):
                 for name in names:
-                    if {name, *of} <= {*table.columns} and _may_depend(name, of):
+                    if table.may_compute(name, of):
                         yield from cls._of(table, name, of)
 
     @classmethod
@@ -382,7 +380,7 @@ class Where(Rule, name="where", help="a column has one value where another one h
                 isinstance(one, Where) and (name in (one.column, *one.of) or of == one.column) for one in table.rules
             ):
                 continue
-            if not _may_depend(name, [of]):
+            if not table.may_compute(name, [of]):
                 continue
             yield from cls._of(table, name, of)
 
@@ -512,6 +510,7 @@ class Order(Rule, name="order", help="a number is at most another one"):
         least: the least value of the column.
     """
 
+    is_planned = True
     is_shift = True
     is_above: bool
     decimals: int
@@ -519,23 +518,14 @@ class Order(Rule, name="order", help="a number is at most another one"):
 
     @classmethod
     def find(cls, table: Table) -> Iterator[Rule]:
-        """Yield rules of the closest pairs; a column is rewritten after those that depend on it."""
+        """Yield rules of pairs, the closest first."""
         used = {rule.column for rule in table.rules if not isinstance(rule, (Empty, Where))}
         names = [one for one in table.numbers() if one not in used and len(table.codes(one)[1]) > 3]
         found: list[tuple[float, Order]] = []
         for low, high in itertools.permutations(names, 2):
             found += cls._of(table, low, high)
-        parents: dict[str, Order] = {}
         for _, rule in sorted(found, key=lambda one: one[0]):
-            chain = [rule.of[0]]
-            while chain[-1] in parents:
-                chain += parents[chain[-1]].of
-            if rule.column not in parents and rule.column not in chain:
-                parents[rule.column] = rule
-        left = dict(parents)
-        while left:
-            leaf = next(name for name in left if all(name not in rule.of for rule in left.values()))
-            yield left.pop(leaf)
+            yield rule
 
     @classmethod
     def _of(cls, table: Table, low: str, high: str) -> Iterator[tuple[float, Order]]:

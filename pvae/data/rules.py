@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 def find_rules(table: Table, without: Sequence[str] = ()) -> Table:
     """Return the table as all rules that are found have rewritten it.
 
-    Rules are searched in the order of their classes: what is empty, what others determine, sums and products, where a
-    column has one value, order, seasons, and levels. Each column is computed from columns that stand before it in that
-    order, so none is computed from itself. A rule is taken only if it holds in all rows, and if it held by chance, of
-    independent columns, with a probability of at most 1e-9.
+    Rules are searched in the order of their classes: what is empty, sums and products, what others determine, where a
+    column has one value, order, seasons, and levels. A column is computed from others, which may be computed too, but
+    never from itself. A rule is taken only if it holds in all rows, and if it held by chance, of independent columns,
+    with a probability of at most 1e-9.
 
     Args:
         table: the columns of a file.
@@ -40,11 +40,13 @@ def find_rules(table: Table, without: Sequence[str] = ()) -> Table:
     if len(table) < LEAST_ROWS:
         return table
     for kind in Rule.members.values():
+        if not kind.is_planned:
+            table.take_planned()
         if kind.name in without:
             continue
         for rule in kind.find(table):
             if rule.column not in without and rule.column not in table.kept:
-                table.take(rule)
+                table.add(rule)
     return table
 
 
