@@ -255,8 +255,12 @@ class Threshold(Computed, name="threshold", help="a category is a function of a 
 
     @classmethod
     def find(cls, table: Table) -> Iterator[Rule]:
-        """Yield rules of columns with at most 20 values, which change as often as they have values, less one."""
+        """Yield rules of columns with at most 20 values, which no text determines.
+
+        They change as often as they have values, less one.
+        """
         few = [name for name in table.columns if 1 < len(table.codes(name)[1]) <= _FEW_LEVELS]
+        texts = [name for name, column in table.columns.items() if column.categories]
         for name, other in itertools.product(few, table.numbers()):
             if not table.may_compute(name, [other]):
                 continue
@@ -274,9 +278,14 @@ class Threshold(Computed, name="threshold", help="a category is a function of a 
             ways = math.lgamma(len(levels) + 1)  # orders of the values, of all arrangements of the rows
             if ways - _log_arrangements(counts) > _SURE:
                 continue
-            ends = x[rows][changes] + x[rows][changes + 1]
+            if any(one != name and any(Same.of_columns(table, name, [one])) for one in texts):
+                continue
+            below = x[rows][changes]
+            above = x[rows][changes + 1]
+            is_often = [(x == one).sum() >= _END_SHARE * len(x) for one in below]  # as 0, of which others may be close
+            middle = np.where(is_often, below + table.unit(other) / 2, (below + above) / 2)
             firsts = codes[rows][[0, *(changes + 1)]]
-            thresholds = tuple((ends / 2).tolist())
+            thresholds = tuple(middle.tolist())
             said = listed([f"{one:g}" for one in thresholds])
             says = f"{name} is a function of {other}, which changes at {said}"
             yield cls(column=name, of=(other,), thresholds=thresholds, found=tuple(levels[firsts].tolist()), says=says)
@@ -309,10 +318,11 @@ class Same(Computed, name="same", help="a column is a function of another one, o
             for of in itertools.combinations(few, count):
                 for name in names:
                     if table.may_compute(name, of):
-                        yield from cls._of(table, name, of)
+                        yield from cls.of_columns(table, name, of)
 
     @classmethod
-    def _of(cls, table: Table, name: str, of: Sequence[str]) -> Iterator[Rule]:
+    def of_columns(cls, table: Table, name: str, of: Sequence[str]) -> Iterator[Rule]:
+        """Yield the rule of a column and one or two others, if these determine it."""
         codes, levels, counts = table.codes(name)
         keys = [table.codes(one) for one in of]
         sizes = [len(one[1]) for one in keys]
