@@ -116,7 +116,7 @@ class Sum(Formula, name="sum", help="a number is a sum of others, with simple co
         """Yield rules found by least squares, for the last column first."""
         for name in table.numbers()[::-1][:_MOST_NUMBERS]:
             others = [one for one in table.numbers()[:_MOST_NUMBERS] if table.may_compute(name, [one])]
-            if others and len(table.codes(name)[1]) >= _LEAST_VALUES:
+            if len(table.codes(name)[1]) >= _LEAST_VALUES:
                 others.sort(key=lambda one: one not in table.planned)  # these are needed least
                 yield from cls._of(table, name, others)
 
@@ -124,14 +124,12 @@ class Sum(Formula, name="sum", help="a number is a sum of others, with simple co
     def _of(cls, table: Table, name: str, others: list[str]) -> Iterator[Rule]:
         decimals = table.columns[name].decimals or 0
         rows = table.sample()
+        rows = rows[~np.isnan(table.values[name][rows])]
+        others = [one for one in others if not np.isnan(table.values[one][rows]).any()]
+        if not others or len(rows) < 5 * (len(others) + 1):
+            return
         y = table.values[name][rows]
         x = np.stack([table.values[one][rows] for one in others], 1)
-        is_given = ~np.isnan(y)
-        x = x[:, ~np.isnan(x[is_given]).any(0)]
-        others = [one for one in others if not np.isnan(table.values[one][rows][is_given]).any()]
-        x, y = x[is_given], y[is_given]
-        if not others or len(y) < 5 * (len(others) + 1):
-            return
         exact = _needed(x, y, 1e-3 * table.unit(name))
         places = exact or _needed(x, y, _ROUNDING * table.unit(name))
         if not places:
@@ -212,11 +210,10 @@ class Product(Formula, name="product", help="a number is the product or the rati
         for is_ratio, name in itertools.product((False, True), names[::-1]):
             if len(table.codes(name)[1]) >= _LEAST_VALUES:
                 for of in cls._candidates(table, is_ratio, name, names):
-                    if table.may_compute(name, of):
-                        says = f"{name} = {of[0]} {'/' if is_ratio else 'x'} {of[1]}"
-                        decimals = table.columns[name].decimals or 0
-                        rule = cls(column=name, of=of, decimals=decimals, is_ratio=is_ratio, says=says)
-                        yield from cls.of_residual(table, rule)
+                    says = f"{name} = {of[0]} {'/' if is_ratio else 'x'} {of[1]}"
+                    decimals = table.columns[name].decimals or 0
+                    rule = cls(column=name, of=of, decimals=decimals, is_ratio=is_ratio, says=says)
+                    yield from cls.of_residual(table, rule)
 
     @classmethod
     @np.errstate(all="ignore")
@@ -262,30 +259,26 @@ class Threshold(Computed, name="threshold", help="a category is a function of a 
         few = [name for name in table.columns if 1 < len(table.codes(name)[1]) <= _FEW_LEVELS]
         texts = [name for name, column in table.columns.items() if column.categories]
         for name, other in itertools.product(few, table.numbers()):
-            if not table.may_compute(name, [other]):
-                continue
             codes, levels, counts = table.codes(name)
-            x = table.values[other]
-            if len(table.codes(other)[1]) <= len(levels) or np.isnan(x + codes).any() or codes.min() < 0:
+            keys, values, times = table.codes(other)
+            is_whole = counts.sum() == times.sum() == len(table)
+            if not is_whole or len(values) <= len(levels) or not table.may_compute(name, [other]):
                 continue
-            for rows in (table.sample(), np.arange(len(table))):
-                rows = rows[np.argsort(x[rows], kind="stable")]
-                changes = np.flatnonzero(np.diff(codes[rows]))
-                if len(changes) >= len(levels):
-                    break
-            if len(changes) != len(levels) - 1 or (x[rows][changes] == x[rows][changes + 1]).any():
+            found = np.zeros(len(values), int)  # the code at each value
+            found[keys] = codes
+            changes = np.flatnonzero(np.diff(found))
+            if len(changes) != len(levels) - 1 or (found[keys] != codes).any():
                 continue
             ways = math.lgamma(len(levels) + 1)  # orders of the values, of all arrangements of the rows
             if ways - _log_arrangements(counts) > _SURE:
                 continue
             if any(one != name and any(Same.of_columns(table, name, [one])) for one in texts):
                 continue
-            below = x[rows][changes]
-            above = x[rows][changes + 1]
-            is_often = [(x == one).sum() >= _END_SHARE * len(x) for one in below]  # as 0, of which others may be close
-            middle = np.where(is_often, below + table.unit(other) / 2, (below + above) / 2)
-            firsts = codes[rows][[0, *(changes + 1)]]
-            thresholds = tuple(middle.tolist())
+            below = values[changes]
+            is_often = times[changes] >= _END_SHARE * len(table)  # as 0, of which others may be close
+            places = np.where(is_often, below + table.unit(other) / 2, (below + values[changes + 1]) / 2)
+            firsts = found[[0, *(changes + 1)]]
+            thresholds = tuple(places.tolist())
             said = listed([f"{one:g}" for one in thresholds])
             says = f"{name} is a function of {other}, which changes at {said}"
             yield cls(column=name, of=(other,), thresholds=thresholds, found=tuple(levels[firsts].tolist()), says=says)
@@ -330,22 +323,23 @@ class Same(Computed, name="same", help="a column is a function of another one, o
             return
         for rows in (table.sample(), slice(None)):
             is_given = codes[rows] >= 0
-            joint = np.ravel_multi_index([one[0][rows][is_given].clip(0) for one in keys], sizes)
-            pairs = np.unique(joint * len(levels) + codes[rows][is_given])
-            seen = pairs // len(levels)
-            if len(np.unique(seen)) < len(pairs):
+            places = [one[0][rows][is_given] for one in keys]
+            joint = np.ravel_multi_index(places, sizes, mode="clip")
+            of_key = np.full(math.prod(sizes), -1)
+            of_key[joint] = codes[rows][is_given]
+            if np.min(places, initial=0) < 0 or (of_key[joint] != codes[rows][is_given]).any():
                 return
-        ways = len(pairs) * math.log(len(levels))  # a value for each key, of all arrangements of the rows
-        is_known = np.all([one[0][codes >= 0] >= 0 for one in keys])
-        if not is_known or ways - _log_arrangements(counts) > _SURE:
+        seen = np.flatnonzero(of_key >= 0)
+        ways = len(seen) * math.log(len(levels))  # a value for each key, of all arrangements of the rows
+        if ways - _log_arrangements(counts) > _SURE:
             return
-        if len(of) == 2 and len(pairs) < math.prod(sizes):  # a drawn row may have another pair
+        if len(of) == 2 and len(seen) < math.prod(sizes):  # a drawn row may have another pair
             return
-        is_one_to_one = len(of) == 1 and len(levels) == len(pairs)
+        is_one_to_one = len(of) == 1 and len(levels) == len(seen)
         if is_one_to_one and table.columns[name].categories and not table.columns[of[0]].categories:
             return  # a number is left out rather than a text
         found = [tuple(key[1][place].tolist()) for key, place in zip(keys, np.unravel_index(seen, sizes))]
-        looked_up = tuple(levels[pairs % len(levels)].tolist())
+        looked_up = tuple(levels[of_key[seen]].tolist())
         says = f"{name} is a function of {' and '.join(of)}"
         yield cls(column=name, of=tuple(of), keys=found[0], seconds=(*found, ())[1], found=looked_up, says=says)
 
@@ -376,23 +370,18 @@ class Where(Rule, name="where", help="a column has one value where another one h
     """
 
     fills = True
+    is_planned = True
     values: tuple[float, ...]
     value: float
 
     @classmethod
     def find(cls, table: Table) -> Iterator[Rule]:
-        """Yield rules of a number that is its least or its greatest value, and of whether a field is empty."""
-        for of, name in itertools.permutations([*table.columns], 2):
-            column = table.columns[name]
-            if column.categories or len(table.codes(of)[1]) > _MOST_KEYS or not table.codes(name)[2].size:
-                continue
-            if any(
-                isinstance(one, Where) and (name in (one.column, *one.of) or of == one.column) for one in table.rules
-            ):
-                continue
-            if not table.may_compute(name, [of]):
-                continue
-            yield from cls._of(table, name, of)
+        """Yield rules of a number that is its least or its greatest value, of a text, and of whether a field is empty."""
+        left = [name for name in table.columns if name not in table.planned]
+        for of, name in itertools.permutations(left, 2):
+            few = len(table.codes(of)[1]) <= _MOST_KEYS
+            if few and table.may_compute(name, [of]):
+                yield from cls._of(table, name, of)
 
     @classmethod
     def _of(cls, table: Table, name: str, of: str) -> Iterator[Rule]:
@@ -401,8 +390,10 @@ class Where(Rule, name="where", help="a column has one value where another one h
         is_often = key_counts >= max(LEAST_ROWS, 0.01 * len(keys))
         if key_counts[is_often].sum() < key_counts.sum() / 2:  # of a number with few rows of each value
             return
-        ends = {len(levels) - 1, 0}
-        for code in sorted(ends, key=lambda one: -counts[one]):
+        often = {0, len(levels) - 1}
+        if table.columns[name].categories:
+            often = {*range(len(levels))}
+        for code in sorted(often, key=lambda one: -counts[one]):
             for rows in (table.sample(), slice(None)):
                 is_other = (keys[rows] >= 0) & (codes[rows] != code)
                 others = np.bincount(keys[rows][is_other], minlength=len(key_values))

@@ -49,7 +49,9 @@ def zeros(draw: RandomState, count: int) -> Any:
 
 def texts(draw: RandomState, count: int) -> Any:
     size = draw.randint(2, 61)
-    return draw.choice([f"t{one}" for one in range(size)], count, p=draw.dirichlet(np.full(size, draw.choice([0.3, 5]))))
+    return draw.choice(
+        [f"t{one}" for one in range(size)], count, p=draw.dirichlet(np.full(size, draw.choice([0.3, 5])))
+    )
 
 
 def bits(draw: RandomState, count: int) -> Any:
