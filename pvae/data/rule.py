@@ -177,7 +177,7 @@ class Table:
         return 10.0**-decimals
 
     def may_compute(self, name: str, of: Sequence[str]) -> bool:
-        """Return whether a column has no planned rule, and others are neither computed from it nor whether it is empty."""
+        """Return whether a column has no planned rule, and no other is computed from it or says whether it is empty."""
         needed = [*of]
         for one in needed:  # which grows
             if one in self.planned:

@@ -376,7 +376,7 @@ class Where(Rule, name="where", help="a column has one value where another one h
 
     @classmethod
     def find(cls, table: Table) -> Iterator[Rule]:
-        """Yield rules of a number that is its least or its greatest value, of a text, and of whether a field is empty."""
+        """Yield rules of a number that is its least or greatest value, of a text, and of whether a field is empty."""
         left = [name for name in table.columns if name not in table.planned]
         for of, name in itertools.permutations(left, 2):
             few = len(table.codes(of)[1]) <= _MOST_KEYS
