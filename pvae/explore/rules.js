@@ -21,10 +21,9 @@ function rounded({decimals, least, greatest, origin, step, date_format: format},
   }
   if (decimals === null || decimals > 8) return value;
   const low = least ?? -Infinity, high = greatest ?? Infinity;
-  let x = step ? low + step * rint((value - low) / step) : value, unit = power(-decimals);
-  if (step && Number.isFinite(low)) unit = origin + low - step * (Math.ceil((origin + low) / step) - 1);
-  if (decimals === 0) x = Math.min(Math.max(x, low), high);
-  else if (low + origin > 0) x = Math.max(x, unit - origin);
+  let x = step ? low + step * rint((value - low) / step) : value;
+  if (decimals === 0 || step) x = Math.min(Math.max(x, low), high);
+  else if (low + origin > 0) x = Math.max(x, power(-decimals) - origin);
   else if (low + origin === 0) x = Math.max(x, low);
   if (low + origin >= 0 && high + origin <= 1) x = Math.min(x, 1 - origin);
   return toDigits(origin + x, decimals) - origin;
@@ -52,12 +51,16 @@ function shortest(number) { // of which this number is read, or its float32
   return /[.e]/.test(text) ? text : `${text}.0`;
 }
 function textOf(column, value) { // as `Column.text` of a value that was computed
-  const {categories, decimals, origin, suffix, point, date_format: format} = column;
+  const {categories, decimals, origin, suffix, point, date_format: format, least_decimals: fewest} = column;
   if (Number.isNaN(value)) return "";
   if (categories.length) return categories[clamp(rint(value), 0, categories.length - 1)];
   const number = origin + rounded(column, value);
   if (format) return dateText(format, number);
-  const text = decimals === null ? general(number, 6) : decimals > 8 ? shortest(number) : toDigits(number, decimals).toFixed(decimals);
+  let text = decimals === null ? general(number, 6) : decimals > 8 ? shortest(number) : toDigits(number, decimals).toFixed(decimals);
+  if (fewest !== null && decimals !== null && decimals <= 8) {
+    const [whole, fraction = ""] = text.split(".");
+    text = `${whole}.${fraction.replace(/0+$/, "").padEnd(fewest, "0")}`.replace(/\.$/, "");
+  }
   return text.replace(".", point) + suffix;
 }
 
