@@ -1,6 +1,6 @@
 """The kinds of rules of a table: what others determine, sums and products, what has one value, order, seasons, levels.
 
-To add one, write a subclass of `Rule` with a name here, and a test.
+To add one, write a subclass of `Rule` with a name here, its `undo` in `explore/rules.js`, and a test.
 """
 
 from __future__ import annotations

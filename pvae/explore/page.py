@@ -15,6 +15,7 @@ import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.data.column import Column
 from pvae.data.dataset import Dataset
+from pvae.data.rules import recorded
 from pvae.explore.networks import Tensors, map_of, networks_of, notes_of
 from pvae.models.features import features_seen
 from pvae.models.labels import label_values
@@ -41,7 +43,7 @@ from pvae.trained.scores import elbo_terms
 from pvae.vae import VAE
 
 _FOLDER = Path(__file__).parent
-_SCRIPTS = ("page.css", "network.js", "common.js", "train.js", "page.js", "table.js")
+_SCRIPTS = ("page.css", "network.js", "common.js", "train.js", "page.js", "rules.js", "table.js")
 _MOST_RUNS = 3  # side by side
 _NUM_IMAGES = 200  # of the test data
 _NUM_TRAINED = 2000
@@ -340,9 +342,18 @@ def _table_content(run: Run, data: Dataset, rows: Tensor, tensors: Tensors) -> d
         "columns": _columns(run, vae, x, features),
         "features": tensors.add(features),
         "x": tensors.add(x, "f8"),
-        "texts": [[c.text(value, is_given=True) for c, value in zip(run.data.columns, row)] for row in x.tolist()],
+        "texts": _texts(run.data.columns, x),
+        "rules": [{**asdict(rule), "made": rule.made} for rule in run.data.rules],
+        "modelled": [asdict(column) for column in run.data.columns],
+        "file": [asdict(column) for column in run.data.recorded],
+        "file_texts": _texts(run.data.recorded, recorded(run.data, x)),
         "rows": [data.test_names[i] for i in rows.tolist()],
     }
+
+
+def _texts(columns: Sequence[Column], x: Tensor) -> list[list[str]]:
+    """Return the fields of rows (M, D) as a file has them."""
+    return [[column.text(value, is_given=True) for column, value in zip(columns, row)] for row in x.tolist()]
 
 
 def _columns(run: Run, vae: Any, x: Tensor, features: Tensor) -> list[dict[str, Any]]:

@@ -69,7 +69,7 @@ function numberText({date, decimals, origin, suffix, point}, value) {
 }
 
 async function show() {
-  const content = await unpack(find("content").textContent), {columns, rows, texts, labels, planes: [{axes, dims}]} = content;
+  const content = await unpack(find("content").textContent), {columns, rows, texts, labels, rules, file, planes: [{axes, dims}]} = content;
   const vae = vaeOf(content), isScored = vae.canEncode && vae.hasPrior, names = content.names.map(subscript), map = find("map"), still = element("canvas"), state = {z: names.map(() => 0), q: null, cloud: [], out: [], set: {}};
   const rowOf = ({shape: [, width], data}, i) => Array.from(data.subarray(i * width, (i + 1) * width));
   const points = rows.map((_, i) => rowOf(content.points, i).slice(0, 2));
@@ -123,12 +123,29 @@ async function show() {
     say(own.isTrusted ? `${written(own.log)} \u00b1 ${own.stderr.toFixed(2)} nats; ${odder} of ${beside.length} other rows with these columns are odder.` : `${DRAWS} draws of z are too few to tell.`);
   }
 
+  // Columns of the file that rules rewrite: `by` which, and `d` of the modelled column that has the name of one, or -1
+  function sourceName(name) { // of the column of the file of which a column was made
+    const maker = rules.find(({made}) => made.includes(name));
+    return maker ? sourceName(maker.column) : name;
+  }
+  const rewritten = file.map(({name}, place) => ({name, place, d: columns.findIndex((one) => one.name === name),
+    by: rules.filter(({column, rule}) => sourceName(column) === name && rule !== "levels")})).filter(({by, d}) => by.length || d < 0);
+  const centres = (shown) => shown.map(({mean, median, share, shares}, d) => shares ? shares.indexOf(Math.max(...shares)) : share > 0.5 ? columns[d].atom : median ?? mean);
+  const fileTexts = (x) => recorded(content, x).map((value, place) => textOf(file[place], value));
+
   // The map
   const toMap = (place) => place.map((one, d) => ((1 + ((d ? -1 : 1) * (one - middle[d])) / range) * map.width) / 2);
   const fromEvent = (event) => eventOn(map, event).map((one, d) => middle[d] + range * one);
   const distances = ([u, v]) => points.map(([x, y]) => Math.hypot(x - u, y - v)), nearest = (place, all = distances(place)) => all.indexOf(Math.min(...all));
   const valueOf = (d, i) => (columns[d].levels ? xOf(d, i) : placeOn(columns[d], xOf(d, i)));
   const choices = columns.map((one, d) => ({...one, of: (i) => (texts[i][d] ? valueOf(d, i) : -1)})); // -1: missing
+  const fileX = rows.map((_, i) => (file.length ? recorded(content, rowOf(content.x, i)) : []));
+  for (const {name, place, d} of rewritten) {
+    const {categories} = file[place], all = fileX.map((one) => one[place]), seen = all.filter((one) => !Number.isNaN(one)).sort((a, b) => a - b);
+    const [low, high] = [0.01, 0.99].map((share) => seen[Math.round(share * (seen.length - 1))] ?? NaN), ends = [low, high].map((one) => textOf(file[place], one));
+    const levels = categories.length ? categories : undefined, of = (i) => (Number.isNaN(all[i]) ? -1 : levels ? all[i] : clamp((all[i] - low) / (high - low || 1), 0, 1));
+    choices[d < 0 ? choices.length : d] = {name, levels, of, ends};
+  }
   if (labels) choices.unshift({name: "label", levels: content.label_names, of: (i) => labels.data[i]});
   const shade = (share) => `oklch(${(isDark.matches ? 0.52 : 0.36) + 0.4 * share} 0.13 ${285 - 175 * share})`;
   function drawMap() {
@@ -173,6 +190,7 @@ async function show() {
   };
 
   // The columns
+  const said = ({by}) => `by ${by.length > 1 ? "rules" : "a rule"}: ${by.map(({says}) => says).join("; ")}`;
   const items = columns.map(({name, levels = []}, d) => {
     const rest = () => state.out.filter((one) => one !== d);
     const unset = () => Object.fromEntries(Object.entries(state.set).filter(([one]) => Number(one) !== d));
@@ -183,24 +201,46 @@ async function show() {
     set.append(...[...known].sort(([, one], [, other]) => xOf(d, one) - xOf(d, other)).map(([textContent, value]) => element("option", {value, textContent})));
     const box = element("input", {type: "checkbox", ariaLabel: `take out ${name}`, onchange: change});
     const parts = {output: element("span", {className: "number"}), shown: element("div", {className: "levels", role: "group", ariaLabel: `${name} given z`, tabIndex: levels.length > 8 ? 0 : -1}), own: element("span", {className: "own"}), box, set};
-    const take = element("label", {className: "soft take"}, box, "take out");
-    find("columns").append(element("li", {}, element("div", {className: "row spread"}, element("h3", {textContent: name}), parts.output), parts.shown,
+    const take = element("label", {className: "soft take"}, box, "take out"), source = rewritten.find((one) => one.name === sourceName(name)), here = element("b");
+    const lines = source?.d === d ? [element("p", {className: "soft by-rule"}, said(source), element("span", {}, "here: ", here))] : [];
+    find("columns").append(element("li", {}, element("div", {className: "row spread"}, element("h3", {textContent: name}), parts.output), ...lines, parts.shown,
       element("div", {className: "row spread"}, parts.own, take, set)));
+    return {...parts, here, source};
+  });
+  const cards = rewritten.filter(({d}) => d < 0).map((one) => {
+    const parts = {...one, value: element("span", {className: "number"}), own: element("p", {className: "own"})};
+    find("columns").append(element("li", {className: "computed"}, element("div", {className: "row spread"}, element("h3", {textContent: one.name}), parts.value),
+      element("p", {className: "soft by-rule", textContent: said(one)}), parts.own));
     return parts;
   });
+  function drawFile(texts) { // of each column of the file
+    for (const {here, source} of items) if (source) here.textContent = texts[source.place] || "empty";
+    for (const {value, own, place} of cards) {
+      value.textContent = texts[place] || "empty";
+      own.textContent = `row: ${content.file_texts[state.row][place] || "empty"}`;
+    }
+  }
+  function absent(d, row) { // why a row has no value of a column
+    const {source} = items[d], {by, name} = source || {by: []}, text = source ? content.file_texts[row][source.place] : "";
+    if (text) return source.d === d ? `${text}, by a rule` : `none (${name} is ${text})`;
+    if (by.some(({rule, made: [one]}) => rule === "empty" && one === columns[d].name)) return "by a rule";
+    if (by.some(({rule}) => rule === "empty")) return "empty";
+    return state.z === state.code ? "missing, imputed here" : "missing";
+  }
   const level = (share, textContent, isOwn) => element("div", {className: "level", style: `--share: ${share}`},
     element("span", {textContent, className: isOwn ? "own" : ""}), element("i"), element("span", {textContent: `${(100 * share).toFixed(0)} %`}));
   function drawColumn({mean, sd, median, ends, share, shares}, d) {
-    const {output, shown, own, box, set} = items[d], column = columns[d], row = state.set[d] ?? state.row, text = texts[row][d], value = valueOf(d, row), isSet = d in state.set;
+    const {output, shown, own, box, set, source} = items[d], column = columns[d], row = state.set[d] ?? state.row, text = texts[row][d], value = valueOf(d, row), isSet = d in state.set;
     Object.assign(box, {checked: !text || state.out.includes(d), disabled: !texts[state.row][d] && !isSet});
     set.value = isSet ? state.set[d] : "";
-    own.textContent = isSet ? `set to: ${text}` : `row: ${text || "missing"}${box.checked && state.z === state.code ? ", imputed here" : ""}`;
+    const given = isSet ? `set to: ${text}` : `row: ${text || absent(d, row)}`;
+    own.textContent = given + (text && !isSet && box.checked && state.z === state.code ? ", imputed here" : "");
     if (shares) return shown.replaceChildren(...shares.map((one, k) => level(one, column.levels[k], k === value)));
     const place = (one) => placeOn(column, one), [from, to] = (ends || [mean - sd, mean + sd]).map(place);
     const style = `--from: ${from}; --to: ${to}; --mean: ${place(ends ? median : mean)}; --value: ${text ? value : -1}`;
     const number = (one) => numberText(column, one), range = () => `${number(median)} (${ends.map(number).join(" to ")})`;
     const spread = () => (sd === null ? "infinite" : numberText({...column, date: 0, origin: 0}, sd) + (column.date ? " days" : ""));
-    output.textContent = share !== undefined ? `else ${range()}` : ends ? range() : `${number(mean)} \u00b1 ${spread()}`;
+    output.textContent = (share !== undefined || source?.d === d ? "else " : "") + (ends ? range() : `${number(mean)} \u00b1 ${spread()}`);
     shown.replaceChildren(...(share === undefined ? [] : [level(share, number(column.atom), value <= place(column.atom))]),
       element("div", {className: "range", style}, ...["deviation", "mean", "value"].map((className) => element("i", {className}))),
       element("p", {className: "soft row spread"}, ...[column.low, column.high].map((end) => element("span", {textContent: number(end)}))));
@@ -232,16 +272,18 @@ async function show() {
     state.frame = 0;
     remember();
     drawOverlay();
-    decoded().forEach(drawColumn);
+    const shown = decoded();
+    shown.forEach(drawColumn);
+    if (rules.length) drawFile(fileTexts(centres(shown)));
     find("sliders").querySelectorAll("input").forEach((one) => one.follow());
     const place = (find("position").textContent = toPlane(state.z).slice(0, dims.length).map((one, i) => `${names[dims[i]]} = ${written(one)}`).join(", "));
     later("spoken", state.z === state.code ? `${rows[state.row]}: ${place}` : place, 500); // a screen reader hears where the pointer rests
   }
   function drawLegend() {
-    const by = choices[find("by").value], {levels, low, high} = by;
+    const by = choices[find("by").value], {levels, low, high, ends = [low, high].map((one) => numberText(by, one))} = by;
     const sign = (k) => element("span", {textContent: "\u25cf\u25a0\u25b2"[shape(k)], ariaHidden: true, style: `color: ${colour(k)}`});
     const shades = element("span", {className: "shades", style: `background: linear-gradient(to right, ${list(9, (i) => shade(i / 8))})`});
-    find("legend").replaceChildren(...(levels ? levels.map((name, k) => element("span", {}, sign(k), name)) : [numberText(by, low), shades, numberText(by, high)]));
+    find("legend").replaceChildren(...(levels ? levels.map((name, k) => element("span", {}, sign(k), name)) : [ends[0], shades, ends[1]]));
     drawMap();
   }
   const options = (id, texts) => find(id).append(...texts.map((textContent, value) => element("option", {textContent, value})));
@@ -253,10 +295,14 @@ async function show() {
   find("row").onchange = ({target}) => pick(Number(target.value));
   find("sliders").append(...content.active.slice(0, 10).sort((a, b) => a - b).map((d) =>
     slider(names[d], vae.isSphere ? 1 : Math.ceil(Math.max(3, range)), () => state.z[d], (value) => jump(state.z.with(d, value)))));
-  document.body.classList.add(vae.hasDensity ? "is-vae" : "is-autoencoder", vae.canEncode ? "is-encoder" : "is-decoder", isScored ? "is-scored" : "is-not-scored");
+  document.body.classList.add(vae.hasDensity ? "is-vae" : "is-autoencoder", vae.canEncode ? "is-encoder" : "is-decoder", isScored ? "is-scored" : "is-not-scored", rules.length ? "is-ruled" : "is-plain");
+  find("rules").hidden = !rules.length;
+  find("rules").open = rules.length <= 6;
+  find("rules").querySelector("summary").append(`What holds in all rows: ${rules.length} rule${rules.length > 1 ? "s" : ""}`);
+  find("rules").querySelector("ul").append(...rules.map(({says}) => element("li", {textContent: says})));
   introduce(content, "Each dot is a row of the test data; move over the map to see what the columns are likely to be there.");
   (recall(), (window.onhashchange = recall));
   new ResizeObserver(() => Math.abs(map.width - map.clientWidth * devicePixelRatio) > 1 && drawMap()).observe(map);
-  window.pvae = {content, vae, state, decoded, pick, logP, xOf, tellStory, view: {middle, range}};
+  window.pvae = {content, vae, state, decoded, centres, fileTexts, pick, logP, xOf, tellStory, view: {middle, range}};
 }
 start(show);

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import itertools
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from data.test_rules import table
 from helpers.browser import close, needs_browser, wait
 from helpers.commands import refuse
+from pandas import DataFrame
 from torch.distributions import Bernoulli, Categorical, LogNormal, Normal
 
+import pvae
+import pvae.explore
 from pvae.cli.export import explore as main
 from pvae.config.choices import load_for, values_config
 from pvae.config.config import Config
@@ -18,6 +26,8 @@ from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.data.column import Column
 from pvae.data.dataset import Dataset
+from pvae.data.rules import Rule, recorded
+from pvae.data.tables import read_frame
 from pvae.distributions.values import Columns, InSteps, WithAtom
 from pvae.explore.networks import Tensors, operations
 from pvae.explore.page import explorer_page
@@ -362,6 +372,149 @@ def test_the_pointer_decodes_and_picks(train, opened):
     close(page.execute_script("return pvae.state.q.loc"), z)
     close(z, dot, 2e-3)
     assert page.find_element("id", "row").get_attribute("value") == str(row)
+
+
+def _texts(schema, x):
+    values = recorded(schema, torch.tensor(x, dtype=torch.float64)).tolist()
+    return [[column.text(value) for column, value in zip(schema.recorded, row)] for row in values]
+
+
+@pytest.fixture
+def ruled(tmp_path, no_pictures):
+    """A VAE trained for a step on a table of which each kind of rule holds for a column."""
+    table().to_csv(tmp_path / "t.csv", index=False)
+    given = {"dataset": f"table:{tmp_path / 't.csv'}", "hidden": (8,), "latent_dim": 2, "prior": "standard-normal"}
+    data = load_for(Config(dataset=given["dataset"]))
+    config = values_config(data, **given, epochs=1, passes=1, batch_size=324, initialization="torch")
+    return fit(config, data=data, out=tmp_path / "run", device="cpu")
+
+
+@needs_browser
+def test_columns_that_rules_rewrite_are_computed_where_the_others_are_most_likely(ruled, opened):
+    """As `recorded` computes them, text for text; a picked row has the fields of its file beside them."""
+    schema = ruled.data
+    assert {rule.rule for rule in schema.rules} == {*Rule.members}
+    page = opened(ruled)
+    outputs = 3 * torch.randn(99, *ruled.vae().p_x.output_shape, generator=torch.Generator().manual_seed(0))
+    found, x = page.execute_script(
+        "const all = arguments[0].map(one => pvae.centres(pvae.decoded(one))); return [all.map(pvae.fileTexts), all]",
+        outputs.flatten(1).tolist(),
+    )
+    assert found == _texts(schema, x)
+    assert min(len({row[place] for row in found}) for place in range(len(schema.recorded))) > 1
+    file = {f"line-{place + 2}": row for place, row in enumerate(_plain(table(), schema))}
+    names, fields = page.execute_script("return [pvae.content.rows, pvae.content.file_texts]")
+    assert fields == [file[name] for name in names]
+    shown = page.find_element("id", "rules")
+    shown.find_element("css selector", "summary").click()
+    assert [one.text for one in shown.find_elements("css selector", "li")] == [rule.says for rule in schema.rules]
+    place = [column.name for column in schema.recorded].index
+    row = next(i for i, one in enumerate(fields) if one[place("orders")] == "0" and not one[place("note")])
+    page.execute_script("pvae.pick(arguments[0])", row)
+    wait(page, "return !pvae.state.frame")
+    here = page.execute_script("return pvae.fileTexts(pvae.centres(pvae.decoded()))")
+    items = page.find_elements("css selector", "#columns > li")
+    cards = {one.find_element("css selector", "h3").text: one.text.split("\n") for one in items}
+    for name in ("price", "spend", "total", "grade", "start", "end", "cost"):
+        head, *_, own = cards[name][1:]
+        assert head == here[place(name)]
+        assert own == f"row: {fields[row][place(name)]}"
+    spend = fields[row][place("spend")]
+    for name, own in (
+        ("discount", "0.0, by a rule"),
+        ("spend - discount", f"none (spend is {spend})"),
+        ("note", "empty"),
+    ):
+        assert f"row: {own}" in cards[name]
+    for name in ("discount", "note", "cover"):
+        assert f"here: {here[place(name)] or 'empty'}" in cards[name]
+    options = [one.text for one in page.find_elements("css selector", "#by option")]
+    assert {*options} == {column.name for column in (*schema.columns, *schema.recorded)}
+    page.find_elements("css selector", "#by option")[options.index("total")].click()
+    assert page.find_element("id", "legend").text
+
+
+def _plain(frame, schema):
+    values = read_frame(frame, dataclasses.replace(schema.reading, rules="none"))
+    assert [one.name for one in values.schema.columns] == [one.name for one in schema.recorded]
+    x = values.x["train"].tolist()
+    return [[column.text(value, is_given=True) for column, value in zip(values.schema.columns, row)] for row in x]
+
+
+@needs_browser
+def test_rules_are_undone_in_the_page_as_in_python(browser, tmp_path):
+    """Of other tables: times, texts of dates, decimal commas, per cent, floats, keys of two columns, residuals."""
+    draw = np.random.RandomState(0)
+    count = 400
+    start = np.datetime64("2019-03-01T08:00") + draw.randint(0, 60 * 24 * 1200, count)
+    due = start + draw.randint(0, 60 * 24 * 40, count)
+    net = draw.gamma(2, 50, count).round(2)
+    hours = draw.gamma(2, 3, count).round(1) + 0.5
+    hours = hours.round(1)
+    size, kind = draw.choice([*"SML"], count), draw.choice(["cotton", "wool", "silk"], count)
+    pairs = itertools.product("SML", ("cotton", "wool", "silk"))
+    price = {pair: 5.5 + 3 * (place % 5) for place, pair in enumerate(pairs)}
+    long = draw.gamma(2, 1, count)
+    share = draw.uniform(0, 100, count).round(1)
+    first = DataFrame(
+        {
+            "booked": [f"{one:%d/%m/%Y %H:%M}" for one in start.astype("datetime64[s]").astype(object)],
+            "due": [f"{one:%d/%m/%Y %H:%M}" for one in due.astype("datetime64[s]").astype(object)],
+            "net": net,
+            "gross": (net * 1.2 + draw.choice([-0.01, 0, 0.01], count)).round(2),
+            "size": size,
+            "kind": kind,
+            "price": [price[one] for one in zip(size, kind)],
+            "distance": (d := (hours * draw.uniform(20, 90, count)).round(1)),
+            "hours": hours,
+            "speed": (d / hours).round(1),
+            "length": long,
+            "whole": long + draw.gamma(2, 1, count),
+            "share": [f"{one:.1f}%" for one in share],
+            "rest": [f"{100 - one:.1f}%" for one in share],
+            "paid": np.where(kind == "silk", None, draw.uniform(1, 3, count).round(3)),
+            "day": [f"{one:%d-%b-%y}" for one in (start + 60 * 24 * 3).astype("datetime64[s]").astype(object)],
+        }
+    )
+    lower = np.where(share < 20, np.nan, (net - draw.gamma(1, 15, count)).clip(0).round(2))
+    second = DataFrame({"a": net, "b": (net * 2).round(2), "c": lower, "d": share})
+    first.to_csv(tmp_path / "first.csv", index=False)
+    second["e"] = [f"{one:g}" for one in second.a + second.d]
+    second.to_csv(tmp_path / "second.csv", index=False, sep=";", decimal=",")
+    browser.get("about:blank")
+    folder = Path(pvae.explore.__file__).parent
+    used = [
+        line for line in (folder / "network.js").read_text().split("\n") if line[:11] in ("const list ", "const clamp")
+    ]
+    scripts = "\n".join([*used, (folder / "rules.js").read_text()])
+    for name, kinds in (("first", {*Rule.members} - {"threshold", "where", "ends"}), ("second", {"sum", "order"})):
+        schema = pvae.read(tmp_path / f"{name}.csv").record()
+        assert kinds <= {rule.rule for rule in schema.rules}
+        x = pvae.read(tmp_path / f"{name}.csv").train.double().numpy()
+        alone = np.stack([draw.choice(one[~np.isnan(one)], 300) for one in x.T], 1)
+        are_numbers = [not (one.categories or one.kind) for one in schema.columns]
+        alone += are_numbers * draw.uniform(-3, 3, alone.shape).round(draw.choice(9))
+        content = {
+            "rules": [{**dataclasses.asdict(rule), "made": rule.made} for rule in schema.rules],
+            "modelled": [dataclasses.asdict(column) for column in schema.columns],
+            "file": [dataclasses.asdict(column) for column in schema.recorded],
+        }
+        found = browser.execute_script(
+            f"{scripts}\n"
+            "const [content, all] = arguments, {file} = content;"
+            "return all.map((x) => recorded(content, x).map((value, place) => textOf(file[place], value)))",
+            json.loads(json.dumps(content)),
+            alone.tolist(),
+        )
+        assert found == _texts(schema, alone)
+
+
+@needs_browser
+def test_the_page_of_a_table_without_rules_has_no_word_of_them(train, opened):
+    page = opened(train(*CASES["mixed"]))
+    assert not page.find_element("id", "rules").is_displayed()
+    assert not page.find_elements("css selector", ".computed, .by-rule")
+    assert len(page.find_elements("css selector", "#by option")) == len(MIXED)
 
 
 def test_what_the_page_of_a_table_cannot_show_is_refused(train, tmp_path, capsys):
