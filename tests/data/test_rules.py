@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pandas import DataFrame
+from pandas import DataFrame, Timestamp, to_timedelta
 
 import pvae
 from pvae.data.read import read_again
+from pvae.data.reading import Reading
 from pvae.data.rules import Rule, recorded
-from pvae.data.tables import read_frame, table_text
+from pvae.data.tables import read_frame, read_table, table_text
 
 COUNT = 400
 
@@ -112,6 +115,9 @@ def test_columns_that_are_independent_have_no_rule():
                 "e": draw.binomial(1, 0.1, count),
                 "f": draw.uniform(size=count).round(3),
                 "g": np.where(draw.uniform(size=count) < 0.3, 0, draw.gamma(2, 3, count).round(2)),
+                "h": draw.binomial(1, 0.05, count),  # 0 in all rows of many values of i and j
+                "i": draw.randint(30, size=count),
+                "j": np.datetime64("2021-03-01") + draw.randint(60, size=count),
             }
         )
         assert {rule.rule for rule in pvae.read(frame, rules="auto").rules} <= {"levels"}
@@ -130,6 +136,60 @@ def test_what_was_read_comes_back_to_the_text(seed, count, decimals):
     plain = read_frame(frame, dataclasses.replace(values.schema.reading, rules="none"))
     back = recorded(values.schema, torch.from_numpy(values.x["train"]))
     assert texts(values.schema, back) == texts(plain.schema, torch.from_numpy(plain.x["train"]))
+
+
+def same_texts(file):
+    """Return whether the columns that rules leave of a file are written as those of the same file without rules."""
+    ruled, plain = (read_table(file, Reading(rules=rules)) for rules in ("auto", "none"))
+    back = recorded(ruled.schema, torch.from_numpy(ruled.x["train"]))
+    return texts(ruled.schema, back) == texts(plain.schema, torch.from_numpy(plain.x["train"]))
+
+
+def test_the_shared_tables_come_back_to_the_text():
+    folder = Path(os.environ.get("PVAE_DATA", "nowhere")) / "../tables"
+    if not folder.is_dir():
+        pytest.skip("needs the shared tables: set PVAE_DATA to the folder beside that of the tables")
+    assert [file.name for file in folder.glob("*.csv") if not same_texts(file)] == []
+
+
+@given(st.integers(0, 10**6), st.sampled_from([20, 150]), st.sampled_from([".", ","]))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_texts_of_all_kinds_come_back(tmp_path, seed, count, point):
+    draw = np.random.RandomState(seed)
+
+    def numbers(x, decimals, suffix=""):
+        return [f"{one:.{decimals}f}{suffix}".replace(".", point) for one in x]
+
+    a, b = draw.normal(0, 40, (2, count)).round(2)
+    start = Timestamp("2020-02-27") + to_timedelta(draw.randint(0, 9000, count) * 397, unit="min")
+    end = start + to_timedelta(draw.geometric(0.1, count) - 1, unit="min")
+    zone = draw.choice(["", "+00:00"])
+    columns = {
+        "a": numbers(a, 2),
+        "b": numbers(b, 2),
+        "sum": numbers(a - 2 * b + 7, 2),
+        "sum (residual)": numbers(draw.normal(size=count), 1),
+        "a again": numbers(a, 2),
+        "rate": numbers(draw.choice([-5.5, 0, 12.5], count), 1, "%"),
+        "large": [str(one) for one in 9_007_199_000_000 + draw.randint(0, 10**6, count)],
+        "start": [f"{one:%Y-%m-%dT%H:%M:%S}{zone}" for one in start],
+        "end": [f"{one:%Y-%m-%dT%H:%M:%S}{zone}" for one in end],
+        "end - start": numbers(draw.gamma(1, 9, count), 1),
+        "start: year": numbers(draw.choice([1, 2], count), 0),
+        "day": [f"{one:%d.%m.%Y}" for one in start],
+        "kind": draw.choice([*"xyz"], count),
+        "note is empty": draw.choice([*"01"], count),
+        "constant": ["7"] * count,
+    }
+    columns["note"] = [text if kind == "x" else "" for text, kind in zip(columns["b"], columns["kind"])]
+    columns["code"] = [{"x": "3", "y": "1", "z": "2"}[kind] for kind in columns["kind"]]
+    columns["missing once"] = ["", *columns["a"][1:]]
+    columns["some"] = [
+        text if is_there else "" for text, is_there in zip(columns["sum"], draw.uniform(size=count) < 0.8)
+    ]
+    names = draw.permutation([*columns])[: draw.randint(4, len(columns) + 1)]
+    DataFrame({name: columns[name] for name in names}).to_csv(tmp_path / "t.csv", index=False, sep=";")
+    assert same_texts(tmp_path / "t.csv")
 
 
 def test_a_row_that_breaks_a_rule_is_refused_and_a_rule_can_be_left_out():
