@@ -323,9 +323,9 @@ class Run:
             data = data[:37] + "..."
         title = f"{system} on {data}, epoch {epoch}"
         if test is not None:  # an epoch is finished
-            if test.epoch == best_epoch(self.metrics()):
-                title += ", the best on the validation data"
             title += f": {test} nats{self.bits(test)}"
+            if test.epoch == best_epoch(self.metrics()):
+                counts += ", the best epoch on the validation data"
         return f"{title}\n{options.strip()} ({counts}"
 
     def bits(self, row: Metrics) -> str:
