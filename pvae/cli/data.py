@@ -165,6 +165,7 @@ def _score_parser() -> Parser:
 def _score(arguments: argparse.Namespace) -> None:
     from pvae.core.random_state import seeded
     from pvae.data.preparation import Preparation
+    from pvae.data.rules import log_density_beside
     from pvae.plotting.figures import named_images_figure
     from pvae.trained.scores import score_images, to_text, with_likelihood
 
@@ -176,6 +177,10 @@ def _score(arguments: argparse.Namespace) -> None:
     with bar, seeded(arguments.seed):
         names = [given.names[row] for row in given.inside]
         scores = score_images(vae, batch, names, arguments.importance_samples, bar.update)
+    if run.data.rules:
+        more = log_density_beside(run.data, given.x[given.inside].double()).numpy()
+        scores[["log_p", "elbo"]] = scores[["log_p", "elbo"]].add(more, axis=0)
+        scores["distortion"] -= more
     if given.outside:
         scores = _with_outside(scores, given)
     write(folder / "scores.csv", scores)

@@ -47,6 +47,19 @@ class Column:
     step: float = 0.0
     least_decimals: int | None = None
 
+    @property
+    def spacing(self) -> float:
+        """The distance of neighbouring values in the unit of x; 1 of categories, and of numbers of any digits."""
+        if self.categories:
+            return 1.0
+        if self.date_format:
+            return self._date_unit / timedelta(days=1)
+        if self.step:
+            return self.step
+        if self.decimals is None or self.decimals > _MOST_DECIMALS:
+            return 1.0
+        return float(10.0**-self.decimals)
+
     def of_any_size(self) -> Column:
         """Return the column with the limits that its numbers have by themselves: 0, and 1 of a share."""
         if self.least is None or self.greatest is None or self.date_format or self.decimals is None:

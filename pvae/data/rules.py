@@ -135,6 +135,27 @@ def can_be(schema: Schema, x: Tensor) -> Tensor:
     return is_within
 
 
+def log_density_beside(schema: Schema, x: Tensor) -> Tensor:
+    """Return log p of rows in the columns of the file, less that in the columns that are left, (N,) nats.
+
+        log p(file) - log p(left) = sum over given fields of left of log u  -  sum over those of the file of log u
+
+    A value that is recorded in steps of u has the density P / u, P being the probability of its step. A field that a
+    rule fills in has P = 1.
+
+    Args:
+        schema: of the table.
+        x: values (N, D) of the columns that are left.
+    """
+    if not schema.rules:
+        return x.new_zeros(len(x))
+    shares = []
+    for columns, values in ((schema.columns, x), (schema.recorded, recorded(schema, x))):
+        spacing = torch.tensor([column.spacing for column in columns], dtype=torch.float64)
+        shares.append((spacing.log() * ~values.isnan()).sum(1))
+    return shares[0] - shares[1]
+
+
 def _undone(rules: Sequence[Rule], values: Values) -> Values:
     for rule in reversed(rules):
         values = rule.undo(values)

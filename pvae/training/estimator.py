@@ -26,7 +26,7 @@ from pvae.core.random_state import seeded
 from pvae.data.column import Column
 from pvae.data.dataset import check_domain
 from pvae.data.read import read
-from pvae.data.rules import recorded
+from pvae.data.rules import log_density_beside, recorded
 from pvae.data.schema import Schema
 from pvae.data.tables import checked, class_codes, read_frame
 from pvae.marginal.log_likelihood import log_likelihood
@@ -163,7 +163,8 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         """
         vae, batch = self.vae_of(), self._batch(X)
         with seeded(self.config_.seed):
-            return log_likelihood(vae, batch, **how)
+            found = log_likelihood(vae, batch, **how)
+        return found._replace(log_p=found.log_p + log_density_beside(self.schema_, batch.x.images.double()))
 
     def score_samples(self, X: Any) -> NDArray[Any]:
         """Return log p(x) of each row, (N,) nats, which does not depend on the other rows.

@@ -16,7 +16,7 @@ from pandas import DataFrame, Timestamp, to_timedelta
 import pvae
 from pvae.data.read import read_again
 from pvae.data.reading import Reading
-from pvae.data.rules import Rule, recorded
+from pvae.data.rules import Rule, log_density_beside, recorded
 from pvae.data.tables import read_frame, read_table, table_text
 
 COUNT = 400
@@ -204,3 +204,16 @@ def test_a_row_that_breaks_a_rule_is_refused_and_a_rule_can_be_left_out():
     assert pvae.read(frame, rules="none").rules == ()
     named = pvae.read(frame, columns="size=real,total=real", rules="auto")
     assert {"size", "total"}.isdisjoint(rule.column for rule in named.rules)
+
+
+def test_log_p_of_rows_in_the_columns_of_a_file_is_of_densities_where_it_has_numbers_in_steps():
+    count = 400
+    draw = np.random.RandomState(0)
+    cover = draw.uniform(-0.3, 1.3, count).clip(0, 1).round(2)
+    frame = DataFrame({"cover": cover, "other": draw.normal(size=count).round(3)})
+    frame["note"] = np.where(draw.uniform(size=count) < 0.5, np.nan, draw.normal(size=count).round(1))
+    values = read_frame(frame, pvae.read(frame).reading)
+    assert {rule.rule for rule in values.schema.rules} == {"ends", "empty"}
+    more = log_density_beside(values.schema, torch.from_numpy(values.x["train"]))
+    is_end = np.isin(cover, (0, 1))
+    assert more.numpy() == pytest.approx(np.where(is_end, np.log(100), 0.0))  # a field that is empty has no density
