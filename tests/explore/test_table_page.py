@@ -84,8 +84,8 @@ def train(tmp_path, no_pictures):
             csv.writer(file).writerows(
                 [names, *(["" if draw.random() < share else one for one in row] for row in rows)]
             )
-        given = {"dataset": f"table:{tmp_path / 't.csv'}", "hidden": (12,), "latent_dim": 2, **options}
-        data = load_for(Config(dataset=given["dataset"], columns=options.get("columns", "")))
+        given = {"dataset": f"table:{tmp_path / 't.csv'}", "hidden": (12,), "latent_dim": 2, "rules": "none", **options}
+        data = load_for(Config(dataset=given["dataset"], columns=options.get("columns", ""), rules="none"))
         config = values_config(data, **{**given, "epochs": 4, "lr": 0.02, "batch_size": 25, "patience": 0})
         return fit(config, data=data, out=tmp_path / name, device="cpu")
 
