@@ -1,7 +1,7 @@
-"""What a default training of a table learns, beside scikit-learn's densities, TVAE and a Gaussian copula.
+"""What a default training of a table learns, beside scikit-learn's densities, TVAE, CTGAN and a Gaussian copula.
 
     pip install -e ".[bench]"
-    python tests/benchmarks/tables.py FILE.csv ... [--rivals tvae,copula] [--seconds]
+    python tests/benchmarks/tables.py FILE.csv ... [--rivals tvae,ctgan,copula] [--seconds]
 
 All sides are fitted to the training rows of this package's own split; validation rows choose epochs, kinds and sizes.
 
@@ -9,10 +9,13 @@ All sides are fitted to the training rows of this package's own split; validatio
 - "linear": log p(x) of the test rows by factor analysis or a Normal with a full covariance matrix (Ledoit-Wolf);
   "mixture": by a `GaussianMixture`. Both are standardised by the training rows, and scored in the units of the table.
   They are densities: they need numbers without missing values, and gain without end where a value occurs often, while
-  here such a value has the probability of its step at most.
+  here such a value has the probability of its step at most. All three are of the columns that the rules have left.
 - "shapes / trends": SDMetrics' Column Shapes and Column Pair Trends of as many synthetic rows as the table has (10,000
   at most), against the rows of all splits; 1 is best. Texts and columns of 0 and 1 are discrete. Numbers of all sides
-  are rounded to the decimals of the file. TVAE and the copula take no missing values.
+  are rounded as `Column.rounded` says, which keeps them on the steps of the file. The rivals are fitted to the columns
+  of the file; of one with empty fields, whether a field is empty is a column of 0 and 1 beside it.
+- "rows that keep the rules": the share of these rows in which `pvae.data.rules.modelled` finds no broken rule, of those
+  that `pvae.read(FILE)` finds; the rivals are not told them.
 - `--seconds`: of the whole command here, its start and its figures included; of the other sides, of fitting in this
   process (all kinds and sizes), without imports and sampling.
 """
@@ -42,9 +45,10 @@ from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
 from pvae.data.read import read_other
+from pvae.data.rules import modelled
 from pvae.runs.run import Run
 
-PACKAGES = {"tvae": "ctgan", "copula": "copulas"}  # of each rival
+PACKAGES = {"tvae": "ctgan", "ctgan": "ctgan", "copula": "copulas"}  # of each rival
 _MOST_SAMPLES = 10_000  # of one call of `pvae sample`
 _SIZES = range(1, 17)  # of a mixture, and numbers of factors
 _COLUMNS = ("table", "rows x columns", "ELBO", "linear", "mixture", "ELBO - mixture")
@@ -54,7 +58,7 @@ def main() -> None:
     """Print a row for each table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.csv")
-    parser.add_argument("--rivals", default="tvae,copula", help='of the synthetic rows, or "" (default: tvae,copula)')
+    parser.add_argument("--rivals", default=",".join(PACKAGES), help='of the synthetic rows, or "" (default: all)')
     parser.add_argument("--seconds", action="store_true", help="print the seconds of each side too")
     arguments = parser.parse_args()
     sys.exit(run_command("tables.py", lambda: _run(arguments)))
@@ -70,9 +74,10 @@ def _run(arguments: argparse.Namespace) -> None:
         print(f"absent: {', '.join(sorted(absent))}, which pip install -e '.[bench]' installs", file=sys.stderr)
     if "sdmetrics" in absent:
         absent.update(PACKAGES.values())  # their rows could not be scored
-    columns = [*_COLUMNS, *(f"{name}, shapes / trends" for name in ("pvae", "TVAE", "copula"))]
+    columns = [*_COLUMNS, *(f"{name}, shapes / trends" for name in ("pvae", *PACKAGES))]
+    columns.append(f"rows that keep the rules: pvae / {' / '.join(PACKAGES)}")
     if arguments.seconds:
-        columns.append("s: pvae, linear, mixture, TVAE, copula")
+        columns.append(f"s: pvae, linear, mixture, {', '.join(PACKAGES)}")
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
     rivals = [name for name in rivals if PACKAGES[name] not in absent]
     for file in arguments.files:
@@ -96,33 +101,50 @@ def row_of(file: Path, rivals: Sequence[str], scores: bool) -> list[str]:
     data = data.with_valid(values_config(data, dataset=config.dataset).valid)
     rows = torch.cat([*data.splits.values()])
     count = min(len(rows), _MOST_SAMPLES)
+    plain = load_for(config.replace(rules="none"), None, True)  # the same rows, in the columns of the file
+    plain = plain.with_valid(values_config(data, dataset=config.dataset).valid)
     linear = mixture = math.nan
-    times = 5 * [math.nan]
-    elbo, stderr, synthetic, times[0] = ours(data, count)
+    times = (3 + len(PACKAGES)) * [math.nan]
+    elbo, stderr, synthetic, times[0] = ours(data, plain, count)
     if not data.has_missing and not any(column.categories for column in data.columns):
         (linear, times[1]), (mixture, times[2]) = densities(data)
-    shapes = [score(data, synthetic) if scores and synthetic is not None else "-", "-", "-"]
-    for place, (name, fit) in enumerate({"tvae": tvae, "copula": copula}.items(), start=1):
-        if name in rivals and not data.has_missing:
+    drawn = {"pvae": synthetic}
+    for place, name in enumerate(PACKAGES, start=3):
+        if name in rivals:
             try:
-                drawn, times[place + 2] = fit(data, count)
+                drawn[name], times[place] = rival(plain, name, count)
             except Exception as error:  # a rival may fail on a table in any way
                 print(f"{name} failed on {file}: {error!r}", file=sys.stderr, flush=True)
-            else:
-                shapes[place] = score(data, drawn)
+    shapes, kept = [], []
+    for name in ("pvae", *PACKAGES):
+        rows_of = drawn.get(name)
+        is_scored = rows_of is not None
+        shapes.append(score(plain, rows_of) if scores and is_scored else "-")
+        kept.append(share_kept(data, rows_of) if is_scored else math.nan)
+    said = " / ".join(_number(one, 4) for one in kept)
     bound = "-" if math.isnan(elbo) else f"{elbo:.2f} +- {stderr:.2f}"
     nats = [bound, *(_number(one, 2) for one in (linear, mixture, elbo - mixture))]
     seconds = " / ".join(_number(one, 1) for one in times)
-    return [file.stem, f"{len(rows):,} x {len(data.columns)}", *nats, *shapes, seconds]
+    return [file.stem, f"{len(rows):,} x {len(plain.columns)}", *nats, *shapes, said, seconds]
 
 
 def _number(value: float, decimals: int) -> str:
     return "-" if math.isnan(value) else f"{value:.{decimals}f}"
 
 
-def ours(data: Dataset, count: int) -> tuple[float, float, Tensor | None, float]:
+def share_kept(data: Dataset, rows: Tensor) -> float:
+    """Return the share of rows, in the columns of the file, that keep the rules of a table; NaN if it has none."""
+    if not data.rules:
+        return math.nan
+    outside: dict[str, str] = {}
+    modelled(data, rows.numpy(), [str(number) for number in range(len(rows))], outside)
+    return 1 - len(outside) / len(rows)
+
+
+def ours(data: Dataset, plain: Dataset, count: int) -> tuple[float, float, Tensor | None, float]:
     """Train by the command, and return the test ELBO, its standard error, `count` synthetic rows, and the seconds.
 
+    The rows are in the columns of the file, as `plain` has them.
     If a command fails, its message is printed, and what it would have given is NaN or None.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -137,7 +159,8 @@ def ours(data: Dataset, count: int) -> tuple[float, float, Tensor | None, float]
             raise InputError(f"{data.name}: the training took another split than this benchmark")
         row = run.test_metrics()
         has_samples = _succeeds(["pvae", "sample", str(out), "-n", str(count), "--out", str(samples)])
-        return row.elbo, row.elbo_stderr, read_other(run.data, samples).data if has_samples else None, seconds
+        synthetic = read_other(plain.record(), samples).data if has_samples else None
+        return row.elbo, row.elbo_stderr, synthetic, seconds
 
 
 def _succeeds(command: list[str]) -> bool:
@@ -172,30 +195,46 @@ def densities(data: Dataset) -> list[tuple[float, float]]:
     return found
 
 
-def tvae(data: Dataset, count: int) -> tuple[Tensor, float]:
-    """Return `count` rows that ctgan's TVAE draws, by its defaults (300 epochs), and the seconds of fitting."""
-    from ctgan import TVAE
+def rival(data: Dataset, name: str, count: int) -> tuple[Tensor, float]:
+    """Return `count` rows that a rival draws, by its defaults, and the seconds of fitting.
 
-    model = TVAE()
-    model.set_random_state(0)
-    names = [str(place) for place in range(len(data.columns))]
-    discrete = [name for name, is_discrete in zip(names, _are_discrete(data)) if is_discrete]
-    frame = DataFrame(data.train.numpy(), columns=names)
-    _, seconds = _timed(lambda: model.fit(frame, discrete))
-    return torch.from_numpy(model.sample(count)[names].to_numpy(np.float64)), seconds
+    Args:
+        data: the columns of the file.
+        name: "tvae" or "ctgan" of the package ctgan (300 epochs), or "copula".
+        count: number of rows.
+    """
+    columns = {}
+    discrete = []
+    for place, is_discrete in enumerate(_are_discrete(data)):
+        x = data.train[:, place].double()
+        is_empty = x.isnan()
+        columns[str(place)] = x.where(~is_empty, x.nanmedian()).numpy()
+        if is_discrete:
+            discrete.append(str(place))
+        if is_empty.any():
+            columns[f"{place} is empty"] = is_empty.double().numpy()
+            discrete.append(f"{place} is empty")
+    frame = DataFrame(columns)
+    if name == "copula":
+        from copulas.multivariate import GaussianMultivariate
 
+        model = GaussianMultivariate(random_state=0)
+        _, seconds = _timed(lambda: model.fit(frame))
+    else:
+        import ctgan
 
-def copula(data: Dataset, count: int) -> tuple[Tensor, float]:
-    """Return `count` rows that a Gaussian copula draws, and the seconds of fitting; discrete values are its codes."""
-    from copulas.multivariate import GaussianMultivariate
-
-    model = GaussianMultivariate(random_state=0)
-    names = [str(place) for place in range(len(data.columns))]
-    frame = DataFrame(data.train.numpy(), columns=names)
-    _, seconds = _timed(lambda: model.fit(frame))
-    drawn = torch.from_numpy(model.sample(count)[names].to_numpy(np.float64))
-    codes = drawn.round().clamp(data.train.amin(0), data.train.amax(0))
-    return torch.where(torch.tensor(_are_discrete(data)), codes, drawn), seconds
+        model = getattr(ctgan, name.upper())()
+        model.set_random_state(0)
+        _, seconds = _timed(lambda: model.fit(frame, discrete))
+    drawn = model.sample(count)
+    for one in discrete:  # the copula draws numbers between the codes
+        drawn[one] = drawn[one].round().clip(frame[one].min(), frame[one].max())
+    rows = []
+    for place, column in enumerate(data.columns):
+        x = [column.rounded(value) for value in drawn[str(place)].tolist()]
+        is_empty = drawn.get(f"{place} is empty", np.zeros(count))
+        rows.append(np.where(is_empty == 1, np.nan, x))
+    return torch.from_numpy(np.stack(rows, 1)), seconds
 
 
 def score(data: Dataset, synthetic: Tensor) -> str:
