@@ -23,7 +23,8 @@ from pvae.data.rules import recorded
 from pvae.distributions.values import Columns
 from pvae.evaluation.context import Context, Measure, said
 from pvae.marginal.chunks import data_at_once
-from pvae.models.features import features_seen, steps_of
+from pvae.models.columns import ColumnKind, ColumnsLikelihood, columns_text
+from pvae.models.features import features_seen, fit_to, steps_of
 from pvae.models.start import SIZES, WIDEST, Array, fit_mixture, linear_models, quietly
 from pvae.runs.metrics import Metrics
 from pvae.trained.scores import Estimate
@@ -339,7 +340,7 @@ class Baselines(Measure):
         models = simple_models(context.vae, *splits)
         data = run.data
         if data.rules and all(rule.is_shift for rule in data.rules):
-            models = _best_of_each(models + _of_reals(*(recorded(data, x.cpu().double()) for x in splits)))
+            models = _best_of_each(models + _of_file(*(recorded(data, x.cpu().double()) for x in splits)))
         return compare_with(models, context.terms["elbo"])
 
     @property
@@ -400,42 +401,38 @@ def simple_models(vae: VAE, train: Tensor, valid: Tensor, held_out: Tensor) -> l
         return []
     train = train[:: math.ceil(len(train) / _ROWS)]
     splits = [valid, held_out]
-    y = p_x.normal_values(train)
     try:
-        if y is None or any(one.isnan().any() for one in (train, *splits)):
-            return [_products(vae, train, splits)]
+        models = _of_normals(p_x, train, splits)
+        if not models or not all(part.is_density for part in getattr(p_x, "parts", [p_x])):  # as of counts
+            models.append(_products(vae, train, splits))
     except NotImplementedError:
         return []
-    steps = steps_of(train).flatten().to(y[1]) * y[1].exp()  # of y
-    values = [(one.cpu(), slope.sum(-1)) for one, slope in map(p_x.normal_values, splits)]
-    models = _of_normals(y[0], steps, values)
-    if not all(part.is_density for part in getattr(p_x, "parts", [p_x])):  # as of counts
-        models.append(_products(vae, train, splits))
     return _best_of_each(models)
 
 
-def _of_reals(train: Tensor, valid: Tensor, held_out: Tensor) -> list[SimpleModel]:
-    """Return the models of Normals of rows as the file has them, all of numbers of which none is missing."""
-    zero = torch.zeros(1, dtype=torch.float64)
-    return _of_normals(train, steps_of(train).flatten(), [(valid, zero), (held_out, zero)])
+def _of_file(train: Tensor, valid: Tensor, held_out: Tensor) -> list[SimpleModel]:
+    """Return the models of Normals of rows (N, D) of numbers in the columns of a file."""
+    kinds = columns_text(ColumnKind.of(column) for column in train.T)
+    p_x = ColumnsLikelihood(nn.Identity(), train.shape[1:], kinds)
+    fit_to(p_x, train)
+    return _of_normals(p_x, train[:: math.ceil(len(train) / _ROWS)], [valid, held_out])
 
 
-def _of_normals(train: Tensor, steps: Tensor, splits: Sequence[tuple[Tensor, Tensor]]) -> list[SimpleModel]:
-    """Return linear models and mixtures of Normals.
-
-    Args:
-        train: y of the training data, (N, D).
-        steps: of y, (D,) or (N, D).
-        splits: y of the validation and the held-out data, and what their log p(x) has beside log p(y).
-    """
-    noise = (steps.square() / (2 * math.pi)).view(-1, train.shape[-1]).mean(0)  # whose density is 1 / u at most
-    features = train.numpy(force=True)
+def _of_normals(p_x: Any, train: Tensor, splits: Sequence[Tensor]) -> list[SimpleModel]:
+    """Return linear models and mixtures of Normals; none where not all values are Normal given z, or some are NaN."""
+    y = p_x.normal_values(train)
+    if y is None or any(one.isnan().any() for one in (train, *splits)):
+        return []
+    steps = steps_of(train).flatten().to(y[1]) * y[1].exp()  # of y
+    noise = (steps.square() / (2 * math.pi)).mean(0)  # whose density is 1 / u at most
+    features = y[0].numpy(force=True)
+    values = [(one.cpu(), slope.sum(-1)) for one, slope in map(p_x.normal_values, splits)]
 
     def fitted(kind: str, name: str, density: Distribution) -> SimpleModel:
-        return SimpleModel(kind, name, *(density.log_prob(one) + slope for one, slope in splits))
+        return SimpleModel(kind, name, *(density.log_prob(one) + slope for one, slope in values))
 
     least = np.where(features.std(0) > 0, noise.numpy(force=True).clip(min=_LEAST_NOISE), 1.0)
-    every = linear_models(features, splits[0][0].numpy(), train.shape[-1], least)
+    every = linear_models(features, values[0][0].numpy(), train[0].numel(), least)
     models = [fitted("linear", one.name, _normal(one)) for one in every[:-1]]  # without principal components
     return models + [fitted("mixture", name, density) for name, density in _mixtures(features, noise)]
 
