@@ -37,12 +37,12 @@ class Rule(Family):
 
     Attributes:
         fills: it empties fields of the column, and fills them in again.
-        is_planned: it is applied after others of its kind and the next ones are found, and after those that need it.
+        waits: it is applied with rules of the next kind, which may compute columns from what it leaves out.
         is_shift: it only shifts the column by another one, so that densities in the columns before and after are equal.
     """
 
     fills: ClassVar[bool] = False
-    is_planned: ClassVar[bool] = False
+    waits: ClassVar[bool] = False
     is_shift: ClassVar[bool] = False
     column: str
     of: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class Rule(Family):
 
     @classmethod
     def find(cls, table: Table) -> Iterator[Rule]:
-        """Yield rules of this class; each is added to the table before the next one is searched."""
+        """Yield rules of this class; each is planned before the next one is searched."""
         raise NotImplementedError
 
     def apply(self, values: Values) -> Values:
@@ -186,30 +186,23 @@ class Table:
                 return False
         return name not in self.planned
 
-    def add(self, rule: Rule) -> None:
-        """Apply a rule, or plan it."""
-        if not rule.is_planned:
-            self.take(rule)
-        elif self.may_compute(rule.column, rule.of):
-            self.planned[rule.column] = rule
-
     def take_planned(self) -> None:
         """Apply the planned rules, each after those that need its column."""
         while self.planned:
             needed = {name for rule in self.planned.values() for name in rule.of}
             self.take(self.planned.pop(next(name for name in self.planned if name not in needed)))
 
-    def take(self, rule: Rule) -> bool:
-        """Apply a rule, if `undo` brings back what was there; return whether it does."""
+    def take(self, rule: Rule) -> None:
+        """Apply a rule, if `undo` brings back what was there."""
         if any(name in self.values for name in rule.made):
-            return False
+            return
         after = rule.apply(self.values)
         back = rule.undo(after)
         emptied = {one.column for one in self.rules if one.fills}
         for name, x in self.values.items():
             is_compared = ~np.isnan(x) | (name not in emptied)
             if back[name] is not x and not are_equal(back[name][is_compared], x[is_compared]):
-                return False
+                return
         columns = {}
         for name, x in after.items():
             if x is self.values.get(name):
@@ -219,7 +212,6 @@ class Table:
                 self._codes.pop(name, None)
         self.values, self.columns = after, columns
         self.rules.append(rule)
-        return True
 
     def sample(self) -> NDArray[np.int64]:
         """Return some rows, evenly spaced."""

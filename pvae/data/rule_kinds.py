@@ -40,7 +40,7 @@ def _log_arrangements(counts: Iterable[float]) -> float:
 class Computed(Rule):
     """A column that others determine: it is left out."""
 
-    is_planned = True
+    waits = True
 
     def computed(self, values: Values) -> Array:
         """Return the column, given the others."""
@@ -298,6 +298,7 @@ class Same(Computed, name="same", help="a column is a function of another one, o
         found: the value of the column for each of them.
     """
 
+    waits = False
     keys: tuple[float, ...]
     seconds: tuple[float, ...] = ()
     found: tuple[float, ...]
@@ -370,15 +371,13 @@ class Where(Rule, name="where", help="a column has one value where another one h
     """
 
     fills = True
-    is_planned = True
     values: tuple[float, ...]
     value: float
 
     @classmethod
     def find(cls, table: Table) -> Iterator[Rule]:
         """Yield rules of a number that is its least or greatest value, of a text, and of whether a field is empty."""
-        left = [name for name in table.columns if name not in table.planned]
-        for of, name in itertools.permutations(left, 2):
+        for of, name in itertools.permutations(table.columns, 2):
             few = len(table.codes(of)[1]) <= _MOST_KEYS
             if few and table.may_compute(name, [of]):
                 yield from cls._of(table, name, of)
@@ -511,7 +510,6 @@ class Order(Rule, name="order", help="a number is at most another one"):
         least: the least value of the column.
     """
 
-    is_planned = True
     is_shift = True
     is_above: bool
     decimals: int

@@ -40,13 +40,12 @@ def find_rules(table: Table, without: Sequence[str] = ()) -> Table:
     if len(table) < LEAST_ROWS:
         return table
     for kind in Rule.members.values():
-        if not kind.is_planned:
-            table.take_planned()
-        if kind.name in without:
-            continue
         for rule in kind.find(table):
-            if rule.column not in without and rule.column not in table.kept:
-                table.add(rule)
+            is_asked = {kind.name, rule.column}.isdisjoint(without) and rule.column not in table.kept
+            if is_asked and table.may_compute(rule.column, rule.of):
+                table.planned[rule.column] = rule
+        if not kind.waits:
+            table.take_planned()
     return table
 
 
