@@ -94,7 +94,7 @@ def command_line(config: Config) -> str:
     "--columns 'real*2' --hidden 64 32 --likelihood columns"
     """
     changed = _changed(config, Config(), ("system", "dataset", "seed", "source"))
-    if config.rules != "none" and "=" not in config.columns:  # of what rules have left
+    if config.uses("rules") and config.rules != "none" and "=" not in config.columns:  # of what rules have left
         changed.pop("columns", None)
     return shlex.join(word for name in changed if OPTIONS[name].has_flag for word in _words(name, changed[name]))
 

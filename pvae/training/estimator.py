@@ -22,10 +22,12 @@ from pvae.config.build import build_vae, preparation_of
 from pvae.config.choices import values_config
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError, check_name
+from pvae.core.options import options_of
 from pvae.core.random_state import seeded
 from pvae.data.column import Column
 from pvae.data.dataset import check_domain
 from pvae.data.read import read
+from pvae.data.reading import Reading
 from pvae.data.rules import log_density_beside, recorded
 from pvae.data.schema import Schema
 from pvae.data.tables import checked, class_codes, read_frame
@@ -57,9 +59,9 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         latent_dim: L, the number of latents.
         columns: the kind of single columns by their names, such as {"amount": "positive"}, as `--columns` names them.
         condition: a column of classes y, which are no part of x: the VAE is of p(x | y).
-        rules: "auto", "none" or "not NAME", as `--rules` takes them: what holds in all rows holds in drawn ones.
         epochs: the most epochs.
-        config: further fields of `Config`, by their names, such as {"elbo": "iwae", "particles": 8}.
+        config: further fields of `Config`, by their names, such as {"elbo": "iwae", "particles": 8}, or
+            {"rules": "none"}: what holds in all rows is else found, and holds in drawn rows.
         random_state: of the weights, the order of the rows and all draws, and of the methods that draw; two fits of
             the same rows are the same.
         out: a new folder in which the run is kept; by default it is not.
@@ -80,7 +82,6 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         *,
         columns: Mapping[str, str] | None = None,
         condition: str | None = None,
-        rules: str = "auto",
         epochs: int | None = None,
         config: Mapping[str, Any] | None = None,
         random_state: Any = None,
@@ -90,7 +91,6 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         self.latent_dim = latent_dim
         self.columns = columns
         self.condition = condition
-        self.rules = rules
         self.epochs = epochs
         self.config = config
         self.random_state = random_state
@@ -109,13 +109,15 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         kinds = ",".join(f"{name}={kind}" for name, kind in (self.columns or {}).items())
         if self.condition:
             check_name("condition", self.condition, [*frame])
-        data = read(frame, label_column=self.condition or "", columns=kinds, missing_values="", rules=self.rules)
+        more = dict(self.config or {})
+        reading = {name: more[name] for name in options_of(Reading) if name in more}
+        data = read(frame, **{"label_column": self.condition or "", "columns": kinds, "missing_values": "", **reading})
         if not data.is_in_parts:
             data = replace(data, valid=data.test, valid_labels=data.test_labels)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        given = {"latent_dim": self.latent_dim, "epochs": self.epochs, "columns": kinds or None, "rules": self.rules}
+        given = {"latent_dim": self.latent_dim, "epochs": self.epochs, "columns": kinds or None}
         options: dict[str, Any] = {"seed": seed, "compile": "graph", "condition": bool(self.condition)}
-        options |= {name: value for name, value in given.items() if value is not None} | dict(self.config or {})
+        options |= {name: value for name, value in given.items() if value is not None} | more
         config = values_config(data, **options)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run" if self.out is None else self.out

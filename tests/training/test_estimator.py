@@ -114,11 +114,11 @@ def test_differences_of_times_are_days_and_levels_of_a_category_are_known_withou
 def test_rules_are_found_unless_they_are_turned_off():
     frame = table().assign(double=lambda one: 2 * one["items"])
     assert any({rule.column, *rule.of} == {"items", "double"} for rule in pvae.read(frame).rules)
-    found = pvae.VAEEstimator(1, rules="none", epochs=1, random_state=0, config=FAST).fit(frame)
+    found = pvae.VAEEstimator(1, epochs=1, random_state=0, config={**FAST, "rules": "none"}).fit(frame)
     assert not found.schema_.rules
     assert found.config_.rules == "none"
     with pytest.raises(InputError, match="rules"):
-        pvae.VAEEstimator(rules="some").fit(frame)
+        pvae.VAEEstimator(config={"rules": "some"}).fit(frame)
 
 
 def test_columns_in_another_order_are_put_right_and_others_are_refused(fitted):
