@@ -63,14 +63,17 @@ class Column:
     def of_any_size(self) -> Column:
         """Return the column with the limits that its numbers have by themselves: 0, and 1 of a share."""
         if self.least is None or self.greatest is None or self.date_format or self.decimals is None:
-            return replace(self, least=None, greatest=None, step=0.0)
+            return replace(self, least=None, greatest=None)
         least = greatest = None
         low = self.origin + self.least
         if low >= 0:
-            least = min(low, 10.0**-self.decimals) - self.origin
+            least = low - self.spacing * math.floor(low / self.spacing + 1e-6)
+            if low > 0 and least < self.spacing / 2:  # none is 0
+                least += self.spacing
+            least -= self.origin
             if self.origin + self.greatest <= 1:
                 greatest = 1 - self.origin
-        return replace(self, least=least, greatest=greatest, step=0.0)
+        return replace(self, least=least, greatest=greatest)
 
     @property
     def _date_unit(self) -> timedelta:
@@ -93,7 +96,7 @@ class Column:
             return value
         least = -math.inf if self.least is None else self.least
         greatest = math.inf if self.greatest is None else self.greatest
-        if self.step:
+        if self.step and math.isfinite(least):
             value = least + self.step * round((value - least) / self.step)
         unit = 10.0**-self.decimals  # the least value above 0
         if self.decimals == 0 or self.step:

@@ -138,6 +138,7 @@ class Table:
     """
 
     def __init__(self, values: Values, columns: Sequence[Column], kept: Sequence[str] = ()) -> None:
+        self.first: Values = dict(values)
         self.values: Values = dict(values)
         self.columns = {column.name: column for column in columns}
         self.kept = frozenset(kept)
@@ -168,6 +169,10 @@ class Table:
             and (column.date_format or (column.decimals is not None and column.decimals <= 8))
             and len(self.codes(name)[1]) > 1
         ]
+
+    def is_key(self, name: str) -> bool:
+        """Return whether a drawn value of a column is one of those of the file, as of all columns but dates."""
+        return not self.columns[name].date_format
 
     def unit(self, name: str) -> float:
         """Return the unit of the last digit of a number."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pvae.core.errors import listed
 from pvae.data.column import Column
-from pvae.data.rule import LEAST_ROWS, Array, Empty, Rule, Table, Values, without
+from pvae.data.rule import LEAST_ROWS, TINY, Array, Empty, Rule, Table, Values, without
 
 _SURE = math.log(1e-9)  # the greatest log-probability that a rule holds in all rows by chance, of independent columns
 _MOST_NUMBERS = 40  # columns of numbers among which sums and products are searched
@@ -28,6 +28,7 @@ _TIMES = 10  # that a level occurs on average
 _END_SHARE, _END_TIMES = 0.05, 4  # of rows at an end of a column, and how many times those of another value
 _LEAST_BELOW = 5  # rows in which a Normal difference would be below 0, if it is always at least 0 by a rule
 _SCALE = 5  # times that a number is at least another one, since their scales differ
+_SECONDS = 86_400  # of a day
 _SPAN = 730  # days from which a date has a season
 _FACTORS = (1, 2, 3, 4, 5, 10, 12, 60, 100)  # denominators of simple coefficients
 
@@ -87,16 +88,64 @@ class Formula(Computed):
         return {**without(values, *self.made), self.column: x.round(self.decimals)}
 
     @classmethod
-    def of_residual(cls, table: Table, rule: Formula) -> Iterator[Rule]:
-        """Yield the rule, if its residual is small in all rows."""
+    def of_residual(cls, table: Table, rule: Formula, explained: float) -> Iterator[Rule]:
+        """Yield the rule, if its residual in all rows is at most what rounding explains."""
         x = table.values[rule.column]
         if np.isnan(rule.computed(table.values)[~np.isnan(x)]).any():
             return
         most = float(np.nanmax(np.abs(x - rule.computed(table.values)).round(rule.decimals)))
         if most == 0:
             yield rule
-        elif most <= _ROUNDING * table.unit(rule.column) and most <= 0.02 * np.nanstd(x):
+        elif most <= min(explained, _ROUNDING * table.unit(rule.column)) + TINY and most <= 0.02 * np.nanstd(x):
             yield replace(rule, most=most, says=f"{rule.says}, to within {most:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product(Formula, name="product", help="a number is the product or the ratio of two others"):
+    """A number is the product of two others, or their ratio.
+
+    Args:
+        is_ratio: it is the first divided by the second.
+    """
+
+    is_ratio: bool
+
+    @classmethod
+    def find(cls, table: Table) -> Iterator[Rule]:
+        """Yield rules for the last column first, all products before ratios."""
+        names = [one for one in table.numbers()[:_MOST_NUMBERS] if not table.columns[one].date_format]
+        for is_ratio, name in itertools.product((False, True), names[::-1]):
+            if len(table.codes(name)[1]) >= _LEAST_VALUES:
+                for of in cls._candidates(table, is_ratio, name, names):
+                    says = f"{name} = {of[0]} {'/' if is_ratio else 'x'} {of[1]}"
+                    decimals = table.columns[name].decimals or 0
+                    rule = cls(column=name, of=of, decimals=decimals, is_ratio=is_ratio, says=says)
+                    yield from cls.of_residual(table, rule, math.inf)
+
+    @classmethod
+    @np.errstate(all="ignore")
+    def _candidates(cls, table: Table, is_ratio: bool, name: str, names: list[str]) -> list[tuple[str, str]]:
+        """Return two columns each whose products or ratios agree in a few rows."""
+        others = [one for one in names if table.may_compute(name, [one])]
+        y = table.values[name]
+        rows = np.flatnonzero(~np.isnan(y))
+        rows = rows[:: max(1, len(rows) // _FEW_ROWS)]
+        if not others or len(rows) < LEAST_ROWS:
+            return []
+        x = np.stack([table.values[one][rows] for one in others])
+        computed = x[:, None] / x if is_ratio else x[:, None] * x
+        is_close = (np.abs(computed - y[rows]) <= (_ROUNDING + 0.5) * table.unit(name)).all(-1)
+        if is_ratio:  # of a product, which says more
+            units = np.array([table.unit(one) for one in others])
+            is_close &= ~(np.abs(x * y[rows] - x[:, None]) <= 0.51 * units[:, None, None]).all(-1)
+        return [(others[i], others[j]) for i, j in np.argwhere(is_close).tolist() if i < j or (is_ratio and i != j)]
+
+    @np.errstate(all="ignore")
+    def computed(self, values: Values) -> Array:
+        """Return the product or the ratio; NaN where that is not finite."""
+        first, second = (values[name] for name in self.of)
+        x = first / second if self.is_ratio else first * second
+        return np.where(np.isfinite(x), x, np.nan).round(self.decimals)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +191,8 @@ class Sum(Formula, name="sum", help="a number is a sum of others, with simple co
         of = tuple(others[place] for place in places)
         says = f"{name} = " + _said_sum(factors, of, constant)
         rule = cls(column=name, of=of, decimals=decimals, factors=tuple(factors), constant=constant, says=says)
-        yield from cls.of_residual(table, rule)
+        parts = [abs(factor) * table.unit(one) for factor, one in zip(factors, of)]
+        yield from cls.of_residual(table, rule, (sum(parts) + table.unit(name)) / 2)
 
     def computed(self, values: Values) -> Array:
         """Return the sum."""
@@ -191,51 +241,6 @@ def _said_sum(factors: Sequence[float], names: Sequence[str], constant: float) -
     if constant:
         text = f"{constant:.10g}{text}"
     return text.removeprefix(" + ").strip()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Product(Formula, name="product", help="a number is the product or the ratio of two others"):
-    """A number is the product of two others, or their ratio.
-
-    Args:
-        is_ratio: it is the first divided by the second.
-    """
-
-    is_ratio: bool
-
-    @classmethod
-    def find(cls, table: Table) -> Iterator[Rule]:
-        """Yield rules for the last column first, all products before ratios."""
-        names = [one for one in table.numbers()[:_MOST_NUMBERS] if not table.columns[one].date_format]
-        for is_ratio, name in itertools.product((False, True), names[::-1]):
-            if len(table.codes(name)[1]) >= _LEAST_VALUES:
-                for of in cls._candidates(table, is_ratio, name, names):
-                    says = f"{name} = {of[0]} {'/' if is_ratio else 'x'} {of[1]}"
-                    decimals = table.columns[name].decimals or 0
-                    rule = cls(column=name, of=of, decimals=decimals, is_ratio=is_ratio, says=says)
-                    yield from cls.of_residual(table, rule)
-
-    @classmethod
-    @np.errstate(all="ignore")
-    def _candidates(cls, table: Table, is_ratio: bool, name: str, names: list[str]) -> list[tuple[str, str]]:
-        """Return two columns each whose products or ratios agree in a few rows."""
-        others = [one for one in names if table.may_compute(name, [one])]
-        y = table.values[name]
-        rows = np.flatnonzero(~np.isnan(y))
-        rows = rows[:: max(1, len(rows) // _FEW_ROWS)]
-        if not others or len(rows) < LEAST_ROWS:
-            return []
-        x = np.stack([table.values[one][rows] for one in others])
-        computed = x[:, None] / x if is_ratio else x[:, None] * x
-        is_close = (np.abs(computed - y[rows]) <= (_ROUNDING + 0.5) * table.unit(name)).all(-1)
-        return [(others[i], others[j]) for i, j in np.argwhere(is_close).tolist() if i < j or (is_ratio and i != j)]
-
-    @np.errstate(all="ignore")
-    def computed(self, values: Values) -> Array:
-        """Return the product or the ratio; NaN where that is not finite."""
-        first, second = (values[name] for name in self.of)
-        x = first / second if self.is_ratio else first * second
-        return np.where(np.isfinite(x), x, np.nan).round(self.decimals)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,7 +313,7 @@ class Same(Computed, name="same", help="a column is a function of another one, o
         """Yield rules of one other column, then of two; the columns with the fewest values come first."""
         for count in (1, 2):
             names = sorted(table.columns, key=lambda name: len(table.codes(name)[1]))
-            few = [name for name in names if 1 < len(table.codes(name)[1]) <= _MOST_KEYS]
+            few = [name for name in names if 1 < len(table.codes(name)[1]) <= _MOST_KEYS and table.is_key(name)]
             for of in itertools.combinations(few, count):
                 for name in names:
                     if table.may_compute(name, of):
@@ -379,7 +384,7 @@ class Where(Rule, name="where", help="a column has one value where another one h
         """Yield rules of a number that is its least or greatest value, of a text, and of whether a field is empty."""
         for of, name in itertools.permutations(table.columns, 2):
             few = len(table.codes(of)[1]) <= _MOST_KEYS
-            if few and table.may_compute(name, [of]):
+            if few and table.is_key(of) and table.may_compute(name, [of]):
                 yield from cls._of(table, name, of)
 
     @classmethod
@@ -404,7 +409,7 @@ class Where(Rule, name="where", help="a column has one value where another one h
             ways = _log_arrangements([len(found), is_often.sum() - len(found)])  # to choose those values
             if times * math.log(share) + ways <= _SURE and share <= 0.98 and times < len(keys) - LEAST_ROWS:
                 where = _said_values(table.columns[of], key_values[found])
-                is_all = times == counts[code]
+                is_all = times == counts[code] and not table.columns[name].categories
                 says = f"{name} is {_said_values(table.columns[name], levels[[code]])}"
                 if any(isinstance(one, Empty) and one.indicator == name for one in table.rules):
                     says = name.removesuffix(" is empty") + (" is empty" if levels[code] else " is given")
@@ -534,6 +539,8 @@ class Order(Rule, name="order", help="a number is at most another one"):
             return
         if np.nanmin((b - a)[table.sample()], initial=math.inf) < 0:
             return
+        if {low, high} <= {*table.first} and np.nanmin(table.first[high] - table.first[low], initial=math.inf) < 0:
+            return  # where another rule fills one in
         both = ~np.isnan(b - a)
         rest = (b - a)[both]
         if len(rest) < LEAST_ROWS or rest.min() < 0 or rest.std() > np.nanstd(b):
@@ -565,7 +572,9 @@ class Order(Rule, name="order", help="a number is at most another one"):
         rest = np.maximum(values[self.made[0]], 0)
         x = self._rounded(values[self.of[0]] + self._sign * rest)
         if not self.is_above:
-            x = np.minimum(np.maximum(x, min(self.least, 0.0)), values[self.of[0]])
+            x = np.minimum(x, values[self.of[0]])
+            if self.least >= 0:
+                x = np.maximum(x, 0.0)
         return {**without(values, *self.made), self.column: x}
 
     @property
@@ -580,7 +589,7 @@ class Order(Rule, name="order", help="a number is at most another one"):
 
     def _rounded(self, x: Array) -> Array:
         if self.decimals < 0:
-            return x
+            return (x * _SECONDS).round() / _SECONDS
         return x.round(self.decimals)
 
 

@@ -92,7 +92,8 @@ def modelled(schema: Schema, x: Array, rows: Sequence[str], outside: dict[str, s
     left = _stacked(values, schema.columns)
     back = _stacked(_undone(schema.rules, _named(left, schema.columns)), schema.recorded)
     is_given = ~np.isnan(x)
-    is_broken = is_given & ~np.isclose(x, back, rtol=1e-14, atol=TINY)
+    digits = [8 if column.decimals is None else min(column.decimals, 8) for column in schema.recorded]
+    is_broken = is_given & ~np.isclose(x, back, rtol=1e-14, atol=0.49 * 10.0 ** -np.array(digits))
     empty = {column.name: np.isnan(part) for column, part in zip(schema.recorded, x.T)}
     for row, place in np.argwhere(is_broken).tolist():
         column = schema.recorded[place]

@@ -21,7 +21,7 @@ function rounded({decimals, least, greatest, origin, step, date_format: format},
   }
   if (decimals === null || decimals > 8) return value;
   const low = least ?? -Infinity, high = greatest ?? Infinity;
-  let x = step ? low + step * rint((value - low) / step) : value;
+  let x = step && low > -Infinity ? low + step * rint((value - low) / step) : value;
   if (decimals === 0 || step) x = Math.min(Math.max(x, low), high);
   else if (low + origin > 0) x = Math.max(x, power(-decimals) - origin);
   else if (low + origin === 0) x = Math.max(x, low);
@@ -91,8 +91,8 @@ const UNDO = {
     return ends[values[category]] ?? x;
   },
   order({of: [other], made: [difference], is_above: isAbove, decimals, least}, values) {
-    const base = values[other], sum = base + (isAbove ? 1 : -1) * Math.max(values[difference], 0), x = decimals < 0 ? sum : roundTo(sum, decimals);
-    return isAbove ? x : Math.min(Math.max(x, Math.min(least, 0)), base);
+    const base = values[other], sum = base + (isAbove ? 1 : -1) * Math.max(values[difference], 0), x = decimals < 0 ? rint(sum * 86400) / 86400 : roundTo(sum, decimals);
+    return isAbove ? x : Math.max(Math.min(x, base), least >= 0 ? 0 : -Infinity);
   },
   season({made}, values) {
     const [year, day, time = 0] = made.map((name) => values[name]), [start, next] = [year, year + 1].map((one) => Date.UTC(Math.trunc(one), 0) / 864e5);

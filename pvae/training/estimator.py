@@ -215,7 +215,8 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         is_frame = isinstance(X, DataFrame)
         frame = X.rename(columns=str) if is_frame else self._frame(X)
         is_missing = frame.isna() | (frame == "")
-        for name in filled.columns[is_missing[[*filled]].any()]:
+        known = [name for name in filled if name in is_missing]
+        for name in filled[known].columns[is_missing[known].any()]:
             new = filled[name].set_axis(frame.index)
             frame[name] = frame[name].astype(new.dtype).mask(is_missing[name], new)
         return frame.set_axis(X.columns, axis=1) if is_frame else frame.to_numpy()

@@ -108,7 +108,7 @@ def test_signals_at_random_times(tmp_path, whole, engine, monkeypatch):
     assert slowest < 2.2  # 2 s, and what a busy machine adds
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_in_the_middle_of_an_epoch(tmp_path, monkeypatch, number):
     """A real signal to a real process: an exit status, one line, and a run that ends as an undisturbed one."""
     process = started(tmp_path, "--out", "run")

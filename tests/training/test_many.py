@@ -135,7 +135,7 @@ def test_a_run_that_diverges_or_is_refused_leaves_the_others(processes, capfd, t
 
 @pytest.mark.workflow
 @pytest.mark.parametrize("processes", [2], indirect=True)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_process_that_ends_alone_leaves_its_runs_whole_to_go_on(number, processes, capfd, tmp_path):
     if number == signal.SIGTERM:
         done = fit_many(THREE, few(), out=tmp_path, device="cpu", callbacks=[Ends(1, number)])
