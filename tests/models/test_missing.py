@@ -95,6 +95,8 @@ def test_a_table_with_empty_fields(tmp_path, monkeypatch, capsys):
     options = [
         "--dataset",
         "table:t.csv",
+        "--rules",
+        "none",  # each row stands four times
         "--epochs",
         "30",
         "--passes",

@@ -274,7 +274,7 @@ def test_the_printed_options_can_be_given_again(tmp_path, capsys, monkeypatch):
     Path("t.csv").write_text("\n".join(["a,size,flag,stage", *rows]) + "\n")
     base = ["--dataset", "table:t.csv", "--out"]
     kinds = "size=ordinal:S<M<L,flag=categorical,stage=ordinal"
-    assert train([*base, "one", "--columns", kinds, "--epochs", "1", "--initialization", "torch"]) == 0
+    assert train([*base, "one", "--columns", kinds, "--epochs", "1"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("options")]
     assert train([*base, "two", *shlex.split(line.partition(": ")[2])]) == 0
     one, two = Run.open("one"), Run.open("two")
