@@ -68,7 +68,7 @@ class Column:
         low = self.origin + self.least
         if low >= 0:
             least = low - self.spacing * math.floor(low / self.spacing + 1e-6)
-            if low > 0 and least < self.spacing / 2:  # none is 0
+            if low > 0 and least < 1e-3 * self.spacing:  # none is 0
                 least += self.spacing
             least -= self.origin
             if self.origin + self.greatest <= 1:
