@@ -162,8 +162,12 @@ def test_images_are_encoded_scored_and_sampled_as_their_page_says(run, tmp_path,
 @pytest.mark.workflow
 def test_the_columns_of_a_table_are_found_as_the_page_says(run):
     run(ROOT / "notebooks/values.md", "patients.csv")
-    config = pvae.values_config(read("table:patients.csv"))
-    assert f"--likelihood columns --columns {config.columns} " in (ROOT / "notebooks/values.md").read_text()
+    page = (ROOT / "notebooks/values.md").read_text()
+    data = read("table:patients.csv")
+    config = pvae.values_config(data)
+    assert config.columns == "real,count,binary,categorical:3,ordinal:4,binary*5"
+    assert f"--latent-dim {config.latent_dim} --prior" in page
+    assert all(f"rule: {rule}\n" in page for rule in (data.rules[0], data.rules[-1]))
 
 
 @pytest.mark.workflow
