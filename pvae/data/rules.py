@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def find_rules(table: Table, without: Sequence[str] = ()) -> Table:
     """Return the table as all rules that are found have rewritten it.
 
-    Rules are searched in the order of their classes: what is empty, sums and products, what others determine, where a
+    Rules are searched in the order of their classes: what is empty, products and sums, what others determine, where a
     column has one value, order, seasons, and levels. A column is computed from others, which may be computed too, but
     never from itself. A rule is taken only if it holds in all rows, and if it held by chance, of independent columns,
     with a probability of at most 1e-9.

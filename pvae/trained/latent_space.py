@@ -160,8 +160,9 @@ def sample_rows(vae: VAE, schema: Schema, num_rows: int, y: Tensor | None = None
     By a rule of the table, such as a part that is 100 less others, a column may lie below 0 where none does.
     """
     x = sample(vae, num_rows, True, y)
+    places = torch.arange(num_rows, device=x.device)
     for _ in range(_MOST_TRIES):
-        places = (~can_be(schema, x.cpu().double())).nonzero()[:, 0].to(x.device)
+        places = places[~can_be(schema, x[places].cpu().double()).to(x.device)]
         if not len(places):
             break
         of_places = None if y is None else y[places % len(y)]

@@ -59,8 +59,7 @@ def fit(
             `values_config(data)` for your own data.
         data: your own data, in place of `config.dataset`: a `pvae.Dataset`; a data frame, an array or a tensor
             (N, *shape), or a torch `Dataset`, of which a tenth are test data; or a `DataLoader` or another iterable of
-            batches of x, of (x, label) or of data frames, which is written once into a file. Its
-            order is its own.
+            batches of x, of (x, label) or of data frames, which is written once into a file. Its order is its own.
         vae: your own VAE, which is trained in place, or a function of the configuration that returns one; the options
             of `config` that describe a VAE are then not used. Of a function with a text `place`, FILE.py:FUNCTION, the
             run keeps it, and the text of the file.
