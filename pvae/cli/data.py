@@ -458,9 +458,9 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     from pvae.trained.latent_space import decode, encode
 
     run = open_run(arguments.run, arguments.vae)
+    folder = _out(run, arguments.out, run.place / "reconstructions", "reconstructions")
     given = _given_data(run, arguments)
     batch = given.batch(run)
-    folder = _out(run, arguments.out, run.place / "reconstructions", "reconstructions")
     shown = run.preparation.shown
     means = decode(run.vae(), encode(run.vae(), batch), batch.y)
     if not run.data.is_images:
