@@ -155,7 +155,7 @@ def test_a_shared_parameter_gets_its_gradient_once(small_vae, small_images):
     assert_trained_alike(trained(shared(), built("trace"), batches, CompiledSVI), theirs)
 
 
-@pytest.mark.parametrize("engine", ["graph", pytest.param("inductor", marks=[needs_inductor, pytest.mark.workflow])])
+@pytest.mark.parametrize("engine", ["graph", pytest.param("inductor", marks=[needs_inductor, pytest.mark.slow])])
 def test_a_gradient_or_a_loss_that_is_not_finite_changes_nothing(small_vae, small_images, engine):
     vae, x = small_vae(), small_images(4)
     with torch.random.fork_rng(), pyro.get_param_store().scope():
