@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ import pyro
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.passes.split_module import split_module
 from torch.overrides import TorchFunctionMode
 
 from pvae.core.errors import InputError, brief, check_name, is_out_of_memory
@@ -56,8 +58,8 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph") 
     Args:
         function: of tensors; its control flow may not depend on their values.
         inputs: the inputs of this run; the result takes tensors of the same shapes, strides and dtypes only.
-        engine: "graph" calls torch's operators one by one, which gives the same bits; "inductor" compiles them to C++
-            or Triton, which rounds otherwise.
+        engine: "graph" calls torch's operators one by one, on a CPU without Python between them, which gives the same
+            bits; "inductor" compiles them to C++ or Triton, which rounds otherwise.
 
     Raises:
         RecordingError: (an InputError) the function cannot be recorded or compiled.
@@ -83,7 +85,9 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph") 
     graph.graph.eliminate_dead_code()
     graph.recompile()
     if engine == "graph":
-        return graph.forward
+        if any(x.device.type == "cuda" for x in inputs) or not hasattr(torch.jit, "trace"):
+            return graph.forward
+        return _interpreted(graph, inputs)
     try:
         return compile_graph(graph, inputs)
     except Exception as error:
@@ -91,6 +95,36 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph") 
             f"inductor cannot compile this ({brief(error)}): see that the C++ compiler works and no disk is full, or "
             "give compile='graph'"
         ) from error
+
+
+def _interpreted(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Function:
+    """Return a graph of torch's operators as a program of TorchScript, whose interpreter calls them from C++.
+
+    A small step takes half of the time or less, since Python takes longer than most operators. Nothing is optimised, so
+    that the bits are the same. From the first operator on that returns nothing, such as the update of Adam, Python
+    calls them, since TorchScript does not trace these. The gradients of convolutions and of BatchNorm it does not trace
+    either; their operators take longer anyway, and Python calls the whole graph.
+    """
+    of_inputs, attributes = _lifted(graph)
+    nodes = [*of_inputs.graph.nodes]
+    schemas = [getattr(node.target, "_schema", None) for node in nodes]
+    if any("bool[" in str(schema) for schema in schemas):
+        return graph.forward
+    end = next((place for place, schema in enumerate(schemas) if schema and not schema.returns), len(nodes))
+    after = {*nodes[end:]}
+    parts = split_module(of_inputs, of_inputs, lambda node: int(node in after))
+    given = dict(zip(parts.graph.find_nodes(op="placeholder"), (*inputs, *attributes)))
+    for first in parts.graph.find_nodes(op="call_module", target="submod_0"):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript is deprecated
+            parts.submod_0 = torch.jit.trace(parts.submod_0, [given[one] for one in first.args], check_trace=False)
+
+    def run(*inputs: Tensor) -> Sequence[Tensor]:
+        with torch.no_grad(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            found: Sequence[Tensor] = parts(*inputs, *attributes)
+            return found
+
+    return run
 
 
 def check_engine(engine: str) -> None:

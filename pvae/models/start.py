@@ -1,4 +1,4 @@
-"""`start_exactly`: a VAE of values starts at the best of several models that have a closed form, or nearly so."""
+"""`exact_starts`: a VAE of values can start at several models that have a closed form, or nearly so."""
 
 from __future__ import annotations
 
@@ -20,7 +20,18 @@ from pvae.models.networks import WithPaths
 from pvae.models.priors import MixturePrior
 from pvae.vae import VAE
 
-__all__ = ["SIZES", "WIDEST", "Linear", "Mixture", "fit_mixture", "linear_models", "quietly", "start_exactly"]
+__all__ = [
+    "SIZES",
+    "WIDEST",
+    "Linear",
+    "Mixture",
+    "Start",
+    "exact_starts",
+    "fit_mixture",
+    "linear_models",
+    "mean_elbo",
+    "quietly",
+]
 
 _FEW, _FOLDS = 500, 4  # training data below which starts are compared by cross-validation, and its folds
 _ROWS = 10_000  # training data, evenly spaced, to which models are fitted
@@ -34,9 +45,9 @@ _LEAST_NOISE_OF_CODES = 0.05  # of the features of other kinds
 _DISTANCE = 8.0  # between the codes of two components of a mixture of products, in standard deviations
 _SHARP = 3.0  # so that the code of a datum is that of its likeliest component
 _NEVER = -20.0  # the log weight of a component that is not used
-_ITERATIONS = 100
-_TRIED, _BATCH = 600, 128  # steps, and data in each, by which the kinds of models are compared
+_ITERATIONS, _TOLERANCE = 100, 1e-4  # of expectation maximisation, nats per datum
 _SMALL = 0.1  # of what is drawn at random, so that a VAE starts near a model without a latent
+_STEPS = 20  # of LBFGS
 _AT_ONCE = 2**22  # values of data times components
 
 Array = NDArray[np.float64]
@@ -120,7 +131,7 @@ def fit_mixture(p_x: Any, x: Tensor, features: Array, num_components: int) -> Mi
         found = Mixture(p_x.outputs_for(x, shares).flatten(1), log_weights)
         terms = found.log_terms(p_x, x)
         shares, reached = terms.softmax(-1), terms.logsumexp(-1).mean().item()
-        if reached - before < 1e-4:
+        if reached - before < _TOLERANCE:
             break
         before = reached
     return found
@@ -145,10 +156,18 @@ def linear_models(features: Array, held_out: Array, latent_dim: int, least_noise
     from sklearn.decomposition import FactorAnalysis
 
     width, spread = features.shape[1], _spread(features)
-    scaled, mean, most = features / spread, features.mean(0), min(latent_dim, features.shape[1])
+    mean, most = features.mean(0), min(latent_dim, features.shape[1])
+    scaled = (features - mean) / spread
+    root = np.linalg.qr(scaled).R * math.sqrt(width / len(scaled))
+    root = np.r_[root, -root]  # few rows with the mean and the covariance of all
     sizes = sorted({min(most, size) for size in _FACTORS} | {most}) if width <= _MANY else [most]
-    fits = [FactorAnalysis(size, tol=1e-3, max_iter=300, random_state=0).fit(scaled) for size in sizes]
-    best = max(fits, key=lambda one: one.score(held_out / spread))
+    fits = list[FactorAnalysis]()
+    noise = None
+    for size in sizes:
+        given = {"tol": _TOLERANCE / 10 * len(root), "max_iter": 300, "noise_variance_init": noise, "random_state": 0}
+        fits.append(FactorAnalysis(size, **given).fit(root))
+        noise = fits[-1].noise_variance_
+    best = max(fits, key=lambda one: one.score((held_out - mean) / spread))
     name = f"factor analysis with {best.n_components} factor{'s' * (best.n_components > 1)}"
     noise = np.maximum(best.noise_variance_ * spread**2, least_noise)
     found = [Linear(name, best.components_.T * spread[:, None], mean, noise)]
@@ -200,29 +219,44 @@ class _Parts:
                     yield order.index(place), (loc, log_scale, fixed)
 
 
+class Start(NamedTuple):
+    """Weights at which a training can start.
+
+    Args:
+        kind: of the model: "linear", "mixture" or "random".
+        elbo: of held-out data, nats per datum; of several folds their mean.
+        name: what it is, for a note.
+        weights: of the VAE.
+    """
+
+    kind: str
+    elbo: float
+    name: str
+    weights: dict[str, Tensor]
+
+
 @quietly()
 @torch.no_grad()
-def start_exactly(vae: VAE, train: Tensor, valid: Tensor) -> str:
-    """Set the paths of a VAE's networks, and its prior, to the model that describes the validation data best.
+def exact_starts(vae: VAE, train: Tensor, valid: Tensor) -> list[Start]:
+    """Return models at which the paths of a VAE's networks, and its prior, can start, by their ELBO of validation data.
 
-    Of less than 500 training data, it is the best one by fourfold cross-validation of both together.
+    Of less than 500 training data, it is the ELBO by fourfold cross-validation of both together.
 
     The models are those of `linear_models`, with p(z) = N(0, I) or a mixture of Normals that is fitted to the codes;
-    and with such a prior a mixture of products by `fit_mixture`. A mixture of products learns slowly: where one is the
-    best, the best linear model, the best mixture and, unless all values are real, independent values with networks
-    drawn at random are trained for 600 steps, and the one is taken that is the best then, as it was before these.
+    with such a prior also mixtures of products by `fit_mixture`; and unless all values are real, independent values
+    with networks drawn at random.
 
     Of values that are all real, or logarithms of positive ones, the models with p(z) = N(0, I) are exact: q(z | x) is
     p(z | x), and the ELBO is the log-likelihood of the model. Of other kinds of columns the decoder is a generalised
     linear model of z. Of a mixture of products the code of a datum is that of its likeliest component.
 
     Args:
-        vae: of networks `WithPaths`, a Normal posterior, and a prior N(0, I) or a mixture; changed in place.
+        vae: of networks `WithPaths`, a Normal posterior, and a prior N(0, I) or a mixture; its weights do not change.
         train: x of the training data, (N, *D).
         valid: x of the validation data.
 
     Returns:
-        What it starts at, for a note.
+        The best first.
 
     Reference:
         Lucas et al., arXiv:1911.02469, on linear VAEs and probabilistic principal components.
@@ -234,80 +268,56 @@ def start_exactly(vae: VAE, train: Tensor, valid: Tensor) -> str:
         for fold in range(_FOLDS):
             is_held_out = torch.arange(len(every), device=every.device) % _FOLDS == fold
             elbos.append([one.elbo for one in _tried(vae, every[~is_held_out], every[is_held_out])])
-        found = [one._replace(elbo=sum(some)) for one, some in zip(found, zip(*elbos))]
-    best = max(found, key=lambda one: one.elbo)
-    if best.kind == "mixture":
-        kinds = {one.kind: one for one in sorted(found, key=lambda one: one.elbo)}  # the best of each
-        best = max(kinds.values(), key=lambda one: _after_training(vae, one.weights, train, valid))
-    vae.load_state_dict(best.weights)
-    return f"the training starts at {best.name}"
+        found = [one._replace(elbo=sum(some) / _FOLDS) for one, some in zip(found, zip(*elbos))]
+    return sorted(found, key=lambda one: -one.elbo)
 
 
-class _Tried(NamedTuple):
-    """A start: its kind of model, its ELBO of held-out data, its name, and the weights of the VAE."""
-
-    kind: str
-    elbo: float
-    name: str
-    weights: dict[str, Tensor]
-
-
-def _tried(vae: VAE, train: Tensor, held_out: Tensor) -> list[_Tried]:
+def _tried(vae: VAE, train: Tensor, held_out: Tensor) -> list[Start]:
     """Return the VAE at each start; there are as many, and of the same kinds, for all data."""
-    parts, found = _Parts(vae, train), list[_Tried]()
+    parts, found = _Parts(vae, train), list[Start]()
     first = {key: one.clone() for key, one in vae.state_dict().items()}
-    for kind, model, has_codes in _models(parts, held_out):
+
+    def clear() -> None:
         vae.load_state_dict(first)
         for one in (parts.encoder, parts.decoder):
             for parameter in (*one.linear.parameters(), *(one.table[-1].parameters() if one.table else ())):
                 parameter.zero_()
-        if isinstance(model, Linear):
-            _set_linear(parts, model, has_codes)
-        elif kind == "mixture":
-            _set_mixture(parts, model)
-        else:
-            _set_alone(parts, model)
-        name = model.name + ", and a mixture of Normals of its codes" * has_codes
-        name += ", and networks drawn at random" * (kind == "random")
+
+    def add(kind: str, name: str) -> None:
         weights = {key: one.clone() for key, one in vae.state_dict().items()}
-        found.append(_Tried(kind, _elbo(vae, held_out).item(), name, weights))
+        found.append(Start(kind, mean_elbo(vae, held_out), name, weights))
+
+    features = _array(features_seen(parts.q_z, held_out))
+    for linear in linear_models(parts.features, features, parts.latent_dim, parts.least_noise):
+        clear()
+        z = _set_linear(parts, linear)
+        add("linear", linear.name)
+        if isinstance(parts.p_z, MixturePrior):
+            _set_prior(parts.p_z, _array(z))
+            add("linear", f"{linear.name}, and a mixture of Normals of its codes")
+    if isinstance(parts.p_z, MixturePrior):
+        most = len(parts.p_z.logits)
+        for size in sorted({min(size, most) for size in SIZES} | {most}):
+            mixture = fit_mixture(parts.p_x, train, parts.features, size)
+            clear()
+            _set_mixture(parts, mixture)
+            add("mixture", mixture.name)
+        if parts.decoder.network is not None and len(parts.places) < parts.features.shape[1]:
+            alone = fit_mixture(parts.p_x, train, parts.features, 1)
+            clear()
+            _set_alone(parts, alone)
+            add("random", f"{alone.name}, and networks drawn at random")
     vae.load_state_dict(first)
     return found
 
 
-@torch.enable_grad()
-def _after_training(vae: VAE, weights: dict[str, Tensor], train: Tensor, valid: Tensor) -> float:
-    """Return the ELBO of validation data after a few steps from some weights: a mixture of products learns slowly."""
-    vae.load_state_dict(weights)
-    adam = torch.optim.Adam(vae.parameters(), lr=1e-3)
-    for _ in range(_TRIED):
-        loss = -_elbo(vae, train[torch.randint(len(train), (_BATCH,), device=train.device)], 1)
-        adam.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 5.0)
-        adam.step()
-    return _elbo(vae, valid).item()
-
-
-def _models(parts: _Parts, held_out: Tensor) -> Iterator[tuple[str, Linear | Mixture, bool]]:
-    """Yield models, each with its kind, and whether the prior is to be a mixture of Normals of its codes."""
-    features, has_mixture = parts.features, isinstance(parts.p_z, MixturePrior)
-    linear = linear_models(features, _array(features_seen(parts.q_z, held_out)), parts.latent_dim, parts.least_noise)
-    yield from (("linear", one, False) for one in linear[:-1])  # principal components are worse than these
-    if has_mixture:
-        yield from (("linear", one, True) for one in linear)
-        most = len(parts.p_z.logits)
-        for size in sorted({min(size, most) for size in SIZES} | {most}):
-            yield "mixture", fit_mixture(parts.p_x, parts.train, features, size), False
-        if parts.decoder.network is not None and len(parts.places) < features.shape[1]:
-            yield "random", fit_mixture(parts.p_x, parts.train, features, 1), False
-
-
-def _elbo(vae: VAE, x: Tensor, num_draws: int = _DRAWS) -> Tensor:
-    num_draws = max(1, min(num_draws, _AT_ONCE // x.numel()))
-    q, p = vae.posterior(x), vae.prior()
+@torch.no_grad()
+def mean_elbo(vae: VAE, x: Tensor) -> float:
+    """Return the mean ELBO of data (N, *D), in nats per datum, by many draws of z for each."""
+    num_draws = max(1, min(_DRAWS, _AT_ONCE // x.numel()))
+    q = vae.posterior(x)
     z = q.rsample((num_draws,))
-    return (vae.log_likelihood(x, z) + p.log_prob(z) - q.log_prob(z)).mean()
+    return (vae.log_likelihood(x, z) + vae.prior().log_prob(z) - q.log_prob(z)).mean().item()
 
 
 def _array(values: Tensor) -> Array:
@@ -318,8 +328,8 @@ def _tensor(values: Array, like: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(like)
 
 
-def _set_linear(parts: _Parts, model: Linear, is_mixture: bool) -> None:
-    """Let the VAE be a linear model: exactly so in the values that are real, with a prior N(0, I)."""
+def _set_linear(parts: _Parts, model: Linear) -> Tensor:
+    """Let the VAE be a linear model, with a prior N(0, I): exactly so in the values that are real; return codes."""
     (_, weight, bias, noise), variance = model.rotated()
     size, encoder, decoder, p_x = weight.shape[1], parts.encoder.linear, parts.decoder.linear, parts.p_x
     inverse = variance[:, None] * weight.T / noise  # so that E[z | f] = inverse (f - b), and q(z | x) is p(z | f)
@@ -340,18 +350,15 @@ def _set_linear(parts: _Parts, model: Linear, is_mixture: bool) -> None:
         least = DiagonalNormalLikelihood.least_share**2
         decoder.bias[log_scale] = 0.5 * math.log(max(noise[feature] - least, least)) - fixed.double()
     if isinstance(parts.p_z, MixturePrior):
-        codes = _array(z) if is_mixture else None
-        _set_prior(parts.p_z, codes)
+        for one in (parts.p_z.loc, parts.p_z.log_scale, parts.p_z.logits):
+            one.zero_()
+    return z
 
 
-def _set_prior(prior: MixturePrior, codes: Array | None) -> None:
-    """Fit the prior to codes (N, L); or let all its components be N(0, I)."""
+def _set_prior(prior: MixturePrior, codes: Array) -> None:
+    """Fit the prior to codes (N, L)."""
     from sklearn.mixture import GaussianMixture
 
-    if codes is None:
-        for one in (prior.loc, prior.log_scale, prior.logits):
-            one.zero_()
-        return
     count = min(len(prior.logits), len(codes))
     fit = GaussianMixture(count, covariance_type="diag", reg_covar=1e-3, random_state=0).fit(codes)
     prior.loc[:count] = _tensor(fit.means_, prior.loc)
@@ -373,7 +380,7 @@ def _fit_decoder(p_x: Any, linear: nn.Linear, z: Tensor, x: Tensor, outputs: Ten
         value.backward()
         return value
 
-    torch.optim.LBFGS(free, max_iter=50, line_search_fn="strong_wolfe").step(loss)
+    torch.optim.LBFGS(free, max_iter=_STEPS, line_search_fn="strong_wolfe").step(loss)
     with torch.no_grad():
         linear.weight.copy_(weight)
         linear.bias.copy_(bias)

@@ -28,7 +28,7 @@ from pvae.data.dataset import Dataset, check_domain, few_labels
 from pvae.data.preparation import Pixels, TrainingData
 from pvae.models.features import fit_to
 from pvae.models.labels import found_labels
-from pvae.models.start import start_exactly
+from pvae.models.start import exact_starts, mean_elbo
 from pvae.training.parallel import ALONE, SharedELBO, World
 from pvae.training.trainer import Engine, Trainer, advice_on_memory, steps_in_epoch
 from pvae.vae import VAE
@@ -37,6 +37,7 @@ _LEAST_TO_COMPILE = 10_000  # steps; compiling takes as long as it saves in 3,00
 _EVALUATED = 1000  # draws of z of all data of a split together, at least
 _PIXELS = 784_000  # of a batch of an evaluation times particles; with one particle, 1,000 images of 28 x 28
 
+_TRIED = 100  # steps by which the kinds of models are compared at which a training can start
 _LAST = 0.02  # the last learning rate of "cosine", as a fraction of the first
 _STEPS = (0.4, 0.7)  # fractions of all steps after which "steps" lowers the learning rate
 _STAGE_ENDS = list(itertools.accumulate(3**stage for stage in range(8)))  # passes: 1, 4, 13, ..., 3280
@@ -239,9 +240,32 @@ def start_near(trainer: Trainer, config: Config, note: Callable[[str], object]) 
         valid = train
         if "valid" in trainer.splits:
             valid = trainer.splits["valid"].x.images
-        note(start_exactly(trainer.vae, train, valid))
+        found = exact_starts(trainer.vae, train, valid)
+        best = found[0]
+        if best.kind == "mixture":
+            kinds = {one.kind: one for one in reversed(found)}  # the best of each
+            best = max(kinds.values(), key=lambda one: _elbo_after_steps(trainer, one.weights, valid))
+        trainer.vae.load_state_dict(best.weights)
+        note(f"the training starts at {best.name}")
     elif config.system == "values" and not config.has_exact_start:
         note("the weights start at random: no model in closed form is known for these options")
+
+
+def _elbo_after_steps(trainer: Trainer, weights: Mapping[str, Tensor], held_out: Tensor) -> float:
+    """Return the ELBO of held-out data after a few steps from some weights: a mixture of products learns slowly."""
+    trainer.vae.load_state_dict(weights)
+    trainer.vae.train()
+    order = torch.randint(len(trainer.data), (_TRIED * trainer.batch_size,)).to(trainer.device)
+    for _ in trainer.engine.run(order, [trainer.schedule(step) for step in range(_TRIED)]):
+        pass
+    for state in trainer.optimizer.state.values():  # a recorded step holds these tensors
+        for tensor in state.values():
+            tensor.zero_()
+    trainer.vae.eval()
+    elbo = mean_elbo(trainer.vae, held_out)
+    if math.isnan(elbo):
+        return -math.inf
+    return elbo
 
 
 def check_first_loss(trainer: Trainer) -> None:

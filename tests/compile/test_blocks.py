@@ -17,8 +17,7 @@ from pvae.core.errors import GradientError, InputError, NotFiniteError
 from pvae.core.random_state import rng_state
 
 GPU = pytest.param("cuda graph", marks=[needs_gpu, pytest.mark.workflow])
-ENGINES = ["none", "graph", pytest.param("inductor", marks=[needs_inductor, pytest.mark.workflow]), GPU]
-SLOW_INDUCTOR = ["none", "graph", pytest.param("inductor", marks=[needs_inductor, pytest.mark.slow]), GPU]
+ENGINES = ["none", "graph", pytest.param("inductor", marks=[needs_inductor, pytest.mark.slow]), GPU]
 VALUES = [(1e-2 / (1 + step), min(1.0, step / 8)) for step in range(12)]
 
 
@@ -75,11 +74,16 @@ SYSTEMS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("system", "engine"),
-    [("plain", engine) for engine in ENGINES]
-    + [(system, engine) for system in ("batch norm", "optimal scale") for engine in SLOW_INDUCTOR],
-)
+OF_SYSTEMS = [(system, engine) for system in SYSTEMS for engine in ("none", "graph")]
+OF_SYSTEMS += [pytest.param(system, *GPU.values, marks=GPU.marks) for system in SYSTEMS]
+OF_SYSTEMS += [pytest.param("plain", "inductor", marks=[needs_inductor, pytest.mark.workflow])]
+OF_SYSTEMS += [
+    pytest.param(system, "inductor", marks=[needs_inductor, pytest.mark.slow])
+    for system in ("batch norm", "optimal scale")
+]
+
+
+@pytest.mark.parametrize(("system", "engine"), OF_SYSTEMS)
 def test_calls_of_any_size_give_the_same_bits(system, engine):
     """With another learning rate and beta at each step, and a short last batch."""
     batches = batches_of(engine, short=True)
@@ -93,7 +97,7 @@ def test_calls_of_any_size_give_the_same_bits(system, engine):
     assert steps == {12}
 
 
-@pytest.mark.parametrize("engine", SLOW_INDUCTOR)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
@@ -133,7 +137,7 @@ def test_a_bad_step_within_a_call_is_named_and_leaves_everything_as_before_it(en
     assert all(torch.equal(one, other) for one, other in zip(found, [losses, *state]))
 
 
-@pytest.mark.parametrize("engine", SLOW_INDUCTOR)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_gradient_that_is_not_finite_is_named(engine):
     """An infinite gradient of a finite loss, of the square root of 0."""
     vae, offset = vae_of(engine), torch.ones((), dtype=torch.float64, device=device_of(engine))

@@ -52,7 +52,7 @@ def test_the_elbo_before_the_first_step_is_the_log_likelihood_of_the_linear_mode
     with torch.no_grad():
         for one in (parts.encoder, parts.decoder):
             one.linear.weight.zero_(), one.linear.bias.zero_()
-        start._set_linear(parts, chosen, False)
+        start._set_linear(parts, chosen)
         reached = elbo(vae, x)
     f = torch.from_numpy(parts.features)
     covariance = torch.from_numpy(chosen.weight @ chosen.weight.T + np.diag(chosen.noise))
