@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ __all__ = [
     "quietly",
 ]
 
-_FEW, _FOLDS = 500, 4  # training data below which starts are compared by cross-validation, and its folds
+_FEW, _FOLDS, _KEPT = 500, 4, 3  # training data below which the best starts are compared by folds, and how many
 _ROWS = 10_000  # training data, evenly spaced, to which models are fitted
 _DRAWS = 64  # of z for each validation datum
 _FACTORS, _MANY = (1, 2, 4, 8, 16), 100  # numbers of factors that are tried, and features beyond which one is
@@ -160,12 +161,16 @@ def linear_models(features: Array, held_out: Array, latent_dim: int, least_noise
     scaled = (features - mean) / spread
     root = np.linalg.qr(scaled).R * math.sqrt(width / len(scaled))
     root = np.r_[root, -root]  # few rows with the mean and the covariance of all
-    sizes = sorted({min(most, size) for size in _FACTORS} | {most}) if width <= _MANY else [most]
+    sizes = [most]
+    method = "randomized"
+    if width <= _MANY:
+        sizes = sorted({min(most, size) for size in _FACTORS} | {most})
+        method = "lapack"
     fits = list[FactorAnalysis]()
     noise = None
     for size in sizes:
-        given = {"tol": _TOLERANCE / 10 * len(root), "max_iter": 300, "noise_variance_init": noise, "random_state": 0}
-        fits.append(FactorAnalysis(size, **given).fit(root))
+        given = {"tol": _TOLERANCE / 100 * len(root), "max_iter": 300, "svd_method": method, "random_state": 0}
+        fits.append(FactorAnalysis(size, noise_variance_init=noise, **given).fit(root))
         noise = fits[-1].noise_variance_
     best = max(fits, key=lambda one: one.score((held_out - mean) / spread))
     name = f"factor analysis with {best.n_components} factor{'s' * (best.n_components > 1)}"
@@ -224,12 +229,14 @@ class Start(NamedTuple):
 
     Args:
         kind: of the model: "linear", "mixture" or "random".
+        place: among all that can be tried.
         elbo: of held-out data, nats per datum; of several folds their mean.
         name: what it is, for a note.
         weights: of the VAE.
     """
 
     kind: str
+    place: int
     elbo: float
     name: str
     weights: dict[str, Tensor]
@@ -240,7 +247,8 @@ class Start(NamedTuple):
 def exact_starts(vae: VAE, train: Tensor, valid: Tensor) -> list[Start]:
     """Return models at which the paths of a VAE's networks, and its prior, can start, by their ELBO of validation data.
 
-    Of less than 500 training data, it is the ELBO by fourfold cross-validation of both together.
+    Of less than 500 training data, it is that of the best three and the best of each kind, by fourfold cross-validation
+    of both together.
 
     The models are those of `linear_models`, with p(z) = N(0, I) or a mixture of Normals that is fitted to the codes;
     with such a prior also mixtures of products by `fit_mixture`; and unless all values are real, independent values
@@ -262,53 +270,50 @@ def exact_starts(vae: VAE, train: Tensor, valid: Tensor) -> list[Start]:
         Lucas et al., arXiv:1911.02469, on linear VAEs and probabilistic principal components.
     """
     train, valid = (one[:: math.ceil(len(one) / _ROWS)] for one in (train, valid))
-    found = _tried(vae, train, valid)
+    found = sorted(_tried(vae, train, valid), key=lambda one: -one.elbo)
     if len(train) < _FEW:  # whose few validation data say little
-        every, elbos = torch.cat([train, valid]), list[list[float]]()
+        best = {one.kind: one.place for one in reversed(found)}  # of each kind
+        wanted = {*best.values(), *(one.place for one in found[:_KEPT])}
+        every, elbos = torch.cat([train, valid]), dict.fromkeys(wanted, 0.0)
         for fold in range(_FOLDS):
             is_held_out = torch.arange(len(every), device=every.device) % _FOLDS == fold
-            elbos.append([one.elbo for one in _tried(vae, every[~is_held_out], every[is_held_out])])
-        found = [one._replace(elbo=sum(some) / _FOLDS) for one, some in zip(found, zip(*elbos))]
+            for one in _tried(vae, every[~is_held_out], every[is_held_out], wanted):
+                elbos[one.place] += one.elbo / _FOLDS
+        found = [one._replace(elbo=elbos[one.place]) for one in found if one.place in wanted]
     return sorted(found, key=lambda one: -one.elbo)
 
 
-def _tried(vae: VAE, train: Tensor, held_out: Tensor) -> list[Start]:
-    """Return the VAE at each start; there are as many, and of the same kinds, for all data."""
+def _tried(vae: VAE, train: Tensor, held_out: Tensor, wanted: Container[int] = range(100)) -> list[Start]:
+    """Return the starts with the wanted places among all; a place is of the same kind of model for all data."""
     parts, found = _Parts(vae, train), list[Start]()
     first = {key: one.clone() for key, one in vae.state_dict().items()}
-
-    def clear() -> None:
+    for place, (kind, set_to) in enumerate(_models(parts, held_out)):
+        if place not in wanted:
+            continue
         vae.load_state_dict(first)
         for one in (parts.encoder, parts.decoder):
             for parameter in (*one.linear.parameters(), *(one.table[-1].parameters() if one.table else ())):
                 parameter.zero_()
-
-    def add(kind: str, name: str) -> None:
+        name = set_to()
         weights = {key: one.clone() for key, one in vae.state_dict().items()}
-        found.append(Start(kind, mean_elbo(vae, held_out), name, weights))
-
-    features = _array(features_seen(parts.q_z, held_out))
-    for linear in linear_models(parts.features, features, parts.latent_dim, parts.least_noise):
-        clear()
-        z = _set_linear(parts, linear)
-        add("linear", linear.name)
-        if isinstance(parts.p_z, MixturePrior):
-            _set_prior(parts.p_z, _array(z))
-            add("linear", f"{linear.name}, and a mixture of Normals of its codes")
-    if isinstance(parts.p_z, MixturePrior):
-        most = len(parts.p_z.logits)
-        for size in sorted({min(size, most) for size in SIZES} | {most}):
-            mixture = fit_mixture(parts.p_x, train, parts.features, size)
-            clear()
-            _set_mixture(parts, mixture)
-            add("mixture", mixture.name)
-        if parts.decoder.network is not None and len(parts.places) < parts.features.shape[1]:
-            alone = fit_mixture(parts.p_x, train, parts.features, 1)
-            clear()
-            _set_alone(parts, alone)
-            add("random", f"{alone.name}, and networks drawn at random")
+        found.append(Start(kind, place, mean_elbo(vae, held_out), name, weights))
     vae.load_state_dict(first)
     return found
+
+
+def _models(parts: _Parts, held_out: Tensor) -> Iterator[tuple[str, Callable[[], str]]]:
+    """Yield the kind of each start, and a function that lets the VAE, whose paths are 0, be it and returns its name."""
+    features, has_mixture = _array(features_seen(parts.q_z, held_out)), isinstance(parts.p_z, MixturePrior)
+    for linear in linear_models(parts.features, features, parts.latent_dim, parts.least_noise):
+        yield "linear", functools.partial(_set_linear, parts, linear)
+        if has_mixture:
+            yield "linear", functools.partial(_set_linear, parts, linear, has_codes=True)
+    if has_mixture:
+        most = len(parts.p_z.logits)
+        for size in sorted({min(size, most) for size in SIZES} | {most}):
+            yield "mixture", functools.partial(_set_mixture, parts, size)
+        if parts.decoder.network is not None and len(parts.places) < parts.features.shape[1]:
+            yield "random", functools.partial(_set_alone, parts)
 
 
 @torch.no_grad()
@@ -328,8 +333,8 @@ def _tensor(values: Array, like: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(like)
 
 
-def _set_linear(parts: _Parts, model: Linear) -> Tensor:
-    """Let the VAE be a linear model, with a prior N(0, I): exactly so in the values that are real; return codes."""
+def _set_linear(parts: _Parts, model: Linear, has_codes: bool = False) -> str:
+    """Let the VAE be a linear model, exactly so in real values, with a prior N(0, I) or one fitted to the codes."""
     (_, weight, bias, noise), variance = model.rotated()
     size, encoder, decoder, p_x = weight.shape[1], parts.encoder.linear, parts.decoder.linear, parts.p_x
     inverse = variance[:, None] * weight.T / noise  # so that E[z | f] = inverse (f - b), and q(z | x) is p(z | f)
@@ -352,7 +357,10 @@ def _set_linear(parts: _Parts, model: Linear) -> Tensor:
     if isinstance(parts.p_z, MixturePrior):
         for one in (parts.p_z.loc, parts.p_z.log_scale, parts.p_z.logits):
             one.zero_()
-    return z
+    if not has_codes:
+        return model.name
+    _set_prior(parts.p_z, _array(z))
+    return f"{model.name}, and a mixture of Normals of its codes"
 
 
 def _set_prior(prior: MixturePrior, codes: Array) -> None:
@@ -386,10 +394,11 @@ def _fit_decoder(p_x: Any, linear: nn.Linear, z: Tensor, x: Tensor, outputs: Ten
         linear.bias.copy_(bias)
 
 
-def _set_mixture(parts: _Parts, model: Mixture) -> None:
+def _set_mixture(parts: _Parts, num_components: int) -> str:
     """Let the VAE be a mixture of products, each component a place in the space of codes."""
     from sklearn.linear_model import LogisticRegression
 
+    model = fit_mixture(parts.p_x, parts.train, parts.features, num_components)
     count, size, features = len(model.outputs), parts.latent_dim, parts.features
     centres = _spread_out(count, size)
     labels = model.log_terms(parts.p_x, parts.train).argmax(-1).numpy(force=True)
@@ -413,10 +422,12 @@ def _set_mixture(parts: _Parts, model: Mixture) -> None:
     table_back.weight[:, :count] = model.outputs.T.to(table.weight)
     prior.loc[:count], prior.log_scale[:count] = centres.to(prior.loc), 0.0
     prior.logits.fill_(_NEVER)[:count] = model.log_weights.to(prior.logits)
+    return model.name
 
 
-def _set_alone(parts: _Parts, model: Mixture) -> None:
+def _set_alone(parts: _Parts) -> str:
     """Let the VAE be independent values, near which networks drawn at random can learn to use the latents."""
+    model = fit_mixture(parts.p_x, parts.train, parts.features, 1)
     parts.decoder.linear.bias.copy_(model.outputs[0])
     networks: Any = (parts.encoder.network, parts.decoder.network)
     for network, size in zip(networks, (_SMALL, 1.0)):
@@ -426,6 +437,7 @@ def _set_alone(parts: _Parts, model: Mixture) -> None:
     parts.p_z.loc.mul_(_SMALL)
     for parameter in (parts.p_z.log_scale, parts.p_z.logits):
         parameter.zero_()
+    return f"{model.name}, and networks drawn at random"
 
 
 def _spread_out(count: int, size: int) -> Tensor:

@@ -225,8 +225,14 @@ class Console(Callback):
         """Print the note to standard error, beside a progress bar."""
         tqdm.write(f"note: {line}", file=sys.stderr)
 
+    def on_data(self, run: Run) -> None:
+        """Print which data a run is trained on, what was found in them, and what was chosen for them."""
+        _print_data(run)
+        if run.config.system in ("images", "values"):
+            _print_chosen(run)
+
     def on_train_begin(self, trainer: Trainer) -> None:
-        """Print what is trained on what data, the folder it is written to, and what it must exceed."""
+        """Print what is trained, the folder it is written to, and what it must exceed."""
         self.floor = None
         self.seconds = 0.0
         self.is_collapsed = False
@@ -234,10 +240,8 @@ class Console(Callback):
         if "valid" in trainer.splits:
             self.held_out = "valid"
         run = trainer.run
-        _print_data(run)
         system = system_title(run.config)
         if run.config.system in ("images", "values"):
-            _print_chosen(run)
             system = run.config.system
         epochs = f"epochs {trainer.epoch + 1} to {run.config.epochs}"
         how = f"by SVI with --elbo {run.config.elbo}, {epochs}, on {trainer.device}"

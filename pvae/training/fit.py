@@ -107,7 +107,17 @@ def fit(
     if callbacks is None:
         callbacks = default_callbacks()
     with _session(config, data.is_images, device, callbacks) as (world, where, note):
+        run = Run(
+            Path(),
+            config,
+            data.record(),
+            has_own_vae=vae is not None,
+            has_own_beta=beta is not None,
+            vae_place=place,
+            loaded=data,
+        )
         trainer = build_trainer(config, data, where, world, vae, note=note, beta=beta)
+        _say_data(run, world, callbacks)
         taken = ""
         record: dict[str, str] = {}
         if start is not None:
@@ -117,16 +127,8 @@ def fit(
         check_first_loss(trainer)
         if config.initialization == "exact":
             trainer.evaluate_start()
-        run = Run(
-            Path(world.broadcast(lambda: str(writer.new_folder(path, config)))),
-            config,
-            data.record(),
-            has_own_vae=vae is not None,
-            has_own_beta=beta is not None,
-            start=record,
-            vae_place=place,
-            loaded=data,
-        )
+        folder = Path(world.broadcast(lambda: str(writer.new_folder(path, config))))
+        run = dataclasses.replace(run, path=folder, start=record)
         if place:
             run.code = Path(place.rpartition(":")[0]).read_text("utf-8")
         same = ""
@@ -193,6 +195,7 @@ def resume(
         checkpoint = run.read_checkpoint()
         engine = run.sessions[-1].get("engine")
         trainer = build_trainer(run.config, data, where, world, vae, note=note, beta=beta, engine=engine)
+        _say_data(run, world, callbacks)
         trainer.restore(checkpoint, run.metrics())
         _train(trainer, run, callbacks, (data.note,))
     return run
@@ -275,6 +278,13 @@ def _built(vae: Any, config: Config) -> VAE | None:
             vae = vae(config)
     _check_type("vae", vae, VAE)
     return vae
+
+
+def _say_data(run: Run, world: World, callbacks: Sequence[Callback]) -> None:
+    """Tell the callbacks of the first process which data a run is trained on."""
+    if world.is_first:
+        for callback in callbacks:
+            callback.on_data(run)
 
 
 def _started(trainer: Trainer, parent: Run, vae: VAE | None) -> tuple[str, dict[str, str]]:

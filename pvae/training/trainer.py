@@ -50,6 +50,9 @@ class Callback:
     def on_note(self, line: str) -> None:
         """Do something with a note on how the training starts, or how its steps are computed."""
 
+    def on_data(self, run: Run) -> None:
+        """Called before a start is chosen, which takes long of some data; the run has no folder yet if it is new."""
+
     def on_train_begin(self, trainer: Trainer) -> None:
         """Do something before the first epoch."""
 
