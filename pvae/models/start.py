@@ -48,7 +48,6 @@ _SHARP = 3.0  # so that the code of a datum is that of its likeliest component
 _NEVER = -20.0  # the log weight of a component that is not used
 _ITERATIONS, _TOLERANCE = 100, 1e-4  # of expectation maximisation, nats per datum
 _SMALL = 0.1  # of what is drawn at random, so that a VAE starts near a model without a latent
-_STEPS = 20  # of LBFGS
 _AT_ONCE = 2**22  # values of data times components
 
 Array = NDArray[np.float64]
@@ -161,17 +160,9 @@ def linear_models(features: Array, held_out: Array, latent_dim: int, least_noise
     scaled = (features - mean) / spread
     root = np.linalg.qr(scaled).R * math.sqrt(width / len(scaled))
     root = np.r_[root, -root]  # few rows with the mean and the covariance of all
-    sizes = [most]
-    method = "randomized"
-    if width <= _MANY:
-        sizes = sorted({min(most, size) for size in _FACTORS} | {most})
-        method = "lapack"
-    fits = list[FactorAnalysis]()
-    noise = None
-    for size in sizes:
-        given = {"tol": _TOLERANCE / 100 * len(root), "max_iter": 300, "svd_method": method, "random_state": 0}
-        fits.append(FactorAnalysis(size, noise_variance_init=noise, **given).fit(root))
-        noise = fits[-1].noise_variance_
+    sizes = sorted({min(most, size) for size in _FACTORS} | {most}) if width <= _MANY else [most]
+    tolerance = _TOLERANCE / 100 * len(root)
+    fits = [FactorAnalysis(size, tol=tolerance, max_iter=300, random_state=0).fit(root) for size in sizes]
     best = max(fits, key=lambda one: one.score((held_out - mean) / spread))
     name = f"factor analysis with {best.n_components} factor{'s' * (best.n_components > 1)}"
     noise = np.maximum(best.noise_variance_ * spread**2, least_noise)
@@ -388,7 +379,7 @@ def _fit_decoder(p_x: Any, linear: nn.Linear, z: Tensor, x: Tensor, outputs: Ten
         value.backward()
         return value
 
-    torch.optim.LBFGS(free, max_iter=_STEPS, line_search_fn="strong_wolfe").step(loss)
+    torch.optim.LBFGS(free, max_iter=50, line_search_fn="strong_wolfe").step(loss)
     with torch.no_grad():
         linear.weight.copy_(weight)
         linear.bias.copy_(bias)

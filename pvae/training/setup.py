@@ -37,7 +37,7 @@ _LEAST_TO_COMPILE = 10_000  # steps; compiling takes as long as it saves in 3,00
 _EVALUATED = 1000  # draws of z of all data of a split together, at least
 _PIXELS = 784_000  # of a batch of an evaluation times particles; with one particle, 1,000 images of 28 x 28
 
-_TRIED = 100  # steps by which the kinds of models are compared at which a training can start
+_TRIED = 600  # steps by which the kinds of models are compared at which a training can start
 _LAST = 0.02  # the last learning rate of "cosine", as a fraction of the first
 _STEPS = (0.4, 0.7)  # fractions of all steps after which "steps" lowers the learning rate
 _STAGE_ENDS = list(itertools.accumulate(3**stage for stage in range(8)))  # passes: 1, 4, 13, ..., 3280

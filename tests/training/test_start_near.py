@@ -1,0 +1,40 @@
+"""Tests of the choice of a start by a few steps of the trainer."""
+
+import pandas
+import pytest
+import torch
+
+import pvae
+from pvae.config.choices import values_config
+from pvae.training import setup
+from pvae.training.fit import _session
+
+
+@pytest.mark.workflow
+def test_steps_that_compare_starts_leave_nothing_but_weights(monkeypatch):
+    """Moments of Adam are 0 and no step is counted; the training starts at the best after the steps."""
+    monkeypatch.setattr(setup, "_TRIED", 3)
+    torch.manual_seed(0)
+    kind = torch.randint(3, (600,))
+    x = torch.tensor([[0.0, 9, 0], [9, 0, 0], [0, 0, 9]])[kind] + torch.randn(600, 3)
+    frame = pandas.DataFrame(x.numpy(), columns=["a", "b", "c"]).assign(bit=(torch.rand(600) < 0.5).int().numpy())
+    data = pvae.read(frame).with_valid(0.1)
+    config = values_config(data)
+    notes, compared = [], []
+    after_steps = setup._elbo_after_steps
+
+    def seen(trainer, weights, held_out):
+        compared.append((after_steps(trainer, weights, held_out), weights))
+        return compared[-1][0]
+
+    monkeypatch.setattr(setup, "_elbo_after_steps", seen)
+    with _session(config, False, "cpu") as (_, device, _):
+        trainer = setup.build_trainer(config, data, device)
+        setup.start_near(trainer, config, notes.append)
+        assert trainer.step == 0
+        assert all(not one.any() for state in trainer.optimizer.state.values() for one in state.values())
+    assert len(compared) > 1, "a mixture of products is the best at first"
+    _, best = max(compared, key=lambda one: one[0])
+    state = trainer.vae.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in best.items())
+    assert len(notes) == 1
