@@ -141,7 +141,7 @@ def log_density_beside(schema: Schema, x: Tensor) -> Tensor:
         log p(file) - log p(left) = sum over given fields of left of log u  -  sum over those of the file of log u
 
     A value that is recorded in steps of u has the density P / u, P being the probability of its step. A field that a
-    rule fills in has P = 1.
+    rule fills in has P = 1. A difference has the u of its column, since a shift keeps a density.
 
     Args:
         schema: of the table.
@@ -149,10 +149,18 @@ def log_density_beside(schema: Schema, x: Tensor) -> Tensor:
     """
     if not schema.rules:
         return x.new_zeros(len(x))
+    of_file = {column.name: column.spacing for column in schema.recorded}
+    of_left = {column.name: column.spacing for column in schema.columns}
+    for rule in schema.rules:
+        if rule.is_shift and rule.column in of_file:
+            of_left.update(dict.fromkeys(rule.made, of_file[rule.column]))
     shares = []
-    for columns, values in ((schema.columns, x), (schema.recorded, recorded(schema, x))):
-        spacing = torch.tensor([column.spacing for column in columns], dtype=torch.float64)
-        shares.append((spacing.log() * ~values.isnan()).sum(1))
+    for columns, spacing, values in (
+        (schema.columns, of_left, x),
+        (schema.recorded, of_file, recorded(schema, x)),
+    ):
+        each = torch.tensor([spacing[column.name] for column in columns], dtype=torch.float64)
+        shares.append((each.log() * ~values.isnan()).sum(1))
     return shares[0] - shares[1]
 
 
