@@ -85,7 +85,7 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph") 
     graph.graph.eliminate_dead_code()
     graph.recompile()
     if engine == "graph":
-        if any(x.device.type == "cuda" for x in inputs) or not hasattr(torch.jit, "trace"):
+        if any(x.device.type == "cuda" for x in inputs):
             return graph.forward
         return _interpreted(graph, inputs)
     try:
@@ -100,10 +100,11 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph") 
 def _interpreted(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Function:
     """Return a graph of torch's operators as a program of TorchScript, whose interpreter calls them from C++.
 
-    A small step takes half of the time or less, since Python takes longer than most operators. Nothing is optimised, so
-    that the bits are the same. From the first operator on that returns nothing, such as the update of Adam, Python
+    Small steps take less time, since Python takes longer than most of their operators. Nothing is optimised, so that
+    the bits are the same. From the first operator on that returns nothing, such as the update of Adam, Python
     calls them, since TorchScript does not trace these. The gradients of convolutions and of BatchNorm it does not trace
-    either; their operators take longer anyway, and Python calls the whole graph.
+    either; their operators take longer anyway, and Python calls the whole graph, as where torch has no TorchScript,
+    which is deprecated.
     """
     of_inputs, attributes = _lifted(graph)
     nodes = [*of_inputs.graph.nodes]
@@ -115,9 +116,14 @@ def _interpreted(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Function:
     parts = split_module(of_inputs, of_inputs, lambda node: int(node in after))
     given = dict(zip(parts.graph.find_nodes(op="placeholder"), (*inputs, *attributes)))
     for first in parts.graph.find_nodes(op="call_module", target="submod_0"):
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TorchScript is deprecated
-            parts.submod_0 = torch.jit.trace(parts.submod_0, [given[one] for one in first.args], check_trace=False)
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                parts.submod_0 = torch.jit.trace(parts.submod_0, [given[one] for one in first.args], check_trace=False)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return graph.forward
 
     def run(*inputs: Tensor) -> Sequence[Tensor]:
         with torch.no_grad(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]

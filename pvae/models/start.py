@@ -158,7 +158,8 @@ def linear_models(features: Array, held_out: Array, latent_dim: int, least_noise
     width, spread = features.shape[1], _spread(features)
     mean, most = features.mean(0), min(latent_dim, features.shape[1])
     scaled = (features - mean) / spread
-    root = np.linalg.qr(scaled).R * math.sqrt(width / len(scaled))
+    root = np.linalg.qr(scaled).R
+    root *= math.sqrt(len(root) / len(scaled))
     root = np.r_[root, -root]  # few rows with the mean and the covariance of all
     sizes = sorted({min(most, size) for size in _FACTORS} | {most}) if width <= _MANY else [most]
     tolerance = _TOLERANCE / 100 * len(root)
@@ -274,12 +275,12 @@ def exact_starts(vae: VAE, train: Tensor, valid: Tensor) -> list[Start]:
     return sorted(found, key=lambda one: -one.elbo)
 
 
-def _tried(vae: VAE, train: Tensor, held_out: Tensor, wanted: Container[int] = range(100)) -> list[Start]:
-    """Return the starts with the wanted places among all; a place is of the same kind of model for all data."""
+def _tried(vae: VAE, train: Tensor, held_out: Tensor, wanted: Container[int] | None = None) -> list[Start]:
+    """Return all starts, or those with the wanted places; a place is of the same kind of model for all data."""
     parts, found = _Parts(vae, train), list[Start]()
     first = {key: one.clone() for key, one in vae.state_dict().items()}
     for place, (kind, set_to) in enumerate(_models(parts, held_out)):
-        if place not in wanted:
+        if wanted is not None and place not in wanted:
             continue
         vae.load_state_dict(first)
         for one in (parts.encoder, parts.decoder):

@@ -51,7 +51,7 @@ class Callback:
         """Do something with a note on how the training starts, or how its steps are computed."""
 
     def on_data(self, run: Run) -> None:
-        """Called before a start is chosen, which takes long of some data; the run has no folder yet if it is new."""
+        """Do something before a start is chosen, which takes long of some data; a new run has no folder yet."""
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Do something before the first epoch."""

@@ -217,3 +217,13 @@ def test_log_p_of_rows_in_the_columns_of_a_file_is_of_densities_where_it_has_num
     more = log_density_beside(values.schema, torch.from_numpy(values.x["train"]))
     is_end = np.isin(cover, (0, 1))
     assert more.numpy() == pytest.approx(np.where(is_end, np.log(100), 0.0))  # a field that is empty has no density
+
+
+def test_a_difference_of_more_digits_than_its_column_keeps_the_density_of_the_column():
+    draw = np.random.RandomState(0)
+    low = draw.uniform(1, 2, 400).round(3)
+    high = np.ceil((low + draw.exponential(0.3, 400)) * 100) / 100
+    frame = DataFrame({"low": low, "high": high.round(2)})
+    values = read_frame(frame, pvae.read(frame).reading)
+    assert [str(rule) for rule in values.schema.rules] == ["low <= high"]
+    assert not log_density_beside(values.schema, torch.from_numpy(values.x["train"])).any()

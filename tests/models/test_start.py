@@ -67,6 +67,13 @@ def test_the_elbo_before_the_first_step_is_the_log_likelihood_of_the_linear_mode
         assert np.allclose(wolf, covariance, rtol=1e-9)
 
 
+@pytest.mark.parametrize(("num_rows", "num_columns"), [(400, 6), (12, 20)])
+def test_factor_analysis_has_the_variances_of_the_features(num_rows, num_columns):
+    f = factors(num_columns, num_rows).numpy()
+    analysis = start.linear_models(f, f, 2, np.full(num_columns, 1e-12))[0]
+    assert np.allclose((analysis.weight**2).sum(1) + analysis.noise, f.var(0), rtol=0.05)
+
+
 @pytest.mark.workflow
 def test_of_columns_of_several_kinds_one_start_is_independent_values_near_which_latents_can_be_used():
     x = factors()
