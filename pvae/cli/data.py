@@ -366,7 +366,7 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
     """Write data whose missing values are filled in, with their spread, or as draws."""
     from pvae.data.schema import EMPTY
     from pvae.trained.given import given_data
-    from pvae.trained.imputation import ENOUGH, impute
+    from pvae.trained.imputation import ENOUGH, TRIES, impute
 
     if not run.config.missing:
         raise InputError(f"{run.name} was trained without --missing: train again with it to fill in missing values")
@@ -380,7 +380,10 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
         how = "which counts the draws: give it another name"
         raise InputError(f"{arguments.impute} has a column imputation, {how}")
     out = _out(run, arguments.out, run.place / "samples", "imputed")
-    found = impute(run.vae(), given.batch(run), num_draws=number)
+    num_draws = number
+    if run.data.rules:
+        num_draws = max(number, TRIES)
+    found = impute(run.vae(), given.batch(run), num_draws=num_draws)
     values = {"filled": given.in_place(found.filled, given.x), "std": given.in_place(found.std)}
     how = "filled by their means; std says how far each may lie from its mean"
     alike = "standard deviations may be too small"
@@ -389,7 +392,7 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
         how = f"{number} draws of each"
         alike = "draws are too alike"
     files = str(out)
-    is_missing = given.x.isnan() if given.is_empty is None else given.is_empty
+    is_missing = (given.x if given.recorded is None else given.recorded).isnan()
     num_missing = int(is_missing[given.inside].sum())
     if run.data.columns:
         files = _write_imputed_table(run, out, given, found, number)
@@ -410,7 +413,7 @@ def _write_imputed_table(run: Run, out: Path, given: GivenData, found: Imputed, 
     import torch
 
     from pvae.data.column import Column
-    from pvae.data.rules import recorded
+    from pvae.data.rules import completed
     from pvae.data.tables import table_text
 
     assert given.fields is not None  # of the file of a table
@@ -420,13 +423,15 @@ def _write_imputed_table(run: Run, out: Path, given: GivenData, found: Imputed, 
     for one in run.data.constants:
         if one.name in fields:
             fields[one.name] = fields[one.name].mask(fields[one.name].isin(missing), one.text)
-    assert given.is_empty is not None  # of the file of a table
-    is_missing = given.in_place(given.is_empty[given.inside], torch.tensor(False))
+    assert given.recorded is not None  # of the file of a table
+    of_file, x = given.recorded[given.inside], given.x[given.inside]
+    is_missing = given.in_place(of_file.isnan(), torch.tensor(False))
+    tries = [*found.draws.unbind(1)]
     if number:
         repeated = pandas.concat([fields] * number)
         counts = torch.arange(1, 1 + number).repeat_interleave(len(fields))
         repeated.insert(0, "imputation", counts.tolist())
-        parts = (recorded(run.data, part, is_filled=True) for part in found.draws.unbind(1))
+        parts = (completed(run.data, of_file, x, tries[first:] + tries[:first]) for first in range(number))
         draws = torch.cat([given.in_place(part) for part in parts])
         write(out, table_text(columns, draws, repeated, is_missing.repeat(number, 1), sep))
         return f"{out}, by the column imputation"
@@ -436,7 +441,10 @@ def _write_imputed_table(run: Run, out: Path, given: GivenData, found: Imputed, 
     for place, column in enumerate(run.data.file_columns):
         if column in run.data.columns:
             std[:, place] = given.in_place(found.std[:, run.data.columns.index(column)])
-    filled = given.in_place(recorded(run.data, found.filled, is_filled=True))
+    rows = completed(run.data, of_file, x, [found.filled, *tries])
+    filled = given.in_place(rows)
+    if left := int(rows.isnan().any(1).sum()):
+        print_line(f"fields of {left:,} rows stay empty, since each draw breaks a rule beside the given fields")
     write(out, table_text(columns, filled, fields, is_missing, sep))
     write(spread, table_text(numbers, std, fields, torch.ones_like(is_missing), sep))
     return f"{out}, {spread.name}"

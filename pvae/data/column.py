@@ -28,7 +28,7 @@ class Column:
         suffix: "%" behind each number, or "".
         point: "." or the decimal comma.
         step: of which the differences of its numbers are multiples, such as 500, if it is above a unit of the last
-            digit; or 0.
+            digit; of dates those of times of the day, in days, such as of whole minutes; or 0.
         least_decimals: the fewest digits behind the point of a number in the file, up to which zeros at the end are not
             written; None if all have `decimals`.
     """
@@ -52,10 +52,10 @@ class Column:
         """The distance of neighbouring values in the unit of x; 1 of categories, and of numbers of any digits."""
         if self.categories:
             return 1.0
-        if self.date_format:
-            return self._date_unit / timedelta(days=1)
         if self.step:
             return self.step
+        if self.date_format:
+            return self._date_unit / timedelta(days=1)
         if self.decimals is None or self.decimals > _MOST_DECIMALS:
             return 1.0
         return float(10.0**-self.decimals)
@@ -90,8 +90,7 @@ class Column:
         if math.isnan(value):
             return value
         if self.date_format:
-            days = self._date_unit / timedelta(days=1)
-            return round((self.origin + value) / days) * days - self.origin
+            return round((self.origin + value) / self.spacing) * self.spacing - self.origin
         if self.decimals is None or self.decimals > _MOST_DECIMALS:
             return value
         least = -math.inf if self.least is None else self.least

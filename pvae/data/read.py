@@ -184,7 +184,7 @@ class OtherData(NamedTuple):
             folders in a folder; [] if there are none.
         fields: of a table.
         outside: rows of a table that cannot be rows of the recorded one, by their numbers, and why.
-        is_empty: which fields of a table are empty.
+        recorded: the values of a table in the columns of the file, NaN where they are empty.
     """
 
     names: Sequence[str]
@@ -193,7 +193,7 @@ class OtherData(NamedTuple):
     labels: list[str]
     fields: Fields | None = None
     outside: Mapping[int, str] = MappingProxyType({})
-    is_empty: Tensor | None = None
+    recorded: Tensor | None = None
 
 
 def read_other(record: DataRecord, path: str | Path, skip_broken: bool = False) -> OtherData:
@@ -259,11 +259,11 @@ def _other_values(record: DataRecord, file: Path) -> OtherData:
     labels = names_of(np.concatenate([*values.labels.values()])) if values.labels else []
     same = {_without_zeros(name): name for name in record.label_names}  # "2.0" is the class "2" too
     labels = [same.get(_without_zeros(name), name) if name not in record.label_names else name for name in labels]
-    is_empty = None
-    if values.is_empty is not None:
-        is_empty = torch.from_numpy(values.is_empty)
+    of_file = None
+    if values.recorded is not None:
+        of_file = torch.from_numpy(values.recorded)
     note = values.schema.note
-    return OtherData(names, torch.from_numpy(together), note, labels, values.fields, values.outside, is_empty)
+    return OtherData(names, torch.from_numpy(together), note, labels, values.fields, values.outside, of_file)
 
 
 def _without_zeros(name: str) -> str:

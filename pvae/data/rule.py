@@ -72,7 +72,7 @@ class Rule(Family):
         raise NotImplementedError
 
     def undo(self, values: Values) -> Values:
-        """Return the columns before `apply`."""
+        """Return the columns before `apply`; those that it depends on are empty where they will be."""
         raise NotImplementedError
 
     def described(self, name: str, x: Array, before: Mapping[str, Column]) -> Column:
@@ -182,20 +182,26 @@ class Table:
         return 10.0**-decimals
 
     def may_compute(self, name: str, of: Sequence[str]) -> bool:
-        """Return whether a column has no planned rule, and no other is computed from it or says whether it is empty."""
-        needed = [*of]
+        """Return whether a column has no planned rule, and does not say what others are computed from, or if empty."""
+        computed = {rule.column: rule for rule in self.rules if not isinstance(rule, Empty)} | self.planned
+        needed = self._with_indicators(of)
+        if any(one not in self.columns for one in needed):  # it is undone before one can be empty
+            return False
         for one in needed:  # which grows
-            if one in self.planned:
-                needed += self.planned[one].of
-            if name in (one, Empty(column=one).indicator):
-                return False
-        return name not in self.planned
+            if one in computed:
+                needed += [other for other in self._with_indicators(computed[one].of) if other not in needed]
+        return name not in self.planned and name not in needed
 
     def take_planned(self) -> None:
         """Apply the planned rules, each after those that need its column."""
         while self.planned:
-            needed = {name for rule in self.planned.values() for name in rule.of}
+            needed = {name for rule in self.planned.values() for name in self._with_indicators(rule.of)}
             self.take(self.planned.pop(next(name for name in self.planned if name not in needed)))
+
+    def _with_indicators(self, names: Sequence[str]) -> list[str]:
+        """Return names of columns, and those that say whether one of them is empty."""
+        said = {rule.column: rule.indicator for rule in self.rules if isinstance(rule, Empty)}
+        return [*names, *(said[name] for name in names if name in said)]
 
     def take(self, rule: Rule) -> None:
         """Apply a rule, if `undo` brings back what was there."""

@@ -28,7 +28,10 @@ _TIMES = 10  # that a level occurs on average
 _END_SHARE, _END_TIMES = 0.05, 4  # of rows at an end of a column, and how many times those of another value
 _LEAST_BELOW = 5  # rows in which a Normal difference would be below 0, if it is always at least 0 by a rule
 _SCALE = 5  # times that a number is at least another one, since their scales differ
-_SECONDS = 86_400  # of a day
+_DIGITS = 9  # behind the point, of differences
+_BESIDE = 10  # others that are expected beside a range
+_FAR = 1e300  # the end of a range that has none
+_CLOSE = 1e-3  # steps, of equal values
 _SPAN = 730  # days from which a date has a season
 _FACTORS = (1, 2, 3, 4, 5, 10, 12, 60, 100)  # denominators of simple coefficients
 
@@ -368,15 +371,17 @@ def _nearest(x: Array, known: Sequence[float]) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class Where(Rule, name="where", help="a column has one value where another one has some values"):
-    """A column has one value in all rows in which another one has certain values: it is not modelled there.
+    """A column has one value in all rows in which another one lies in certain ranges: it is not modelled there.
 
     Args:
-        values: of the other column.
+        lows: the lower ends of the ranges of the other column; of a category they are its codes.
+        highs: the upper ends.
         value: of the column there.
     """
 
     fills = True
-    values: tuple[float, ...]
+    lows: tuple[float, ...]
+    highs: tuple[float, ...]
     value: float
 
     @classmethod
@@ -391,8 +396,10 @@ class Where(Rule, name="where", help="a column has one value where another one h
     def _of(cls, table: Table, name: str, of: str) -> Iterator[Rule]:
         keys, key_values, key_counts = table.codes(of)
         codes, levels, counts = table.codes(name)
-        is_often = key_counts >= max(LEAST_ROWS, 0.01 * len(keys))
-        if key_counts[is_often].sum() < key_counts.sum() / 2:  # of a number with few rows of each value
+        is_range = not table.columns[of].categories and len(key_values) > 2 and not Levels.has_few(table, of)
+        least = max(LEAST_ROWS, 0.01 * len(keys))
+        is_often = is_range | (key_counts >= least)
+        if key_counts[is_often].sum() < key_counts.sum() / 2:
             return
         often = {0, len(levels) - 1}
         if table.columns[name].categories:
@@ -404,19 +411,25 @@ class Where(Rule, name="where", help="a column has one value where another one h
                 found = np.flatnonzero((others == 0) & is_often)
                 if not len(found):
                     break
-            times = key_counts[found].sum()
-            share = counts[code] / counts.sum()
+            runs = [(place, place + 1) for place in found.tolist()]
             ways = _log_arrangements([len(found), is_often.sum() - len(found)])  # to choose those values
+            if is_range:
+                runs = _runs(key_counts, others, least)
+                ways = 2 * len(runs) * math.log(len(key_values))
+            times = sum(key_counts[first:end].sum() for first, end in runs)
+            share = counts[code] / counts.sum()
             if times * math.log(share) + ways <= _SURE and share <= 0.98 and times < len(keys) - LEAST_ROWS:
-                where = _said_values(table.columns[of], key_values[found])
+                ranges = [_range(key_values, first, end) for first, end in runs]
+                where = listed([_said_range(table.columns[of], *one) for one in ranges])
                 is_all = times == counts[code] and not table.columns[name].categories
-                says = f"{name} is {_said_values(table.columns[name], levels[[code]])}"
+                says = f"{name} is {_said_range(table.columns[name], levels[code], levels[code])}"
                 if any(isinstance(one, Empty) and one.indicator == name for one in table.rules):
                     says = name.removesuffix(" is empty") + (" is empty" if levels[code] else " is given")
                 yield cls(
                     column=name,
                     of=(of,),
-                    values=tuple(key_values[found].tolist()),
+                    lows=tuple(low for low, _ in ranges),
+                    highs=tuple(high for _, high in ranges),
                     value=float(levels[code]),
                     says=f"{says} {'exactly ' if is_all else ''}where {of} is {where}",
                 )
@@ -431,7 +444,9 @@ class Where(Rule, name="where", help="a column has one value where another one h
         return {**values, self.column: np.where(self._is_there(values), self.value, values[self.column])}
 
     def _is_there(self, values: Values) -> NDArray[np.bool_]:
-        return np.isin(values[self.of[0]], self.values)
+        x = values[self.of[0]]
+        places = np.searchsorted(self.lows, x, "right") - 1  # of the last range that begins at x or below
+        return (places >= 0) & (x <= np.array(self.highs)[places])
 
     def described(self, name: str, x: Array, before: Mapping[str, Column]) -> Column:
         """Return the column as it was, with the range that is left."""
@@ -440,8 +455,48 @@ class Where(Rule, name="where", help="a column has one value where another one h
         return replace(column, least=least - column.origin, greatest=greatest - column.origin)
 
 
-def _said_values(column: Column, values: Array) -> str:
-    return listed([column.text(value - column.origin, is_given=True) for value in values.tolist()])
+def _runs(counts: NDArray[np.int64], others: NDArray[np.int64], least: float) -> list[tuple[int, int]]:
+    """Return the first places and the ends of at most two ranges of values of a number, in which no row is another one.
+
+    Beside a range others are at least half as frequent as anywhere: a rule begins at once, a dependence does not.
+
+    Args:
+        counts: how many rows have each value.
+        others: how many of these are others.
+        least: the fewest rows of a range.
+    """
+    edges = np.flatnonzero(np.diff(others == 0, prepend=False, append=False)).reshape(-1, 2).tolist()
+    runs = [(first, end) for first, end in edges if counts[first:end].sum() >= least]
+    rest = counts.sum() - sum(counts[first:end].sum() for first, end in runs)
+    if not others.any():
+        return []
+    rate = others.sum() / rest
+
+    def is_sharp(places: NDArray[np.int64]) -> bool:
+        """Return whether others are frequent at once from the end of a range on."""
+        near = places[: np.searchsorted(counts[places].cumsum(), _BESIDE / rate) + 1]
+        return bool(len(near) == 0 or others[near].sum() >= rate / 2 * counts[near].sum())
+
+    places = np.arange(len(counts))
+    runs = [(first, end) for first, end in runs if is_sharp(places[:first][::-1]) and is_sharp(places[end:])]
+    return runs if len(runs) <= 2 else []
+
+
+def _range(values: Array, first: int, end: int) -> tuple[float, float]:
+    """Return the lower and the upper end of a range of values; it goes on beyond those of a number that are known."""
+    low, high = float(values[first]), float(values[end - 1])
+    if end - first == 1:
+        return low, high
+    return (-_FAR if first == 0 else low), (_FAR if end == len(values) else high)
+
+
+def _said_range(column: Column, low: float, high: float) -> str:
+    ends = [column.text(one - column.origin, is_given=True) for one in dict.fromkeys([low, high]) if abs(one) < _FAR]
+    if low == -_FAR:
+        return f"at most {ends[0]}"
+    if high == _FAR:
+        return f"at least {ends[0]}"
+    return " to ".join(ends)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -511,14 +566,14 @@ class Order(Rule, name="order", help="a number is at most another one"):
 
     Args:
         is_above: the column is the greater one, b in b - a; or the smaller one.
-        decimals: digits of the difference behind the point; -1 if that is not known, as of times.
         least: the least value of the column.
+        step: between two values that the column can have.
     """
 
     is_shift = True
     is_above: bool
-    decimals: int
     least: float
+    step: float
 
     @classmethod
     def find(cls, table: Table) -> Iterator[Rule]:
@@ -550,32 +605,28 @@ class Order(Rule, name="order", help="a number is at most another one"):
         is_far = len(rest) * below < _LEAST_BELOW or ((a >= 0) & (_SCALE * a <= b))[both].all()
         if is_far or len(rest) * math.log1p(-min(failed, 0.999)) > _SURE:
             return
-        is_above = both.sum() == (~np.isnan(b)).sum()
-        name, of = low, high
-        if is_above:
-            name, of = high, low
-        elif both.sum() < (~np.isnan(a)).sum():
-            return
-        decimals = max((-1 if one.decimals is None else one.decimals) for one in columns)
-        least = float(np.nanmin(table.values[name]))
-        says = f"{low} <= {high}"
-        rule = cls(column=name, of=(of,), is_above=bool(is_above), decimals=decimals, least=least, says=says)
-        yield float(rest.std() / np.nanstd(b)), rule
+        pairs = [(high, low), (low, high)]  # of which the first becomes a difference
+        pairs = [(name, of) for name, of in pairs if both.sum() == (~np.isnan(table.values[name])).sum()]
+        pairs = [one for one in pairs if table.columns[one[0]].spacing > 10.0 ** (1 - _DIGITS)]  # no microseconds
+        pairs.sort(key=lambda one: Levels.has_few(table, one[0]))  # these keep their values
+        for name, of in pairs[:1]:
+            least, step = float(np.nanmin(table.values[name])), table.columns[name].spacing
+            rule = cls(column=name, of=(of,), is_above=name == high, least=least, step=step, says=f"{low} <= {high}")
+            yield float(rest.std() / np.nanstd(b)), rule
 
     def apply(self, values: Values) -> Values:
         """Leave the difference."""
-        rest = self._rounded(self._sign * (values[self.column] - values[self.of[0]]))
-        return {**without(values, self.column), self.made[0]: rest}
+        rest = self._sign * (values[self.column] - values[self.of[0]])
+        return {**without(values, self.column), self.made[0]: rest.round(_DIGITS)}
 
     def undo(self, values: Values) -> Values:
-        """Add the difference, of at least 0, or subtract it."""
+        """Add the difference, of at least 0, or subtract it, and take the next value that keeps the order."""
         rest = np.maximum(values[self.made[0]], 0)
-        x = self._rounded(values[self.of[0]] + self._sign * rest)
-        if not self.is_above:
-            x = np.minimum(x, values[self.of[0]])
-            if self.least >= 0:
-                x = np.maximum(x, 0.0)
-        return {**without(values, *self.made), self.column: x}
+        places = self._sign * (values[self.of[0]] + self._sign * rest - self.least) / self.step
+        x = self.least + self._sign * np.ceil(places - _CLOSE) * self.step
+        if not self.is_above and self.least >= 0:
+            x = np.maximum(x, 0.0)
+        return {**without(values, *self.made), self.column: x.round(_DIGITS)}
 
     @property
     def made(self) -> tuple[str, ...]:
@@ -587,17 +638,18 @@ class Order(Rule, name="order", help="a number is at most another one"):
     def _sign(self) -> int:
         return 1 if self.is_above else -1
 
-    def _rounded(self, x: Array) -> Array:
-        if self.decimals < 0:
-            return (x * _SECONDS).round() / _SECONDS
-        return x.round(self.decimals)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Season(Rule, name="season", help="a date of two years or more is its year, its day of the year, and its time"):
-    """A date becomes a year, a day of the year and, if it has one, a time of the day in days."""
+    """A date becomes a year, a day of the year and, if it has one, a time of the day in days.
+
+    Args:
+        has_time: it has a time.
+        step: between two times, in days.
+    """
 
     has_time: bool
+    step: float
 
     @classmethod
     def find(cls, table: Table) -> Iterator[Rule]:
@@ -607,9 +659,9 @@ class Season(Rule, name="season", help="a date of two years or more is its year,
                 continue
             x = table.values[name]
             if np.nanmax(x) - np.nanmin(x) >= _SPAN:
-                yield cls(
-                    column=name, has_time=bool((x != np.floor(x))[~np.isnan(x)].any()), says=f"{name} has seasons"
-                )
+                has_time = bool((x != np.floor(x))[~np.isnan(x)].any())
+                step = table.columns[name].spacing
+                yield cls(column=name, has_time=has_time, step=step, says=f"{name} has seasons")
 
     @property
     def made(self) -> tuple[str, ...]:
@@ -629,13 +681,21 @@ class Season(Rule, name="season", help="a date of two years or more is its year,
 
     def undo(self, values: Values) -> Values:
         """Return the date; a day that the year does not have becomes its last one."""
-        year, day, *time = (values[name] for name in self.made)
+        year, day, *times = (values[name] for name in self.made)
+        time = sum(np.clip(one, 0, 1 - self.step) for one in times)
         is_empty = np.isnan(year + day)
         years = np.where(is_empty, 0, year - 1970).astype(int).astype("datetime64[Y]")
         start = years.astype("datetime64[D]").astype(float)
         length = (years + 1).astype("datetime64[D]").astype(float) - start
-        x = start + np.clip(day, 1, length) - 1 + sum(time)
+        x = start + np.clip(day, 1, length) - 1 + time
         return {**without(values, *self.made), self.column: np.where(is_empty, np.nan, x)}
+
+    def described(self, name: str, x: Array, before: Mapping[str, Column]) -> Column:
+        """Return a column of whole numbers, or of times."""
+        new = super().described(name, x, before)
+        if name in self.made[2:]:
+            return replace(new, step=self.step)
+        return new
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -655,18 +715,24 @@ class Levels(Rule, name="levels", help="a number of few values becomes their cod
         """Yield a rule for each number of at most 20 values, of 50 with gaps, or by which others are looked up."""
         keys = {name for rule in table.rules if isinstance(rule, Same) for name in rule.of}
         for name, column in [*table.columns.items()]:
-            _, levels, counts = table.codes(name)
+            levels = table.codes(name)[1]
             if column.categories or column.kind or column.date_format or len(levels) < 2:
                 continue
-            steps = np.diff(levels)
-            has_gaps = steps.max() > 1.5 * steps.min()
-            most = _MOST_LEVELS if has_gaps else _FEW_LEVELS
-            are_often = counts.min() >= _LEAST_TIMES and counts.sum() >= _TIMES * len(levels)
-            is_bit = {*levels.tolist()} <= {0.0, 1.0}
-            if name in keys or (are_often and len(levels) <= most and not is_bit):
+            if name in keys or cls.has_few(table, name):
                 texts = tuple(column.text(value - column.origin, is_given=True) for value in levels.tolist())
                 says = f"{name} is one of {listed(texts)}"
                 yield cls(column=name, levels=tuple(levels.tolist()), texts=texts, says=says)
+
+    @classmethod
+    def has_few(cls, table: Table, name: str) -> bool:
+        """Return whether a number has few values, each many times, and not only 0 and 1."""
+        _, levels, counts = table.codes(name)
+        steps = np.diff(levels)
+        most = _FEW_LEVELS
+        if steps.max() > 1.5 * steps.min():  # it has gaps
+            most = _MOST_LEVELS
+        are_often = counts.min() >= _LEAST_TIMES and counts.sum() >= _TIMES * len(levels)
+        return are_often and len(levels) <= most and not {*levels.tolist()} <= {0.0, 1.0}
 
     def apply(self, values: Values) -> Values:
         """Leave the codes; NaN of another value."""

@@ -92,8 +92,7 @@ def modelled(schema: Schema, x: Array, rows: Sequence[str], outside: dict[str, s
     left = _stacked(values, schema.columns)
     back = _stacked(_undone(schema.rules, _named(left, schema.columns)), schema.recorded)
     is_given = ~np.isnan(x)
-    digits = [8 if column.decimals is None else min(column.decimals, 8) for column in schema.recorded]
-    is_broken = is_given & ~np.isclose(x, back, rtol=1e-14, atol=0.49 * 10.0 ** -np.array(digits))
+    is_broken = is_given & ~np.isclose(x, back, rtol=1e-14, atol=_slack(schema))
     empty = {column.name: np.isnan(part) for column, part in zip(schema.recorded, x.T)}
     for row, place in np.argwhere(is_broken).tolist():
         column = schema.recorded[place]
@@ -123,6 +122,26 @@ def recorded(schema: Schema, x: Tensor, is_filled: bool = False) -> Tensor:
         given = {one.indicator: np.zeros(len(x)) for one in schema.rules if isinstance(one, Empty)}
         values = {name: given.get(name, x) for name, x in values.items()}
     return torch.from_numpy(_stacked(_undone(schema.rules, values), schema.recorded))
+
+
+def completed(schema: Schema, given: Tensor, x: Tensor, tries: Sequence[Tensor]) -> Tensor:
+    """Return rows of a file, each filled in by the first of some tries that breaks no rule beside its given fields.
+
+    Args:
+        schema: of the table.
+        given: rows (N, D) in the columns of the file; NaN is empty, and stays so in a row without such a try.
+        x: their values that are left, NaN where one is missing.
+        tries: as x, but filled in.
+    """
+    found, left = given.clone(), torch.arange(len(given))
+    slack = torch.from_numpy(_slack(schema))
+    for one in tries:
+        filled = recorded(schema, torch.where(x.isnan(), one.double(), x)[left], is_filled=True)
+        known = given[left]
+        agrees = (known.isnan() | ((filled - known).abs() <= slack + 1e-14 * known.abs())).all(1)
+        found[left[agrees]] = torch.where(known.isnan(), filled, known)[agrees]
+        left = left[~agrees]
+    return found
 
 
 def can_be(schema: Schema, x: Tensor) -> Tensor:
@@ -165,9 +184,19 @@ def log_density_beside(schema: Schema, x: Tensor) -> Tensor:
 
 
 def _undone(rules: Sequence[Rule], values: Values) -> Values:
+    indicators = {rule.column: rule.indicator for rule in rules if isinstance(rule, Empty)}
     for rule in reversed(rules):
+        for name in rule.of:
+            if indicators.get(name) in values:
+                values = {**values, name: np.where(values[indicators[name]] == 1, np.nan, values[name])}
         values = rule.undo(values)
     return values
+
+
+def _slack(schema: Schema) -> Array:
+    """Return by how much values of the columns of a file may differ that are equal, (D,)."""
+    digits = [8 if column.decimals is None else min(column.decimals, 8) for column in schema.file_columns]
+    return 0.49 * 10.0 ** -np.array(digits)
 
 
 def _named(x: Array, columns: Sequence[Column]) -> Values:

@@ -150,7 +150,7 @@ class Values(NamedTuple):
         schema: what they mean, and how they were read.
         fields: of a table.
         outside: rows of a table for a run that cannot be rows of its table, by their numbers, and why.
-        is_empty: which fields of a table are empty, (N, D), of the columns that are not left out.
+        recorded: values of a table before its rules rewrite them, (N, D), of the columns of the file.
     """
 
     x: dict[str, NDArray[Any]]
@@ -159,7 +159,7 @@ class Values(NamedTuple):
     schema: Schema = Schema()
     fields: Fields | None = None
     outside: Mapping[int, str] = MappingProxyType({})
-    is_empty: NDArray[Any] | None = None
+    recorded: NDArray[Any] | None = None
 
 
 def title_of(name: str, sizes: Mapping[str, int]) -> str:

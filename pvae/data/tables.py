@@ -13,6 +13,7 @@ import shlex
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
@@ -98,20 +99,21 @@ def read_frame(frame: DataFrame, reading: Reading, name: str = "the table", know
     if known is not None:
         _check_names(Path(name), frame, known)
         rows = [f"row-{row}" for row in range(len(frame))]
-        return Values({"train": frame_values(frame, known, name)}, {}, {"train": rows}, known)
+        x, of_file = frame_values(frame, known, name)
+        return Values({"train": x}, {}, {"train": rows}, known, recorded=of_file)
     texts = frame.convert_dtypes().apply(field_texts).astype(object)
     texts = texts.set_axis([f"row {row}" for row in range(len(frame))])
     points, _ = _points(texts, ",", ())
     categories = frame.select_dtypes("category")
     levels = {column: (*field_texts(Series(categories[column].cat.categories)),) for column in categories}
     values = _values_of(Fields(texts, "", ",", points, levels), Path(name), reading)
-    return values._replace(x={"train": frame_values(frame, values.schema, name)})
+    return values._replace(x={"train": frame_values(frame, values.schema, name)[0]})
 
 
 def checked(frame: DataFrame, name: str) -> DataFrame:
-    """Return a data frame with columns named by texts, booleans as 0 and 1, and timedeltas in days; refuse lists."""
+    """Return a data frame with columns named by texts, booleans as 0 and 1, timedeltas in seconds; refuse lists."""
     frame = frame.rename(columns=str)
-    frame = frame.assign(**frame.select_dtypes("timedelta") / timedelta(days=1))
+    frame = frame.assign(**frame.select_dtypes("timedelta") / timedelta(seconds=1))
     bits = frame.columns[[is_bool_dtype(one) for one in frame.dtypes]]
     for column in bits:
         frame = frame.assign(**{column: frame[column].astype("Int64" if frame[column].hasnans else "int64")})
@@ -135,8 +137,8 @@ def class_codes(frame: DataFrame, label: str, classes: Sequence[str], name: str)
     return torch.from_numpy(codes.to_numpy(np.int64, copy=True))
 
 
-def frame_values(frame: DataFrame, schema: Schema, name: str) -> NDArray[np.float64]:
-    """Return the values (N, D) of the columns of a schema of a data frame; of texts each one is read once.
+def frame_values(frame: DataFrame, schema: Schema, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the values (N, D) of the columns of a schema, and of a data frame; of texts each one is read once.
 
     Raises:
         InputError: a column is absent, or a field is not of its column's kind.
@@ -166,10 +168,10 @@ def frame_values(frame: DataFrame, schema: Schema, name: str) -> NDArray[np.floa
             found[:, place] = np.append(values, np.nan)[codes]
     rows = [f"row {row}" for row in range(len(frame))]
     _check_constants(schema, frame.set_axis(rows), missing, outside)
-    found = modelled(schema, found, rows, outside)
+    left = modelled(schema, found, rows, outside)
     if outside:
         raise InputError("{}, {}: {}".format(name, *next(iter(outside.items()))))
-    return found
+    return left, found
 
 
 def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | None = None) -> Values:
@@ -206,8 +208,7 @@ def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | Non
         raise InputError(f"{file}: no column of values is left: {_said(reasons) or 'add some'}")
     wrong: dict[str, str] = {}
     parts = [_values(file, column, given[column.name], numbers[column.name], wrong) for column in columns]
-    x = np.stack(parts, 1)
-    is_empty = np.isnan(x)
+    x = of_file = np.stack(parts, 1)
     found: dict[str, Any] = {"columns": columns}
     if known is not None:
         wrong |= dict.fromkeys(frame.index[(frame == "").all(axis=1)], EMPTY)
@@ -238,7 +239,7 @@ def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | Non
         reading=reading, note=note, left_out=(*outside, *reasons), label_place=place, constants=constants, **found,
     )  # fmt: skip
     numbered = {number: wrong[row] for number, row in enumerate(frame.index) if row in wrong}
-    return Values({"train": x}, labels, {"train": rows.tolist()}, schema, fields, numbered, is_empty)
+    return Values({"train": x}, labels, {"train": rows.tolist()}, schema, fields, numbered, of_file)
 
 
 def _labels(file: Path, name: str, classes: Series, codes: Series) -> NDArray[Any]:
@@ -363,7 +364,10 @@ def _new_column(given: Series, numbers: Series, point: str, kind: str, levels: S
         days = _days(given, date_format)
         origin, least, greatest = float(math.floor(days.min())), float(days.min()), float(days.max())
         unit = f"days from {EPOCH + timedelta(days=origin):%Y-%m-%d}" + " UTC" * ("%z" in date_format)
-        return Column(name, (), kind, None, least - origin, greatest - origin, origin, unit, date_format)
+        new = Column(name, (), kind, None, least - origin, greatest - origin, origin, unit, date_format)
+        seconds = (86_400 * (days % 1)).round().dropna().to_numpy(int)
+        step = np.gcd.reduce(seconds, initial=86_400) / 86_400  # of times, from midnight
+        return replace(new, step=step) if 1.5 * new.spacing < step < 1 else new
     if not kind and (is_zip or 2 * len(x) < count):
         if len(distinct) == count >= _FEW_ROWS or len(distinct) > max(_MOST_TEXTS, len(given)) / 2:
             return (

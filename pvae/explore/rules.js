@@ -16,7 +16,7 @@ const microseconds = (format) => [["%f", 1], ["%S", 1e6], ["%M", 6e7], ["%H", 36
 function rounded({decimals, least, greatest, origin, step, date_format: format}, value) { // as `Column.rounded`
   if (Number.isNaN(value)) return value;
   if (format) {
-    const days = microseconds(format) / 864e8;
+    const days = step || microseconds(format) / 864e8;
     return rint((origin + value) / days) * days - origin;
   }
   if (decimals === null || decimals > 8) return value;
@@ -85,23 +85,28 @@ const UNDO = {
     const [first, second] = rule.of.map((name) => values[name]), x = rule.is_ratio ? first / second : first * second;
     return withRest(rule, Number.isFinite(x) ? roundTo(x, rule.decimals) : NaN, values);
   },
-  where: ({column, of: [other], values: there, value}, values) => (there.includes(values[other]) ? value : values[column]),
+  where: ({column, of: [other], lows, highs, value}, values) => (lows.some((low, i) => low <= values[other] && values[other] <= highs[i]) ? value : values[column]),
   ends({column, made: [category], ends, unit}, values) {
     const x = clamp(values[column], ends.length === 2 ? ends[0] + unit : -Infinity, ends.at(-1) - unit);
     return ends[values[category]] ?? x;
   },
-  order({of: [other], made: [difference], is_above: isAbove, decimals, least}, values) {
-    const base = values[other], sum = base + (isAbove ? 1 : -1) * Math.max(values[difference], 0), x = decimals < 0 ? rint(sum * 86400) / 86400 : roundTo(sum, decimals);
-    return isAbove ? x : Math.max(Math.min(x, base), least >= 0 ? 0 : -Infinity);
+  order({of: [other], made: [difference], is_above: isAbove, step, least}, values) {
+    const sign = isAbove ? 1 : -1, places = (sign * (values[other] + sign * Math.max(values[difference], 0) - least)) / step;
+    const x = least + sign * Math.ceil(places - 1e-3) * step;
+    return roundTo(isAbove || least < 0 ? x : Math.max(x, 0), 9);
   },
-  season({made}, values) {
+  season({made, step}, values) {
     const [year, day, time = 0] = made.map((name) => values[name]), [start, next] = [year, year + 1].map((one) => Date.UTC(Math.trunc(one), 0) / 864e5);
-    return start + clamp(day, 1, next - start) - 1 + time;
+    return start + clamp(day, 1, next - start) - 1 + clamp(time, 0, 1 - step);
   },
   levels: ({column, levels}, values) => levels[Math.trunc(values[column])] ?? NaN,
 };
 function recorded({rules, modelled, file}, x) { // a value for each column of the file
   const values = Object.fromEntries(modelled.map((column, d) => [column.name, rounded(column, x[d]) + column.origin]));
-  for (const rule of rules.toReversed()) values[rule.column] = UNDO[rule.rule](rule, values);
+  const indicators = Object.fromEntries(rules.filter(({rule}) => rule === "empty").map(({column, made: [indicator]}) => [column, indicator]));
+  for (const rule of rules.toReversed()) {
+    for (const name of rule.of) if (values[indicators[name]] === 1) values[name] = NaN;
+    values[rule.column] = UNDO[rule.rule](rule, values);
+  }
   return file.map(({name, origin}) => values[name] - origin);
 }

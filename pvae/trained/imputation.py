@@ -16,6 +16,7 @@ from pvae.marginal.importance import Mixture, num_in_tail, pareto_k
 from pvae.vae import VAE
 
 ENOUGH = 1000.0  # the effective sample size below which a datum gets more draws, and its errors cannot be trusted
+TRIES = 20  # draws of a row of a table, of which one that keeps its rules is taken
 _LIGHT = 0.7  # Pareto k, from which no error of a mean can be trusted
 _MORE = 4  # times as many draws at each further try
 _MOST = 12_800  # draws

@@ -28,13 +28,13 @@ from pvae.data.column import Column
 from pvae.data.dataset import check_domain
 from pvae.data.read import read
 from pvae.data.reading import Reading
-from pvae.data.rules import log_density_beside, recorded
+from pvae.data.rules import completed, log_density_beside, recorded
 from pvae.data.schema import Schema
 from pvae.data.tables import checked, class_codes, read_frame
 from pvae.marginal.log_likelihood import log_likelihood
 from pvae.marginal.log_p import LogP
 from pvae.trained import latent_space
-from pvae.trained.imputation import impute
+from pvae.trained.imputation import TRIES, impute
 from pvae.training.callbacks import Figures, TensorBoard, default_callbacks
 from pvae.training.fit import fit
 from pvae.vae import VAE
@@ -208,10 +208,11 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
 
         The index and the columns are those of X, and so are those that `fit` left out.
         """
-        vae, batch = self.vae_of(), self._batch(X)
+        vae, (batch, of_file) = self.vae_of(), self._given(X)
         with seeded(self.config_.seed):
-            found = impute(vae, batch).filled
-        filled = self._frame_of(found, batch.y, is_filled=True)
+            found = impute(vae, batch, num_draws=TRIES)
+        tries = [found.filled, *found.draws.unbind(1)]
+        filled = self._frame_of(completed(self.schema_, of_file, batch.x.images.double(), tries), batch.y)
         is_frame = isinstance(X, DataFrame)
         frame = X.rename(columns=str) if is_frame else self._frame(X)
         is_missing = frame.isna() | (frame == "")
@@ -254,21 +255,26 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
 
     def _batch(self, X: Any) -> Batch:
         """Return rows as the VAE takes them."""
+        return self._given(X)[0]
+
+    def _given(self, X: Any) -> tuple[Batch, Tensor]:
+        """Return rows as the VAE takes them, and in the columns of the file."""
         vae, frame = self.vae_of(), self._frame(X)
         values = read_frame(frame, self.schema_.reading, "X", self.schema_)
         pixels = preparation_of(self.config_).x_of(torch.from_numpy(values.x["train"]))
         check_domain(getattr(vae.p_x, "check", None), pixels.images, "X", values.names["train"], self.schema_.columns)
-        return Batch(pixels, class_codes(frame, self.condition, self.classes_, "X") if self.condition else None)
+        y = class_codes(frame, self.condition, self.classes_, "X") if self.condition else None
+        assert values.recorded is not None  # of a known table
+        return Batch(pixels, y), torch.from_numpy(values.recorded)
 
     def _table(self, x: Tensor, y: Tensor | None = None) -> Any:
         """Return values (N, D) with their classes as a frame, if X was one in `fit`, or as an array."""
-        frame = self._frame_of(x, y)
+        frame = self._frame_of(recorded(self.schema_, x.double()), y)
         return frame if self.is_frame_ else frame.to_numpy()
 
-    def _frame_of(self, x: Tensor, y: Tensor | None, is_filled: bool = False) -> DataFrame:
-        """Return values (N, D) with their classes as a frame with the columns and the types of X."""
+    def _frame_of(self, x: Tensor, y: Tensor | None) -> DataFrame:
+        """Return values (N, D) of the columns of the file, with their classes, as a frame with the types of X."""
         found = dict[str, Any]()
-        x = recorded(self.schema_, x.double(), is_filled)
         for column, values in zip(self.schema_.file_columns, x.numpy().T):
             found[column.name] = _in_units(column, values)
         if y is not None and self.condition:
@@ -316,7 +322,7 @@ def _like(column: pandas.Series, dtype: Any) -> pandas.Series:
         if pandas.api.types.is_datetime64_any_dtype(dtype):
             return pandas.to_datetime(column).astype(dtype)
         if pandas.api.types.is_timedelta64_dtype(dtype):
-            return pandas.to_timedelta(column, unit="D").astype(dtype)
+            return pandas.to_timedelta(column, unit="s").astype(dtype)
         return column.astype(dtype)
     except (TypeError, ValueError):
         return column

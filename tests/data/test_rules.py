@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +18,7 @@ from pandas import DataFrame, Timestamp, to_timedelta
 import pvae
 from pvae.data.read import read_again
 from pvae.data.reading import Reading
-from pvae.data.rules import Rule, log_density_beside, recorded
+from pvae.data.rules import Rule, completed, log_density_beside, recorded
 from pvae.data.tables import read_frame, read_table, table_text
 
 COUNT = 400
@@ -92,6 +94,83 @@ def test_each_rule_is_found_undone_exactly_and_kept_by_rows_of_which_each_column
         if not column.categories and not column.date_format:
             found[column.name] = [float(text or "nan") for text in found[column.name]]
     assert all(holds(DataFrame(found)).values()), holds(DataFrame(found))
+
+
+def clinic(count=600, seed=0):
+    """Return columns that are empty together, orders between columns of other steps, and a range of ages."""
+    draw = np.random.RandomState(seed)
+    deck = draw.choice([*"ABCDE"], count, p=[0.2, 0.2, 0.2, 0.2, 0.2]).astype(object)
+    ticket = np.where(np.isin(deck, ["A", "B"]), "First", draw.choice(["First", "Second", "Third"], count))
+    hidden = draw.uniform(size=count) < 0.6
+    referred = draw.uniform(size=count) < 0.4
+    most = draw.choice([100, 200, 250, 400], count)
+    start = np.datetime64("2021-01-01") + draw.randint(0, 1000 * 1440, count).astype("timedelta64[m]")
+    age = draw.randint(0, 90, count)
+    return DataFrame(
+        {
+            "ticket": np.where(hidden, draw.choice(["First", "Second", "Third"], count), ticket),
+            "deck": np.where(hidden, None, deck),
+            "referred": np.where(referred, "yes", "no"),
+            "referrer": np.where(referred, draw.choice(["GP", "self", "other"], count), None),
+            "dose": (draw.uniform(0.1, 1, count) * most).round(),
+            "most": most,
+            "start": start,
+            "last": (start + draw.randint(0, 40 * 1440, count).astype("timedelta64[m]")).astype("datetime64[D]")
+            + np.timedelta64(1, "D"),
+            "age": age,
+            "ward": np.where(age < 18, "children", draw.choice(["children", "general", "heart"], count)),
+            "stay": to_timedelta(draw.randint(1, 3000, count), unit="min"),
+        }
+    ).astype({"start": "datetime64[ns]", "last": "datetime64[ns]"})
+
+
+def test_what_stands_in_place_of_a_missing_value_changes_no_field():
+    for frame in (clinic(), table()):
+        values = read_frame(frame, pvae.read(frame).reading)
+        x = torch.from_numpy(values.x["train"])
+        draw = np.random.RandomState(1)
+        others = np.stack([draw.choice(column[~np.isnan(column)], len(x)) for column in x.numpy().T], 1)
+        filled = torch.where(x.isnan(), torch.from_numpy(others), x)
+        assert texts(values.schema, recorded(values.schema, filled)) == texts(values.schema, recorded(values.schema, x))
+
+
+def test_orders_hold_between_columns_of_other_steps_and_keep_the_values_that_there_are():
+    frame = clinic()
+    values = read_frame(frame, pvae.read(frame).reading)
+    schema, x = values.schema, torch.from_numpy(values.x["train"])
+    draw = np.random.RandomState(1)
+    alone = np.stack([draw.choice(column[~np.isnan(column)], 5000) for column in x.numpy().T], 1)
+    are_numbers = [not (one.categories or one.kind) for one in schema.columns]
+    alone += are_numbers * draw.uniform(-0.5, 0.5, alone.shape)
+    found = pandas.read_csv(io.StringIO(texts(schema, recorded(schema, torch.from_numpy(alone)))))
+    dates = found[["start", "last"]].apply(pandas.to_datetime)
+    says = " ".join(map(str, schema.rules))
+    assert all(one in says for one in ("dose <= most", "start <= last", "ward is children where age is at most 17"))
+    assert (found.dose <= found.most).all()
+    assert {*found.most} == {100, 200, 250, 400}
+    assert (dates.start <= dates["last"]).all()
+    assert (dates.start.dt.second == 0).all()
+    assert (found.ward[found.age < 18] == "children").all()
+    assert (found.stay % 60 == 0).all()
+    assert found.stay.min() >= 60
+
+
+def test_an_imputed_row_breaks_no_rule():
+    frame = clinic()
+    values = read_frame(frame, pvae.read(frame).reading)
+    schema, x, given = values.schema, torch.from_numpy(values.x["train"]), frame.copy()
+    given.loc[given.ticket != "First", "deck"] = None
+    again = read_frame(given, schema.reading, "given", schema)
+    x, of_file = torch.from_numpy(again.x["train"]), torch.from_numpy(again.recorded)
+    draw = np.random.default_rng(1)
+    tries = [torch.from_numpy(draw.permuted(values.x["train"], axis=0)).nan_to_num(nan=0.0) for _ in range(20)]
+    found = DataFrame(completed(schema, of_file, x, tries).numpy(), columns=[one.name for one in schema.file_columns])
+    decks, tickets = (schema.file_columns[place].categories for place in (1, 0))
+    is_first = found.ticket == tickets.index("First")
+    is_high = found.deck.isin([decks.index("A"), decks.index("B")])
+    assert is_high[is_first].any()
+    assert not (is_high & ~is_first).any()
+    assert found.deck.notna().mean() > 0.95
 
 
 def test_a_file_is_read_again_as_it_was(tmp_path):
