@@ -37,6 +37,7 @@ from pvae.models.columns import column_kinds, named_kinds
 from pvae.models.features import steps_of
 
 _MOST_TEXTS = 100  # of a category, unless --columns names its kind
+_MILLISECONDS = 86_400_000  # of a day
 _MOST_DAYS = 366 * 200  # between a date and 1970
 _FEW_ROWS = 10  # fewer may all differ by chance
 _NUMBERS = {  # by the decimal point, how numbers are written, and the marks between their thousands
@@ -365,8 +366,8 @@ def _new_column(given: Series, numbers: Series, point: str, kind: str, levels: S
         origin, least, greatest = float(math.floor(days.min())), float(days.min()), float(days.max())
         unit = f"days from {EPOCH + timedelta(days=origin):%Y-%m-%d}" + " UTC" * ("%z" in date_format)
         new = Column(name, (), kind, None, least - origin, greatest - origin, origin, unit, date_format)
-        seconds = (86_400 * (days % 1)).round().dropna().to_numpy(int)
-        step = np.gcd.reduce(seconds, initial=86_400) / 86_400  # of times, from midnight
+        times = (_MILLISECONDS * (days % 1)).round().dropna().to_numpy(int)
+        step = np.gcd.reduce(times, initial=_MILLISECONDS) / _MILLISECONDS  # from midnight
         return replace(new, step=step) if 1.5 * new.spacing < step < 1 else new
     if not kind and (is_zip or 2 * len(x) < count):
         if len(distinct) == count >= _FEW_ROWS or len(distinct) > max(_MOST_TEXTS, len(given)) / 2:
