@@ -30,6 +30,7 @@ from pvae.config.config import Config
 from pvae.core.errors import InputError, listed
 from pvae.identification.black_box import BlackBox, LossError, Size, ways_of_calling
 from pvae.identification.loss_terms import Arguments, Term, likelihoods, likelihoods_of_classes, rates
+from pvae.identification.roles import OF_X, OF_Z, ROLES
 
 _POINTS = 4  # of each of two kinds, at which the gradients of a term are fitted
 _PROOF = 200  # further points, at which the answer is checked
@@ -52,7 +53,7 @@ class Power:
     """
 
     number: float
-    powers: Mapping[str, int] = field(default_factory=dict)
+    powers: Mapping[str, float] = field(default_factory=dict)
 
     def __truediv__(self, other: Power) -> Power:
         """Return the quotient."""
@@ -73,7 +74,7 @@ class Power:
         powers = self.powers if {*self.powers} <= {*sizes} else self.merged()
         return self.number * math.prod(float(sizes[name]) ** power for name, power in powers.items() if power)
 
-    def merged(self) -> dict[str, int]:
+    def merged(self) -> dict[str, float]:
         """Return the powers, with P = H W or D = C H W in place of sizes that have the same."""
         powers = {name: power for name, power in sorted(self.powers.items()) if power}
         for whole, parts in ("D", "CHW"), ("P", "HW"):
@@ -87,7 +88,9 @@ class Power:
         is_fraction = _nearest(self.number) == float(fraction) != float(decimal)
         above, _, below = (str(fraction) if is_fraction else decimal).partition("/")
         for name, power in self.merged().items():
-            above, below = above + f" {name}" * power, below + f" {name}" * -power
+            shown = f" {name}" * int(abs(power))
+            shown += f" sqrt({name})" if power % 1 else ""
+            above, below = (above + shown, below) if power > 0 else (above, below + shown)
         above, below = above.removeprefix("1 "), below.strip()
         return above + (f" / {f'({below})' if ' ' in below else below}" if below else "")
 
@@ -290,9 +293,9 @@ class _Claim(NamedTuple):
     of_z: Power
     variance: Power
 
-    def values(self, a: Arguments) -> Tensor:
+    def values(self, a: Arguments, size: Size) -> Tensor:
         """Return the value that it claims, up to what the likelihood has beside its columns."""
-        symbols = Size(len(a["x"]), tuple(a["x"].shape[1:]), a["m"].shape[1]).symbols()
+        symbols = size.symbols()
         x_part, z_part = self.likelihood.exactly(a), self.rate.exactly(a, self.variance.at(symbols))
         return self.of_x.at(symbols) * x_part + self.of_z.at(symbols) * z_part
 
@@ -311,9 +314,11 @@ class _Identification:
         box, fits, reasons, lines = self.box, dict[str, _Fit](), list[tuple[str, bool]](), list[str]()
         if objection := next(self._objections(), None):
             return self._refused(*objection)
-        values = likelihoods_of_classes() if box.has_classes else likelihoods(self._kink())
-        for what, roles, terms in ("likelihood", "yt", values), ("rate", "mszab", rates("b" in box.names)):
-            if roles[0] in box.names:
+        more = [term for role in box.names for term in ROLES[role].terms]
+        values = likelihoods_of_classes() if box.has_classes else likelihoods(*self._bends(), more)
+        of_z = itertools.chain(more, rates("b" in box.names))
+        for what, roles, terms in ("likelihood", OF_X, values), ("rate", OF_Z, of_z):
+            if {*roles} & {*box.names}:
                 fit = self._named(terms, roles, box.size)
                 if reason := self._wrong(fit, what):
                     reasons.append(reason)
@@ -321,17 +326,24 @@ class _Identification:
                     fits[what] = fit
                     lines.append(f"  {what.replace('rate', 'posterior'):10}  {self._text(fit.term.name)}")
         self.num_named = sum(2 if fit.term.kind == "part" else 1 for fit in fits.values())
-        if not {*"ym"} <= {*box.names}:
+        is_whole = all({*roles} & {*box.names} for roles in (OF_X, OF_Z))
+        if not is_whole and (len(box.names) < 3 or not reasons):
             alone = "the distortion alone, without a rate, of an autoencoder" if "y" in box.names else "the rate alone"
             reasons = [(alone, False)]
-        if witnessed := [reason for reason, is_open in reasons if not is_open]:
-            return self._refused(witnessed[0], lines=lines)
         if not reasons:
-            return self._elbo(fits["likelihood"], fits["rate"], lines)
+            result = self._elbo(fits["likelihood"], fits["rate"], lines)
+            if "o" in box.names and result.is_elbo:
+                reason = f"what {box.names['o']} does to it is not known; where it is 1 everywhere, the loss is"
+                return self._refused(reason, True, result.text.split("\n"))
+            return result
+        witnessed = [reason for reason, is_open in reasons if not is_open]
         for what, fit in fits.items():
-            weight = _power({size: one.weight for size, one in self._at_sizes(fit).items()})
-            lines += [f"  weight      of the {what}: {weight}"] if weight else []
-        return self._refused("; ".join(reason for reason, _ in reasons), is_open=True, lines=lines)
+            by_size = self._at_sizes(fit)
+            for place, part in enumerate(fit.term.parts or (f"the {what}",) * (not witnessed)):
+                weight = _power({size: float(one.weights[place]) for size, one in by_size.items()})
+                lines += [f"  weight      of {self._text(part)}: {weight}"] if weight else []
+        reason = witnessed[0] if witnessed else "; ".join(reason for reason, _ in reasons)
+        return self._refused(reason, not witnessed, lines)
 
     def _objections(self) -> Iterator[tuple[str, bool]]:
         """Yield why the loss is no differentiable function of x and reconstruction, plus one of the latents.
@@ -351,13 +363,16 @@ class _Identification:
             is_open = not {*ignored} & {box.names.get(role) for role in "xyms"}
             yield f"it does not depend on {listed(ignored)} ({advice})", is_open
         new = box.point(box.size)
-        x, z = ({**self.base, **{role: new[role] for role in new if role in of}} for of in ("xyt", "mszab"))
+        x, z = ({**self.base, **{role: new[role] for role in new if role in of}} for of in ("x" + OF_X, OF_Z))
         one, other, *rest = (box(a).item() for a in (self.base, new, x, z))
         tolerance = 10 * (_SINGLE if box.is_single else _DOUBLE)
         if abs(one + other - sum(rest)) > tolerance * max(map(abs, (one, other, *rest))):
             yield "it is no sum of a function of x and its reconstruction and one of the latents", False
-        if not all(one.any() for one in self._at(self.base, [role for role in box.names if role != "x"])[1].values()):
-            yield "it is not differentiable: what it returns has no gradient of an argument", False
+        _, gradients = self._at(self.base, [role for role in box.names if role not in "xoqe"])
+        if not all(one.any() for one in gradients.values()):
+            far = {role: 100 * one if role == "m" else one for role, one in self.base.items()}
+            is_open = any(one.any() for role, one in self._at(far, "m" if "m" in far else "")[1].items())
+            yield "it is not differentiable: what it returns has no gradient of an argument", is_open
 
     def _at(self, a: Arguments, roles: Iterable[str]) -> tuple[Tensor, _Gradients]:
         """Return value and gradients of the loss."""
@@ -424,7 +439,9 @@ class _Identification:
         """Return why a fit is no likelihood or no rate, None if it is one, and whether the answer is open."""
         if fit is None:
             of = f"{{x}} and {{y}} is not a likelihood that I know {_KNOWN}"
-            of = "{m} and {s} is not a rate that I know (of Normal q and prior)" if what == "rate" else of
+            if what == "rate":
+                names = listed([name for role, name in self.box.names.items() if role in OF_Z and role not in "zab"])
+                of = f"{names} is not a rate that I know (of Normal q and prior, of classes or of bits)"
             return self._text(f"its function of {of}"), True
         if fit.term.kind != "part":
             return self._text(fit.term.note), fit.term.kind == "open"
@@ -440,19 +457,25 @@ class _Identification:
         hint = "a sign is wrong" if is_mixed else "perhaps without the factor 1/2 of one"
         return f"the terms of the rate have weights in the ratio {shown}, which no prior gives: {hint}", False
 
-    def _kink(self) -> float:
-        """Return where a loss turns from a squared to an absolute error: slope far out by curvature at 0; else 0."""
+    def _bends(self) -> tuple[float, float]:
+        """Return where a loss turns from a squared to an absolute error, and to a logarithm; 0 where it does not.
+
+        The first is the slope far out by the curvature at 0. The second is a of a loss of log(1 + r^2 / a), of which
+        slope times error is a constant far out.
+        """
         zero = torch.zeros_like(self.base["x"])
 
         def slope(error: float) -> float:
             return self._at({**self.base, "x": zero, "y": zero + error}, "y")[1]["y"].sum().item()
 
-        for power in (10, 4, 1):  # some losses overflow far out
+        for power in (25, 10, 4, 1):  # some losses overflow far out
             with contextlib.suppress(LossError):  # it may take probabilities only
-                near, far, farther = slope(2.0**-30), slope(2.0**power), slope(2.0 ** (power + 1))
-                if near and math.isclose(far, farther, rel_tol=1e-6) and 1e-5 < far / near / 2**30 < 1e2:
-                    return _nearest(far / near / 2**30)
-        return 0.0
+                near, far, farther = slope(2.0**-30) * 2.0**30, slope(2.0**power), slope(2.0 ** (power + 1))
+                if near and math.isclose(far, farther, rel_tol=1e-6) and 1e-5 < far / near < 1e2:
+                    return _nearest(far / near), 0.0
+                if near and 0 < far / near < math.inf and math.isclose(far, 2 * farther, rel_tol=1e-12):
+                    return 0.0, _nearest(2.0**power * far / near)
+        return 0.0, 0.0
 
     def _at_sizes(self, fit: _Fit) -> dict[Size, _Fit]:
         """Return the fit of a term at the first size, and at each other size that the loss takes."""
@@ -470,16 +493,22 @@ class _Identification:
         sizes = [size for size in by_x if size in by_z]
         of_x, of_z = (_power({size: fits[size].weight for size in sizes}) for fits in (by_x, by_z))
         variance = _power({size: by_z[size].variance for size in sizes})
-        of_topics = _power({size: by_z[size].variance / (1 - 1 / size.latent) for size in sizes})
-        if variance is None and of_topics:
+        if not variance and (
+            of_topics := _power({size: by_z[size].variance / (1 - 1 / size.latent[0]) for size in sizes})
+        ):
             variance = Power(of_topics.number, {**of_topics.powers, _DIRICHLET: 1})
         if of_x is None or of_z is None or variance is None:
             reason = "its weights are no powers of the sizes of batch, image and latent"
             return self._refused(reason, True, found)
         claim, beta = _Claim(likelihood.term, rate.term, of_x, of_z, variance), of_z / of_x
+        if any(power % 1 for power in of_x.powers.values()) and "of the norm of each" in claim.likelihood.name:
+            root = f"a root of a mean square, {of_x} times the norm of each {{x}} - {{y}}, is no sum over the values"
+            reason = f"{root}: -log p of no independent values (of a whole {{x}}, exp(-norm / v) / Z is a density)"
+            return self._refused(self._text(reason), False, found)
         reason, constant = self._constant(claim, sizes)
         if beta.powers.get("B"):
-            reason = f"beta = {beta} depends on the batch size B: one part is a sum over the batch, the other a mean"
+            reason += "; " if reason else ""
+            reason += f"beta = {beta} depends on the batch size B: one part is a sum over the batch, the other a mean"
         if reason:
             return self._refused(reason, False, found)
         prior = self._text(rate.term.prior) if str(variance) == "1" else f"N(0, c^2 I) with c^2 = {variance}"
@@ -502,8 +531,11 @@ class _Identification:
         if residual > (10 * _SINGLE if self.exact == _SINGLE else 3e-7):  # a weight is rounded to 1e-7
             reason = f"at ordinary points it is as below, at others its values or gradients differ by {residual:.0e}"
             return self._refused(reason, True, lines[1:])
-        sides = ", ".join([*box.size.symbols()][:-1])
-        where = f"{_PROOF} random points, x ({sides}), in {'float64' if self.exact == _DOUBLE else 'float32'}"
+        every = [*box.size.symbols()]
+        sides = ", ".join(every[: 1 + len(box.size.image)])
+        named = [name for role, name in box.names.items() if ROLES[role].terms and role in OF_Z]
+        of_z = f", {listed(named)} (B, {', '.join(box.size.sides)})" if named else ""
+        where = f"{_PROOF} random points, x ({sides}){of_z}, in {'float64' if self.exact == _DOUBLE else 'float32'}"
         lines.append(f"checked at {where}: value and gradients agree to {residual:.0e}")
         text, option, is_closed = "\n".join(lines), rate.term.option, "z" not in box.names
         return Identified(True, text, (first, *rest), "", residual, option, is_closed, prior=prior)
@@ -514,10 +546,14 @@ class _Identification:
         rows: Sequence[tuple[Power, Power | None, Power]] = [(claim.of_x, None, beta)]
         if "{v}" in term.name:
             rows = [(claim.of_z, beta, one), (claim.of_x, one, beta)][: 1 + (str(beta) != "1")]
-        return [
-            LossReading(of.without("B"), self._text(term.name, str(v)), weight, v if term.option else None, term.option)
-            for of, v, weight in rows
-        ]
+            if term.log_z and math.isnan(term.log_z(beta.at(self.box.size.symbols()))):  # no density
+                rows = rows[1:]
+        found = list[LossReading]()
+        for of, v, weight in rows:
+            name = term.name_of(v.number) if term.name_of and v and not v.merged() else term.name
+            variance = v if term.option else None
+            found.append(LossReading(of.without("B"), self._text(name, str(v)), weight, variance, term.option))
+        return found
 
     def _constant(self, claim: _Claim, sizes: Sequence[Size]) -> tuple[str, list[str]]:
         """Return why the constant of the rate is not its own, or "", and a line on what -log p has beside its columns.
@@ -528,39 +564,49 @@ class _Identification:
         box, term, density = self.box, claim.likelihood, "that of the density"
         near = 1e-5 if self.exact == _DOUBLE else 1e-3
         scale = (claim.of_z / claim.of_x).at(box.size.symbols()) if "{v}" in term.name else 1.0
-        found = list[tuple[bool, float, float, str]]()
+        found = list[tuple[Any, float, float, str, str]]()
         for is_flat in (False, True):  # of equal values, if a function of x hides the constants
             twice = [size for size in sizes for _ in range(2)]
             points = [box.point(size) for size in twice]
             if is_flat or (term.of_x and box.least < 0):  # a function of counts is not known by x in [0, 1] alone
                 points = [a | {"x": torch.full_like(a["x"], 0.5) if is_flat else (12 * a["x"]).floor()} for a in points]
             values = np.array([box(a).item() for a in points])
-            left = values - [claim.values(a).item() for a in points]
+            left = values - [claim.values(a, size).item() for a, size in zip(points, twice)]
             of_each = np.array([[weight.at(size.symbols()) for weight in (claim.of_x, claim.of_z)] for size in twice])
-            table = of_each * [(scale * a["x"].numel(), a["m"].numel()) for a in points]
-            own = {"": 0 * left}
-            if term.of_x:
-                own[density] = of_each[:, 0] * [term.of_x(a["x"]).sum() for a in points]
+            table = of_each * [(scale * a["x"].numel(), claim.rate.elements(a)[0].numel()) for a in points]
+            of_x_alone = scale * of_each[:, 0] * [term.of_x(a["x"]).sum() for a in points] if term.of_x else 0 * left
+            log_z = term.log_z or (lambda v: 0.0)
+            own = {("", ""): 0 * left}
+            if term.of_x or term.log_z:
+                own[density, ""] = of_x_alone + table[:, 0] * log_z(scale)
             if term.log_z:
-                own[density] = table[:, 0] * term.log_z(scale)
-                own[f"{density} with scale 1"] = table[:, 0] / scale * term.log_z(1.0)
+                own[f"{density} with scale 1", ""] = of_x_alone + table[:, 0] / scale * log_z(1.0)
+            if log_k := claim.rate.log_k:
+                lacking = table[:, 1] * [log_k(*(a[role] for role in claim.rate.needs)) for a in points]
+                own |= {(text, "log K"): one - lacking for (text, _), one in own.items()}
+            own = {texts: one for texts, one in own.items() if np.isfinite(one).all()}
             is_split = np.linalg.matrix_rank(table) == 2
             rounding = (1e-12 if self.exact == _DOUBLE else 1e-5) * np.abs(values).max()
-            for text, one in own.items():
+            for (text, lacks), one in own.items():
                 columns = table if is_split else table[:, :1]  # where they cannot be told apart
                 of_x, of_z = [*np.linalg.lstsq(columns, left - one, rcond=None)[0], 0.0][:2]
                 if np.abs(table @ [of_x, of_z] - left + one).max() < near * max(1e-3, 1e-2 * np.abs(values).max()):
                     is_other = np.abs([of_x, of_z]) > near + rounding / np.abs(table).min(0)
-                    found.append((is_other.any(), of_x * is_other[0], of_z * is_other[1], text))
+                    found.append((is_other.any() or lacks, of_x * is_other[0], of_z * is_other[1], text, lacks))
             if found:
                 break
         else:
             return "", ["  constant    one that depends on the sizes in no simple way"]
-        is_any, of_x, of_z, text = min(found, key=lambda one: one[0])
+        is_any, of_x, of_z, text, lacks = min(found, key=lambda one: bool(one[0]))
+        if lacks and round(math.exp(of_z)) > 1 and abs(of_z - math.log(round(math.exp(of_z)))) < near:
+            return "", [f"  constant    log {math.exp(of_z):.0f}: it is an ELBO of {math.exp(of_z):.0f} classes only"]
+        if lacks:
+            return "the constant log K of the rate is missing: its gradient is that of an ELBO, its value is not", []
         if of_z or (is_any and not is_split and not is_flat and str(claim.variance) != "1"):
             which = "is missing (- 1 in the sum)" if abs(of_z - 0.5) < near else f"is wrong by {of_z:.6g}"
             is_mixed = str(claim.variance) in ("2", "0.5") and "z" not in box.names
             hint = "; or {s} is a log variance in one term, and a log scale in another" if is_mixed else ""
+            hint += ", where its exp stands without the square that the other needs" if is_mixed else ""
             prior = "" if str(claim.variance) == "1" else f" to a prior N(0, c^2 I), c^2 = {claim.variance},"
             reason = f"the constant of the rate{prior} {which}: its gradient is that of an ELBO, its value is not{hint}"
             return self._text(reason), []
@@ -575,16 +621,31 @@ class _Identification:
         """Yield lines on mistakes, default values, beta, collapse and fixed sizes."""
         if claim.likelihood.note:
             yield f"  mistake     {self._text(claim.likelihood.note)}"
-        if values := [f"{name} = {value}" for name, value in self.box.constants.items() if not isinstance(value, bool)]:
-            yield f"  with        {', '.join(values)}"
+        yield from self._constants()
         if str(beta) == "2":
             yield "  note        beta is also 2 where a KL divergence is written without its factor 1/2"
-        if beta.powers.get("D"):
+        if beta.powers.get("D") and {*beta.merged()} <= {*"DL"}:
             yield f"  note        for D = 784 and L = 20, beta = {beta.at({'D': 784, 'L': 20}):.6g}"
         yield from self._collapse(claim)
         base, others = self.box.size.symbols(), self.box.size.others()
         if values := [f"{symbol} = {base[symbol]}" for symbol, size in others if symbol and size not in sizes]:
             yield f"  sizes       {', '.join(values)} only: the weights above are numbers for these"
+
+    def _constants(self) -> Iterator[str]:
+        """Yield lines on the values of further arguments, and on those that change nothing."""
+        box = self.box
+        values = {name: one for name, one in box.constants.items() if not isinstance(one, bool)}
+        if values:
+            yield f"  with        {', '.join(f'{name} = {value}' for name, value in values.items())}"
+        before = box(self.base)
+        for name, value in values.items():
+            others = [0, 1, -1, 0.5 * value, 2 * value + 1, 1e6] if isinstance(value, (int, float)) else []
+            is_used = not others
+            for other in others:
+                with contextlib.suppress(LossError):
+                    is_used |= not torch.equal(box(self.base, **{name: other}), before)
+            if not is_used:
+                yield f"  note        {name} is not used: no other value that was tried changes the loss"
 
     def _collapse(self, claim: _Claim) -> Iterator[str]:
         """Yield below which variation of x a linear VAE uses no latent, for a Normal of fixed scale.
@@ -615,10 +676,12 @@ class _Identification:
             x, s = new["x"], (0.1, 1.1, math.log(math.e - 1) + 0.1)[number % 3]
             if not box.has_classes and number % 2 and box.least < 0:
                 x = (12 * x).floor() if claim.likelihood.of_x else (x > 0.5).double()
-            near = {"m": torch.full_like(new["m"], 0.1), "s": torch.full_like(new["s"], s)}  # where a KL is almost 0
+            near = {role: 0.1 * new[role] for role in new if ROLES[role].terms and role in OF_Z}
+            if "m" in new:  # where a KL is almost 0
+                near = {"m": torch.full_like(new["m"], 0.1), "s": torch.full_like(new["s"], s)}
             given = {"x": x, **near} if number % 4 == 0 else {"x": x}
-            for a, theirs, wanted in self._points("ytmszab", size, 5, claim.likelihood, **given):
-                (ours,), (gradients,) = _gradients(lambda a: [claim.values(a)], a, wanted)
+            for a, theirs, wanted in self._points(OF_X + OF_Z, size, 5, claim.likelihood, **given):
+                (ours,), (gradients,) = _gradients(lambda a, size=size: [claim.values(a, size)], a, wanted)
                 beside = theirs - ours if beside is None else beside
                 sides = [(theirs - beside, ours, theirs)]
                 sides += [(wanted[role], one, one) for role, one in gradients.items()]
@@ -629,10 +692,12 @@ class _Identification:
 
     def _text(self, name: str, v: str = "") -> str:
         name = name if v else re.sub(r"(scale(\^2)?|v) = {v}", "a fixed scale", name)
-        return name.format(**{role: self.box.names.get(role, role) for role in "xytmszab"}, v=v)
+        return name.format(**{role: self.box.names.get(role, role) for role in ROLES}, v=v)
 
     def _refused(self, reason: str, is_open: bool = False, lines: Sequence[str] = ()) -> Identified:
         head = f"open, perhaps an ELBO: {reason}" if is_open else f"not an ELBO: {reason}"
+        if is_open and "  with " not in "\n".join(lines):
+            lines = [*lines, *self._constants()]
         return Identified(is_elbo=False, text="\n".join([head, *lines]), reason=reason, is_open=is_open)
 
 
@@ -652,11 +717,14 @@ def _power(weights: Mapping[Size, float]) -> Power | None:
     (base, first), *others = ((size.symbols(), weight) for size, weight in weights.items())
     if math.isnan(first):
         return None
-    powers: dict[str, int] = {}
+    if not any(weights.values()):
+        return Power(0.0)
+    powers: dict[str, float] = {}
     for symbols, weight in others:
         changed = [name for name in base if symbols[name] != base[name]]
-        if len(changed) == 1 and weight / first > 0:
-            powers[changed[0]] = round(math.log(weight / first) / math.log(symbols[changed[0]] / base[changed[0]]))
+        if len(changed) == 1 and first and weight / first > 0:
+            ratio = math.log(weight / first) / math.log(symbols[changed[0]] / base[changed[0]])
+            powers[changed[0]] = round(2 * ratio) / 2
     found = Power(_nearest(first / Power(1.0, powers).at(base)), powers)
     is_it = all(math.isclose(found.at(size.symbols()), one, rel_tol=1e-5) for size, one in weights.items())
     return found if is_it else None

@@ -1,0 +1,168 @@
+"""The roles that the arguments of a loss may have: one row each, with the names and shapes of such an argument.
+
+A role whose rate is not that of a Normal brings its own terms: a posterior over classes or bits, a KL divergence that
+the caller computed, or the codes of a VQ-VAE. `black_box` draws arguments by these rows, `identify` compares with their
+terms.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from pvae.identification.loss_terms import EPSILONS, Term, added, zero_inflated
+
+_SWAPPED = "KL(p, q) stands in place of KL(q, p): the two distributions are swapped"
+
+
+def _as_drawn(values: Tensor) -> Tensor:
+    return values
+
+
+def _softmax(values: Tensor) -> Tensor:
+    return values.softmax(-1)
+
+
+def _log_softmax(values: Tensor) -> Tensor:
+    return values.log_softmax(-1)
+
+
+@dataclass(frozen=True)
+class Role:
+    """What an argument of a loss is.
+
+    Args:
+        name: for the user.
+        pattern: of the names that such arguments have.
+        part: of the likelihood "x", of the rate "z", or "" of neither.
+        draw: "real", "unit" in (0, 1), "positive", or "ones".
+        given: what the loss gets of the real values that are drawn; by default the values.
+        sides: the shapes that are tried, a letter for each side after the batch; "-" is a scalar.
+        beside: the roles of losses that take it beside them.
+        terms: rates that depend on it, or what is written for one.
+    """
+
+    name: str
+    pattern: str
+    part: str = "z"
+    draw: str = "real"
+    given: Callable[[Tensor], Tensor] = _as_drawn
+    sides: tuple[str, ...] = ("L",)
+    beside: tuple[str, ...] = ()
+    terms: tuple[Term, ...] = ()
+
+
+def _categorical(letter: str, kind: str) -> tuple[Term, ...]:
+    """Return KL(q, uniform) = sum_k q_k log(K q_k) of logits, also swapped, and with small numbers in the logarithm."""
+
+    def rate(logits: Tensor, e: float = 0.0) -> Tensor:
+        log_q = logits.log_softmax(-1)
+        return (log_q.exp() * ((log_q.exp() + e).log() + math.log(log_q.shape[-1]))).sum(-1)
+
+    def of_products(logits: Tensor, e: float) -> Tensor:
+        return rate(logits, e / logits.shape[-1])
+
+    def swapped(logits: Tensor) -> Tensor:
+        return -logits.log_softmax(-1).mean(-1)
+
+    name = f"Categorical({kind} = {{{letter}}}"
+    rows: list[tuple[str, Callable[..., Tensor]]] = [(f"{name})", rate)]
+    for e in EPSILONS:
+        rows.append((f"{name}{added(e)})", lambda logits, e=e: rate(logits, e)))
+        rows.append((f"{name}, {e:g} added to K q in the logarithms)", lambda logits, e=e: of_products(logits, e)))
+    return (
+        *(Term(*row, needs=letter, prior="uniform over its K classes", log_k=_log_k) for row in rows),
+        Term(f"{name})", swapped, needs=letter, kind="none", note=_SWAPPED),
+    )
+
+
+def _log_k(logits: Tensor) -> float:
+    return math.log(logits.shape[-1])
+
+
+def _bernoulli(letter: str, kind: str) -> tuple[Term, ...]:
+    """Return KL(q, 1 / 2) of logits of bits, also swapped, and with small numbers in the logarithms."""
+
+    def rate(logits: Tensor, e: float = 0.0) -> Tensor:
+        q, not_q = logits.sigmoid(), (-logits).sigmoid()
+        return q * (q + e).log() + not_q * (not_q + e).log() + math.log(2)
+
+    def swapped(logits: Tensor) -> Tensor:
+        return -(logsigmoid(logits) + logsigmoid(-logits)) / 2
+
+    name = f"Bernoulli({kind} = {{{letter}}}"
+    rows = [(f"{name}{added(e)})", lambda logits, e=e: rate(logits, e)) for e in (0.0, *EPSILONS)]
+    return (
+        *(Term(*row, needs=letter, prior="Bernoulli(1 / 2), uniform") for row in rows),
+        Term(f"{name})", swapped, needs=letter, kind="none", note=_SWAPPED),
+    )
+
+
+def _squares(codes: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
+    return (codes - encoded.detach()) ** 2, (encoded - codes.detach()) ** 2
+
+
+_VQ = Term(
+    "codes {q} of {e}", _squares, needs="qe", kind="none", parts=("the codebook", "the commitment"),
+    note="it has the two squares of a VQ-VAE, codebook and commitment, which are no rate",
+)  # fmt: skip
+_KL = Term(
+    "known to the caller, who hands in {k}", _as_drawn, needs="k", kind="open", parts=("{k}",),
+    note="{k} is handed in and enters by its sum: if it is KL(q, p) in nats, it is the rate",
+)  # fmt: skip
+
+# The names of arguments; a name that fits several patterns has the first of those roles that no third set takes.
+_IMAGE = r"(x|recon|rec|dec|decoder|out|output|likelihood|p)"
+_LATENT = r"(z|q|latent|enc|encoder)"
+_SPREAD = r"(log_?|ln_?)?(var|sigma|scale|std|stddev|sd|variance|sigma_?sq|sigma_?2)"
+_PRIOR = r"(prior|pz|p_z)"
+_CODES = r"(\w*_)?(probs?|probabilit\w+|logits?|log_?probs?|log_?q\w*|q\w*|pi|alphas?|posterior|bits?|cat\w*|classes)"
+_GATE = r"pi|\w*dropout\w*|zi\w*|gate\w*|\w*zero\w*|logit"
+_COUNTS = ("xytms", "xyms")  # of zero-inflated counts
+ROLES = {
+    "a": Role("prior_loc", rf"{_PRIOR}_?(mu|means?|loc|m)|(mu|mean|loc|m)_?{_PRIOR}|(mu_p|p_mu)"),
+    "b": Role("prior_spread", rf"{_PRIOR}_?({_SPREAD}|s)|({_SPREAD}|s)_?{_PRIOR}|{_SPREAD}_p", draw="positive"),
+    "x": Role("x", r"x|[xy]_true|x_in|x_batch|targets?|data|inputs?|images?|imgs?|batch|orig\w*|labels|real|t"
+              r"|ground_truth|gt", "x"),
+    "t": Role("x_spread", rf"{_IMAGE}_{_SPREAD}\w*|{_SPREAD}_?{_IMAGE}|gamma|theta|disp\w*|px_r|total\w*|sigmas|r|phi"
+              r"|precision", "x", "positive"),
+    "y": Role("reconstruction", r"\w*(recon|decod|pred|generat)\w*|x_?(hat|rec|tilde|prime|logits?|mean|mu|out)"
+              r"|(mean|mu|loc)_x|logits?|out\w*|px_rate|rate|y\w*", "x", "unit"),
+    "z": Role("z", r"z|zs|z_?samples?|samples?|latents?|codes?"),
+    "m": Role("loc", rf"({_LATENT}_?)?(mu|means?|loc|m)(_?{_LATENT})?"),
+    "s": Role("spread", rf"({_LATENT}_?)?({_SPREAD}|logv|s|v|lv|ls|rho)(_?{_LATENT})?", draw="positive"),
+    "c": Role("categorical_probs", _CODES, given=_softmax, sides=("K", "NK"), beside=("xy",),
+              terms=_categorical("c", "probs")),
+    "l": Role("categorical_logits", _CODES, sides=("K", "NK"), beside=("xy",), terms=_categorical("l", "logits")),
+    "g": Role("categorical_log_probs", _CODES, given=_log_softmax, sides=("K", "NK"), beside=("xy",),
+              terms=_categorical("g", "log_probs")),
+    "u": Role("bernoulli_probs", _CODES, given=torch.sigmoid, beside=("xy",), terms=_bernoulli("u", "probs")),
+    "w": Role("bernoulli_logits", _CODES, beside=("xy",), terms=_bernoulli("w", "logits")),
+    "k": Role("kl", r"\w*(kld?|rate|diverg|regul|vq|commit)\w*|(kl|latent|vq|reg)_?loss", sides=("-", "", "L"),
+              beside=("xy",), terms=(_KL,)),
+    "q": Role("codes", r"\w*(quant|code|embed)\w*|z_?q", terms=(_VQ,)),
+    "e": Role("encoded", r"\w*enc\w*|z_?e|ze?|latents?|features?|h", beside=("xyq",)),
+    "p": Role("zero_logits", _GATE, "x", beside=_COUNTS, terms=(*zero_inflated("p", "logits"),)),
+    "d": Role("zero_probs", _GATE, "x", given=torch.sigmoid, beside=_COUNTS, terms=(*zero_inflated("d", "probs"),)),
+    "o": Role("mask", r"\w*mask\w*|observed|known", "", "ones"),
+}  # fmt: skip
+_FIRST = ("xyms", "xymsz", "xymst", "xy", "ms", "msz")
+# The roles of a loss. Three tensors are first read with a rate, and then as a likelihood with its spread.
+SETS = (
+    *_FIRST, *(roles + letter for letter, role in ROLES.items() for roles in role.beside),
+    "xyt", "xymstz", "xymsab", "xymszab",
+)  # fmt: skip
+OF_X, OF_Z = ("".join(letter for letter, role in ROLES.items() if role.part == part and letter != "x") for part in "xz")
+
+
+def guesses(name: str) -> set[str]:
+    """Return the roles that an argument has by its name."""
+    lowered = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().strip("_")
+    fits = [letter for letter, role in ROLES.items() if re.fullmatch(role.pattern, lowered)]
+    return {*fits[:1], *(letter for letter in fits if letter not in "xytmszab")}
