@@ -161,8 +161,8 @@ class BlackBox:
         value = self.parts(a)[key].double()
         for role, name in self.names.items():
             new = self.point(self.size)[role]
-            others = {"m": (new, 100 * new), "o": (0 * new,)}  # far away, since free bits may hide the rate
-            for one in others.get(role, (new,)):
+            tries = {"m": (new, 100 * new), "s": (new, 100 * new), "o": (0 * new,)}  # free bits may hide a small rate
+            for one in tries.get(role, (new,)):
                 other = self.parts({**a, role: one})[key].double()
                 if not torch.equal(value, other) and not (value.isnan().all() and other.isnan().all()):
                     found.append(name)
@@ -290,8 +290,7 @@ def _choices_of_roles(
     fits = [guesses(name) for name in needed]
     masks = [name for name, fit in zip(needed, fits) if fit == {"o"}]
     unknown = [name for name, fit in zip(needed, fits) if not fit]
-    thirds = [{*roles} for roles in SETS if len(roles) == 3 and roles[:2] == "xy" and roles != "xyt"]
-    if unknown and any(roles <= set().union(*fits) for roles in [{*"xyms"}, *thirds]):
+    if unknown and any({*roles} <= set().union(*fits) for roles in ("xyms", "xyk")):
         values = ", ".join(f"{name}=1" for name in unknown)
         raise InputError(f"what is {listed(unknown)}? if it is no tensor, give it a value: {values} (--constant)")
     number = len(needed) - len(masks[:1])

@@ -41,7 +41,7 @@ _DIRICHLET = "(1 - 1 / L)"  # the variance of the Normal that is nearest to a Di
 # `print(forecast(Pixels(pvae.read("mnist").train), 1.0, 20).largest_std)` prints 2.262.
 _MNIST_STD = 2.26
 _MNIST = {"C": 1, "H": 28, "W": 28, "D": 784, "L": 20}
-_MOST_WAYS = 24  # ways of calling the loss that are tried until one of them gives an ELBO
+_MOST_WAYS = 32  # ways of calling the loss that are tried until one of them gives an ELBO
 
 
 @dataclass(frozen=True)
@@ -228,14 +228,15 @@ def identify(
         torch.set_default_dtype(torch.float64)  # of what the loss makes, as torch.tensor(0.1)
         warnings.simplefilter("ignore")  # of shapes that are only tried
         torch.manual_seed(0)
-        found: list[tuple[bool, int, bool, Identified]] = []
+        found: list[tuple[bool, int, bool, bool, Identified]] = []
         for box in itertools.islice(ways_of_calling(loss, arguments, shape, constants), _MOST_WAYS):
             one = _Identification(box)
             result = one.result()
             if result.is_elbo and "Multinomial" not in result.text:  # which a cross-entropy of classes is too
                 return result
-            found.append((result.is_elbo, one.num_named, box.has_classes, result))
-        return max(found, key=lambda one: one[:3])[-1]
+            is_third = result.is_open and len(box.names) == 3
+            found.append((result.is_elbo, one.num_named, is_third, box.has_classes, result))
+        return max(found, key=lambda one: one[:-1])[-1]
 
 
 class _Fit(NamedTuple):
@@ -339,8 +340,11 @@ class _Identification:
         witnessed = [reason for reason, is_open in reasons if not is_open]
         for what, fit in fits.items():
             by_size = self._at_sizes(fit)
-            for place, part in enumerate(fit.term.parts or (f"the {what}",) * (not witnessed)):
-                weight = _power({size: float(one.weights[place]) for size, one in by_size.items()})
+            weights = {part: [float(one.weights[i]) for one in by_size.values()] for i, part in enumerate(fit.term.parts)}
+            if not weights and not witnessed:
+                weights = {f"the {what}": [one.weight for one in by_size.values()]}
+            for part, values in weights.items():
+                weight = _power(dict(zip(by_size, values)))
                 lines += [f"  weight      of {self._text(part)}: {weight}"] if weight else []
         reason = witnessed[0] if witnessed else "; ".join(reason for reason, _ in reasons)
         return self._refused(reason, not witnessed, lines)
@@ -367,17 +371,23 @@ class _Identification:
         one, other, *rest = (box(a).item() for a in (self.base, new, x, z))
         tolerance = 10 * (_SINGLE if box.is_single else _DOUBLE)
         if abs(one + other - sum(rest)) > tolerance * max(map(abs, (one, other, *rest))):
-            yield "it is no sum of a function of x and its reconstruction and one of the latents", False
+            is_open = len(box.names) == 3
+            yield "it is no sum of a function of x and its reconstruction and one of the latents", is_open
         _, gradients = self._at(self.base, [role for role in box.names if role not in "xoqe"])
         if not all(one.any() for one in gradients.values()):
-            far = {role: 100 * one if role == "m" else one for role, one in self.base.items()}
-            is_open = any(one.any() for role, one in self._at(far, "m" if "m" in far else "")[1].items())
-            yield "it is not differentiable: what it returns has no gradient of an argument", is_open
+            yield "it is not differentiable: what it returns has no gradient of an argument", self._slope_far() != 0
 
     def _at(self, a: Arguments, roles: Iterable[str]) -> tuple[Tensor, _Gradients]:
         """Return value and gradients of the loss."""
         values, gradients = _gradients(lambda a: [self.box(a)], a, roles)
         return values[0], gradients[0]
+
+    def _slope_far(self) -> float:
+        """Return the slope of the loss along the loc of q where it is large, and with it the rate; 0 without a loc."""
+        if "m" not in self.base:
+            return 0.0
+        far = {**self.base, "m": 100 * self.base["m"]}
+        return (far["m"] * self._at(far, "m")[1]["m"]).sum().item()
 
     def _points(
         self, roles: str, size: Size, number: int, term: Term | None = None, **given: Tensor
@@ -440,13 +450,17 @@ class _Identification:
         if fit is None:
             of = f"{{x}} and {{y}} is not a likelihood that I know {_KNOWN}"
             if what == "rate":
-                names = listed([name for role, name in self.box.names.items() if role in OF_Z and role not in "zab"])
+                names = " and ".join(name for role, name in self.box.names.items() if role in OF_Z and role not in "zab")
                 of = f"{names} is not a rate that I know (of Normal q and prior, of classes or of bits)"
             return self._text(f"its function of {of}"), True
         if fit.term.kind != "part":
             return self._text(fit.term.note), fit.term.kind == "open"
         if not math.isnan(fit.weight):
-            return (f"the {what} has the wrong sign", False) if fit.weight < 0 else None
+            if fit.weight >= 0:
+                return None
+            if what == "rate" and self._slope_far() > 0:
+                return "its rate has the wrong sign where it is small: a capacity?", True
+            return f"the {what} has the wrong sign", False
         names = ("{z}^2", "-({z} - {m})^2 / scale^2") if "z" in fit.term.needs else ("{m}^2", "scale^2")
         weights = dict(zip(map(self._text, (*names, "-2 log scale")), fit.weights.tolist()))
         least = min(abs(one) for one in weights.values() if abs(one) > 1e-7 * max(map(abs, weights.values())))
@@ -509,6 +523,8 @@ class _Identification:
         if beta.powers.get("B"):
             reason += "; " if reason else ""
             reason += f"beta = {beta} depends on the batch size B: one part is a sum over the batch, the other a mean"
+        if note := rate.term.note:
+            return self._refused(f"up to a constant, {note}" if reason else note, bool(reason), found)
         if reason:
             return self._refused(reason, False, found)
         prior = self._text(rate.term.prior) if str(variance) == "1" else f"N(0, c^2 I) with c^2 = {variance}"
@@ -657,7 +673,8 @@ class _Identification:
         Reference:
             Lucas et al., arXiv:1911.02469, theorem 1; `pvae.evaluation.measures.latents` derives it for any beta.
         """
-        if claim.likelihood.name.endswith("scale^2 = {v})") and claim.rate.num_of_prior:  # a Normal's, and N(0, c^2 I)
+        is_normal = claim.likelihood.name.startswith("Normal") and claim.likelihood.name.endswith("scale^2 = {v})")
+        if is_normal and claim.rate.num_of_prior:  # a Normal's, and N(0, c^2 I)
             square = claim.of_z / claim.of_x
             limit, sizes = math.sqrt(square.at(_MNIST)), square.merged()
             shown = f"sqrt({square})" if sizes else f"{limit:.3g}"

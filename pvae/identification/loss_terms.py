@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -218,7 +219,7 @@ def _of_spread(reading: str, scale: _Function, log_scale: _Function) -> Iterator
     log_normal = lambda x, y, t: normal(x.log(), y, t)  # noqa: E731
     name, log_z = f"log-Normal(loc = {{y}}, {reading})", lambda v: 0.5 * _LOG_2_PI
     yield Term(name, log_normal, f"{_NORMAL} + log(x)", log_z, of_x=torch.log, needs="xyt")
-    for df in range(1, 11):
+    for df in range(1, 6):
         student = lambda x, y, t, df=df: -StudentT(df, y, scale(t), validate_args=False).log_prob(x)  # noqa: E731
         yield Term(f"StudentT({{y}}, df = {df}, {reading})", student, needs="xyt")
     given = reading.removeprefix("scale = ")
@@ -248,23 +249,26 @@ def _counts(reading: str, scale: _Function) -> Iterator[tuple[str, _Function]]:
     yield f"NegativeBinomial(total_count = {given}, logits = {{y}})", of_logits
 
 
-def zero_inflated(letter: str, kind: str) -> Iterator[Term]:
-    """Yield counts that are 0 with a further probability, whose logits are an argument of this letter.
+def zero_inflated(letter: str, kind: str) -> tuple[Term, ...]:
+    """Return counts that are 0 with a further probability pi, whose logits are an argument of this letter.
 
     log p(0) = log(pi + (1 - pi) p_0(0)),    log p(x) = log(1 - pi) + log p_0(x) for x > 0
     """
-    rows: list[tuple[str, _Function]] = [("Poisson(rate = {y})", lambda x, y: x * y.log() - y)]
-    rows += [row for reading in _READINGS for row in _counts(reading[0].replace("{s}", "{t}"), reading[1])]
-    for name, counts in rows:
 
-        def whole(x: Tensor, y: Tensor, *more: Tensor, counts: _Function = counts) -> Tensor:
-            *t, gate = more
-            at_0 = torch.logaddexp(logsigmoid(gate), logsigmoid(-gate) + counts(0 * x, y, *t))
-            return -torch.where(x == 0, at_0, logsigmoid(-gate) + counts(x, y, *t))
+    def whole(x: Tensor, y: Tensor, *more: Tensor, counts: _Function) -> Tensor:
+        *t, gate = more
+        log_p = logsigmoid(-gate) + counts(x, y, *t)
+        return -torch.where(x == 0, torch.logaddexp(logsigmoid(gate), log_p), log_p)
 
-        shown = f"zero-inflated {name[:-1]}, {kind} of a zero = {{{letter}}})"
-        needs = f"xyt{letter}" if "{t}" in name else f"xy{letter}"
-        yield Term(shown, whole, _FACTORIAL, of_x=_log_x, needs=needs)
+    rows: list[tuple[str, str, _Function]] = [("xy", "Poisson(rate = {y})", lambda x, y: x * y.log() - y)]
+    for name, scale, _ in _readings("t"):
+        rows += [("xyt", *row) for row in _counts(name, scale)]
+    return tuple(
+        Term(
+            f"zero-inflated {name[:-1]}, {kind} of a zero = {{{letter}}})", partial(whole, counts=counts), _FACTORIAL,
+            of_x=_log_x, needs=needs + letter,
+        ) for needs, name, counts in rows
+    )  # fmt: skip
 
 
 def likelihoods_of_classes() -> Iterator[Term]:

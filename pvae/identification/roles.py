@@ -11,6 +11,8 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,50 +60,42 @@ class Role:
     terms: tuple[Term, ...] = ()
 
 
-def _categorical(letter: str, kind: str) -> tuple[Term, ...]:
-    """Return KL(q, uniform) = sum_k q_k log(K q_k) of logits, also swapped, and with small numbers in the logarithm."""
-
-    def rate(logits: Tensor, e: float = 0.0) -> Tensor:
-        log_q = logits.log_softmax(-1)
-        return (log_q.exp() * ((log_q.exp() + e).log() + math.log(log_q.shape[-1]))).sum(-1)
-
-    def of_products(logits: Tensor, e: float) -> Tensor:
-        return rate(logits, e / logits.shape[-1])
-
-    def swapped(logits: Tensor) -> Tensor:
-        return -logits.log_softmax(-1).mean(-1)
-
-    name = f"Categorical({kind} = {{{letter}}}"
-    rows: list[tuple[str, Callable[..., Tensor]]] = [(f"{name})", rate)]
-    for e in EPSILONS:
-        rows.append((f"{name}{added(e)})", lambda logits, e=e: rate(logits, e)))
-        rows.append((f"{name}, {e:g} added to K q in the logarithms)", lambda logits, e=e: of_products(logits, e)))
-    return (
-        *(Term(*row, needs=letter, prior="uniform over its K classes", log_k=_log_k) for row in rows),
-        Term(f"{name})", swapped, needs=letter, kind="none", note=_SWAPPED),
-    )
-
-
 def _log_k(logits: Tensor) -> float:
     return math.log(logits.shape[-1])
 
 
-def _bernoulli(letter: str, kind: str) -> tuple[Term, ...]:
-    """Return KL(q, 1 / 2) of logits of bits, also swapped, and with small numbers in the logarithms."""
+def _of_classes(logits: Tensor, e: float = 0.0) -> Tensor:
+    log_q = logits.log_softmax(-1)
+    return (log_q.exp() * ((log_q.exp() + e).log() + _log_k(logits))).sum(-1)
 
-    def rate(logits: Tensor, e: float = 0.0) -> Tensor:
-        q, not_q = logits.sigmoid(), (-logits).sigmoid()
-        return q * (q + e).log() + not_q * (not_q + e).log() + math.log(2)
 
-    def swapped(logits: Tensor) -> Tensor:
-        return -(logsigmoid(logits) + logsigmoid(-logits)) / 2
+def _of_classes_swapped(logits: Tensor) -> Tensor:
+    return -logits.log_softmax(-1).mean(-1) - _log_k(logits)
 
-    name = f"Bernoulli({kind} = {{{letter}}}"
-    rows = [(f"{name}{added(e)})", lambda logits, e=e: rate(logits, e)) for e in (0.0, *EPSILONS)]
-    return (
-        *(Term(*row, needs=letter, prior="Bernoulli(1 / 2), uniform") for row in rows),
-        Term(f"{name})", swapped, needs=letter, kind="none", note=_SWAPPED),
+
+def _of_bits(logits: Tensor, e: float = 0.0) -> Tensor:
+    q, not_q = logits.sigmoid(), (-logits).sigmoid()
+    return q * (q + e).log() + not_q * (not_q + e).log() + math.log(2)
+
+
+def _of_bits_swapped(logits: Tensor) -> Tensor:
+    return -(logsigmoid(logits) + logsigmoid(-logits)) / 2 - math.log(2)
+
+
+def _uniform(
+    letter: str, name: str, rate: Callable[..., Tensor], swapped: Callable[..., Tensor], log_k: Any = None
+) -> tuple[Term, ...]:
+    """Return KL(q, uniform) of logits, also with small numbers in the logarithms, and KL(uniform, q)."""
+    rows = [(added(e), partial(rate, e=e), "") for e in (0.0, *EPSILONS)]
+    rows.append(("", swapped, _SWAPPED))
+    return tuple(
+        Term(f"{name} = {{{letter}}}{more})", one, needs=letter, prior="uniform", log_k=log_k, note=note)
+        for more, one, note in rows
     )
+
+
+_CLASSES = _of_classes, _of_classes_swapped, _log_k
+_BITS = _of_bits, _of_bits_swapped
 
 
 def _squares(codes: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,25 +132,24 @@ ROLES = {
     "m": Role("loc", rf"({_LATENT}_?)?(mu|means?|loc|m)(_?{_LATENT})?"),
     "s": Role("spread", rf"({_LATENT}_?)?({_SPREAD}|logv|s|v|lv|ls|rho)(_?{_LATENT})?", draw="positive"),
     "c": Role("categorical_probs", _CODES, given=_softmax, sides=("K", "NK"), beside=("xy",),
-              terms=_categorical("c", "probs")),
-    "l": Role("categorical_logits", _CODES, sides=("K", "NK"), beside=("xy",), terms=_categorical("l", "logits")),
+              terms=_uniform("c", "Categorical(probs", *_CLASSES)),
+    "l": Role("categorical_logits", _CODES, sides=("K", "NK"), beside=("xy",), terms=_uniform("l", "Categorical(logits", *_CLASSES)),
     "g": Role("categorical_log_probs", _CODES, given=_log_softmax, sides=("K", "NK"), beside=("xy",),
-              terms=_categorical("g", "log_probs")),
-    "u": Role("bernoulli_probs", _CODES, given=torch.sigmoid, beside=("xy",), terms=_bernoulli("u", "probs")),
-    "w": Role("bernoulli_logits", _CODES, beside=("xy",), terms=_bernoulli("w", "logits")),
+              terms=_uniform("g", "Categorical(log_probs", *_CLASSES)),
+    "u": Role("bernoulli_probs", _CODES, given=torch.sigmoid, beside=("xy",), terms=_uniform("u", "Bernoulli(probs", *_BITS)),
+    "w": Role("bernoulli_logits", _CODES, beside=("xy",), terms=_uniform("w", "Bernoulli(logits", *_BITS)),
     "k": Role("kl", r"\w*(kld?|rate|diverg|regul|vq|commit)\w*|(kl|latent|vq|reg)_?loss", sides=("-", "", "L"),
               beside=("xy",), terms=(_KL,)),
     "q": Role("codes", r"\w*(quant|code|embed)\w*|z_?q", terms=(_VQ,)),
-    "e": Role("encoded", r"\w*enc\w*|z_?e|ze?|latents?|features?|h", beside=("xyq",)),
-    "p": Role("zero_logits", _GATE, "x", beside=_COUNTS, terms=(*zero_inflated("p", "logits"),)),
-    "d": Role("zero_probs", _GATE, "x", given=torch.sigmoid, beside=_COUNTS, terms=(*zero_inflated("d", "probs"),)),
+    "e": Role("encoded", r"\w*enc\w*|z?_?e|z|latents?|features?|h", beside=("xyq",)),
+    "p": Role("zero_logits", _GATE, "x", beside=_COUNTS, terms=zero_inflated("p", "logits")),
+    "d": Role("zero_probs", _GATE, "x", given=torch.sigmoid, beside=_COUNTS, terms=zero_inflated("d", "probs")),
     "o": Role("mask", r"\w*mask\w*|observed|known", "", "ones"),
 }  # fmt: skip
-_FIRST = ("xyms", "xymsz", "xymst", "xy", "ms", "msz")
 # The roles of a loss. Three tensors are first read with a rate, and then as a likelihood with its spread.
 SETS = (
-    *_FIRST, *(roles + letter for letter, role in ROLES.items() for roles in role.beside),
-    "xyt", "xymstz", "xymsab", "xymszab",
+    "xyms", "xymsz", "xymst", "xy", "ms", *(roles + letter for letter, role in ROLES.items() for roles in role.beside),
+    "xyt", "msz", "xymstz", "xymsab", "xymszab",
 )  # fmt: skip
 OF_X, OF_Z = ("".join(letter for letter, role in ROLES.items() if role.part == part and letter != "x") for part in "xz")
 
