@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from pvae.identification.roles import OF_X, ROLES, SETS, guesses
 
 _LATENTS = (3, 2, 20, 10, 32, 16, 64, 128, 50, 100, 200, 256, 400)
 _IMAGES = ((1, 28, 28), (1, 32, 32), (3, 32, 32), (3, 64, 64), (1, 64, 64), (3, 28, 28), (3, 128, 128))
+_UNSAID = "an exception"
 _SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -98,12 +98,11 @@ class BlackBox:
     def __post_init__(self) -> None:
         """Call it, and choose the total among what it returns: what depends on most arguments."""
         self.generator = torch.Generator().manual_seed(0)  # of its own, since the loss may seed that of torch
-        self.least, self.most = -0.1, 1.1  # of x before it is clamped to [0, 1]
+        self.limits = [-0.1, 1.1]  # of x before it is clamped to [0, 1]
         a = self.point(self.size)
-        if not all(part.isfinite().all() for part in self.parts({**a, "x": 0 * a["x"]}).values()):
-            self.least = 0.05  # it may take the logarithm of x
-        if not all(part.isfinite().all() for part in self.parts({**a, "x": 0 * a["x"] + 1}).values()):
-            self.most = 0.95  # or of 1 - x
+        for edge, inside in enumerate((0.05, 0.95)):  # it may take the logarithm of x, or of 1 - x
+            if not all(part.isfinite().all() for part in self.parts({**a, "x": 0 * a["x"] + edge}).values()):
+                self.limits[edge] = inside
         a = self.point(self.size)
         given = {role: tensor.clone() for role, tensor in a.items()}
         with _Casts() as casts:  # type: ignore[no-untyped-call]
@@ -132,9 +131,9 @@ class BlackBox:
             size: of batch, image and latent.
             wide: the roles that have any real values.
         """
-        batch, image, latent, sides = size
+        (batch, image, latent, sides), (low, high) = size, self.limits
         x = torch.rand((batch, *image), dtype=torch.float64, generator=self.generator)
-        x = (255 * (self.least + (self.most - self.least) * x).clamp(0, 1)).round() / 255  # some 0, some 1
+        x = (255 * (low + (high - low) * x).clamp(0, 1)).round() / 255  # some 0, some 1
         x = (NUM_CLASSES * x).clamp(max=NUM_CLASSES - 1).long() if self.has_classes else x
         y_shape = {"classes": (batch, NUM_CLASSES, *image), "tokens": (*x.shape, NUM_CLASSES)}.get(self.layout, x.shape)
         shapes = {"y": y_shape, "t": y_shape[self.is_shared :]}
@@ -143,16 +142,15 @@ class BlackBox:
         for letter in [letter for letter in self.names if letter != "x"]:
             role = ROLES[letter]
             shape = of_z if role.part == "z" else shapes.get(letter, x.shape)
-            low, width = (0.05, 0.9) if role.draw == "unit" else (0.2, 1.6)
+            low, width = {"unit": (0.05, 0.9), "ones": (1.0, 0.0)}.get(role.draw, (0.2, 1.6))
             is_real = role.draw == "real" or letter in wide
             draw = torch.randn if is_real else torch.rand
             values = draw(shape, dtype=torch.float64, generator=self.generator)
-            values = values if is_real else low + width * values
-            a[letter] = values if role.draw != "ones" else torch.ones(shape, dtype=torch.float64)
+            a[letter] = values if is_real else low + width * values
         return a
 
     def __call__(self, a: Arguments, **constants: Any) -> Tensor:
-        """Return the total, a sum over images where it is one value for each; with other constants, if any are given."""
+        """Return the total, a sum over images where it is one value for each; perhaps with other constants."""
         return self.parts(a, **constants)[self.total].sum().double()
 
     def depends(self, key: Any) -> list[str]:
@@ -161,8 +159,8 @@ class BlackBox:
         value = self.parts(a)[key].double()
         for role, name in self.names.items():
             new = self.point(self.size)[role]
-            tries = {"m": (new, 100 * new), "s": (new, 100 * new), "o": (0 * new,)}  # free bits may hide a small rate
-            for one in tries.get(role, (new,)):
+            tries = (new, 100 * new, 0 * new) if role in "mso" else (new,)  # free bits may hide a small rate
+            for one in tries:
                 other = self.parts({**a, role: one})[key].double()
                 if not torch.equal(value, other) and not (value.isnan().all() and other.isnan().all()):
                     found.append(name)
@@ -181,13 +179,14 @@ class BlackBox:
             values = [one.flatten(starts[role]) if role in starts else one for role, one in zip(self.names, values)]
         positional, named = ([], dict(zip(self.names.values(), values))) if self.by_name else (values, {})
         try:
-            output = self.function(*positional, **named, **(self.constants | constants))
+            output = self.function(*positional, **named, **{**self.constants, **constants})
         except (InputError, KeyboardInterrupt):  # of a time limit, or of the user
             raise
         except BaseException as error:  # of any type, since it is the user's code
-            is_of_torch = type(error) in (RuntimeError, ValueError, IndexError, TypeError)  # of the shapes that are tried
-            said = "" if is_of_torch else f" {type(error).__name__}: {brief(error)}"
-            raise LossError(f"the loss raises{said or ' an error'}") from error
+            said = f"{type(error).__name__}: {brief(error)}"
+            if type(error) in (RuntimeError, ValueError, IndexError, TypeError):  # of torch, of the shapes
+                said = _UNSAID
+            raise LossError(f"the loss raises {said}") from error
         several = enumerate(output) if isinstance(output, (tuple, list)) else [(None, output)]
         found = {}
         for key, value in output.items() if isinstance(output, Mapping) else several:
@@ -234,11 +233,11 @@ def ways_of_calling(
                     found.add(kind)
                     yield box
     if not works:
-        own = min(errors, key=lambda error: error.endswith(" an error"))
+        own = min(errors, key=lambda error: error.endswith(_UNSAID))
         roles = ", ".join(role.name for role in ROLES.values())
         raise InputError(
-            f"{own} for every shape that was tried, with {tried[0]}{f' and {len(tried) - 1} other choices' * (len(tried) > 1)}: "
-            f"give the shape of an image (shape=, --shape), or the roles in order (arguments=, --arguments), from {roles}"
+            f"{own} for every shape that was tried, with {'; '.join(tried[:3])}: give the shape of an image (shape=, "
+            f"--shape), or the roles in order (arguments=, --arguments), from {roles}"
         )
 
 

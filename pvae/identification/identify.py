@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from textwrap import fill
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ _POINTS = 4  # of each of two kinds, at which the gradients of a term are fitted
 _PROOF = 200  # further points, at which the answer is checked
 _DOUBLE, _SINGLE = 1e-9, 1e-4  # relative tolerances of what is computed in float64 and in float32
 _KNOWN = "(Bernoulli, Normal, Laplace, Poisson, categorical, ...); are x and reconstruction given in this order?"
+_KNOWN_RATES = "(of Normal q and prior, or of classes or bits to a uniform prior)"
 _DIRICHLET = "(1 - 1 / L)"  # the variance of the Normal that is nearest to a Dirichlet of L topics, a factor of weights
 # The largest standard deviation of MNIST in [0, 1] along any direction. With `forecast` of measures/latents.py,
 # `print(forecast(Pixels(pvae.read("mnist").train), 1.0, 20).largest_std)` prints 2.262.
@@ -201,11 +203,11 @@ def identify(
 
     Args:
         loss: a function of x, its reconstruction, the encoder's two outputs and perhaps a draw z or the likelihood's
-            spread, or loc and spread of a learned prior; it returns a scalar, a value for each image, or a tuple or a
-            dictionary with the total among them. Or a module whose forward is the loss.
-        arguments: the roles of its arguments, in order, or by name: "x", "reconstruction", "loc", "spread", "z",
-            "x_spread" (of the likelihood), "prior_loc" and "prior_spread"; by default found by their names and by
-            trying.
+            spread, or loc and spread of a learned prior; or of x, its reconstruction, and probabilities or logits of
+            classes or bits, a KL divergence, or the codes of a VQ-VAE. It returns a scalar, a value for each image, or
+            a tuple or a dictionary with the total among them. Or a module whose forward is the loss.
+        arguments: the roles of its arguments, in order, or by name, such as "x", "reconstruction", "loc", "spread";
+            all are in `pvae.identification.roles.ROLES`; by default found by their names and by trying.
         shape: of one image, (C, H, W) or (D,); by default found by trying.
         constants: further arguments of the loss, by name, such as a weight of the rate.
 
@@ -294,11 +296,11 @@ class _Claim(NamedTuple):
     of_z: Power
     variance: Power
 
-    def values(self, a: Arguments, size: Size) -> Tensor:
-        """Return the value that it claims, up to what the likelihood has beside its columns."""
+    def at(self, a: Arguments, size: Size) -> list[Tensor]:
+        """Return the value that it claims, in a list, up to what the likelihood has beside its columns."""
         symbols = size.symbols()
         x_part, z_part = self.likelihood.exactly(a), self.rate.exactly(a, self.variance.at(symbols))
-        return self.of_x.at(symbols) * x_part + self.of_z.at(symbols) * z_part
+        return [self.of_x.at(symbols) * x_part + self.of_z.at(symbols) * z_part]
 
 
 class _Identification:
@@ -316,13 +318,13 @@ class _Identification:
         if objection := next(self._objections(), None):
             return self._refused(*objection)
         more = [term for role in box.names for term in ROLES[role].terms]
-        values = likelihoods_of_classes() if box.has_classes else likelihoods(*self._bends(), more)
+        of_x = likelihoods_of_classes() if box.has_classes else likelihoods(*self._bends(), more)
         of_z = itertools.chain(more, rates("b" in box.names))
-        for what, roles, terms in ("likelihood", OF_X, values), ("rate", OF_Z, of_z):
+        for what, roles, terms in ("likelihood", OF_X, of_x), ("rate", OF_Z, of_z):
             if {*roles} & {*box.names}:
                 fit = self._named(terms, roles, box.size)
-                if reason := self._wrong(fit, what):
-                    reasons.append(reason)
+                if wrong := self._wrong(fit, what):
+                    reasons.append(wrong)
                 if fit:
                     fits[what] = fit
                     lines.append(f"  {what.replace('rate', 'posterior'):10}  {self._text(fit.term.name)}")
@@ -339,12 +341,11 @@ class _Identification:
             return result
         witnessed = [reason for reason, is_open in reasons if not is_open]
         for what, fit in fits.items():
-            by_size = self._at_sizes(fit)
-            weights = {part: [float(one.weights[i]) for one in by_size.values()] for i, part in enumerate(fit.term.parts)}
-            if not weights and not witnessed:
-                weights = {f"the {what}": [one.weight for one in by_size.values()]}
-            for part, values in weights.items():
-                weight = _power(dict(zip(by_size, values)))
+            by_size, columns = self._at_sizes(fit), dict(enumerate(fit.term.parts))
+            if not (columns or witnessed or math.isnan(fit.weight)):
+                columns = {-1: f"the {what}"}
+            for place, part in columns.items():
+                weight = _power({size: float(one.weights[place]) for size, one in by_size.items()})
                 lines += [f"  weight      of {self._text(part)}: {weight}"] if weight else []
         reason = witnessed[0] if witnessed else "; ".join(reason for reason, _ in reasons)
         return self._refused(reason, not witnessed, lines)
@@ -448,11 +449,9 @@ class _Identification:
     def _wrong(self, fit: _Fit | None, what: str) -> tuple[str, bool] | None:
         """Return why a fit is no likelihood or no rate, None if it is one, and whether the answer is open."""
         if fit is None:
-            of = f"{{x}} and {{y}} is not a likelihood that I know {_KNOWN}"
-            if what == "rate":
-                names = " and ".join(name for role, name in self.box.names.items() if role in OF_Z and role not in "zab")
-                of = f"{names} is not a rate that I know (of Normal q and prior, of classes or of bits)"
-            return self._text(f"its function of {of}"), True
+            roles, known = {"likelihood": (f"x{OF_X}", _KNOWN), "rate": (OF_Z, _KNOWN_RATES)}[what]
+            names = " and ".join(name for role, name in self.box.names.items() if role in roles and role not in "zab")
+            return f"its function of {names} is not a {what} that I know {known}", True
         if fit.term.kind != "part":
             return self._text(fit.term.note), fit.term.kind == "open"
         if not math.isnan(fit.weight):
@@ -461,8 +460,8 @@ class _Identification:
             if what == "rate" and self._slope_far() > 0:
                 return "its rate has the wrong sign where it is small: a capacity?", True
             return f"the {what} has the wrong sign", False
-        names = ("{z}^2", "-({z} - {m})^2 / scale^2") if "z" in fit.term.needs else ("{m}^2", "scale^2")
-        weights = dict(zip(map(self._text, (*names, "-2 log scale")), fit.weights.tolist()))
+        first = ("{z}^2", "-({z} - {m})^2 / scale^2") if "z" in fit.term.needs else ("{m}^2", "scale^2")
+        weights = dict(zip(map(self._text, (*first, "-2 log scale")), fit.weights.tolist()))
         least = min(abs(one) for one in weights.values() if abs(one) > 1e-7 * max(map(abs, weights.values())))
         if missing := [name for name, one in weights.items() if abs(one) < 1e-7 * least]:
             return f"of the rate, the term {listed(missing)} is missing", False
@@ -529,7 +528,7 @@ class _Identification:
             return self._refused(reason, False, found)
         prior = self._text(rate.term.prior) if str(variance) == "1" else f"N(0, c^2 I) with c^2 = {variance}"
         first, *rest = self._readings(claim, beta)
-        images = {0: "a sum over its images", -1: "a mean over its images"}
+        images: dict[float, str] = {0: "a sum over its images", -1: "a mean over its images"}
         reduction = images.get(of_x.powers.get("B", 0), f"B^{of_x.powers.get('B')} times a sum")
         head = f"{_times(first.factor)}the negative {'ELBO' if str(first.beta) == '1' else 'beta-ELBO'} of the batch, "
         pseudo = ", a pseudo-likelihood if x is grey" if first.likelihood.startswith("Bernoulli") else ""
@@ -550,8 +549,8 @@ class _Identification:
         every = [*box.size.symbols()]
         sides = ", ".join(every[: 1 + len(box.size.image)])
         named = [name for role, name in box.names.items() if ROLES[role].terms and role in OF_Z]
-        of_z = f", {listed(named)} (B, {', '.join(box.size.sides)})" if named else ""
-        where = f"{_PROOF} random points, x ({sides}){of_z}, in {'float64' if self.exact == _DOUBLE else 'float32'}"
+        shown = f", {listed(named)} (B, {', '.join(box.size.sides)})" if named else ""
+        where = f"{_PROOF} random points, x ({sides}){shown}, in {'float64' if self.exact == _DOUBLE else 'float32'}"
         lines.append(f"checked at {where}: value and gradients agree to {residual:.0e}")
         text, option, is_closed = "\n".join(lines), rate.term.option, "z" not in box.names
         return Identified(True, text, (first, *rest), "", residual, option, is_closed, prior=prior)
@@ -567,8 +566,8 @@ class _Identification:
         found = list[LossReading]()
         for of, v, weight in rows:
             name = term.name_of(v.number) if term.name_of and v and not v.merged() else term.name
-            variance = v if term.option else None
-            found.append(LossReading(of.without("B"), self._text(name, str(v)), weight, variance, term.option))
+            of_option = v if term.option else None
+            found.append(LossReading(of.without("B"), self._text(name, str(v)), weight, of_option, term.option))
         return found
 
     def _constant(self, claim: _Claim, sizes: Sequence[Size]) -> tuple[str, list[str]]:
@@ -580,49 +579,50 @@ class _Identification:
         box, term, density = self.box, claim.likelihood, "that of the density"
         near = 1e-5 if self.exact == _DOUBLE else 1e-3
         scale = (claim.of_z / claim.of_x).at(box.size.symbols()) if "{v}" in term.name else 1.0
-        found = list[tuple[Any, float, float, str, str]]()
+        found = list[tuple[bool, float, float, str, str]]()
         for is_flat in (False, True):  # of equal values, if a function of x hides the constants
             twice = [size for size in sizes for _ in range(2)]
             points = [box.point(size) for size in twice]
-            if is_flat or (term.of_x and box.least < 0):  # a function of counts is not known by x in [0, 1] alone
+            if is_flat or (term.of_x and box.limits[0] < 0):  # a function of counts is not known by x in [0, 1] alone
                 points = [a | {"x": torch.full_like(a["x"], 0.5) if is_flat else (12 * a["x"]).floor()} for a in points]
             values = np.array([box(a).item() for a in points])
-            left = values - [claim.values(a, size).item() for a, size in zip(points, twice)]
+            left = values - [claim.at(a, size)[0].item() for a, size in zip(points, twice)]
             of_each = np.array([[weight.at(size.symbols()) for weight in (claim.of_x, claim.of_z)] for size in twice])
             table = of_each * [(scale * a["x"].numel(), claim.rate.elements(a)[0].numel()) for a in points]
-            of_x_alone = scale * of_each[:, 0] * [term.of_x(a["x"]).sum() for a in points] if term.of_x else 0 * left
-            log_z = term.log_z or (lambda v: 0.0)
-            own = {("", ""): 0 * left}
-            if term.of_x or term.log_z:
-                own[density, ""] = of_x_alone + table[:, 0] * log_z(scale)
+            of_x_alone = 0 * left
+            if term.of_x:
+                of_x_alone += scale * of_each[:, 0] * [term.of_x(a["x"]).sum() for a in points]
+            own = {"": 0 * left, density: of_x_alone}
             if term.log_z:
-                own[f"{density} with scale 1", ""] = of_x_alone + table[:, 0] / scale * log_z(1.0)
+                own[density] = of_x_alone + table[:, 0] * term.log_z(scale)
+                own[f"{density} with scale 1"] = of_x_alone + table[:, 0] / scale * term.log_z(1.0)
+            lacking = {"": 0 * left}
             if log_k := claim.rate.log_k:
-                lacking = table[:, 1] * [log_k(*(a[role] for role in claim.rate.needs)) for a in points]
-                own |= {(text, "log K"): one - lacking for (text, _), one in own.items()}
-            own = {texts: one for texts, one in own.items() if np.isfinite(one).all()}
+                lacking["log K"] = table[:, 1] * [log_k(*(a[role] for role in claim.rate.needs)) for a in points]
             is_split = np.linalg.matrix_rank(table) == 2
             rounding = (1e-12 if self.exact == _DOUBLE else 1e-5) * np.abs(values).max()
-            for (text, lacks), one in own.items():
+            for (text, part), (lacks, log_k_of) in itertools.product(own.items(), lacking.items()):
+                one = np.nan_to_num(part - log_k_of)
                 columns = table if is_split else table[:, :1]  # where they cannot be told apart
                 of_x, of_z = [*np.linalg.lstsq(columns, left - one, rcond=None)[0], 0.0][:2]
                 if np.abs(table @ [of_x, of_z] - left + one).max() < near * max(1e-3, 1e-2 * np.abs(values).max()):
                     is_other = np.abs([of_x, of_z]) > near + rounding / np.abs(table).min(0)
-                    found.append((is_other.any() or lacks, of_x * is_other[0], of_z * is_other[1], text, lacks))
+                    found.append((is_other.any() or lacks > "", of_x * is_other[0], of_z * is_other[1], text, lacks))
             if found:
                 break
         else:
             return "", ["  constant    one that depends on the sizes in no simple way"]
-        is_any, of_x, of_z, text, lacks = min(found, key=lambda one: bool(one[0]))
-        if lacks and round(math.exp(of_z)) > 1 and abs(of_z - math.log(round(math.exp(of_z)))) < near:
-            return "", [f"  constant    log {math.exp(of_z):.0f}: it is an ELBO of {math.exp(of_z):.0f} classes only"]
+        is_any, of_x, of_z, text, lacks = min(found, key=lambda one: one[0])
+        classes = round(math.exp(of_z))
+        if lacks and classes > 1 and math.isclose(classes, math.exp(of_z), rel_tol=near):
+            return "", [f"  constant    log {classes} in place of log K: it is an ELBO of {classes} classes only"]
         if lacks:
             return "the constant log K of the rate is missing: its gradient is that of an ELBO, its value is not", []
         if of_z or (is_any and not is_split and not is_flat and str(claim.variance) != "1"):
             which = "is missing (- 1 in the sum)" if abs(of_z - 0.5) < near else f"is wrong by {of_z:.6g}"
             is_mixed = str(claim.variance) in ("2", "0.5") and "z" not in box.names
-            hint = "; or {s} is a log variance in one term, and a log scale in another" if is_mixed else ""
-            hint += ", where its exp stands without the square that the other needs" if is_mixed else ""
+            hint = "; or {s} is a log variance in one term, and a log scale in another (a square is missing)"
+            hint = hint if is_mixed else ""
             prior = "" if str(claim.variance) == "1" else f" to a prior N(0, c^2 I), c^2 = {claim.variance},"
             reason = f"the constant of the rate{prior} {which}: its gradient is that of an ELBO, its value is not{hint}"
             return self._text(reason), []
@@ -653,15 +653,16 @@ class _Identification:
         values = {name: one for name, one in box.constants.items() if not isinstance(one, bool)}
         if values:
             yield f"  with        {', '.join(f'{name} = {value}' for name, value in values.items())}"
-        before = box(self.base)
-        for name, value in values.items():
-            others = [0, 1, -1, 0.5 * value, 2 * value + 1, 1e6] if isinstance(value, (int, float)) else []
-            is_used = not others
-            for other in others:
-                with contextlib.suppress(LossError):
-                    is_used |= not torch.equal(box(self.base, **{name: other}), before)
-            if not is_used:
+        for name in [name for name, value in values.items() if isinstance(value, (int, float))]:
+            if all(self._is_same(name, other) for other in (0, 1, -1, 0.3, 1e6)):
                 yield f"  note        {name} is not used: no other value that was tried changes the loss"
+
+    def _is_same(self, name: str, value: float) -> bool:
+        """Return whether another value of a further argument changes nothing."""
+        try:
+            return torch.equal(self.box(self.base, **{name: value}), self.box(self.base))
+        except LossError:
+            return False
 
     def _collapse(self, claim: _Claim) -> Iterator[str]:
         """Yield below which variation of x a linear VAE uses no latent, for a Normal of fixed scale.
@@ -691,14 +692,14 @@ class _Identification:
             size = sizes[number % len(sizes)]
             new, beside = box.point(size), None
             x, s = new["x"], (0.1, 1.1, math.log(math.e - 1) + 0.1)[number % 3]
-            if not box.has_classes and number % 2 and box.least < 0:
+            if not box.has_classes and number % 2 and box.limits[0] < 0:
                 x = (12 * x).floor() if claim.likelihood.of_x else (x > 0.5).double()
             near = {role: 0.1 * new[role] for role in new if ROLES[role].terms and role in OF_Z}
             if "m" in new:  # where a KL is almost 0
                 near = {"m": torch.full_like(new["m"], 0.1), "s": torch.full_like(new["s"], s)}
             given = {"x": x, **near} if number % 4 == 0 else {"x": x}
             for a, theirs, wanted in self._points(OF_X + OF_Z, size, 5, claim.likelihood, **given):
-                (ours,), (gradients,) = _gradients(lambda a, size=size: [claim.values(a, size)], a, wanted)
+                (ours,), (gradients,) = _gradients(partial(claim.at, size=size), a, wanted)
                 beside = theirs - ours if beside is None else beside
                 sides = [(theirs - beside, ours, theirs)]
                 sides += [(wanted[role], one, one) for role, one in gradients.items()]

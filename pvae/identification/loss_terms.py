@@ -216,7 +216,7 @@ def _of_spread(reading: str, scale: _Function, log_scale: _Function) -> Iterator
     yield Term(f"Normal({{y}}, {reading})", normal, _NORMAL, log_z, needs="xyt")
     laplace, log_z = lambda x, y, t: (x - y).abs() / scale(t) + log_scale(t), lambda v: math.log(2)
     yield Term(f"Laplace({{y}}, {reading})", laplace, "log(2 scale)", log_z, needs="xyt")
-    log_normal = lambda x, y, t: normal(x.log(), y, t)  # noqa: E731
+    log_normal = lambda x, y, t: 0.5 * ((x.log() - y) / scale(t)) ** 2 + log_scale(t)  # noqa: E731
     name, log_z = f"log-Normal(loc = {{y}}, {reading})", lambda v: 0.5 * _LOG_2_PI
     yield Term(name, log_normal, f"{_NORMAL} + log(x)", log_z, of_x=torch.log, needs="xyt")
     for df in range(1, 6):
@@ -225,12 +225,8 @@ def _of_spread(reading: str, scale: _Function, log_scale: _Function) -> Iterator
     given = reading.removeprefix("scale = ")
     beta = lambda x, y, t: -Beta(y, scale(t), validate_args=False).log_prob(x)  # noqa: E731
     yield Term(f"Beta(alpha = {{y}}, beta = {given})", beta, needs="xyt")
-
-
-    def beta_of_mean(x: Tensor, y: Tensor, t: Tensor) -> Tensor:
-        return -Beta(y * scale(t), (1 - y) * scale(t), validate_args=False).log_prob(x)
-
-    yield Term(f"Beta(mean = {{y}}, precision = {given})", beta_of_mean, needs="xyt")
+    of_mean = lambda x, y, t: -Beta(y * scale(t), scale(t) - y * scale(t), validate_args=False).log_prob(x)  # noqa: E731
+    yield Term(f"Beta(mean = {{y}}, precision = {given})", of_mean, needs="xyt")
     name, option = f"DiscretizedLogistic({{y}}, {reading})", "discretized-logistic"
     whole = lambda x, y, t: -DiscretizedLogistic(y, scale(t), validate_args=False).log_prob(x)  # noqa: E731
     yield Term(name, whole, option=option, needs="xyt")
@@ -336,6 +332,7 @@ def _rates_of(
 
 
 def added(e: float) -> str:
+    """Return what a name says of a small number in the logarithms."""
     return f", {e:g} added in the logarithms" if e else ""
 
 

@@ -86,7 +86,7 @@ def _uniform(
     letter: str, name: str, rate: Callable[..., Tensor], swapped: Callable[..., Tensor], log_k: Any = None
 ) -> tuple[Term, ...]:
     """Return KL(q, uniform) of logits, also with small numbers in the logarithms, and KL(uniform, q)."""
-    rows = [(added(e), partial(rate, e=e), "") for e in (0.0, *EPSILONS)]
+    rows: list[tuple[str, Any, str]] = [(added(e), partial(rate, e=e), "") for e in (0.0, *EPSILONS)]
     rows.append(("", swapped, _SWAPPED))
     return tuple(
         Term(f"{name} = {{{letter}}}{more})", one, needs=letter, prior="uniform", log_k=log_k, note=note)
@@ -133,10 +133,12 @@ ROLES = {
     "s": Role("spread", rf"({_LATENT}_?)?({_SPREAD}|logv|s|v|lv|ls|rho)(_?{_LATENT})?", draw="positive"),
     "c": Role("categorical_probs", _CODES, given=_softmax, sides=("K", "NK"), beside=("xy",),
               terms=_uniform("c", "Categorical(probs", *_CLASSES)),
-    "l": Role("categorical_logits", _CODES, sides=("K", "NK"), beside=("xy",), terms=_uniform("l", "Categorical(logits", *_CLASSES)),
+    "l": Role("categorical_logits", _CODES, sides=("K", "NK"), beside=("xy",),
+              terms=_uniform("l", "Categorical(logits", *_CLASSES)),
     "g": Role("categorical_log_probs", _CODES, given=_log_softmax, sides=("K", "NK"), beside=("xy",),
               terms=_uniform("g", "Categorical(log_probs", *_CLASSES)),
-    "u": Role("bernoulli_probs", _CODES, given=torch.sigmoid, beside=("xy",), terms=_uniform("u", "Bernoulli(probs", *_BITS)),
+    "u": Role("bernoulli_probs", _CODES, given=torch.sigmoid, beside=("xy",),
+              terms=_uniform("u", "Bernoulli(probs", *_BITS)),
     "w": Role("bernoulli_logits", _CODES, beside=("xy",), terms=_uniform("w", "Bernoulli(logits", *_BITS)),
     "k": Role("kl", r"\w*(kld?|rate|diverg|regul|vq|commit)\w*|(kl|latent|vq|reg)_?loss", sides=("-", "", "L"),
               beside=("xy",), terms=(_KL,)),
