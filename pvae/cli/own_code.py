@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 The loss is a function of x, its reconstruction, the encoder's two outputs and perhaps a draw z; or of x, its
-reconstruction, and classes, bits, a KL divergence or codes. The command says that it is a factor times the negative ELBO of a likelihood, a posterior and a beta, checked in value and gradients at 200
-random points, or why it is not an ELBO. The code at the top level of the file runs. More: notebooks/identify.md
+reconstruction, and classes, bits, a KL divergence or codes. The command says that it is a factor times the negative
+ELBO of a likelihood, a posterior and a beta, checked in value and gradients at 200 random points, or why it is not an
+ELBO. The code at the top level of the file runs. More: notebooks/identify.md
 
 examples:
   pvae identify my_vae.py:loss_function

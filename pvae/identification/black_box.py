@@ -55,17 +55,14 @@ class Size(NamedTuple):
     def others(self) -> Iterator[tuple[str, Size]]:
         """Yield, for each symbol, a size that differs in it alone, and last a size that differs in all of them."""
         yield "B", self._replace(batch=self.batch + 2)
-        names = [*self.symbols()][1:]
-        for place, name in enumerate(names[len(self.image) :]):
-            yield name, self._replace(latent=_longer(self.latent, place, 2))
-        for place, name in enumerate(names[: len(self.image)]):
-            yield name, self._replace(image=_longer(self.image, place, 2 + place))
-        image, latent = (tuple(side + 1 for side in sides) for sides in (self.image, self.latent))
-        yield "", Size(self.batch + 1, image, latent, self.sides)
+        sides = (*self.image, *self.latent)
+        for place, name in enumerate([*self.symbols()][1:]):
+            yield name, self._of(self.batch, *sides[:place], sides[place] + 2 + place, *sides[place + 1 :])
+        yield "", self._of(self.batch + 1, *(side + 1 for side in sides))
 
-
-def _longer(sides: tuple[int, ...], place: int, more: int) -> tuple[int, ...]:
-    return (*sides[:place], sides[place] + more, *sides[place + 1 :])
+    def _of(self, batch: int, *sides: int) -> Size:
+        image, latent = sides[: len(self.image)], sides[len(self.image) :]
+        return self._replace(batch=batch, image=image, latent=latent)
 
 
 @dataclass
@@ -160,11 +157,9 @@ class BlackBox:
         for role, name in self.names.items():
             new = self.point(self.size)[role]
             tries = (new, 100 * new, 0 * new) if role in "mso" else (new,)  # free bits may hide a small rate
-            for one in tries:
-                other = self.parts({**a, role: one})[key].double()
-                if not torch.equal(value, other) and not (value.isnan().all() and other.isnan().all()):
-                    found.append(name)
-                    break
+            others = [self.parts({**a, role: one})[key].double() for one in tries]
+            if not all(torch.allclose(value, one, 0, 0, equal_nan=True) for one in others):
+                found.append(name)
         return found
 
     def parts(self, a: Arguments, **constants: Any) -> dict[Any, Tensor]:

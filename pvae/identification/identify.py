@@ -383,6 +383,13 @@ class _Identification:
         values, gradients = _gradients(lambda a: [self.box(a)], a, roles)
         return values[0], gradients[0]
 
+    def _has_value(self, fit: _Fit) -> bool:
+        """Return whether the value of the loss changes as the columns do; only detached tensors have both gradients."""
+        other = {**self.base, **{role: 2 * self.base[role] for role in fit.term.needs}}
+        ours, theirs = (np.array([one.item() for one in fit.term.values(a)]) for a in (other, self.base))
+        change = (self.box(other) - self.box(self.base)).item()
+        return math.isclose(fit.weights @ (ours - theirs), change, rel_tol=_SINGLE)
+
     def _slope_far(self) -> float:
         """Return the slope of the loss along the loc of q where it is large, and with it the rate; 0 without a loc."""
         if "m" not in self.base:
@@ -452,6 +459,8 @@ class _Identification:
             roles, known = {"likelihood": (f"x{OF_X}", _KNOWN), "rate": (OF_Z, _KNOWN_RATES)}[what]
             names = " and ".join(name for role, name in self.box.names.items() if role in roles and role not in "zab")
             return f"its function of {names} is not a {what} that I know {known}", True
+        if fit.term.parts and not self._has_value(fit):
+            return self._text(f"its gradients are those of {fit.term.name}, but not its value"), True
         if fit.term.kind != "part":
             return self._text(fit.term.note), fit.term.kind == "open"
         if not math.isnan(fit.weight):

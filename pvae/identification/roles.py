@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from pvae.identification.loss_terms import EPSILONS, Term, added, zero_inflated
 
@@ -25,14 +24,6 @@ _SWAPPED = "KL(p, q) stands in place of KL(q, p): the two distributions are swap
 
 def _as_drawn(values: Tensor) -> Tensor:
     return values
-
-
-def _softmax(values: Tensor) -> Tensor:
-    return values.softmax(-1)
-
-
-def _log_softmax(values: Tensor) -> Tensor:
-    return values.log_softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -60,42 +51,33 @@ class Role:
     terms: tuple[Term, ...] = ()
 
 
-def _log_k(logits: Tensor) -> float:
-    return math.log(logits.shape[-1])
+def _two(logits: Tensor) -> Tensor:
+    """Return the logits of two classes of which the first has the logit of a bit."""
+    return torch.stack((logits, 0 * logits), -1)
 
 
-def _of_classes(logits: Tensor, e: float = 0.0) -> Tensor:
-    log_q = logits.log_softmax(-1)
-    return (log_q.exp() * ((log_q.exp() + e).log() + _log_k(logits))).sum(-1)
+def _log_k(values: Tensor, logits: Callable[[Tensor], Tensor]) -> float:
+    return math.log(logits(values).shape[-1])
 
 
-def _of_classes_swapped(logits: Tensor) -> Tensor:
-    return -logits.log_softmax(-1).mean(-1) - _log_k(logits)
+def _rate(values: Tensor, logits: Callable[[Tensor], Tensor], e: float) -> Tensor:
+    log_q = logits(values).log_softmax(-1)
+    return (log_q.exp() * ((log_q.exp() + e).log() + _log_k(values, logits))).sum(-1)
 
 
-def _of_bits(logits: Tensor, e: float = 0.0) -> Tensor:
-    q, not_q = logits.sigmoid(), (-logits).sigmoid()
-    return q * (q + e).log() + not_q * (not_q + e).log() + math.log(2)
+def _swapped(values: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
+    return -logits(values).log_softmax(-1).mean(-1) - _log_k(values, logits)
 
 
-def _of_bits_swapped(logits: Tensor) -> Tensor:
-    return -(logsigmoid(logits) + logsigmoid(-logits)) / 2 - math.log(2)
-
-
-def _uniform(
-    letter: str, name: str, rate: Callable[..., Tensor], swapped: Callable[..., Tensor], log_k: Any = None
-) -> tuple[Term, ...]:
+def _uniform(letter: str, name: str, logits: Callable[[Tensor], Tensor] = _as_drawn) -> tuple[Term, ...]:
     """Return KL(q, uniform) of logits, also with small numbers in the logarithms, and KL(uniform, q)."""
-    rows: list[tuple[str, Any, str]] = [(added(e), partial(rate, e=e), "") for e in (0.0, *EPSILONS)]
-    rows.append(("", swapped, _SWAPPED))
+    rows: list[tuple[str, Any, str]] = [(added(e), partial(_rate, logits=logits, e=e), "") for e in (0.0, *EPSILONS)]
+    rows.append(("", partial(_swapped, logits=logits), _SWAPPED))
+    log_k = partial(_log_k, logits=logits)
     return tuple(
         Term(f"{name} = {{{letter}}}{more})", one, needs=letter, prior="uniform", log_k=log_k, note=note)
         for more, one, note in rows
     )
-
-
-_CLASSES = _of_classes, _of_classes_swapped, _log_k
-_BITS = _of_bits, _of_bits_swapped
 
 
 def _squares(codes: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +85,7 @@ def _squares(codes: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
 
 
 _VQ = Term(
-    "codes {q} of {e}", _squares, needs="qe", kind="none", parts=("the codebook", "the commitment"),
+    "a codebook {q} and a commitment of {e}", _squares, needs="qe", kind="none", parts=("the codebook", "the commitment"),
     note="it has the two squares of a VQ-VAE, codebook and commitment, which are no rate",
 )  # fmt: skip
 _KL = Term(
@@ -131,15 +113,15 @@ ROLES = {
     "z": Role("z", r"z|zs|z_?samples?|samples?|latents?|codes?"),
     "m": Role("loc", rf"({_LATENT}_?)?(mu|means?|loc|m)(_?{_LATENT})?"),
     "s": Role("spread", rf"({_LATENT}_?)?({_SPREAD}|logv|s|v|lv|ls|rho)(_?{_LATENT})?", draw="positive"),
-    "c": Role("categorical_probs", _CODES, given=_softmax, sides=("K", "NK"), beside=("xy",),
-              terms=_uniform("c", "Categorical(probs", *_CLASSES)),
+    "c": Role("categorical_probs", _CODES, given=partial(torch.softmax, dim=-1), sides=("K", "NK"), beside=("xy",),
+              terms=_uniform("c", "Categorical(probs")),
     "l": Role("categorical_logits", _CODES, sides=("K", "NK"), beside=("xy",),
-              terms=_uniform("l", "Categorical(logits", *_CLASSES)),
-    "g": Role("categorical_log_probs", _CODES, given=_log_softmax, sides=("K", "NK"), beside=("xy",),
-              terms=_uniform("g", "Categorical(log_probs", *_CLASSES)),
+              terms=_uniform("l", "Categorical(logits")),
+    "g": Role("categorical_log_probs", _CODES, given=partial(torch.log_softmax, dim=-1), sides=("K", "NK"),
+              beside=("xy",), terms=_uniform("g", "Categorical(log_probs")),
     "u": Role("bernoulli_probs", _CODES, given=torch.sigmoid, beside=("xy",),
-              terms=_uniform("u", "Bernoulli(probs", *_BITS)),
-    "w": Role("bernoulli_logits", _CODES, beside=("xy",), terms=_uniform("w", "Bernoulli(logits", *_BITS)),
+              terms=_uniform("u", "Bernoulli(probs", _two)),
+    "w": Role("bernoulli_logits", _CODES, beside=("xy",), terms=_uniform("w", "Bernoulli(logits", _two)),
     "k": Role("kl", r"\w*(kld?|rate|diverg|regul|vq|commit)\w*|(kl|latent|vq|reg)_?loss", sides=("-", "", "L"),
               beside=("xy",), terms=(_KL,)),
     "q": Role("codes", r"\w*(quant|code|embed)\w*|z_?q", terms=(_VQ,)),
