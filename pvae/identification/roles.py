@@ -56,8 +56,8 @@ def _two(logits: Tensor) -> Tensor:
     return torch.stack((logits, 0 * logits), -1)
 
 
-def _log_k(values: Tensor, logits: Callable[[Tensor], Tensor]) -> float:
-    return math.log(logits(values).shape[-1])
+def _log_k(values: Tensor, logits: Callable[[Tensor], Tensor], sign: int = 1) -> float:
+    return sign * math.log(logits(values).shape[-1])
 
 
 def _rate(values: Tensor, logits: Callable[[Tensor], Tensor], e: float) -> Tensor:
@@ -73,9 +73,9 @@ def _uniform(letter: str, name: str, logits: Callable[[Tensor], Tensor] = _as_dr
     """Return KL(q, uniform) of logits, also with small numbers in the logarithms, and KL(uniform, q)."""
     rows: list[tuple[str, Any, str]] = [(added(e), partial(_rate, logits=logits, e=e), "") for e in (0.0, *EPSILONS)]
     rows.append(("", partial(_swapped, logits=logits), _SWAPPED))
-    log_k = partial(_log_k, logits=logits)
+    log_k = {note: partial(_log_k, logits=logits, sign=sign) for note, sign in (("", 1), (_SWAPPED, -1))}
     return tuple(
-        Term(f"{name} = {{{letter}}}{more})", one, needs=letter, prior="uniform", log_k=log_k, note=note)
+        Term(f"{name} = {{{letter}}}{more})", one, needs=letter, prior="uniform", log_k=log_k[note], note=note)
         for more, one, note in rows
     )
 
@@ -85,7 +85,8 @@ def _squares(codes: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
 
 
 _VQ = Term(
-    "a codebook {q} and a commitment of {e}", _squares, needs="qe", kind="none", parts=("the codebook", "the commitment"),
+    "a codebook {q} and a commitment of {e}", _squares, needs="qe", kind="none",
+    parts=("the codebook", "the commitment"),
     note="it has the two squares of a VQ-VAE, codebook and commitment, which are no rate",
 )  # fmt: skip
 _KL = Term(
@@ -122,7 +123,8 @@ ROLES = {
     "u": Role("bernoulli_probs", _CODES, given=torch.sigmoid, beside=("xy",),
               terms=_uniform("u", "Bernoulli(probs", _two)),
     "w": Role("bernoulli_logits", _CODES, beside=("xy",), terms=_uniform("w", "Bernoulli(logits", _two)),
-    "k": Role("kl", r"\w*(kld?|rate|diverg|regul|vq|commit)\w*|(kl|latent|vq|reg)_?loss", sides=("-", "", "L"),
+    "k": Role("kl", r"(?!.*(weight|coef|beta|scale|anneal))(\w*(kl|diverg|regul|vq|commit)\w*|(latent|reg)_?loss|rate)",
+              sides=("-", "", "L"),
               beside=("xy",), terms=(_KL,)),
     "q": Role("codes", r"\w*(quant|code|embed)\w*|z_?q", terms=(_VQ,)),
     "e": Role("encoded", r"\w*enc\w*|z?_?e|z|latents?|features?|h", beside=("xyq",)),

@@ -83,7 +83,7 @@ def bits(x, recon, q):
     return (bce(recon, x) + of_bits(q.sigmoid())).mean()
 
 
-@says("elbo", "Bernoulli(probs = c)", "beta        0.25", slow=True)
+@says("elbo", "Bernoulli(probs = c)", "scale^2 = 0.25", slow=True)
 def without_names(a, b, c):
     return (2 * (a - b) ** 2).sum() + of_bits(c).sum()
 
