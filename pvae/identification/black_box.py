@@ -156,7 +156,9 @@ class BlackBox:
         value = self.parts(a)[key].double()
         for role, name in self.names.items():
             new = self.point(self.size)[role]
-            tries = (new, 100 * new, 0 * new) if role in "mso" else (new,)  # free bits may hide a small rate
+            tries = [new]
+            if role in "mso":  # free bits may hide a small rate; a mask is drawn as 1
+                tries.append((0 if role == "o" else 100) * new)
             others = [self.parts({**a, role: one})[key].double() for one in tries]
             if not all(torch.allclose(value, one, 0, 0, equal_nan=True) for one in others):
                 found.append(name)
