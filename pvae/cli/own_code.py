@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from pvae.vae import VAE
 
 _EPILOG = """\
-The loss is a function of x, its reconstruction, the encoder's two outputs and perhaps a draw z. The command says that
-it is a factor times the negative ELBO of a likelihood, a posterior and a beta, checked in value and gradients at 200
-random points, or why it is not an ELBO. The code at the top level of the file runs. More: notebooks/identify.md
+The loss is a function of x, its reconstruction, the encoder's two outputs and perhaps a draw z; or of x, its
+reconstruction, and classes, bits, a KL divergence or codes. The command says that it is a factor times the negative
+ELBO of a likelihood, a posterior and a beta, checked in value and gradients at 200 random points, or why it is not an
+ELBO. The code at the top level of the file runs. More: notebooks/identify.md
 
 examples:
   pvae identify my_vae.py:loss_function
@@ -168,7 +169,7 @@ def _parser() -> Parser:
     parser = Parser("pvae identify", "Name the loss of a VAE: likelihood, posterior, beta and reductions.", _EPILOG)
     add = parser.add_argument
     add("loss", metavar="FILE.py:FUNCTION", help="where the loss stands")
-    roles = "their roles in order, from x, reconstruction, loc, spread, z, x_spread (default: by the names)"
+    roles = "their roles in order, as x,reconstruction,loc,spread (default: by the names)"
     add("--arguments", metavar="LIST", help=roles)
     add("--shape", metavar="SHAPE", type=_shape, help="of one image, as 1x28x28 or 784 (default: by trying)")
     constant = "another argument of the loss, as kld_weight=0.005; may be given several times"

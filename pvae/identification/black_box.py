@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,31 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pvae.core.errors import InputError, brief, listed
 from pvae.identification.loss_terms import NUM_CLASSES, Arguments
-
-# The names of arguments by role; a name that fits several patterns has the first of these roles.
-_IMAGE = r"(x|recon|rec|dec|decoder|out|output|likelihood|p)"
-_LATENT = r"(z|q|latent|enc|encoder)"
-_SPREAD = r"(log_?|ln_?)?(var|sigma|scale|std|stddev|sd|variance|sigma_?sq|sigma_?2)"
-_PRIOR = r"(prior|pz|p_z)"
-_NAMES = {
-    "a": rf"{_PRIOR}_?(mu|means?|loc|m)|(mu|mean|loc|m)_?{_PRIOR}|(mu_p|p_mu)",
-    "b": rf"{_PRIOR}_?({_SPREAD}|s)|({_SPREAD}|s)_?{_PRIOR}|{_SPREAD}_p",
-    "x": r"x|[xy]_true|x_in|x_batch|targets?|data|inputs?|images?|imgs?|batch|orig\w*|labels|real|t|ground_truth|gt",
-    "t": rf"{_IMAGE}_{_SPREAD}\w*|{_SPREAD}_?{_IMAGE}|gamma|theta|dispersion|px_r|total_count|sigmas",
-    "y": r"\w*(recon|decod|pred|generat)\w*|x_?(hat|rec|tilde|prime|logits?|mean|mu|out)|(mean|mu|loc)_x|logits?|out\w*"
-    r"|px_rate|y\w*",
-    "z": r"z|zs|z_?samples?|samples?|latents?|codes?",
-    "m": rf"({_LATENT}_?)?(mu|means?|loc|m)(_?{_LATENT})?",
-    "s": rf"({_LATENT}_?)?({_SPREAD}|logv|s|v|lv|ls|rho)(_?{_LATENT})?",
-}
-ROLES = {  # for the user
-    "x": "x", "reconstruction": "y", "loc": "m", "spread": "s", "z": "z", "x_spread": "t", "prior_loc": "a",
-    "prior_spread": "b",
-}  # fmt: skip
-_SETS = ("xyms", "xymsz", "xymst", "xy", "ms", "msz", "xyt", "xymstz", "xymsab", "xymszab")  # of roles of a loss
+from pvae.identification.roles import OF_X, ROLES, SETS, guesses
 
 _LATENTS = (3, 2, 20, 10, 32, 16, 64, 128, 50, 100, 200, 256, 400)
 _IMAGES = ((1, 28, 28), (1, 32, 32), (3, 32, 32), (3, 64, 64), (1, 64, 64), (3, 28, 28), (3, 128, 128))
+_UNSAID = "an exception"
 _SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -61,25 +40,29 @@ class _Casts(TorchDispatchMode):
 
 
 class Size(NamedTuple):
-    """The size of a batch, the shape of an image, and the number of latents."""
+    """The size of a batch, the shape of an image, and that of the latents of one image, with a letter for each side."""
 
     batch: int
     image: tuple[int, ...]
-    latent: int
+    latent: tuple[int, ...]
+    sides: str = "L"
 
     def symbols(self) -> dict[str, int]:
-        """Return B, D and L; of images (C, H, W), in place of D, C, H and W."""
+        """Return B, D and the sides of the latents; of images (C, H, W), in place of D, C, H and W."""
         names = {1: "D", 2: "HW", 3: "CHW"}[len(self.image)]
-        return {"B": self.batch, **dict(zip(names, self.image)), "L": self.latent}
+        return {"B": self.batch, **dict(zip(names, self.image)), **dict(zip(self.sides, self.latent))}
 
     def others(self) -> Iterator[tuple[str, Size]]:
         """Yield, for each symbol, a size that differs in it alone, and last a size that differs in all of them."""
         yield "B", self._replace(batch=self.batch + 2)
-        yield "L", self._replace(latent=self.latent + 2)
-        for place, name in enumerate([*self.symbols()][1:-1]):
-            sides = (side + (2 + place) * (place == other) for other, side in enumerate(self.image))
-            yield name, self._replace(image=tuple(sides))
-        yield "", Size(self.batch + 1, tuple(side + 1 for side in self.image), self.latent + 1)
+        sides = (*self.image, *self.latent)
+        for place, name in enumerate([*self.symbols()][1:]):
+            yield name, self._of(self.batch, *sides[:place], sides[place] + 2 + place, *sides[place + 1 :])
+        yield "", self._of(self.batch + 1, *(side + 1 for side in sides))
+
+    def _of(self, batch: int, *sides: int) -> Size:
+        image, latent = sides[: len(self.image)], sides[len(self.image) :]
+        return self._replace(batch=batch, image=image, latent=latent)
 
 
 @dataclass
@@ -112,11 +95,12 @@ class BlackBox:
     def __post_init__(self) -> None:
         """Call it, and choose the total among what it returns: what depends on most arguments."""
         self.generator = torch.Generator().manual_seed(0)  # of its own, since the loss may seed that of torch
-        self.least = -0.1  # of x before it is clamped to [0, 1]
+        self.limits = [-0.1, 1.1]  # of x before it is clamped to [0, 1]
         a = self.point(self.size)
-        if not all(part.isfinite().all() for part in self.parts({**a, "x": 0 * a["x"]}).values()):
-            self.least = 0.05  # it may take the logarithm of x
-            a = self.point(self.size)
+        for edge, inside in enumerate((0.05, 0.95)):  # it may take the logarithm of x, or of 1 - x
+            if not all(part.isfinite().all() for part in self.parts({**a, "x": 0 * a["x"] + edge}).values()):
+                self.limits[edge] = inside
+        a = self.point(self.size)
         given = {role: tensor.clone() for role, tensor in a.items()}
         with _Casts() as casts:  # type: ignore[no-untyped-call]
             parts = self.parts(a)
@@ -144,50 +128,62 @@ class BlackBox:
             size: of batch, image and latent.
             wide: the roles that have any real values.
         """
-        batch, image, latent = size
+        (batch, image, latent, sides), (low, high) = size, self.limits
         x = torch.rand((batch, *image), dtype=torch.float64, generator=self.generator)
-        x = (255 * (self.least + 1.2 * x).clamp(0, 1)).round() / 255  # some 0, some 1
+        x = (255 * (low + (high - low) * x).clamp(0, 1)).round() / 255  # some 0, some 1
         x = (NUM_CLASSES * x).clamp(max=NUM_CLASSES - 1).long() if self.has_classes else x
         y_shape = {"classes": (batch, NUM_CLASSES, *image), "tokens": (*x.shape, NUM_CLASSES)}.get(self.layout, x.shape)
         shapes = {"y": y_shape, "t": y_shape[self.is_shared :]}
         a = {"x": x}
-        for role in [role for role in self.names if role != "x"]:
-            shape, (low, width) = shapes.get(role, (batch, latent)), (0.05, 0.9) if role == "y" else (0.2, 1.6)
-            is_real = role in f"mza{wide}"
+        of_z = (batch, *latent) if sides != "-" else ()
+        for letter in [letter for letter in self.names if letter != "x"]:
+            role = ROLES[letter]
+            shape = of_z if role.part == "z" else shapes.get(letter, x.shape)
+            low, width = {"unit": (0.05, 0.9), "ones": (1.0, 0.0)}.get(role.draw, (0.2, 1.6))
+            is_real = role.draw == "real" or letter in wide
             draw = torch.randn if is_real else torch.rand
             values = draw(shape, dtype=torch.float64, generator=self.generator)
-            a[role] = values if is_real else low + width * values
+            a[letter] = values if is_real else low + width * values
         return a
 
-    def __call__(self, a: Arguments) -> Tensor:
-        """Return the total, a sum over images where it is one value for each."""
-        return self.parts(a)[self.total].sum().double()
+    def __call__(self, a: Arguments, **constants: Any) -> Tensor:
+        """Return the total, a sum over images where it is one value for each; perhaps with other constants."""
+        return self.parts(a, **constants)[self.total].sum().double()
 
     def depends(self, key: Any) -> list[str]:
         """Return the names of the arguments on which a part depends."""
         a, found = self.point(self.size), []
         value = self.parts(a)[key].double()
         for role, name in self.names.items():
-            other = self.parts({**a, role: self.point(self.size)[role]})[key].double()
-            if not torch.equal(value, other) and not (value.isnan().all() and other.isnan().all()):
+            new = self.point(self.size)[role]
+            tries = [new]
+            if role in "mso":  # free bits may hide a small rate; a mask is drawn as 1
+                tries.append((0 if role == "o" else 100) * new)
+            others = [self.parts({**a, role: one})[key].double() for one in tries]
+            if not all(torch.allclose(value, one, 0, 0, equal_nan=True) for one in others):
                 found.append(name)
         return found
 
-    def parts(self, a: Arguments) -> dict[Any, Tensor]:
+    def parts(self, a: Arguments, **constants: Any) -> dict[Any, Tensor]:
         """Return the tensors in what the loss returns, by key or index; None is the key of a single one.
 
         Raises:
             LossError: the loss raises an exception, or returns no number.
         """
-        starts = {"y": 1, "t": 1 - self.is_shared} if self.layout == "flat" else {}
-        values = [a[role].flatten(starts[role]) if role in starts else a[role] for role in self.names]
+        values = [ROLES[role].given(a[role]) for role in self.names]
+        if self.layout == "flat":
+            starts = {role: int(role != "t" or not self.is_shared) for role in f"{OF_X}o"}
+            values = [one.flatten(starts[role]) if role in starts else one for role, one in zip(self.names, values)]
         positional, named = ([], dict(zip(self.names.values(), values))) if self.by_name else (values, {})
         try:
-            output = self.function(*positional, **named, **self.constants)
+            output = self.function(*positional, **named, **{**self.constants, **constants})
         except (InputError, KeyboardInterrupt):  # of a time limit, or of the user
             raise
         except BaseException as error:  # of any type, since it is the user's code
-            raise LossError(f"the loss raises {type(error).__name__}: {brief(error)}") from error
+            said = f"{type(error).__name__}: {brief(error)}"
+            if type(error) in (RuntimeError, ValueError, IndexError, TypeError):  # of torch, of the shapes
+                said = _UNSAID
+            raise LossError(f"the loss raises {said}") from error
         several = enumerate(output) if isinstance(output, (tuple, list)) else [(None, output)]
         found = {}
         for key, value in output.items() if isinstance(output, Mapping) else several:
@@ -214,26 +210,32 @@ def ways_of_calling(
         what = f"the class {function.__name__}" if isinstance(function, type) else f"a {type(function).__name__}"
         raise InputError(f"a loss is a function or a method of an object, not {what}")
     errors: list[str] = []
+    tried: list[str] = []
     works = False
     for names, by_name, others in _choices_of_roles(function, arguments, constants):
-        found: set[tuple[bool, bool]] = set()
+        found: set[tuple[bool, bool, str]] = set()
         shared = (False, True)[: 1 + ("t" in names)]
-        for (layout, image, latent), is_shared in itertools.product(_shapes(shape), shared):
-            kind = (layout in ("classes", "tokens"), is_shared)
+        forms = max((ROLES[role].sides for role in names), key=lambda sides: sides != ("L",))
+        tried.append(", ".join(f"{name} as {ROLES[role].name}" for role, name in names.items()))
+        for (layout, image, latent), is_shared, sides in itertools.product(_shapes(shape), shared, forms):
+            kind = (layout in ("classes", "tokens"), is_shared, sides)
             if kind not in found:
+                size = Size(4, image, tuple(latent + place for place in range(len(sides.strip("-")))), sides)
                 try:
-                    box = BlackBox(function, names, others, by_name, is_shared, layout, Size(4, image, latent))
+                    box = BlackBox(function, names, others, by_name, is_shared, layout, size)
                 except LossError as error:
                     errors.append(str(error))
                 else:
                     works = True
                     found.add(kind)
                     yield box
-    if not works and (len({re.sub(r"\d+", "", error) for error in errors}) == 1 or shape):
-        raise InputError(errors[0])
     if not works:
-        advice = "give the shape of an image (shape=, --shape), or the roles of the arguments (arguments=, --arguments)"
-        raise InputError(f"{errors[0]}, and fails for every other shape that was tried: {advice}")
+        own = min(errors, key=lambda error: error.endswith(_UNSAID))
+        roles = ", ".join(role.name for role in ROLES.values())
+        raise InputError(
+            f"{own} for every shape that was tried, with {'; '.join(tried[:3])}: give the shape of an image (shape=, "
+            f"--shape), or the roles in order (arguments=, --arguments), from {roles}"
+        )
 
 
 def _shapes(shape: tuple[int, ...] | None) -> Iterator[tuple[str, tuple[int, ...], int]]:
@@ -267,30 +269,36 @@ def _choices_of_roles(
         by_name = isinstance(arguments, Mapping)
         given = [one.strip() for one in arguments.split(",")] if isinstance(arguments, str) else arguments
         roles = list(arguments.values()) if by_name else list(given)
-        if not {*roles} <= {*ROLES} or len({*roles}) < len(roles):
-            raise InputError(f"arguments {arguments!r}: give each of these roles at most once: {', '.join(ROLES)}")
-        names = dict(zip((ROLES[role] for role in roles), given if by_name else roles))
+        letters = {role.name: letter for letter, role in ROLES.items()}
+        if not {*roles} <= {*letters} or len({*roles}) < len(roles):
+            raise InputError(f"arguments {arguments!r}: give each of these roles at most once: {', '.join(letters)}")
+        names = dict(zip((letters[role] for role in roles), given if by_name else roles))
+        try:
+            signature.bind(*[] if by_name else given, **dict.fromkeys(given if by_name else ()), **others)
+        except TypeError:
+            takes = ", ".join(signature.parameters)
+            raise InputError(f"the loss takes {takes}, and arguments= gives the roles of {len(given)}") from None
         yield names, by_name, others
         return
     needed = [p.name for p in named if p.default is p.empty and p.name not in constants]
     if unused := [name for name in constants if name not in signature.parameters and len(named) == len(every)]:
         raise InputError(f"the loss has no argument {listed(unused)}; it has {', '.join(signature.parameters)}")
-    guesses = [_guess(name) for name in needed]
-    unknown = [name for name, guess in zip(needed, guesses) if not guess]
-    if unknown and {*"xyms"} <= {*guesses}:
+    fits = [guesses(name) for name in needed]
+    masks = [name for name, fit in zip(needed, fits) if fit == {"o"}]
+    unknown = [name for name, fit in zip(needed, fits) if not fit]
+    if unknown and any({*roles} <= set().union(*fits) for roles in ("xyms", "xyk")):
         values = ", ".join(f"{name}=1" for name in unknown)
         raise InputError(f"what is {listed(unknown)}? if it is no tensor, give it a value: {values} (--constant)")
-    orders = [order for roles in _SETS if len(roles) == len(needed) for order in itertools.permutations(roles)]
+    number = len(needed) - len(masks[:1])
+    orders = [order for roles in SETS if len(roles) == number for order in itertools.permutations(roles)]
     if not orders:
         wanted = "give the roles of its tensors (arguments=, --arguments), and values for its other arguments"
         raise InputError(f"the loss takes {len(needed)} arguments ({', '.join(needed) or 'without names'}): {wanted}")
     by_name = all(p.kind is not p.POSITIONAL_ONLY for p in named)
-    kept = [sum(map(str.__eq__, order, guesses)) for order in orders]  # guesses
-    for order, number in zip(orders, kept):
-        if number == max(kept):
+    if masks:
+        place = needed.index(masks[0])
+        orders = [(*order[:place], "o", *order[place:]) for order in orders]
+    kept = [sum(role in fit for role, fit in zip(order, fits)) for order in orders]
+    for order, count in zip(orders, kept):
+        if count == max(kept):
             yield dict(zip(order, needed)), by_name, others
-
-
-def _guess(name: str) -> str:
-    lowered = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().strip("_")
-    return next((role for role, pattern in _NAMES.items() if re.fullmatch(pattern, lowered)), "")

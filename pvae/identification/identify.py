@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from textwrap import fill
 from typing import Any, NamedTuple
 
@@ -30,17 +31,19 @@ from pvae.config.config import Config
 from pvae.core.errors import InputError, listed
 from pvae.identification.black_box import BlackBox, LossError, Size, ways_of_calling
 from pvae.identification.loss_terms import Arguments, Term, likelihoods, likelihoods_of_classes, rates
+from pvae.identification.roles import OF_X, OF_Z, ROLES
 
 _POINTS = 4  # of each of two kinds, at which the gradients of a term are fitted
 _PROOF = 200  # further points, at which the answer is checked
 _DOUBLE, _SINGLE = 1e-9, 1e-4  # relative tolerances of what is computed in float64 and in float32
 _KNOWN = "(Bernoulli, Normal, Laplace, Poisson, categorical, ...); are x and reconstruction given in this order?"
+_KNOWN_RATES = "(of Normal q and prior, or of classes or bits to a uniform prior)"
 _DIRICHLET = "(1 - 1 / L)"  # the variance of the Normal that is nearest to a Dirichlet of L topics, a factor of weights
 # The largest standard deviation of MNIST in [0, 1] along any direction. With `forecast` of measures/latents.py,
 # `print(forecast(Pixels(pvae.read("mnist").train), 1.0, 20).largest_std)` prints 2.262.
 _MNIST_STD = 2.26
 _MNIST = {"C": 1, "H": 28, "W": 28, "D": 784, "L": 20}
-_MOST_WAYS = 24  # ways of calling the loss that are tried until one of them gives an ELBO
+_MOST_WAYS = 32  # ways of calling the loss that are tried until one of them gives an ELBO
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Power:
     """
 
     number: float
-    powers: Mapping[str, int] = field(default_factory=dict)
+    powers: Mapping[str, float] = field(default_factory=dict)
 
     def __truediv__(self, other: Power) -> Power:
         """Return the quotient."""
@@ -73,7 +76,7 @@ class Power:
         powers = self.powers if {*self.powers} <= {*sizes} else self.merged()
         return self.number * math.prod(float(sizes[name]) ** power for name, power in powers.items() if power)
 
-    def merged(self) -> dict[str, int]:
+    def merged(self) -> dict[str, float]:
         """Return the powers, with P = H W or D = C H W in place of sizes that have the same."""
         powers = {name: power for name, power in sorted(self.powers.items()) if power}
         for whole, parts in ("D", "CHW"), ("P", "HW"):
@@ -87,7 +90,9 @@ class Power:
         is_fraction = _nearest(self.number) == float(fraction) != float(decimal)
         above, _, below = (str(fraction) if is_fraction else decimal).partition("/")
         for name, power in self.merged().items():
-            above, below = above + f" {name}" * power, below + f" {name}" * -power
+            shown = f" {name}" * int(abs(power))
+            shown += f" sqrt({name})" if power % 1 else ""
+            above, below = (above + shown, below) if power > 0 else (above, below + shown)
         above, below = above.removeprefix("1 "), below.strip()
         return above + (f" / {f'({below})' if ' ' in below else below}" if below else "")
 
@@ -198,11 +203,11 @@ def identify(
 
     Args:
         loss: a function of x, its reconstruction, the encoder's two outputs and perhaps a draw z or the likelihood's
-            spread, or loc and spread of a learned prior; it returns a scalar, a value for each image, or a tuple or a
-            dictionary with the total among them. Or a module whose forward is the loss.
-        arguments: the roles of its arguments, in order, or by name: "x", "reconstruction", "loc", "spread", "z",
-            "x_spread" (of the likelihood), "prior_loc" and "prior_spread"; by default found by their names and by
-            trying.
+            spread, or loc and spread of a learned prior; or of x, its reconstruction, and probabilities or logits of
+            classes or bits, a KL divergence, or the codes of a VQ-VAE. It returns a scalar, a value for each image, or
+            a tuple or a dictionary with the total among them. Or a module whose forward is the loss.
+        arguments: the roles of its arguments, in order, or by name, such as "x", "reconstruction", "loc", "spread";
+            all are in `pvae.identification.roles.ROLES`; by default found by their names and by trying.
         shape: of one image, (C, H, W) or (D,); by default found by trying.
         constants: further arguments of the loss, by name, such as a weight of the rate.
 
@@ -225,14 +230,15 @@ def identify(
         torch.set_default_dtype(torch.float64)  # of what the loss makes, as torch.tensor(0.1)
         warnings.simplefilter("ignore")  # of shapes that are only tried
         torch.manual_seed(0)
-        found: list[tuple[bool, int, bool, Identified]] = []
+        found: list[tuple[bool, int, bool, bool, Identified]] = []
         for box in itertools.islice(ways_of_calling(loss, arguments, shape, constants), _MOST_WAYS):
             one = _Identification(box)
             result = one.result()
             if result.is_elbo and "Multinomial" not in result.text:  # which a cross-entropy of classes is too
                 return result
-            found.append((result.is_elbo, one.num_named, box.has_classes, result))
-        return max(found, key=lambda one: one[:3])[-1]
+            is_third = result.is_open and len(box.names) == 3
+            found.append((result.is_elbo, one.num_named, is_third, box.has_classes, result))
+        return max(found, key=lambda one: one[:-1])[-1]
 
 
 class _Fit(NamedTuple):
@@ -290,11 +296,11 @@ class _Claim(NamedTuple):
     of_z: Power
     variance: Power
 
-    def values(self, a: Arguments) -> Tensor:
-        """Return the value that it claims, up to what the likelihood has beside its columns."""
-        symbols = Size(len(a["x"]), tuple(a["x"].shape[1:]), a["m"].shape[1]).symbols()
+    def at(self, a: Arguments, size: Size) -> list[Tensor]:
+        """Return the value that it claims, in a list, up to what the likelihood has beside its columns."""
+        symbols = size.symbols()
         x_part, z_part = self.likelihood.exactly(a), self.rate.exactly(a, self.variance.at(symbols))
-        return self.of_x.at(symbols) * x_part + self.of_z.at(symbols) * z_part
+        return [self.of_x.at(symbols) * x_part + self.of_z.at(symbols) * z_part]
 
 
 class _Identification:
@@ -311,27 +317,38 @@ class _Identification:
         box, fits, reasons, lines = self.box, dict[str, _Fit](), list[tuple[str, bool]](), list[str]()
         if objection := next(self._objections(), None):
             return self._refused(*objection)
-        values = likelihoods_of_classes() if box.has_classes else likelihoods(self._kink())
-        for what, roles, terms in ("likelihood", "yt", values), ("rate", "mszab", rates("b" in box.names)):
-            if roles[0] in box.names:
+        more = [term for role in box.names for term in ROLES[role].terms]
+        of_x = likelihoods_of_classes() if box.has_classes else likelihoods(*self._bends(), more)
+        of_z = itertools.chain(more, rates("b" in box.names))
+        for what, roles, terms in ("likelihood", OF_X, of_x), ("rate", OF_Z, of_z):
+            if {*roles} & {*box.names}:
                 fit = self._named(terms, roles, box.size)
-                if reason := self._wrong(fit, what):
-                    reasons.append(reason)
+                if wrong := self._wrong(fit, what):
+                    reasons.append(wrong)
                 if fit:
                     fits[what] = fit
                     lines.append(f"  {what.replace('rate', 'posterior'):10}  {self._text(fit.term.name)}")
         self.num_named = sum(2 if fit.term.kind == "part" else 1 for fit in fits.values())
-        if not {*"ym"} <= {*box.names}:
+        is_whole = all({*roles} & {*box.names} for roles in (OF_X, OF_Z))
+        if not is_whole and (len(box.names) < 3 or not reasons):
             alone = "the distortion alone, without a rate, of an autoencoder" if "y" in box.names else "the rate alone"
             reasons = [(alone, False)]
-        if witnessed := [reason for reason, is_open in reasons if not is_open]:
-            return self._refused(witnessed[0], lines=lines)
         if not reasons:
-            return self._elbo(fits["likelihood"], fits["rate"], lines)
+            result = self._elbo(fits["likelihood"], fits["rate"], lines)
+            if "o" in box.names and result.is_elbo:
+                reason = f"what {box.names['o']} does to it is not known; where it is 1 everywhere, the loss is"
+                return self._refused(reason, True, result.text.split("\n"))
+            return result
+        witnessed = [reason for reason, is_open in reasons if not is_open]
         for what, fit in fits.items():
-            weight = _power({size: one.weight for size, one in self._at_sizes(fit).items()})
-            lines += [f"  weight      of the {what}: {weight}"] if weight else []
-        return self._refused("; ".join(reason for reason, _ in reasons), is_open=True, lines=lines)
+            by_size, columns = self._at_sizes(fit), dict(enumerate(fit.term.parts))
+            if not (columns or witnessed or math.isnan(fit.weight)):
+                columns = {-1: f"the {what}"}
+            for place, part in columns.items():
+                weight = _power({size: float(one.weights[place]) for size, one in by_size.items()})
+                lines += [f"  weight      of {self._text(part)}: {weight}"] if weight else []
+        reason = witnessed[0] if witnessed else "; ".join(reason for reason, _ in reasons)
+        return self._refused(reason, not witnessed, lines)
 
     def _objections(self) -> Iterator[tuple[str, bool]]:
         """Yield why the loss is no differentiable function of x and reconstruction, plus one of the latents.
@@ -351,18 +368,34 @@ class _Identification:
             is_open = not {*ignored} & {box.names.get(role) for role in "xyms"}
             yield f"it does not depend on {listed(ignored)} ({advice})", is_open
         new = box.point(box.size)
-        x, z = ({**self.base, **{role: new[role] for role in new if role in of}} for of in ("xyt", "mszab"))
+        x, z = ({**self.base, **{role: new[role] for role in new if role in of}} for of in ("x" + OF_X, OF_Z))
         one, other, *rest = (box(a).item() for a in (self.base, new, x, z))
         tolerance = 10 * (_SINGLE if box.is_single else _DOUBLE)
         if abs(one + other - sum(rest)) > tolerance * max(map(abs, (one, other, *rest))):
-            yield "it is no sum of a function of x and its reconstruction and one of the latents", False
-        if not all(one.any() for one in self._at(self.base, [role for role in box.names if role != "x"])[1].values()):
-            yield "it is not differentiable: what it returns has no gradient of an argument", False
+            is_open = len(box.names) == 3
+            yield "it is no sum of a function of x and its reconstruction and one of the latents", is_open
+        _, gradients = self._at(self.base, [role for role in box.names if role not in "xoqe"])
+        if not all(one.any() for one in gradients.values()):
+            yield "it is not differentiable: what it returns has no gradient of an argument", self._slope_far() != 0
 
     def _at(self, a: Arguments, roles: Iterable[str]) -> tuple[Tensor, _Gradients]:
         """Return value and gradients of the loss."""
         values, gradients = _gradients(lambda a: [self.box(a)], a, roles)
         return values[0], gradients[0]
+
+    def _has_value(self, fit: _Fit) -> bool:
+        """Return whether the value of the loss changes as the columns do; only detached tensors have both gradients."""
+        other = {**self.base, **{role: 2 * self.base[role] for role in fit.term.needs}}
+        ours, theirs = (np.array([one.item() for one in fit.term.values(a)]) for a in (other, self.base))
+        change = (self.box(other) - self.box(self.base)).item()
+        return math.isclose(fit.weights @ (ours - theirs), change, rel_tol=_SINGLE)
+
+    def _slope_far(self) -> float:
+        """Return the slope of the loss along the loc of q where it is large, and with it the rate; 0 without a loc."""
+        if "m" not in self.base:
+            return 0.0
+        far = {**self.base, "m": 100 * self.base["m"]}
+        return (far["m"] * self._at(far, "m")[1]["m"]).sum().item()
 
     def _points(
         self, roles: str, size: Size, number: int, term: Term | None = None, **given: Tensor
@@ -423,15 +456,21 @@ class _Identification:
     def _wrong(self, fit: _Fit | None, what: str) -> tuple[str, bool] | None:
         """Return why a fit is no likelihood or no rate, None if it is one, and whether the answer is open."""
         if fit is None:
-            of = f"{{x}} and {{y}} is not a likelihood that I know {_KNOWN}"
-            of = "{m} and {s} is not a rate that I know (of Normal q and prior)" if what == "rate" else of
-            return self._text(f"its function of {of}"), True
+            roles, known = {"likelihood": (f"x{OF_X}", _KNOWN), "rate": (OF_Z, _KNOWN_RATES)}[what]
+            names = " and ".join(name for role, name in self.box.names.items() if role in roles and role not in "zab")
+            return f"its function of {names} is not a {what} that I know {known}", True
+        if fit.term.parts and not self._has_value(fit):
+            return self._text(f"its gradients are those of {fit.term.name}, but not its value"), True
         if fit.term.kind != "part":
             return self._text(fit.term.note), fit.term.kind == "open"
         if not math.isnan(fit.weight):
-            return (f"the {what} has the wrong sign", False) if fit.weight < 0 else None
-        names = ("{z}^2", "-({z} - {m})^2 / scale^2") if "z" in fit.term.needs else ("{m}^2", "scale^2")
-        weights = dict(zip(map(self._text, (*names, "-2 log scale")), fit.weights.tolist()))
+            if fit.weight >= 0:
+                return None
+            if what == "rate" and self._slope_far() > 0:
+                return "its rate has the wrong sign where it is small: a capacity?", True
+            return f"the {what} has the wrong sign", False
+        first = ("{z}^2", "-({z} - {m})^2 / scale^2") if "z" in fit.term.needs else ("{m}^2", "scale^2")
+        weights = dict(zip(map(self._text, (*first, "-2 log scale")), fit.weights.tolist()))
         least = min(abs(one) for one in weights.values() if abs(one) > 1e-7 * max(map(abs, weights.values())))
         if missing := [name for name, one in weights.items() if abs(one) < 1e-7 * least]:
             return f"of the rate, the term {listed(missing)} is missing", False
@@ -440,19 +479,25 @@ class _Identification:
         hint = "a sign is wrong" if is_mixed else "perhaps without the factor 1/2 of one"
         return f"the terms of the rate have weights in the ratio {shown}, which no prior gives: {hint}", False
 
-    def _kink(self) -> float:
-        """Return where a loss turns from a squared to an absolute error: slope far out by curvature at 0; else 0."""
+    def _bends(self) -> tuple[float, float]:
+        """Return where a loss turns from a squared to an absolute error, and to a logarithm; 0 where it does not.
+
+        The first is the slope far out by the curvature at 0. The second is a of a loss of log(1 + r^2 / a), of which
+        slope times error is a constant far out.
+        """
         zero = torch.zeros_like(self.base["x"])
 
         def slope(error: float) -> float:
             return self._at({**self.base, "x": zero, "y": zero + error}, "y")[1]["y"].sum().item()
 
-        for power in (10, 4, 1):  # some losses overflow far out
+        for power in (25, 10, 4, 1):  # some losses overflow far out
             with contextlib.suppress(LossError):  # it may take probabilities only
-                near, far, farther = slope(2.0**-30), slope(2.0**power), slope(2.0 ** (power + 1))
-                if near and math.isclose(far, farther, rel_tol=1e-6) and 1e-5 < far / near / 2**30 < 1e2:
-                    return _nearest(far / near / 2**30)
-        return 0.0
+                near, far, farther = slope(2.0**-30) * 2.0**30, slope(2.0**power), slope(2.0 ** (power + 1))
+                if near and math.isclose(far, farther, rel_tol=1e-6) and 1e-5 < far / near < 1e2:
+                    return _nearest(far / near), 0.0
+                if near and 0 < far / near < math.inf and math.isclose(far, 2 * farther, rel_tol=1e-12):
+                    return 0.0, _nearest(2.0**power * far / near)
+        return 0.0, 0.0
 
     def _at_sizes(self, fit: _Fit) -> dict[Size, _Fit]:
         """Return the fit of a term at the first size, and at each other size that the loss takes."""
@@ -470,21 +515,29 @@ class _Identification:
         sizes = [size for size in by_x if size in by_z]
         of_x, of_z = (_power({size: fits[size].weight for size in sizes}) for fits in (by_x, by_z))
         variance = _power({size: by_z[size].variance for size in sizes})
-        of_topics = _power({size: by_z[size].variance / (1 - 1 / size.latent) for size in sizes})
-        if variance is None and of_topics:
+        if not variance and (
+            of_topics := _power({size: by_z[size].variance / (1 - 1 / size.latent[0]) for size in sizes})
+        ):
             variance = Power(of_topics.number, {**of_topics.powers, _DIRICHLET: 1})
         if of_x is None or of_z is None or variance is None:
             reason = "its weights are no powers of the sizes of batch, image and latent"
             return self._refused(reason, True, found)
         claim, beta = _Claim(likelihood.term, rate.term, of_x, of_z, variance), of_z / of_x
+        if any(power % 1 for power in of_x.powers.values()) and "of the norm of each" in claim.likelihood.name:
+            root = f"a root of a mean square, {of_x} times the norm of each {{x}} - {{y}}, is no sum over the values"
+            reason = f"{root}: -log p of no independent values (of a whole {{x}}, exp(-norm / v) / Z is a density)"
+            return self._refused(self._text(reason), False, found)
         reason, constant = self._constant(claim, sizes)
         if beta.powers.get("B"):
-            reason = f"beta = {beta} depends on the batch size B: one part is a sum over the batch, the other a mean"
+            reason += "; " if reason else ""
+            reason += f"beta = {beta} depends on the batch size B: one part is a sum over the batch, the other a mean"
+        if note := rate.term.note:
+            return self._refused(f"up to a constant, {note}" if reason else note, bool(reason), found)
         if reason:
             return self._refused(reason, False, found)
         prior = self._text(rate.term.prior) if str(variance) == "1" else f"N(0, c^2 I) with c^2 = {variance}"
         first, *rest = self._readings(claim, beta)
-        images = {0: "a sum over its images", -1: "a mean over its images"}
+        images: dict[float, str] = {0: "a sum over its images", -1: "a mean over its images"}
         reduction = images.get(of_x.powers.get("B", 0), f"B^{of_x.powers.get('B')} times a sum")
         head = f"{_times(first.factor)}the negative {'ELBO' if str(first.beta) == '1' else 'beta-ELBO'} of the batch, "
         pseudo = ", a pseudo-likelihood if x is grey" if first.likelihood.startswith("Bernoulli") else ""
@@ -502,8 +555,11 @@ class _Identification:
         if residual > (10 * _SINGLE if self.exact == _SINGLE else 3e-7):  # a weight is rounded to 1e-7
             reason = f"at ordinary points it is as below, at others its values or gradients differ by {residual:.0e}"
             return self._refused(reason, True, lines[1:])
-        sides = ", ".join([*box.size.symbols()][:-1])
-        where = f"{_PROOF} random points, x ({sides}), in {'float64' if self.exact == _DOUBLE else 'float32'}"
+        every = [*box.size.symbols()]
+        sides = ", ".join(every[: 1 + len(box.size.image)])
+        named = [name for role, name in box.names.items() if ROLES[role].terms and role in OF_Z]
+        shown = f", {listed(named)} (B, {', '.join(box.size.sides)})" if named else ""
+        where = f"{_PROOF} random points, x ({sides}){shown}, in {'float64' if self.exact == _DOUBLE else 'float32'}"
         lines.append(f"checked at {where}: value and gradients agree to {residual:.0e}")
         text, option, is_closed = "\n".join(lines), rate.term.option, "z" not in box.names
         return Identified(True, text, (first, *rest), "", residual, option, is_closed, prior=prior)
@@ -514,10 +570,14 @@ class _Identification:
         rows: Sequence[tuple[Power, Power | None, Power]] = [(claim.of_x, None, beta)]
         if "{v}" in term.name:
             rows = [(claim.of_z, beta, one), (claim.of_x, one, beta)][: 1 + (str(beta) != "1")]
-        return [
-            LossReading(of.without("B"), self._text(term.name, str(v)), weight, v if term.option else None, term.option)
-            for of, v, weight in rows
-        ]
+            if term.log_z and math.isnan(term.log_z(beta.at(self.box.size.symbols()))):  # no density
+                rows = rows[1:]
+        found = list[LossReading]()
+        for of, v, weight in rows:
+            name = term.name_of(v.number) if term.name_of and v and not v.merged() else term.name
+            of_option = v if term.option else None
+            found.append(LossReading(of.without("B"), self._text(name, str(v)), weight, of_option, term.option))
+        return found
 
     def _constant(self, claim: _Claim, sizes: Sequence[Size]) -> tuple[str, list[str]]:
         """Return why the constant of the rate is not its own, or "", and a line on what -log p has beside its columns.
@@ -528,39 +588,50 @@ class _Identification:
         box, term, density = self.box, claim.likelihood, "that of the density"
         near = 1e-5 if self.exact == _DOUBLE else 1e-3
         scale = (claim.of_z / claim.of_x).at(box.size.symbols()) if "{v}" in term.name else 1.0
-        found = list[tuple[bool, float, float, str]]()
+        found = list[tuple[bool, float, float, str, str]]()
         for is_flat in (False, True):  # of equal values, if a function of x hides the constants
             twice = [size for size in sizes for _ in range(2)]
             points = [box.point(size) for size in twice]
-            if is_flat or (term.of_x and box.least < 0):  # a function of counts is not known by x in [0, 1] alone
+            if is_flat or (term.of_x and box.limits[0] < 0):  # a function of counts is not known by x in [0, 1] alone
                 points = [a | {"x": torch.full_like(a["x"], 0.5) if is_flat else (12 * a["x"]).floor()} for a in points]
             values = np.array([box(a).item() for a in points])
-            left = values - [claim.values(a).item() for a in points]
+            left = values - [claim.at(a, size)[0].item() for a, size in zip(points, twice)]
             of_each = np.array([[weight.at(size.symbols()) for weight in (claim.of_x, claim.of_z)] for size in twice])
-            table = of_each * [(scale * a["x"].numel(), a["m"].numel()) for a in points]
-            own = {"": 0 * left}
+            table = of_each * [(scale * a["x"].numel(), claim.rate.elements(a)[0].numel()) for a in points]
+            of_x_alone = 0 * left
             if term.of_x:
-                own[density] = of_each[:, 0] * [term.of_x(a["x"]).sum() for a in points]
+                of_x_alone += scale * of_each[:, 0] * [term.of_x(a["x"]).sum() for a in points]
+            own = {"": 0 * left, density: of_x_alone}
             if term.log_z:
-                own[density] = table[:, 0] * term.log_z(scale)
-                own[f"{density} with scale 1"] = table[:, 0] / scale * term.log_z(1.0)
+                own[density] = of_x_alone + table[:, 0] * term.log_z(scale)
+                own[f"{density} with scale 1"] = of_x_alone + table[:, 0] / scale * term.log_z(1.0)
+            lacking = {"": 0 * left}
+            if log_k := claim.rate.log_k:
+                lacking["log K"] = table[:, 1] * [log_k(*(a[role] for role in claim.rate.needs)) for a in points]
             is_split = np.linalg.matrix_rank(table) == 2
             rounding = (1e-12 if self.exact == _DOUBLE else 1e-5) * np.abs(values).max()
-            for text, one in own.items():
+            for (text, part), (lacks, log_k_of) in itertools.product(own.items(), lacking.items()):
+                one = np.nan_to_num(part - log_k_of)
                 columns = table if is_split else table[:, :1]  # where they cannot be told apart
                 of_x, of_z = [*np.linalg.lstsq(columns, left - one, rcond=None)[0], 0.0][:2]
                 if np.abs(table @ [of_x, of_z] - left + one).max() < near * max(1e-3, 1e-2 * np.abs(values).max()):
                     is_other = np.abs([of_x, of_z]) > near + rounding / np.abs(table).min(0)
-                    found.append((is_other.any(), of_x * is_other[0], of_z * is_other[1], text))
+                    found.append((is_other.any() or lacks > "", of_x * is_other[0], of_z * is_other[1], text, lacks))
             if found:
                 break
         else:
             return "", ["  constant    one that depends on the sizes in no simple way"]
-        is_any, of_x, of_z, text = min(found, key=lambda one: one[0])
+        is_any, of_x, of_z, text, lacks = min(found, key=lambda one: one[0])
+        classes = round(math.exp(of_z))
+        if lacks and classes > 1 and math.isclose(classes, math.exp(of_z), rel_tol=near):
+            return "", [f"  constant    log {classes} in place of log K: it is an ELBO of {classes} classes only"]
+        if lacks:
+            return "the constant log K of the rate is missing: its gradient is that of an ELBO, its value is not", []
         if of_z or (is_any and not is_split and not is_flat and str(claim.variance) != "1"):
             which = "is missing (- 1 in the sum)" if abs(of_z - 0.5) < near else f"is wrong by {of_z:.6g}"
             is_mixed = str(claim.variance) in ("2", "0.5") and "z" not in box.names
-            hint = "; or {s} is a log variance in one term, and a log scale in another" if is_mixed else ""
+            hint = "; or {s} is a log variance in one term, and a log scale in another (a square is missing)"
+            hint = hint if is_mixed else ""
             prior = "" if str(claim.variance) == "1" else f" to a prior N(0, c^2 I), c^2 = {claim.variance},"
             reason = f"the constant of the rate{prior} {which}: its gradient is that of an ELBO, its value is not{hint}"
             return self._text(reason), []
@@ -575,16 +646,32 @@ class _Identification:
         """Yield lines on mistakes, default values, beta, collapse and fixed sizes."""
         if claim.likelihood.note:
             yield f"  mistake     {self._text(claim.likelihood.note)}"
-        if values := [f"{name} = {value}" for name, value in self.box.constants.items() if not isinstance(value, bool)]:
-            yield f"  with        {', '.join(values)}"
+        yield from self._constants()
         if str(beta) == "2":
             yield "  note        beta is also 2 where a KL divergence is written without its factor 1/2"
-        if beta.powers.get("D"):
+        if beta.powers.get("D") and {*beta.merged()} <= {*"DL"}:
             yield f"  note        for D = 784 and L = 20, beta = {beta.at({'D': 784, 'L': 20}):.6g}"
         yield from self._collapse(claim)
         base, others = self.box.size.symbols(), self.box.size.others()
         if values := [f"{symbol} = {base[symbol]}" for symbol, size in others if symbol and size not in sizes]:
             yield f"  sizes       {', '.join(values)} only: the weights above are numbers for these"
+
+    def _constants(self) -> Iterator[str]:
+        """Yield lines on the values of further arguments, and on those that change nothing."""
+        box = self.box
+        values = {name: one for name, one in box.constants.items() if not isinstance(one, bool)}
+        if values:
+            yield f"  with        {', '.join(f'{name} = {value}' for name, value in values.items())}"
+        for name in [name for name, value in values.items() if isinstance(value, (int, float))]:
+            if all(self._is_same(name, other) for other in (0, 1, -1, 0.3, 1e6)):
+                yield f"  note        {name} is not used: no other value that was tried changes the loss"
+
+    def _is_same(self, name: str, value: float) -> bool:
+        """Return whether another value of a further argument changes nothing."""
+        try:
+            return torch.equal(self.box(self.base, **{name: value}), self.box(self.base))
+        except LossError:
+            return False
 
     def _collapse(self, claim: _Claim) -> Iterator[str]:
         """Yield below which variation of x a linear VAE uses no latent, for a Normal of fixed scale.
@@ -596,7 +683,8 @@ class _Identification:
         Reference:
             Lucas et al., arXiv:1911.02469, theorem 1; `pvae.evaluation.measures.latents` derives it for any beta.
         """
-        if claim.likelihood.name.endswith("scale^2 = {v})") and claim.rate.num_of_prior:  # a Normal's, and N(0, c^2 I)
+        is_normal = claim.likelihood.name.startswith("Normal") and claim.likelihood.name.endswith("scale^2 = {v})")
+        if is_normal and claim.rate.num_of_prior:  # a Normal's, and N(0, c^2 I)
             square = claim.of_z / claim.of_x
             limit, sizes = math.sqrt(square.at(_MNIST)), square.merged()
             shown = f"sqrt({square})" if sizes else f"{limit:.3g}"
@@ -613,12 +701,14 @@ class _Identification:
             size = sizes[number % len(sizes)]
             new, beside = box.point(size), None
             x, s = new["x"], (0.1, 1.1, math.log(math.e - 1) + 0.1)[number % 3]
-            if not box.has_classes and number % 2 and box.least < 0:
+            if not box.has_classes and number % 2 and box.limits[0] < 0:
                 x = (12 * x).floor() if claim.likelihood.of_x else (x > 0.5).double()
-            near = {"m": torch.full_like(new["m"], 0.1), "s": torch.full_like(new["s"], s)}  # where a KL is almost 0
+            near = {role: 0.1 * new[role] for role in new if ROLES[role].terms and role in OF_Z}
+            if "m" in new:  # where a KL is almost 0
+                near = {"m": torch.full_like(new["m"], 0.1), "s": torch.full_like(new["s"], s)}
             given = {"x": x, **near} if number % 4 == 0 else {"x": x}
-            for a, theirs, wanted in self._points("ytmszab", size, 5, claim.likelihood, **given):
-                (ours,), (gradients,) = _gradients(lambda a: [claim.values(a)], a, wanted)
+            for a, theirs, wanted in self._points(OF_X + OF_Z, size, 5, claim.likelihood, **given):
+                (ours,), (gradients,) = _gradients(partial(claim.at, size=size), a, wanted)
                 beside = theirs - ours if beside is None else beside
                 sides = [(theirs - beside, ours, theirs)]
                 sides += [(wanted[role], one, one) for role, one in gradients.items()]
@@ -629,10 +719,12 @@ class _Identification:
 
     def _text(self, name: str, v: str = "") -> str:
         name = name if v else re.sub(r"(scale(\^2)?|v) = {v}", "a fixed scale", name)
-        return name.format(**{role: self.box.names.get(role, role) for role in "xytmszab"}, v=v)
+        return name.format(**{role: self.box.names.get(role, role) for role in ROLES}, v=v)
 
     def _refused(self, reason: str, is_open: bool = False, lines: Sequence[str] = ()) -> Identified:
         head = f"open, perhaps an ELBO: {reason}" if is_open else f"not an ELBO: {reason}"
+        if is_open and "  with " not in "\n".join(lines):
+            lines = [*lines, *self._constants()]
         return Identified(is_elbo=False, text="\n".join([head, *lines]), reason=reason, is_open=is_open)
 
 
@@ -652,11 +744,14 @@ def _power(weights: Mapping[Size, float]) -> Power | None:
     (base, first), *others = ((size.symbols(), weight) for size, weight in weights.items())
     if math.isnan(first):
         return None
-    powers: dict[str, int] = {}
+    if not any(weights.values()):
+        return Power(0.0)
+    powers: dict[str, float] = {}
     for symbols, weight in others:
         changed = [name for name in base if symbols[name] != base[name]]
-        if len(changed) == 1 and weight / first > 0:
-            powers[changed[0]] = round(math.log(weight / first) / math.log(symbols[changed[0]] / base[changed[0]]))
+        if len(changed) == 1 and first and weight / first > 0:
+            ratio = math.log(weight / first) / math.log(symbols[changed[0]] / base[changed[0]])
+            powers[changed[0]] = round(2 * ratio) / 2
     found = Power(_nearest(first / Power(1.0, powers).at(base)), powers)
     is_it = all(math.isclose(found.at(size.symbols()), one, rel_tol=1e-5) for size, one in weights.items())
     return found if is_it else None

@@ -1,30 +1,32 @@
 """The terms of which losses of VAEs are sums: what `identify` compares a loss with.
 
 The arguments of a loss are known by their roles: data x, reconstruction y, spread t of the likelihood, of q(z | x) loc
-m, spread s and a draw z, and of a learned prior loc a and spread b. Each term is one row: a name and a function of
-these arguments, in nats. What a loss does first to the reconstruction, as its tanh, is a row too.
+m, spread s and a draw z, of a learned prior loc a and spread b; `roles` has more. Each term is one row: a name and a
+function of these arguments, in nats. What a loss does first to the reconstruction, as its tanh, is a row too.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import huber_loss, softplus
+from torch.distributions import Beta, StudentT
+from torch.nn.functional import huber_loss, logsigmoid, softplus
 
 from pvae.distributions.pixels import ContinuousBernoulli, DiscretizedLogistic
 
 NUM_CLASSES = 5  # of x, where it holds classes
 
 Arguments = Mapping[str, Tensor]
-_Function = Callable[[Any], Any]
+_Function = Callable[..., Any]
 
-_EPSILONS = (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)  # that are added in logarithms
+EPSILONS = (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)  # that are added in logarithms
 _LOG_2_PI = math.log(2 * math.pi)
 _NORMAL, _FACTORIAL, _ORDERS = "log(2 pi scale^2) / 2", "log(x!)", "log(N! / prod x!)"  # what is often left out
 
@@ -38,8 +40,9 @@ class Term:
         columns: a function of the roles in `needs`; the sum of all that it returns is -log p or the rate in nats, up
             to a constant.
         missing: the name of the constant, or function of x alone, that -log p has beside the columns.
-        log_z: of a density exp(-column / v) / Z, the logarithm of Z for each value, by v.
+        log_z: of a density exp(-column / v) / Z, the logarithm of Z for each value, by v; NaN where there is none.
         of_x: the function of x alone.
+        name_of: the name by v, where it is better known by other parameters.
         option: the choice of --likelihood or --posterior that trains it.
         needs: the roles on which it depends, in the order of the arguments of `columns`.
         kind: "part", a likelihood or a rate; "none" or "open", neither of them for the reason in `note`.
@@ -47,6 +50,8 @@ class Term:
         of_image: the only shape of an image for which it is known; () is any.
         prior: of a rate.
         num_of_prior: of a rate, how many columns, the first ones, the variance of a prior N(0, c^2) divides.
+        log_k: of a rate, the part of its constant that is often left out, of each variable.
+        parts: names of the columns, where each has a weight of its own.
     """
 
     name: str
@@ -61,16 +66,23 @@ class Term:
     of_image: tuple[int, ...] = ()
     prior: str = "N(0, I)"
     num_of_prior: int = 0
+    name_of: Callable[[float], str] | None = None
+    log_k: _Function | None = None
+    parts: tuple[str, ...] = ()
+
+    def elements(self, a: Arguments) -> tuple[Tensor, ...]:
+        """Return the columns."""
+        found = self.columns(*(a[role] for role in self.needs))
+        return found if isinstance(found, tuple) else (found,)
 
     def values(self, a: Arguments) -> list[Tensor]:
         """Return the sum of each column."""
-        found = self.columns(*(a[role] for role in self.needs))
-        return [column.sum() for column in (found if isinstance(found, tuple) else (found,))]
+        return [column.sum() for column in self.elements(a)]
 
     def exactly(self, a: Arguments, variance: float = 1.0) -> Tensor:
         """Return the sum of the columns; of a rate, for a variance of the prior."""
         parts = [one / variance if index < self.num_of_prior else one for index, one in enumerate(self.values(a))]
-        return torch.stack(parts).sum() + 0.5 * math.log(variance) * a["m"].numel()
+        return torch.stack(parts).sum() + 0.5 * math.log(variance) * self.elements(a)[0].numel()
 
     def of_function(self, name: str, function: _Function) -> Term:
         """Return the term of a function of y, whose name has {y} in it."""
@@ -118,14 +130,17 @@ _FUNCTIONS: dict[str, _Function] = {  # of the reconstruction, inside a loss
 }  # fmt: skip
 
 
-def likelihoods(kink: float = 0.0) -> Iterator[Term]:
+def likelihoods(kink: float = 0.0, tail: float = 0.0, more: Iterable[Term] = ()) -> Iterator[Term]:
     """Yield likelihoods, and then what is written in place of one.
 
     Args:
         kink: where a loss turns from a squared to an absolute error; 0 if it does not.
+        tail: the square of the error at which a loss turns from a squared error to a logarithm; 0 if it does not.
+        more: likelihoods of other roles.
     """
-    plain = [*_of_values(kink), *(term for reading in _readings("t") for term in _of_spread(*reading))]
-    with_epsilons = [term for e in _EPSILONS for term in _of_logarithms(e)]
+    of_spread = [term for reading in _readings("t") for term in _of_spread(*reading)]
+    plain = [*_of_values(kink, tail), *of_spread, *more]
+    with_epsilons = [term for e in EPSILONS for term in _of_logarithms(e)]
     yield from (*plain, *with_epsilons, *_not_likelihoods())
     for (name, function), term in itertools.product(_FUNCTIONS.items(), (*plain, *with_epsilons)):
         found = term.of_function(f"{name}({{y}})", function)
@@ -135,10 +150,10 @@ def likelihoods(kink: float = 0.0) -> Iterator[Term]:
         mistake = "the sigmoid is applied twice" if name == "sigmoid" else f"outputs of a {name} are no logits"
         mistake = f"{mistake}: probabilities stay between {low:.2g} and {high:.2g}"
         yield replace(found, note=mistake) if "Bernoulli(logits" in term.name else found
-    yield from (term for reading in _readings("t", _EPSILONS) for term in _of_spread(*reading))
+    yield from (term for reading in _readings("t", EPSILONS) for term in _of_spread(*reading))
 
 
-def _of_values(kink: float) -> Iterator[Term]:
+def _of_values(kink: float, tail: float) -> Iterator[Term]:
     """Yield the likelihoods of x and its reconstruction alone."""
     if kink:  # before the Normal, which it is within the kink
         name = f"Huber({{y}}, kink at |{{x}} - {{y}}| = {kink:.6g}, v = {{v}})"
@@ -150,10 +165,19 @@ def _of_values(kink: float) -> Iterator[Term]:
         log_z_of_cosh = lambda v: math.log(kink) + _log_cosh_log_z(v / kink)  # noqa: E731
         name = f"LogCosh({{y}}, {shown}"
         yield Term(name, lambda x, y: kink * _log_cosh((x - y) / kink), "log Z", log_z_of_cosh)
+    if tail:
+        log_z_of_t = lambda v: _student_log_z(tail, v)  # noqa: E731
+        name_of_t = lambda v: f"StudentT({{y}}, df = {2 / v - 1:.6g}, scale = {(tail / (2 / v - 1)) ** 0.5:.6g})"  # noqa: E731
+        yield Term(
+            f"StudentT({{y}}, (1 + ({{x}} - {{y}})^2 / {tail:.6g})^(-1 / v) / Z, v = {{v}})",
+            lambda x, y: ((x - y) ** 2 / tail).log1p(), "log Z", log_z_of_t, name_of=name_of_t,
+        )  # fmt: skip
     yield from _of_logarithms(0.0)
     yield Term("Bernoulli(logits = {y})", lambda x, y: softplus(y) - x * y, option="bernoulli")
     log_z: _Function = lambda v: 0.5 * (_LOG_2_PI + math.log(v))  # noqa: E731
     yield Term("Normal({y}, scale^2 = {v})", lambda x, y: 0.5 * (x - y) ** 2, _NORMAL, log_z, option="normal")
+    name, log_normal = "log-Normal(loc = {y}, scale^2 = {v})", lambda x, y: 0.5 * (x.log() - y) ** 2
+    yield Term(name, log_normal, f"{_NORMAL} + log(x)", log_z, of_x=torch.log)
     log_z = lambda v: math.log(2 * v)  # noqa: E731
     yield Term("Laplace({y}, scale = {v})", lambda x, y: (x - y).abs(), "log(2 scale)", log_z)
     yield Term("LogCosh({y}, v = {v})", lambda x, y: _log_cosh(x - y), "log Z", _log_cosh_log_z)
@@ -177,13 +201,13 @@ def _of_logarithms(e: float) -> Iterator[Term]:
     """
     multinomial = lambda x, y: -x * (y + e).log()  # noqa: E731
     yield Term(
-        f"Multinomial(probs = {{y}}{_added(e)})", multinomial, _ORDERS, of_x=_log_orders, kind="open",
+        f"Multinomial(probs = {{y}}{added(e)})", multinomial, _ORDERS, of_x=_log_orders, kind="open",
         note="it is a multinomial's if {y} sums to 1 over its last axis, as after a softmax; of outputs of a sigmoid "
         "the term -(1 - x) log(1 - y) is missing: give the logits, and write log_softmax into the loss",
     )  # fmt: skip
     bernoulli = lambda x, y: -x * (y + e).log() - (1 - x) * (1 - y + e).log()  # noqa: E731
-    yield Term(f"Bernoulli(probs = {{y}}{_added(e)})", bernoulli, option="bernoulli")
-    yield Term(f"Poisson(rate = {{y}}{_added(e)})", lambda x, y: y - x * (y + e).log(), _FACTORIAL, of_x=_log_x)
+    yield Term(f"Bernoulli(probs = {{y}}{added(e)})", bernoulli, option="bernoulli")
+    yield Term(f"Poisson(rate = {{y}}{added(e)})", lambda x, y: y - x * (y + e).log(), _FACTORIAL, of_x=_log_x)
 
 
 def _of_spread(reading: str, scale: _Function, log_scale: _Function) -> Iterator[Term]:
@@ -192,14 +216,55 @@ def _of_spread(reading: str, scale: _Function, log_scale: _Function) -> Iterator
     yield Term(f"Normal({{y}}, {reading})", normal, _NORMAL, log_z, needs="xyt")
     laplace, log_z = lambda x, y, t: (x - y).abs() / scale(t) + log_scale(t), lambda v: math.log(2)
     yield Term(f"Laplace({{y}}, {reading})", laplace, "log(2 scale)", log_z, needs="xyt")
+    log_normal = lambda x, y, t: 0.5 * ((x.log() - y) / scale(t)) ** 2 + log_scale(t)  # noqa: E731
+    name, log_z = f"log-Normal(loc = {{y}}, {reading})", lambda v: 0.5 * _LOG_2_PI
+    yield Term(name, log_normal, f"{_NORMAL} + log(x)", log_z, of_x=torch.log, needs="xyt")
+    for df in range(1, 6):
+        student = lambda x, y, t, df=df: -StudentT(df, y, scale(t), validate_args=False).log_prob(x)  # noqa: E731
+        yield Term(f"StudentT({{y}}, df = {df}, {reading})", student, needs="xyt")
+    given = reading.removeprefix("scale = ")
+    beta = lambda x, y, t: -Beta(y, scale(t), validate_args=False).log_prob(x)  # noqa: E731
+    yield Term(f"Beta(alpha = {{y}}, beta = {given})", beta, needs="xyt")
+    of_mean = lambda x, y, t: -Beta(y * scale(t), scale(t) - y * scale(t), validate_args=False).log_prob(x)  # noqa: E731
+    yield Term(f"Beta(mean = {{y}}, precision = {given})", of_mean, needs="xyt")
     name, option = f"DiscretizedLogistic({{y}}, {reading})", "discretized-logistic"
     whole = lambda x, y, t: -DiscretizedLogistic(y, scale(t), validate_args=False).log_prob(x)  # noqa: E731
     yield Term(name, whole, option=option, needs="xyt")
     yield Term(f"{name} without its tails at 0 and 1", lambda x, y, t: -_log_bin(x, y, scale(t)), needs="xyt")
-    for e in (0.0, *_EPSILONS) if "added" not in reading else ():
-        name = f"NegativeBinomial(mean = {{y}}, dispersion = {reading.removeprefix('scale = ')}{_added(e)})"
-        counts = lambda x, y, t, e=e: -_log_negative_binomial(x, y, scale(t), e)  # noqa: E731
-        yield Term(name, counts, _FACTORIAL, of_x=_log_x, needs="xyt")
+    for name, counts in _counts(reading, scale):
+        yield Term(name, lambda *a, counts=counts: -counts(*a), _FACTORIAL, of_x=_log_x, needs="xyt")
+
+
+def _counts(reading: str, scale: _Function) -> Iterator[tuple[str, _Function]]:
+    """Yield negative binomials whose spread t is an argument: log p(x) without log(x!)."""
+    given = reading.removeprefix("scale = ")
+    for e in (0.0, *EPSILONS) if "added" not in reading else ():
+        name = f"NegativeBinomial(mean = {{y}}, dispersion = {given}{added(e)})"
+        yield name, lambda x, y, t, e=e: _log_negative_binomial(x, y, scale(t), e)
+    of_logits = lambda x, y, t: _log_negative_binomial(x, scale(t) * y.exp(), scale(t), 0.0)  # noqa: E731
+    yield f"NegativeBinomial(total_count = {given}, logits = {{y}})", of_logits
+
+
+def zero_inflated(letter: str, kind: str) -> tuple[Term, ...]:
+    """Return counts that are 0 with a further probability pi, whose logits are an argument of this letter.
+
+    log p(0) = log(pi + (1 - pi) p_0(0)),    log p(x) = log(1 - pi) + log p_0(x) for x > 0
+    """
+
+    def whole(x: Tensor, y: Tensor, *more: Tensor, counts: _Function) -> Tensor:
+        *t, gate = more
+        log_p = logsigmoid(-gate) + counts(x, y, *t)
+        return -torch.where(x == 0, torch.logaddexp(logsigmoid(gate), log_p), log_p)
+
+    rows: list[tuple[str, str, _Function]] = [("xy", "Poisson(rate = {y})", lambda x, y: x * y.log() - y)]
+    for name, scale, _ in _readings("t"):
+        rows += [("xyt", *row) for row in _counts(name, scale)]
+    return tuple(
+        Term(
+            f"zero-inflated {name[:-1]}, {kind} of a zero = {{{letter}}})", partial(whole, counts=counts), _FACTORIAL,
+            of_x=_log_x, needs=needs + letter,
+        ) for needs, name, counts in rows
+    )  # fmt: skip
 
 
 def likelihoods_of_classes() -> Iterator[Term]:
@@ -219,7 +284,7 @@ def likelihoods_of_classes() -> Iterator[Term]:
 
 def _not_likelihoods() -> Iterator[Term]:
     """Yield what is written in place of a likelihood."""
-    note = "a norm over the batch is no sum over images"
+    note = "a norm over the batch, the root of a sum or mean of squares, is no sum over images"
     yield Term("the norm of {x} - {y}, of the batch", lambda x, y: (x - y).norm(), kind="none", note=note)
     note = "it compares means over the batch, and no image with its own reconstruction"
     yield Term("a squared error of means", lambda x, y: (x.mean(0) - y.mean(0)) ** 2, kind="none", note=note)
@@ -242,7 +307,7 @@ def rates(has_prior: bool) -> Iterator[Term]:
         has_prior: the prior is a Normal of loc a and spread b, else N(0, c^2 I).
     """
     standard: list[_Reading] = [("N(0, I)", lambda b: 1.0, lambda b: 0.0)]
-    for reading, prior in itertools.product(_readings("s", _EPSILONS), _readings("b") if has_prior else standard):
+    for reading, prior in itertools.product(_readings("s", EPSILONS), _readings("b") if has_prior else standard):
         yield from _rates_of(*reading, *prior)
 
 
@@ -266,7 +331,8 @@ def _rates_of(
         )  # fmt: skip
 
 
-def _added(e: float) -> str:
+def added(e: float) -> str:
+    """Return what a name says of a small number in the logarithms."""
     return f", {e:g} added in the logarithms" if e else ""
 
 
@@ -290,6 +356,13 @@ def _pseudo_huber_log_z(kink: float, v: float) -> float:
     from scipy.special import k1e
 
     return math.log(2 * kink) + math.log(k1e(kink**2 / v))
+
+
+def _student_log_z(tail: float, v: float) -> float:
+    """Return the logarithm of the integral of (1 + r^2 / tail)^(-1 / v), which is finite for v < 2."""
+    if v >= 2:
+        return math.nan
+    return 0.5 * math.log(math.pi * tail) + math.lgamma(1 / v - 0.5) - math.lgamma(1 / v)
 
 
 def _log_x(x: Tensor) -> Tensor:

@@ -1,0 +1,195 @@
+"""`pvae.identify` names discrete rates, codes, zero-inflated counts and unused arguments, or leaves them open."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from helpers.losses import kl
+from torch.distributions import Beta, LogNormal, NegativeBinomial, StudentT
+from torch.nn import functional as F
+
+from pvae.core.errors import InputError
+from pvae.identification.identify import identify
+
+SAYS: dict[str, tuple] = {}
+
+
+def says(verdict, *words, slow=False):
+    """Register a loss with the verdict "elbo", "not" or "open", and what the answer says."""
+
+    def register(loss):
+        marks = pytest.mark.workflow if slow else ()
+        SAYS[loss.__name__] = pytest.param(loss, verdict, words, marks=marks, id=loss.__name__)
+        return loss
+
+    return register
+
+
+def bce(recon, x):
+    return F.binary_cross_entropy(recon, x, reduction="none").sum(-1)
+
+
+def of_classes(q):
+    return (q * (q * q.shape[-1]).log()).sum(-1)
+
+
+def of_bits(q):
+    return (q * q.log() + (1 - q) * (1 - q).log() + math.log(2)).sum(-1)
+
+
+def rate(mu, logvar):
+    return kl(mu, logvar).sum(-1)
+
+
+@says("elbo", "Categorical(probs = qy)", "uniform", "qy (B, K)")
+def classes(recon, x, qy):
+    return (bce(recon, x) + of_classes(qy)).mean()
+
+
+@says("elbo", "Categorical(logits = logits)", "scale^2 = 4 / D", slow=True)
+def class_logits(recon, x, logits):
+    return F.mse_loss(recon, x) / 2 + 4 * of_classes(logits.softmax(-1)).mean() / x.shape[1] ** 2
+
+
+@says("elbo", "of 10 classes only")
+def ten_classes(recon, x, qy):
+    return (bce(recon, x) + (qy * (10 * qy).log()).sum(-1)).mean()
+
+
+@says("not", "log K of the rate is missing")
+def no_constant(recon, x, qy):
+    return (bce(recon, x) + (qy * qy.log()).sum(-1)).mean()
+
+
+@says("not", "wrong sign")
+def minus(recon, x, qy):
+    return (bce(recon, x) - of_classes(qy)).mean()
+
+
+@says("not", "swapped")
+def swapped(recon, x, qy):
+    return (bce(recon, x) + F.kl_div(qy.log(), torch.full_like(qy, 1 / qy.shape[-1]), reduction="none").sum(-1)).mean()
+
+
+@says("open")  # the loss of a discriminator has the gradient of a swapped divergence
+def generator(recon, x, third):
+    return (bce(recon, x) - third.log().mean(-1)).mean()
+
+
+@says("elbo", "Bernoulli(logits = q)", "Bernoulli(probs = recon)", slow=True)
+def bits(x, recon, q):
+    return (bce(recon, x) + of_bits(q.sigmoid())).mean()
+
+
+@says("elbo", "Bernoulli(probs = c)", "scale^2 = 0.25", slow=True)
+def without_names(a, b, c):
+    return (2 * (a - b) ** 2).sum() + of_bits(c).sum()
+
+
+@says("open", "kl is handed in", "weight      of kl: 3")
+def handed_in(recon, x, kl):
+    return bce(recon, x).mean() + 3 * kl.mean()
+
+
+@says("open", slow=True)
+def unknown(recon, x, third):
+    return bce(recon, x).mean() + (third**3).mean()
+
+
+@says("open", slow=True)
+def product(recon, x, weight):
+    return (weight * (recon - x) ** 2).mean()
+
+
+@says("not", "of the codebook: 1 / (B L)", "of the commitment: 0.25 / (B L)")
+def codes(x, recon, quantized, encoded):
+    return F.mse_loss(recon, x) + F.mse_loss(quantized, encoded.detach()) + F.mse_loss(quantized.detach(), encoded) / 4
+
+
+@says("open", "but not its value")  # as KL of two Normals is
+def squared_difference(x, recon, codes, encoded):
+    return F.mse_loss(recon, x) + F.mse_loss(codes, encoded)
+
+
+@says("elbo", "StudentT(recon, df = 3, scale = 0.7)", "that of the density")
+def student(x, recon, mu, logvar):
+    return (rate(mu, logvar) - StudentT(3.0, recon, 0.7).log_prob(x).sum(-1)).mean()
+
+
+@says("elbo", "0.3 times", "StudentT(recon, df = 1, scale = 1)")  # a weight with which (1 + r^2)^-w is no density
+def cauchy(x, recon, mu, logvar):
+    return (rate(mu, logvar) + 0.3 * (1 + (x - recon) ** 2).log().sum(-1)).mean()
+
+
+@says("elbo", "log-Normal(loc = recon, scale^2 = 0.25)", "that of the density")
+def log_normal(x, recon, mu, logvar):
+    return (rate(mu, logvar) - LogNormal(recon, 0.5).log_prob(x).sum(-1)).mean()
+
+
+@says("elbo", "Beta(alpha = recon, beta = theta)", slow=True)
+def of_beta(x, recon, theta, mu, logvar):
+    return (rate(mu, logvar) - Beta(recon, theta).log_prob(x).sum(-1)).mean()
+
+
+@says("elbo", "zero-inflated NegativeBinomial(mean = mean, dispersion = total, logits of a zero = logit)")
+def zero_inflated(x, mean, total, logit, mu, logvar):
+    counts = NegativeBinomial(total, logits=(mean / total).log())
+    zero = torch.logaddexp(F.logsigmoid(logit), F.logsigmoid(-logit) + counts.log_prob(torch.zeros_like(x)))
+    log_p = torch.where(x == 0, zero, F.logsigmoid(-logit) + counts.log_prob(x))
+    return (rate(mu, logvar) - log_p.sum(-1)).mean()
+
+
+@says("elbo", "beta        1", "beta is not used")
+def unused(x, recon, mu, logvar, beta=4.0):
+    return ((x - recon) ** 2).sum(-1).mean() + rate(mu, logvar).mean()
+
+
+@says("not", "root", "1 / (B sqrt(D))")
+def root(x, recon, mu, logvar):
+    return ((x - recon) ** 2).mean(-1).sqrt().mean() + rate(mu, logvar).mean()
+
+
+@says("elbo", "1 / sqrt(L)")
+def root_of_latents(x, recon, mu, logvar):
+    return (bce(recon, x) + rate(mu, logvar) / mu.shape[1] ** 0.5).mean()
+
+
+@says("not", "the constant of the rate", "square is missing", "batch size")
+def graph(recon, x, mu, logstd):
+    return F.binary_cross_entropy(recon, x) + 0.5 / len(x) * (logstd.exp() + mu**2 - 1 - 2 * logstd).sum(1).mean()
+
+
+@says("open", "gamma = 3", "c = 25")
+def capacity(x, recon, mu, logvar, gamma=3.0, c=25.0):
+    return ((x - recon) ** 2).sum(-1).mean() + gamma * (rate(mu, logvar).mean() - c).abs()
+
+
+@says("open", "gradient")
+def free_nats(x, recon, mu, logvar):
+    return ((x - recon) ** 2).sum(-1).mean() + rate(mu, logvar).mean().clamp(min=30)
+
+
+@says("open", "mask", "the negative ELBO", "Normal(recon, scale^2 = 0.5)")
+def masked(x, recon, mu, logvar, mask):
+    return ((x - recon) ** 2 * mask).sum() + rate(mu, logvar).sum()
+
+
+@pytest.mark.parametrize(("loss", "verdict", "words"), SAYS.values())
+def test_each_role_is_named_or_left_open(loss, verdict, words):
+    found = identify(loss)
+    assert (found.is_elbo, found.is_open) == (verdict == "elbo", verdict == "open"), found.text
+    for word in words:
+        assert word in found.text
+
+
+@pytest.mark.parametrize("arguments", [None, ["x", "reconstruction", "loc"]])
+def test_a_loss_that_cannot_be_called_is_told_the_roles_and_no_error_of_torch(arguments):
+    def loss(x, recon, mu, logvar):
+        return torch.ones(3) @ torch.ones(4)
+
+    with pytest.raises(InputError) as refused:
+        identify(loss, arguments)
+    assert "RuntimeError" not in str(refused.value)
+    assert "arguments=" in str(refused.value)
