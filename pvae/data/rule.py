@@ -19,6 +19,7 @@ Values = Mapping[str, Array]
 
 LEAST_ROWS = 12  # in which a rule could have failed
 TINY = 1e-9  # a difference of numbers that are equal
+_MOST_KEYS = 100  # values by which another column is looked up
 _SAMPLE = 2000  # rows, evenly spaced, that rule out most pairs of columns
 
 
@@ -171,8 +172,11 @@ class Table:
         ]
 
     def is_key(self, name: str) -> bool:
-        """Return whether a drawn value of a column is one of those of the file, as of all columns but dates."""
-        return not self.columns[name].date_format
+        """Return whether others may be looked up by a column: it has few values, or texts that occur ten times."""
+        most = _MOST_KEYS
+        if self.columns[name].categories:
+            most = max(most, len(self) // 10)
+        return 1 < len(self.codes(name)[1]) <= most and not self.columns[name].date_format
 
     def unit(self, name: str) -> float:
         """Return the unit of the last digit of a number."""

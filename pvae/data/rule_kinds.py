@@ -20,7 +20,6 @@ from pvae.data.rule import LEAST_ROWS, TINY, Array, Empty, Rule, Table, Values, 
 _SURE = math.log(1e-9)  # the greatest log-probability that a rule holds in all rows by chance, of independent columns
 _MOST_NUMBERS = 40  # columns of numbers among which sums and products are searched
 _LEAST_VALUES = 8  # of a column that is computed from others
-_MOST_KEYS = 100  # values by which another column is looked up
 _FEW_ROWS = 50  # that rule out most products
 _ROUNDING = 3  # units in the last digit by which a sum may differ
 _FEW_LEVELS, _MOST_LEVELS, _LEAST_TIMES = 20, 50, 5  # of levels, and how often each occurs
@@ -316,7 +315,7 @@ class Same(Computed, name="same", help="a column is a function of another one, o
         """Yield rules of one other column, then of two; the columns with the fewest values come first."""
         for count in (1, 2):
             names = sorted(table.columns, key=lambda name: len(table.codes(name)[1]))
-            few = [name for name in names if 1 < len(table.codes(name)[1]) <= _MOST_KEYS and table.is_key(name)]
+            few = [name for name in names if table.is_key(name)]
             for of in itertools.combinations(few, count):
                 for name in names:
                     if table.may_compute(name, of):
@@ -388,8 +387,7 @@ class Where(Rule, name="where", help="a column has one value where another one h
     def find(cls, table: Table) -> Iterator[Rule]:
         """Yield rules of a number that is its least or greatest value, of a text, and of whether a field is empty."""
         for of, name in itertools.permutations(table.columns, 2):
-            few = len(table.codes(of)[1]) <= _MOST_KEYS
-            if few and table.is_key(of) and table.may_compute(name, [of]):
+            if table.is_key(of) and table.may_compute(name, [of]):
                 yield from cls._of(table, name, of)
 
     @classmethod

@@ -36,7 +36,8 @@ from pvae.data.schema import EMPTY, UNKNOWN, Constant, Fields, Schema, Values, n
 from pvae.models.columns import column_kinds, named_kinds
 from pvae.models.features import steps_of
 
-_MOST_TEXTS = 100  # of a category, unless --columns names its kind
+_MOST_TEXTS = 100  # of a category, unless --columns names its kind, or there are as many rows for each as
+_ROWS_OF_TEXT = 20
 _MILLISECONDS = 86_400_000  # of a day
 _MOST_DAYS = 366 * 200  # between a date and 1970
 _FEW_ROWS = 10  # fewer may all differ by chance
@@ -323,7 +324,7 @@ def _new_columns(
         new = _new_column(given[name], numbers[name], fields.points[name], kind, levels)
         if isinstance(new, str):
             reasons[name] = new
-        elif len(new.categories) > _MOST_TEXTS and not kind:
+        elif len(new.categories) > max(_MOST_TEXTS, given[name].count() / _ROWS_OF_TEXT) and not kind:
             quoted = shlex.quote(name)
             how = f"give --ignore {quoted}, --name-column {quoted} or --columns {shlex.quote(f'{name}=categorical')}"
             raise InputError(f"{file}: column {name} has {len(new.categories):,} different texts: {how}")

@@ -150,12 +150,13 @@ class ZeroInflatedColumn(ColumnKind, name="zero-inflated"):
 
     @classmethod
     def fits(cls, x: Tensor) -> bool:
-        """Return whether the least value is far more frequent than any other, and the rest is continuous."""
+        """Return whether the least value is far more frequent than any other, and the rest is continuous, or seldom."""
         values, counts = x.unique(return_counts=True)
         if len(values) < 2:
             return False
         is_continuous = counts[1:].max() <= _MOST_OF_REST * counts[1:].sum()
-        return bool(is_continuous and counts[0] >= max(_LEAST_SHARE * len(x), _TIMES * counts[1:].max()))
+        is_seldom = 2 * counts[0] >= len(x) and not CountColumn.allows(x)  # a Normal would be as narrow as one value
+        return bool((is_continuous or is_seldom) and counts[0] >= max(_LEAST_SHARE * len(x), _TIMES * counts[1:].max()))
 
 
 class CountColumn(ColumnKind, name="count"):
