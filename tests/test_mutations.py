@@ -144,7 +144,7 @@ def copy(tmp_path):
 
 
 def test_the_copy_passes_unmutated(copy):
-    done = run_tests(copy, ("elbos/test_agreement.py",))
+    done = run_tests(copy, ("elbos/test_truth.py",))
     assert done.returncode == 0, done.stdout
 
 

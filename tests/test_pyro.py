@@ -63,13 +63,13 @@ def test_a_conditioned_model_has_the_joint_density(truth):
 
 @pytest.mark.workflow
 def test_nuts_finds_the_true_posterior(truth):
-    """Means within 6 errors of 400 draws, taken as if half of them were independent."""
+    """Means within 6 errors of 200 draws, taken as if half of them were independent."""
     vae = truth.vae(3.0)  # whose guide it does not use
-    mcmc = MCMC(NUTS(vae.model), num_samples=400, warmup_steps=200, disable_progbar=True)
+    mcmc = MCMC(NUTS(vae.model), num_samples=200, warmup_steps=100, disable_progbar=True)
     mcmc.run(truth.x)
     mean, covariance = truth.posterior(truth.x)
     z = mcmc.get_samples()["z"]
-    assert ((z.mean(0) - mean).abs() < 6 * (covariance.diagonal(dim1=-2, dim2=-1) / 200).sqrt()).all()
+    assert ((z.mean(0) - mean).abs() < 6 * (covariance.diagonal(dim1=-2, dim2=-1) / 100).sqrt()).all()
 
 
 @pytest.mark.workflow

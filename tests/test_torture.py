@@ -134,7 +134,7 @@ def check(whole, images, tmp_path, no_pictures):
 
 @pytest.mark.workflow
 def test_some_damaged_runs(check):
-    check(40)
+    check(20)
 
 
 @pytest.mark.torture

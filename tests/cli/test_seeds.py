@@ -115,7 +115,9 @@ def test_seeds_are_runs_of_their_own_and_end_in_a_table(no_pictures, capsys, tmp
     assert "--seed 0" in capsys.readouterr().err
 
 
-def test_seeds_of_a_table_end_in_a_table_and_name_what_takes_a_table(no_pictures, capsys, tmp_path, monkeypatch):
+def test_seeds_of_a_table_end_in_a_table_and_name_what_takes_a_table(
+    no_pictures, quick_start, capsys, tmp_path, monkeypatch
+):
     """There are no images for a sheet. The commands that are named next take the run as they stand."""
     monkeypatch.chdir(tmp_path)
     x = np.random.default_rng(0).normal(size=(60, 3)).round(2)

@@ -49,9 +49,9 @@ def read(path):
     return pandas.read_csv(path, dtype=str, keep_default_na=False)
 
 
-@pytest.fixture(scope="module")
-def base(made_once):
-    """The table, and runs on it given its batches and without them."""
+@pytest.fixture
+def folder(made_once, no_pictures, quick_start, tmp_path, monkeypatch):
+    """An empty working folder with a copy of the table, and of runs on it given its batches and without them."""
 
     def make(base):
         base.mkdir()
@@ -60,17 +60,10 @@ def base(made_once):
         options = ["--epochs", "2", "--hidden", "8", "--latent-dim", "2", "--quiet"]
         given = ["--label-column", "batch", "--condition"]
         options += ["--name-column", "patient"]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pvae.plotting.pictures.save_figures", lambda run, *_: run.figures())
-            for name, more in (("table", given), ("unlabelled", [])):
-                assert train(["--dataset", f"table:{base / name}.csv", *more, *options, "--out", str(base / name)]) == 0
+        for name, more in (("table", given), ("unlabelled", [])):
+            assert train(["--dataset", f"table:{base / name}.csv", *more, *options, "--out", str(base / name)]) == 0
 
-    return made_once("labelled-table", make)
-
-
-@pytest.fixture
-def folder(base, tmp_path, monkeypatch):
-    """An empty working folder with a copy of both runs."""
+    base = made_once("labelled-table", make)
     monkeypatch.chdir(tmp_path)
     for name in ("table", "unlabelled"):
         shutil.copytree(base / name, tmp_path / name)

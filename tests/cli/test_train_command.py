@@ -96,7 +96,7 @@ def test_what_a_run_prints(few, capsys, tmp_path):
     assert "pseudo" in said
 
 
-def test_the_printed_command_resumes(tmp_path, capsys, monkeypatch, tiny_mnist, lay_mnist):
+def test_the_printed_command_resumes(no_pictures, tmp_path, capsys, monkeypatch, tiny_mnist, lay_mnist):
     """Nothing is replaced here: the data are found in --data-dir, and when resuming without it."""
     monkeypatch.chdir(tmp_path)
     lay_mnist(tmp_path / "data")
@@ -116,7 +116,7 @@ def test_the_printed_command_resumes(tmp_path, capsys, monkeypatch, tiny_mnist, 
 @pytest.mark.parametrize("shell", ["{} | head -n 1", "{} > /dev/full", "{} >&- 2>&-"])
 def test_training_survives_a_closed_standard_output(tmp_path, shell):
     """A closed pipe, a full device, no standard output: the training still finishes."""
-    options = "--dataset mnist-5k --epochs 1 --batch-size 1000 --out run"
+    options = "--dataset mnist-5k --epochs 1 --batch-size 1000 --hidden 8 --latent-dim 2 --compile none --out run"
     command = shell.format(f"{sys.executable} -m pvae.train {options}")
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

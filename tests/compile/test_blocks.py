@@ -76,11 +76,7 @@ SYSTEMS = {
 
 OF_SYSTEMS = [(system, engine) for system in SYSTEMS for engine in ("none", "graph")]
 OF_SYSTEMS += [pytest.param(system, *GPU.values, marks=GPU.marks) for system in SYSTEMS]
-OF_SYSTEMS += [pytest.param("plain", "inductor", marks=[needs_inductor, pytest.mark.workflow])]
-OF_SYSTEMS += [
-    pytest.param(system, "inductor", marks=[needs_inductor, pytest.mark.slow])
-    for system in ("batch norm", "optimal scale")
-]
+OF_SYSTEMS += [pytest.param(system, "inductor", marks=[needs_inductor, pytest.mark.slow]) for system in SYSTEMS]
 
 
 @pytest.mark.parametrize(("system", "engine"), OF_SYSTEMS)

@@ -23,7 +23,7 @@ from pvae.core.errors import InputError, NotFiniteError
 
 WEIGHS_RATE = ("trace", "analytic", "handwritten", "stl", "score", "score-loo")
 CASES = [(name, 4) for name in ELBOS]
-CASES += [pytest.param(name, 1, marks=pytest.mark.workflow) for name in ELBOS if name not in ("score-loo", "vimco")]
+CASES += [pytest.param(name, 1, marks=pytest.mark.slow) for name in ELBOS if name not in ("score-loo", "vimco")]
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 ENGINES = [
     ("graph", "cpu"),

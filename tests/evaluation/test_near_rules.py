@@ -85,7 +85,7 @@ def test_independent_columns_have_no_near_rules():
 
 
 @pytest.fixture
-def run(made_once):
+def run(made_once, no_pictures, quick_start):
     """A run on a table of which rules leave out two columns, and whether a third is empty."""
     draw = np.random.default_rng(0)
     start = np.datetime64("2021-01-01") + draw.integers(0, 300, 500)

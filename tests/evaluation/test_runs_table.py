@@ -29,7 +29,7 @@ from pvae.training.fit import fit
 
 pytestmark = pytest.mark.workflow
 
-CONFIG = Config(hidden=(16,), latent_dim=3, batch_size=50, epochs=1, binarize="static")
+CONFIG = Config(hidden=(16,), latent_dim=3, batch_size=50, epochs=1, binarize="static", compile="none")
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_columns_of_one_kind_are_compared_with_one_likelihood_of_all(tmp_path):
     """A density of a column is not compared with a probability."""
     x = torch.arange(60.0).view(30, 2)
     data = Dataset("rows", x[:20], x[20:])
-    small = Config(latent_dim=1, hidden=(4,), epochs=1, batch_size=10)
+    small = Config(latent_dim=1, hidden=(4,), epochs=1, batch_size=10, compile="none")
     options = [{"likelihood": "columns", "columns": kinds} for kinds in ("count*2", "real*2", "real,count")]
     options += {"likelihood": "negative-binomial"}, {"likelihood": "normal-diagonal"}
     runs = [fit(small.replace(**one), data=data, out=tmp_path / str(n)) for n, one in enumerate(options)]

@@ -33,6 +33,7 @@ from pvae.explore.networks import Tensors, operations
 from pvae.explore.page import explorer_page
 from pvae.marginal.log_likelihood import log_likelihood
 from pvae.models.networks import WithPaths, mlp
+from pvae.runs.run import Run
 from pvae.trained.codes import run_batch
 from pvae.trained.latent_space import encode
 from pvae.training.fit import fit
@@ -58,10 +59,11 @@ CASES = {
 
 
 @pytest.fixture
-def train(tmp_path, no_pictures):
-    """Train a small VAE on some columns of a table in which all depend on one number; a tenth may be missing."""
+def train(made_once, no_pictures, quick_start):
+    """A small VAE of some columns of a table in which all depend on one number; a tenth may be missing."""
 
-    def trained(names, options, name="run"):
+    def make(out, names, options):
+        out.mkdir()
         draw, count = np.random.default_rng(0), 120
         z = draw.normal(size=count)
         dates = np.datetime64("2020-06-01") + (60 * z + 5 * draw.normal(size=count)).astype(int)
@@ -80,16 +82,22 @@ def train(tmp_path, no_pictures):
         }
         share = 0.1 * options.get("missing", False)
         rows = zip(*(columns[one] for one in names))
-        with (tmp_path / "t.csv").open("w", newline="") as file:
+        with (out / "t.csv").open("w", newline="") as file:
             csv.writer(file).writerows(
                 [names, *(["" if draw.random() < share else one for one in row] for row in rows)]
             )
-        given = {"dataset": f"table:{tmp_path / 't.csv'}", "hidden": (12,), "latent_dim": 2, "rules": "none", **options}
+        given = {
+            "dataset": f"table:{out / 't.csv'}",
+            "hidden": (12,),
+            "latent_dim": 2,
+            "rules": "none",
+            "compile": "none",
+        } | options
         data = load_for(Config(dataset=given["dataset"], columns=options.get("columns", ""), rules="none"))
         config = values_config(data, **{**given, "epochs": 4, "lr": 0.02, "batch_size": 25, "patience": 0})
-        return fit(config, data=data, out=tmp_path / name, device="cpu")
+        fit(config, data=data, out=out / "run", device="cpu")
 
-    return trained
+    return lambda case, *given: Run.open(made_once(case, lambda out: make(out, *(given or CASES[case]))) / "run")
 
 
 def distributions(p):
@@ -130,7 +138,7 @@ SHOWN = (
 @needs_browser
 @pytest.mark.parametrize("case", CASES)
 def test_the_page_computes_what_torch_computes(train, opened, case):
-    run = train(*CASES[case])
+    run = train(case)
     with torch.no_grad():
         _compare(case, run, opened(run))
 
@@ -197,7 +205,7 @@ def _compare_codes(case, run, page, vae, row):
 @needs_browser
 def test_a_network_with_paths_of_the_page_is_that_of_torch(train, opened):
     """With weights away from the zeros at which they start; and without the softmax, or the network."""
-    page = opened(train(*CASES["counts"]))
+    page = opened(train("counts"))
     x = torch.randn(5, generator=(generator := torch.Generator().manual_seed(0)))
     for layer in (WithPaths(5, 3, 4, mlp(5, 6, 3)), WithPaths(5, 3, 0, mlp(5, 6, 3)), WithPaths(5, 3, 4)):
         for parameter in layer.requires_grad_(False).parameters():
@@ -218,7 +226,7 @@ def test_a_network_with_paths_of_the_page_is_that_of_torch(train, opened):
 @needs_browser
 def test_a_row_is_beside_the_columns_and_its_values_are_taken_out(train, opened, keys):
     """By clicks and keys alone; a value that the table lacks is always imputed."""
-    run = train(*CASES["mixed, missing"])
+    run = train("mixed, missing")
     page = opened(run)
     texts = page.execute_script("return pvae.content.texts")
     lacking = next(i for i, row in enumerate(texts) if row.count("") == 1 and row.index("") != 3)
@@ -242,7 +250,7 @@ def test_a_row_is_beside_the_columns_and_its_values_are_taken_out(train, opened,
 @needs_browser
 def test_columns_are_set_to_the_values_of_other_rows(train, opened):
     """z is the mean of q given the row with these values; unset, and it is that of the row again."""
-    run = train(*CASES["mixed, missing"])
+    run = train("mixed, missing")
     page = opened(run)
     before, texts = page.execute_script("return [pvae.state.z, pvae.content.texts]")
     rows = [page.execute_script("return pvae.content.rows")[i] for i in range(len(texts))]
@@ -268,7 +276,7 @@ def test_columns_are_set_to_the_values_of_other_rows(train, opened):
 @pytest.mark.parametrize("case", ["mixed, missing", "numbers, missing, by Student t and a flow"])
 def test_log_p_of_what_is_given_is_that_of_quadrature(train, opened, case):
     """By 4,000 draws: it fails about once in a million times, as its error is about 0.02."""
-    run = train(*CASES[case])
+    run = train(case)
     page = opened(run)
     rows = [run.dataset().test_names.index(one) for one in page.execute_script("return pvae.content.rows")]
     x = run.dataset().test[rows].clone()
@@ -287,7 +295,7 @@ def test_log_p_of_what_is_given_is_that_of_quadrature(train, opened, case):
 
 @needs_browser
 def test_a_row_is_odd_beside_others(train, opened):
-    page = opened(train(*CASES["numbers, missing, by Student t and a flow"]))
+    page = opened(train("numbers, missing, by Student t and a flow"))
     row = next(i for i, one in enumerate(page.execute_script("return pvae.content.texts")) if all(one))
     page.execute_script("pvae.content.x.data[2 * arguments[0]] += 1e4; pvae.pick(arguments[0])", row)
     text = "document.getElementById('odd').textContent"
@@ -301,7 +309,7 @@ def test_a_row_is_odd_beside_others(train, opened):
 
 @needs_browser
 def test_the_address_opens_the_page_as_it_was_and_the_story_is_told(train, opened, keys):
-    page = opened(train(*CASES["mixed, missing"]))
+    page = opened(train("mixed, missing"))
     page.execute_script("pvae.pick(3, [1], {0: 5})")
     page.find_element("id", "tour").click()
     told = [page.find_element("id", "story").text]
@@ -324,7 +332,7 @@ def test_the_address_opens_the_page_as_it_was_and_the_story_is_told(train, opene
 
 @needs_browser
 def test_everything_is_done_by_keys(train, opened, keys):
-    page = opened(train(*CASES["mixed"]))
+    page = opened(train("mixed"))
     state = "return [...pvae.state.z, ...document.getElementById('columns').innerText, pvae.state.row].join()"
     picture = "return document.getElementById('map').toDataURL()"
     for element, key, seen in (
@@ -355,7 +363,7 @@ POINT = (
 @needs_browser
 def test_the_pointer_decodes_and_picks(train, opened):
     """Where it leaves the map, z is again what was picked, and only there is a value imputed from the rest of a row."""
-    page = opened(train(*CASES["mixed, missing"]))
+    page = opened(train("mixed, missing"))
     page.execute_script("pvae.pick(0, [0, 1, 2, 3, 4, 5, 6, 7])")
     picked, text = page.execute_script("return pvae.state.z"), page.find_element("id", "columns")
     wait(page, "return !pvae.state.frame")
@@ -511,7 +519,7 @@ def test_rules_are_undone_in_the_page_as_in_python(browser, tmp_path):
 
 @needs_browser
 def test_the_page_of_a_table_without_rules_has_no_word_of_them(train, opened):
-    page = opened(train(*CASES["mixed"]))
+    page = opened(train("mixed"))
     assert not page.find_element("id", "rules").is_displayed()
     assert not page.find_elements("css selector", ".computed, .by-rule")
     assert len(page.find_elements("css selector", "#by option")) == len(MIXED)
@@ -519,20 +527,19 @@ def test_the_page_of_a_table_without_rules_has_no_word_of_them(train, opened):
 
 def test_what_the_page_of_a_table_cannot_show_is_refused(train, tmp_path, capsys):
     """In one line, which says what to do."""
-    run = train(*CASES["counts"])
-    other = train(*CASES["counts"], "other")
+    run = train("counts")
+    other = train("positive")
     refuse(main, [run.path, other.path], capsys, tmp_path)
-    train(("age", "visits"), {"upper_latent_dims": (1,)}, "layers")
+    layers = train("layers", ("age", "visits"), {"upper_latent_dims": (1,)})
     capsys.readouterr()
-    assert "--upper-latent-dims" in refuse(main, [tmp_path / "layers"], capsys, tmp_path)
+    assert "--upper-latent-dims" in refuse(main, [layers.path], capsys, tmp_path)
 
     def refused(option, size=2, **given):
         columns = [Column(str(d)) for d in range(size)]
         labels = {"train_labels": torch.arange(60) % 2, "test_labels": torch.arange(20) % 2, "label_names": ("a", "b")}
         data = Dataset("unit", torch.rand(60, size), torch.rand(20, size), columns=columns, **labels)
-        config = Config(
-            **{"likelihood": "normal-diagonal", **given}, hidden=(4,), latent_dim=2, epochs=1, batch_size=20
-        )
+        small = {"likelihood": "normal-diagonal", "hidden": (4,), "latent_dim": 2, "epochs": 1, "compile": "none"}
+        config = Config(**(small | given), batch_size=20)
         run = fit(config, data=data, out=tmp_path / option.replace(" ", ""))
         with pytest.raises(InputError, match=option):
             explorer_page(run)

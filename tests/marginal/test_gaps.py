@@ -43,7 +43,7 @@ def test_at_the_true_posterior_the_bound_is_log_p_at_every_draw(monkeypatch):
 
 
 @pytest.mark.workflow
-@pytest.mark.parametrize("num_labels", [0, 3])
+@pytest.mark.parametrize("num_labels", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_the_best_q_has_the_gap_that_theory_says(num_labels, monkeypatch):
     """KL(q*, p(z | x)) = 1/2 (sum_l log P_ll - log det P) of the precision P; it is 0 for a full covariance.
 

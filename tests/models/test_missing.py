@@ -86,29 +86,14 @@ def test_recorded_steps_equal_eager_ones(likelihood, name):
 
 
 @pytest.mark.workflow
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_pictures", "quick_start")
 def test_a_table_with_empty_fields(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rows = LinearGaussian().x.repeat(4, 1).numpy()
     text = "\n".join(",".join("" if math.isnan(one) else repr(one) for one in row) for row in rows.tolist())
     (tmp_path / "t.csv").write_text(",".join("abcdefg") + "\n" + text + "\n")
-    options = [
-        "--dataset",
-        "table:t.csv",
-        "--rules",
-        "none",  # each row stands four times
-        "--epochs",
-        "30",
-        "--passes",
-        "3",
-        "--lr",
-        "0.01",
-        "--hidden",
-        "16",
-        "--out",
-        "run",
-    ]
-    assert train(options) == 0
+    options = "--rules none --epochs 30 --passes 3 --lr 0.01 --hidden 16 --out run"  # each row stands four times
+    assert train(["--dataset", "table:t.csv", *options.split()]) == 0
     assert "--missing" in capsys.readouterr().out, "it is chosen, and said"
     assert sample(["run", "--impute", "t.csv"]) == 0
     assert f"{np.isnan(rows).sum()} missing values of 120 rows" in capsys.readouterr().out

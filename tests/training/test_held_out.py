@@ -32,7 +32,9 @@ SAVE_FIGURES = pictures.save_figures
 
 
 # A training whose bound on held-out images falls again after a few epochs: 104 images, and large steps.
-CONFIG = Config(hidden=(32,), latent_dim=3, batch_size=26, epochs=60, lr=0.02, valid=0.2, patience=PATIENCE)
+CONFIG = Config(
+    hidden=(32,), latent_dim=3, batch_size=26, epochs=60, lr=0.02, valid=0.2, patience=PATIENCE, compile="none"
+)
 
 
 @pytest.fixture

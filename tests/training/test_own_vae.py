@@ -18,7 +18,7 @@ from pvae.models.posteriors import NormalPosterior, PowerSphericalPosterior
 from pvae.models.priors import FlatPrior, SpherePrior, StandardNormalPrior
 from pvae.trained.latent_space import encode
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.usefixtures("no_pictures")]
 
 CONFIG = Config(epochs=2, batch_size=50, binarize="static")
 

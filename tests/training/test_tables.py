@@ -81,8 +81,8 @@ def folder(tmp_path, monkeypatch):
 def test_every_command_takes_a_table_of_numbers_and_texts(folder, capsys):
     kinds = ["--likelihood", "columns", "--columns", "real,count,binary,categorical:3,ordinal:3"]
     options = ["--hidden", "32", "--latent-dim", "2", "--epochs", "40", "--lr", "0.01", "--batch-size", "32"]
-    options += ["--passes", "1", "--patience", "0"]
-    assert train(["--dataset", "table:t.csv", *kinds, *options, "--patience", "0", "--out", "run"]) == 0
+    options += ["--passes", "1", "--patience", "0", "--out", "run"]
+    assert train(["--dataset", "table:t.csv", *kinds, *options]) == 0
     run = pvae.Run.open("run")
     assert [column.name for column in run.data.columns] == NAMES
     assert [column.categories for column in run.data.columns[3:]] == [tuple(CITIES), ("0", "1", "2")]
@@ -221,6 +221,7 @@ def test_pictures_of_rows_show_intervals_probabilities_and_mark_what_is_missing(
     assert missing == [[False], [False], [True], [False], [False], [False], [False], [True]]
 
 
+@pytest.mark.usefixtures("no_pictures", "quick_start")
 @pytest.mark.parametrize("labels", [["a", "b", ""], ["2", "5", ""]], ids=["texts", "numbers"])
 def test_a_column_of_labels_is_no_part_of_x(tmp_path, capsys, labels):
     """Half of the rows have the second class, which moves the values, and every third label is missing."""
@@ -231,7 +232,7 @@ def test_a_column_of_labels_is_no_part_of_x(tmp_path, capsys, labels):
     known = [(row, kind) for row, kind in zip(rows, kinds) if kind]
     file, run, conditional = tmp_path / "labelled.csv", tmp_path / "run", tmp_path / "given"
     file.write_text("\n".join(["u,kind,v", *rows]) + "\n")
-    given = ["--dataset", f"table:{file}", "--label-column", "kind", "--epochs", "30", "--passes", "2"]
+    given = ["--dataset", f"table:{file}", "--label-column", "kind", "--epochs", "20", "--passes", "2"]
     assert train([*given, "--labels", "60", "--out", str(run)]) == 0
     opened = Run.open(run)
     assert opened.data.label_names == tuple(labels[:2])
@@ -267,7 +268,7 @@ def test_a_small_table_is_trained_until_its_samples_are_as_correlated_as_its_row
     assert drawn[:, 1].mean() == pytest.approx(3e9, rel=0.1)
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_pictures", "quick_start")
 def test_the_printed_options_can_be_given_again(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [f"{row % 7},{'SML'[row % 3]},{5 + row % 2},{row % 3 + 1}" for row in range(60)]
