@@ -182,9 +182,11 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
             X: rows.
             how: the method and its options, as of `pvae.marginal.log_likelihood.log_likelihood`.
         """
-        vae, batch = self.vae_of(), self._batch(X)
+        return self._log_p(self._batch(X), **how)
+
+    def _log_p(self, batch: Batch, **how: Any) -> LogP:
         with seeded(self.config_.seed):
-            found = log_likelihood(vae, batch, **how)
+            found = log_likelihood(self.vae_of(), batch, **how)
         return found._replace(log_p=found.log_p + log_density_beside(self.schema_, batch.x.images.double()))
 
     def score_samples(self, X: Any) -> NDArray[Any]:
@@ -396,11 +398,11 @@ class VAEOutlierDetector(OutlierMixin, VAEEstimator):
 
     def _signs(self, batch: Batch) -> NDArray[np.float64]:
         """Return log p(x), distortion and rate of each row, (N, 3), which do not depend on the other rows."""
-        vae, seed = self.vae_of(), self.config_.seed
-        more = log_density_beside(self.schema_, batch.x.images.double())
-        terms = elbo_terms(vae, batch, seed=seed)
-        log_p = log_likelihood(vae, batch, num_particles=_PARTICLES, seed=seed).log_p
-        return torch.stack([log_p + more, terms["distortion"] - more, terms["rate"]], 1).double().numpy()
+        seed = self.config_.seed
+        terms = elbo_terms(self.vae_of(), batch, seed=seed)
+        distortion = terms["distortion"] - log_density_beside(self.schema_, batch.x.images.double())
+        log_p = self._log_p(batch, num_particles=_PARTICLES, seed=seed).log_p
+        return torch.stack([log_p, distortion, terms["rate"]], 1).double().numpy()
 
     def score_samples(self, X: Any) -> NDArray[Any]:
         """Return how little odd each row is, (N,), higher is more usual; it does not depend on the other rows."""
