@@ -17,6 +17,7 @@ from .trained.export import to_arviz as to_arviz
 from .training.callbacks import OnEachRow as OnEachRow
 from .training.callbacks import default_callbacks as default_callbacks
 from .training.estimator import VAEEstimator as VAEEstimator
+from .training.estimator import VAEOutlierDetector as VAEOutlierDetector
 from .training.fit import fit as fit
 from .training.fit import resume as resume
 from .training.many import fit_many as fit_many

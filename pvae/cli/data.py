@@ -54,6 +54,8 @@ examples:
       scores.csv: log p(x) by importance sampling with its error, the ELBO, distortion and rate; of images oddest.png
   pvae score runs/my-table -n 20
       the test data of the run, into RUN/scores; prints the twenty least likely rows
+  pvae score runs/my-table new.csv --alarm 0.01
+      marks rows at a rate of false alarms of 1 %, by rows that were held out
 {_PAGES}"""
 
 _SAMPLE = f"""\
@@ -158,6 +160,10 @@ def _score_parser() -> Parser:
     parser.add_argument("-n", "--num-printed", metavar="N", type=integer(1, _MOST), default=10, help=number)
     samples = "draws of z for each datum (default: 200)"
     parser.add_argument("--importance-samples", metavar="S", type=integer(2), default=200, help=samples)
+    alarm = "mark the rows that are odd at this rate of false alarms, such as 0.01, by held-out rows; prints the oddest"
+    parser.add_argument("--alarm", metavar="RATE", type=float, help=alarm)
+    fdr = "mark fewer rows, of which a share of at most RATE is false (Benjamini and Hochberg)"
+    parser.add_argument("--fdr", action="store_true", help=fdr)
     add_seed(parser)
     return parser
 
@@ -165,50 +171,72 @@ def _score_parser() -> Parser:
 def _score(arguments: argparse.Namespace) -> None:
     from pvae.core.random_state import seeded
     from pvae.data.preparation import Preparation
-    from pvae.data.rules import log_density_beside
     from pvae.plotting.figures import named_images_figure
-    from pvae.trained.scores import score_images, to_text, with_likelihood
+    from pvae.trained.alarm import alarm_of, held_out_rows
+    from pvae.trained.scores import score_rows, to_text
 
     run = open_run(arguments.run, arguments.vae)
     folder = output_path(arguments.out, run.place / "scores")
+    rate = arguments.alarm
+    if arguments.fdr and rate is None:
+        raise InputError("--fdr needs --alarm RATE")
+    held_out: dict[str, Tensor] = {}
+    if rate is not None:
+        run.dataset(None, arguments.data_dir, arguments.offline)
+        held_out = held_out_rows(run, rate)
     given = _given_data(run, arguments)
-    vae, batch, kind = with_likelihood(run, given.x, given.y, given.inside)
-    bar = progress_bar("scoring", len(batch), "datum", in_logs=True)
-    with bar, seeded(arguments.seed):
-        names = [given.names[row] for row in given.inside]
-        scores = score_images(vae, batch, names, arguments.importance_samples, bar.update)
-    if run.data.rules:
-        more = log_density_beside(run.data, given.x[given.inside].double()).numpy()
-        scores[["log_p", "elbo"]] = scores[["log_p", "elbo"]].add(more, axis=0)
-        scores["distortion"] -= more
+    number = sum(map(len, [given.inside, *held_out.values()]))
+    with progress_bar("scoring", number, "datum", in_logs=True) as bar, seeded(arguments.seed):
+        how = arguments.importance_samples, bar.update
+        scores, vae, batch, kind = score_rows(run, given.x, given.y, given.inside, given.names, "test", *how)
+        alarm = alarm_of(run, held_out, *how) if held_out else None
     if given.outside:
         scores = _with_outside(scores, given)
-    write(folder / "scores.csv", scores)
     order = scores["log_p"].to_numpy().argsort(kind="stable")
-    least_likely = order[: arguments.num_printed]
-    beside = []
+    num_shown = arguments.num_printed
+    which = "least likely"
+    if alarm:
+        order = alarm.mark(scores, rate, arguments.fdr)
+        num_shown = max(num_shown, int(scores["is_odd"].sum()))
+        which = "oddest"
+    texts = []
+    if run.data.columns:
+        with seeded(arguments.seed):
+            texts = _beside(run, vae, batch, given, order[:num_shown].tolist())
+    if alarm and texts:
+        scores["values"] = ""
+        scores.iloc[order[:num_shown], -1] = texts
+    write(folder / "scores.csv", scores)
+    printed = order[: arguments.num_printed]
     files = "scores.csv"
     what = "in nats"
     if run.data.is_images:
-        rows = {"lowest log p(x)": order}
+        rows = {"lowest log p(x)": scores["log_p"].to_numpy().argsort(kind="stable")}
         rows |= {f"highest {name}": (-scores[name].to_numpy()).argsort() for name in ("distortion", "rate")}
         image = Preparation().x
         bands = {row: [(given.names[one], image(given.x[one])) for one in odd[:_ODDEST]] for row, odd in rows.items()}
         write(folder / "oddest.png", named_images_figure(bands, f"{run.title}\nthe oddest of {len(scores):,}"))
         what += f"; pixels {kind}"
         files += ", oddest.png"
-    elif run.data.columns:
-        with seeded(arguments.seed):
-            beside = _beside(run, vae, batch, given, least_likely.tolist())
     if run.is_given_labels:
         what += "; log p(x) is log p(x | y)"
     elif arguments.label:
         what += "; log p(x) is log p(x, y)"
-    print_line(to_text(scores.iloc[least_likely], beside))
-    print_line(f"the least likely {len(least_likely):,} of {len(scores):,}, {what}")
+    print_line(to_text(scores.iloc[printed].drop(columns=["is_odd", "values"], errors="ignore"), texts))
+    print_line(f"the {which} {len(printed):,} of {len(scores):,}, {what}")
+    if alarm:
+        for line in alarm.lines(scores, rate, arguments.fdr, _is_own(run, arguments.data, alarm.split)):
+            print_line(line)
     _say_outside(given, "finite log p(x)")
     _say_how(scores)
     print_line(f"{folder}: {files}")
+
+
+def _is_own(run: Run, path: Path | None, split: str) -> bool:
+    """Return whether the rows of a split are among data: the file of the run, or None for its test data."""
+    if path is None:
+        return split == "test"
+    return run.data.dataset.partition(":")[2] == str(path.resolve())
 
 
 def _say_how(scores: DataFrame) -> None:
@@ -579,6 +607,6 @@ def _say_outside(given: GivenData, what: str) -> None:
 
 
 encode = Command(_encode_parser, _encode, exclusive=[("splits", name) for name in ("DATA", "label", "draws")])
-score = Command(_score_parser, _score)
+score = Command(_score_parser, _score, exclusive=[("alarm", "label")])
 sample = Command(_sample_parser, _sample, exclusive=[("impute", "codes")])
 reconstruct = Command(_reconstruct_parser, _reconstruct)

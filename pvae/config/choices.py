@@ -137,8 +137,9 @@ def reading_of(config: Config) -> dict[str, Any]:
 
 
 def load_for(config: Config, data_dir: str | Path | None = None, offline: bool = False) -> Dataset:
-    """Return the data set of a configuration, with its validation split; the arguments are those of `pvae.read`."""
-    return read(config.dataset, data_dir=data_dir, offline=offline, **reading_of(config)).with_valid(config.valid)
+    """Return the data set of a configuration, with its splits; the arguments are those of `pvae.read`."""
+    data = read(config.dataset, data_dir=data_dir, offline=offline, **reading_of(config))
+    return data.with_valid(config.valid, config.calibration)
 
 
 def _of_reading(options: dict[str, Any]) -> dict[str, Any]:

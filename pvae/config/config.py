@@ -92,6 +92,14 @@ class _Training:
             most=0.9,
         ),
     ] = 0.0
+    calibration: Annotated[
+        float,
+        Option(
+            help="share of the training data, always the same ones, that neither train nor choose anything: `pvae "
+            "score --alarm` compares rows with them, and with the test data if there are none",
+            most=0.9,
+        ),
+    ] = 0.0
     missing: Annotated[
         bool,
         Option(

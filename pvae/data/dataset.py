@@ -43,6 +43,8 @@ class Dataset(Schema):
         label_names: the name of each class or attribute; by default their numbers.
         valid: validation data, to choose an epoch by, (V, *shape), or None.
         valid_labels: classes or attributes of the validation data.
+        calibration: data that neither train nor choose anything, by which `pvae.trained.alarm` calibrates, or None.
+        calibration_labels: their classes or attributes.
         found: number, size and colour of image files, for example "8 images of 28 x 20 pixels, grey"; or empty.
         names: a name for each datum of a split, by the name of the split, such as the path of an image; or {}.
         is_in_parts: the data are mapped into memory, in a random order, and may be larger than it.
@@ -61,6 +63,8 @@ class Dataset(Schema):
     label_names: tuple[str, ...] = ()
     valid: Tensor | None = field(default=None, kw_only=True)
     valid_labels: Tensor | None = field(default=None, kw_only=True)
+    calibration: Tensor | None = field(default=None, kw_only=True)
+    calibration_labels: Tensor | None = field(default=None, kw_only=True)
     found: str = field(default="", kw_only=True)
     names: Mapping[str, Sequence[str]] = field(default_factory=dict, kw_only=True)
     is_in_parts: bool = field(default=False, kw_only=True)
@@ -124,11 +128,9 @@ class Dataset(Schema):
 
     @property
     def splits(self) -> dict[str, Tensor]:
-        """The data of each split, by its name: "train", "test" and, if there are validation data, "valid"."""
-        splits = {"train": self.train, "test": self.test}
-        if self.valid is not None:
-            splits["valid"] = self.valid
-        return splits
+        """The data of each split, by its name: "train", "test" and, if there are some, "valid" and "calibration"."""
+        splits = {"train": self.train, "test": self.test, "valid": self.valid, "calibration": self.calibration}
+        return {split: x for split, x in splits.items() if x is not None}
 
     @property
     def labels(self) -> dict[str, Tensor]:
@@ -172,30 +174,39 @@ class Dataset(Schema):
         """Return the name, the number of data in each split and their shape, without the data."""
         return f"<Dataset {self.title}, shape {self.datum_shape}>"
 
-    def with_valid(self, share: float) -> Dataset:
-        """Return the data set with a validation split.
+    def with_valid(self, share: float, calibration: float = 0.0) -> Dataset:
+        """Return the data set with a validation split, and perhaps a calibration split.
 
         If the data set has no validation split of its own, a fixed share of the training data, at least two, becomes
         one. The same data are chosen at every call.
 
         Args:
             share: the share, between 0 and 1; 0 for no validation split, even if the data set has its own.
+            calibration: the share of the training data that neither train nor choose; 0 if there are some.
 
         Raises:
             InputError: fewer than two data would remain to train.
         """
+        data = self
         if share == 0 and self.valid is not None:
             names = {split: names for split, names in self.names.items() if split != "valid"}
             unused = f"{len(self.valid):,} validation data are not used: --valid above 0 chooses the epoch by them"
-            return replace(self, valid=None, valid_labels=None, names=names, note=joined(self.note, unused))
-        num_valid, count = self.count_valid(share), len(self.train)
-        if num_valid == 0:
-            return self
-        if count - num_valid < 2:
-            raise InputError(f"--valid {share:g} leaves {count - num_valid} of {count} data to train: give --valid 0")
+            data = replace(self, valid=None, valid_labels=None, names=names, note=joined(self.note, unused))
+        numbers = {"valid": self.count_valid(share)}
+        if self.calibration is None:
+            numbers["calibration"] = round(calibration * len(self.train))
         # The files of a folder and the rows of data in parts are in a random order since they were read.
         is_shuffled = self.dataset.startswith("folder:") or self.is_in_parts
-        return replace(self, **with_split("valid", num_valid, self.train, self.train_labels, self.names, is_shuffled))
+        for split, number in numbers.items():
+            left = len(data.train) - number
+            if number and left < 2:
+                raise InputError(
+                    f"--{split} leaves {max(0, left)} of {len(self.train)} data to train: give --{split} 0"
+                )
+            if number:
+                held_out = with_split(split, number, data.train, data.train_labels, data.names, is_shuffled)
+                data = replace(data, **held_out)
+        return data
 
     def count_valid(self, share: float) -> int:
         """Return how many training data `with_valid` makes validation data; 0 if there are validation data."""
@@ -362,7 +373,7 @@ def with_split(
     """Return the arguments of a `Dataset` that hold out some training data, the last in a random order, as a split.
 
     Args:
-        split: the name of the other split, "test" or "valid".
+        split: the name of the other split, "test", "valid" or "calibration".
         count: the number of data that are held out.
         train: the training data.
         labels: their labels, or None.

@@ -14,7 +14,7 @@ from pvae.core.batch import Batch
 from pvae.core.options import Option
 
 # The binary images do not depend on the seed of a run.
-_BINARIZATION_SEED = {"train": 20070501, "test": 20070502, "valid": 20070503}
+_BINARIZATION_SEED = {"train": 20070501, "test": 20070502, "valid": 20070503, "calibration": 20070504}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Preparation:
 
         Args:
             images: uint8, any shape.
-            split: "train", "valid" or "test", each of which has its own draws.
+            split: "train", "valid", "calibration" or "test", each of which has its own draws.
 
         Returns:
             uint8 of the same shape.
@@ -91,7 +91,7 @@ class Preparation:
 
         Args:
             images: uint8 (N, C, H, W), or other data.
-            split: "train", "valid" or "test".
+            split: as for `binarized`.
             is_redrawn: leave the images of "dynamic" grey, since `batch` will draw them.
         """
         if images.dtype != torch.uint8 or images.dim() != 4:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+import pvae.data.rule_kinds  # noqa: F401  which are the members of `Rule`, by which a record is read
 from pvae.core.errors import InputError, one_line
 from pvae.data.column import Column
 from pvae.data.reading import Reading
@@ -19,6 +20,8 @@ from pvae.data.rule import Rule
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+SPLITS = ("train", "valid", "calibration", "test")  # in the order of titles
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class DataRecord(Schema):
         num_train: number of training data.
         num_test: number of test data.
         num_valid: number of validation data.
+        num_calibration: number of data that neither trained nor chose anything, and are no test data.
         datum_shape: the shape of a datum: (C, H, W) of an image.
         sha256: SHA-256 of the splits, with their shapes.
         is_images: the data are images as bytes.
@@ -101,6 +105,7 @@ class DataRecord(Schema):
     datum_shape: tuple[int, ...]
     sha256: str
     num_valid: int = 0
+    num_calibration: int = 0
     is_images: bool = True
     label_names: tuple[str, ...] = ()
     has_attributes: bool = False
@@ -118,7 +123,7 @@ class DataRecord(Schema):
     @property
     def title(self) -> str:
         """The name and the number of data in each split, for the terminal and for titles of figures."""
-        return title_of(self.name, {"train": self.num_train, "valid": self.num_valid, "test": self.num_test})
+        return title_of(self.name, {split: getattr(self, f"num_{split}") for split in SPLITS})
 
 
 class Fields(NamedTuple):
@@ -166,7 +171,7 @@ def title_of(name: str, sizes: Mapping[str, int]) -> str:
     """Return a name and the number of data in each split."""
     if len(name) > 450:  # the name of a folder may be any bytes
         name = f"{name[:450]} ..."
-    texts = [f"{sizes[split]:,} {split}" for split in ("train", "valid", "test") if sizes.get(split)]
+    texts = [f"{sizes[split]:,} {split}" for split in SPLITS if sizes.get(split)]
     return f"{one_line(name)} ({' / '.join(texts)})"
 
 

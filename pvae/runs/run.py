@@ -263,7 +263,7 @@ class Run:
                 found = read_again(self.data, data_dir, offline)
             else:
                 found = read(data, **asdict(self.data.reading))
-            self.loaded = found.with_valid(self.config.valid)
+            self.loaded = found.with_valid(self.config.valid, self.config.calibration)
             self._check_data(self.loaded.record(), data is None)
         return self.loaded
 

@@ -16,8 +16,10 @@ from pvae.config.config import Config
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
 from pvae.core.files import markdown_of
+from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Pixels
+from pvae.data.rules import log_density_beside
 from pvae.data.schema import DataRecord
 from pvae.distributions.joint import Joint
 from pvae.distributions.power_spherical import PowerSpherical
@@ -63,7 +65,7 @@ LAYER_RATE = "rate of "  # and the name of a stochastic layer
 
 
 @torch.no_grad()
-def elbo_terms(vae: VAE, data: Data, num_draws: int = 10) -> dict[str, Tensor]:
+def elbo_terms(vae: VAE, data: Data, num_draws: int = 10, seed: int | None = None) -> dict[str, Tensor]:
     """Return the ELBO of each datum and its parts, from draws of z.
 
         elbo = -distortion - rate,    distortion = -E_q log p(x | z),    rate = KL(q(z | x) || p(z))
@@ -74,13 +76,20 @@ def elbo_terms(vae: VAE, data: Data, num_draws: int = 10) -> dict[str, Tensor]:
         vae: in eval mode.
         data: N data x, or a `Batch` of them with their labels.
         num_draws: of z for each datum.
+        seed: of the draws for each datum, which is then computed alone: its terms do not depend on the others.
 
     Returns:
         Nats, (N,) each: elbo, distortion, rate, cross_entropy and, in closed form, posterior_entropy and
         posterior_mean_loss. With several stochastic layers also rate of z1, rate of z2 and so on.
     """
     batch = Batch.of(data)
-    parts = [_terms(vae.given(part.y), part.x, num_draws) for part in batch.split(data_at_once(vae, batch, num_draws))]
+    size = data_at_once(vae, batch, num_draws)
+    if seed is not None:
+        size = 1
+    parts = []
+    for part in batch.split(size):
+        with seeded(seed, part.x.device):
+            parts.append(_terms(vae.given(part.y), part.x, num_draws))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -289,11 +298,47 @@ def score_images(
     return pandas.DataFrame(columns, index=pandas.Index([*names], name="name", dtype=object))
 
 
+def score_rows(
+    run: Run,
+    x: Tensor,
+    y: Tensor | None,
+    rows: Tensor,
+    names: Sequence[str],
+    split: str,
+    *how: Any,
+) -> tuple[pandas.DataFrame, VAE, Batch, str]:
+    """Return `score_images` of rows of data for a run, in the columns of its file, and what `with_likelihood` returns.
+
+    Args:
+        run: the run.
+        x: data, as for `normalised`, as are `y`, `rows` and `split`.
+        y: their labels.
+        rows: which are scored.
+        names: the name of each of x.
+        split: of the data.
+        how: the number of particles and `on_images` of `score_images`.
+    """
+    vae, batch, kind = with_likelihood(run, x, y, rows, split)
+    scores = score_images(vae, batch, [names[row] for row in rows], *how)
+    if run.data.rules:
+        more = log_density_beside(run.data, x[rows].double()).numpy()
+        scores[["log_p", "elbo"]] = scores[["log_p", "elbo"]].add(more, axis=0)
+        scores["distortion"] -= more
+    return scores, vae, batch, kind
+
+
 def to_text(scores: pandas.DataFrame, beside: Sequence[str] = ()) -> str:
     """Return scores as a table in Markdown, with a text beside each."""
     forms = {"effective": "{:.1f}", "bits_per_dimension": "{:.3f}", "missing": "{}"}
+    forms["p_value"] = "{:.2g}"
     forms |= dict.fromkeys(("elbo", "distortion", "rate"), "{:.2f}")
-    titles = {"effective": "effective sample", "bits_per_dimension": "bits per dimension", "elbo": "ELBO"}
+    titles = {
+        "p_value": "p-value",
+        "odd_by": "odd by",
+        "effective": "effective sample",
+        "bits_per_dimension": "bits per dimension",
+        "elbo": "ELBO",
+    }
     rows = []
     for name, score in zip(scores.index, scores.drop(columns="method").to_dict("records")):
         log_p = f"{score.pop('log_p'):.2f}"
@@ -304,7 +349,7 @@ def to_text(scores: pandas.DataFrame, beside: Sequence[str] = ()) -> str:
             log_p += " (not reliable)"
         score.pop("reason", "")  # which stands beside
         row = {"name": name, "log p(x)": log_p}
-        texts = {key: "" if math.isnan(value) else forms[key].format(value) for key, value in score.items()}
+        texts = {key: "" if value != value else forms.get(key, "{}").format(value) for key, value in score.items()}
         rows.append(row | {titles.get(key, key): text for key, text in texts.items()})
     for row, text in zip(rows, beside):
         row["values, the most surprising first"] = text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +14,13 @@ import pandas
 import torch
 from numpy.typing import NDArray
 from pandas import DataFrame
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    DensityMixin,
+    OutlierMixin,
+    TransformerMixin,
+)
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
@@ -25,7 +32,7 @@ from pvae.core.errors import InputError, check_name
 from pvae.core.options import options_of
 from pvae.core.random_state import seeded
 from pvae.data.column import Column
-from pvae.data.dataset import check_domain
+from pvae.data.dataset import Dataset, check_domain, random_subset
 from pvae.data.read import read
 from pvae.data.reading import Reading
 from pvae.data.rules import completed, log_density_beside, recorded
@@ -34,14 +41,19 @@ from pvae.data.tables import checked, class_codes, read_frame
 from pvae.marginal.log_likelihood import log_likelihood
 from pvae.marginal.log_p import LogP
 from pvae.trained import latent_space
+from pvae.trained.alarm import Sides, conformal_p_values, least_rows
 from pvae.trained.imputation import TRIES, impute
+from pvae.trained.scores import elbo_terms
 from pvae.training.callbacks import Figures, TensorBoard, default_callbacks
 from pvae.training.fit import fit
 from pvae.vae import VAE
 
-__all__ = ["VAEEstimator"]
+__all__ = ["VAEEstimator", "VAEOutlierDetector"]
 
 _LEAST_ROWS = 6  # four to train on, and two to choose the epoch by
+_CALIBRATION = 0.1  # of the training rows, at least
+_REFERENCE = 200  # training rows, at most, that say how odd a row is
+_PARTICLES = 500  # draws of z, by which log p is estimated where it is compared
 
 
 class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator):
@@ -103,6 +115,11 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         Raises:
             InputError: (a ValueError) there are too few rows, or a column or an option cannot be used.
         """
+        self._fit(X)
+        return self
+
+    def _fit(self, X: Any, num_calibration: int = 0) -> Dataset:
+        """Train, and return the data with their splits; a number of rows neither train nor choose anything."""
         frame = self._frame(X, reset=True)
         if len(frame) < _LEAST_ROWS:
             raise InputError(f"n_samples = {len(frame)} is too few: give at least {_LEAST_ROWS} rows")
@@ -118,6 +135,8 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         given = {"latent_dim": self.latent_dim, "epochs": self.epochs, "columns": kinds or None}
         options: dict[str, Any] = {"seed": seed, "compile": "graph", "condition": bool(self.condition)}
         options |= {name: value for name, value in given.items() if value is not None} | more
+        if num_calibration:
+            options["calibration"] = max(_CALIBRATION, num_calibration / data.num_train)
         config = values_config(data, **options)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run" if self.out is None else self.out
@@ -137,7 +156,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
             self.class_values_ = [frame[self.condition][codes == code].iloc[0] for code in range(len(self.classes_))]
         self.is_frame_ = isinstance(X, DataFrame)
         self.dtypes_ = dict((X if self.is_frame_ else frame).rename(columns=str).dtypes)
-        return self
+        return run.dataset()
 
     def transform(self, X: Any) -> NDArray[Any]:
         """Return the code of each row, the mean of q(z | x): (N, L)."""
@@ -163,9 +182,11 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
             X: rows.
             how: the method and its options, as of `pvae.marginal.log_likelihood.log_likelihood`.
         """
-        vae, batch = self.vae_of(), self._batch(X)
+        return self._log_p(self._batch(X), **how)
+
+    def _log_p(self, batch: Batch, **how: Any) -> LogP:
         with seeded(self.config_.seed):
-            found = log_likelihood(vae, batch, **how)
+            found = log_likelihood(self.vae_of(), batch, **how)
         return found._replace(log_p=found.log_p + log_density_beside(self.schema_, batch.x.images.double()))
 
     def score_samples(self, X: Any) -> NDArray[Any]:
@@ -305,6 +326,107 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         tags.input_tags.allow_nan = tags.input_tags.sparse = True
         tags.input_tags.string = tags.input_tags.categorical = True
         return tags
+
+
+class VAEOutlierDetector(OutlierMixin, VAEEstimator):
+    """A VAE that marks odd rows at a rate of false alarms that is known, as scikit-learn's outlier detectors do.
+
+        predict: -1 where p <= alarm,     p = (1 + number of calibration rows at least as odd) / (1 + n)
+
+    A row is odd by log p(x), distortion or rate, too high or too low, as in `pvae.trained.alarm.Sides`. A tenth of the
+    rows of `fit`, and at least 1 / alarm - 1, are held out to calibrate. Of rows like those of `fit`, which `fit` did
+    not see, a share of at most `alarm` is marked in the mean, whatever the VAE is worth. Anomalies among the rows of
+    `fit` are among the calibration rows too, and raise the p-values of rows like them.
+
+    Args:
+        latent_dim: as for `VAEEstimator`, as are the others.
+        alarm: the rate of false alarms.
+        columns: the same.
+        condition: the same.
+        epochs: the same.
+        config: the same.
+        random_state: the same.
+        out: the same.
+        verbose: the same.
+
+    Attributes:
+        sides_: how odd a row is.
+        calibration_: how odd each calibration row is, ascending.
+        offset_: the least score of a row that is not marked.
+
+    Reference:
+        Bates et al., arXiv:2104.08279.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int | None = None,
+        *,
+        alarm: float = 0.1,
+        columns: Mapping[str, str] | None = None,
+        condition: str | None = None,
+        epochs: int | None = None,
+        config: Mapping[str, Any] | None = None,
+        random_state: Any = None,
+        out: str | Path | None = None,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(
+            latent_dim,
+            columns=columns,
+            condition=condition,
+            epochs=epochs,
+            config=config,
+            random_state=random_state,
+            out=out,
+            verbose=verbose,
+        )
+        self.alarm = alarm
+
+    def fit(self, X: Any, y: Any = None) -> VAEOutlierDetector:
+        """Train a VAE of the rows of X, (N, D), but for those that calibrate; y is ignored.
+
+        Raises:
+            InputError: (a ValueError) as of `VAEEstimator`, or `alarm` is not between 0 and 1, or needs more rows.
+        """
+        if not 0 < self.alarm < 1:
+            raise InputError(f"alarm is {self.alarm}: give a rate of false alarms above 0 and below 1")
+        data = self._fit(X, least_rows(self.alarm))
+        rows = random_subset(data.num_train, _REFERENCE, 0)
+        self.sides_ = Sides.of(self._signs(self._of_split(data, "train").rows(rows)))
+        self.calibration_ = np.sort(self.sides_.oddness(self._signs(self._of_split(data, "calibration"))))
+        num_marked = math.floor(self.alarm * (len(self.calibration_) + 1) + 1e-9)
+        self.offset_ = -self.calibration_[-num_marked]
+        return self
+
+    def _of_split(self, data: Dataset, split: str) -> Batch:
+        return Batch(preparation_of(self.config_).x_of(data.splits[split]), data.labels.get(split))
+
+    def _signs(self, batch: Batch) -> NDArray[np.float64]:
+        """Return log p(x), distortion and rate of each row, (N, 3), which do not depend on the other rows."""
+        seed = self.config_.seed
+        terms = elbo_terms(self.vae_of(), batch, seed=seed)
+        distortion = terms["distortion"] - log_density_beside(self.schema_, batch.x.images.double())
+        log_p = self._log_p(batch, num_particles=_PARTICLES, seed=seed).log_p
+        return torch.stack([log_p, distortion, terms["rate"]], 1).double().numpy()
+
+    def score_samples(self, X: Any) -> NDArray[Any]:
+        """Return how little odd each row is, (N,), higher is more usual; it does not depend on the other rows."""
+        signs = self._signs(self._batch(X))
+        return -self.sides_.oddness(signs)
+
+    def decision_function(self, X: Any) -> NDArray[Any]:
+        """Return `score_samples` less `offset_`, (N,): below 0 for the rows that are marked."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> NDArray[np.int64]:
+        """Return -1 for each row that is marked as odd, and 1 for the others, (N,)."""
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def p_values(self, X: Any) -> NDArray[np.float64]:
+        """Return the conformal p-value of each row, (N,), for `pvae.trained.alarm.benjamini_hochberg` too."""
+        scores = self.score_samples(X)
+        return conformal_p_values(self.calibration_, -scores)
 
 
 def _in_units(column: Column, values: NDArray[np.float64]) -> Any:

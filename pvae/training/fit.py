@@ -95,7 +95,7 @@ def fit(
         config = _suited_to(data, vae)
     if data is None:
         data = load_for(config)
-    data = data.with_valid(config.valid)
+    data = data.with_valid(config.valid, config.calibration)
     if vae is None:
         _warn_of_unused(config)
     if vae is not None and config.system in SYSTEMS:

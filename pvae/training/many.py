@@ -83,7 +83,7 @@ def fit_many(
         elbo_of(one)  # refuses what does not go together
     if data is None:
         data = load_for(configs[0])
-    data = read(data, **reading_of(configs[0])).with_valid(configs[0].valid)
+    data = read(data, **reading_of(configs[0])).with_valid(configs[0].valid, configs[0].calibration)
     if data.is_in_parts:
         what = f"{data.name} are read in parts, as iterables, data frames of 100,000 rows and large Parquet files are"
         raise InputError(f"{what}, and many runs need a pvae.Dataset in memory: train one at a time")

@@ -134,6 +134,44 @@ def test_imputed_values_have_the_point_and_the_separator_of_the_file(folder, cap
     assert pandas.read_csv("filled.csv", dtype=str, sep=";")["age"].str.fullmatch(r"-?\d+,\d").all()
 
 
+def test_an_alarm_marks_rows_by_held_out_ones(folder, capsys):
+    options = ["--epochs", "1", "--hidden", "8", "--latent-dim", "2", "--quiet", "--calibration", "0.2"]
+    assert train([*options, "--dataset", "table:unlabelled.csv", "--out", "held-out"]) == 0
+    data = Run.open("held-out").data
+    assert (data.num_train, data.num_valid, data.num_calibration, data.num_test) == (189, 27, 54, 30)
+    split = pandas.read_csv("held-out/split.csv")
+    assert (split["split"].value_counts()[["train", "calibration"]] == [189, 54]).all()
+    assert split["name"].is_unique
+    odd = table(60).drop(columns="batch")
+    odd.loc[odd.index[:3], ["age", "visits"]] = ["4.1", "900"]
+    odd.loc[odd.index[3], "city"] = "Oslo"
+    odd.to_csv("odd.csv", index=False)
+    few = ["--importance-samples", "5", "--out"]
+    assert score(["held-out", "odd.csv", "--alarm", "0.05", *few, "marked"]) == 0
+    assert "54 calibration data" in capsys.readouterr().out
+    marked = pandas.read_csv("marked/scores.csv")
+    assert marked["is_odd"][:4].all()
+    assert (marked["p_value"][:4] == 1 / 55).all()
+    assert (marked["is_odd"] == (marked["p_value"] <= 0.05)).all()
+    assert marked["odd_by"].notna().equals(marked["is_odd"])
+    assert marked["values"][:3].str.contains("visits 900").all()
+    assert score(["held-out", "unlabelled.csv", "--alarm", "0.05", "--fdr", *few, "fdr"]) == 0
+    assert "rows like these" in capsys.readouterr().out
+    rows = np.random.default_rng(0).normal(size=(60, 2))
+    np.savez("all.npz", train=rows, test=rows)
+    assert train([*options[:-2], "--dataset", "array:all.npz", "--out", "all"]) == 0
+    capsys.readouterr()
+    for wrong, why in {
+        ("held-out", "--alarm", "0"): "above 0",
+        ("held-out", "--alarm", "1"): "below 1",
+        ("held-out", "--alarm", "0.01"): "--alarm 0.0182",
+        ("unlabelled", "--alarm", "0.01"): "30 test data",
+        ("held-out", "--fdr"): "--alarm",
+        ("all", "--alarm", "0.1"): "all rows",
+    }.items():
+        assert why in refuse(score, wrong, capsys, folder)
+
+
 def test_scores_have_the_order_of_the_data_and_the_values_of_the_least_likely(folder, capsys):
     assert score(["unlabelled", "unlabelled.csv", "-n", "20", "--importance-samples", "5"]) == 0
     said = capsys.readouterr().out

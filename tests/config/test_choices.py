@@ -207,8 +207,18 @@ def test_the_validation_split_is_a_fixed_share(few_digits):
     assert first.with_valid(0).valid is None
     assert len(few_digits.with_valid(1e-3).valid) == 2
     assert torch.equal(first.test, few_digits.test)
-    with pytest.raises(InputError, match="leaves 1 of"):
-        noise(10, 1, 4, 4).with_valid(0.9)
+    both = few_digits.with_valid(0.1, 0.2)
+    assert {split: len(x) for split, x in both.splits.items()} == {
+        "train": 91,
+        "test": len(few_digits.test),
+        "valid": 13,
+        "calibration": 26,
+    }
+    assert torch.equal(both.valid, first.valid)
+    assert both.with_valid(0.1, 0.2) is both
+    for shares in ((0.9,), (0.0, 0.9), (0.5, 0.5)):
+        with pytest.raises(InputError, match=r"leaves [01] of"):
+            noise(10, 1, 4, 4).with_valid(*shares)
 
 
 @pytest.mark.workflow

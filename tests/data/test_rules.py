@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -306,3 +308,9 @@ def test_a_difference_of_more_digits_than_its_column_keeps_the_density_of_the_co
     values = read_frame(frame, pvae.read(frame).reading)
     assert [str(rule) for rule in values.schema.rules] == ["low <= high"]
     assert not log_density_beside(values.schema, torch.from_numpy(values.x["train"])).any()
+
+
+def test_a_record_with_rules_is_read_before_anything_else_is_imported():
+    """In a new process, where no rule was looked for: each kind has its name as soon as a run can be opened."""
+    code = f"import pvae.runs.run; from pvae.data.rule import Rule; assert len(Rule.members) == {len(Rule.members)}"
+    subprocess.run([sys.executable, "-c", code], check=True)
