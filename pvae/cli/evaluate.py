@@ -177,9 +177,9 @@ def _parser() -> Parser:
     samples = f"draws of z for each datum by importance sampling (default: {default})"
     add("--importance-samples", metavar="S", type=integer(2), help=samples)
     method = (
-        "of log p(x). quadrature: of one or two latents, or a few bits; importance: from q(z | x) and p(z); annealed: "
-        "by chains that lead to p(z | x). auto: the first of these that can be trusted, for each datum; it anneals "
-        "10,000 data of 784 values at most, and fewer larger ones (default: auto, or importance where "
+        "of log p(x). quadrature: of one or two latents, or a sum over few codes; importance: from q(z | x) and "
+        "p(z); annealed: by chains that lead to p(z | x). auto: the first of these to be trusted, for each datum; "
+        "it anneals 10,000 data of 784 values at most, and fewer larger ones (default: auto, or importance where "
         "--importance-samples is given)"
     )
     add("--method", metavar="HOW", choices=["auto", "quadrature", "importance", "annealed"], help=method)

@@ -26,7 +26,7 @@ from pvae.data.dataset import random_subset
 from pvae.evaluation.measures.log_likelihood import pixels_of
 from pvae.evaluation.report import check_density
 from pvae.marginal.log_likelihood import MOST_UNTRUSTED, check_method, log_likelihood
-from pvae.marginal.log_p import METHODS
+from pvae.marginal.log_p import NAMES
 from pvae.runs.metrics import is_out_of_patience
 from pvae.runs.run import Run
 from pvae.trained.codes import LatentReport, given_y
@@ -323,7 +323,7 @@ def over_seeds(comparison: pd.DataFrame, folders: Sequence[Path]) -> pd.DataFram
             **one[["beta", "pixels"]].iloc[0],
             "untrusted": one["untrusted"].max(),
             "elbo_deviation": one["elbo"].std(),
-            "by": ", ".join(method for method in METHODS if one["by"].str.contains(method).any()),
+            "by": ", ".join(method for method in NAMES if one["by"].str.contains(method).any()),
         }
         rows.append(row | _means(one[[*_VALUES]], best[[*_VALUES]]))
     return pd.DataFrame(rows).astype({"run": object})

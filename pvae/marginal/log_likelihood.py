@@ -66,11 +66,12 @@ def log_likelihood(
     bounded, it anneals only as many data as compute 1e11 values, those of the highest k first; `annealed` has no such
     bound. Where an annealed estimate is lower than that of importance sampling by more than 3 errors of the difference,
     draws from p(z) found what the chains did not, and that of importance sampling stays, untrusted. No diagnostic of
-    draws sees a mode of p(z | x) that no draw finds; quadrature finds modes from the peaks of p(x, z) on a grid.
+    draws sees a mode of p(z | x) that no draw finds; quadrature finds all modes that a fine grid shows.
 
     The logarithm of a mean of draws is too low in the mean. A datum is trusted by its own draws, which favours lucky
     ones: those that miss large weights. So the mean over data is too low by more than its error, see `LogP.bias`. Where
-    few data are trusted, as at small K or where q is much too narrow, most are such, and their errors are too small.
+    few data are trusted, as at small K or where q is much too narrow, most are such, and their errors are too small. So
+    take the mean over all data, and never over those that are trusted alone, which is lower.
 
     Args:
         vae: in eval mode.

@@ -15,6 +15,7 @@ from pvae.distributions.joint import sites_of
 from pvae.vae import VAE
 
 METHODS = ("quadrature", "importance", "annealed")  # in the order in which they are tried
+NAMES = (*METHODS, "enumeration")  # of the methods of estimates: in place of quadrature, the exact sum over few codes
 
 
 class LogP(NamedTuple):
@@ -23,7 +24,7 @@ class LogP(NamedTuple):
     Args:
         log_p: nats, float64 (N,).
         stderr: their standard errors from the draws, or the errors of quadrature, (N,).
-        method: the number in `METHODS` of the method of each, int64 (N,).
+        method: the number in `NAMES` of the method of each, int64 (N,).
         is_trusted: whether the diagnostics of this method trust the estimate and its error, (N,).
         effective: the effective sample size of its weights, (N,); NaN of quadrature.
         pareto_k: the shape of the tail of the weights of importance sampling, (N,); NaN where it was not tried.
@@ -40,7 +41,7 @@ class LogP(NamedTuple):
     def of(cls, method: str, log_p: Tensor, stderr: Tensor, is_trusted: Tensor) -> LogP:
         """Return estimates by one method, without what is known of weights only."""
         unknown = torch.full_like(log_p, math.nan)
-        by = torch.full_like(log_p, METHODS.index(method), dtype=torch.int64)
+        by = torch.full_like(log_p, NAMES.index(method), dtype=torch.int64)
         return cls(log_p, stderr, by, is_trusted, unknown, unknown)
 
     @classmethod
@@ -54,7 +55,7 @@ class LogP(NamedTuple):
         where a few weights dominate the sum. The effective sample size is between 1 and K.
 
         Args:
-            method: of `METHODS`.
+            method: of `NAMES`.
             log_sum: log sum_k w_k, (N,).
             log_sum_squares: log sum_k w_k^2, (N,).
             num_weights: K, the number of weights of each datum.
@@ -71,7 +72,7 @@ class LogP(NamedTuple):
 
     @property
     def bias(self) -> float:
-        """What the mean is too low by, to first order: the mean of stderr_n^2 / 2, 0 of quadrature.
+        """What the mean is too low by, to first order: the mean of stderr_n^2 / 2, 0 of quadrature and sums.
 
         It does not fall with N, and is more where estimates are not trusted.
         """
@@ -85,7 +86,7 @@ class LogP(NamedTuple):
     @property
     def counts(self) -> dict[str, int]:
         """The number of data by each method that was taken."""
-        numbers = zip(METHODS, self.method.bincount(minlength=len(METHODS)).tolist())
+        numbers = zip(NAMES, self.method.bincount(minlength=len(NAMES)).tolist())
         return {name: count for name, count in numbers if count}
 
 
