@@ -167,7 +167,7 @@ class CategoricalDisARM(DisARM, name="disarm-categories", help="the same of cate
     def draw(self, q: Any) -> Tensor:
         """Return K draws of q(z | x), (K, B, N C)."""
         bits = _antithetic_bits(_sticks(q).sigmoid().detach(), 2)
-        bits = torch.cat([bits, torch.ones_like(bits[..., :1])], -1)
+        bits = torch.nn.functional.pad(bits, (0, 1), value=1.0)
         return (bits * (bits.cumsum(-1) == 1)).flatten(-2)
 
     def by_logits(self, q: Any, z: Tensor, f: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.fixed import Fixed
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import nn
 
@@ -349,12 +350,21 @@ def test_log_p_x_of_a_few_codes_is_their_sum():
         vae, x = vae_of(size, copies=3, classes=classes)
         found = log_likelihood(vae, x)
         torch.testing.assert_close(found.log_p, exact.enumerated(vae, x).log_p.detach())
-        assert found.counts == {"quadrature": 3}
+        assert found.counts == {"enumeration": 3}
         assert found.mean_stderr == 0
     many, x = vae_of(13)
     assert log_likelihood(many, x).counts == {"importance": 1}
     with pytest.raises(InputError, match="12 bits"):
         log_likelihood(many, x, "quadrature")
+
+
+def test_classes_of_one_value_have_nothing_to_choose():
+    vae, x = vae_of(4)
+    vae.q_z = Fixed(lambda x: OneHotVector(torch.zeros(len(x), 4).double(), 1))
+    vae.p_z = Fixed(lambda: OneHotVector(torch.zeros(4).double(), 1))
+    with pyro.get_param_store().scope():
+        loss = CategoricalDisARM(2).loss_and_terms(vae.model, vae.guide, x).loss
+    torch.testing.assert_close(loss, -vae.log_likelihood(x, torch.ones(1, 4).double()).mean())
 
 
 def test_vimco_has_the_gradient_of_its_bound():
