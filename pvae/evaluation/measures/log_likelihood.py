@@ -36,7 +36,7 @@ class LogLikelihood(Measure):
         seconds: what the time was bounded by; None if it was not.
         elbo: the ELBO of the same pixels.
         estimate: the mean of log p(x) over images; by importance sampling and annealing in the mean a lower bound.
-        method: the methods of `estimate`, each with its number of images, as in `pvae.marginal.log_likelihood.METHODS`.
+        method: the methods of `estimate`, each with its number of images, as in `pvae.marginal.log_p.NAMES`.
         sampling_stderr: the part of its error that comes from the draws of z, or from quadrature; None where quadrature
             does not know the error of a datum.
         bias: what the estimate is too low by, to first order, since each log p(x) is the logarithm of a mean of draws;
@@ -147,6 +147,7 @@ class LogLikelihood(Measure):
             advice = "; ".join(what for name, what in _ADVICE.items() if name in self.method)
             yield f"warning: the log p(x) of {self.untrusted:.1%} of the data is not reliable"
             yield "reliable: the ELBO and its parts"
+            yield "the mean is over all data, since trust by lucky draws would choose those that lie low"
             yield f"what may help: {advice}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,9 @@ class Gaps(Measure):
     search for q* misses is not counted in them.
 
     Args:
-        num_images: number of random images whose log p(x) is trusted, of those that were asked for.
+        num_images: number of random images, without those of which a part is not finite.
+        untrusted: the fraction of them whose log p(x) is not trusted. They are not left out, since those that are
+            trusted by lucky draws lie too low.
         method: the methods of their log p(x).
         log_p: log p(x); like all values below None of fewer than 2 images.
         elbo: L[q].
@@ -51,8 +54,9 @@ class Gaps(Measure):
         needs_all=True,
     )
 
-    num_images: int = said("data", "those of a random subset whose log p(x) is trusted")
+    num_images: int = said("data", "a random subset")
     method: str = said("  log p(x) by")
+    untrusted: float | None = said("  share of untrusted", "data, whose gaps are too small", default=None)
     log_p: Estimate | None = said("  log p(x)", default=None)
     elbo: Estimate | None = said("  L[q]", "their ELBO, from 1,000 draws of z each", default=None)
     approximation: Estimate | None = said(
@@ -87,13 +91,7 @@ class Gaps(Measure):
 
     @classmethod
     def _of(cls, context: Context, batch: Batch, log_p: LogP, places: Tensor) -> Gaps:
-        """Return the gaps of those data whose log p(x) is trusted; their places are among all data, int64 (M,)."""
-        trusted = log_p.is_trusted.nonzero()[:, 0]
-        if len(trusted) < 2:
-            return cls(num_images=len(trusted), method="none: too few are trusted")
-        batch = batch.rows(trusted)
-        log_p = _rows_of(log_p, trusted)
-        places = places[trusted]
+        """Return the gaps of those data where they are finite; their places are among all data, int64 (M,)."""
         best = best_elbo(context.normalised, batch)
         parts = {
             "log_p": log_p.log_p,
@@ -104,13 +102,25 @@ class Gaps(Measure):
             "rest": log_p.log_p - best.flow,
             "amortisation": best.normal - best.own,
         }
-        is_finite = torch.stack([*parts.values()]).isfinite().all(0)
-        if not is_finite.all():
-            return cls._of(context, batch, log_p._replace(is_trusted=is_finite), places)
-        lost, order = (log_p.log_p - best.own).topk(min(_MOST_LOST, len(places)))
-        estimates = {name: Estimate.of(values) for name, values in parts.items()}
-        largest = tuple(zip(places[order].tolist(), lost.tolist()))
-        return cls(num_images=len(places), method=methods_of(log_p), largest=largest, **estimates)
+        rows = torch.stack([*parts.values()]).isfinite().all(0).nonzero()[:, 0]
+        if len(rows) < 2:
+            return cls(num_images=len(rows), method="none: too few are finite")
+        log_p = _rows_of(log_p, rows)
+        lost, order = (parts["log_p"] - parts["elbo"])[rows].topk(min(_MOST_LOST, len(rows)))
+        estimates = {name: Estimate.of(values[rows]) for name, values in parts.items()}
+        largest = tuple(zip(places[rows][order].tolist(), lost.tolist()))
+        return cls(
+            num_images=len(rows),
+            method=methods_of(log_p),
+            untrusted=log_p.untrusted,
+            largest=largest,
+            **estimates,
+        )
+
+    def warnings(self) -> Iterator[str]:
+        """Yield how many data have gaps that are not reliable."""
+        if self.untrusted:
+            yield f"warning: {self.title}: log p(x) of {self.untrusted:.1%} of the data is not reliable, and too low"
 
 
 def _rows_of(log_p: LogP, rows: Tensor) -> LogP:
