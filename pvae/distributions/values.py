@@ -222,13 +222,14 @@ def is_atom(value: Tensor, atom: Tensor, step: Tensor | float = 0.0) -> Tensor:
 class WithAtom(TorchDistribution):
     """Values of which a share is exactly a, the least one, and the others lie above it.
 
-        log_prob(a) = log pi - log u,    log_prob(x) = log (1 - pi) + log p(x - a),    x > a
+        log_prob(a) = log [ (pi + (1 - pi) F(u/2)) / u ],    log_prob(x) = log (1 - pi) + log p(x - a),    x > a
 
-    With u the step of the values this is a density in units of x, as of `InSteps`; where u is 0, the value a has its
-    probability and not a density.
+    F is the cdf of `rest`. With u the step of the values this is a density in units of x, as of `InSteps`, and a sum
+    over the steps of exp(log_prob(x)) u is 1: what lies less than half a step above a was recorded as a. Draws and
+    moments are those before this rounding. Where u is 0, log_prob(a) is log pi, a probability and not a density.
 
     Args:
-        rest: p, of x - a, of event shape () and positive values.
+        rest: p, of x - a, of event shape () and positive values; in steps of u where u is above 0.
         atom: a, which broadcasts over the batch shape.
         logits: log pi / (1 - pi), of the batch shape.
         step: u, which broadcasts over the batch shape.
@@ -260,10 +261,13 @@ class WithAtom(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-density, of the batch shape, in nats; -inf below a."""
         are_atoms = is_atom(value, self.atom, self.step)
-        above = value - self.atom
-        of_rest = self.rest.log_prob(torch.where(are_atoms | (above <= 0), 1.0, above))
-        of_atom = logsigmoid(self.logits) - torch.where(self.step > 0, self.step, 1.0).log()
+        above = (value - self.atom).where(~are_atoms, 0.0)
+        has_step = self.step > 0
+        is_of_rest = torch.where(are_atoms, has_step, ~(above <= 0))  # elsewhere 1, which has a gradient
+        of_rest = self.rest.log_prob(torch.where(is_of_rest, above, 1.0))
         of_others = torch.where(above < 0, -math.inf, logsigmoid(-self.logits) + of_rest)
+        of_atom = logsigmoid(self.logits) - torch.where(has_step, self.step, 1.0).log()
+        of_atom = of_atom.logaddexp(of_others.where(has_step, -math.inf))
         return torch.where(are_atoms, of_atom, of_others).to(of_rest.dtype)
 
     def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008

@@ -48,7 +48,8 @@ const COLUMNS = {
   },
   "zero-inflated"(column, outputs, {logP, ...rest} = COLUMNS.positive(column, outputs)) {
     const {atom, step} = column, logit = column.log_odds + outputs[2], isAtom = (x) => Math.abs(x - atom) <= Math.max(1.2e-7 * Math.abs(atom), step / 2);
-    return {...rest, share: sigmoid(logit), logP: (x) => (isAtom(x) ? -softplus(-logit) - Math.log(step || 1) : logP(x - atom) - softplus(logit))};
+    const logAtom = logSumExp([-softplus(-logit), step ? logP(0) + Math.log(step) - softplus(logit) : -Infinity]); // with what rounds to it, as `WithAtom`
+    return {...rest, share: Math.exp(logAtom), logP: (x) => (isAtom(x) ? logAtom - Math.log(step || 1) : logP(x - atom) - softplus(logit))};
   },
   count({unit, shift, slope, theta}, [l], mean = unit * softplus(slope * l + shift) + 1e-6) {
     const ofPoisson = (x) => x * Math.log(mean) - mean, t = theta, ofGamma = (x) =>
@@ -98,7 +99,7 @@ async function show() {
   }
   // log p of the values in some columns of a row, by importance sampling: half of the draws of z are from p(z), as q given few
   // values may be too narrow, and the weights are p(x, z) / (q / 2 + p / 2); of a flow, whose density is known at its own draws
-  // only, p(x, z) / q. It is trusted where the effective sample size is at least 10.
+  // only, p(x, z) / q. Where the effective sample size is below 10, the page says so; no row is left out.
   function logP(given, row, set = {}, draws = DRAWS) {
     const q = encode(row, columns.map((_, d) => d).filter((d) => !given.includes(d)), set);
     const logs = list(draws, (i) => {
@@ -114,13 +115,16 @@ async function show() {
     const others = rows.map((_, i) => i).filter((i) => i !== row && given.every((d) => has(i, d))).slice(0, MOST_SCORED), known = (drawOdd[given] ||= {});
     const say = (text) => (find("odd").textContent = given.length ? `log p of what is given (${given.length} value${given.length > 1 ? "s" : ""}): ${text}` : "No value is given.");
     say("\u2026");
-    for (let k = 0, start = 0; given.length && k < others.length; k++) {
+    if (!given.length) return;
+    for (let k = 0, start = 0; k < others.length; k++) {
       if (performance.now() - start > 12) (await new Promise((done) => setTimeout(done)), (start = performance.now()));
       if (state.odd !== token) return; // another row, or other columns
       known[others[k]] ||= logP(given, others[k]);
     }
-    const own = logP(given, row, set), beside = others.map((i) => known[i]).filter((one) => one?.isTrusted), odder = beside.filter(({log}) => log < own.log).length;
-    say(own.isTrusted ? `${written(own.log)} \u00b1 ${own.stderr.toFixed(2)} nats; ${odder} of ${beside.length} other rows with these columns are odder.` : `${DRAWS} draws of z are too few to tell.`);
+    const own = logP(given, row, set), beside = others.map((i) => known[i]), odder = beside.filter(({log}) => log < own.log).length;
+    const few = beside.filter(({isTrusted}) => !isTrusted).length, low = [...(own.isTrusted ? [] : ["this row"]), ...(few ? [`${few} others`] : [])];
+    say(`${written(own.log)} \u00b1 ${own.stderr.toFixed(2)} nats; ${odder} of ${beside.length} other rows with these columns are odder.` +
+      (low.length ? ` ${DRAWS} draws of z are too few for ${low.join(" and ")}: log p is probably higher.` : ""));
   }
 
   // Columns of the file that rules rewrite: `by` which, and `d` of the modelled column that has the name of one, or -1

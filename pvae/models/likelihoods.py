@@ -633,7 +633,8 @@ class ZeroInflatedLikelihood(PositiveLikelihood):
         p(x_d = a_d | z) = pi_d,    p(x_d | z) = (1 - pi_d) LogNormal(x_d - a_d; m_d + s_d loc_d, s_d scale_d)
         log pi_d / (1 - pi_d) = logit_d + log of the same odds in the training data
 
-    `WithAtom` says in which unit the first of these is. The decoder returns loc, the scale's output, and logit.
+    `WithAtom` says in which unit the first of these is, and what steps add to it. The decoder returns loc, the scale's
+    output, and logit.
     """
 
     domain = "at least the least value of the training data"

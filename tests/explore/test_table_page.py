@@ -110,13 +110,17 @@ def distributions(p):
                 shares = part.probs[:, i]
                 found[d] = shares if isinstance(part, Categorical) else torch.stack([1 - shares, shares], -1)
             elif isinstance(part, WithAtom):
-                found[d] = torch.cat([part.atom[i] + _quantiles(part.rest, i), part.logits.sigmoid()[:, i, None]], -1)
+                found[d] = torch.cat([part.atom[i] + _quantiles(part.rest, i), _share_of_atom(part)[:, i, None]], -1)
             elif isinstance(part, InSteps) and isinstance(part.base.base, LogNormal):
                 found[d] = _quantiles(part, i)
             else:
                 sd = part.variance[:, i].sqrt()
                 found[d] = torch.stack([part.mean[:, i], torch.where(sd.isfinite(), sd, -1.0)], -1)
     return [found[d] for d in sorted(found)]
+
+
+def _share_of_atom(part):
+    return part.log_prob(part.atom).exp() * part.step.where(part.step > 0, 1.0)
 
 
 def _quantiles(part, i):
