@@ -51,7 +51,7 @@ class NormalMixture(MixtureSameFamily):  # type: ignore[misc]
 
         q(z) = sum_m weight_m Normal(z; loc_m, scale_m^2)
 
-    The log-density of a single mixture at many z is a matrix product, in float64 because its terms cancel:
+    The log-density of a single mixture of more than 8 at many z is a matrix product, in float64 as its terms cancel:
 
         sum_l (z_l - loc_ml)^2 / s_ml  =  sum_l z_l^2 / s_ml - 2 z_l loc_ml / s_ml + loc_ml^2 / s_ml,    s = scale^2
 
@@ -74,12 +74,12 @@ class NormalMixture(MixtureSameFamily):  # type: ignore[misc]
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log q(value), of the broadcast batch shape, in nats."""
         mixture = self._unexpanded or self
-        if mixture.batch_shape:
-            log_prob: Tensor = super().log_prob(value)
-            return log_prob
+        normal: Any = mixture.component_distribution.base_dist
+        shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        if mixture.batch_shape or len(normal.loc) <= _EXACT:
+            return MixtureSameFamily.log_prob(mixture, value).expand(shape)
         if self._validate_args:
             self._validate_sample(value)
-        normal: Any = mixture.component_distribution.base_dist
         z = value.double()
         loc = normal.loc.double()
         scale = normal.scale.double()
@@ -94,7 +94,7 @@ class NormalMixture(MixtureSameFamily):  # type: ignore[misc]
         cancels = precision.amax() * torch.maximum(loc.abs().amax(), z.abs().amax()).square() > 1e8
         log_terms = torch.where(cancels, log_terms.scatter(-1, nearest, exact), log_terms)
         log_density = log_terms.to(value.dtype).logsumexp(-1)
-        return log_density.expand(torch.broadcast_shapes(value.shape[:-1], self.batch_shape))
+        return log_density.expand(shape)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008

@@ -195,15 +195,8 @@ class InSteps(_Wrapped):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-probability of the step of a value, less log u, of the batch shape, in nats."""
-        density = self._log_density(value)
         half = self.step / 2
-        more, less = log_tails(self.base, value - half, value + half)
-        change = -torch.expm1(less - more)  # of F, as a share
-        is_exact = (change > torch.finfo(change.dtype).eps ** (1 / 3)) & (self.step > 0)
-        # Each branch is given harmless values where the other one is taken, so that no gradient is NaN.
-        mass = torch.where(is_exact, more, 0.0) + torch.where(is_exact, change, 1.0).log()
-        mass = mass - torch.where(self.step > 0, self.step, 1.0).log()
-        return torch.where(is_exact, mass.to(density.dtype), density)
+        return log_of_step(self._log_density(value), self.base, value - half, value + half, self.step)
 
     def _log_density(self, value: Tensor) -> Tensor:
         """Return log p(value) of `base`, -inf outside its support, where there may be a step but no gradient."""
@@ -211,6 +204,25 @@ class InSteps(_Wrapped):
         is_inside = support.check(value)
         density = self.base.log_prob(torch.where(is_inside, value, 1.0))
         return torch.where(is_inside, density, torch.where(value.isnan(), math.nan, -math.inf))
+
+
+def log_of_step(density: Tensor, p: Any, low: Tensor, high: Tensor, step: Tensor) -> Tensor:
+    """Return log [(F(high) - F(low)) / u], F the cdf of `p`; or a log-density where u is 0, or the difference cancels.
+
+    Args:
+        density: in units of u.
+        p: a distribution that `log_tails` takes.
+        low: the lower end of the step of each value.
+        high: its upper end.
+        step: u, which broadcasts.
+    """
+    more, less = log_tails(p, low, high)
+    change = -torch.expm1(less - more)  # of F, as a share
+    is_exact = (change > torch.finfo(change.dtype).eps ** (1 / 3)) & (step > 0)
+    # Each branch is given harmless values where the other one is taken, so that no gradient is NaN.
+    mass = torch.where(is_exact, more, 0.0) + torch.where(is_exact, change, 1.0).log()
+    mass = mass - torch.where(step > 0, step, 1.0).log()
+    return torch.where(is_exact, mass.to(density.dtype), density)
 
 
 def is_atom(value: Tensor, atom: Tensor, step: Tensor | float = 0.0) -> Tensor:

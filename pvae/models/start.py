@@ -40,6 +40,7 @@ _DRAWS = 64  # of z for each validation datum
 _FACTORS, _MANY = (1, 2, 4, 8, 16), 100  # numbers of factors that are tried, and features beyond which one is
 SIZES = (2, 4, 8, 16)  # of mixtures
 WIDEST = 2000  # values of a datum, beyond which models would take minutes to fit
+_OVERSAMPLED = 10  # directions that the randomised SVD of scikit-learn finds beside those asked for
 _NOISE_OF_COMPONENTS = 0.05  # of principal components, as a share of the variance of a feature
 _LEAST_NOISE = 1e-5  # of a real value, as the same share
 _LEAST_NOISE_OF_CODES = 0.05  # of the features of other kinds
@@ -163,7 +164,11 @@ def linear_models(features: Array, held_out: Array, latent_dim: int, least_noise
     root = np.r_[root, -root]  # few rows with the mean and the covariance of all
     sizes = sorted({min(most, size) for size in _FACTORS} | {most}) if width <= _MANY else [most]
     tolerance = _TOLERANCE / 100 * len(root)
-    fits = [FactorAnalysis(size, tol=tolerance, max_iter=300, random_state=0).fit(root) for size in sizes]
+    methods = ["lapack" if width <= size + _OVERSAMPLED else "randomized" for size in sizes]  # where it is the same
+    fits = [
+        FactorAnalysis(size, tol=tolerance, max_iter=300, svd_method=method, random_state=0).fit(root)
+        for size, method in zip(sizes, methods)
+    ]
     best = max(fits, key=lambda one: one.score((held_out - mean) / spread))
     name = f"factor analysis with {best.n_components} factor{'s' * (best.n_components > 1)}"
     noise = np.maximum(best.noise_variance_ * spread**2, least_noise)
@@ -200,6 +205,7 @@ class _Parts:
         self.train = train
         self.features = _array(features_seen(self.q_z, self.train))
         self.places = dict(self._places())
+        self.decoders = dict[str, tuple[Tensor, ...]]()  # by the names of linear models: codes, weight and bias
         is_real = np.isin(np.arange(self.features.shape[1]), [*self.places])
         self.least_noise = np.where(is_real, _LEAST_NOISE, _LEAST_NOISE_OF_CODES) * _spread(self.features) ** 2
         self.least_noise[self.features.std(0) == 0] = 1.0  # a constant says nothing of the scale
@@ -335,11 +341,16 @@ def _set_linear(parts: _Parts, model: Linear, has_codes: bool = False) -> str:
     twice = 2 if getattr(parts.q_z, "log_variance", False) else 1
     scales = slice(parts.latent_dim, parts.latent_dim + size)
     encoder.bias[scales] = _tensor(twice * np.log(variance) / 2, encoder.bias)
-    z = parts.vae.posterior(parts.train).sample()
-    if len(parts.places) < parts.features.shape[1]:
-        alone = p_x.outputs_for(parts.train, torch.ones(len(z), 1, dtype=torch.float64, device=z.device)).flatten()
-        _fit_decoder(p_x, decoder, z, parts.train, alone)
-        decoder.bias.add_(alone)
+    if model.name not in parts.decoders:  # for both priors
+        z = parts.vae.posterior(parts.train).sample()
+        if len(parts.places) < parts.features.shape[1]:
+            alone = p_x.outputs_for(parts.train, torch.ones(len(z), 1, dtype=torch.float64, device=z.device)).flatten()
+            _fit_decoder(p_x, decoder, z, parts.train, alone)
+            decoder.bias.add_(alone)
+        parts.decoders[model.name] = z, decoder.weight.clone(), decoder.bias.clone()
+    z, *fitted = parts.decoders[model.name]
+    for one, value in zip((decoder.weight, decoder.bias), fitted):
+        one.copy_(value)
     for feature, (loc, log_scale, fixed) in parts.places.items():
         decoder.weight[[loc, log_scale]] = 0.0
         decoder.weight[loc, :size] = _tensor(weight[feature], decoder.weight)

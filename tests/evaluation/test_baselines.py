@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import multivariate_normal
+from scipy.stats import multivariate_normal, norm
 from sklearn.mixture import GaussianMixture
 
 from pvae.config.build import build_vae
@@ -14,7 +14,7 @@ from pvae.config.config import Config
 from pvae.data.column import Column
 from pvae.data.dataset import Dataset
 from pvae.evaluation.context import Context
-from pvae.evaluation.measures.baselines import compare_with, simple_models
+from pvae.evaluation.measures.baselines import SimpleModel, compare_with, simple_models
 from pvae.evaluation.measures.samples import SampleQuality
 from pvae.evaluation.report import evaluate, to_text, what_was_learned
 from pvae.models.features import fit_to
@@ -76,6 +76,55 @@ def test_ties_have_no_infinite_density():
     _, models = models_of(table(x))
     assert all(one.log_p.mean() < math.log(10) for one in models.values())  # of the steps 1 and 0.1
     assert (models["mixture"].log_p < math.log(10) + 0.5).all()
+
+
+def test_no_model_of_values_in_steps_sums_to_more_than_1():
+    rng = np.random.default_rng(0)
+    factor = rng.normal(size=(600, 1))
+    tables = {
+        "readings": np.round(2 + 0.03 * rng.normal(size=(600, 2)), 1),
+        "a factor": np.round(factor + 0.4 * rng.normal(size=(600, 2)), 1),
+        "coarse": np.round(factor + 0.4 * rng.normal(size=(600, 2))),
+        "above 0": np.maximum(np.round(np.exp(factor + 0.3 * rng.normal(size=(600, 2))), 1), 0.1),
+        "two kinds": np.round(np.where(rng.random((600, 1)) < 0.5, -3, 3) + 0.2 * rng.normal(size=(600, 2)), 1),
+    }
+    for name, x in tables.items():
+        data = table(torch.from_numpy(x))
+        vae = build_vae(values_config(data), data.datum_shape)
+        fit_to(vae, data.train)
+        step = 1.0 if name == "coarse" else 0.1
+        low, high = math.floor(x.min() - 5), math.ceil(x.max() + 5)
+        if name == "above 0":
+            low, high = step, 2 * high
+        grid = torch.arange(round(low / step), round(high / step) + 1).double() * step
+        models = simple_models(vae, data.train, data.valid, torch.cartesian_prod(grid, grid))
+        totals = [one.log_p.exp().sum().item() * step**2 for one in models]
+        assert len(totals) == 2
+        assert all(0.95 < one <= 1 + 1e-9 for one in totals), (name, totals)
+
+
+def test_what_made_the_rows_loses_to_no_simple_model():
+    # By two standard errors: of 20 tables, more than 4 lose by chance with a probability of at most 1e-3.
+    losses = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        x = torch.from_numpy(np.round(20.02 + np.arange(4) + 0.03 * rng.normal(size=(600, 4)), 1))
+        data = table(x)
+        vae = build_vae(values_config(data), data.datum_shape)
+        fit_to(vae, data.train)
+        y = data.test.numpy() - 20.02 - np.arange(4)
+        exact = np.log((norm.cdf((y + 0.05) / 0.03) - norm.cdf((y - 0.05) / 0.03)) / 0.1).sum(1)
+        models = simple_models(vae, data.train, data.valid, data.test)
+        losses += "describes these data better" in compare_with(models, torch.from_numpy(exact)).verdict
+    assert losses <= 4
+
+
+def test_a_verdict_that_a_few_rows_decide_has_no_error():
+    rng = np.random.default_rng(0)
+    log_p = torch.zeros(1000, dtype=torch.float64)
+    for gain, is_stated in ((rng.normal(size=1000), True), (rng.standard_t(2, size=1000), False)):
+        verdict = compare_with([SimpleModel("linear", "a Normal", log_p, log_p)], torch.from_numpy(gain)).verdict
+        assert ("+-" in verdict) == is_stated
 
 
 def test_columns_of_other_kinds_have_a_mixture_of_products():
