@@ -396,7 +396,7 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
     from pvae.trained.given import given_data
     from pvae.trained.imputation import ENOUGH, TRIES, impute
 
-    if not run.config.missing:
+    if not run.config.missing and not run.data.limits:
         raise InputError(f"{run.name} was trained without --missing: train again with it to fill in missing values")
     number = arguments.draws or 0
     given = given_data(run, arguments.impute, label=arguments.label)
@@ -427,6 +427,10 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
     else:
         write(out, {"names": given.names, **values})
     print_line(f"{files}: {num_missing:,} missing values of {len(given.names):,} rows, {how}")
+    said = "whether a value is missing is taken not to depend on the value"
+    if run.data.limits:
+        said += "; values that are known only to be below a limit are filled in below it"
+    print_line(said)
     _say_outside(given, "imputation")
     if untrusted := int((~found.is_trusted).sum()):
         few = f"an effective sample size below {ENOUGH:.0f}, or a heavy tail"

@@ -89,7 +89,8 @@ def values_config(data: Any, **options: Any) -> Config:
     tenth of the rest, is zero-inflated; whole
     numbers from 0 on are counts, if their mean is below 500, or 5 where none is 0, and their variance at least 0.85 of
     it, since a negative binomial has no less than its mean; values above 0 whose logarithms are closer to a Normal are
-    positive; all other columns are real. The likelihood is "columns" if the kinds differ, if they are categories,
+    positive; all other columns are real. One with a limit is
+    positive or real. The likelihood is "columns" if the kinds differ, if they are categories,
     positive or zero-inflated, or if `columns` is given.
 
     Args:
@@ -105,7 +106,7 @@ def values_config(data: Any, **options: Any) -> Config:
     chosen = dict[str, Any]()
     if "=" in options.get("columns", ""):  # of single columns, which are now those of all
         options = {name: value for name, value in options.items() if name != "columns"} | {"likelihood": "columns"}
-    needs_columns = len({*kinds}) > 1 or names & {"categorical", "ordinal", "positive", "zero-inflated"}
+    needs_columns = len({*kinds}) > 1 or data.limits or names & {"categorical", "ordinal", "positive", "zero-inflated"}
     likelihood = options.get("likelihood", "columns" if needs_columns or options.get("columns") else None)
     if likelihood == "columns":
         chosen |= {"likelihood": "columns", "columns": columns_text(kinds)}
@@ -170,9 +171,9 @@ def _kind(column: Column, values: Tensor) -> ColumnKind:
     """Return the kind of a column of a table."""
     if column.categories:
         return ColumnKind.members[column.kind or "categorical"](len(column.categories))
-    if column.kind or column.unit:
-        return ColumnKind.members[column.kind or "real"]()
-    return ColumnKind.of(values)
+    if column.kind in ColumnKind.members or column.unit:
+        return ColumnKind.members[column.kind or "real"](limit=column.limit)
+    return ColumnKind.of(values, column.limit)
 
 
 def _channels(height: int, width: int) -> tuple[int, ...]:

@@ -218,6 +218,12 @@ def _of_data(c: Any, data: Any, has_own_vae: bool) -> Iterator[str]:
     texts = [column.name for column in data.columns if column.categories]
     if texts and "columns" not in arguments_of(c.likelihood_class) and not has_own_vae:
         yield f"column {texts[0]} of {data.name} holds texts: give --likelihood columns, or leave it out"
+    limits = [kind.limit for kind in c.column_kinds if kind.limit is not None]
+    if limits != data.limits and not has_own_vae:
+        yield (
+            f"values of {data.name} are known only to be below {data.limits[0]:g}, as --likelihood columns takes them: "
+            "leave --likelihood out, and list the limits in --columns, as positive<L"
+        )
     constant = "" if has_own_vae else _constant(c, data)
     if constant:
         yield (

@@ -18,7 +18,8 @@ class Column:
         name: its name.
         categories: the texts whose codes 0, 1, ... are the values of x, of an ordinal column in their order; () for
             numbers and dates.
-        kind: "real", "count", "binary", "categorical" or "ordinal", if `--columns` names one for it; or "".
+        kind: "real", "count", "binary", "categorical" or "ordinal", if `--columns` names one for it; or ""; or "below",
+            if its missing fields are those below its limit.
         decimals: digits behind the point of its numbers, 0 if they are whole; None if that is not known.
         least: the least value in the file.
         greatest: the greatest value in the file.
@@ -31,6 +32,8 @@ class Column:
             digit; of dates those of times of the day, in days, such as of whole minutes; or 0.
         least_decimals: the fewest digits behind the point of a number in the file, up to which zeros at the end are not
             written; None if all have `decimals`.
+        limit: L, below which values are known only to be below it; or None. `origin` is then 0.
+        limit_text: how a field below L is written, such as "<0.5".
     """
 
     name: str
@@ -46,6 +49,8 @@ class Column:
     point: str = "."
     step: float = 0.0
     least_decimals: int | None = None
+    limit: float | None = None
+    limit_text: str = ""
 
     @property
     def spacing(self) -> float:
@@ -81,12 +86,28 @@ class Column:
         parts = ("days", "%d"), ("hours", "%H"), ("minutes", "%M"), ("seconds", "%S"), ("microseconds", "%f")
         return timedelta(**{[name for name, code in parts if code in self.date_format or code == "%d"][-1]: 1})
 
+    @property
+    def below(self) -> float:
+        """The value of x of a field below the limit."""
+        limit = self.limit or 0.0
+        return limit - (abs(limit) / 2 or 1.0)
+
+    def is_below(self, value: float) -> bool:
+        """Return whether a value lies below the limit."""
+        return self.limit is not None and value < self.limit
+
     def rounded(self, value: float) -> float:
-        """Return a value that was drawn or computed as one of the file: in its steps and decimals.
+        """Return a value that was drawn or computed as one of the file: in its steps and decimals, or `below`.
 
         A whole number, or one of a column with a `step`, is kept in the range of the file; and a number of a column of
         which none is below 0, or none is 0, is not below 0 either, or not 0.
         """
+        value = self._in_steps(value)
+        if self.is_below(value):
+            return self.below
+        return value
+
+    def _in_steps(self, value: float) -> float:
         if math.isnan(value):
             return value
         if self.date_format:
@@ -108,7 +129,7 @@ class Column:
             value = min(value, 1 - self.origin)
         return round(self.origin + value, self.decimals) - self.origin
 
-    def text(self, value: float, is_given: bool = False) -> str:
+    def text(self, value: float, is_given: bool = False, is_filled: bool = False) -> str:
         """Return a value as the file has it: the text of a category, a date, or a number with the file's decimals.
 
         Whole numbers and dates that were drawn or computed are rounded, whole numbers are clamped into the range of the
@@ -117,13 +138,18 @@ class Column:
         Args:
             value: a value of x; NaN becomes "".
             is_given: the value is from a file, and keeps all of its digits.
+            is_filled: the value is imputed; it is a number below the limit, too.
         """
         if math.isnan(value):
             return ""
         if self.categories:
             return self.categories[min(max(round(value), 0), len(self.categories) - 1)]
+        if is_filled and self.is_below(value):
+            return f"{value:.6g}".replace(".", self.point) + self.suffix
         if not is_given:
             value = self.rounded(value)
+        if self.is_below(value):
+            return self.limit_text
         number = self.origin + value
         if self.date_format:
             unit = self._date_unit

@@ -184,7 +184,8 @@ class OtherData(NamedTuple):
             folders in a folder; [] if there are none.
         fields: of a table.
         outside: rows of a table that cannot be rows of the recorded one, by their numbers, and why.
-        recorded: the values of a table in the columns of the file, NaN where they are empty.
+        recorded: the values of a table in the columns of the file, NaN where they are empty or below
+            a limit.
     """
 
     names: Sequence[str]

@@ -116,8 +116,11 @@ def recorded(schema: Schema, x: Tensor, is_filled: bool = False) -> Tensor:
     """
     if not schema.rules:
         return x
-    rounded = [[column.rounded(value) for value in x[:, place].tolist()] for place, column in enumerate(schema.columns)]
-    values: Values = _named(np.array(rounded).T, schema.columns)
+    rounded = x.double().numpy().copy()
+    for place, column in enumerate(schema.columns):
+        if not (is_filled and column.limit is not None):  # which is filled in with numbers below it
+            rounded[:, place] = [column.rounded(value) for value in rounded[:, place].tolist()]
+    values: Values = _named(rounded, schema.columns)
     if is_filled:
         given = {one.indicator: np.zeros(len(x)) for one in schema.rules if isinstance(one, Empty)}
         values = {name: given.get(name, x) for name, x in values.items()}
@@ -130,13 +133,15 @@ def completed(schema: Schema, given: Tensor, x: Tensor, tries: Sequence[Tensor])
     Args:
         schema: of the table.
         given: rows (N, D) in the columns of the file; NaN is empty, and stays so in a row without such a try.
-        x: their values that are left, NaN where one is missing.
+        x: their values that are left, NaN where one is missing; those below a limit are filled in too.
         tries: as x, but filled in.
     """
     found, left = given.clone(), torch.arange(len(given))
     slack = torch.from_numpy(_slack(schema))
+    limits = torch.from_numpy(np.array([column.limit for column in schema.columns], float))  # NaN for None
+    is_open = x.isnan() | (x < limits)
     for one in tries:
-        filled = recorded(schema, torch.where(x.isnan(), one.double(), x)[left], is_filled=True)
+        filled = recorded(schema, torch.where(is_open, one.double(), x)[left], is_filled=True)
         known = given[left]
         agrees = (known.isnan() | ((filled - known).abs() <= slack + 1e-14 * known.abs())).all(1)
         found[left[agrees]] = torch.where(known.isnan(), filled, known)[agrees]

@@ -76,6 +76,11 @@ class Schema:
         return self.recorded or self.columns
 
     @property
+    def limits(self) -> list[float]:
+        """The limits of the columns of x that have one."""
+        return [column.limit for column in self.columns if column.limit is not None]
+
+    @property
     def schema(self) -> dict[str, Any]:
         """The fields of a schema alone, by their names."""
         return {one.name: getattr(self, one.name) for one in fields(Schema)}
@@ -155,7 +160,8 @@ class Values(NamedTuple):
         schema: what they mean, and how they were read.
         fields: of a table.
         outside: rows of a table for a run that cannot be rows of its table, by their numbers, and why.
-        recorded: values of a table before its rules rewrite them, (N, D), of the columns of the file.
+        recorded: values of a table before its rules rewrite them, (N, D), of the columns of the file; NaN of what is
+            known only to be below a limit.
     """
 
     x: dict[str, NDArray[Any]]

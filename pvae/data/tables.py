@@ -33,7 +33,7 @@ from pvae.data.column import EPOCH, Column
 from pvae.data.reading import Reading
 from pvae.data.rules import modelled, without_rules
 from pvae.data.schema import EMPTY, UNKNOWN, Constant, Fields, Schema, Values, names_of
-from pvae.models.columns import column_kinds, named_kinds
+from pvae.models.columns import ColumnKind, column_kinds, named_kinds
 from pvae.models.features import steps_of
 
 _MOST_TEXTS = 100  # of a category, unless --columns names its kind, or there are as many rows for each as
@@ -51,6 +51,7 @@ _NUMBERS = {  # by the decimal point, how numbers are written, and the marks bet
         "[. '\u00a0\u202f]",
     ),
 }
+_LIMITED = ("", "below", *ColumnKind.names_where("may_have_limit"))
 _FEW_TEXTS = 5  # that say how dates are written
 _DATES = (  # formats that pandas does not guess
     "%m/%d/%y", "%d/%m/%y", "%d.%m.%y", "%d-%b-%y", "%b-%y", "%m/%d/%Y %I:%M %p", "%m/%d/%Y %I:%M:%S %p",
@@ -69,12 +70,14 @@ def read_table(file: Path, reading: Reading, known: Schema | None = None, keeps_
     The values of a column are its numbers, or the days of its dates, less `Column.origin`; or the codes of its texts,
     of which zip codes are some. NaN is a missing value. Columns in which all rows are equal (`constants`), identifiers,
     and texts of which each row has its own are left out, unless `reading.columns` names a kind for them. So are rows
-    whose fields are all empty, unless `keeps_empty` is true: they are then among those that are outside.
+    whose fields are all empty, unless empty fields of a column lie below its limit, or `keeps_empty` is true: they are
+    then among those that are outside.
 
     Raises:
         InputError: the file cannot be read, or holds no rows; a column is absent or has too many texts, or a field is
             not of its column's kind; or the table is not that of the run.
     """
+    keeps_empty = keeps_empty or "=below:" in reading.columns
     return _values_of(_read_fields(file, _columns_of(known), keeps_empty), file, reading, known)
 
 
@@ -170,10 +173,11 @@ def frame_values(frame: DataFrame, schema: Schema, name: str) -> tuple[NDArray[n
             found[:, place] = np.append(values, np.nan)[codes]
     rows = [f"row {row}" for row in range(len(frame))]
     _check_constants(schema, frame.set_axis(rows), missing, outside)
+    found, is_low = _below_limits(schema.file_columns, found)
     left = modelled(schema, found, rows, outside)
     if outside:
         raise InputError("{}, {}: {}".format(name, *next(iter(outside.items()))))
-    return left, found
+    return left, np.where(is_low, np.nan, found)
 
 
 def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | None = None) -> Values:
@@ -210,21 +214,25 @@ def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | Non
         raise InputError(f"{file}: no column of values is left: {_said(reasons) or 'add some'}")
     wrong: dict[str, str] = {}
     parts = [_values(file, column, given[column.name], numbers[column.name], wrong) for column in columns]
-    x = of_file = np.stack(parts, 1)
+    x, is_low = _below_limits(columns, np.stack(parts, 1))
+    of_file = np.where(is_low, np.nan, x)
     found: dict[str, Any] = {"columns": columns}
     if known is not None:
-        wrong |= dict.fromkeys(frame.index[(frame == "").all(axis=1)], EMPTY)
+        wrong |= dict.fromkeys(frame.index[(frame == "").all(axis=1) & ~is_low.any(1)], EMPTY)
         _check_constants(known, texts, missing, wrong)
         x = modelled(known, x, frame.index, wrong)
         found = {"columns": known.columns, "rules": known.rules, "recorded": known.recorded}
     elif wrong:
         raise InputError("{}, {}: {}".format(file, *next(iter(wrong.items()))))
     elif reading.rules != "none" and not column_kinds(reading.columns):
-        x, found = without_rules(x, columns, [*levels], reading.rules)
+        limited = [column.name for column in columns if column.limit is not None]
+        x, found = without_rules(x, columns, [*levels, *limited], reading.rules)
     used = Counter(text for text in texts.to_numpy()[given.isna().to_numpy()] if text)
     units = {column.name: column.unit for column in columns if column.unit and known is None}
+    below = {one.name: f"{one.limit_text} in {count:,} rows" for one, count in zip(columns, is_low.sum(0)) if count}
     note = joined(
         note,
+        f"known only to be below a limit: {_said(below)}" * bool(below),
         f"left out: {_said(reasons)}" * bool(reasons),
         f"counted from an origin: {_said(units)}" * bool(units),
         f"missing, beside empty fields: {_said({text: f'{n:,}' for text, n in used.items()})}" * bool(used),
@@ -317,11 +325,12 @@ def _new_columns(
         _, reasons = _new_columns(file, "", given, numbers, fields)
     stay = [name for name in given if name not in reasons]
     if len(in_order) == len(stay):
-        kinds = {name: (one.name, tuple(map(str, range(one.num_categories)))) for name, one in zip(stay, in_order)}
+        kinds = {name: (one.name, one.levels) for name, one in zip(stay, in_order)}
     columns = list[Column]()
     for name in stay:
         kind, levels = kinds.get(name, ("", fields.levels.get(name, ())))
-        new = _new_column(given[name], numbers[name], fields.points[name], kind, levels)
+        described = given[name], numbers[name], fields.points[name], kind, levels
+        new = _limited_column(*described) or _new_column(*described)
         if isinstance(new, str):
             reasons[name] = new
         elif len(new.categories) > max(_MOST_TEXTS, given[name].count() / _ROWS_OF_TEXT) and not kind:
@@ -413,6 +422,65 @@ def _new_column(given: Series, numbers: Series, point: str, kind: str, levels: S
     )
 
 
+def _limits(given: Series, point: str) -> Series:
+    """Return the limits in texts such as "<0.5", NaN for other texts."""
+    return _numbers(given.fillna("").str.extract(r"^<\s*(?P<limit>.+)$"), {"limit": point})["limit"]
+
+
+def _limited_column(given: Series, numbers: Series, point: str, kind: str, levels: Sequence[str]) -> Column | None:
+    """Return a column of which some values are known only to be below a limit; None if there is no limit.
+
+    `--columns` names the limit, as `levels`, or texts such as "<0.5" do. Where there are no such texts, what is missing
+    lies below it.
+
+    Args:
+        given: as for `_new_column`.
+        numbers: likewise.
+        point: likewise.
+        kind: likewise.
+        levels: the limit, if `--columns` names it.
+
+    Raises:
+        InputError: a value or another limit contradicts the limit, or the column is one of texts.
+    """
+    limits = _limits(given, point)
+    others, below = given[limits.isna()].dropna(), limits.dropna()
+    named = levels if kind else ()
+    if kind not in _LIMITED or (below.empty and not named):
+        return None
+    name, x, some = str(given.name), numbers.dropna(), listed([*given[below.index].unique()])
+    if named and x.empty:
+        raise InputError(f"{name} holds no numbers, and can have no limit: name another kind in --columns")
+    if x.empty or 2 * (len(x) + len(below)) < given.count():
+        if kind or others.empty or others.str.contains(r"\d").any():  # as "<18" beside "18-30"
+            return None
+        how = f"correct it, or give --columns {shlex.quote(f'{name}=categorical')}"
+        raise InputError(f"{name} is {some} in some rows, and {shown(others.iloc[0])} in others: {how}")
+    limit, least = float([*named, below.min()][0]), float(x.min())
+    if below.max() > limit:
+        how = f"give --columns {shlex.quote(f'{name}=below:{below.max():.15g}')}, by which all values below it count so"
+        raise InputError(f"{name} has several limits ({some}): {how}")
+    if least < limit and below.nunique() < 2:
+        raise InputError(f"{name} has the value {least:g} below its limit {limit:g}: give a smaller limit")
+    column: Any = _new_column(others, numbers, point, "positive", ())
+    text = f"<{limit:.15g}".replace(".", point) + column.suffix
+    step = column.spacing
+    return replace(
+        column,
+        kind="below" if below.empty else kind.replace("below", ""),
+        least=least - step * (math.floor((least - limit) / step + 1e-6) + 1),  # the first value below the limit
+        limit=limit,
+        limit_text=next(iter(given[limits == limit]), text),
+    )
+
+
+def _below_limits(columns: Sequence[Column], x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return values (N, D) of which those below the limit of their column are `Column.below`, and which are."""
+    is_low = x < np.array([column.limit for column in columns], float)  # NaN for None
+    is_low |= np.isnan(x) & [column.kind == "below" for column in columns]
+    return np.where(is_low, [column.below for column in columns], x), is_low
+
+
 def _origin(name: str, least: float, greatest: float) -> tuple[float, str]:
     """Return the origin from which numbers are counted, and the unit: of times, and of numbers far from 0; or 0, ""."""
     for low, high, unit, per_day, at_epoch in _CLOCKS if re.search(_TIME, name) else ():
@@ -435,6 +503,8 @@ def _values(file: Path, column: Column, given: Series, numbers: Series, outside:
         wanted = f"a date, such as {column.text(0.0)}"
     else:
         values = numbers - column.origin
+        if column.limit is not None:
+            values = values.mask(_limits(given, column.point) <= column.limit, column.below)
         wanted = "a number, or missing: --missing-values names other texts"
         for row, text in given[numbers.abs() >= 2**53].items():
             if text.lstrip("+-").isdecimal() and int(float(text)) != int(text):
@@ -676,8 +746,10 @@ def table_text(
     """
     frame = DataFrame({**fields}, index=None if isinstance(fields, DataFrame) else range(len(values)))
     for place, column in enumerate(columns):
-        texts = np.array([column.text(value) for value in values[:, place].tolist()], dtype=object)
-        is_new = True if is_missing is None else is_missing[:, place].numpy()
+        is_new: Any = True
+        if is_missing is not None:
+            is_new = is_missing[:, place].numpy()
+        texts = np.array([column.text(one, is_filled=is_new is not True) for one in values[:, place].tolist()], object)
         frame[column.name] = np.where(is_new, texts, frame.get(column.name, ""))
     sep = sep or (";" if any(column.point == "," for column in columns) else ",")
     return frame.to_csv(index=False, sep=sep, lineterminator="\n")

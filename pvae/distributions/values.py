@@ -12,15 +12,17 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
-from torch.special import log_ndtr
+from torch.special import log_ndtr, ndtri
 
 __all__ = [
+    "Censored",
     "Columns",
     "InFloat64",
     "InSteps",
     "Observed",
     "WithAtom",
     "is_atom",
+    "is_below",
     "log_tail_of_t",
     "log_tails",
     "ordered_logits",
@@ -225,6 +227,90 @@ def log_of_step(density: Tensor, p: Any, low: Tensor, high: Tensor, step: Tensor
     return torch.where(is_exact, mass.to(density.dtype), density)
 
 
+def is_below(value: Tensor, limit: float) -> Tensor:
+    """Return whether values lie below a limit, by more than float32 loses of it."""
+    return value.double() < limit - abs(limit) * torch.finfo(torch.float32).eps
+
+
+_LEAST_BOUND = -35.0  # standard deviations, below which the cdf of a Normal is nearly 0 in float64
+
+
+class Censored(_Wrapped):
+    """Values in steps of which those below a limit L are known only to be below it, as below a detection limit.
+
+        log_prob(x) = log F(h) - log u,    x < L;    that of `InSteps`,    x >= L
+        h = the first multiple of u from L on, less u/2;    L if u is 0
+
+    F is the cdf of `base`. So a sum over the steps from L on of exp(log_prob(x)) u, and the same of one x below L, is
+    1. Where u is 0, an x below L has its probability, and not a density.
+
+    Draws and means are those of `base`, or where `are_below` is true, those of the part of it below h:
+
+        E[X | X < h] = m - s phi(a) / Phi(a),                  a = (h - m) / s,        X ~ Normal(m, s^2)
+        E[X | X < h] = exp(m + s^2/2) Phi(a - s) / Phi(a),     a = (log h - m) / s,    log X ~ Normal(m, s^2)
+
+    Args:
+        base: a Normal or a log-Normal in steps, as `InFloat64`.
+        limit: L, above 0 of a log-Normal.
+        are_below: which values are known to lie below L; None if that is not known.
+
+    Reference:
+        Tobin, "Estimation of relationships for limited dependent variables", Econometrica 26, 1958 (the likelihood);
+        the mean mu of `scipy.stats.truncnorm` in SciPy's manual, at A = -inf.
+    """
+
+    base: InSteps
+
+    def __init__(self, base: InSteps, limit: float, are_below: Tensor | None = None) -> None:
+        super().__init__(base)
+        self.limit = limit
+        self.are_below = are_below
+        p: Any = base.base
+        self.p = p.base
+        self.is_log = isinstance(self.p, dist.LogNormal)
+        self.unit = torch.where(base.step > 0, base.step, 1.0)
+        first = (limit / self.unit - 0.01).ceil() * self.unit  # u is rounded to float32
+        end = torch.where(base.step > 0, first - self.unit / 2, limit)
+        if self.is_log:
+            end = end.log()
+        self.bound = (end - self.p.loc) / self.p.scale  # a
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Censored:
+        """Return the same distribution over a larger batch shape."""
+        return Censored(self.base.expand(batch_shape), self.limit, self.are_below)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density, of the batch shape, in nats; of all values below L the same."""
+        are_below = is_below(value, self.limit)
+        above = self.base.log_prob(torch.where(are_below, self.limit, value))
+        below = log_ndtr(self.bound) - self.unit.log()
+        return torch.where(are_below, below.to(above.dtype), above)
+
+    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+        """Return draws, which have no gradient."""
+        draws = self.base.sample(sample_shape)
+        if self.are_below is None:
+            return draws
+        bound = self.bound.expand_as(draws)
+        share = log_ndtr(bound.clamp(min=_LEAST_BOUND)).exp() * (1 - torch.rand_like(bound))  # above 0; ndtr cancels
+        below = self.p.loc + self.p.scale * torch.minimum(ndtri(share), bound)
+        if self.is_log:
+            below = below.exp()
+        return torch.where(self.are_below, below, draws)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean."""
+        mean, bound, scale = self.base.mean, self.bound, self.p.scale
+        if self.are_below is None:
+            return mean
+        if self.is_log:
+            below = mean * (log_ndtr(bound - scale) - log_ndtr(bound)).exp()
+        else:
+            below = mean - scale * (-bound.square() / 2 - log_ndtr(bound)).exp() / math.sqrt(2 * math.pi)
+        return torch.where(self.are_below, below, mean)
+
+
 def is_atom(value: Tensor, atom: Tensor, step: Tensor | float = 0.0) -> Tensor:
     """Return whether values are the least one, a: at most half a step from it, or what float32 loses of a."""
     lost = atom.abs() * torch.finfo(torch.float32).eps
@@ -350,6 +436,17 @@ class Columns(TorchDistribution):
         """Return the same distribution over a larger batch shape."""
         parts = [part.expand(Size((*batch_shape, size))) for part, size in zip(self.parts, self._sizes)]
         return Columns(parts, self.order)
+
+    def given(self, value: Tensor) -> tuple[Columns, Tensor]:
+        """Return the distribution given which of some values (..., D) are below a limit, and which are that or NaN."""
+        value = value[..., self.order]
+        parts, are_below = [], []
+        for part, x in zip(self.parts, value.split(self._sizes, -1)):
+            are_below.append(is_below(x, getattr(part, "limit", -math.inf)))
+            if isinstance(part, Censored):
+                part = Censored(part.base, part.limit, are_below[-1])
+            parts.append(part)
+        return Columns(parts, self.order), self._in_order(torch.cat(are_below, -1) | value.isnan())
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-probability of the values (..., D) that are observed, of the batch shape, in nats."""

@@ -99,6 +99,8 @@ def _check_table(run: Run) -> None:
     elif not config.likelihood_class.is_on_table_page:
         computed = ", ".join(Likelihood.names_where("is_on_table_page"))
         reason = f"{likelihood}, and the page of a table computes {computed}: train with one of these"
+    elif run.data.limits:
+        reason = "values that are known only to be below a limit, which the page of a table does not show"
     elif count > _MOST_COLUMNS:
         reason = f"{count} columns, and the page shows at most {_MOST_COLUMNS}: leave some out with --ignore"
     if reason:

@@ -62,6 +62,7 @@ class ColumnKind(Family):
 
     Args:
         num_categories: K of "categorical:K" and "ordinal:K", whose codes are 0 to K - 1; 0 of the others.
+        limit: L of "positive<L" and "real<L", below which values are known only to be below it; or None.
 
     Attributes:
         likelihood: p(x | z) of such columns.
@@ -70,12 +71,14 @@ class ColumnKind(Family):
         is_log: an encoder sees the logarithm of it, or of its distance from the least value.
         has_atom: an encoder sees too whether it is the least value.
         has_categories: its values are codes of K categories.
+        may_have_limit: it may have a `limit`.
 
     >>> str(ColumnKind.members["categorical"](5))
     'categorical:5'
     """
 
     num_categories: int = 0
+    limit: float | None = None
 
     likelihood: ClassVar[type[Likelihood]]
     is_standardized: ClassVar[bool] = True
@@ -83,12 +86,22 @@ class ColumnKind(Family):
     is_log: ClassVar[bool] = False
     has_atom: ClassVar[bool] = False
     has_categories: ClassVar[bool] = False
+    may_have_limit: ClassVar[bool] = False
 
     def __str__(self) -> str:
         """Return the kind as `--columns` names it."""
         if self.has_categories:
             return f"{self.name}:{self.num_categories}"
+        if self.limit is not None:
+            return f"{self.name}<{self.limit!r}"
         return self.name
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The codes of its categories as texts, or its limit."""
+        if self.limit is not None:
+            return (repr(self.limit),)
+        return tuple(map(str, range(self.num_categories)))
 
     @property
     def num_outputs(self) -> int:
@@ -111,17 +124,24 @@ class ColumnKind(Family):
         return False
 
     @staticmethod
-    def of(x: Tensor) -> ColumnKind:
-        """Return the first kind that fits numbers (N,); NaN is left out."""
+    def of(x: Tensor, limit: float | None = None) -> ColumnKind:
+        """Return the first kind that fits numbers (N,), of which NaN is left out, and what is below a limit."""
         numbers = x[~x.isnan()].double()
-        return next(kind() for kind in ColumnKind.members.values() if kind.fits(numbers))
+        kinds = ColumnKind.members
+        if limit is not None:
+            numbers = torch.cat([numbers[numbers >= limit], numbers.new_tensor([limit])])
+            kinds = {name: kinds[name] for name in ColumnKind.names_where("may_have_limit")}
+        return next(kind(limit=limit) for kind in kinds.values() if kind.fits(numbers))
 
     def part(self, num_columns: int, scale: float) -> Likelihood:
         """Return the likelihood of that number of such columns; its decoder is not used."""
         arguments: dict[str, Any] = {}
         if issubclass(self.likelihood, ScaledLikelihood):
             arguments = {"scale": scale}
-        return self.likelihood(nn.Identity(), (num_columns,), **arguments)
+        part: Any = self.likelihood(nn.Identity(), (num_columns,), **arguments)
+        if self.limit is not None:
+            part.units.limit = self.limit
+        return part
 
 
 class BinaryColumn(ColumnKind, name="binary"):
@@ -186,6 +206,7 @@ class PositiveColumn(ColumnKind, name="positive"):
 
     likelihood = PositiveLikelihood
     is_log = True
+    may_have_limit = True
 
     @classmethod
     def fits(cls, x: Tensor) -> bool:
@@ -197,6 +218,7 @@ class RealColumn(ColumnKind, name="real"):
     """Any other numbers."""
 
     likelihood = DiagonalNormalLikelihood
+    may_have_limit = True
 
     @classmethod
     def fits(cls, x: Tensor) -> bool:
@@ -237,11 +259,6 @@ class OrdinalColumn(CategoricalColumn, name="ordinal"):
         return 1
 
 
-def _kind(name: str, num_categories: int = 0) -> ColumnKind:
-    kind: ColumnKind = ColumnKind.members[name](num_categories)
-    return kind
-
-
 def column_kinds(text: str) -> tuple[ColumnKind, ...]:
     """Return the kind of each column that the text of `--columns` lists; () if it names single columns.
 
@@ -253,16 +270,21 @@ def column_kinds(text: str) -> tuple[ColumnKind, ...]:
         return ()
     for item in filter(None, text.split(",")):
         kind, _, times = item.partition("*")
+        kind, _, limit = kind.partition("<")
         name, _, number = kind.partition(":")
-        kinds += [_kind(name, int(number or 0))] * int(times or 1)
+        values = {"num_categories": int(number or 0), "limit": float(limit) if limit else None}
+        kinds += [ColumnKind.members[name](**values)] * int(times or 1)
     return tuple(kinds)
 
 
 def named_kinds(text: str) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Return the kind and the categories, () if they are not given, of each column that `--columns NAME=KIND` names.
 
-    >>> named_kinds("age=real,size=ordinal:small<large,room=ordinal:3")
-    {'age': ('real', ()), 'size': ('ordinal', ('small', 'large')), 'room': ('ordinal', ('0', '1', '2'))}
+    Of the kind "below" the limit stands in place of the categories.
+
+    >>> named_kinds("age=real,size=ordinal:small<large,room=ordinal:3,lead=below:5")
+    {'age': ('real', ()), 'size': ('ordinal', ('small', 'large')), 'room': ('ordinal', ('0', '1', '2')),
+    'lead': ('below', ('5',))}
     """
     kinds: dict[str, tuple[str, tuple[str, ...]]] = {}
     if "=" not in text:
@@ -271,7 +293,7 @@ def named_kinds(text: str) -> dict[str, tuple[str, tuple[str, ...]]]:
         name, _, kind = item.partition("=")
         kind, _, levels = kind.partition(":")
         categories = levels.split("<")
-        if levels.isdecimal():
+        if levels.isdecimal() and kind != "below":
             categories = [str(code) for code in range(int(levels))]
         kinds[name.strip()] = kind, tuple(level.strip() for level in categories if level)
     return kinds
@@ -293,17 +315,24 @@ def columns_text(kinds: Iterable[ColumnKind]) -> str:
 
 
 _NUMBERS = "|".join(name for name, kind in ColumnKind.members.items() if not kind.has_categories)
-_LISTED = rf"({_NUMBERS}|categorical:[1-9]\d{{0,4}}|ordinal:([2-9]|[1-9]\d{{1,2}}))(\*[1-9]\d{{0,4}})?"
-_NAMED = rf"[^,=\n]+=({_NUMBERS}|(categorical|ordinal)(:[1-9]\d{{0,2}})?|ordinal:[^,<\n]+(<[^,<\n]+)+)"
+_NUMBER = r"\d+(\.\d+)?(e[-+]?\d+)?"
+_LIMITED = rf"positive<(?=[\d.]*[1-9]){_NUMBER}|real<-?{_NUMBER}"
+_LISTED = rf"({_NUMBERS}|{_LIMITED}|categorical:[1-9]\d{{0,4}}|ordinal:([2-9]|[1-9]\d{{1,2}}))(\*[1-9]\d{{0,4}})?"
+_NAMED = (
+    rf"[^,=\n]+=({_NUMBERS}|below:-?{_NUMBER}|(categorical|ordinal)(:[1-9]\d{{0,2}})?|ordinal:[^,<\n]+(<[^,<\n]+)+)"
+)
+_NUMBER_KINDS = _NUMBERS.replace("|", ", ")
 ColumnsText = Annotated[
     str,
     Option(
         help="the kind of single columns of a table, as in income=real,room=categorical,size=ordinal:small<medium<"
-        f"large; or of each column of a row, in order: {_NUMBERS.replace('|', ', ')}, categorical:K or ordinal:K, of "
-        "codes 0 to K - 1; *N repeats one, as in real*10,count,categorical:5",
+        "large; lead=below:0.5 says that its empty fields are values below 0.5; or of each column of a row, in order: "
+        f"{_NUMBER_KINDS}, categorical:K or ordinal:K, of codes 0 to K - 1; *N repeats one, as in real*10,count,"
+        "categorical:5; of values below 0.5, positive<0.5 and real<0.5 say only that they are",
         pattern=rf"({_LISTED}(,{_LISTED})*|{_NAMED}(,{_NAMED})*)?",
-        described=f"a comma-separated list of {_NUMBERS.replace('|', ', ')}, categorical:K and ordinal:K, each perhaps "
-        "with *N to repeat it; or of NAME=KIND, such as age=real,size=ordinal:small<medium<large",
+        described=f"a comma-separated list of {_NUMBER_KINDS}, categorical:K and ordinal:K, each perhaps with *N to "
+        "repeat it, and real and positive with a limit, as real<0.5; or of NAME=KIND, such as age=real,"
+        "size=ordinal:small<medium<large,lead=below:0.5",
         needs="dataset=table:FILE",
     ),
 ]

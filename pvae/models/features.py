@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pvae.distributions.values import is_atom
+from pvae.distributions.values import is_atom, is_below
 
 __all__ = [
     "CountUnits",
@@ -182,15 +182,22 @@ class RealUnits(Standardize):
 
     Attributes:
         step: u of `steps_of`; 0 before the fit.
+        limit: L, below which values are known only to be below it, as in `Censored`; their codes have no steps, and
+            those of the others are multiples of u. Or None.
     """
 
     unfitted: ClassVar[Mapping[str, float]] = MappingProxyType({**Standardize.unfitted, "step": 0.0})
+    limit: float | None = None
     step: Tensor
 
     def fit_to(self, data: Tensor) -> None:
         """Store mean, standard deviation and steps of the training data, (N, *datum_shape)."""
         super().fit_to(data)
-        self.step.copy_(steps_of(self._own(data)))
+        own = self._own(data)
+        if self.limit is not None:
+            seen = torch.where(is_below(own, self.limit), math.nan, own)
+            own = torch.cat([seen, torch.zeros_like(own[:1])])
+        self.step.copy_(steps_of(own))
 
 
 class LogUnits(RealUnits):

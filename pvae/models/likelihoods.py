@@ -25,7 +25,7 @@ from pvae.distributions.pixels import (
     PseudoBernoulli,
     eight_bit_level,
 )
-from pvae.distributions.values import InFloat64, InSteps, Observed, WithAtom, ordered_logits
+from pvae.distributions.values import Censored, InFloat64, InSteps, Observed, WithAtom, ordered_logits
 from pvae.models.features import CountUnits, LogUnits, RealUnits, Standardize, Units, WithMask
 
 __all__ = [
@@ -523,8 +523,11 @@ class RealLikelihood(ScaledLikelihood):
         return RealUnits(self.datum_shape)
 
     def _in_steps(self, p: TorchDistribution, output: Tensor) -> TorchDistribution:
-        """Return a distribution of float64 parameters in the steps of x."""
-        return InSteps(InFloat64(p, output.dtype), self.units.step.double())
+        """Return a distribution of float64 parameters in the steps of x, and `Censored` if these have a limit."""
+        found = InSteps(InFloat64(p, output.dtype), self.units.step.double())
+        if self.units.limit is None:
+            return found
+        return Censored(found, self.units.limit)
 
     def table_kind(self, place: int) -> dict[str, Any]:
         """Return the kind, units of the training data, the scale, and the step."""
@@ -571,7 +574,9 @@ class DiagonalNormalLikelihood(
         return torch.cat([mean, variance.log() / 2 - self.log_scale.double()], 1)
 
     def normal_values(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return the values in units of the training data, and log |dy/dx|."""
+        """Return the values in units of the training data, and log |dy/dx|; None if they have a limit."""
+        if self.units.limit is not None:
+            return None
         y = (self._of_normal(x) - self.units.loc) / self.units.scale
         return y.flatten(1), (self._log_slope(x) - self.units.scale.log()).flatten(1)
 

@@ -35,7 +35,8 @@ class GivenData(NamedTuple):
         labels: the name of the class of each datum, "" where it is not known; empty if the data have no classes.
         fields: of a table that was given as a file.
         outside: rows that cannot be rows of the run's table, by their numbers, and why; or that are empty.
-        recorded: the values of a table that was given as a file in its columns, NaN where they are empty.
+        recorded: the values of a table that was given as a file in its columns, NaN where they are empty or below
+            a limit.
     """
 
     names: Sequence[str]

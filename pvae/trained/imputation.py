@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,7 +58,8 @@ def impute(vae: VAE, data: Data, num_particles: int = 200, num_draws: int = 0) -
         r(z) = 0.9 q(z | x observed) + 0.1 p(z)
 
     The standard deviation is that of a draw from p(x | z_k) for each z_k, by the same weights. Of a category its
-    probabilities are averaged, and the most likely one is taken. The draws from p(z), a tenth of all,
+    probabilities are averaged, and the most likely one is taken. What is known only to be below a limit is filled in
+    too, from p(x | z_k) below the limit, as `Censored` says. The draws from p(z), a tenth of all,
     bound the weights where q(z | x observed) is too narrow. A datum whose effective sample size is small gets more
     draws, up to 12,800. A mode that neither q nor the draws from p(z) find is not seen by the errors.
 
@@ -95,7 +96,6 @@ def _imputed(vae: VAE, batch: Batch, num_particles: int, num_draws: int) -> Impu
         z, log_q = mixture.draw(0, num_particles)
         log_w = mixture.log_weights(given.log_likelihood(x, z), z, log_q)
         weight = log_w.softmax(0)
-        is_missing = x.isnan()
         is_impossible = weight.isnan().any(0)
         if is_impossible.any():
             place = sum(len(done[0]) for done in parts) + int(is_impossible.nonzero()[0])
@@ -105,8 +105,9 @@ def _imputed(vae: VAE, batch: Batch, num_particles: int, num_draws: int) -> Impu
         draws = x.new_empty(0, *x.shape)
         if num_draws:
             chosen = weight.T.multinomial(num_draws, replacement=True).T  # (M, B)
-            draws = given.likelihood(z.gather(0, chosen[..., None].expand(*chosen.shape, z.shape[-1]))).sample()
-        p_x = given.likelihood(z)
+            chosen_z = z.gather(0, chosen[..., None].expand(*chosen.shape, z.shape[-1]))
+            draws = _likelihood(given, chosen_z, x)[0].sample()
+        p_x, is_missing = _likelihood(given, z, x)
         means = p_x.mean
         if isinstance(p_x, Columns):
             means = p_x.features
@@ -123,3 +124,11 @@ def _imputed(vae: VAE, batch: Batch, num_particles: int, num_draws: int) -> Impu
         drawn = x.where(~is_missing, draws).transpose(0, 1)
         parts.append((filled, std.where(is_missing, 0), error.where(is_missing, 0), effective, k, drawn))
     return Imputed(*map(torch.cat, zip(*parts)))
+
+
+def _likelihood(given: VAE, z: Tensor, x: Tensor) -> tuple[Any, Tensor]:
+    """Return p(x | z), of columns given which values of x lie below a limit, and which values are filled in."""
+    p_x = given.likelihood(z)
+    if isinstance(p_x, Columns):
+        return p_x.given(x)
+    return p_x, x.isnan()

@@ -381,6 +381,7 @@ def _given_kinds(columns: Sequence[Column]) -> str:
     """Return the text of `--columns` that names the given kinds and levels; "" if a list of kinds says as much."""
     given = [column for column in columns if column.kind]
     are_codes = all(column.categories == tuple(map(str, range(len(column.categories)))) for column in given)
+    are_codes = are_codes and all(column.kind != "below" for column in given)
     if are_codes or any({*column.name} & {*",=\n"} for column in given):
         return ""
     texts = []
@@ -388,6 +389,8 @@ def _given_kinds(columns: Sequence[Column]) -> str:
         text = f"{column.name}={column.kind}"
         if column.kind == "ordinal":
             text += ":" + "<".join(column.categories)
+        if column.kind == "below":
+            text += f":{column.limit!r}"
         texts.append(text)
     return ",".join(texts)
 

@@ -225,7 +225,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         return self._table(x, y)
 
     def impute(self, X: Any) -> Any:
-        """Return X with E[x missing | x observed] for what is missing; of a category the most likely one.
+        """Return X with E[x missing | x observed] for what is missing or below a limit; of a category the likeliest.
 
         The index and the columns are those of X, and so are those that `fit` left out.
         """
@@ -233,10 +233,11 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         with seeded(self.config_.seed):
             found = impute(vae, batch, num_draws=TRIES)
         tries = [found.filled, *found.draws.unbind(1)]
-        filled = self._frame_of(completed(self.schema_, of_file, batch.x.images.double(), tries), batch.y)
+        filled = self._frame_of(completed(self.schema_, of_file, batch.x.images.double(), tries), batch.y, True)
         is_frame = isinstance(X, DataFrame)
         frame = X.rename(columns=str) if is_frame else self._frame(X)
         is_missing = frame.isna() | (frame == "")
+        is_missing[[column.name for column in self.schema_.file_columns]] |= of_file.isnan().numpy()
         known = [name for name in filled if name in is_missing]
         for name in filled[known].columns[is_missing[known].any()]:
             new = filled[name].set_axis(frame.index)
@@ -293,11 +294,11 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         frame = self._frame_of(recorded(self.schema_, x.double()), y)
         return frame if self.is_frame_ else frame.to_numpy()
 
-    def _frame_of(self, x: Tensor, y: Tensor | None) -> DataFrame:
+    def _frame_of(self, x: Tensor, y: Tensor | None, is_filled: bool = False) -> DataFrame:
         """Return values (N, D) of the columns of the file, with their classes, as a frame with the types of X."""
         found = dict[str, Any]()
         for column, values in zip(self.schema_.file_columns, x.numpy().T):
-            found[column.name] = _in_units(column, values)
+            found[column.name] = _in_units(column, values, is_filled)
         if y is not None and self.condition:
             found[self.condition] = [self.class_values_[code] for code in y.tolist()]
         for one in self.schema_.constants:
@@ -429,10 +430,13 @@ class VAEOutlierDetector(OutlierMixin, VAEEstimator):
         return conformal_p_values(self.calibration_, -scores)
 
 
-def _in_units(column: Column, values: NDArray[np.float64]) -> Any:
-    """Return values of x as the column has them: numbers, texts of categories, or texts of dates."""
+def _in_units(column: Column, values: NDArray[np.float64], is_filled: bool) -> Any:
+    """Return values of x as the column has them: numbers, texts of categories, or of dates, or of what is below L."""
     if column.categories or column.date_format:
         return [column.text(value) or None for value in values.tolist()]
+    if column.limit is not None and not is_filled:
+        low = np.nan if column.kind == "below" else column.limit_text
+        return pandas.Series(values, dtype=object).mask(values < column.limit, low)
     return values + column.origin
 
 
