@@ -282,9 +282,8 @@ def named_kinds(text: str) -> dict[str, tuple[str, tuple[str, ...]]]:
 
     Of the kind "below" the limit stands in place of the categories.
 
-    >>> named_kinds("age=real,size=ordinal:small<large,room=ordinal:3,lead=below:5")
-    {'age': ('real', ()), 'size': ('ordinal', ('small', 'large')), 'room': ('ordinal', ('0', '1', '2')),
-    'lead': ('below', ('5',))}
+    >>> named_kinds("size=ordinal:small<large,room=ordinal:3,lead=below:5")
+    {'size': ('ordinal', ('small', 'large')), 'room': ('ordinal', ('0', '1', '2')), 'lead': ('below', ('5',))}
     """
     kinds: dict[str, tuple[str, tuple[str, ...]]] = {}
     if "=" not in text:

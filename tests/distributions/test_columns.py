@@ -72,8 +72,8 @@ class Atom:
         self.mean = atom + (1 - share) * rest.mean
 
     def log_prob(self, x):
-        of_rest = (1 - self.share).log() + self.rest.log_prob(torch.where(x > self.atom, x - self.atom, 1.0))
-        return torch.where(x > self.atom, of_rest, (self.share / self.step).log())
+        of_rest = (1 - self.share).log() + self.rest.log_prob((x - self.atom).clamp(min=0))
+        return torch.where(x > self.atom, of_rest, (self.share / self.step).log().logaddexp(of_rest))
 
 
 def loc_and_scale(part, number, output, other, values):
