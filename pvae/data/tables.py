@@ -104,8 +104,10 @@ def read_frame(frame: DataFrame, reading: Reading, name: str = "the table", know
     if known is not None:
         _check_names(Path(name), frame, known)
         rows = [f"row-{row}" for row in range(len(frame))]
-        x, of_file = frame_values(frame, known, name)
-        return Values({"train": x}, {}, {"train": rows}, known, recorded=of_file)
+        wrong: dict[str, str] = {}
+        x, of_file = frame_values(frame, known, name, wrong)
+        outside = {row: wrong[f"row {row}"] for row in range(len(frame)) if f"row {row}" in wrong}
+        return Values({"train": x}, {}, {"train": rows}, known, outside=outside, recorded=of_file)
     texts = frame.convert_dtypes().apply(field_texts).astype(object)
     texts = texts.set_axis([f"row {row}" for row in range(len(frame))])
     points, _ = _points(texts, ",", ())
@@ -142,8 +144,16 @@ def class_codes(frame: DataFrame, label: str, classes: Sequence[str], name: str)
     return torch.from_numpy(codes.to_numpy(np.int64, copy=True))
 
 
-def frame_values(frame: DataFrame, schema: Schema, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def frame_values(
+    frame: DataFrame, schema: Schema, name: str, outside: dict[str, str] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the values (N, D) of the columns of a schema, and of a data frame; of texts each one is read once.
+
+    Args:
+        frame: the data frame.
+        schema: of the table.
+        name: what messages name it.
+        outside: rows that cannot be rows of the table are added, with why; by default they are refused.
 
     Raises:
         InputError: a column is absent, or a field is not of its column's kind.
@@ -152,7 +162,7 @@ def frame_values(frame: DataFrame, schema: Schema, name: str) -> tuple[NDArray[n
     if absent := [column.name for column in schema.file_columns if column.name not in frame]:
         raise InputError(f"{name} has no column {listed(absent)}")
     found = np.empty((len(frame), len(schema.file_columns)))
-    outside: dict[str, str] = {}
+    wrong: dict[str, str] = {}
     coded = pandas.to_numeric(Series([*missing]), errors="coerce").dropna().to_numpy()
     for place, column in enumerate(schema.file_columns):
         fields = frame[column.name]
@@ -169,14 +179,20 @@ def frame_values(frame: DataFrame, schema: Schema, name: str) -> tuple[NDArray[n
             texts = field_texts(fields[is_first]).set_axis([f"row {row}" for row in np.flatnonzero(is_first)])
             given = _given(texts, missing.difference(column.categories))
             numbers = _numbers(given.to_frame(column.name), {column.name: column.point})[column.name]
-            values = _values(Path(name), column, given.rename(column.name), numbers, outside)
+            said: dict[str, str] = {}
+            values = _values(Path(name), column, given.rename(column.name), numbers, said)
             found[:, place] = np.append(values, np.nan)[codes]
+            for first, why in said.items():
+                same = np.flatnonzero(codes == codes[int(first.removeprefix("row "))])
+                wrong = dict.fromkeys([f"row {row}" for row in same], why) | wrong
     rows = [f"row {row}" for row in range(len(frame))]
-    _check_constants(schema, frame.set_axis(rows), missing, outside)
+    _check_constants(schema, frame.set_axis(rows), missing, wrong)
     found, is_low = _below_limits(schema.file_columns, found)
-    left = modelled(schema, found, rows, outside)
-    if outside:
-        raise InputError("{}, {}: {}".format(name, *next(iter(outside.items()))))
+    left = modelled(schema, found, rows, wrong)
+    if outside is not None:
+        outside.update(wrong)
+    elif wrong:
+        raise InputError("{}, {}: {}".format(name, *next(iter(wrong.items()))))
     return left, np.where(is_low, np.nan, found)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from pvae.core.errors import InputError, check_name
 from pvae.core.options import options_of
 from pvae.core.random_state import seeded
 from pvae.data.column import Column
-from pvae.data.dataset import Dataset, check_domain, random_subset
+from pvae.data.dataset import Dataset, domain_faults, random_subset
 from pvae.data.read import read
 from pvae.data.reading import Reading
 from pvae.data.rules import completed, log_density_beside, recorded
@@ -192,13 +192,27 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
     def score_samples(self, X: Any) -> NDArray[Any]:
         """Return log p(x) of each row, (N,) nats, which does not depend on the other rows.
 
-        It is that of `log_likelihood` with the same draws for each row and without annealing.
+        It is that of `log_likelihood` with the same draws for each row and without annealing, and -inf of a row that
+        breaks a rule, or has a text or a value that its column cannot have.
         """
-        return self.log_likelihood(X, seed=self.config_.seed).log_p.numpy()
+        return self._of_each(X, lambda batch: self._log_p(batch, seed=self.config_.seed).log_p.numpy())
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Return the mean of log p(x) over the rows, in nats; y is ignored."""
-        return float(self.score_samples(X).mean())
+        """Return the mean of log p(x) over the rows, in nats; y is ignored.
+
+        Raises:
+            InputError: (a ValueError) a row cannot be one of the table.
+        """
+        return float(self._log_p(self._batch(X), seed=self.config_.seed).log_p.mean())
+
+    def _of_each(self, X: Any, score: Callable[[Batch], NDArray[Any]]) -> NDArray[Any]:
+        """Return the score of each row, -inf of one that cannot be a row of the table."""
+        batch, _, outside = self._given(X)
+        found = np.full(len(batch), -math.inf)
+        inside = [row for row in range(len(batch)) if row not in outside]
+        if inside:
+            found[inside] = score(batch.rows(torch.tensor(inside)))
+        return found
 
     def sample(self, n_samples: int = 1, condition: Any = None) -> Any:
         """Return rows that are drawn from p(x), in the columns of X, as whole and as decimal as these are.
@@ -229,7 +243,8 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
 
         The index and the columns are those of X, and so are those that `fit` left out.
         """
-        vae, (batch, of_file) = self.vae_of(), self._given(X)
+        vae, batch = self.vae_of(), self._batch(X)
+        _, of_file, _ = self._given(X)
         with seeded(self.config_.seed):
             found = impute(vae, batch, num_draws=TRIES)
         tries = [found.filled, *found.draws.unbind(1)]
@@ -276,18 +291,24 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         return checked(frame, "X")
 
     def _batch(self, X: Any) -> Batch:
-        """Return rows as the VAE takes them."""
-        return self._given(X)[0]
+        """Return rows as the VAE takes them, of which each can be a row of the table."""
+        batch, _, outside = self._given(X)
+        for row, why in outside.items():
+            raise InputError(f"X, row {row}: {why}")
+        return batch
 
-    def _given(self, X: Any) -> tuple[Batch, Tensor]:
-        """Return rows as the VAE takes them, and in the columns of the file."""
+    def _given(self, X: Any) -> tuple[Batch, Tensor, dict[int, str]]:
+        """Return rows as the VAE takes them, in the columns of the file, and those that cannot be, and why."""
         vae, frame = self.vae_of(), self._frame(X)
         values = read_frame(frame, self.schema_.reading, "X", self.schema_)
         pixels = preparation_of(self.config_).x_of(torch.from_numpy(values.x["train"]))
-        check_domain(getattr(vae.p_x, "check", None), pixels.images, "X", values.names["train"], self.schema_.columns)
+        outside = dict(values.outside)
+        check = getattr(vae.p_x, "check", None)
+        for row, where, fault in domain_faults(check, pixels.images, self.schema_.columns):
+            outside.setdefault(row, f"{where} {fault}")
         y = class_codes(frame, self.condition, self.classes_, "X") if self.condition else None
         assert values.recorded is not None  # of a known table
-        return Batch(pixels, y), torch.from_numpy(values.recorded)
+        return Batch(pixels, y), torch.from_numpy(values.recorded), outside
 
     def _table(self, x: Tensor, y: Tensor | None = None) -> Any:
         """Return values (N, D) with their classes as a frame, if X was one in `fit`, or as an array."""
@@ -413,8 +434,7 @@ class VAEOutlierDetector(OutlierMixin, VAEEstimator):
 
     def score_samples(self, X: Any) -> NDArray[Any]:
         """Return how little odd each row is, (N,), higher is more usual; it does not depend on the other rows."""
-        signs = self._signs(self._batch(X))
-        return -self.sides_.oddness(signs)
+        return self._of_each(X, lambda batch: -self.sides_.oddness(self._signs(batch)))
 
     def decision_function(self, X: Any) -> NDArray[Any]:
         """Return `score_samples` less `offset_`, (N,): below 0 for the rows that are marked."""

@@ -144,6 +144,19 @@ def test_columns_in_another_order_are_put_right_and_others_are_refused(fitted):
         fitted.inverse_transform(np.zeros((3, 5)))
 
 
+def test_a_row_that_cannot_be_in_the_table_scores_minus_infinity(fitted):
+    frame = table().astype({"size": str, "items": float})
+    scores = fitted.score_samples(frame)
+    frame.loc[[3, 40], "size"] = "huge"
+    frame.loc[7, "items"] = 1.5
+    frame.loc[9, "price"] = -1.0
+    found = fitted.score_samples(frame)
+    assert np.flatnonzero(np.isneginf(found)).tolist() == [3, 7, 9, 40]
+    assert np.allclose(found[np.isfinite(found)], np.delete(scores, [3, 7, 9, 40]), atol=1e-3)
+    with pytest.raises(InputError, match="huge"):
+        fitted.score(frame)
+
+
 @pytest.mark.parametrize("number", [0, 2.5, {"large": 2}])
 def test_a_number_of_rows_that_cannot_be_drawn_is_refused(fitted, number):
     with pytest.raises(InputError, match="n_samples"):
