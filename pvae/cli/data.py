@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pvae.vae import VAE
 
 
+_TRIES_OF_DRAW = 5  # of each of several imputations, of which one that keeps the rules is taken
 _PAGES = "More: notebooks/images.md, and notebooks/values.md for other data than images."
 
 _ENCODE = f"""\
@@ -410,7 +411,7 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
     out = _out(run, arguments.out, run.place / "samples", "imputed")
     num_draws = number
     if run.data.rules:
-        num_draws = max(number, TRIES)
+        num_draws = max(TRIES, _TRIES_OF_DRAW * number)
     found = impute(run.vae(), given.batch(run), num_draws=num_draws)
     values = {"filled": given.in_place(found.filled, given.x), "std": given.in_place(found.std)}
     how = "filled by their means; std says how far each may lie from its mean"
@@ -463,7 +464,7 @@ def _write_imputed_table(run: Run, out: Path, given: GivenData, found: Imputed, 
         repeated = pandas.concat([fields] * number)
         counts = torch.arange(1, 1 + number).repeat_interleave(len(fields))
         repeated.insert(0, "imputation", counts.tolist())
-        parts = (completed(run.data, of_file, x, tries[first:] + tries[:first]) for first in range(number))
+        parts = (completed(run.data, of_file, x, tries[first::number])[0] for first in range(number))
         draws = torch.cat([given.in_place(part) for part in parts])
         write(out, table_text(columns, draws, repeated, is_missing.repeat(number, 1), sep))
         return f"{out}, by the column imputation"
@@ -473,10 +474,10 @@ def _write_imputed_table(run: Run, out: Path, given: GivenData, found: Imputed, 
     for place, column in enumerate(run.data.file_columns):
         if column in run.data.columns:
             std[:, place] = given.in_place(found.std[:, run.data.columns.index(column)])
-    rows = completed(run.data, of_file, x, [found.filled, *tries])
+    rows, left = completed(run.data, of_file, x, [found.filled, *tries])
     filled = given.in_place(rows)
-    if left := int(rows.isnan().any(1).sum()):
-        print_line(f"fields of {left:,} rows stay empty, since each draw breaks a rule beside the given fields")
+    if len(left):
+        print_line(f"fields of {len(left):,} rows stay empty: no draw agrees with the given fields and the rules")
     write(out, table_text(columns, filled, fields, is_missing, sep))
     write(spread, table_text(numbers, std, fields, torch.ones_like(is_missing), sep))
     return f"{out}, {spread.name}"

@@ -73,7 +73,7 @@ class Rule(Family):
         raise NotImplementedError
 
     def undo(self, values: Values) -> Values:
-        """Return the columns before `apply`; those that it depends on are empty where they will be."""
+        """Return the columns before `apply`, given those left, in which the fields of `of` that are empty are NaN."""
         raise NotImplementedError
 
     def described(self, name: str, x: Array, before: Mapping[str, Column]) -> Column:
@@ -172,7 +172,7 @@ class Table:
         ]
 
     def is_key(self, name: str) -> bool:
-        """Return whether others may be looked up by a column: it has few values, or texts that occur ten times."""
+        """Return whether others may be looked up by a column: it has few values, or ten rows for each text."""
         most = _MOST_KEYS
         if self.columns[name].categories:
             most = max(most, len(self) // 10)
@@ -185,11 +185,17 @@ class Table:
             return 1 / 86_400
         return 10.0**-decimals
 
-    def may_compute(self, name: str, of: Sequence[str]) -> bool:
-        """Return whether a column has no planned rule, and does not say what others are computed from, or if empty."""
+    def may_compute(self, name: str, of: Sequence[str], is_emptied: bool = True) -> bool:
+        """Return whether a rule may compute a column from others without a circle, unless one is planned for it.
+
+        Args:
+            name: of the column.
+            of: names of the others.
+            is_emptied: the rule depends on whether these are empty, which other columns say.
+        """
         computed = {rule.column: rule for rule in self.rules if not isinstance(rule, Empty)} | self.planned
-        needed = self._with_indicators(of)
-        if any(one not in self.columns for one in needed):  # it is undone before one can be empty
+        needed = self._with_indicators(of) if is_emptied else [*of]
+        if any(one not in self.columns for one in needed):  # whether one is empty is not known when the rule is undone
             return False
         for one in needed:  # which grows
             if one in computed:

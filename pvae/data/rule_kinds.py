@@ -292,7 +292,8 @@ class Threshold(Computed, name="threshold", help="a category is a function of a 
 
     def computed(self, values: Values) -> Array:
         """Look the column up."""
-        return np.array(self.found)[np.searchsorted(self.thresholds, values[self.of[0]])]
+        x = values[self.of[0]]
+        return np.where(np.isnan(x), np.nan, np.array(self.found)[np.searchsorted(self.thresholds, x)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -481,7 +482,7 @@ def _runs(counts: NDArray[np.int64], others: NDArray[np.int64], least: float) ->
 
 
 def _range(values: Array, first: int, end: int) -> tuple[float, float]:
-    """Return the lower and the upper end of a range of values; it goes on beyond those of a number that are known."""
+    """Return the ends of a range of values; one of several that has the least or greatest value has no end there."""
     low, high = float(values[first]), float(values[end - 1])
     if end - first == 1:
         return low, high
@@ -607,7 +608,7 @@ class Order(Rule, name="order", help="a number is at most another one"):
         pairs = [(name, of) for name, of in pairs if both.sum() == (~np.isnan(table.values[name])).sum()]
         pairs = [one for one in pairs if table.columns[one[0]].spacing > 10.0 ** (1 - _DIGITS)]  # no microseconds
         pairs.sort(key=lambda one: Levels.has_few(table, one[0]))  # these keep their values
-        for name, of in pairs[:1]:
+        for name, of in pairs:
             least, step = float(np.nanmin(table.values[name])), table.columns[name].spacing
             rule = cls(column=name, of=(of,), is_above=name == high, least=least, step=step, says=f"{low} <= {high}")
             yield float(rest.std() / np.nanstd(b)), rule

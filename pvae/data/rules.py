@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 def find_rules(table: Table, without: Sequence[str] = ()) -> Table:
     """Return the table as all rules that are found have rewritten it.
 
-    Rules are searched in the order of their classes: what is empty, products and sums, what others determine, where a
-    column has one value, order, seasons, and levels. A column is computed from others, which may be computed too, but
-    never from itself. A rule is taken only if it holds in all rows, and if it held by chance, of independent columns,
+    Rules are searched in all rows, in the order of their classes: what is empty, products and sums, thresholds, what
+    others determine, where a column has one value, ends, order, seasons, and levels. A column is computed from others,
+    which may be computed too, but never from itself. A rule is taken only if it holds in all rows; one that a few
+    values could keep, as `same`, `threshold`, `where` and `order`, only if it held by chance, of independent columns,
     with a probability of at most 1e-9.
 
     Args:
@@ -42,7 +43,7 @@ def find_rules(table: Table, without: Sequence[str] = ()) -> Table:
     for kind in Rule.members.values():
         for rule in kind.find(table):
             is_asked = {kind.name, rule.column}.isdisjoint(without) and rule.column not in table.kept
-            if is_asked and table.may_compute(rule.column, rule.of):
+            if is_asked and table.may_compute(rule.column, rule.of, is_emptied=not rule.is_shift):
                 table.planned[rule.column] = rule
         if not kind.waits:
             table.take_planned()
@@ -98,9 +99,10 @@ def modelled(schema: Schema, x: Array, rows: Sequence[str], outside: dict[str, s
         column = schema.recorded[place]
         names = column.name, Empty(column=column.name).indicator
         rules = [one for one in schema.rules if one.column in names and not isinstance(one, Empty)]
-        if any(one in empty and empty[one][row] for rule in rules for one in rule.of):
-            continue  # nothing is known of what the rule says
-        said = "".join(f": {rule}" for rule in rules)
+        known = [rule for rule in rules if not any(one in empty and empty[one][row] for one in rule.of)]
+        if rules and not known:
+            continue
+        said = "".join(f": {rule}" for rule in known)
         text = column.text(x[row, place], is_given=True)
         outside.setdefault(rows[row], f"{column.name} is {text}, which breaks a rule of the run{said}")
     return left
@@ -116,18 +118,32 @@ def recorded(schema: Schema, x: Tensor, is_filled: bool = False) -> Tensor:
     """
     if not schema.rules:
         return x
-    rounded = x.double().numpy().copy()
+    return _in_file(schema, _rounded(schema, x, is_filled), is_filled)
+
+
+def _rounded(schema: Schema, x: Tensor, is_filled: bool) -> Tensor:
+    """Return values that are left as those of the file."""
+    rounded = x.double().clone()
     for place, column in enumerate(schema.columns):
         if not (is_filled and column.limit is not None):  # which is filled in with numbers below it
-            rounded[:, place] = [column.rounded(value) for value in rounded[:, place].tolist()]
-    values: Values = _named(rounded, schema.columns)
+            rounded[:, place] = torch.tensor(
+                [column.rounded(value) for value in rounded[:, place].tolist()], dtype=torch.float64
+            )
+    return rounded
+
+
+def _in_file(schema: Schema, x: Tensor, is_filled: bool) -> Tensor:
+    """Return the values of the columns of a file, given rounded ones that are left."""
+    if not schema.rules:
+        return x
+    values: Values = _named(x.numpy(), schema.columns)
     if is_filled:
         given = {one.indicator: np.zeros(len(x)) for one in schema.rules if isinstance(one, Empty)}
         values = {name: given.get(name, x) for name, x in values.items()}
     return torch.from_numpy(_stacked(_undone(schema.rules, values), schema.recorded))
 
 
-def completed(schema: Schema, given: Tensor, x: Tensor, tries: Sequence[Tensor]) -> Tensor:
+def completed(schema: Schema, given: Tensor, x: Tensor, tries: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return rows of a file, each filled in by the first of some tries that breaks no rule beside its given fields.
 
     Args:
@@ -135,18 +151,24 @@ def completed(schema: Schema, given: Tensor, x: Tensor, tries: Sequence[Tensor])
         given: rows (N, D) in the columns of the file; NaN is empty, and stays so in a row without such a try.
         x: their values that are left, NaN where one is missing; those below a limit are filled in too.
         tries: as x, but filled in.
+
+    Returns:
+        The rows, and the places of those without such a try.
     """
     found, left = given.clone(), torch.arange(len(given))
     slack = torch.from_numpy(_slack(schema))
     limits = torch.from_numpy(np.array([column.limit for column in schema.columns], float))  # NaN for None
     is_open = x.isnan() | (x < limits)
     for one in tries:
-        filled = recorded(schema, torch.where(is_open, one.double(), x)[left], is_filled=True)
+        new = one.double()
+        if schema.rules:
+            new = _rounded(schema, new, is_filled=True)
+        filled = _in_file(schema, torch.where(is_open, new, x)[left], is_filled=True)
         known = given[left]
         agrees = (known.isnan() | ((filled - known).abs() <= slack + 1e-14 * known.abs())).all(1)
         found[left[agrees]] = torch.where(known.isnan(), filled, known)[agrees]
         left = left[~agrees]
-    return found
+    return found, left
 
 
 def can_be(schema: Schema, x: Tensor) -> Tensor:

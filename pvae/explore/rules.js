@@ -76,7 +76,7 @@ const UNDO = {
     const key = known(keys, values[first]), other = second && known(seconds, values[second]);
     return found[keys.findIndex((one, i) => one === key && (!second || seconds[i] === other))] ?? NaN;
   },
-  threshold: ({of: [other], thresholds, found}, values) => found[thresholds.filter((one) => !(one >= values[other])).length],
+  threshold: ({of: [other], thresholds, found}, values) => (Number.isNaN(values[other]) ? NaN : found[thresholds.filter((one) => one < values[other]).length]),
   sum(rule, values) {
     const total = rule.of.reduce((before, name, i) => before + rule.factors[i] * values[name], rule.constant);
     return withRest(rule, roundTo(total, rule.decimals), values);

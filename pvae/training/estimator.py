@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -246,9 +247,13 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         vae, batch = self.vae_of(), self._batch(X)
         _, of_file, _ = self._given(X)
         with seeded(self.config_.seed):
-            found = impute(vae, batch, num_draws=TRIES)
+            found = impute(vae, batch, num_draws=TRIES if self.schema_.rules else 0)
         tries = [found.filled, *found.draws.unbind(1)]
-        filled = self._frame_of(completed(self.schema_, of_file, batch.x.images.double(), tries), batch.y, True)
+        rows, left = completed(self.schema_, of_file, batch.x.images.double(), tries)
+        if len(left):
+            said = f"{len(left):,} rows stay as they are: no draw agrees with the given fields and the rules"
+            warnings.warn(said, stacklevel=2)
+        filled = self._frame_of(rows, batch.y, True)
         is_frame = isinstance(X, DataFrame)
         frame = X.rename(columns=str) if is_frame else self._frame(X)
         is_missing = frame.isna() | (frame == "")
