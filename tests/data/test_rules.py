@@ -216,7 +216,7 @@ def test_columns_that_are_independent_have_no_rule():
 
 
 @given(st.integers(0, 10**6), st.sampled_from([20, 60, 200]), st.sampled_from([0, 1, 3]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_what_was_read_comes_back_to_the_text(seed, count, decimals):
     draw = np.random.RandomState(seed)
     names = [*"abcdef"]
@@ -245,7 +245,7 @@ def test_the_shared_tables_come_back_to_the_text():
 
 
 @given(st.integers(0, 10**6), st.sampled_from([20, 150]), st.sampled_from([".", ","]))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_texts_of_all_kinds_come_back(tmp_path, seed, count, point):
     draw = np.random.RandomState(seed)
 
