@@ -160,10 +160,12 @@ def completed(schema: Schema, given: Tensor, x: Tensor, tries: Sequence[Tensor])
     limits = torch.from_numpy(np.array([column.limit for column in schema.columns], float))  # NaN for None
     is_open = x.isnan() | (x < limits)
     for one in tries:
-        new = one.double()
+        if not len(left):
+            break
+        new = one[left].double()
         if schema.rules:
             new = _rounded(schema, new, is_filled=True)
-        filled = _in_file(schema, torch.where(is_open, new, x)[left], is_filled=True)
+        filled = _in_file(schema, torch.where(is_open[left], new, x[left]), is_filled=True)
         known = given[left]
         agrees = (known.isnan() | ((filled - known).abs() <= slack + 1e-14 * known.abs())).all(1)
         found[left[agrees]] = torch.where(known.isnan(), filled, known)[agrees]

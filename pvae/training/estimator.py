@@ -244,8 +244,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
 
         The index and the columns are those of X, and so are those that `fit` left out.
         """
-        vae, batch = self.vae_of(), self._batch(X)
-        _, of_file, _ = self._given(X)
+        vae, (batch, of_file) = self.vae_of(), self._inside(X)
         with seeded(self.config_.seed):
             found = impute(vae, batch, num_draws=TRIES if self.schema_.rules else 0)
         tries = [found.filled, *found.draws.unbind(1)]
@@ -297,10 +296,14 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
 
     def _batch(self, X: Any) -> Batch:
         """Return rows as the VAE takes them, of which each can be a row of the table."""
-        batch, _, outside = self._given(X)
+        return self._inside(X)[0]
+
+    def _inside(self, X: Any) -> tuple[Batch, Tensor]:
+        """Return the same, and the rows in the columns of the file."""
+        batch, of_file, outside = self._given(X)
         for row, why in outside.items():
             raise InputError(f"X, row {row}: {why}")
-        return batch
+        return batch, of_file
 
     def _given(self, X: Any) -> tuple[Batch, Tensor, dict[int, str]]:
         """Return rows as the VAE takes them, in the columns of the file, and those that cannot be, and why."""

@@ -376,8 +376,7 @@ def compare_with(models: list[SimpleModel], elbo: Tensor) -> Baselines | None:
 def _tail_shape(values: Tensor) -> float:
     """Return the Pareto k of the heavier tail of values (N,), 0 of few or equal ones.
 
-    From 0.5 on their variance is infinite. Two standard errors, which hold the mean of light tails in 0.95 of all
-    tables, hold it then in 0.6 to 0.8 of them, and so do intervals of a bootstrap.
+    From 0.5 on their variance is infinite: neither standard errors nor a bootstrap see what was not drawn.
     """
     if len(values) < _FEW_ROWS:
         return 0.0
