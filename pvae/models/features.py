@@ -17,6 +17,7 @@ from pvae.distributions.values import is_atom, is_below
 __all__ = [
     "CountUnits",
     "LogUnits",
+    "OrdinalUnits",
     "RealUnits",
     "Standardize",
     "Units",
@@ -29,6 +30,8 @@ __all__ = [
 _ROWS = 10_000  # in a part of the data
 _ROUNDING = 1e-14  # standard deviation of equal values, as a share of their mean, by rounding of float64
 _LEAST_MEAN = 1e-6  # of a count, where all are 0
+_LEAST_SHARE = 1e-4  # of the training data that are at most a level, or above it
+LEAST_GAP = 1e-3  # between the cut points of levels
 _MOST_DIGITS = 8  # of steps, after the first digit of the range of a column: further ones say nothing beside its spread
 
 
@@ -312,3 +315,43 @@ class CountUnits(Units):
         mean = self.mean.double()
         unit = (mean / math.log(2)).clamp(min=1)
         return unit, torch.where(mean > 0, mean.div(unit).expm1().log(), 0.0)
+
+
+class OrdinalUnits(Units):
+    """The shares of K levels in the training data, value by value.
+
+    Args:
+        datum_shape: (D,), of x, levels 0 to K - 1.
+        num_levels: K.
+
+    Attributes:
+        shift: added to the parameters of `cutpoints`, (D, K - 1), so that each level has its share at an output of 0; 0
+            before the fit, where each has the share 1 / K.
+    """
+
+    unfitted: ClassVar[Mapping[str, float]] = MappingProxyType({"shift": 0.0})
+    shift: Tensor
+    start: Tensor
+
+    def __init__(self, datum_shape: Sequence[int], num_levels: int) -> None:
+        super().__init__((*datum_shape, num_levels - 1))
+        start = torch.logit(torch.arange(1, num_levels) / num_levels)
+        self.register_buffer("start", torch.cat([start[:1], start.diff().log()]), persistent=False)
+
+    def fit_to(self, data: Tensor) -> None:
+        """Store the cut points of the shares of the training data, (N, D), without those that are NaN."""
+        levels = torch.arange(self.shift.shape[-1], device=data.device)
+
+        def are_at_most(x: Tensor) -> Tensor:
+            x = x[..., None]
+            return torch.where(x.isnan(), x, (x <= levels).double())
+
+        below = self._mean_of(data, are_at_most)
+        cuts = below.clamp(_LEAST_SHARE, 1 - _LEAST_SHARE).logit()
+        gaps = (cuts.diff() - LEAST_GAP).clamp(min=LEAST_GAP)
+        self.shift.copy_(torch.cat([cuts[..., :1], gaps.log()], -1).sub(self.start).nan_to_num())
+
+    def cutpoints(self, parameters: Tensor) -> Tensor:
+        """Return increasing cut points (D, K - 1): the first one and the logarithms of gaps are parameters + shift."""
+        raw = parameters + self.shift
+        return torch.cat([raw[..., :1], LEAST_GAP + raw[..., 1:].exp()], -1).cumsum(-1)

@@ -26,7 +26,7 @@ from pvae.distributions.pixels import (
     eight_bit_level,
 )
 from pvae.distributions.values import Censored, InFloat64, InSteps, Observed, WithAtom, ordered_logits
-from pvae.models.features import CountUnits, LogUnits, RealUnits, Standardize, Units, WithMask
+from pvae.models.features import CountUnits, LogUnits, OrdinalUnits, RealUnits, Standardize, Units, WithMask
 
 __all__ = [
     "BernoulliLikelihood",
@@ -852,20 +852,21 @@ class OrdinalLikelihood(CategoricalLikelihood):
 
         p(x | z) = prod_d [ sigmoid(c_{x_d + 1} - output_d) - sigmoid(c_{x_d} - output_d) ],    c_0 = -inf, c_K = inf
 
-    The cut points start where each level has probability 1 / K at an output of 0, and stay at least 0.001 apart.
+    The cut points start where each level has its share of the training data at an output of 0, as in `OrdinalUnits`,
+    and stay at least 0.001 apart.
     """
 
     def __init__(self, decoder: nn.Module, datum_shape: Sequence[int], num_categories: int) -> None:
         super().__init__(decoder, datum_shape, num_categories)
         self.output_shape = self.datum_shape
-        start = torch.logit(torch.arange(1, num_categories) / num_categories)
-        self.first_cut = nn.Parameter(start[:1].repeat(*datum_shape, 1))
-        self.log_gaps = nn.Parameter(start.diff().log().repeat(*datum_shape, 1))
+        self.units = OrdinalUnits(datum_shape, num_categories)
+        self.first_cut = nn.Parameter(self.units.start[:1].repeat(*datum_shape, 1))
+        self.log_gaps = nn.Parameter(self.units.start[1:].repeat(*datum_shape, 1))
 
     @property
     def cutpoints(self) -> Tensor:
         """The cut points c_1, ..., c_{K - 1} of each value, (D, K - 1)."""
-        return torch.cat([self.first_cut, 1e-3 + self.log_gaps.exp()], -1).cumsum(-1)
+        return self.units.cutpoints(torch.cat([self.first_cut, self.log_gaps], -1))
 
     def table_kind(self, place: int) -> dict[str, Any]:
         """Return the cut points."""

@@ -17,7 +17,7 @@ from pvae.config.build import build_elbo, build_vae
 from pvae.config.config import Config
 from pvae.distributions.pixels import DiscretizedLogistic, PseudoBernoulli
 from pvae.models.columns import ColumnsLikelihood
-from pvae.models.features import Standardize
+from pvae.models.features import Standardize, fit_to
 from pvae.models.likelihoods import (
     BernoulliLikelihood,
     CategoricalLikelihood,
@@ -388,6 +388,18 @@ def test_outputs_for_an_ordinal_value_are_those_of_its_probabilities():
     x = torch.arange(4.0).double()[:, None].expand(4, 2)
     found = torch.stack([likelihood.outputs_for(x, 1e9 * one[:, None])[0, place] for place, one in enumerate(probs)])
     torch.testing.assert_close(found, output, rtol=0, atol=1e-7)
+
+
+def test_levels_start_at_their_shares_of_the_training_data():
+    """Of two columns of a table, at the outputs that suit all rows and at 0; one has a missing value."""
+    likelihood = ColumnsLikelihood(nn.Identity(), (3,), "ordinal:3,real,ordinal:3", has_missing=True).double()
+    x = torch.tensor([[0.0, 1.5, 2], [1, 2.0, math.nan], [1, 0.5, 0], [2, PI, 1], [0, 0.1, 1]], dtype=torch.float64)
+    fit_to(likelihood, x)
+    (part, _) = likelihood.parts
+    outputs = part.outputs_for(x[:, [0, 2]], torch.ones(5, 1, dtype=torch.float64))
+    for output in (outputs[0], torch.zeros(2, dtype=torch.float64)):
+        probs = torch.tensor([[0.4, 0.4, 0.2], [0.25, 0.5, 0.25]], dtype=torch.float64)
+        torch.testing.assert_close(part.pixels(output).probs.detach(), probs, rtol=0, atol=1e-6)
 
 
 def test_outputs_for_columns_are_those_of_the_greatest_log_likelihood():

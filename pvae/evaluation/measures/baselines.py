@@ -556,7 +556,7 @@ def _products(vae: VAE, train: Tensor, splits: Sequence[Tensor]) -> SimpleModel:
     """Return the best mixture of products, of the likelihoods of the VAE."""
     features = features_seen(vae.q_z, train).double().numpy(force=True)
     found = list[SimpleModel]()
-    for size in SIZES:
+    for size in (1, *SIZES):
         fit = fit_mixture(vae.p_x, train, features, size)
         log_p = (fit.log_terms(vae.p_x, x).logsumexp(-1) for x in splits)
         found.append(SimpleModel("mixture", fit.name, *log_p))
