@@ -185,6 +185,11 @@ class Table:
             return 1 / 86_400
         return 10.0**-decimals
 
+    def text(self, name: str, number: float) -> str:
+        """Return a number of a column as the file has it."""
+        column = self.columns[name]
+        return column.text(number - column.origin, is_given=True)
+
     def may_compute(self, name: str, of: Sequence[str], is_emptied: bool = True) -> bool:
         """Return whether a rule may compute a column from others without a circle, unless one is planned for it.
 

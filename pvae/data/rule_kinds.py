@@ -286,7 +286,7 @@ class Threshold(Computed, name="threshold", help="a category is a function of a 
             places = np.where(is_often, below + table.unit(other) / 2, (below + values[changes + 1]) / 2)
             firsts = found[[0, *(changes + 1)]]
             thresholds = tuple(places.tolist())
-            said = listed([f"{one:g}" for one in thresholds])
+            said = listed([table.text(other, one) for one in values[changes + 1].tolist()])
             says = f"{name} is a function of {other}, which changes at {said}"
             yield cls(column=name, of=(other,), thresholds=thresholds, found=tuple(levels[firsts].tolist()), says=says)
 
@@ -504,11 +504,13 @@ class Ends(Rule, name="ends", help="many values of a number are its greatest one
 
     Args:
         ends: the greatest value, after the least one if that is frequent too.
+        texts: of these, as the file has them.
         unit: of the last digit.
     """
 
     fills = True
     ends: tuple[float, ...]
+    texts: tuple[str, ...]
     unit: float
 
     @property
@@ -531,8 +533,9 @@ class Ends(Rule, name="ends", help="many values of a number are its greatest one
             often = counts >= max(_END_SHARE * counts.sum(), _END_TIMES * counts[1:-1].max())
             if often[-1]:
                 ends = tuple(levels[[place for place in (0, -1) if often[place]]].tolist())
-                says = f"{name} is often {' or '.join(f'{end:g}' for end in ends)}, and else lies within"
-                yield cls(column=name, ends=ends, unit=table.unit(name), says=says)
+                texts = tuple(table.text(name, end) for end in ends)
+                says = f"{name} is often {' or '.join(texts)}, and else lies within"
+                yield cls(column=name, ends=ends, texts=texts, unit=table.unit(name), says=says)
 
     def apply(self, values: Values) -> Values:
         """Add the other column, and leave the fields of the ends empty."""
@@ -556,7 +559,7 @@ class Ends(Rule, name="ends", help="many values of a number are its greatest one
         """Return a column of categories for the other column."""
         if name == self.column:
             return super().described(name, x, before)
-        return Column(name, (*(f"{end:g}" for end in self.ends), "between"), "categorical")
+        return Column(name, (*self.texts, "between"), "categorical")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -718,7 +721,7 @@ class Levels(Rule, name="levels", help="a number of few values becomes their cod
             if column.categories or column.kind or column.date_format or len(levels) < 2:
                 continue
             if name in keys or cls.has_few(table, name):
-                texts = tuple(column.text(value - column.origin, is_given=True) for value in levels.tolist())
+                texts = tuple(table.text(name, value) for value in levels.tolist())
                 says = f"{name} is one of {listed(texts)}"
                 yield cls(column=name, levels=tuple(levels.tolist()), texts=texts, says=says)
 

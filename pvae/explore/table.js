@@ -121,9 +121,9 @@ async function show() {
       if (state.odd !== token) return; // another row, or other columns
       known[others[k]] ||= logP(given, others[k]);
     }
-    const own = logP(given, row, set), beside = others.map((i) => known[i]), odder = beside.filter(({log}) => log < own.log).length;
+    const own = logP(given, row, set), beside = others.map((i) => known[i]), odder = beside.filter(({log}) => log <= own.log).length;
     const few = beside.filter(({isTrusted}) => !isTrusted).length, low = [...(own.isTrusted ? [] : ["this row"]), ...(few ? [`${few} others`] : [])];
-    say(`${written(own.log)} \u00b1 ${own.stderr.toFixed(2)} nats; ${odder} of ${beside.length} other rows with these columns are odder.` +
+    say(`${written(own.log)} \u00b1 ${own.stderr.toFixed(2)} nats; p-value ${((1 + odder) / (1 + beside.length)).toFixed(3)}: ${odder} of ${beside.length} other rows with these columns are at least as odd.` +
       (low.length ? ` ${DRAWS} draws of z are too few for ${low.join(" and ")}: log p is probably higher.` : ""));
   }
 

@@ -303,10 +303,10 @@ def test_a_row_is_odd_beside_others(train, opened):
     row = next(i for i, one in enumerate(page.execute_script("return pvae.content.texts")) if all(one))
     page.execute_script("pvae.content.x.data[2 * arguments[0]] += 1e4; pvae.pick(arguments[0])", row)
     text = "document.getElementById('odd').textContent"
-    wait(page, f"return {text}.includes('odder')")
+    wait(page, f"return {text}.includes('p-value')")
     assert " 0 of " in page.execute_script(f"return {text}")
     page.execute_script("pvae.pick(arguments[0], [0])", row)  # without the value that is odd
-    wait(page, f"return {text}.includes('(1 value)') && {text}.includes('odder') && !{text}.includes(' 0 of')")
+    wait(page, f"return {text}.includes('(1 value)') && {text}.includes('p-value') && !{text}.includes(' 0 of')")
     page.execute_script("pvae.pick(arguments[0], [0, 1])", row)
     wait(page, f"return {text} === 'No value is given.'")
 
