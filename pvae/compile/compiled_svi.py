@@ -22,11 +22,11 @@ from pyro import poutine
 from pyro.infer import SVI
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
-from torch.optim import Adam
 
 from pvae.compile.graph import Function, check_engine, record
 from pvae.core.batch import LossAndTerms, Terms
 from pvae.core.errors import GradientError, InputError, NotFiniteError, listed
+from pvae.core.optimizers import Adam
 from pvae.core.random_state import restore_rng_state, rng_state
 from pvae.core.tracing import Check, deferred
 from pvae.elbos.base import PerDatumELBO, PyroFunction
@@ -119,7 +119,7 @@ class AdamUpdate(PyroOptim):
     ) -> None:
         super().__init__(type(optimizer), {})  # which SVI asks for
         group, *others = optimizer.param_groups
-        if type(optimizer) is not Adam or others or any(group.get(name) for name in _OPTIONS):
+        if type(optimizer) not in (Adam, torch.optim.Adam) or others or any(group.get(name) for name in _OPTIONS):
             raise InputError(
                 "only torch.optim.Adam without amsgrad, maximize and weight_decay, over one group of parameters, can "
                 "be recorded: give SVI another optimiser and the ELBO itself"

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import logging
+import operator
 import os
 import shutil
 import tempfile
@@ -21,9 +22,10 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.passes.split_module import split_module
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pvae.core.errors import InputError, brief, check_name, is_out_of_memory
 from pvae.core.files import cache_dir, write_whole
@@ -43,6 +45,10 @@ OLDEST_FOR_INDUCTOR = "2.14"
 _OPTIONS: dict[str, Any] = {"fallback_random": True, "cpp.dynamic_threads": True}
 # Environment variables that may change the code. Not all of "TORCH": TORCHELASTIC_RUN_ID differs in each torchrun.
 _SETTINGS = ("TORCH_", "TORCHINDUCTOR", "AOT", "ATEN", "INDUCTOR", "CXX", "CPP", "CFLAGS")
+
+
+# Tags of operators that return a number, or a tensor whose shape depends on values.
+_OF_VALUES = frozenset((torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape))
 
 
 class RecordingError(InputError):
@@ -66,24 +72,18 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph") 
         InputError: there is no such engine or compiler.
     """
     check_engine(engine)
-
-    def unread(*inputs: Tensor) -> Sequence[Tensor]:
-        with _RefusesReading():
-            return function(*inputs)
-
+    copies = [x.view_as(x) for x in inputs]  # one tensor given twice is two inputs
+    recorder = _Recorder(copies)
     try:
-        with pyro.validation_enabled(False):
-            graph = make_fx(unread)(*(x.view_as(x) for x in inputs))  # one tensor given twice is two inputs
+        with pyro.validation_enabled(False), _RefusesReading(), recorder:
+            results = function(*copies)
     except InputError:
         raise
     except Exception as error:
         if is_out_of_memory(error):
             raise
         raise RecordingError(f"{_READS_VALUES} ({brief(error)})") from error
-    if any(_depends_on_values(node, graph) for node in graph.graph.nodes):
-        raise RecordingError(_READS_VALUES)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
+    graph = recorder.finished(results)
     if engine == "graph":
         if any(x.device.type == "cuda" for x in inputs):
             return graph.forward
@@ -111,23 +111,23 @@ def _interpreted(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Function:
     schemas = [getattr(node.target, "_schema", None) for node in nodes]
     if any("bool[" in str(schema) for schema in schemas):
         return graph.forward
-    end = next((place for place, schema in enumerate(schemas) if schema and not schema.returns), len(nodes))
-    after = {*nodes[end:]}
-    parts = split_module(of_inputs, of_inputs, lambda node: int(node in after))
-    given = dict(zip(parts.graph.find_nodes(op="placeholder"), (*inputs, *attributes)))
-    for first in parts.graph.find_nodes(op="call_module", target="submod_0"):
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                parts.submod_0 = torch.jit.trace(parts.submod_0, [given[one] for one in first.args], check_trace=False)
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            return graph.forward
+    end = next((place for place, schema in enumerate(schemas) if schema and not schema.returns), len(nodes) - 1)
+    given = of_inputs.graph.find_nodes(op="placeholder")
+    needed = [one for one in nodes[:end] if one.op != "placeholder" and not one.users.keys().isdisjoint(nodes[end:])]
+    first = _part(nodes[:end], given, needed)
+    rest = _part(nodes[end:], [*given, *needed])
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            first = torch.jit.trace(first, (*inputs, *attributes), check_trace=False)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return graph.forward
 
     def run(*inputs: Tensor) -> Sequence[Tensor]:
         with torch.no_grad(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-            found: Sequence[Tensor] = parts(*inputs, *attributes)
+            found: Sequence[Tensor] = rest(*inputs, *attributes, *first(*inputs, *attributes))
             return found
 
     return run
@@ -140,26 +140,71 @@ def check_engine(engine: str) -> None:
         raise InputError(f"compile='inductor' needs {missing()}, or give compile='graph'")
 
 
+class _Recorder(TorchDispatchMode):
+    """Write torch's operators, those of gradients too, into a graph while they run.
+
+    make_fx does the same, but imports torch's compiler, which takes as long as the training of a small table.
+
+    Args:
+        inputs: of the graph. Other tensors that were there before are its attributes.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.graph = fx.Graph()
+        self.attributes: dict[str, Tensor] = {}
+        self.nodes: Any = WeakTensorKeyDictionary()
+        for place, x in enumerate(inputs):
+            self.nodes[x] = self.graph.placeholder(f"input_{place}")
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to say that it is skipped, torch would import its compiler
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.lift_fresh.default:  # of a constant, which a replay may not write into
+            func = torch.ops.aten.lift_fresh_copy.default
+        self._check_shape(func, args)
+        given = tree_map_only(Tensor, self._node_of, (args, kwargs or {}))
+        results = func(*args, **(kwargs or {}))
+        node = self.graph.call_function(func, *given)
+        if isinstance(results, Tensor):
+            self.nodes[results] = node
+        elif isinstance(results, list | tuple):
+            for place, one in enumerate(results):
+                if isinstance(one, Tensor):
+                    self.nodes[one] = self.graph.call_function(operator.getitem, (node, place))
+        return results
+
+    def finished(self, results: Sequence[Tensor]) -> fx.GraphModule:
+        """Return the graph that gives these results, without operators of which nothing depends."""
+        self.graph.output([self._node_of(one) for one in results])
+        self.graph.eliminate_dead_code()
+        return fx.GraphModule(self.attributes, self.graph)
+
+    def _node_of(self, x: Tensor) -> fx.Node:
+        if x not in self.nodes:
+            name = f"held_{len(self.attributes)}"
+            self.attributes[name] = x
+            self.nodes[x] = self.graph.get_attr(name)
+        return self.nodes[x]
+
+    def _check_shape(self, func: Any, args: Any) -> None:
+        """Refuse an operator whose result is a number, or of a shape, that depends on values which a replay changes."""
+        is_read = not _OF_VALUES.isdisjoint(func.tags)
+        if func is torch.ops.aten.index.Tensor:
+            is_read = any(one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1])  # a mask
+        if is_read and any(isinstance(one, Tensor) and one in self.nodes for one in args):
+            raise RecordingError(_READS_VALUES)
+
+
 class _RefusesReading(TorchFunctionMode):
-    """Refuse the ways of reading a tensor's values that make_fx does not see and would take for constants."""
+    """Refuse the ways of reading a tensor's values that are no operators, so that they would become constants."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__):
             raise RecordingError(_READS_VALUES)
         return func(*args, **(kwargs or {}))
-
-
-def _depends_on_values(node: fx.Node, graph: fx.GraphModule) -> bool:
-    """Whether the shape of an operator's result depends on the values of its arguments."""
-    if node.target is not torch.ops.aten.index.Tensor:
-        return torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
-    for index in filter(None, node.args[1]):  # type: ignore[arg-type]
-        value = index.meta.get("val")
-        if index.op == "get_attr":
-            value = getattr(graph, str(index.target))
-        if value.dtype in (torch.bool, torch.uint8):  # true of a mask, not of an index of integers
-            return True
-    return False
 
 
 def missing() -> str:
@@ -250,6 +295,18 @@ def _lifted(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
         if node not in nodes:
             nodes[node] = inputs.node_copy(node, nodes.__getitem__)
     return fx.GraphModule(graph, inputs), [tensor for tensor, _ in held.values()]
+
+
+def _part(nodes: Sequence[fx.Node], given: Sequence[fx.Node], results: Sequence[fx.Node] = ()) -> fx.GraphModule:
+    """Return some nodes of a graph as a function of nodes before them, whose results are given unless it ends there."""
+    graph = fx.Graph()
+    copies = {node: graph.placeholder(node.name) for node in given}
+    for node in nodes:
+        if node not in copies:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    if results:
+        graph.output([copies[node] for node in results])
+    return fx.GraphModule({}, graph)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 import torch
 from pyro.distributions import Bernoulli, Delta, Independent, OneHotCategorical
 from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import constraints, register_kl
 from torch.nn.functional import softplus
@@ -188,7 +189,7 @@ class CodeVector(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return - N log K of vectors (..., N D) of codes, in nats; other vectors are not looked for."""
-        shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        shape = broadcast_shape(value.shape[:-1], self.batch_shape)
         return value.new_full(shape, -self.num_variables * math.log(len(self.codebook)))
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions.util import broadcast_shape
 from torch import Size, Tensor
 from torch.distributions import constraints
 
@@ -84,7 +85,7 @@ class Joint(TorchDistribution):
         drawn = [draw(first, self.first)]
         for name, conditional in zip(later, self.rest):
             drawn.append(draw(name, conditional(drawn[-1])))
-        shape = torch.broadcast_shapes(*(one.shape[:-1] for one in drawn))
+        shape = broadcast_shape(*(one.shape[:-1] for one in drawn))
         return torch.cat([one.expand(*shape, -1) for one in self._in_order(drawn)], dim=-1)
 
     def conditionals(self, value: Tensor) -> list[tuple[Tensor, TorchDistribution]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pyro.distributions import MixtureSameFamily, MultivariateNormal
+from pyro.distributions.util import broadcast_shape
 from torch import Size, Tensor
 from torch.distributions import Independent, Normal, register_kl
 from torch.nn.functional import linear
@@ -75,7 +76,7 @@ class NormalMixture(MixtureSameFamily):  # type: ignore[misc]
         """Return log q(value), of the broadcast batch shape, in nats."""
         mixture = self._unexpanded or self
         normal: Any = mixture.component_distribution.base_dist
-        shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        shape = broadcast_shape(value.shape[:-1], self.batch_shape)
         if mixture.batch_shape or len(normal.loc) <= _EXACT:
             return MixtureSameFamily.log_prob(mixture, value).expand(shape)
         if self._validate_args:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions.util import broadcast_shape
 from torch import Size, Tensor
 from torch.distributions import Dirichlet, register_kl
 from torch.nn.functional import normalize
@@ -43,7 +44,7 @@ class PowerSpherical(TorchDistribution):
     has_rsample = True
 
     def __init__(self, loc: Tensor, concentration: Tensor, validate_args: bool | None = None) -> None:
-        shape = torch.broadcast_shapes(loc.shape[:-1], concentration.shape)
+        shape = broadcast_shape(loc.shape[:-1], concentration.shape)
         self.loc = loc.expand(*shape, -1)
         self.concentration = concentration.expand(shape)
         super().__init__(shape, loc.shape[-1:], validate_args=validate_args)

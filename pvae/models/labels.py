@@ -9,6 +9,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
 from pvae.core.errors import InputError
@@ -56,7 +57,7 @@ class EncoderJoin(nn.Module):
         """Return x (..., *D) and labels y, whose leading dimensions are broadcast, as one tensor."""
         y = label_values(y, self.num_labels, x.dtype)
         num_dims = len(self.datum_shape)
-        batch_shape = torch.broadcast_shapes(x.shape[:-num_dims], y.shape[:-1])
+        batch_shape = broadcast_shape(x.shape[:-num_dims], y.shape[:-1])
         x = x.expand(*batch_shape, *self.datum_shape)
         if self.plane is None:
             return torch.cat([x.flatten(-num_dims), y.expand(*batch_shape, -1)], dim=-1)

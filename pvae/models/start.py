@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pvae.core.optimizers import LBFGS
 from pvae.models.columns import ColumnFeatures
 from pvae.models.features import features_seen
 from pvae.models.likelihoods import DiagonalNormalLikelihood, ZeroInflatedLikelihood
@@ -391,7 +392,7 @@ def _fit_decoder(p_x: Any, linear: nn.Linear, z: Tensor, x: Tensor, outputs: Ten
         value.backward()
         return value
 
-    torch.optim.LBFGS(free, max_iter=50, line_search_fn="strong_wolfe").step(loss)
+    LBFGS(free, max_iter=50, line_search_fn="strong_wolfe").step(loss)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         linear.weight.copy_(weight)
         linear.bias.copy_(bias)

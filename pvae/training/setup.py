@@ -23,6 +23,7 @@ from pvae.core.errors import (
     listed,
     naming_refused_parameters,
 )
+from pvae.core.optimizers import Adam
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset, check_domain, few_labels
 from pvae.data.preparation import Pixels, TrainingData
@@ -101,7 +102,7 @@ def build_trainer(
         elbo = SharedELBO(elbo, world)
         reduce = world.sum_
     parameters = [parameter for parameter in vae.parameters() if parameter.requires_grad]
-    adam = torch.optim.Adam(parameters, lr=config.lr, eps=config.adam_eps, fused=True)
+    adam = Adam(parameters, lr=config.lr, eps=config.adam_eps, fused=True)
 
     def svi(name: str) -> CompiledSVI:
         update = AdamUpdate(adam, config.clip_norm, reduce)

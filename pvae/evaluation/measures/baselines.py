@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from pvae.core.errors import one_line
+from pvae.core.optimizers import LBFGS
 from pvae.core.protocol import takes_labels
 from pvae.core.random_state import seeded
 from pvae.data.preparation import Pixels
@@ -218,7 +219,7 @@ def floor(p_x: nn.Module, train: Pixels, held_out: Pixels) -> Tensor | None:
 
         try:
             for part in ([output], free):  # the output first: around a wrong location a scale would grow
-                torch.optim.LBFGS(part, max_iter=_ITERATIONS, line_search_fn="strong_wolfe").step(loss)
+                LBFGS(part, max_iter=_ITERATIONS, line_search_fn="strong_wolfe").step(loss)  # type: ignore[no-untyped-call]
         except ValueError:  # a parameter became NaN
             return None
     with torch.no_grad():
