@@ -77,10 +77,13 @@ class NormalMixture(MixtureSameFamily):  # type: ignore[misc]
         mixture = self._unexpanded or self
         normal: Any = mixture.component_distribution.base_dist
         shape = broadcast_shape(value.shape[:-1], self.batch_shape)
-        if mixture.batch_shape or len(normal.loc) <= _EXACT:
-            return MixtureSameFamily.log_prob(mixture, value).expand(shape)
         if self._validate_args:
             self._validate_sample(value)
+        if mixture.batch_shape or len(normal.loc) <= _EXACT:
+            squares = ((value.unsqueeze(-2) - normal.loc) / normal.scale).square().sum(-1)
+            log_scale = (normal.scale.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
+            log_terms = mixture.mixture_distribution.logits - log_scale - 0.5 * squares
+            return log_terms.logsumexp(-1).expand(shape)
         z = value.double()
         loc = normal.loc.double()
         scale = normal.scale.double()

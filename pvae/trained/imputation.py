@@ -11,14 +11,14 @@ from torch import Tensor
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
 from pvae.distributions.values import Columns
-from pvae.marginal.chunks import data_at_once, widest
+from pvae.marginal.chunks import at_once, widest
 from pvae.marginal.importance import Mixture, num_in_tail, pareto_k
 from pvae.vae import VAE
 
 ENOUGH = 1000.0  # the effective sample size below which a datum gets more draws, and its errors cannot be trusted
 TRIES = 20  # draws of a row of a table, of which one that keeps its rules is taken
 _LIGHT = 0.7  # Pareto k, from which no error of a mean can be trusted
-_MORE = 4  # times as many draws at each further try
+_SPARE = 1.5  # times as many draws as the weights of fewer ones ask for
 _MOST = 12_800  # draws
 _MOST_VALUES = 2**26  # in the output of a layer
 
@@ -78,23 +78,29 @@ def impute(vae: VAE, data: Data, num_particles: int = 200, num_draws: int = 0) -
     batch = Batch.of(data)
     most = min(_MOST, _MOST_VALUES // widest(vae, batch))
     found = _imputed(vae, batch, num_particles, num_draws)
-    while num_particles < most and not found.is_trusted.all():
-        rows = (~found.is_trusted).nonzero()[:, 0]
-        num_particles = min(_MORE * num_particles, most)
+    tried = torch.full((len(batch),), num_particles)
+    while True:
+        asked = tried * (_SPARE * ENOUGH / found.effective).clamp(min=2)
+        wanted = (2 ** asked.log2().ceil()).clamp(max=most).long().where(~found.is_trusted, tried)
+        if (wanted <= tried).all():
+            return found
+        num_particles = int(wanted[wanted > tried].min())
+        rows = ((wanted > tried) & (wanted == num_particles)).nonzero()[:, 0]
+        tried[rows] = num_particles
         again = _imputed(vae, batch.rows(rows), num_particles, num_draws)
         found = Imputed(*(one.index_copy(0, rows, other) for one, other in zip(found, again)))
-    return found
 
 
 def _imputed(vae: VAE, batch: Batch, num_particles: int, num_draws: int) -> Imputed:
     """Return what `impute` does, with the same number of draws for each datum."""
     parts = list[tuple[Tensor, ...]]()
-    for part in batch.split(data_at_once(vae, batch, num_particles)):
+    for part in batch.split(at_once(widest(vae, batch) * num_particles)):
         x = part.x
         given = vae.given(part.y)
         mixture = Mixture(given, x, num_particles)
         z, log_q = mixture.draw(0, num_particles)
-        log_w = mixture.log_weights(given.log_likelihood(x, z), z, log_q)
+        given_z = given.likelihood(z)
+        log_w = mixture.log_weights(given_z.log_prob(x), z, log_q)
         weight = log_w.softmax(0)
         is_impossible = weight.isnan().any(0)
         if is_impossible.any():
@@ -106,8 +112,8 @@ def _imputed(vae: VAE, batch: Batch, num_particles: int, num_draws: int) -> Impu
         if num_draws:
             chosen = weight.T.multinomial(num_draws, replacement=True).T  # (M, B)
             chosen_z = z.gather(0, chosen[..., None].expand(*chosen.shape, z.shape[-1]))
-            draws = _likelihood(given, chosen_z, x)[0].sample()
-        p_x, is_missing = _likelihood(given, z, x)
+            draws = _given_below(given.likelihood(chosen_z), x)[0].sample()
+        p_x, is_missing = _given_below(given_z, x)
         means = p_x.mean
         if isinstance(p_x, Columns):
             means = p_x.features
@@ -126,9 +132,8 @@ def _imputed(vae: VAE, batch: Batch, num_particles: int, num_draws: int) -> Impu
     return Imputed(*map(torch.cat, zip(*parts)))
 
 
-def _likelihood(given: VAE, z: Tensor, x: Tensor) -> tuple[Any, Tensor]:
+def _given_below(p_x: Any, x: Tensor) -> tuple[Any, Tensor]:
     """Return p(x | z), of columns given which values of x lie below a limit, and which values are filled in."""
-    p_x = given.likelihood(z)
     if isinstance(p_x, Columns):
         return p_x.given(x)
     return p_x, x.isnan()

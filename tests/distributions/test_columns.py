@@ -105,7 +105,14 @@ def by_hand(found, output):
         columns[place] = Steps(scipy.stats.norm(*each), step)
     columns[2], columns[6] = dist.Categorical(logits=output[..., 6:10]), dist.Categorical(logits=output[..., 10:14])
     for number, place in enumerate((3, 8)):
-        cuts = torch.cat([three.first_cut[number], 1e-3 + three.log_gaps[number].exp()]).cumsum(0)
+        shares = torch.stack([(ROWS[:, place] <= level).double().mean() for level in (0, 1)])
+        first, second = shares.clamp(1e-4, 1 - 1e-4).logit()
+        even = torch.logit(torch.arange(1, 3) / 3)  # in float32
+        cut = first + three.first_cut[number] - even[0].double()
+        gap = (
+            1e-3 + (second - first - 1e-3).clamp(min=1e-3) * (three.log_gaps[number] - even.diff().log().double()).exp()
+        )
+        cuts = torch.cat([cut, cut + gap])
         columns[place] = dist.OrderedLogistic(output[..., 14 + number], cuts)
     columns[5], columns[7] = dist.Bernoulli(logits=output[..., 16]), dist.Categorical(logits=output[..., 17:19])
     for place, part, first, values in ((10, positive, 19, ROWS[:, 10]), (11, inflated, 21, ROWS[1:, 11] - 0.5)):
