@@ -464,8 +464,9 @@ def _write_imputed_table(run: Run, out: Path, given: GivenData, found: Imputed, 
         repeated = pandas.concat([fields] * number)
         counts = torch.arange(1, 1 + number).repeat_interleave(len(fields))
         repeated.insert(0, "imputation", counts.tolist())
-        parts = (completed(run.data, of_file, x, tries[first::number])[0] for first in range(number))
-        draws = torch.cat([given.in_place(part) for part in parts])
+        parts = [completed(run.data, of_file, x, tries[first::number]) for first in range(number)]
+        draws = torch.cat([given.in_place(part) for part, _ in parts])
+        _say_left(torch.cat([left for _, left in parts]))
         write(out, table_text(columns, draws, repeated, is_missing.repeat(number, 1), sep))
         return f"{out}, by the column imputation"
     spread = out.with_name(f"{out.stem}-std.csv")
@@ -476,11 +477,17 @@ def _write_imputed_table(run: Run, out: Path, given: GivenData, found: Imputed, 
             std[:, place] = given.in_place(found.std[:, run.data.columns.index(column)])
     rows, left = completed(run.data, of_file, x, [found.filled, *tries])
     filled = given.in_place(rows)
-    if len(left):
-        print_line(f"fields of {len(left):,} rows stay empty: no draw agrees with the given fields and the rules")
+    _say_left(left)
     write(out, table_text(columns, filled, fields, is_missing, sep))
     write(spread, table_text(numbers, std, fields, torch.ones_like(is_missing), sep))
     return f"{out}, {spread.name}"
+
+
+def _say_left(rows: Tensor) -> None:
+    """Print of how many rows fields stay empty."""
+    if len(rows):
+        count = f"{len(rows.unique()):,} rows"
+        print_line(f"fields of {count} stay empty: no draw agrees with the given fields and the rules")
 
 
 def _reconstruct_parser() -> Parser:

@@ -202,6 +202,8 @@ class Table:
         needed = self._with_indicators(of) if is_emptied else [*of]
         if any(one not in self.columns for one in needed):  # whether one is empty is not known when the rule is undone
             return False
+        if any(self.columns[one].limit is not None for one in of):  # values below it are not known
+            return False
         for one in needed:  # which grows
             if one in computed:
                 needed += [other for other in self._with_indicators(computed[one].of) if other not in needed]

@@ -36,13 +36,13 @@ def find_rules(table: Table, without: Sequence[str] = ()) -> Table:
 
     Args:
         table: the columns of a file.
-        without: names of rules, or of columns, that are left out.
+        without: names of rules, or of columns of which rules are left out.
     """
     if len(table) < LEAST_ROWS:
         return table
     for kind in Rule.members.values():
         for rule in kind.find(table):
-            is_asked = {kind.name, rule.column}.isdisjoint(without) and rule.column not in table.kept
+            is_asked = {kind.name, rule.column, *rule.of}.isdisjoint(without) and rule.column not in table.kept
             if is_asked and table.may_compute(rule.column, rule.of, is_emptied=not rule.is_shift):
                 table.planned[rule.column] = rule
         if not kind.waits:

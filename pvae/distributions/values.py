@@ -244,10 +244,10 @@ class Censored(_Wrapped):
     F is the cdf of `base`. So a sum over the steps from L on of exp(log_prob(x)) u, and the same of one x below L, is
     1. Where u is 0, an x below L has its probability, and not a density.
 
-    Draws and means are those of `base`, or where `are_below` is true, those of the part of it below h:
+    Draws and means are those of `base`, or where `are_below` is true, those of the part of it below l = min(h, L):
 
-        E[X | X < h] = m - s phi(a) / Phi(a),                  a = (h - m) / s,        X ~ Normal(m, s^2)
-        E[X | X < h] = exp(m + s^2/2) Phi(a - s) / Phi(a),     a = (log h - m) / s,    log X ~ Normal(m, s^2)
+        E[X | X < l] = m - s phi(a) / Phi(a),                  a = (l - m) / s,        X ~ Normal(m, s^2)
+        E[X | X < l] = exp(m + s^2/2) Phi(a - s) / Phi(a),     a = (log l - m) / s,    log X ~ Normal(m, s^2)
 
     Args:
         base: a Normal or a log-Normal in steps, as `InFloat64`.
@@ -271,9 +271,13 @@ class Censored(_Wrapped):
         self.unit = torch.where(base.step > 0, base.step, 1.0)
         first = (limit / self.unit - 0.01).ceil() * self.unit  # u is rounded to float32
         end = torch.where(base.step > 0, first - self.unit / 2, limit)
+        self.end = self._scaled(end)
+        self.bound = self._scaled(end.clamp(max=limit))  # a
+
+    def _scaled(self, value: Tensor) -> Tensor:
         if self.is_log:
-            end = end.log()
-        self.bound = (end - self.p.loc) / self.p.scale  # a
+            value = value.log()
+        return (value - self.p.loc) / self.p.scale
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Censored:
         """Return the same distribution over a larger batch shape."""
@@ -283,7 +287,7 @@ class Censored(_Wrapped):
         """Return the log-density, of the batch shape, in nats; of all values below L the same."""
         are_below = is_below(value, self.limit)
         above = self.base.log_prob(torch.where(are_below, self.limit, value))
-        below = log_ndtr(self.bound) - self.unit.log()
+        below = log_ndtr(self.end) - self.unit.log()
         return torch.where(are_below, below.to(above.dtype), above)
 
     def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
@@ -305,7 +309,7 @@ class Censored(_Wrapped):
         if self.are_below is None:
             return mean
         if self.is_log:
-            below = mean * (log_ndtr(bound - scale) - log_ndtr(bound)).exp()
+            below = (self.p.loc + scale.square() / 2 + log_ndtr(bound - scale) - log_ndtr(bound)).exp()
         else:
             below = mean - scale * (-bound.square() / 2 - log_ndtr(bound)).exp() / math.sqrt(2 * math.pi)
         return torch.where(self.are_below, below, mean)

@@ -178,10 +178,15 @@ class Alarm(NamedTuple):
             is_own: the rows are those of the run's own data.
         """
         num_rows, num_held_out = len(scores), len(self.calibration)
-        meaning = f"p_value at most {rate:g}; if no row is odd, {rate * num_rows:,.1f} are expected"
+        spread = math.sqrt(rate * (1 - rate) * num_rows * (1 + num_rows / num_held_out))
+        meaning = f"p_value at most {rate:g}; if no row is odd, {rate * num_rows:,.1f} +- {spread:,.1f} are expected"
         if is_fdr:
             meaning = f"in the mean at most {rate:.1%} of them are false"
-        yield f"marked as odd: {int(scores['is_odd'].sum()):,} of {num_rows:,} rows; {meaning}"
+        num_marked = int(scores["is_odd"].sum())
+        yield f"marked as odd: {num_marked:,} of {num_rows:,} rows; {meaning}"
+        least = math.ceil(num_rows / (rate * (1 + num_held_out)) - 1e-9)
+        if is_fdr and not num_marked:
+            yield f"--fdr marks rows if about {least:,} or more are odder than all {num_held_out:,} held-out rows"
         rows = f"{num_held_out:,} {self.split} data, which neither trained nor chose anything"
         yield f"p_value: (1 + number of rows at least as odd) / (1 + {num_held_out:,}), among {rows}"
         if is_own:
@@ -194,7 +199,8 @@ class Alarm(NamedTuple):
 def held_out_rows(run: Run, rate: float) -> dict[str, Tensor]:
     """Return which rows an alarm needs, by their split: training rows for `Sides`, and then those that calibrate.
 
-    The latter are of the calibration split, or else of the test split: at most 1,000, or 10 / rate if that is more.
+    The latter are of the calibration split, or of the test split if that has too few: at most 1,000, or 10 / rate if
+    that is more.
 
     Raises:
         InputError: the rate is not between 0 and 1, or no p-value can be as low; the run was trained on all rows; or
@@ -204,20 +210,20 @@ def held_out_rows(run: Run, rate: float) -> dict[str, Tensor]:
         raise InputError(f"--alarm {rate:g} must be above 0 and below 1: give a rate of false alarms such as 0.01")
     splits = run.dataset().splits
     split = "calibration"
-    if split not in splits:
+    if len(splits.get(split, ())) < least_rows(rate) and len(splits.get(split, ())) < len(splits["test"]):
         split = "test"
     x = splits[split]
     few = x[:_COMPARED].nan_to_num()
     others = torch.cat([other for name, other in splits.items() if name != split]).nan_to_num()
     is_known = [bool((others == row).flatten(1).all(1).any()) for row in few]
-    if all(is_known) and len(few.unique(dim=0)) == len(few):
+    if split == "test" and all(is_known) and len(few.unique(dim=0)) == len(few):
         raise InputError(f"{run.name} was trained on all rows, and --alarm needs others: train with --calibration 0.1")
     if len(x) < least_rows(rate):
-        smallest = math.ceil(1e4 / (len(x) + 1)) / 1e4
+        smallest = math.ceil(1e6 / (len(x) + 1)) / 1e6
         raise InputError(
             f"--alarm {rate:g} needs at least {least_rows(rate):,} rows that neither trained {run.name} nor chose "
-            f"anything, and there are {len(x):,} {split} data: give --alarm {smallest:g} or more, or train with "
-            "--calibration and more rows"
+            f"anything, and there are {len(x):,} {split} data: give --alarm {smallest:g} or more, or train with more "
+            "rows or a larger --calibration"
         )
     most = max(_MOST, math.ceil(_ENOUGH / rate))
     return {"train": random_subset(len(splits["train"]), _MOST, 0), split: random_subset(len(x), most, 0)}

@@ -137,7 +137,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         options: dict[str, Any] = {"seed": seed, "compile": "graph", "condition": bool(self.condition)}
         options |= {name: value for name, value in given.items() if value is not None} | more
         if num_calibration:
-            options["calibration"] = max(_CALIBRATION, num_calibration / data.num_train)
+            options["calibration"] = self._share_that_calibrates(num_calibration, data, more)
         config = values_config(data, **options)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run" if self.out is None else self.out
@@ -158,6 +158,16 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         self.is_frame_ = isinstance(X, DataFrame)
         self.dtypes_ = dict((X if self.is_frame_ else frame).rename(columns=str).dtypes)
         return run.dataset()
+
+    def _share_that_calibrates(self, num_rows: int, data: Dataset, options: Mapping[str, Any]) -> float:
+        """Return the share of the training rows that are held out, so that there are enough, and rows to train."""
+        if 2 * num_rows > data.num_train:
+            least = math.ceil(1e3 / (data.num_train // 2 + 1)) / 1e3
+            raise InputError(
+                f"alarm needs {num_rows:,} rows beside those that train, and at most half of these {data.num_train:,} "
+                f"can be: give alarm={least:g} or more, or more rows"
+            )
+        return max(_CALIBRATION, num_rows / data.num_train, options.get("calibration", 0.0))
 
     def transform(self, X: Any) -> NDArray[Any]:
         """Return the code of each row, the mean of q(z | x): (N, L)."""
@@ -365,7 +375,8 @@ class VAEOutlierDetector(OutlierMixin, VAEEstimator):
 
     A row is odd by log p(x), distortion or rate, too high or too low, as in `pvae.trained.alarm.Sides`. A tenth of the
     rows of `fit`, and at least 1 / alarm - 1, are held out to calibrate. Of rows like those of `fit`, which `fit` did
-    not see, a share of at most `alarm` is marked in the mean, whatever the VAE is worth. Anomalies among the rows of
+    not see, a share of at most `alarm` is marked in the mean, whatever the VAE is worth; and beside these, those that
+    cannot be rows of the table, as with a category that `fit` did not see. Anomalies among the rows of
     `fit` are among the calibration rows too, and raise the p-values of rows like them.
 
     Args:

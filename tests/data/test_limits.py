@@ -118,6 +118,17 @@ def test_kinds_have_limits_that_a_run_keeps(tmp_path):
             refuse(values_config(data, **other), data=data)
 
 
+def test_no_rule_depends_on_a_column_with_a_limit():
+    """Whose values below it are not known."""
+    draw = np.random.default_rng(0)
+    low = np.exp(draw.normal(size=400)).round(2)
+    a = [f"{value:.2f}" if value >= 0.4 else "<0.4" for value in low]
+    frame = pandas.DataFrame({"a": a, "b": (low + draw.uniform(0.1, 3, 400)).round(2)})
+    assert read(frame).rules == ()
+    assert read(frame.assign(a=low)).rules
+    assert read(frame.assign(a=low), rules="not a").rules == ()
+
+
 def test_codes_have_no_steps(tmp_path):
     found = rows(table(tmp_path))
     x = torch.from_numpy(found.x["train"])

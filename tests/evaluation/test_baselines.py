@@ -103,6 +103,17 @@ def test_no_model_of_values_in_steps_sums_to_more_than_1():
         assert all(0.95 < one <= 1 + 1e-9 for one in totals), (name, totals)
 
 
+def test_no_model_of_counts_sums_to_more_than_1_where_one_is_constant():
+    counts = np.random.default_rng(0).poisson(3, (300, 2)) * [1, 0]
+    data = table(torch.from_numpy(counts).double())
+    grid = torch.cartesian_prod(torch.arange(40.0), torch.arange(40.0)).double()
+    vae = build_vae(values_config(data, likelihood="negative-binomial"), data.datum_shape)
+    fit_to(vae, data.train)
+    totals = [one.log_p.exp().sum().item() for one in simple_models(vae, data.train, data.valid, grid)]
+    assert len(totals) == 2
+    assert all(0.4 < one <= 1 + 1e-9 for one in totals), totals
+
+
 def test_what_made_the_rows_loses_to_no_simple_model():
     # By two standard errors: of 20 tables, more than 4 lose by chance with a probability of at most 1e-3.
     losses = 0

@@ -39,6 +39,7 @@ _STEP = 5  # between the levels of a pixel by which log p is fitted
 _ITERATIONS = 60
 _MOST_LEVELED = 2**14  # values of an image whose levels are counted
 _PRIOR_SCALE = 5.0
+_AT_ONCE = 2**22  # values of data times components
 _FEW_ROWS = 200  # from which their tail is seen
 _HEAVY = 0.3  # a shape of a tail, above which errors are not stated
 _SMALL = 1e-3  # as a share of the greatest
@@ -312,10 +313,12 @@ class Baselines(Measure):
     """What simple models reach on the test data, beside the ELBO; in nats per datum.
 
     Each is fitted to the training data, its size chosen by the validation data. A Normal y and its density are those of
-    the likelihood: logarithms where that is log-Normal. The ELBO is a lower bound: log p(x) of the VAE gains no less.
+    the likelihood: logarithms where that is log-Normal. Of values in steps it is the product of the probabilities of
+    each step given the values before it, as they were recorded: less than the probability of all where steps are not
+    small beside the deviation that is left. The ELBO is a lower bound: log p(x) of the VAE gains no less.
 
     Args:
-        linear_model: the linear model, whose log-likelihood is exact.
+        linear_model: the linear model.
         linear: its log p(x).
         linear_gain: the ELBO less that, datum by datum.
         mixture_model: the mixture.
@@ -325,10 +328,10 @@ class Baselines(Measure):
     """
 
     linear_model: str = said("linear model", default="")
-    linear: Estimate | None = said("  its log p(x)", "exact", default=None)
+    linear: Estimate | None = said("  its log p(x)", "of a step, given the values before it", default=None)
     linear_gain: Estimate | None = said("  ELBO - it", "datum by datum", default=None)
     mixture_model: str = said("mixture", default="")
-    mixture: Estimate | None = said("  its log p(x)", "exact", default=None)
+    mixture: Estimate | None = said("  its log p(x)", "of a step, given the values before it", default=None)
     mixture_gain: Estimate | None = said("  ELBO - it", "datum by datum", default=None)
     verdict: str = said("verdict")
 
@@ -451,7 +454,11 @@ def _of_normals(p_x: Any, train: Tensor, splits: Sequence[Tensor]) -> list[Simpl
     y = p_x.normal_values(train)
     if y is None or any(one.isnan().any() for one in (train, *splits)):
         return []
-    features, step = y[0].numpy(force=True), steps_of(train)
+    features = y[0].numpy(force=True)
+    step = steps_of(train)
+    for part, places, _ in p_x.placed():
+        if not part.is_density:  # counts, of which a constant one has no step of its own
+            step.view(-1)[places] = torch.where(step.view(-1)[places] > 0, step.view(-1)[places], 1.0)
     rows = [_Rows.of(p_x, one, step) for one in splits]
     least = np.where(features.std(0) > 0, _LEAST_NOISE, 1.0)
     every = linear_models(features, rows[0].y.numpy(), train[0].numel(), least)
@@ -509,7 +516,8 @@ class _Normals(NamedTuple):
         scale = factor.diagonal(dim1=-2, dim2=-1)[:, None]
         log_weights = torch.from_numpy(self.weights).log()
         parts = list[Tensor]()
-        for some in zip(*(one.split(_ROWS) for one in rows[:-1])):
+        at_once = max(1, _AT_ONCE // self.means.size)
+        for some in zip(*(one.split(at_once) for one in rows[:-1])):
             y, log_slope, low, high = some
             deviation = y - torch.from_numpy(self.means)[:, None]
             white = torch.linalg.solve_triangular(factor, deviation.mT, upper=False).mT
