@@ -412,7 +412,8 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
     num_draws = number
     if run.data.rules:
         num_draws = max(TRIES, _TRIES_OF_DRAW * number)
-    found = impute(run.vae(), given.batch(run), num_draws=num_draws)
+    with progress_bar("imputing", len(given.inside), "datum", in_logs=True) as bar:
+        found = impute(run.vae(), given.batch(run), num_draws=num_draws, on_data=bar.update)
     values = {"filled": given.in_place(found.filled, given.x), "std": given.in_place(found.std)}
     how = "filled by their means; std says how far each may lie from its mean"
     alike = "standard deviations may be too small"

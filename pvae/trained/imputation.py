@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -51,7 +52,13 @@ class Imputed(NamedTuple):
 
 
 @torch.no_grad()
-def impute(vae: VAE, data: Data, num_particles: int = 200, num_draws: int = 0) -> Imputed:
+def impute(
+    vae: VAE,
+    data: Data,
+    num_particles: int = 200,
+    num_draws: int = 0,
+    on_data: Callable[[int], object] = lambda count: None,
+) -> Imputed:
     """Fill in what is missing: the mean of p(x missing | x observed), by self-normalised importance sampling.
 
         E[x missing | x observed] ~ sum_k w_k E[x | z_k] / sum_k w_k,    w_k = p(x observed, z_k) / r(z_k)
@@ -68,6 +75,7 @@ def impute(vae: VAE, data: Data, num_particles: int = 200, num_draws: int = 0) -
         data: N data x, or a `Batch` of them with their labels; NaN is missing.
         num_particles: K, the number of draws of z for each datum.
         num_draws: M; each draws z by its weight, and x from p(x | z).
+        on_data: called after each part with the number of data in it.
 
     Raises:
         InputError: every weight of a datum is 0.
@@ -76,8 +84,25 @@ def impute(vae: VAE, data: Data, num_particles: int = 200, num_draws: int = 0) -
         Mattei and Frellsen, arXiv:1812.02633, "single imputation" and "multiple imputation"; `Mixture`.
     """
     batch = Batch.of(data)
-    most = min(_MOST, _MOST_VALUES // widest(vae, batch))
-    found = _imputed(vae, batch, num_particles, num_draws)
+    width = widest(vae, batch)
+    parts = list[Imputed]()
+    done = 0
+    for part in batch.split(at_once(width * num_particles)):
+        found = _imputed(vae, part, num_particles, num_draws)
+        if found.effective.isnan().any():
+            place = done + int(found.effective.isnan().nonzero()[0])
+            raise InputError(
+                f"datum {place + 1} has log p(x) = -inf, as of a value far from the training data: correct it"
+            )
+        parts.append(_until_trusted(vae, part, found, num_particles, width))
+        done += len(part)
+        on_data(len(part))
+    return Imputed(*map(torch.cat, zip(*parts)))
+
+
+def _until_trusted(vae: VAE, batch: Batch, found: Imputed, num_particles: int, width: int) -> Imputed:
+    """Return imputed data with as many draws for each datum, up to a limit, as the weights of fewer ask for."""
+    most = min(_MOST, _MOST_VALUES // width)
     tried = torch.full((len(batch),), num_particles)
     while True:
         asked = tried * (_SPARE * ENOUGH / found.effective).clamp(min=2)
@@ -87,49 +112,41 @@ def impute(vae: VAE, data: Data, num_particles: int = 200, num_draws: int = 0) -
         num_particles = int(wanted[wanted > tried].min())
         rows = ((wanted > tried) & (wanted == num_particles)).nonzero()[:, 0]
         tried[rows] = num_particles
-        again = _imputed(vae, batch.rows(rows), num_particles, num_draws)
+        parts = batch.rows(rows).split(at_once(width * num_particles))
+        some = [_imputed(vae, part, num_particles, found.draws.shape[1]) for part in parts]
+        again = map(torch.cat, zip(*some))
         found = Imputed(*(one.index_copy(0, rows, other) for one, other in zip(found, again)))
 
 
 def _imputed(vae: VAE, batch: Batch, num_particles: int, num_draws: int) -> Imputed:
     """Return what `impute` does, with the same number of draws for each datum."""
-    parts = list[tuple[Tensor, ...]]()
-    for part in batch.split(at_once(widest(vae, batch) * num_particles)):
-        x = part.x
-        given = vae.given(part.y)
-        mixture = Mixture(given, x, num_particles)
-        z, log_q = mixture.draw(0, num_particles)
-        given_z = given.likelihood(z)
-        log_w = mixture.log_weights(given_z.log_prob(x), z, log_q)
-        weight = log_w.softmax(0)
-        is_impossible = weight.isnan().any(0)
-        if is_impossible.any():
-            place = sum(len(done[0]) for done in parts) + int(is_impossible.nonzero()[0])
-            raise InputError(
-                f"datum {place + 1} has log p(x) = -inf, as of a value far from the training data: correct it"
-            )
-        draws = x.new_empty(0, *x.shape)
-        if num_draws:
-            chosen = weight.T.multinomial(num_draws, replacement=True).T  # (M, B)
-            chosen_z = z.gather(0, chosen[..., None].expand(*chosen.shape, z.shape[-1]))
-            draws = _given_below(given.likelihood(chosen_z), x)[0].sample()
-        p_x, is_missing = _given_below(given_z, x)
-        means = p_x.mean
-        if isinstance(p_x, Columns):
-            means = p_x.features
-        shares = weight.to(means.dtype).view(weight.shape + (1,) * (means.dim() - 2))
-        mean = (shares * means).sum(0)
-        error = (shares * (means - mean)).square().sum(0).sqrt()
-        if isinstance(p_x, Columns):
-            mean = p_x.from_features(mean)
-            error = p_x.from_features(error).where(p_x.has_mean, math.nan)
-        std = (shares * (p_x.sample() - mean).square()).sum(0).sqrt().where(~error.isnan(), math.nan)
-        k = pareto_k(log_w.topk(num_in_tail(num_particles) + 1, 0).values)
-        effective = (1 / weight.square().sum(0)).where(is_missing.flatten(1).any(1), math.inf)
-        filled = x.where(~is_missing, mean)
-        drawn = x.where(~is_missing, draws).transpose(0, 1)
-        parts.append((filled, std.where(is_missing, 0), error.where(is_missing, 0), effective, k, drawn))
-    return Imputed(*map(torch.cat, zip(*parts)))
+    (part,) = batch.split(len(batch))
+    x = part.x
+    given = vae.given(part.y)
+    mixture = Mixture(given, x, num_particles)
+    z, log_q = mixture.draw(0, num_particles)
+    given_z = given.likelihood(z)
+    log_w = mixture.log_weights(given_z.log_prob(x), z, log_q)
+    weight = log_w.softmax(0)
+    draws = x.new_empty(0, *x.shape)
+    if num_draws:
+        chosen = weight.nan_to_num(nan=1.0).T.multinomial(num_draws, replacement=True).T  # (M, B)
+        chosen_z = z.gather(0, chosen[..., None].expand(*chosen.shape, z.shape[-1]))
+        draws = _given_below(given.likelihood(chosen_z), x)[0].sample()
+    p_x, is_missing = _given_below(given_z, x)
+    means = p_x.features if isinstance(p_x, Columns) else p_x.mean
+    shares = weight.to(means.dtype).view(weight.shape + (1,) * (means.dim() - 2))
+    mean = (shares * means).sum(0)
+    error = (shares * (means - mean)).square().sum(0).sqrt()
+    if isinstance(p_x, Columns):
+        mean = p_x.from_features(mean)
+        error = p_x.from_features(error).where(p_x.has_mean, math.nan)
+    std = (shares * (p_x.sample() - mean).square()).sum(0).sqrt().where(~error.isnan(), math.nan)
+    k = pareto_k(log_w.topk(num_in_tail(num_particles) + 1, 0).values)
+    effective = (1 / weight.square().sum(0)).where(is_missing.flatten(1).any(1), math.inf)
+    filled = x.where(~is_missing, mean)
+    drawn = x.where(~is_missing, draws).transpose(0, 1)
+    return Imputed(filled, std.where(is_missing, 0), error.where(is_missing, 0), effective, k, drawn)
 
 
 def _given_below(p_x: Any, x: Tensor) -> tuple[Any, Tensor]:
