@@ -612,8 +612,8 @@ class _Identification:
             rounding = (1e-12 if self.exact == _DOUBLE else 1e-5) * np.abs(values).max()
             for (text, part), (lacks, log_k_of) in itertools.product(own.items(), lacking.items()):
                 one = np.nan_to_num(part - log_k_of)
-                columns = table if is_split else table[:, :1]  # where they cannot be told apart
-                of_x, of_z = [*np.linalg.lstsq(columns, left - one, rcond=None)[0], 0.0][:2]
+                columns = table * [is_split or not lacks, is_split or lacks > ""]  # where they cannot be told apart
+                of_x, of_z = np.linalg.lstsq(columns, left - one, rcond=None)[0]
                 if np.abs(table @ [of_x, of_z] - left + one).max() < near * max(1e-3, 1e-2 * np.abs(values).max()):
                     is_other = np.abs([of_x, of_z]) > near + rounding / np.abs(table).min(0)
                     found.append((is_other.any() or lacks > "", of_x * is_other[0], of_z * is_other[1], text, lacks))
@@ -621,9 +621,9 @@ class _Identification:
                 break
         else:
             return "", ["  constant    one that depends on the sizes in no simple way"]
-        is_any, of_x, of_z, text, lacks = min(found, key=lambda one: one[0])
-        classes = round(math.exp(of_z))
-        if lacks and classes > 1 and math.isclose(classes, math.exp(of_z), rel_tol=near):
+        is_any, of_x, of_z, text, lacks = min(found, key=lambda one: (one[0], one[-1] > "" and abs(one[2])))
+        classes = round(math.exp(min(of_z, 9)))
+        if lacks and classes > 1 and abs(of_z - math.log(classes)) < near / classes:
             return "", [f"  constant    log {classes} in place of log K: it is an ELBO of {classes} classes only"]
         if lacks:
             return "the constant log K of the rate is missing: its gradient is that of an ELBO, its value is not", []
