@@ -78,6 +78,7 @@ class BlackBox:
         layout: "same" shapes of x and y, "flat" (y is (B, D)), or x of classes: "classes" (y is (B, K, D)) and "tokens"
             (y is (B, T, K)).
         size: the first size that it takes.
+        sign: a factor of the total.
 
     Raises:
         InputError: it changes an argument, or returns another shape.
@@ -91,6 +92,7 @@ class BlackBox:
     is_shared: bool
     layout: str
     size: Size
+    sign: int = 1
 
     def __post_init__(self) -> None:
         """Call it, and choose the total among what it returns: what depends on most arguments."""
@@ -148,7 +150,7 @@ class BlackBox:
 
     def __call__(self, a: Arguments, **constants: Any) -> Tensor:
         """Return the total, a sum over images where it is one value for each; perhaps with other constants."""
-        return self.parts(a, **constants)[self.total].sum().double()
+        return self.sign * self.parts(a, **constants)[self.total].sum().double()
 
     def depends(self, key: Any) -> list[str]:
         """Return the names of the arguments on which a part depends."""

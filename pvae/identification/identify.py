@@ -328,6 +328,12 @@ class _Identification:
                 if fit:
                     fits[what] = fit
                     lines.append(f"  {what.replace('rate', 'posterior'):10}  {self._text(fit.term.name)}")
+        if len(fits) == 2 and all(fit.weight < 0 for fit in fits.values()):
+            box.sign = -1
+            result = self.result()
+            itself = "it is the ELBO itself, and its negative is the loss to minimise"
+            reason = itself if result.is_elbo else "both parts have the wrong sign"
+            return self._refused(reason, False, f"minus the loss is {result.text}".split("\n"))
         self.num_named = sum(2 if fit.term.kind == "part" else 1 for fit in fits.values())
         is_whole = all({*roles} & {*box.names} for roles in (OF_X, OF_Z))
         if not is_whole and (len(box.names) < 3 or not reasons):

@@ -73,6 +73,16 @@ def minus(recon, x, qy):
     return (bce(recon, x) - of_classes(qy)).mean()
 
 
+@says("not", "it is the ELBO itself", "minus the loss is the negative ELBO of the batch, a mean")
+def maximised(recon, x, mu, logvar):
+    return (-bce(recon, x) - rate(mu, logvar)).mean()
+
+
+@says("not", "both parts have the wrong sign", "batch size")
+def maximised_mean(recon, x, mu, logvar):
+    return -bce(recon, x).sum() - rate(mu, logvar).mean()
+
+
 @says("not", "swapped")
 def swapped(recon, x, qy):
     return (bce(recon, x) + F.kl_div(qy.log(), torch.full_like(qy, 1 / qy.shape[-1]), reduction="none").sum(-1)).mean()
