@@ -317,7 +317,10 @@ class _Identification:
         box, fits, reasons, lines = self.box, dict[str, _Fit](), list[tuple[str, bool]](), list[str]()
         if objection := next(self._objections(), None):
             return self._refused(*objection)
-        more = [term for role in box.names for term in ROLES[role].terms]
+        more = [
+            term for role, name in box.names.items() for term in ROLES[role].terms
+            if role != "g" or not term.note or re.search("log(?!it)", name.lower())  # linear, as an L1 penalty is
+        ]  # fmt: skip
         of_x = likelihoods_of_classes() if box.has_classes else likelihoods(*self._bends(), more)
         of_z = itertools.chain(more, rates("b" in box.names))
         for what, roles, terms in ("likelihood", OF_X, of_x), ("rate", OF_Z, of_z):

@@ -93,6 +93,16 @@ def generator(recon, x, third):
     return (bce(recon, x) - third.log().mean(-1)).mean()
 
 
+@says("open", "swapped")
+def swapped_up_to_a_constant(recon, x, log_q):
+    return (bce(recon, x) - log_q.mean(-1)).mean()
+
+
+@says("open", "its function of q is not a rate")  # of values below 0, as log probabilities are, it is linear
+def penalty(recon, x, q):
+    return bce(recon, x).mean() + 1e-3 * q.abs().mean()
+
+
 @says("elbo", "Bernoulli(logits = q)", "Bernoulli(probs = recon)", slow=True)
 def bits(x, recon, q):
     return (bce(recon, x) + of_bits(q.sigmoid())).mean()
