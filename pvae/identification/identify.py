@@ -31,7 +31,7 @@ from pvae.config.config import Config
 from pvae.core.errors import InputError, listed
 from pvae.identification.black_box import BlackBox, LossError, Size, ways_of_calling
 from pvae.identification.loss_terms import Arguments, Term, likelihoods, likelihoods_of_classes, rates
-from pvae.identification.roles import OF_X, OF_Z, ROLES
+from pvae.identification.roles import OF_X, OF_Z, ROLES, guesses
 
 _POINTS = 4  # of each of two kinds, at which the gradients of a term are fitted
 _PROOF = 200  # further points, at which the answer is checked
@@ -470,6 +470,9 @@ class _Identification:
             return f"its function of {names} is not a {what} that I know {known}", True
         if fit.term.parts and not self._has_value(fit):
             return self._text(f"its gradients are those of {fit.term.name}, but not its value"), True
+        if what == "rate" and fit.term.kind == "open" and fit.weight < 0:
+            note = "{k} is handed in with a negative weight: if it is KL(q, p), the loss is no ELBO"
+            return self._text(note), "k" not in guesses(self.box.names["k"])
         if fit.term.kind != "part":
             return self._text(fit.term.note), fit.term.kind == "open"
         if not math.isnan(fit.weight):

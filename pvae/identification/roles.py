@@ -91,7 +91,7 @@ _VQ = Term(
 )  # fmt: skip
 _KL = Term(
     "known to the caller, who hands in {k}", _as_drawn, needs="k", kind="open", parts=("{k}",),
-    note="{k} is handed in and enters by its sum: if it is KL(q, p) in nats, it is the rate",
+    note="{k} is handed in and enters by its sum: if it is KL(q, p) in nats, it is the rate, and its weight gives beta",
 )  # fmt: skip
 
 # The names of arguments; a name that fits several patterns has the first of those roles that no third set takes.

@@ -118,6 +118,11 @@ def handed_in(recon, x, kl):
     return bce(recon, x).mean() + 3 * kl.mean()
 
 
+@says("not", "the loss is no ELBO", "weight      of kl: -1")
+def handed_in_with_a_minus(recon, x, kl):
+    return bce(recon, x).mean() - kl.mean()
+
+
 @says("open", slow=True)
 def unknown(recon, x, third):
     return bce(recon, x).mean() + (third**3).mean()
