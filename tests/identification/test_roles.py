@@ -138,6 +138,11 @@ def codes(x, recon, quantized, encoded):
     return F.mse_loss(recon, x) + F.mse_loss(quantized, encoded.detach()) + F.mse_loss(quantized.detach(), encoded) / 4
 
 
+@says("not", "it has the commitment of", "of the commitment: 0.25 / (B L)")
+def moving_average(x, recon, quantized, encoded):
+    return F.mse_loss(recon, x) + F.mse_loss(quantized.detach(), encoded) / 4
+
+
 @says("open", "but not its value")  # as KL of two Normals is
 def squared_difference(x, recon, codes, encoded):
     return F.mse_loss(recon, x) + F.mse_loss(codes, encoded)
