@@ -211,7 +211,7 @@ def ways_of_calling(
     if not callable(function) or isinstance(function, type):
         what = f"the class {function.__name__}" if isinstance(function, type) else f"a {type(function).__name__}"
         raise InputError(f"a loss is a function or a method of an object, not {what}")
-    errors: list[str] = []
+    errors: list[LossError] = []
     tried: list[str] = []
     works = False
     for names, by_name, others in _choices_of_roles(function, arguments, constants):
@@ -226,13 +226,16 @@ def ways_of_calling(
                 try:
                     box = BlackBox(function, names, others, by_name, is_shared, layout, size)
                 except LossError as error:
-                    errors.append(str(error))
+                    errors.append(error)
                 else:
                     works = True
                     found.add(kind)
                     yield box
     if not works:
-        own = min(errors, key=lambda error: error.endswith(_UNSAID))
+        own = min(errors, key=lambda error: str(error).endswith(_UNSAID))
+        is_one = len({*map(str, errors)}) == 1
+        if isinstance(own.__cause__, (NameError, AttributeError, *[NotImplementedError] * is_one)):
+            raise InputError(f"{own}: the function itself fails, whatever tensors it is given")
         roles = ", ".join(role.name for role in ROLES.values())
         raise InputError(
             f"{own} for every shape that was tried, with {'; '.join(tried[:3])}: give the shape of an image (shape=, "

@@ -219,12 +219,29 @@ def test_each_role_is_named_or_left_open(loss, verdict, words):
         assert word in found.text
 
 
-@pytest.mark.parametrize("arguments", [None, ["x", "reconstruction", "loc"]])
-def test_a_loss_that_cannot_be_called_is_told_the_roles_and_no_error_of_torch(arguments):
-    def loss(x, recon, mu, logvar):
-        return torch.ones(3) @ torch.ones(4)
+def of_torch(x, recon, mu, logvar):
+    return torch.ones(3) @ torch.ones(4)
 
+
+def not_written(x, recon, mu, logvar):
+    raise NotImplementedError
+
+
+def of_an_object(x, recon, mu, logvar):
+    return x.view(-1, 784) * object().beta
+
+
+@pytest.mark.parametrize(
+    ("loss", "arguments", "said", "unsaid"),
+    [
+        (of_torch, None, "arguments=", "RuntimeError"),
+        (of_torch, ["x", "reconstruction", "loc"], "arguments=", "RuntimeError"),
+        (not_written, None, "itself", "shape"),
+        (of_an_object, None, "beta", "shape"),
+    ],
+)
+def test_what_keeps_a_loss_from_being_called_is_said(loss, arguments, said, unsaid):
     with pytest.raises(InputError) as refused:
         identify(loss, arguments)
-    assert "RuntimeError" not in str(refused.value)
-    assert "arguments=" in str(refused.value)
+    assert said in str(refused.value)
+    assert unsaid not in str(refused.value)
