@@ -292,8 +292,8 @@ def _choices_of_roles(
     masks = [name for name, fit in zip(needed, fits) if fit == {"o"}]
     unknown = [name for name, fit in zip(needed, fits) if not fit]
     if unknown and any({*roles} <= set().union(*fits) for roles in ("xyms", "xyk")):
-        values = ", ".join(f"{name}=1" for name in unknown)
-        raise InputError(f"what is {listed(unknown)}? if it is no tensor, give it a value: {values} (--constant)")
+        values = ", ".join(f"{name}=1 (--constant {name}=1)" for name in unknown)
+        raise InputError(f"what is {listed(unknown)}? if it is no tensor, give it a value: {values}")
     number = len(needed) - len(masks[:1])
     orders = [order for roles in SETS if len(roles) == number for order in itertools.permutations(roles)]
     if not orders:

@@ -373,7 +373,7 @@ class _Identification:
         elif ignored := [name for name in box.names.values() if name not in box.depends(box.total)]:
             if any({*ignored} & {*box.depends(key)} for key in box.parts(self.base)):
                 yield "it returns several values, and none depends on all arguments: return their sum too", True
-            advice = f"if it is not needed, give it a value ({ignored[0]}=None, --constant)"
+            advice = f"if it is not needed, give it a value: {ignored[0]}=None (--constant {ignored[0]}=None)"
             is_open = not {*ignored} & {box.names.get(role) for role in "xyms"}
             yield f"it does not depend on {listed(ignored)} ({advice})", is_open
         new = box.point(box.size)

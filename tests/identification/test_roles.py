@@ -238,6 +238,7 @@ def of_an_object(x, recon, mu, logvar):
         (of_torch, ["x", "reconstruction", "loc"], "arguments=", "RuntimeError"),
         (not_written, None, "itself", "shape"),
         (of_an_object, None, "beta", "shape"),
+        (lambda x, recon, mu, logvar, beta: 0, None, "--constant beta=1", "shape"),
     ],
 )
 def test_what_keeps_a_loss_from_being_called_is_said(loss, arguments, said, unsaid):
