@@ -78,6 +78,7 @@ class BlackBox:
         layout: "same" shapes of x and y, "flat" (y is (B, D)), or x of classes: "classes" (y is (B, K, D)) and "tokens"
             (y is (B, T, K)).
         size: the first size that it takes.
+        sign: a factor of the total.
 
     Raises:
         InputError: it changes an argument, or returns another shape.
@@ -91,6 +92,7 @@ class BlackBox:
     is_shared: bool
     layout: str
     size: Size
+    sign: int = 1
 
     def __post_init__(self) -> None:
         """Call it, and choose the total among what it returns: what depends on most arguments."""
@@ -148,7 +150,7 @@ class BlackBox:
 
     def __call__(self, a: Arguments, **constants: Any) -> Tensor:
         """Return the total, a sum over images where it is one value for each; perhaps with other constants."""
-        return self.parts(a, **constants)[self.total].sum().double()
+        return self.sign * self.parts(a, **constants)[self.total].sum().double()
 
     def depends(self, key: Any) -> list[str]:
         """Return the names of the arguments on which a part depends."""
@@ -209,7 +211,7 @@ def ways_of_calling(
     if not callable(function) or isinstance(function, type):
         what = f"the class {function.__name__}" if isinstance(function, type) else f"a {type(function).__name__}"
         raise InputError(f"a loss is a function or a method of an object, not {what}")
-    errors: list[str] = []
+    errors: list[LossError] = []
     tried: list[str] = []
     works = False
     for names, by_name, others in _choices_of_roles(function, arguments, constants):
@@ -224,13 +226,16 @@ def ways_of_calling(
                 try:
                     box = BlackBox(function, names, others, by_name, is_shared, layout, size)
                 except LossError as error:
-                    errors.append(str(error))
+                    errors.append(error)
                 else:
                     works = True
                     found.add(kind)
                     yield box
     if not works:
-        own = min(errors, key=lambda error: error.endswith(_UNSAID))
+        own = min(errors, key=lambda error: str(error).endswith(_UNSAID))
+        is_one = len({*map(str, errors)}) == 1
+        if isinstance(own.__cause__, (NameError, AttributeError, *[NotImplementedError] * is_one)):
+            raise InputError(f"{own}: the function itself fails, whatever tensors it is given")
         roles = ", ".join(role.name for role in ROLES.values())
         raise InputError(
             f"{own} for every shape that was tried, with {'; '.join(tried[:3])}: give the shape of an image (shape=, "
@@ -287,8 +292,8 @@ def _choices_of_roles(
     masks = [name for name, fit in zip(needed, fits) if fit == {"o"}]
     unknown = [name for name, fit in zip(needed, fits) if not fit]
     if unknown and any({*roles} <= set().union(*fits) for roles in ("xyms", "xyk")):
-        values = ", ".join(f"{name}=1" for name in unknown)
-        raise InputError(f"what is {listed(unknown)}? if it is no tensor, give it a value: {values} (--constant)")
+        values = ", ".join(f"{name}=1 (--constant {name}=1)" for name in unknown)
+        raise InputError(f"what is {listed(unknown)}? if it is no tensor, give it a value: {values}")
     number = len(needed) - len(masks[:1])
     orders = [order for roles in SETS if len(roles) == number for order in itertools.permutations(roles)]
     if not orders:

@@ -31,7 +31,7 @@ from pvae.config.config import Config
 from pvae.core.errors import InputError, listed
 from pvae.identification.black_box import BlackBox, LossError, Size, ways_of_calling
 from pvae.identification.loss_terms import Arguments, Term, likelihoods, likelihoods_of_classes, rates
-from pvae.identification.roles import OF_X, OF_Z, ROLES
+from pvae.identification.roles import OF_X, OF_Z, ROLES, guesses
 
 _POINTS = 4  # of each of two kinds, at which the gradients of a term are fitted
 _PROOF = 200  # further points, at which the answer is checked
@@ -317,7 +317,10 @@ class _Identification:
         box, fits, reasons, lines = self.box, dict[str, _Fit](), list[tuple[str, bool]](), list[str]()
         if objection := next(self._objections(), None):
             return self._refused(*objection)
-        more = [term for role in box.names for term in ROLES[role].terms]
+        more = [
+            term for role, name in box.names.items() for term in ROLES[role].terms
+            if role != "g" or not term.note or re.search("log(?!it)", name.lower())  # linear, as an L1 penalty is
+        ]  # fmt: skip
         of_x = likelihoods_of_classes() if box.has_classes else likelihoods(*self._bends(), more)
         of_z = itertools.chain(more, rates("b" in box.names))
         for what, roles, terms in ("likelihood", OF_X, of_x), ("rate", OF_Z, of_z):
@@ -328,6 +331,12 @@ class _Identification:
                 if fit:
                     fits[what] = fit
                     lines.append(f"  {what.replace('rate', 'posterior'):10}  {self._text(fit.term.name)}")
+        if len(fits) == 2 and all(fit.weight < 0 for fit in fits.values()):
+            box.sign = -1
+            result = self.result()
+            itself = "it is the ELBO itself, and its negative is the loss to minimise"
+            reason = itself if result.is_elbo else "both parts have the wrong sign"
+            return self._refused(reason, False, f"minus the loss is {result.text}".split("\n"))
         self.num_named = sum(2 if fit.term.kind == "part" else 1 for fit in fits.values())
         is_whole = all({*roles} & {*box.names} for roles in (OF_X, OF_Z))
         if not is_whole and (len(box.names) < 3 or not reasons):
@@ -364,7 +373,7 @@ class _Identification:
         elif ignored := [name for name in box.names.values() if name not in box.depends(box.total)]:
             if any({*ignored} & {*box.depends(key)} for key in box.parts(self.base)):
                 yield "it returns several values, and none depends on all arguments: return their sum too", True
-            advice = f"if it is not needed, give it a value ({ignored[0]}=None, --constant)"
+            advice = f"if it is not needed, give it a value: {ignored[0]}=None (--constant {ignored[0]}=None)"
             is_open = not {*ignored} & {box.names.get(role) for role in "xyms"}
             yield f"it does not depend on {listed(ignored)} ({advice})", is_open
         new = box.point(box.size)
@@ -461,6 +470,9 @@ class _Identification:
             return f"its function of {names} is not a {what} that I know {known}", True
         if fit.term.parts and not self._has_value(fit):
             return self._text(f"its gradients are those of {fit.term.name}, but not its value"), True
+        if what == "rate" and fit.term.kind == "open" and fit.weight < 0:
+            note = "{k} is handed in with a negative weight: if it is KL(q, p), the loss is no ELBO"
+            return self._text(note), "k" not in guesses(self.box.names["k"])
         if fit.term.kind != "part":
             return self._text(fit.term.note), fit.term.kind == "open"
         if not math.isnan(fit.weight):
@@ -612,8 +624,8 @@ class _Identification:
             rounding = (1e-12 if self.exact == _DOUBLE else 1e-5) * np.abs(values).max()
             for (text, part), (lacks, log_k_of) in itertools.product(own.items(), lacking.items()):
                 one = np.nan_to_num(part - log_k_of)
-                columns = table if is_split else table[:, :1]  # where they cannot be told apart
-                of_x, of_z = [*np.linalg.lstsq(columns, left - one, rcond=None)[0], 0.0][:2]
+                columns = table * [is_split or not lacks, is_split or lacks > ""]  # where they cannot be told apart
+                of_x, of_z = np.linalg.lstsq(columns, left - one, rcond=None)[0]
                 if np.abs(table @ [of_x, of_z] - left + one).max() < near * max(1e-3, 1e-2 * np.abs(values).max()):
                     is_other = np.abs([of_x, of_z]) > near + rounding / np.abs(table).min(0)
                     found.append((is_other.any() or lacks > "", of_x * is_other[0], of_z * is_other[1], text, lacks))
@@ -621,9 +633,9 @@ class _Identification:
                 break
         else:
             return "", ["  constant    one that depends on the sizes in no simple way"]
-        is_any, of_x, of_z, text, lacks = min(found, key=lambda one: one[0])
-        classes = round(math.exp(of_z))
-        if lacks and classes > 1 and math.isclose(classes, math.exp(of_z), rel_tol=near):
+        is_any, of_x, of_z, text, lacks = min(found, key=lambda one: (one[0], one[-1] > "" and abs(one[2])))
+        classes = round(math.exp(min(of_z, 9)))
+        if lacks and classes > 1 and abs(of_z - math.log(classes)) < near / classes:
             return "", [f"  constant    log {classes} in place of log K: it is an ELBO of {classes} classes only"]
         if lacks:
             return "the constant log K of the rate is missing: its gradient is that of an ELBO, its value is not", []

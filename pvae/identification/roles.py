@@ -80,18 +80,24 @@ def _uniform(letter: str, name: str, logits: Callable[[Tensor], Tensor] = _as_dr
     )
 
 
-def _squares(codes: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
-    return (codes - encoded.detach()) ** 2, (encoded - codes.detach()) ** 2
+_SQUARES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "the codebook": lambda codes, encoded: (codes - encoded.detach()) ** 2,
+    "the commitment": lambda codes, encoded: (encoded - codes.detach()) ** 2,
+}
 
 
-_VQ = Term(
-    "a codebook {q} and a commitment of {e}", _squares, needs="qe", kind="none",
-    parts=("the codebook", "the commitment"),
-    note="it has the two squares of a VQ-VAE, codebook and commitment, which are no rate",
-)  # fmt: skip
+def _vq(*parts: str) -> Term:
+    """Return what a VQ-VAE, perhaps with a codebook of moving averages, has in place of a rate."""
+    both = " and ".join(parts)
+    return Term(
+        f"{both}, of {{q}} and {{e}}", lambda *of: tuple(_SQUARES[part](*of) for part in parts), needs="qe",
+        kind="none", parts=parts, note=f"it has {both} of a VQ-VAE, which is no rate",
+    )  # fmt: skip
+
+
 _KL = Term(
     "known to the caller, who hands in {k}", _as_drawn, needs="k", kind="open", parts=("{k}",),
-    note="{k} is handed in and enters by its sum: if it is KL(q, p) in nats, it is the rate",
+    note="{k} is handed in and enters by its sum: if it is KL(q, p) in nats, it is the rate, and its weight gives beta",
 )  # fmt: skip
 
 # The names of arguments; a name that fits several patterns has the first of those roles that no third set takes.
@@ -126,7 +132,7 @@ ROLES = {
     "k": Role("kl", r"(?!.*(weight|coef|beta|scale|anneal))(\w*(kl|diverg|regul|vq|commit)\w*|(latent|reg)_?loss|rate)",
               sides=("-", "", "L"),
               beside=("xy",), terms=(_KL,)),
-    "q": Role("codes", r"\w*(quant|code|embed)\w*|z_?q", terms=(_VQ,)),
+    "q": Role("codes", r"\w*(quant|code|embed)\w*|z_?q", terms=(*map(_vq, _SQUARES), _vq(*_SQUARES))),
     "e": Role("encoded", r"\w*enc\w*|z?_?e|z|latents?|features?|h", beside=("xyq",)),
     "p": Role("zero_logits", _GATE, "x", beside=_COUNTS, terms=zero_inflated("p", "logits")),
     "d": Role("zero_probs", _GATE, "x", given=torch.sigmoid, beside=_COUNTS, terms=zero_inflated("d", "probs")),
