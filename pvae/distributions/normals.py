@@ -92,10 +92,12 @@ class NormalMixture(MixtureSameFamily):  # type: ignore[misc]
         by_component = by_component - 0.5 * math.log(2 * math.pi) * value.shape[-1]
         weight = torch.cat([loc * precision, -0.5 * precision], -1)
         log_terms = linear(torch.cat([z, z.square()], -1), weight, by_component)
+        cancels = precision.amax() * torch.maximum(loc.abs().amax(), z.abs().amax()).square() > 1e8
+        if not torch.is_grad_enabled() and not cancels:  # a recording would refuse to read it
+            return log_terms.to(value.dtype).logsumexp(-1).expand(shape)
         nearest = log_terms.topk(min(_EXACT, len(loc))).indices
         exact = Normal(loc[nearest], scale[nearest]).log_prob(z.unsqueeze(-2)).sum(-1)
         exact = exact + mixture.mixture_distribution.logits[nearest]
-        cancels = precision.amax() * torch.maximum(loc.abs().amax(), z.abs().amax()).square() > 1e8
         log_terms = torch.where(cancels, log_terms.scatter(-1, nearest, exact), log_terms)
         log_density = log_terms.to(value.dtype).logsumexp(-1)
         return log_density.expand(shape)
