@@ -41,7 +41,7 @@ _DRAWS = 64  # of z for each validation datum
 _FACTORS, _MANY = (1, 2, 4, 8, 16), 100  # numbers of factors that are tried, and features beyond which one is
 SIZES = (2, 4, 8, 16)  # of mixtures
 WIDEST = 2000  # values of a datum, beyond which models would take minutes to fit
-_OVERSAMPLED = 10  # directions that the randomised SVD of scikit-learn finds beside those asked for
+_FEW_FEATURES = 32  # up to which all singular values are found as soon as some
 _NOISE_OF_COMPONENTS = 0.05  # of principal components, as a share of the variance of a feature
 _LEAST_NOISE = 1e-5  # of a real value, as the same share
 _LEAST_NOISE_OF_CODES = 0.05  # of the features of other kinds
@@ -165,10 +165,9 @@ def linear_models(features: Array, held_out: Array, latent_dim: int, least_noise
     root = np.r_[root, -root]  # few rows with the mean and the covariance of all
     sizes = sorted({min(most, size) for size in _FACTORS} | {most}) if width <= _MANY else [most]
     tolerance = _TOLERANCE / 100 * len(root)
-    methods = ["lapack" if width <= size + _OVERSAMPLED else "randomized" for size in sizes]  # where it is the same
+    method = "lapack" if width <= _FEW_FEATURES else "randomized"
     fits = [
-        FactorAnalysis(size, tol=tolerance, max_iter=300, svd_method=method, random_state=0).fit(root)
-        for size, method in zip(sizes, methods)
+        FactorAnalysis(size, tol=tolerance, max_iter=300, svd_method=method, random_state=0).fit(root) for size in sizes
     ]
     best = max(fits, key=lambda one: one.score((held_out - mean) / spread))
     name = f"factor analysis with {best.n_components} factor{'s' * (best.n_components > 1)}"
@@ -190,6 +189,11 @@ def _spread(features: Array) -> Array:
     """Return the standard deviation of each feature, 1 where it is 0."""
     std = features.std(0)
     return np.where(std > 0, std, 1.0)
+
+
+def _is_real(part: Any) -> bool:
+    """Return whether the values of a likelihood, or their logarithms, are Normal given z."""
+    return isinstance(part, DiagonalNormalLikelihood) and not isinstance(part, ZeroInflatedLikelihood)
 
 
 class _Parts:
@@ -218,7 +222,7 @@ class _Parts:
         if features is not None:
             order = features.order.tolist()
         for part, places, outputs in self.p_x.placed():
-            if isinstance(part, DiagonalNormalLikelihood) and not isinstance(part, ZeroInflatedLikelihood):
+            if _is_real(part):
                 for place, (loc, log_scale), fixed in zip(places, outputs.tolist(), part.log_scale.flatten()):
                     yield order.index(place), (loc, log_scale, fixed)
 
@@ -380,15 +384,22 @@ def _set_prior(prior: MixturePrior, codes: Array) -> None:
 
 @torch.enable_grad()
 def _fit_decoder(p_x: Any, linear: nn.Linear, z: Tensor, x: Tensor, outputs: Tensor) -> None:
-    """Fit p(x | outputs + W z + b), a generalised linear model, to codes z of data x."""
+    """Fit p(x | outputs + W z + b), a generalised linear model, to codes z of the values of x that are not real."""
     free = [torch.zeros_like(one, dtype=torch.float64).requires_grad_() for one in (linear.weight, linear.bias)]
     weight, bias = free
     z = z.double()
+    x = x.double().flatten(1)
+    parts = [
+        (part, x[:, places], outs.flatten().sort().values) for part, places, outs in p_x.placed() if not _is_real(part)
+    ]
 
     def loss() -> Tensor:
         weight.grad = bias.grad = None
-        output = (outputs + z @ weight.T + bias).view(len(z), *p_x.output_shape)
-        value = weight.square().sum() / (2 * len(z)) - p_x.given(output).log_prob(x).mean()
+        output = outputs + z @ weight.T + bias
+        value = weight.square().sum() / (2 * len(z))
+        for part, values, places in parts:
+            each = part.pixels(output[:, places]).log_prob(values.nan_to_num(nan=0.0))
+            value = value - torch.where(values.isnan(), 0.0, each).sum() / len(z)
         value.backward()
         return value
 
