@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 __all__ = ["FullNormal", "NormalMixture", "kl_full_normal"]
 
 _EXACT = 8  # components
+_FEW = 2**15  # values by components, for which fewer operators take less time than a matrix product
 
 
 class FullNormal(MultivariateNormal):
@@ -52,7 +53,7 @@ class NormalMixture(MixtureSameFamily):  # type: ignore[misc]
 
         q(z) = sum_m weight_m Normal(z; loc_m, scale_m^2)
 
-    The log-density of a single mixture of more than 8 at many z is a matrix product, in float64 as its terms cancel:
+    The log-density of a single mixture at many z is a matrix product, in float64 as its terms cancel:
 
         sum_l (z_l - loc_ml)^2 / s_ml  =  sum_l z_l^2 / s_ml - 2 z_l loc_ml / s_ml + loc_ml^2 / s_ml,    s = scale^2
 
@@ -79,7 +80,7 @@ class NormalMixture(MixtureSameFamily):  # type: ignore[misc]
         shape = broadcast_shape(value.shape[:-1], self.batch_shape)
         if self._validate_args:
             self._validate_sample(value)
-        if mixture.batch_shape or len(normal.loc) <= _EXACT:
+        if mixture.batch_shape or value.numel() * len(normal.loc) <= _FEW:
             squares = ((value.unsqueeze(-2) - normal.loc) / normal.scale).square().sum(-1)
             log_scale = (normal.scale.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
             log_terms = mixture.mixture_distribution.logits - log_scale - 0.5 * squares

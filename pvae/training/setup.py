@@ -245,19 +245,20 @@ def start_near(trainer: Trainer, config: Config, note: Callable[[str], object]) 
         best = found[0]
         if best.kind == "mixture":
             kinds = {one.kind: one for one in reversed(found)}  # the best of each
-            best = max(kinds.values(), key=lambda one: _elbo_after_steps(trainer, one.weights, valid))
+            num_steps = min(_TRIED, config.epochs * trainer.num_steps)
+            best = max(kinds.values(), key=lambda one: _elbo_after(num_steps, trainer, one.weights, valid))
         trainer.vae.load_state_dict(best.weights)
         note(f"the training starts at {best.name}")
     elif config.system == "values" and not config.has_exact_start:
         note("the weights start at random: no model in closed form is known for these options")
 
 
-def _elbo_after_steps(trainer: Trainer, weights: Mapping[str, Tensor], held_out: Tensor) -> float:
-    """Return the ELBO of held-out data after a few steps from some weights: a mixture of products learns slowly."""
+def _elbo_after(num_steps: int, trainer: Trainer, weights: Mapping[str, Tensor], held_out: Tensor) -> float:
+    """Return the ELBO of held-out data after some steps from some weights: a mixture of products learns slowly."""
     trainer.vae.load_state_dict(weights)
     trainer.vae.train()
-    order = torch.randint(len(trainer.data), (_TRIED * trainer.batch_size,)).to(trainer.device)
-    for _ in trainer.engine.run(order, [trainer.schedule(step) for step in range(_TRIED)]):
+    order = torch.randint(len(trainer.data), (num_steps * trainer.batch_size,)).to(trainer.device)
+    for _ in trainer.engine.run(order, [trainer.schedule(step) for step in range(num_steps)]):
         pass
     for state in trainer.optimizer.state.values():  # a recorded step holds these tensors
         for tensor in state.values():

@@ -24,12 +24,12 @@ def mixture(logits, loc, log_scale):
     return NormalMixture(dist.Categorical(logits=logits), dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
-@pytest.mark.parametrize("shape", [(), (5,)])
-def test_the_density_is_the_weighted_sum_of_normals(shape):
-    """In value and gradient, of a single mixture (a matrix product), of its expansion and of one for each datum."""
+@pytest.mark.parametrize(("shape", "count"), [((), 7), ((), 700), ((5,), 7)])
+def test_the_density_is_the_weighted_sum_of_normals(shape, count):
+    """In value and gradient, of a single mixture (of many z a matrix product), its expansion and one for each datum."""
     given = [one.expand(*shape, *one.shape).clone().requires_grad_() for one in parameters(4, 3)]
-    z = torch.randn(7, 5, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
-    for q in (mixture(*given), mixture(*given).expand((7, 5))):
+    z = torch.randn(count, 5, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
+    for q in (mixture(*given), mixture(*given).expand((count, 5))):
         assert_density_by_hand(q, z, given, 1e-12)
 
 
@@ -61,7 +61,7 @@ def test_narrow_components_far_from_the_origin_do_not_cancel(far):
     loc = far * loc
     loc[1] = loc[0] + 1e-3
     given = [one.requires_grad_() for one in (logits, loc, log_scale - 7)]
-    z = (loc[:3] + 5e-4).detach().requires_grad_()
+    z = (loc[:3] + 5e-4).detach().repeat(300, 1).requires_grad_()
     assert_density_by_hand(mixture(*given), z, given, 1e-8)
 
 
