@@ -176,6 +176,8 @@ def completed(schema: Schema, given: Tensor, x: Tensor, tries: Sequence[Tensor])
 def can_be(schema: Schema, x: Tensor) -> Tensor:
     """Return for each of some rows (N, D) whether the columns that are computed lie within their limits, bool (N,)."""
     is_within = torch.ones(len(x), dtype=torch.bool)
+    if not schema.rules:
+        return is_within
     for column, values in zip(schema.recorded, recorded(schema, x).T):
         if column not in schema.columns and column.least is not None:
             greatest = math.inf if column.greatest is None else column.greatest

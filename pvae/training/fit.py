@@ -134,8 +134,10 @@ def fit(
         same = ""
         if config.particles == 1 and config.elbo_class.is_importance_weighted:
             same = f"with --particles 1, --elbo {config.elbo} is the ELBO"
+        if data.note:
+            note(data.note)
         with _lock_of(run, world):
-            _train(trainer, run, callbacks, (same, taken, data.note))
+            _train(trainer, run, callbacks, (same, taken))
     return run
 
 
@@ -197,7 +199,9 @@ def resume(
         trainer = build_trainer(run.config, data, where, world, vae, note=note, beta=beta, engine=engine)
         _say_data(run, world, callbacks)
         trainer.restore(checkpoint, run.metrics())
-        _train(trainer, run, callbacks, (data.note,))
+        if data.note:
+            note(data.note)
+        _train(trainer, run, callbacks)
     return run
 
 
@@ -358,7 +362,7 @@ def _lock_of(run: Run, world: World) -> Iterator[None]:
         yield
 
 
-def _train(trainer: Trainer, run: Run, callbacks: Sequence[Callback], notes: Sequence[str]) -> None:
+def _train(trainer: Trainer, run: Run, callbacks: Sequence[Callback], notes: Sequence[str] = ()) -> None:
     """Train a run to its last epoch, with the callbacks that write its folder, in the first of several processes.
 
     The folder of a new run is removed if the training could not start.

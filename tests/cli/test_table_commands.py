@@ -164,7 +164,7 @@ def test_an_alarm_marks_rows_by_held_out_ones(folder, capsys):
     for wrong, why in {
         ("held-out", "--alarm", "0"): "above 0",
         ("held-out", "--alarm", "1"): "below 1",
-        ("held-out", "--alarm", "0.01"): "--alarm 0.0182",
+        ("held-out", "--alarm", "0.01"): "--alarm 0.01818",
         ("unlabelled", "--alarm", "0.01"): "30 test data",
         ("held-out", "--fdr"): "--alarm",
         ("all", "--alarm", "0.1"): "all rows",

@@ -21,13 +21,14 @@ def test_steps_that_compare_starts_leave_nothing_but_weights(monkeypatch):
     data = pvae.read(frame).with_valid(0.1)
     config = values_config(data)
     notes, compared = [], []
-    after_steps = setup._elbo_after_steps
+    after_steps = setup._elbo_after
 
-    def seen(trainer, weights, held_out):
-        compared.append((after_steps(trainer, weights, held_out), weights))
+    def seen(num_steps, trainer, weights, held_out):
+        assert num_steps == 3
+        compared.append((after_steps(num_steps, trainer, weights, held_out), weights))
         return compared[-1][0]
 
-    monkeypatch.setattr(setup, "_elbo_after_steps", seen)
+    monkeypatch.setattr(setup, "_elbo_after", seen)
     with _session(config, False, "cpu") as (_, device, _):
         trainer = setup.build_trainer(config, data, device)
         setup.start_near(trainer, config, notes.append)
