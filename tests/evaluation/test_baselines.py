@@ -93,7 +93,7 @@ def test_no_model_of_values_in_steps_sums_to_more_than_1():
         vae = build_vae(values_config(data), data.datum_shape)
         fit_to(vae, data.train)
         step = 1.0 if name == "coarse" else 0.1
-        low, high = math.floor(x.min() - 5), math.ceil(x.max() + 5)
+        low, high = math.floor(x.min() - 3), math.ceil(x.max() + 3)
         if name == "above 0":
             low, high = step, 2 * high
         grid = torch.arange(round(low / step), round(high / step) + 1).double() * step
