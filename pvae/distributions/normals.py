@@ -80,9 +80,8 @@ class NormalMixture(MixtureSameFamily):  # type: ignore[misc]
         shape = broadcast_shape(value.shape[:-1], self.batch_shape)
         if self._validate_args:
             self._validate_sample(value)
-        is_exported = torch.compiler.is_compiling()  # for any number of z, and without their values
-        is_small = len(normal.loc) <= _EXACT if is_exported else value.numel() * len(normal.loc) <= _FEW
-        if mixture.batch_shape or is_small:
+        is_trained = torch.is_grad_enabled()  # otherwise a density does not depend on how many others are asked for
+        if mixture.batch_shape or len(normal.loc) <= _EXACT or (is_trained and value.numel() * len(normal.loc) <= _FEW):
             squares = ((value.unsqueeze(-2) - normal.loc) / normal.scale).square().sum(-1)
             log_scale = (normal.scale.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
             log_terms = mixture.mixture_distribution.logits - log_scale - 0.5 * squares
@@ -96,7 +95,7 @@ class NormalMixture(MixtureSameFamily):  # type: ignore[misc]
         weight = torch.cat([loc * precision, -0.5 * precision], -1)
         log_terms = linear(torch.cat([z, z.square()], -1), weight, by_component)
         cancels = precision.amax() * torch.maximum(loc.abs().amax(), z.abs().amax()).square() > 1e8
-        if not (torch.is_grad_enabled() or is_exported) and not cancels:  # a recording would refuse to read it
+        if not (is_trained or torch.compiler.is_compiling()) and not cancels:  # these refuse to read it
             return log_terms.to(value.dtype).logsumexp(-1).expand(shape)
         nearest = log_terms.topk(min(_EXACT, len(loc))).indices
         exact = Normal(loc[nearest], scale[nearest]).log_prob(z.unsqueeze(-2)).sum(-1)

@@ -89,7 +89,7 @@ def log_likelihood(
     batch = Batch.of(data)
     check_method(vae, batch, method)
     methods: Mapping[str, Callable[..., LogP]] = {
-        "quadrature": quadrature,
+        "quadrature": functools.partial(quadrature, seed=seed),
         "importance": functools.partial(importance_sample, num_particles=num_particles, engine=engine, seed=seed),
         "annealed": functools.partial(annealed, engine=engine, **annealing),
     }

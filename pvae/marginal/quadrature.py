@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
+from pvae.core.random_state import seeded
 from pvae.distributions.discrete import codes, support_of
 from pvae.marginal.chunks import at_once, data_at_once, widest
 from pvae.marginal.importance import Mixture, from_all_weights
@@ -29,7 +30,11 @@ _DRAWS = 500  # of importance sampling, which check the result
 
 @torch.no_grad()
 def quadrature(
-    vae: VAE, data: Data, tolerance: float = 1e-3, on_images: Callable[[int], object] = lambda count: None
+    vae: VAE,
+    data: Data,
+    tolerance: float = 1e-3,
+    on_images: Callable[[int], object] = lambda count: None,
+    seed: int | None = None,
 ) -> LogP:
     """Integrate log p(x) over one or two latents, on grids that are refined where p(x, z) is large.
 
@@ -52,6 +57,7 @@ def quadrature(
         data: N data x, or a `Batch` of them with their labels.
         tolerance: nats.
         on_images: called after each part with the number of data in it.
+        seed: of the draws for each datum, which is then computed alone: its grid does not depend on the others.
 
     Returns:
         Estimates, each with the error of its sum: the difference of the last two grids, and the share of the cells at
@@ -70,11 +76,15 @@ def quadrature(
     if support_of(vae.given(batch.y).prior()):
         method = "enumeration"
     parts = list[tuple[Tensor, Tensor]]()
-    for part in batch.split(min(100, data_at_once(vae, batch))):
+    size = min(100, data_at_once(vae, batch))
+    if seed is not None:
+        size = 1
+    for part in batch.split(size):
         if method == "enumeration":
             parts.append(_of_codes(vae, part, width))
         else:
-            parts.append(_of_part(vae, part, tolerance, width))
+            with seeded(seed, part.x.device):
+                parts.append(_of_part(vae, part, tolerance, width))
         on_images(len(part))
     log_p, error = map(torch.cat, zip(*parts))
     return LogP.of(method, log_p, error, error <= _TRUSTED)

@@ -41,7 +41,7 @@ _DRAWS = 64  # of z for each validation datum
 _FACTORS, _MANY = (1, 2, 4, 8, 16), 100  # numbers of factors that are tried, and features beyond which one is
 SIZES = (2, 4, 8, 16)  # of mixtures
 WIDEST = 2000  # values of a datum, beyond which models would take minutes to fit
-_FEW_FEATURES = 32  # up to which all singular values are found as soon as some
+_OVERSAMPLED = 10  # directions that the randomised SVD of scikit-learn finds beside those asked for
 _NOISE_OF_COMPONENTS = 0.05  # of principal components, as a share of the variance of a feature
 _LEAST_NOISE = 1e-5  # of a real value, as the same share
 _LEAST_NOISE_OF_CODES = 0.05  # of the features of other kinds
@@ -165,9 +165,10 @@ def linear_models(features: Array, held_out: Array, latent_dim: int, least_noise
     root = np.r_[root, -root]  # few rows with the mean and the covariance of all
     sizes = sorted({min(most, size) for size in _FACTORS} | {most}) if width <= _MANY else [most]
     tolerance = _TOLERANCE / 100 * len(root)
-    method = "lapack" if width <= _FEW_FEATURES else "randomized"
+    methods = ["lapack" if width <= size + _OVERSAMPLED else "randomized" for size in sizes]  # where it is the same
     fits = [
-        FactorAnalysis(size, tol=tolerance, max_iter=300, svd_method=method, random_state=0).fit(root) for size in sizes
+        FactorAnalysis(size, tol=tolerance, max_iter=300, svd_method=method, random_state=0).fit(root)
+        for size, method in zip(sizes, methods)
     ]
     best = max(fits, key=lambda one: one.score((held_out - mean) / spread))
     name = f"factor analysis with {best.n_components} factor{'s' * (best.n_components > 1)}"
