@@ -47,10 +47,6 @@ _OPTIONS: dict[str, Any] = {"fallback_random": True, "cpp.dynamic_threads": True
 _SETTINGS = ("TORCH_", "TORCHINDUCTOR", "AOT", "ATEN", "INDUCTOR", "CXX", "CPP", "CFLAGS")
 
 
-# Tags of operators that return a number, or a tensor whose shape depends on values.
-_OF_VALUES = frozenset((torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape))
-
-
 class RecordingError(InputError):
     """A function of tensors cannot be recorded, or not compiled."""
 
@@ -177,7 +173,7 @@ class _Recorder(TorchDispatchMode):
         return results
 
     def finished(self, results: Sequence[Tensor]) -> fx.GraphModule:
-        """Return the graph that gives these results, without operators of which nothing depends."""
+        """Return the graph that gives these results, without operators on which nothing depends."""
         self.graph.output([self._node_of(one) for one in results])
         self.graph.eliminate_dead_code()
         return fx.GraphModule(self.attributes, self.graph)
@@ -191,10 +187,11 @@ class _Recorder(TorchDispatchMode):
 
     def _check_shape(self, func: Any, args: Any) -> None:
         """Refuse an operator whose result is a number, or of a shape, that depends on values which a replay changes."""
-        is_read = not _OF_VALUES.isdisjoint(func.tags)
+        is_shaped = torch.Tag.dynamic_output_shape in func.tags
         if func is torch.ops.aten.index.Tensor:
-            is_read = any(one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1])  # a mask
-        if is_read and any(isinstance(one, Tensor) and one in self.nodes for one in args):
+            is_shaped = any(one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1])  # a mask
+        is_number = torch.Tag.data_dependent_output in func.tags
+        if is_shaped or (is_number and any(isinstance(one, Tensor) and one in self.nodes for one in args)):
             raise RecordingError(_READS_VALUES)
 
 

@@ -170,9 +170,11 @@ def test_a_gradient_or_a_loss_that_is_not_finite_changes_nothing(small_vae, smal
     assert {int(one["step"]) for one in optimizer.state.values()} == {3}
 
 
+ONES = torch.ones(5)
 LOOKS = {
     "numpy": lambda x: float(x.detach().numpy().sum()),
     "condition": lambda x: len(x[x > 0]),
+    "condition on a constant": lambda x: len(ONES[x > 0]),
     "branch": lambda x: 1.0 if x.sum() > 0 else 2.0,
 }
 
