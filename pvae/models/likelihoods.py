@@ -863,6 +863,11 @@ class OrdinalLikelihood(CategoricalLikelihood):
         self.first_cut = nn.Parameter(self.units.start[:1].repeat(*datum_shape, 1))
         self.log_gaps = nn.Parameter(self.units.start[1:].repeat(*datum_shape, 1))
 
+    def restart(self) -> None:
+        """Let the cut points be those before a training."""
+        for parameter, start in ((self.first_cut, self.units.start[:1]), (self.log_gaps, self.units.start[1:])):
+            parameter.data.copy_(start)
+
     @property
     def cutpoints(self) -> Tensor:
         """The cut points c_1, ..., c_{K - 1} of each value, (D, K - 1)."""

@@ -45,6 +45,7 @@ _OVERSAMPLED = 10  # directions that the randomised SVD of scikit-learn finds be
 _NOISE_OF_COMPONENTS = 0.05  # of principal components, as a share of the variance of a feature
 _LEAST_NOISE = 1e-5  # of a real value, as the same share
 _LEAST_NOISE_OF_CODES = 0.05  # of the features of other kinds
+_LEAST_VARIANCE = 0.1  # of codes in a component of the prior, which may have one training datum and other data near it
 _DISTANCE = 8.0  # between the codes of two components of a mixture of products, in standard deviations
 _SHARP = 3.0  # so that the code of a datum is that of its likeliest component
 _NEVER = -20.0  # the log weight of a component that is not used
@@ -377,7 +378,7 @@ def _set_prior(prior: MixturePrior, codes: Array) -> None:
     from sklearn.mixture import GaussianMixture
 
     count = min(len(prior.logits), len(codes))
-    fit = GaussianMixture(count, covariance_type="diag", reg_covar=1e-3, random_state=0).fit(codes)
+    fit = GaussianMixture(count, covariance_type="diag", reg_covar=_LEAST_VARIANCE, random_state=0).fit(codes)
     prior.loc[:count] = _tensor(fit.means_, prior.loc)
     prior.log_scale[:count] = _tensor(np.log(fit.covariances_) / 2, prior.loc)
     prior.logits.fill_(_NEVER)[:count] = _tensor(np.log(fit.weights_ + 1e-6), prior.loc)

@@ -149,6 +149,21 @@ def test_columns_of_other_kinds_have_a_mixture_of_products():
     assert models["mixture"].log_p.mean().item() == pytest.approx(-entropy, abs=0.1)
 
 
+def test_a_training_does_not_change_the_simple_models_of_levels():
+    """A verdict would be too good, since the cut points of levels belong to the training's own outputs."""
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(np.stack([rng.integers(0, 5, 600), rng.normal(size=600)], 1))
+    data = table(x)
+    vae, models = models_of(data, likelihood="columns", columns="ordinal:5,real")
+    with torch.no_grad():
+        for name, parameter in vae.p_x.named_parameters():
+            if name.endswith(("first_cut", "log_gaps")):
+                parameter.add_(2.0)
+    (again,) = simple_models(vae, data.train, data.valid, data.test)
+    assert torch.equal(again.log_p, models["mixture"].log_p)
+    assert again.log_p.mean() > -math.log(5) - 1.5
+
+
 def test_likelihoods_without_a_closed_form_have_no_models():
     assert models_of(table(two_kinds()), likelihood="student-t")[1] == {}
 

@@ -94,6 +94,17 @@ def test_of_columns_of_several_kinds_one_start_is_independent_values_near_which_
         assert torch.allclose(vae.p_x.decoder(z), alone.outputs, atol=1e-12)
 
 
+def test_a_code_unlike_all_others_is_not_alone_in_the_prior():
+    """Its component has a width, or the next such row would have a rate of thousands of nats."""
+    vae, _ = vae_at(factors(), prior="mixture", components=4)
+    codes = np.random.default_rng(0).normal(size=(300, 6))
+    codes[0] = 30
+    with torch.no_grad():
+        start._set_prior(vae.p_z, codes)
+        of_own, of_next = vae.prior().log_prob(torch.tensor([[30.0] * 6, [31.0] * 6]).double())
+    assert of_own - of_next < 6 / 0.1
+
+
 def test_real_columns_behind_categories_start_at_their_own_outputs():
     """The linear model of two real columns is the decoder's, whatever the columns before them take of its outputs."""
     torch.manual_seed(0)

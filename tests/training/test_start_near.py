@@ -1,5 +1,7 @@
 """Tests of the choice of a start by a few steps of the trainer."""
 
+import math
+
 import pandas
 import pytest
 import torch
@@ -12,8 +14,8 @@ from pvae.training.fit import _session
 
 @pytest.mark.workflow
 def test_steps_that_compare_starts_leave_nothing_but_weights(monkeypatch):
-    """Moments of Adam are 0 and no step is counted; the training starts at the best after the steps."""
-    monkeypatch.setattr(setup, "_TRIED", 3)
+    """Moments of Adam are 0 and no step is counted; the training starts at the one of the best forecast."""
+    monkeypatch.setattr(setup, "_TRIED", 4)
     torch.manual_seed(0)
     kind = torch.randint(3, (600,))
     x = torch.tensor([[0.0, 9, 0], [9, 0, 0], [0, 0, 9]])[kind] + torch.randn(600, 3)
@@ -21,14 +23,14 @@ def test_steps_that_compare_starts_leave_nothing_but_weights(monkeypatch):
     data = pvae.read(frame).with_valid(0.1)
     config = values_config(data)
     notes, compared = [], []
-    after_steps = setup._elbo_after
+    forecast = setup._forecast_elbo
 
     def seen(num_steps, trainer, weights, held_out):
-        assert num_steps == 3
-        compared.append((after_steps(num_steps, trainer, weights, held_out), weights))
+        assert num_steps == 4
+        compared.append((forecast(num_steps, trainer, weights, held_out), weights))
         return compared[-1][0]
 
-    monkeypatch.setattr(setup, "_elbo_after", seen)
+    monkeypatch.setattr(setup, "_forecast_elbo", seen)
     with _session(config, False, "cpu") as (_, device, _):
         trainer = setup.build_trainer(config, data, device)
         setup.start_near(trainer, config, notes.append)
@@ -39,3 +41,9 @@ def test_steps_that_compare_starts_leave_nothing_but_weights(monkeypatch):
     state = trainer.vae.state_dict()
     assert all(torch.equal(state[name], value) for name, value in best.items())
     assert len(notes) == 1
+
+
+def test_a_start_that_gains_is_forecast_to_gain_more():
+    """By half of what the second half of the steps gained; NaN is the worst of all."""
+    assert setup.forecast([-3.0, -2.0]) == -1.5
+    assert setup.forecast([math.nan, -2.0]) == setup.forecast([-2.0, math.nan]) == -math.inf

@@ -27,6 +27,7 @@ from pvae.marginal.chunks import data_at_once
 from pvae.marginal.importance import num_in_tail, pareto_k
 from pvae.models.columns import ColumnKind, ColumnsLikelihood, columns_text
 from pvae.models.features import features_seen, fit_to, steps_of
+from pvae.models.likelihoods import OrdinalLikelihood
 from pvae.models.start import SIZES, WIDEST, Array, Linear, fit_mixture, linear_models, quietly
 from pvae.runs.metrics import Metrics
 from pvae.trained.scores import Estimate
@@ -562,11 +563,15 @@ def _mixtures(y: Array) -> Iterator[tuple[str, _Normals]]:
 
 
 def _products(vae: VAE, train: Tensor, splits: Sequence[Tensor]) -> SimpleModel:
-    """Return the best mixture of products, of the likelihoods of the VAE."""
+    """Return the best mixture of products, of the likelihoods of the VAE, their levels cut as before its training."""
     features = features_seen(vae.q_z, train).double().numpy(force=True)
+    p_x: Any = copy.deepcopy(vae.p_x)
+    for part in p_x.modules():
+        if isinstance(part, OrdinalLikelihood):
+            part.restart()
     found = list[SimpleModel]()
     for size in (1, *SIZES):
-        fit = fit_mixture(vae.p_x, train, features, size)
-        log_p = (fit.log_terms(vae.p_x, x).logsumexp(-1) for x in splits)
+        fit = fit_mixture(p_x, train, features, size)
+        log_p = (fit.log_terms(p_x, x).logsumexp(-1) for x in splits)
         found.append(SimpleModel("mixture", fit.name, *log_p))
     return _best(found)
