@@ -140,8 +140,10 @@ const OPERATIONS = {
 const forward = (operations, x) => operations.reduce((value, op) => OPERATIONS[op.op](value, op), x);
 const outputs = (operations, values) => Array.from(forward(operations, vector(values)).data);
 
-// Random numbers and special functions.
-const gauss = () => Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
+// Random numbers, by a generator that an answer may start anew, and special functions.
+let random = Math.random;
+const xorshift = (x) => () => (x ^= x << 13, x ^= x >>> 17, x ^= x << 5, (x >>> 0) / 2 ** 32); // Marsaglia, 2003
+const gauss = () => Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
 const gaussians = (count) => list(count, gauss);
 function stirling(a) { // log Gamma(a) and its derivative, by Stirling's series at a number above 8
   let log = 0, slope = 0;
@@ -152,10 +154,10 @@ function stirling(a) { // log Gamma(a) and its derivative, by Stirling's series 
 }
 const logGamma = (a) => stirling(a)[0], digamma = (a) => stirling(a)[1];
 function gamma(shape) { // Marsaglia and Tsang
-  if (shape < 1) return gamma(shape + 1) * Math.random() ** (1 / shape);
+  if (shape < 1) return gamma(shape + 1) * random() ** (1 / shape);
   for (const d = shape - 1 / 3; ; ) {
     const n = gauss(), v = (1 + n / Math.sqrt(9 * d)) ** 3;
-    if (v > 0 && Math.log(1 - Math.random()) < 0.5 * n * n + d - d * v + d * Math.log(v)) return d * v;
+    if (v > 0 && Math.log(1 - random()) < 0.5 * n * n + d - d * v + d * Math.log(v)) return d * v;
   }
 }
 
@@ -198,7 +200,7 @@ const logSphere = (size, k, b = (size - 1) / 2) => logGamma(2 * b + k) - logGamm
 const entropySphere = (size, k, b = (size - 1) / 2) => -k * (digamma(b + k) - digamma(2 * b + k)) - logSphere(size, k);
 
 const ofBits = (logits) => ({ // a distribution of bits, as prior and as posterior
-  logits, loc: logits.map(sigmoid), draw: () => logits.map((one) => Number(Math.random() < sigmoid(one))),
+  logits, loc: logits.map(sigmoid), draw: () => logits.map((one) => Number(random() < sigmoid(one))),
   logProb: (z) => logits.map((one, i) => z[i] * one - softplus(one)),
 });
 
@@ -213,7 +215,7 @@ const PRIORS = {
   mixture({size, loc, scale, logits}) {
     const row = (one, k) => Array.from(one.data.subarray(k * size, (k + 1) * size)), total = logSumExp(logits.data);
     const normals = list(loc.shape[0], (k) => ({loc: row(loc, k), scale: row(scale, k), log: logits.data[k] - total}));
-    const draw = (left = Math.random()) => drawNormal(normals.find(({log}) => (left -= Math.exp(log)) <= 0) || normals[0]);
+    const draw = (left = random()) => drawNormal(normals.find(({log}) => (left -= Math.exp(log)) <= 0) || normals[0]);
     return {draw: () => draw(), logProb: (z) => [logSumExp(normals.map((one) => one.log + sum(logNormal(one, z))))], normals};
   },
   bits: ({logits: {data}}) => ofBits(Array.from(data)),
@@ -222,6 +224,26 @@ const PRIORS = {
 
 // q(z | x): at(given) is {z, logQ, a list of terms}; draw() is what `at` takes, z, or of a flow a draw of its base.
 const ofNormal = (normal) => ({...normal, draw: () => drawNormal(normal), at: (z) => ({z, logQ: logNormal(normal, z)})});
+function ofTril(loc, tril) { // a Normal, by the Cholesky factor of its covariance
+  const noise = (z) => loc.reduce((found, one, i) => [...found, (z[i] - one - dot(found, tril[i])) / tril[i][i]], []);
+  const log = (e) => logNormal(standard(loc.length), e).map((one, i) => one - Math.log(tril[i][i]));
+  const draw = (e = gaussians(loc.length)) => loc.map((one, i) => one + dot(e, tril[i]));
+  return {loc, tril, draw: () => draw(), at: (z) => ({z, logQ: log(noise(z))})};
+}
+function normalOf(points, logs) { // `_normal_of` of marginal/importance.py
+  const size = points[0].length, weightsOf = (power, total = logSumExp(logs.map((one) => power * one))) => logs.map((one) => Math.exp(power * one - total));
+  let power = 1, weights = weightsOf(1);
+  while (1 / dot(weights, weights) < 5 * size && power > 1e-3) weights = weightsOf(power /= 1.5);
+  const loc = list(size, (i) => sum(points.map((z, k) => weights[k] * z[i]))), tril = [];
+  for (let i = 0; i < size; i++) {
+    tril.push(Array(size).fill(0));
+    for (let j = 0; j <= i; j++) {
+      const rest = 1.5 * sum(points.map((z, k) => weights[k] * (z[i] - loc[i]) * (z[j] - loc[j]))) - dot(tril[i].slice(0, j), tril[j]);
+      tril[i][j] = i === j ? Math.sqrt(Math.max(rest, 1e-8)) : rest / tril[j][j];
+    }
+  }
+  return ofTril(loc, tril);
+}
 const ofFlow = (output, size, transform, base = bounded(output.slice(0, 2 * size))) => ({
   draw: () => drawNormal(base),
   at: (e, {y, logDet} = transform(e, output.slice(2 * size))) => ({z: y, logQ: [sum(logNormal(base, e)) - logDet]}),
@@ -236,10 +258,7 @@ const POSTERIORS = {
     const loc = output.slice(0, size), below = (i, j) => output[2 * size + (i * (i - 1)) / 2 + j] / size;
     const diagonal = output.slice(size, 2 * size).map((one) => Math.exp(clamp(one, -7, 7)));
     const tril = list(size, (i) => list(size, (j) => (j < i ? below(i, j) : j > i ? 0 : diagonal[i])));
-    const noise = (z) => loc.reduce((found, one, i) => [...found, (z[i] - one - dot(found, tril[i])) / diagonal[i]], []);
-    const log = (e) => logNormal(standard(size), e).map((one, i) => one - Math.log(diagonal[i]));
-    const draw = (e = gaussians(size)) => loc.map((one, i) => one + dot(e, tril[i]));
-    return {loc, tril, draw: () => draw(), at: (z) => ({z, logQ: log(noise(z))})};
+    return ofTril(loc, tril);
   },
   "power-spherical"({size}, output) {
     const loc = unit(output.slice(0, size).map((one) => one + 1e-6)), k = Math.exp(clamp(output[size], -7, 11));

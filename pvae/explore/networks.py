@@ -71,8 +71,10 @@ def networks_of(config: Config, vae: Any, tensors: Tensors, has_encoder: bool = 
     return found
 
 
-def map_of(run: Run, data: Dataset, codes: Tensor, chosen: Tensor, tensors: Tensors) -> dict[str, Any]:
-    """Return the planes of the map, the codes (N, L) in them, and the labels of the chosen test data."""
+def map_of(
+    run: Run, data: Dataset, codes: Tensor, every_label: Tensor | None, chosen: Tensor, tensors: Tensors
+) -> dict[str, Any]:
+    """Return the planes of the map, the codes (N, L) in them, and the labels of the chosen data."""
     if run.config.prior_class.support == "points on the unit sphere":
         codes = normalize(codes, dim=-1)  # a mean is inside the sphere
     names = latent_names(run)
@@ -92,9 +94,9 @@ def map_of(run: Run, data: Dataset, codes: Tensor, chosen: Tensor, tensors: Tens
     }
     if codes.shape[1] > 2:
         found["codes"] = tensors.add(codes, "f2")
-    if data.test_labels is None:
+    if every_label is None:
         return found
-    labels = data.test_labels[chosen]
+    labels = every_label[chosen]
     if labels.dim() == 1:  # of classes
         found["labels"] = tensors.add(labels)
         return found

@@ -33,6 +33,8 @@ from pvae.core.random_state import seeded
 from pvae.data.column import Column
 from pvae.data.dataset import Dataset
 from pvae.data.rules import recorded
+from pvae.evaluation.measures.latents import latents_used
+from pvae.evaluation.report import what_was_learned
 from pvae.explore.networks import Tensors, map_of, networks_of, notes_of
 from pvae.models.features import features_seen
 from pvae.models.labels import label_values
@@ -50,6 +52,7 @@ _NUM_TRAINED = 2000
 _PICTURES = {"MNIST": "pictures of digits", "FashionMNIST": "pictures of clothes", "CelebA": "pictures of faces"}
 _MOST_TRAINED = 1024  # pixels of an image of which a VAE trains in the page
 _MOST_COLUMNS = 200
+_MOST_RATED = 1000  # test rows, of which the rates of latents are
 _RANGE = (0.01, 0.99)  # quantiles of the rows, between which a bar lies
 
 
@@ -146,28 +149,24 @@ def explorer_page(run: Run, data: Dataset | None = None, frame: str = "", num_co
     """
     check_run(run)
     data = data or shown_data(run)
-    rows = shown_rows(len(data.test), num_codes)
     tensors = Tensors()
     with torch.no_grad():
         if run.data.columns:
             template = "table.html"
-            what = "rows"
-            content = _table_content(run, data, rows, tensors)
+            content = _table_content(run, data, num_codes, tensors)
         else:
             template = "page.html"
-            what = "images"
+            rows = shown_rows(len(data.test), num_codes)
             content = _image_content(run, data, rows, tensors, is_frame=bool(frame))
+            if len(rows) < run.data.num_test:
+                content["notes"].append(f"The map shows {len(rows):,} of the {run.data.num_test:,} test images.")
     content["label_names"] = [re.sub(r"^(\d+) - .*", r"\1", name) for name in data.label_names]  # "0 - zero" of MNIST
-    if len(rows) < run.data.num_test:
-        content["notes"].append(f"The map shows {len(rows):,} of the {run.data.num_test:,} test {what}.")
-    title = frame or _headline(run, what)
+    title = frame or _headline(run)
     lines = run.title.split("\n")
     kind = "is-page"
     if frame:
         lines = lines[:1]
         kind = "is-frame"
-    elif content.get("takes_out"):
-        kind = "takes-out"
     content["title"] = [title, *lines]
     text = json.dumps(content).encode()
     packed = zlib.compress(len(text).to_bytes(4, "little") + text + bytes(tensors.bytes), 9)
@@ -216,15 +215,18 @@ def _filled(template: str, fields: Mapping[str, str]) -> str:
     return page
 
 
-def _headline(run: Run, what: str) -> str:
-    """Return the heading of the page: what was pressed into how many numbers."""
+def _headline(run: Run) -> str:
+    """Return the heading of the page: what was pressed into how many numbers, or the size of a table."""
     data = run.data
+    count = data.num_train + data.num_valid + data.num_calibration + data.num_test
+    if data.columns:
+        return f"{data.name}: {count:,} rows of {len(data.file_columns)} columns"
     size = sum(run.config.latent_dims)
     number = {1: "one number", 2: "two numbers", 3: "three numbers"}.get(size, f"{size} numbers")
-    count = data.num_train + data.num_valid + data.num_test
-    if data.name in _PICTURES:
-        return f"{count:,} {_PICTURES[data.name]}, each pressed into {number}"
-    return f"{data.name}: {count:,} {what}, each pressed into {number}"
+    what = _PICTURES.get(data.name)
+    if what is None:
+        return f"{data.name}: {count:,} images, each pressed into {number}"
+    return f"{count:,} {what}, each pressed into {number}"
 
 
 def _image_content(run: Run, data: Dataset, chosen: Tensor, tensors: Tensors, is_frame: bool) -> dict[str, Any]:
@@ -252,7 +254,7 @@ def _image_content(run: Run, data: Dataset, chosen: Tensor, tensors: Tensors, is
         **networks,
         "pseudo": vae.is_pseudo,
         **only_of_page,
-        **map_of(run, data, encode(vae, Batch(images, y)), chosen, tensors),
+        **map_of(run, data, encode(vae, Batch(images, y)), data.test_labels, chosen, tensors),
         "given": given,
         "images": tensors.add(images.images[:_NUM_IMAGES], "u1"),
         "image_names": [data.test_names[i] for i in chosen[:_NUM_IMAGES].tolist()],
@@ -318,29 +320,43 @@ def _places_in_history(run: Run, data: Dataset, rows: Tensor) -> list[int]:
     return [places[name] for name in names if name in places]
 
 
-def _table_content(run: Run, data: Dataset, rows: Tensor, tensors: Tensors) -> dict[str, Any]:
+def _table_content(run: Run, data: Dataset, most: int, tensors: Tensors) -> dict[str, Any]:
     """Return what the page of a table holds as JSON.
 
     Args:
-        run: on a table, as `check_table` takes it.
-        data: whose test rows the page shows.
-        rows: which of them, int64 (M,).
+        run: on a table, as `_check_table` takes it.
+        data: of the run.
+        most: rows that the page shows: the test rows, and then others.
         tensors: to which tensors are added.
     """
     vae: Any = run.vae()
-    batch = Batch(run.preparation.x_of(data.test, rows=rows))
-    (x,) = batch.x.split(len(rows))
+    splits = dict(sorted(data.splits.items(), key=lambda one: one[0] != "test"))
+    kinds = [split for split, rows in splits.items() for _ in rows]
+    num_test = len(data.test)
+    chosen = torch.cat([shown_rows(num_test, most), num_test + shown_rows(len(kinds) - num_test, most)])[:most]
+    every_x = torch.cat([*splits.values()])
+    every_name = [name for split in splits for name in data.names[split]]
+    labels = None
+    if data.test_labels is not None:
+        labels = torch.cat([data.labels[split] for split in splits])
+    batch = Batch(run.preparation.x_of(every_x, rows=chosen))
+    (x,) = batch.x.split(len(chosen))
     features = features_seen(vae.q_z, x, with_mask=True)
     networks = networks_of(run.config, vae, tensors)
     notes = notes_of(vae, networks["posterior"], networks["prior"])
     if any(one.date_format for one in run.data.columns):
-        notes.append("Means of dates, and the ends of their bars, are written as year-month-day.")
+        notes.append("Means of dates are written as year-month-day.")
+    if len(chosen) < len(kinds):
+        notes.append(f"The map shows {len(chosen):,} of the {len(kinds):,} rows.")
+    test = Batch(run.preparation.x_of(data.test, rows=shown_rows(num_test, _MOST_RATED)))
     return {
         "notes": notes,
-        "takes_out": run.config.missing and networks["posterior"] is not None,
+        "learned": [*what_was_learned(run)],
+        "rates": latents_used(vae, test, math.inf).rates,
+        "takes_out": run.config.missing,
         "shape": [features.shape[1], 1, 1],
         **networks,
-        **map_of(run, data, encode(vae, batch), rows, tensors),
+        **map_of(run, data, encode(vae, batch), labels, chosen, tensors),
         "columns": _columns(run, vae, x, features),
         "features": tensors.add(features),
         "x": tensors.add(x, "f8"),
@@ -349,7 +365,8 @@ def _table_content(run: Run, data: Dataset, rows: Tensor, tensors: Tensors) -> d
         "modelled": [asdict(column) for column in run.data.columns],
         "file": [asdict(column) for column in run.data.recorded],
         "file_texts": _texts(run.data.recorded, recorded(run.data, x)),
-        "rows": [data.test_names[i] for i in rows.tolist()],
+        "rows": [every_name[i] for i in chosen.tolist()],
+        "splits": [kinds[i] for i in chosen.tolist()],
     }
 
 

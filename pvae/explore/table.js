@@ -1,7 +1,8 @@
 // The page of a table: the map of the codes of its rows, sliders of z, and p(x_d | z) of each column d.
 "use strict";
 
-const MOST_SCORED = 200, DRAWS = 100; // rows beside which a row is odd, and draws of z for the log p of each
+const OTHERS = 200, ENOUGH = {own: 400, other: 10}; // rows beside which a row is odd; effective sample sizes of an answer, and of the log p of others,
+const DRAWS = {own: [250, 8000], other: [100, 1600]}; // for which the first number of draws of z is doubled up to the second
 
 function logTail(x) { // log P(Z > x) of a standard Normal, by a continued fraction or a series
   if (x < 0) return Math.log1p(-Math.exp(logTail(-x)));
@@ -31,8 +32,8 @@ function logInSteps({step}, mean, sd, x, {logTail, logDensity} = NORMAL, on = Nu
 const logAbove0 = (x) => Math.log(Math.max(x, 1e-300));
 
 // By the kind of a column, from its outputs of the decoder: log p(x_d | z) as a function, and the mean and standard
-// deviation; of skewed values the median and the ends of the central 68 %, as far as the mean of a Normal +- its standard
-// deviation; or probabilities.
+// deviation; of skewed values, of which `log` has those of the logarithm, also the median and the ends of the central 68 %,
+// as far as the mean of a Normal +- its standard deviation; or probabilities.
 const ofShares = (shares) => ({shares, logP: (k) => Math.log(shares[k])});
 const COLUMNS = {
   real(column, [l, o], {loc, scale, log_scale: s} = column, mean = loc + scale * l, sd = scale * Math.sqrt(Math.exp(2 * Math.min(s + o, 4)) + 1e-6)) {
@@ -44,12 +45,12 @@ const COLUMNS = {
   },
   positive(column, outputs, {mean, sd} = COLUMNS.real(column, outputs)) {
     const [low, median, high] = [-1, 0, 1].map((sign) => (column.atom || 0) + Math.exp(mean + sign * sd));
-    return {median, ends: [low, high], logP: (x) => logInSteps(column, mean, sd, x, NORMAL, logAbove0, -logAbove0(x))};
+    return {mean: (column.atom || 0) + Math.exp(mean + sd ** 2 / 2), median, ends: [low, high], log: {mean, sd}, logP: (x) => logInSteps(column, mean, sd, x, NORMAL, logAbove0, -logAbove0(x))};
   },
-  "zero-inflated"(column, outputs, {logP, ...rest} = COLUMNS.positive(column, outputs)) {
+  "zero-inflated"(column, outputs, {logP, mean, ...rest} = COLUMNS.positive(column, outputs)) {
     const {atom, step} = column, logit = column.log_odds + outputs[2], isAtom = (x) => Math.abs(x - atom) <= Math.max(1.2e-7 * Math.abs(atom), step / 2);
     const logAtom = logSumExp([-softplus(-logit), step ? logP(0) + Math.log(step) - softplus(logit) : -Infinity]); // with what rounds to it, as `WithAtom`
-    return {...rest, share: Math.exp(logAtom), logP: (x) => (isAtom(x) ? logAtom - Math.log(step || 1) : logP(x - atom) - softplus(logit))};
+    return {...rest, mean: atom + sigmoid(-logit) * (mean - atom), share: Math.exp(logAtom), logP: (x) => (isAtom(x) ? logAtom - Math.log(step || 1) : logP(x - atom) - softplus(logit))};
   },
   count({unit, shift, slope, theta}, [l], mean = unit * softplus(slope * l + shift) + 1e-6) {
     const ofPoisson = (x) => x * Math.log(mean) - mean, t = theta, ofGamma = (x) =>
@@ -61,6 +62,23 @@ const COLUMNS = {
   ordinal: ({cuts}, [l], ends = [-Infinity, ...cuts, Infinity]) =>
     ofShares(ends.slice(1).map((end, k) => sigmoid(end - l) * sigmoid(l - ends[k]) * -Math.expm1(ends[k] - end))),
 };
+const NODES = list(20, (i) => { // of a standard Normal, between each two of which lies a twentieth
+  let [low, high] = [-3, 3];
+  for (let k = 0; k < 40; k++) [low, high] = Math.exp(logTail(-(low + high) / 2)) < (i + 0.5) / 20 ? [(low + high) / 2, high] : [low, (low + high) / 2];
+  return low;
+});
+// The mixture of such distributions of one column, by weights that sum to 1; its quantiles by twenty places of each.
+function mixed({atom = 0}, parts, weights) {
+  const average = (of) => parts.reduce((total, one, k) => total + weights[k] * of(one), 0), [{shares, log, sd}] = parts;
+  if (shares) return {shares: shares.map((_, k) => average((one) => one.shares[k]))};
+  const mean = average((one) => one.mean);
+  if (!log) return {mean, sd: sd === null ? null : Math.sqrt(average((one) => one.sd ** 2 + (one.mean - mean) ** 2))};
+  const share = average((one) => one.share ?? 0), rest = parts.map((one, k) => (weights[k] * (1 - (one.share ?? 0))) / (1 - share));
+  const places = parts.flatMap(({log: {mean, sd}}, k) => NODES.map((node) => [mean + node * sd, rest[k] / NODES.length])).sort(([x], [y]) => x - y);
+  const quantile = (p, left = p) => atom + Math.exp((places.find(([, share]) => (left -= share) <= 0) || places.at(-1))[0]);
+  const [from, median, to] = [0.1587, 0.5, 0.8413].map((p) => quantile(p));
+  return {mean, median, ends: [from, to], ...(parts[0].share === undefined ? {} : {share})};
+}
 function placeOn({is_log: isLog, low, high}, value, on = isLog ? Math.log : Number) { // 0 and 1 at the ends of its bar
   return clamp((on(value) - on(low)) / (on(high) - on(low)), 0, 1);
 }
@@ -70,61 +88,108 @@ function numberText({date, decimals, origin, suffix, point}, value) {
 }
 
 async function show() {
-  const content = await unpack(find("content").textContent), {columns, rows, texts, labels, rules, file, planes: [{axes, dims}]} = content;
-  const vae = vaeOf(content), isScored = vae.canEncode && vae.hasPrior, names = content.names.map(subscript), map = find("map"), still = element("canvas"), state = {z: names.map(() => 0), q: null, cloud: [], out: [], set: {}};
+  const content = await unpack(find("content").textContent), {columns, rows, splits, texts, labels, rules, file, modelled, planes: [{axes, dims}]} = content;
+  const vae = vaeOf(content), isScored = vae.canEncode && vae.hasPrior, takesOut = content.takes_out && isScored, names = content.names.map(subscript), map = find("map"), still = element("canvas"), state = {z: names.map(() => 0), q: null, cloud: [], out: [], set: {}};
   const rowOf = ({shape: [, width], data}, i) => Array.from(data.subarray(i * width, (i + 1) * width));
-  const points = rows.map((_, i) => rowOf(content.points, i).slice(0, 2));
+  const points = rows.map((_, i) => rowOf(content.points, i).slice(0, 2)), isTest = splits.map((one) => one === "test");
   const normals = vae.normals && vae.normals.filter(({log}) => log > -Math.log(10 * vae.normals.length)); // of a prior that is a mixture
   const {middle, range} = viewOf([points, ...(normals || []).map((one) => ellipse(one, axes, 2))], vae);
 
-  // z, and a row with columns that are taken out, or set to the values of other rows
-  const toPlane = (z) => onPlane(axes, z), at = (place) => zAt(place, axes, state.z, vae.isSphere, state);
+  // z, and a row x with columns that are taken out (NaN), or set to other values
+  const toPlane = (z) => onPlane(axes, z), at = (place) => zAt(place, axes, state.z, vae.isSphere, state), isAtCode = () => state.z === state.code;
   const move = (z) => (Object.assign(state, {z}).frame ||= requestAnimationFrame(drawHere));
   const jump = (z) => (move(vae.isSphere ? unit(z) : z), (state.rest = state.z)); // it stays there when the pointer has left the map
   const decoded = (outputs = Array.from(vae.decode(state.z))) => columns.map((one) => COLUMNS[one.kind](one, one.outputs.map((place) => outputs[place])));
-  const xOf = (d, row) => content.x.data[row * columns.length + d];
-  function encode(row, out, set) {
-    const x = rowOf(content.features, row);
-    out.forEach((d) => columns[d].inputs.forEach((feature) => (x[feature] = 0)));
-    for (const [d, other] of Object.entries(set)) columns[d].inputs.forEach((feature) => (x[feature] = rowOf(content.features, other)[feature]));
-    return vae.posterior(Float32Array.from(x));
+  const xOf = (d, row) => content.x.data[row * columns.length + d], isKnown = (value) => !Number.isNaN(value);
+  const xWith = (row, out, set) => columns.map((_, d) => (out.includes(d) ? NaN : set[d] ?? xOf(d, row)));
+  const eachOnce = columns.map((_, d) => [...new Map(rows.map((_, i) => [xOf(d, i), i]))].filter(([x]) => isKnown(x)).sort(([x], [y]) => x - y)); // values, each with a row
+  function encode(x, row) { // of a value that no row has, the features lie on the line through those of the two values beside it
+    const seen = rowOf(content.features, row);
+    columns.forEach(({inputs}, d) => {
+      const all = eachOnce[d], k = Math.max(1, Math.min(all.filter(([one]) => one < x[d]).length, all.length - 1)), [[low, i], [high, j]] = [all[k - 1], all[k] || all[0]];
+      const along = isKnown(x[d]) && high > low ? (x[d] - low) / (high - low) : 0;
+      if (!isKnown(x[d])) inputs.forEach((one) => (seen[one] = 0));
+      else if (x[d] !== xOf(d, row)) inputs.forEach((one) => (seen[one] = (1 - along) * rowOf(content.features, i)[one] + along * rowOf(content.features, j)[one]));
+    });
+    return vae.posterior(Float32Array.from(seen));
   }
   function pick(row, out = [], set = {}) {
-    const q = vae.canEncode ? encode(row, out, set) : null;
-    Object.assign(state, {row, out, set, q, cloud: q ? cloudOf(q, vae) : []});
-    find("row").value = row;
+    const x = xWith(row, out, set), q = vae.canEncode ? encode(x, row) : null;
+    Object.assign(state, {row, out, set, x, q, answer: null, isOpen: false, cloud: q ? cloudOf(q, vae) : []});
+    find("row").value = rows[row];
     jump(q ? centre(q) : content.codes ? rowOf(content.codes, row) : points[row].slice(0, names.length));
     state.code = state.z;
-    if (isScored) drawOdd();
+    if (isScored) answer();
   }
-  // log p of the values in some columns of a row, by importance sampling: half of the draws of z are from p(z), as q given few
-  // values may be too narrow, and the weights are p(x, z) / (q / 2 + p / 2); of a flow, whose density is known at its own draws
-  // only, p(x, z) / q. Where the effective sample size is below 10, the page says so; no row is left out.
-  function logP(given, row, set = {}, draws = DRAWS) {
-    const q = encode(row, columns.map((_, d) => d).filter((d) => !given.includes(d)), set);
-    const logs = list(draws, (i) => {
-      const {z, logQ} = q.at(q.loc && i % 2 ? vae.drawPrior() : q.draw()), each = decoded(Array.from(vae.decode(z)));
-      const prior = sum(vae.logPrior(z)), proposal = q.loc ? logSumExp([sum(logQ), prior]) - Math.log(2) : sum(logQ);
-      return sum(given.map((d) => each[d].logP(xOf(d, set[d] ?? row)))) + prior - proposal;
-    }), total = logSumExp(logs), log = total - Math.log(draws);
-    const stderr = Math.sqrt(sum(logs.map((one) => Math.expm1(one - log) ** 2))) / draws;
-    return {log, stderr, isTrusted: 2 * total - logSumExp(logs.map((one) => 2 * one)) >= Math.log(10)};
-  }
-  async function drawOdd({row, out, set} = state, token = (state.odd = {})) { // beside other rows, by the same columns
-    const has = (one, d) => !Number.isNaN(xOf(d, one)), given = columns.map((_, d) => d).filter((d) => !out.includes(d) && has(set[d] ?? row, d));
-    const others = rows.map((_, i) => i).filter((i) => i !== row && given.every((d) => has(i, d))).slice(0, MOST_SCORED), known = (drawOdd[given] ||= {});
-    const say = (text) => (find("odd").textContent = given.length ? `log p of what is given (${given.length} value${given.length > 1 ? "s" : ""}): ${text}` : "No value is given.");
-    say("\u2026");
-    if (!given.length) return;
-    for (let k = 0, start = 0; k < others.length; k++) {
-      if (performance.now() - start > 12) (await new Promise((done) => setTimeout(done)), (start = performance.now()));
-      if (state.odd !== token) return; // another row, or other columns
-      known[others[k]] ||= logP(given, others[k]);
+  // Draws of z for p(z | x given), by weights w = p(x given, z) / r(z). At first r is half q(z | x given) and half p(z), as q of a row
+  // with gaps may be elsewhere; or q alone where it is a flow, whose density is known at its own draws only. Where few draws have
+  // all weight, more are drawn, of which r is a tenth p(z) and else a Normal near p(z | x given), as `near_posterior` finds it. The
+  // generator starts anew for each row, so that an address has one answer.
+  function drawsOf(x, row) {
+    const given = columns.map((_, d) => d).filter((d) => isKnown(x[d])), generator = xorshift(2463534242), found = {outputs: [], points: [], logs: [], draw, renew};
+    let q = encode(x, row), every = q.loc ? 2 : Infinity;
+    function draw(count) {
+      random = generator;
+      for (const _ of list(count, Number)) {
+        const {z, logQ} = q.at((found.logs.length + 1) % every === 0 ? vae.drawPrior() : q.draw()), outputs = Array.from(vae.decode(z)), each = decoded(outputs), prior = sum(vae.logPrior(z));
+        found.logs.push(sum(given.map((d) => each[d].logP(x[d]))) + prior - logSumExp([sum(logQ) + Math.log(1 - 1 / every), prior - Math.log(every)]));
+        found.outputs.push(outputs);
+        found.points.push(z);
+      }
+      random = Math.random;
     }
-    const own = logP(given, row, set), beside = others.map((i) => known[i]), odder = beside.filter(({log}) => log <= own.log).length;
-    const few = beside.filter(({isTrusted}) => !isTrusted).length, low = [...(own.isTrusted ? [] : ["this row"]), ...(few ? [`${few} others`] : [])];
-    say(`${written(own.log)} \u00b1 ${own.stderr.toFixed(2)} nats; p-value ${((1 + odder) / (1 + beside.length)).toFixed(3)}: ${odder} of ${beside.length} other rows with these columns are at least as odd.` +
-      (low.length ? ` ${DRAWS} draws of z are too few for ${low.join(" and ")}: log p is probably higher.` : ""));
+    function renew() {
+      if (vae.isSphere || vae.isBits) return;
+      [q, every] = [normalOf(found.points, found.logs), 10];
+      Object.assign(found, {outputs: [], points: [], logs: []});
+    }
+    return found;
+  }
+  function logP({logs}) { // log p(x given), its error, and the effective sample size
+    const total = logSumExp(logs), log = total - Math.log(logs.length);
+    return {log, stderr: Math.sqrt(sum(logs.map((one) => Math.expm1(one - log) ** 2))) / logs.length, effective: Math.exp(2 * total - logSumExp(logs.map((one) => 2 * one)))};
+  }
+  function answerOf({outputs, points, logs}) { // p(x_d | x given) of each column, the mean of z, and draws of z
+    const most = Math.max(...logs), kept = logs.map((_, k) => k).filter((k) => logs[k] > most - Math.log(1e5 * logs.length));
+    const total = logSumExp(kept.map((k) => logs[k])), weights = kept.map((k) => Math.exp(logs[k] - total)), each = kept.map((k) => decoded(outputs[k]));
+    let left = 0, place = 0;
+    const cloud = list(40, (i) => { for (; left < (i + 0.5) / 40 && place < kept.length; place++) left += weights[place]; return points[kept[place - 1]]; });
+    return {columns: columns.map((one, d) => mixed(one, each.map((parts) => parts[d]), weights)), z: names.map((_, l) => sum(kept.map((k, i) => weights[i] * points[k][l]))), cloud};
+  }
+  const pause = () => new Promise((done) => setTimeout(done));
+  async function scored(draws, who, isStale, follow = () => {}) { // log p by as many draws as it needs; null where the row is another now
+    for (let count = DRAWS[who][0], start = performance.now(); ; count *= 2) {
+      while (draws.logs.length < count) {
+        draws.draw(50);
+        if (performance.now() - start > 12) (await pause(), (start = performance.now()));
+        if (isStale()) return null;
+      }
+      const found = {...logP(draws), isEnough: logP(draws).effective >= ENOUGH[who]};
+      follow(found);
+      if (found.isEnough || 2 * count > DRAWS[who][1]) return found;
+      draws.renew();
+    }
+  }
+  async function answer({x, row, out, set} = state, token = (state.token = {}), isStale = () => state.token !== token) { // the answer, and then log p beside that of others
+    const draws = drawsOf(x, row), given = columns.map((_, d) => d).filter((d) => isKnown(x[d])), isOpen = given.length < columns.length || Object.keys(set).length > 0;
+    const say = (text) => (find("odd").textContent = given.length ? `log p of what is given (${given.length} value${given.length > 1 ? "s" : ""}): ${text}` : "No value is given.");
+    const own = await scored(draws, "own", isStale, (found) => {
+      const {columns, z, cloud} = answerOf(draws), isHere = isAtCode();
+      Object.assign(state, {answer: {columns, ...found, draws: draws.logs.length}, ...(isOpen ? {code: vae.isSphere ? unit(z) : z, cloud, isOpen} : {})});
+      isHere ? jump(state.code) : move(state.z);
+      if (isHere) state.code = state.z;
+      say(`${written(found.log)} \u00b1 ${found.stderr.toFixed(2)} nats; beside other rows \u2026`);
+    });
+    const others = rows.map((_, i) => i).filter((i) => isTest[i] && i !== row && given.every((d) => isKnown(xOf(d, i)))).slice(0, OTHERS), known = (answer[given] ||= {});
+    for (const i of own ? others : []) {
+      known[i] ||= await scored(drawsOf(xWith(i, out, {}), i), "other", isStale);
+      if (!known[i]) return delete known[i];
+    }
+    if (!own || !given.length) return say("");
+    const odder = others.filter((i) => known[i].log <= own.log).length, few = others.filter((i) => !known[i].isEnough).length, count = `${others.length} other test row${others.length === 1 ? "" : "s"} with these columns`;
+    const beside = odder ? `${odder} of ${count} are at least as odd` : `odder than all ${count}`, own_few = own.isEnough || !odder ? "" : ` ${draws.logs.length} draws of z are few for it: log p is probably higher.`;
+    say(`${written(own.log)} \u00b1 ${own.stderr.toFixed(2)} nats; ${isTest[row] ? `p-value ${((1 + odder) / (1 + others.length)).toFixed(3)}: ` : ""}${beside}${isTest[row] ? "" : "; it is a training row itself"}.` +
+      own_few + (few ? ` Of ${few} others log p is probably higher.` : ""));
   }
 
   // Columns of the file that rules rewrite: `by` which, and `d` of the modelled column that has the name of one, or -1
@@ -134,7 +199,7 @@ async function show() {
   }
   const rewritten = file.map(({name}, place) => ({name, place, d: columns.findIndex((one) => one.name === name),
     by: rules.filter(({column, rule}) => sourceName(column) === name && rule !== "levels")})).filter(({by, d}) => by.length || d < 0);
-  const centres = (shown) => shown.map(({mean, median, share, shares}, d) => shares ? shares.indexOf(Math.max(...shares)) : share > 0.5 ? columns[d].atom : median ?? mean);
+  const centres = (shown, x = []) => shown.map(({mean, median, share, shares}, d) => isKnown(x[d] ?? NaN) ? x[d] : shares ? shares.indexOf(Math.max(...shares)) : share > 0.5 ? columns[d].atom : median ?? mean);
   const fileTexts = (x) => recorded(content, x).map((value, place) => textOf(file[place], value));
 
   // The map
@@ -142,7 +207,8 @@ async function show() {
   const fromEvent = (event) => eventOn(map, event).map((one, d) => middle[d] + range * one);
   const distances = ([u, v]) => points.map(([x, y]) => Math.hypot(x - u, y - v)), nearest = (place, all = distances(place)) => all.indexOf(Math.min(...all));
   const valueOf = (d, i) => (columns[d].levels ? xOf(d, i) : placeOn(columns[d], xOf(d, i)));
-  const choices = columns.map((one, d) => ({...one, of: (i) => (texts[i][d] ? valueOf(d, i) : -1)})); // -1: missing
+  const endsOf = (d) => [columns[d].low, columns[d].high].map((end) => textOf(modelled[d], end));
+  const choices = columns.map((one, d) => ({...one, ends: one.levels ? null : endsOf(d), of: (i) => (texts[i][d] ? valueOf(d, i) : -1)})); // -1: missing
   const fileX = rows.map((_, i) => (file.length ? recorded(content, rowOf(content.x, i)) : []));
   for (const {name, place, d} of rewritten) {
     const {categories} = file[place], all = fileX.map((one) => one[place]), seen = all.filter((one) => !Number.isNaN(one)).sort((a, b) => a - b);
@@ -155,21 +221,22 @@ async function show() {
   function drawMap() {
     const context = still.getContext("2d"), scale = devicePixelRatio || 1, {levels, of} = choices[find("by").value], {isSphere} = vae;
     map.width = map.height = still.width = still.height = Math.round(map.clientWidth * scale);
+    if (normals) drawNormals(context, scale);
     points.forEach((place, i, _, k = of(i)) => {
-      context.fillStyle = levels || k < 0 ? colour(k) : shade(k);
-      mark(context, levels ? k : 0, toMap(place), 2.6 * scale);
+      Object.assign(context, {fillStyle: levels || k < 0 ? colour(k) : shade(k), globalAlpha: isTest[i] ? 1 : 0.55});
+      mark(context, levels ? k : 0, toMap(place), (isTest[i] ? 3 : 2) * scale);
       context.fill();
     });
+    context.globalAlpha = 1;
     const radii = isSphere ? [1] : normals ? [] : [1, 2, 3].filter((one) => one < range), isPrior = content.prior.top.kind === "normal";
     drawPrior(context, toMap, {scale, line: css("--soft"), radii, isSphere, isPrior, names: dims.map((d) => names[d])});
-    if (normals) drawNormals(context, scale);
     drawOverlay();
   }
   function drawNormals(context, scale) {
-    context.setLineDash([4 * scale, 4 * scale]);
+    Object.assign(context, {strokeStyle: css("--line"), fillStyle: css("--soft"), lineWidth: scale, textAlign: "left", font: `${11 * scale}px system-ui, sans-serif`}).setLineDash([4 * scale, 4 * scale]);
     normals.forEach((one) => path(context, ellipse(one, axes, 1).map(toMap)));
     context.setLineDash([]);
-    Object.assign(context, {textAlign: "left"}).fillText("dashed: the components of p(z), 1 sd", 6 * scale, map.height - 6 * scale);
+    context.fillText("dashed: the components of p(z), 1 sd", 6 * scale, map.height - 6 * scale);
   }
   function drawOverlay() {
     const context = map.getContext("2d"), scale = devicePixelRatio || 1;
@@ -177,7 +244,7 @@ async function show() {
     context.drawImage(still, 0, 0);
     drawRing(context, toMap(toPlane(state.z)), scale);
     Object.assign(context, {strokeStyle: css("--warm"), fillStyle: css("--warm"), lineWidth: 2 * scale});
-    if (state.q) [1, 2].forEach((radius) => path(context, ellipse(state.q, axes, radius).map(toMap)));
+    if (state.q && !state.isOpen) [1, 2].forEach((radius) => path(context, ellipse(state.q, axes, radius).map(toMap)));
     state.cloud.forEach((z) => (mark(context, 0, toMap(toPlane(z)), 1.8 * scale), context.fill()));
   }
   map.onpointermove = (event) => move(at(fromEvent(event)));
@@ -195,20 +262,36 @@ async function show() {
 
   // The columns
   const said = ({by}) => `by ${by.length > 1 ? "rules" : "a rule"}: ${by.map(({says}) => says).join("; ")}`;
-  const items = columns.map(({name, levels = []}, d) => {
+  const fieldText = (d, value) => { // of a value of x
+    const {levels, date, origin, suffix, point} = columns[d], row = eachOnce[d].find(([x]) => x === value);
+    return row ? texts[row[1]][d] : levels ? levels[value] : date ? numberText(columns[d], value) : general(origin + value, 12).replace(".", point) + suffix;
+  };
+  function valueIn(d, text) { // which a person gives, or why it is none
+    const {levels, date, origin, suffix, point, kind, atom = 0} = columns[d], row = rows.findIndex((_, i) => texts[i][d] === text.trim());
+    if (levels || row >= 0) return levels ? Number(text) : xOf(d, row);
+    const value = (date ? Date.parse(text.length > 10 ? `${text}Z` : text) / 864e5 : Number(text.replace(suffix, "").replace(point, "."))) - origin;
+    if (!Number.isFinite(value)) return `Give a number, such as ${fieldText(d, eachOnce[d][0][0])}`;
+    if (kind === "count" && !Number.isInteger(value)) return "Give a whole number";
+    if (kind === "positive" && value <= 0) return "Give a number above 0";
+    return ["count", "zero-inflated"].includes(kind) && value < atom ? `Give ${fieldText(d, atom)} or more` : value;
+  }
+  const items = columns.map(({name, levels, date = 0}, d) => {
     const rest = () => state.out.filter((one) => one !== d);
     const unset = () => Object.fromEntries(Object.entries(state.set).filter(([one]) => Number(one) !== d));
-    const change = ({target}) => pick(state.row, target.checked ? [...rest(), d] : rest(), unset());
-    const set = element("select", {className: "take", ariaLabel: `set ${name} to`, onchange: ({target: {value}}) =>
-      pick(state.row, rest(), value ? {...unset(), [d]: Number(value)} : unset())}, element("option", {value: "", textContent: "set to"}));
-    const known = new Map(rows.map((_, i) => [texts[i][d], i]).filter(([text]) => text)); // each value once
-    set.append(...[...known].sort(([, one], [, other]) => xOf(d, one) - xOf(d, other)).map(([textContent, value]) => element("option", {value, textContent})));
-    const box = element("input", {type: "checkbox", ariaLabel: `take out ${name}`, onchange: change});
-    const parts = {output: element("span", {className: "number"}), shown: element("div", {className: "levels", role: "group", ariaLabel: `${name} given z`, tabIndex: levels.length > 8 ? 0 : -1}), own: element("span", {className: "own"}), box, set};
+    function change({target}) {
+      const value = target.value ? valueIn(d, target.value) : null;
+      target.setCustomValidity(typeof value === "string" ? value : "");
+      if (target.reportValidity()) pick(state.row, rest(), value === null ? unset() : {...unset(), [d]: value});
+    }
+    const set = element(levels ? "select" : "input", {className: "take", ariaLabel: `set ${name} to`, onchange: change});
+    if (levels) set.append(element("option", {value: "", textContent: "set to"}), ...eachOnce[d].map(([value]) => element("option", {value, textContent: levels[value]})));
+    else Object.assign(set, {type: date > 10 ? "datetime-local" : date ? "date" : "text", placeholder: "set to", size: 7});
+    const box = element("input", {type: "checkbox", ariaLabel: `take out ${name}`, onchange: ({target}) => pick(state.row, target.checked ? [...rest(), d] : rest(), unset())});
+    const parts = {output: element("span", {className: "number"}), shown: element("div", {className: "levels", role: "group", ariaLabel: `${name} given z`, tabIndex: levels?.length > 8 ? 0 : -1}), beside: element("span", {className: "soft"}), box, set};
     const take = element("label", {className: "soft take"}, box, "take out"), source = rewritten.find((one) => one.name === sourceName(name)), here = element("b");
     const lines = source?.d === d ? [element("p", {className: "soft by-rule"}, said(source), element("span", {}, "here: ", here))] : [];
-    find("columns").append(element("li", {}, element("div", {className: "row spread"}, element("h3", {textContent: name}), parts.output), ...lines, parts.shown,
-      element("div", {className: "row spread"}, parts.own, take, set)));
+    find("columns").append(element("li", {}, element("div", {className: "row spread"}, element("h3", {textContent: name}), parts.output), ...lines, parts.shown, parts.beside,
+      element("div", {className: "row spread"}, take, set)));
     return {...parts, here, source};
   });
   const cards = rewritten.filter(({d}) => d < 0).map((one) => {
@@ -229,46 +312,47 @@ async function show() {
     if (text) return source.d === d ? `${text}, by a rule` : `none (${name} is ${text})`;
     if (by.some(({rule, made: [one]}) => rule === "empty" && one === columns[d].name)) return "by a rule";
     if (by.some(({rule}) => rule === "empty")) return "empty";
-    return state.z === state.code ? "missing, imputed here" : "missing";
+    return "missing";
   }
   const level = (share, textContent, isOwn) => element("div", {className: "level", style: `--share: ${share}`},
     element("span", {textContent, className: isOwn ? "own" : ""}), element("i"), element("span", {textContent: `${(100 * share).toFixed(0)} %`}));
-  function drawColumn({mean, sd, median, ends, share, shares}, d) {
-    const {output, shown, own, box, set, source} = items[d], column = columns[d], row = state.set[d] ?? state.row, text = texts[row][d], value = valueOf(d, row), isSet = d in state.set;
-    Object.assign(box, {checked: !text || state.out.includes(d), disabled: !texts[state.row][d] && !isSet});
-    set.value = isSet ? state.set[d] : "";
-    const given = isSet ? `set to: ${text}` : `row: ${text || absent(d, row)}`;
-    own.textContent = given + (text && !isSet && box.checked && state.z === state.code ? ", imputed here" : "");
-    if (shares) return shown.replaceChildren(...shares.map((one, k) => level(one, column.levels[k], k === value)));
-    const place = (one) => placeOn(column, one), [from, to] = (ends || [mean - sd, mean + sd]).map(place);
-    const style = `--from: ${from}; --to: ${to}; --mean: ${place(ends ? median : mean)}; --value: ${text ? value : -1}`;
-    const number = (one) => numberText(column, one), range = () => `${number(median)} (${ends.map(number).join(" to ")})`;
+  function drawColumn(found, d) {
+    const {output, shown, beside, box, set, source} = items[d], column = columns[d], {mean, sd, median, ends, share, shares} = found, row = texts[state.row][d], isSet = d in state.set;
+    const isGiven = isKnown(state.x[d]), text = isGiven ? fieldText(d, state.x[d]) : "", isValue = isGiven && isAtCode(), place = (one) => placeOn(column, one), number = (one) => numberText(column, one);
+    Object.assign(box, {checked: !isGiven, disabled: !row && !isSet});
+    if (document.activeElement !== set || !isSet) set.value = !isSet ? "" : column.levels ? state.set[d] : column.date ? text.replace(" ", "T") : text;
     const spread = () => (sd === null ? "infinite" : numberText({...column, date: 0, origin: 0}, sd) + (column.date ? " days" : ""));
-    output.textContent = (share !== undefined || source?.d === d ? "else " : "") + (ends ? range() : `${number(mean)} \u00b1 ${spread()}`);
-    shown.replaceChildren(...(share === undefined ? [] : [level(share, number(column.atom), value <= place(column.atom))]),
+    const most = shares && shares.indexOf(Math.max(...shares)), range = () => `${number(median)} (${ends.map(number).join(" to ")})`, isElse = share !== undefined || source?.d === d;
+    const expected = shares ? `${column.levels[most]}, ${(100 * shares[most]).toFixed(0)} %` : (isElse ? "else " : "") + (ends ? range() : `${number(mean)} \u00b1 ${spread()}`);
+    Object.assign(output, {textContent: isValue ? text : expected, className: `number${isValue ? " own" : ""}`});
+    const own = `row: ${row || absent(d, state.row)}`, average = ends && state.answer && isAtCode() ? `; mean ${number(mean)}` : "";
+    beside.textContent = isValue ? `${isSet ? `set; ${own}; ` : ""}expected: ${expected}` : isSet ? `set to ${text}` : `${isGiven || !row ? own : `taken out; ${own}`}${isGiven ? "" : average}`;
+    if (shares) return shown.replaceChildren(...shares.map((one, k) => level(one, column.levels[k], k === state.x[d])));
+    const [from, to] = (ends || [mean - sd, mean + sd]).map(place), style = `--from: ${from}; --to: ${to}; --mean: ${place(ends ? median : mean)}; --value: ${isGiven ? place(state.x[d]) : -1}`;
+    shown.replaceChildren(...(share === undefined ? [] : [level(share, number(column.atom), isGiven && place(state.x[d]) <= place(column.atom))]),
       element("div", {className: "range", style}, ...["deviation", "mean", "value"].map((className) => element("i", {className}))),
-      element("p", {className: "soft row spread"}, ...[column.low, column.high].map((end) => element("span", {textContent: number(end)}))));
+      element("p", {className: "soft row spread"}, ...endsOf(d).map((textContent) => element("span", {textContent}))));
   }
 
   // The address: a row, which columns are out or set, z if it is another than theirs, colours, and the step of the story
   function remember() {
-    const {row, out, set, z, code, q} = state, pairs = Object.entries(set).map((one) => one.join(":"));
-    writeAddress({row, out: out.join() || null, set: pairs.join() || null, z: z === code && (!q || q.loc) ? null : z.map((one) => Number(one.toFixed(3))),
+    const {row, out, set, z, code, q} = state, pairs = Object.entries(set).map((one) => one.join(":")); // x without its origin
+    writeAddress({row, out: out.join() || null, set: pairs.join() || null, z: z === code && (isScored || !q || q.loc) ? null : z.map((one) => Number(one.toFixed(3))),
       by: find("by").value, step: tellStory.number || null});
   }
   function recall() {
     const hash = new URLSearchParams(location.hash.slice(1)), number = (name) => Number(hash.get(name) ?? NaN);
     const parts = (name, isPart) => (hash.get(name) ?? "").split(",").filter((one) => isPart.test(one));
-    const set = Object.fromEntries(parts("set", /^\d+:\d+$/).map((one) => one.split(":").map(Number)).filter(([d, i]) => d in columns && i in rows));
+    const set = Object.fromEntries(parts("set", /^\d+:[-\d.e]+$/).map((one) => one.split(":").map(Number)).filter(([d, x]) => d in columns && Number.isFinite(x)));
     const out = [...new Set(parts("out", /^\d+$/).map(Number))].filter((d) => d in columns && !(d in set));
-    pick(number("row") in rows ? number("row") : 0, ...(content.takes_out ? [out, set] : []));
+    pick(number("row") in rows ? number("row") : 0, ...(takesOut ? [out, set] : []));
     const z = parts("z", /./).map(Number);
     if (z.length === names.length && z.every(Number.isFinite)) jump(z);
     if (number("by") in choices) find("by").value = number("by");
     drawLegend();
     tellStory(number("step") - 1 in told ? number("step") : 0);
   }
-  const told = [...document.querySelectorAll("#story li")].filter(({className}) => ({encodes: vae.canEncode, take: content.takes_out, scored: isScored})[className] ?? true);
+  const told = [...document.querySelectorAll("#story li")].filter(({className}) => ({encodes: vae.canEncode, take: takesOut, scored: isScored})[className] ?? true);
   const tellStory = setUpStory(told, remember);
 
   // The rest of the page
@@ -276,15 +360,16 @@ async function show() {
     state.frame = 0;
     remember();
     drawOverlay();
-    const shown = decoded();
+    const isAnswer = state.answer && isAtCode(), shown = isAnswer ? state.answer.columns : decoded();
     shown.forEach(drawColumn);
-    if (rules.length) drawFile(fileTexts(centres(shown)));
+    if (rules.length) drawFile(fileTexts(centres(shown, isAtCode() ? state.x : [])));
+    find("answer").textContent = !isAnswer || !state.isOpen ? "" : `Of ${state.answer.draws.toLocaleString("en")} draws of z, weighted; effective sample size ${state.answer.effective.toFixed(0)}${state.answer.isEnough ? "." : ": too few to trust the errors."}`;
     find("sliders").querySelectorAll("input").forEach((one) => one.follow());
     const place = (find("position").textContent = toPlane(state.z).slice(0, dims.length).map((one, i) => `${names[dims[i]]} = ${written(one)}`).join(", "));
-    later("spoken", state.z === state.code ? `${rows[state.row]}: ${place}` : place, 500); // a screen reader hears where the pointer rests
+    later("spoken", isAtCode() ? `${rows[state.row]}: ${place}` : place, 500); // a screen reader hears where the pointer rests
   }
   function drawLegend() {
-    const by = choices[find("by").value], {levels, low, high, ends = [low, high].map((one) => numberText(by, one))} = by;
+    const by = choices[find("by").value], {levels, ends} = by;
     const sign = (k) => element("span", {textContent: "\u25cf\u25a0\u25b2"[shape(k)], ariaHidden: true, style: `color: ${colour(k)}`});
     const shades = element("span", {className: "shades", style: `background: linear-gradient(to right, ${list(9, (i) => shade(i / 8))})`});
     find("legend").replaceChildren(...(levels ? levels.map((name, k) => element("span", {}, sign(k), name)) : [ends[0], shades, ends[1]]));
@@ -292,21 +377,28 @@ async function show() {
   }
   const options = (id, texts) => find(id).append(...texts.map((textContent, value) => element("option", {textContent, value})));
   options("by", choices.map(({name}) => name));
-  options("row", rows);
+  find("rows").append(...[...rows].sort(new Intl.Collator("en", {numeric: true}).compare).map((value) => element("option", {value})));
   isDark.onchange = drawLegend;
   find("by").onchange = () => (drawLegend(), remember());
   find("save-map").onclick = () => save(map, `${content.title[0]} map.png`);
-  find("row").onchange = ({target}) => pick(Number(target.value));
-  find("sliders").append(...content.active.slice(0, 10).sort((a, b) => a - b).map((d) =>
-    slider(names[d], vae.isSphere ? 1 : Math.ceil(Math.max(3, range)), () => state.z[d], (value) => jump(state.z.with(d, value)))));
-  document.body.classList.add(vae.hasDensity ? "is-vae" : "is-autoencoder", vae.canEncode ? "is-encoder" : "is-decoder", isScored ? "is-scored" : "is-not-scored", rules.length ? "is-ruled" : "is-plain");
+  find("row").onchange = ({target}) => {
+    target.setCustomValidity(rows.includes(target.value) ? "" : "No row has this name");
+    if (target.reportValidity()) pick(rows.indexOf(target.value));
+  };
+  const byRate = content.rates.length ? content.active.toSorted((a, b) => content.rates[b] - content.rates[a]) : content.active, isUsed = (d) => !content.rates.length || content.rates[d] > 0.01;
+  const sliderOf = (d) => slider(content.rates.length ? `${names[d]}, ${content.rates[d].toFixed(2)} nats` : names[d], vae.isSphere ? 1 : Math.ceil(Math.max(3, range)), () => state.z[d], (value) => jump(state.z.with(d, value)));
+  find("sliders").append(...byRate.filter(isUsed).map(sliderOf));
+  const unused = byRate.filter((d) => !isUsed(d));
+  if (unused.length) find("sliders").append(element("details", {className: "soft"}, element("summary", {textContent: `${unused.length} latents that say nothing about x`}), ...unused.map(sliderOf)));
+  document.body.classList.add(vae.hasDensity ? "is-vae" : "is-autoencoder", vae.canEncode ? "is-encoder" : "is-decoder", isScored ? "is-scored" : "is-not-scored", rules.length ? "is-ruled" : "is-plain", takesOut ? "takes-out" : "keeps");
   find("rules").hidden = !rules.length;
   find("rules").open = rules.length <= 6;
   find("rules").querySelector("summary").append(`What holds in all rows: ${rules.length} rule${rules.length > 1 ? "s" : ""}`);
   find("rules").querySelector("ul").append(...rules.map(({says}) => element("li", {textContent: says})));
-  introduce(content, "Each dot is a row of the test data; move over the map to see what the columns are likely to be there.");
+  find("learned").append(...content.learned.map((line) => element("li", {textContent: line.replaceAll("+-", "\u00b1")})));
+  introduce(content, "Each dot is a row; move over the map to see what the columns are likely to be there.");
   (recall(), (window.onhashchange = recall));
   new ResizeObserver(() => Math.abs(map.width - map.clientWidth * devicePixelRatio) > 1 && drawMap()).observe(map);
-  window.pvae = {content, vae, state, decoded, centres, fileTexts, pick, logP, xOf, tellStory, view: {middle, range}};
+  window.pvae = {content, vae, state, decoded, centres, fileTexts, pick, logP, drawsOf, answerOf, xWith, xOf, tellStory, view: {middle, range}};
 }
 start(show);

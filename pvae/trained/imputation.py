@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
 from pvae.distributions.values import Columns
 from pvae.marginal.chunks import at_once, widest
-from pvae.marginal.importance import Mixture, num_in_tail, pareto_k
+from pvae.marginal.importance import Mixture, near_posterior, num_in_tail, pareto_k
 from pvae.vae import VAE
 
 ENOUGH = 1000.0  # the effective sample size below which a datum gets more draws, and its errors cannot be trusted
@@ -66,9 +67,9 @@ def impute(
 
     The standard deviation is that of a draw from p(x | z_k) for each z_k, by the same weights. Of a category its
     probabilities are averaged, and the most likely one is taken. What is known only to be below a limit is filled in
-    too, from p(x | z_k) below the limit, as `Censored` says. The draws from p(z), a tenth of all,
-    bound the weights where q(z | x observed) is too narrow. A datum whose effective sample size is small gets more
-    draws, up to 12,800. A mode that neither q nor the draws from p(z) find is not seen by the errors.
+    too, from p(x | z_k) below the limit, as `Censored` says. The draws from p(z), a tenth of all, bound the weights
+    where q(z | x observed) is too narrow. A datum whose effective sample size is small gets more draws, up to 12,800,
+    from the Normal of `near_posterior` too. A mode that no draw finds is not seen by the errors.
 
     Args:
         vae: in eval mode, with `Config.missing`.
@@ -102,28 +103,46 @@ def impute(
 
 def _until_trusted(vae: VAE, batch: Batch, found: Imputed, num_particles: int, width: int) -> Imputed:
     """Return imputed data with as many draws for each datum, up to a limit, as the weights of fewer ask for."""
+    left = (~found.is_trusted).nonzero()[:, 0]
+    if not len(left):
+        return found
+    batch = batch.rows(left)
+    (part,) = batch.split(len(left))
     most = min(_MOST, _MOST_VALUES // width)
-    tried = torch.full((len(batch),), num_particles)
+    near, share = near_posterior(vae, part, most, lambda z, x, *y: vae.log_likelihood(x, z, *y), width)
+    now = Imputed(*(one[left] for one in found))
+    tried = torch.full((len(left),), num_particles)
+    effective = now.effective
+    if near is not None:
+        effective = tried * share
     while True:
-        asked = tried * (_SPARE * ENOUGH / found.effective).clamp(min=2)
-        wanted = (2 ** asked.log2().ceil()).clamp(max=most).long().where(~found.is_trusted, tried)
+        asked = tried * (_SPARE * ENOUGH / effective).clamp(min=2)
+        wanted = (2 ** asked.log2().ceil()).clamp(max=most).long().where(~now.is_trusted, tried)
         if (wanted <= tried).all():
-            return found
+            break
         num_particles = int(wanted[wanted > tried].min())
         rows = ((wanted > tried) & (wanted == num_particles)).nonzero()[:, 0]
         tried[rows] = num_particles
-        parts = batch.rows(rows).split(at_once(width * num_particles))
-        some = [_imputed(vae, part, num_particles, found.draws.shape[1]) for part in parts]
+        some = list[Imputed]()
+        for few in rows.split(at_once(width * num_particles)):
+            of_few = near
+            if near is not None:
+                of_few = MultivariateNormal(near.loc[few], scale_tril=near.scale_tril[few], validate_args=False)
+            some.append(_imputed(vae, batch.rows(few), num_particles, found.draws.shape[1], of_few))
         again = map(torch.cat, zip(*some))
-        found = Imputed(*(one.index_copy(0, rows, other) for one, other in zip(found, again)))
+        now = Imputed(*(one.index_copy(0, rows, other) for one, other in zip(now, again)))
+        effective = effective.index_copy(0, rows, now.effective[rows])
+    return Imputed(*(one.index_copy(0, left, other) for one, other in zip(found, now)))
 
 
-def _imputed(vae: VAE, batch: Batch, num_particles: int, num_draws: int) -> Imputed:
-    """Return what `impute` does, with the same number of draws for each datum."""
+def _imputed(
+    vae: VAE, batch: Batch, num_particles: int, num_draws: int, near: MultivariateNormal | None = None
+) -> Imputed:
+    """Return what `impute` does, with the same number of draws for each datum, and perhaps a Normal near p(z | x)."""
     (part,) = batch.split(len(batch))
     x = part.x
     given = vae.given(part.y)
-    mixture = Mixture(given, x, num_particles)
+    mixture = Mixture(given, x, num_particles, near)
     z, log_q = mixture.draw(0, num_particles)
     given_z = given.likelihood(z)
     log_w = mixture.log_weights(given_z.log_prob(x), z, log_q)

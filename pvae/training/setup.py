@@ -273,7 +273,7 @@ def _forecast_elbo(num_steps: int, trainer: Trainer, weights: Mapping[str, Tenso
 
 
 def forecast(elbos: Sequence[float]) -> float:
-    """Return an ELBO to which a training may come, from two on its way: half of the last gain is added to the second."""
+    """Return an ELBO to which a training may come, from two on its way: the last, and half of the gain between them."""
     middle, last = elbos
     found = last + (last - middle) / 2
     if math.isnan(found):

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from data.test_rules import table
 from helpers.browser import close, needs_browser, wait
 from helpers.commands import refuse
 from pandas import DataFrame
+from scipy.stats import norm
 from torch.distributions import Bernoulli, Categorical, LogNormal, Normal
 
 import pvae
@@ -22,8 +24,8 @@ import pvae.explore
 from pvae.cli.export import explore as main
 from pvae.config.choices import load_for, values_config
 from pvae.config.config import Config
-from pvae.core.batch import Batch
 from pvae.core.errors import InputError
+from pvae.core.random_state import seeded
 from pvae.data.column import Column
 from pvae.data.dataset import Dataset
 from pvae.data.rules import Rule, recorded
@@ -35,7 +37,7 @@ from pvae.marginal.log_likelihood import log_likelihood
 from pvae.models.networks import WithPaths, mlp
 from pvae.runs.run import Run
 from pvae.trained.codes import run_batch
-from pvae.trained.latent_space import encode
+from pvae.trained.imputation import impute
 from pvae.training.fit import fit
 
 pytestmark = pytest.mark.workflow
@@ -119,6 +121,24 @@ def distributions(p):
     return [found[d] for d in sorted(found)]
 
 
+@needs_browser
+def test_quantiles_of_draws_are_those_of_the_mixture(train, opened):
+    """Of skewed values, by twenty places of each; of one draw they are its own to 0.08 standard deviations."""
+    page = opened(train("mixed"))
+    found = page.execute_script(
+        "const column = pvae.content.columns[6];"
+        "const parts = [[-1, -2], [1, -2]].map((outputs) => COLUMNS.positive(column, outputs));"
+        "return [parts[0], mixed(column, parts.slice(0, 1), [1]), mixed(column, parts, [0.4, 0.6]), parts[1]]"
+    )
+    low, same, both, high = ([math.log(one) for one in (x["ends"][0], x["median"], x["ends"][1])] for x in found)
+    (mean, sd), (other, wide) = ((x["log"]["mean"], x["log"]["sd"]) for x in (found[0], found[3]))
+    assert np.abs(np.subtract(low, same)).max() < 0.08 * sd
+    exact = [0.4 * norm.cdf(x, mean, sd) + 0.6 * norm.cdf(x, other, wide) for x in both]
+    close(exact, torch.tensor(norm.cdf([-1, 0, 1])), 0.02)
+    close(found[2]["mean"], 0.4 * found[0]["mean"] + 0.6 * found[3]["mean"])
+    assert high[0] > low[2]
+
+
 def _share_of_atom(part):
     return part.log_prob(part.atom).exp() * part.step.where(part.step > 0, 1.0)
 
@@ -133,6 +153,17 @@ def keys():
     return pytest.importorskip("selenium.webdriver").Keys
 
 
+def shown_x(run, page):
+    """The rows that the page has, in its order."""
+    data = run.dataset()
+    rows = {name: x for split, names in data.names.items() for name, x in zip(names, data.splits[split])}
+    return torch.stack([rows[name] for name in page.execute_script("return pvae.content.rows")])
+
+
+ANSWERED = (
+    "return !pvae.state.frame && pvae.state.answer && (pvae.state.answer.isEnough || pvae.state.answer.draws > 9999)"
+)
+MEANS = "(one) => one.map(({mean, shares}) => shares || mean)"
 SHOWN = (
     "(one) => one.map(({mean, sd, shares, median, ends, share}) =>"
     "shares || (ends ? [median, ...ends, ...(share === undefined ? [] : [share])] : [mean, sd ?? -1]))"
@@ -174,9 +205,7 @@ def _compare_densities(run, p, outputs, page):
         "return arguments[0].map(one => decoded(one).map(({logP}, d) => rows.map((_, i) => logP(xOf(d, i)))))",
         outputs.tolist(),
     )  # outputs x columns x rows
-    shown = page.execute_script("return pvae.content.rows")
-    places = [run.dataset().test_names.index(one) for one in shown]
-    (x,) = run.preparation.x_of(run.dataset().test, rows=torch.tensor(places)).split(len(places))
+    (x,) = run.preparation.x_of(shown_x(run, page)).split(1000)
     p = p.expand((len(x), len(outputs)))
     each = p.log_prob_of_each(x[:, None]) if isinstance(p, Columns) else p.base_dist.log_prob(x[:, None].nan_to_num())
     for d in range(x.shape[1]):
@@ -187,8 +216,7 @@ def _compare_densities(run, p, outputs, page):
 
 
 def _compare_codes(case, run, page, vae, row):
-    place = run.dataset().test_names.index(page.execute_script("return pvae.content.rows[arguments[0]]", row))
-    (x,) = run.preparation.x_of(run.dataset().test[[place]]).split(1)
+    (x,) = run.preparation.x_of(shown_x(run, page)[[row]]).split(1)
     for out in ([], *([d] for d in range(x.shape[1]) if run.config.missing)):
         left = x.clone()
         left[:, out] = torch.nan
@@ -201,7 +229,8 @@ def _compare_codes(case, run, page, vae, row):
         else:
             is_on_sphere = run.config.prior_class.support == "points on the unit sphere"
             close(loc, torch.nn.functional.normalize(q.mean, dim=-1)[0] if is_on_sphere else q.mean[0])
-            close(state, loc)
+            if not left.isnan().any() or run.config.posterior == "delta":
+                close(state, loc)
         for one, expected in zip(shown, distributions(vae.likelihood(torch.tensor([state]))), strict=True):
             close(one, expected[0])
 
@@ -234,7 +263,9 @@ def test_a_row_is_beside_the_columns_and_its_values_are_taken_out(train, opened,
     page = opened(run)
     texts = page.execute_script("return pvae.content.texts")
     lacking = next(i for i, row in enumerate(texts) if row.count("") == 1 and row.index("") != 3)
-    page.find_elements("css selector", "#row option")[lacking].click()
+    box = page.find_element("id", "row")
+    box.clear()
+    box.send_keys(page.execute_script("return pvae.content.rows[arguments[0]]", lacking), keys.ENTER)
     wait(page, f"return !pvae.state.frame && pvae.state.row === {lacking}")
     items = page.find_elements("css selector", "#columns > li")
     for item, text in zip(items, texts[lacking], strict=True):
@@ -243,70 +274,117 @@ def test_a_row_is_beside_the_columns_and_its_values_are_taken_out(train, opened,
         assert (box.is_selected(), box.is_enabled()) == ((False, True) if text else (True, False))
     assert "2020-" in items[5].text
     assert [one.text for one in items[3].find_elements("css selector", ".level > :first-child")] == sorted(CITIES)
+    wait(page, ANSWERED)
     before = page.execute_script("return pvae.state.z")
     items[3].find_element("css selector", "input").send_keys(keys.SPACE)
-    wait(page, f"return !pvae.state.frame && JSON.stringify(pvae.state.z) !== JSON.stringify({before})")
-    assert "imputed" in items[3].text
+    wait(page, ANSWERED)
+    assert page.execute_script("return pvae.state.z") != before
+    assert f"taken out; row: {texts[lacking][3]}" in items[3].text
     items[3].find_element("css selector", "input").click()
     wait(page, f"return !pvae.state.frame && JSON.stringify(pvae.state.z) === JSON.stringify({before})")
 
 
 @needs_browser
-def test_columns_are_set_to_the_values_of_other_rows(train, opened):
-    """z is the mean of q given the row with these values; unset, and it is that of the row again."""
+def test_columns_are_set_to_any_value_that_they_can_have(train, opened, keys):
+    """Each card says what was set; the encoder sees it; unset, and all is as before."""
     run = train("mixed, missing")
     page = opened(run)
+    wait(page, ANSWERED)
     before, texts = page.execute_script("return [pvae.state.z, pvae.content.texts]")
-    rows = [page.execute_script("return pvae.content.rows")[i] for i in range(len(texts))]
-    places = [run.dataset().test_names.index(name) for name in rows]
-    x = run.dataset().test[places].clone()
-    other = {d: next(i for i in range(1, 9) if texts[i][d] and texts[i][d] != texts[0][d]) for d in (0, 3)}
-    for d, text in ((d, texts[i][d]) for d, i in other.items()):
-        option = f"#columns > li:nth-child({d + 1}) select option"
-        next(one for one in page.find_elements("css selector", option) if one.text == text).click()
-    wait(page, "return !pvae.state.frame && Object.keys(pvae.state.set).length === 2")
-    for d, i in other.items():
-        x[0, d] = x[i, d]
-        assert f"set to: {texts[i][d]}" in page.find_elements("css selector", "#columns > li")[d].text
-    code = encode(run.vae(), Batch(run.preparation.x_of(x[:1])))
-    close(page.execute_script("return pvae.state.z"), code[0], 1e-4)
-    assert (code[0] - torch.tensor(before)).abs().max() > 1e-3
-    for d in other:
-        page.find_elements("css selector", f"#columns > li:nth-child({d + 1}) select option")[0].click()
+    items = page.find_elements("css selector", "#columns > li")
+    other = next(i for i in range(1, 9) if texts[i][3] and texts[i][3] != texts[0][3])
+    option = f"option[value='{sorted(CITIES).index(texts[other][3])}']"
+    items[3].find_element("css selector", option).click()
+    items[0].find_element("css selector", "input[placeholder]").send_keys("99990.5", keys.ENTER)
+    wait(page, "return Object.keys(pvae.state.set).length === 2")
+    wait(page, ANSWERED)
+    x = shown_x(run, page)[:1].clone()
+    x[0, 0], x[0, 3] = 99990.5 - run.data.columns[0].origin, page.execute_script("return pvae.state.set[3]")
+    for d, text in ((0, "99990.5"), (3, texts[other][3])):
+        head, *more = items[d].text.split("\n")[1:]
+        assert head == text
+        assert any(f"set; row: {texts[0][d]}; expected: " in one for one in more)
+    q = run.vae().posterior(*run.preparation.x_of(x).split(1))
+    close(page.execute_script("return pvae.state.q.loc"), q.mean[0], 0.05)  # between the features of two rows
+    items[6].find_element("css selector", "input[placeholder]").send_keys("-1", keys.ENTER)  # dust, positive
+    valid = "return document.querySelectorAll('#columns > li')[6].querySelector('[placeholder]').validationMessage"
+    assert page.execute_script(valid) == "Give a number above 0"
+    assert page.execute_script("return Object.keys(pvae.state.set).length") == 2
+    items[3].find_element("css selector", "option").click()
+    box = items[0].find_element("css selector", "input[placeholder]")
+    box.clear()
+    box.send_keys(keys.TAB)
     wait(page, f"return JSON.stringify(pvae.state.z) === JSON.stringify({before})")
 
 
 @needs_browser
 @pytest.mark.parametrize("case", ["mixed, missing", "numbers, missing, by Student t and a flow"])
-def test_log_p_of_what_is_given_is_that_of_quadrature(train, opened, case):
-    """By 4,000 draws: it fails about once in a million times, as its error is about 0.02."""
+def test_what_is_taken_out_is_likely_to_be_what_impute_says(train, opened, case):
+    """Both of many draws; it fails about once in ten thousand times. Nothing that is given moves."""
     run = train(case)
     page = opened(run)
-    rows = [run.dataset().test_names.index(one) for one in page.execute_script("return pvae.content.rows")]
-    x = run.dataset().test[rows].clone()
+    x = shown_x(run, page)
+    rows = page.execute_script("return pvae.content.splits.flatMap((one, i) => (one === 'test' ? [i] : []))")[:3]
+    for row, d in itertools.product(rows, range(x.shape[1])):
+        left = x[[row]].clone()
+        if left[0, d].isnan():
+            continue
+        left[0, d] = torch.nan
+        with seeded(0):
+            expected = impute(run.vae(), run.preparation.x_of(left), 4000)
+        page.execute_script("pvae.pick(...arguments)", row, [d])
+        wait(page, ANSWERED)
+        found, effective = page.execute_script(
+            f"const {{columns, effective}} = pvae.state.answer; return [({MEANS})(columns)[{d}], effective]"
+        )
+        if isinstance(found, list):
+            assert max(range(len(found)), key=found.__getitem__) == expected.filled[0, d] or max(found) < 0.6
+        else:
+            error = expected.std[0, d].item() / effective**0.5 + expected.stderr[0, d].item()
+            assert abs(found - expected.filled[0, d].item()) < 4 * error
+        for other, item in enumerate(page.find_elements("css selector", "#columns > li")):
+            text = page.execute_script("return pvae.content.texts[arguments[0]][arguments[1]]", row, other)
+            assert other == d or not text or item.text.split("\n")[1] == text
+
+
+@needs_browser
+@pytest.mark.parametrize("case", ["mixed, missing", "numbers, missing, by Student t and a flow"])
+def test_log_p_of_what_is_given_is_that_of_quadrature(train, opened, case):
+    """By 4,000 draws, near p(z | x) or not: it fails about once in a million times, as its error is about 0.02."""
+    run = train(case)
+    page = opened(run)
+    x = shown_x(run, page)
     for row, out in ((0, []), (1, [0]), (2, []), (0, range(1, x.shape[1])), (1, range(x.shape[1] - 1))):
         left = x[[row]].clone()
         left[:, out] = torch.nan
         left[:, 1] = x[5, 1] if row == 2 else left[:, 1]
-        given = [d for d in range(x.shape[1]) if not left[0, d].isnan()]
         expected = log_likelihood(run.vae(), run.preparation.x_of(left), "quadrature").log_p
-        found = page.execute_script("return pvae.logP(...arguments)", given, row, {1: 5} if row == 2 else {}, 4000)
-        assert abs(found["log"] - expected[0].item()) < 0.2
-        assert 1e-4 < found["stderr"] < 0.2
-        assert found["isTrusted"]
-    assert not page.execute_script("return pvae.logP([0, 1], 0, {}, 9).isTrusted"), "by 9 draws"
+        for first in ("", "draws.draw(400); draws.renew();"):
+            found = page.execute_script(
+                "const [row, x] = arguments, draws = pvae.drawsOf(x.map((one) => one ?? NaN), row);"
+                f"{first} draws.draw(4000); return pvae.logP(draws)",
+                row,
+                [None if math.isnan(one) else one for one in left[0].tolist()],
+            )
+            assert abs(found["log"] - expected[0].item()) < 0.2
+            assert 1e-4 < found["stderr"] < 0.2
+            assert found["effective"] > (400 if first else 10)
 
 
 @needs_browser
 def test_a_row_is_odd_beside_others(train, opened):
     page = opened(train("numbers, missing, by Student t and a flow"))
-    row = next(i for i, one in enumerate(page.execute_script("return pvae.content.texts")) if all(one))
+    texts, splits = page.execute_script("return [pvae.content.texts, pvae.content.splits]")
+    row = next(i for i, one in enumerate(texts) if all(one) and splits[i] == "test")
     page.execute_script("pvae.content.x.data[2 * arguments[0]] += 1e4; pvae.pick(arguments[0])", row)
     text = "document.getElementById('odd').textContent"
     wait(page, f"return {text}.includes('p-value')")
-    assert " 0 of " in page.execute_script(f"return {text}")
+    assert "odder than all" in page.execute_script(f"return {text}")
     page.execute_script("pvae.pick(arguments[0], [0])", row)  # without the value that is odd
-    wait(page, f"return {text}.includes('(1 value)') && {text}.includes('p-value') && !{text}.includes(' 0 of')")
+    wait(page, f"return {text}.includes('(1 value)') && {text}.includes('p-value') && !{text}.includes('odder than')")
+    assert splits.count("train") > splits.count("test")
+    page.execute_script("pvae.pick(arguments[0])", splits.index("train"))
+    wait(page, f"return {text}.includes('it is a training row itself') && !{text}.includes('p-value')")
     page.execute_script("pvae.pick(arguments[0], [0, 1])", row)
     wait(page, f"return {text} === 'No value is given.'")
 
@@ -315,6 +393,7 @@ def test_a_row_is_odd_beside_others(train, opened):
 def test_the_address_opens_the_page_as_it_was_and_the_story_is_told(train, opened, keys):
     page = opened(train("mixed, missing"))
     page.execute_script("pvae.pick(3, [1], {0: 5})")
+    wait(page, ANSWERED)
     page.find_element("id", "tour").click()
     told = [page.find_element("id", "story").text]
     for _ in range(4):
@@ -329,6 +408,7 @@ def test_the_address_opens_the_page_as_it_was_and_the_story_is_told(train, opene
     page.get("about:blank")
     page.get(address)
     wait(page, "return window.pvae")
+    wait(page, ANSWERED)
     assert page.execute_script(state) == before
     page.find_element("id", "map").send_keys(keys.ESCAPE)
     wait(page, "return pvae.tellStory.number === 0")
@@ -337,13 +417,14 @@ def test_the_address_opens_the_page_as_it_was_and_the_story_is_told(train, opene
 @needs_browser
 def test_everything_is_done_by_keys(train, opened, keys):
     page = opened(train("mixed"))
+    name = keys.CONTROL + "a" + keys.NULL + page.execute_script("return pvae.content.rows[9]") + keys.ENTER
     state = "return [...pvae.state.z, ...document.getElementById('columns').innerText, pvae.state.row].join()"
     picture = "return document.getElementById('map').toDataURL()"
     for element, key, seen in (
         ("#map", keys.ARROW_LEFT, state),
         ("#map", keys.ENTER, state),
         ("#sliders input", keys.ARROW_RIGHT, state),
-        ("#row", keys.ARROW_DOWN, state),
+        ("#row", name, state),
         ("#by", keys.ARROW_DOWN, picture),
     ):
         before = page.execute_script(seen)
@@ -368,22 +449,23 @@ POINT = (
 def test_the_pointer_decodes_and_picks(train, opened):
     """Where it leaves the map, z is again what was picked, and only there is a value imputed from the rest of a row."""
     page = opened(train("mixed, missing"))
-    page.execute_script("pvae.pick(0, [0, 1, 2, 3, 4, 5, 6, 7])")
-    picked, text = page.execute_script("return pvae.state.z"), page.find_element("id", "columns")
-    wait(page, "return !pvae.state.frame")
-    assert text.text.count("imputed") == len(MIXED)
+    page.execute_script("pvae.pick(0, [0, 1, 2, 3, 4, 5, 6])")
+    wait(page, ANSWERED)
+    picked, answer = page.execute_script("return pvae.state.z"), page.find_element("id", "answer")
+    assert "effective sample size" in answer.text
     row, z, dot = page.execute_script(POINT, "pointermove", 3, 0.3)
     assert row == 0
     close(z, torch.tensor(dot) + 0.3, 1e-3)
     wait(page, "return !pvae.state.frame")
-    assert "imputed" not in text.text
+    assert not answer.text
     assert page.execute_script(POINT, "pointerleave", 3, 0)[1] == picked
     wait(page, "return !pvae.state.frame")
-    assert text.text.count("imputed") == len(MIXED)
+    assert "effective sample size" in answer.text
     row, z, dot = page.execute_script(POINT, "pointerdown", 3, 0)
     close(page.execute_script("return pvae.state.q.loc"), z)
     close(z, dot, 2e-3)
-    assert page.find_element("id", "row").get_attribute("value") == str(row)
+    name = page.execute_script("return pvae.content.rows[arguments[0]]", row)
+    assert page.find_element("id", "row").get_attribute("value") == name
 
 
 def _texts(schema, x):
@@ -424,7 +506,7 @@ def test_columns_that_rules_rewrite_are_computed_where_the_others_are_most_likel
     row = next(i for i, one in enumerate(fields) if one[place("orders")] == "0" and not one[place("note")])
     page.execute_script("pvae.pick(arguments[0])", row)
     wait(page, "return !pvae.state.frame")
-    here = page.execute_script("return pvae.fileTexts(pvae.centres(pvae.decoded()))")
+    here = page.execute_script("return pvae.fileTexts(pvae.centres(pvae.decoded(), pvae.state.x))")
     items = page.find_elements("css selector", "#columns > li")
     cards = {one.find_element("css selector", "h3").text: one.text.split("\n") for one in items}
     for name in ("price", "spend", "total", "grade", "start", "end", "cost"):
@@ -437,7 +519,7 @@ def test_columns_that_rules_rewrite_are_computed_where_the_others_are_most_likel
         ("spend - discount", f"none (spend is {spend})"),
         ("note", "empty"),
     ):
-        assert f"row: {own}" in cards[name]
+        assert any(line.startswith(f"row: {own}") for line in cards[name])
     for name in ("discount", "note", "cover"):
         assert f"here: {here[place(name)] or 'empty'}" in cards[name]
     options = [one.text for one in page.find_elements("css selector", "#by option")]
