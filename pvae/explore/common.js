@@ -20,9 +20,9 @@ const niceStep = (size, unit = 10 ** Math.floor(Math.log10(size || 1))) => unit 
 const later = (id, text, wait) => (clearTimeout(later[id]), (later[id] = setTimeout(() => (find(id).textContent = text), wait)));
 function slider(label, most, value, change, isBit = false) {
   const input = element("input", {type: "range", min: isBit ? 0 : -most, max: most, step: isBit ? 1 : most / 100, value: value(), ariaLabel: label});
-  const output = element("output", {textContent: written(value())});
-  input.follow = () => (input.value = value(), (output.textContent = written(value())));
-  input.oninput = () => (output.textContent = written(Number(input.value)), change(Number(input.value)));
+  const output = element("output"), say = (number) => (output.textContent = isBit ? Math.round(number) : written(number));
+  (input.follow = () => say((input.value = value())))();
+  input.oninput = () => (say(Number(input.value)), change(Number(input.value)));
   return element("div", {className: "slider"}, element("span", {textContent: label, title: label}), input, output);
 }
 
@@ -47,7 +47,7 @@ function zAt([u, v], axes, z, isSphere, state) { // z moved to a place on the ma
   return !isSphere ? found : Math.hypot(...found) > 1e-6 ? unit(found) : z;
 }
 const circle = (radius) => list(91, (i) => [Math.cos, Math.sin].map((f) => radius * f((i * Math.PI) / 45)));
-const centre = (q) => (q.central ? q.central() : q.loc || q.at(q.draw()).z);
+const centre = (q) => (q.logits ? q.loc.map(Math.round) : q.central ? q.central() : q.loc || q.at(q.draw()).z);
 const cloudOf = (q, {hasDensity}) => (q.scale || q.tril || q.top || !hasDensity ? [] : list(40, () => q.at(q.draw()).z)); // where there is no ellipse
 function ellipse(q, axes, radius) { // of a Normal, projected on the plane; by the Cholesky factor of its covariance
   const {loc, scale, tril} = q.top || q;
@@ -143,9 +143,11 @@ function writeAddress(found) { // which opens the page as it is now
   clearTimeout(writeAddress.timer);
   writeAddress.timer = setTimeout(() => history.replaceState(null, "", `#${text}`), 300);
 }
-function save(canvas, download, factor = Math.ceil(400 / canvas.width)) { // small ones enlarged, each pixel a square
-  const copy = element("canvas", {width: factor * canvas.width, height: factor * canvas.height});
-  Object.assign(copy.getContext("2d"), {imageSmoothingEnabled: false}).drawImage(canvas, 0, 0, copy.width, copy.height);
+function save(canvas, download, below = 0, draw = () => {}, factor = Math.ceil(400 / canvas.width)) { // small ones enlarged, each pixel a square; `draw` is for what stands below
+  const copy = element("canvas", {width: factor * canvas.width, height: factor * canvas.height + below}), context = Object.assign(copy.getContext("2d"), {imageSmoothingEnabled: false, fillStyle: css("--map")});
+  context.fillRect(0, 0, copy.width, copy.height);
+  context.drawImage(canvas, 0, 0, factor * canvas.width, factor * canvas.height);
+  draw(context, factor * canvas.height);
   element("a", {href: copy.toDataURL(), download}).click();
 }
 const start = (show) => show().catch((error) => {

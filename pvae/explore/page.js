@@ -280,12 +280,12 @@ async function show() {
   function drawBars(all) {
     const sorted = [...all].sort((one, other) => other[0] - one[0]), [most, name] = sorted[0];
     find("bars").replaceChildren(...(all.length > 64 ? sorted.slice(0, 64) : all).map(([rate, of]) => {
-      const style = `height: ${(100 * Math.max(0, rate)) / most}%`;
+      const style = `height: ${(100 * Math.max(0, rate)) / Math.max(most, 0.1)}%`;
       return Object.assign(element("i", {title: `${subscript(of)}: ${rate.toFixed(2)} nats`}), {style});
     }));
     const what = `Rate of ${all.length > 64 ? "the 64 largest of " : "each of "}${all.length} latents: `;
     const active = all.filter(([rate]) => rate > 0.1).length, text = find("bars-text");
-    find("bars").ariaLabel = text.textContent = `${what}${active} above 0.1 nats, at most ${most.toFixed(2)} in ${subscript(name)}.`;
+    find("bars").ariaLabel = text.textContent = `${what}${active} above 0.1 nats, at most ${most.toFixed(2)} in ${subscript(name)}; the full height is ${Math.max(most, 0.1).toFixed(2)}.`;
   }
 
   // A file or a drawing

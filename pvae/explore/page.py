@@ -223,6 +223,8 @@ def _headline(run: Run) -> str:
         return f"{data.name}: {count:,} rows of {len(data.file_columns)} columns"
     size = sum(run.config.latent_dims)
     number = {1: "one number", 2: "two numbers", 3: "three numbers"}.get(size, f"{size} numbers")
+    if run.config.prior_class.support == "bits":
+        number = f"{size} bits"
     what = _PICTURES.get(data.name)
     if what is None:
         return f"{data.name}: {count:,} images, each pressed into {number}"

@@ -219,7 +219,7 @@ async function show() {
   if (labels) choices.unshift({name: "label", levels: content.label_names, of: (i) => labels.data[i]});
   const shade = (share) => `oklch(${(isDark.matches ? 0.52 : 0.36) + 0.4 * share} 0.13 ${285 - 175 * share})`;
   function drawMap() {
-    const context = still.getContext("2d"), scale = devicePixelRatio || 1, {levels, of} = choices[find("by").value], {isSphere} = vae;
+    const context = still.getContext("2d"), scale = state.sharp || devicePixelRatio || 1, {levels, of} = choices[find("by").value], {isSphere} = vae;
     map.width = map.height = still.width = still.height = Math.round(map.clientWidth * scale);
     if (normals) drawNormals(context, scale);
     points.forEach((place, i, _, k = of(i)) => {
@@ -239,7 +239,7 @@ async function show() {
     context.fillText("dashed: the components of p(z), 1 sd", 6 * scale, map.height - 6 * scale);
   }
   function drawOverlay() {
-    const context = map.getContext("2d"), scale = devicePixelRatio || 1;
+    const context = map.getContext("2d"), scale = state.sharp || devicePixelRatio || 1;
     context.clearRect(0, 0, map.width, map.height);
     context.drawImage(still, 0, 0);
     drawRing(context, toMap(toPlane(state.z)), scale);
@@ -380,7 +380,22 @@ async function show() {
   find("rows").append(...[...rows].sort(new Intl.Collator("en", {numeric: true}).compare).map((value) => element("option", {value})));
   isDark.onchange = drawLegend;
   find("by").onchange = () => (drawLegend(), remember());
-  find("save-map").onclick = () => save(map, `${content.title[0]} map.png`);
+  find("save-map").onclick = () => { // three times as sharp, with the legend below
+    const {levels, ends, name} = choices[find("by").value], step = 22 * (state.sharp = 3 * (devicePixelRatio || 1)), ink = css("--ink");
+    const marks = levels ? levels.map((text, k) => [text, colour(k), k]) : ends.map((text, k) => [text, shade(k), 0]);
+    drawMap();
+    save(map, `${content.title[0]} map.png`, step * (1.5 + Math.ceil(marks.length / 3)), (context, top) => {
+      Object.assign(context, {font: `${0.6 * step}px system-ui, sans-serif`, fillStyle: ink}).fillText(name, step / 4, top + step);
+      marks.forEach(([text, fillStyle, k], i) => {
+        const x = step / 2 + ((i % 3) * map.width) / 3, y = top + step * (2 + Math.floor(i / 3));
+        mark(Object.assign(context, {fillStyle}), k, [x, y - step / 5], step / 4);
+        context.fill();
+        Object.assign(context, {fillStyle: ink}).fillText(text, x + step / 2, y);
+      });
+    });
+    state.sharp = 0;
+    drawMap();
+  };
   find("row").onchange = ({target}) => {
     target.setCustomValidity(rows.includes(target.value) ? "" : "No row has this name");
     if (target.reportValidity()) pick(rows.indexOf(target.value));
