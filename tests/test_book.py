@@ -65,6 +65,7 @@ class _Page(HTMLParser):
             text = self.texts.pop()
             if self.open.pop() == "th" and not text.strip():
                 self.faults.append("a header is empty")
+            self.texts[-1:] = [one + text for one in self.texts[-1:]]
 
 
 def test_a_page_with_faults_is_found():

@@ -231,9 +231,10 @@ function ofTril(loc, tril) { // a Normal, by the Cholesky factor of its covarian
   return {loc, tril, draw: () => draw(), at: (z) => ({z, logQ: log(noise(z))})};
 }
 function normalOf(points, logs) { // `_normal_of` of marginal/importance.py
-  const size = points[0].length, weightsOf = (power, total = logSumExp(logs.map((one) => power * one))) => logs.map((one) => Math.exp(power * one - total));
+  const size = points[0].length, least = Math.min(5 * size, logs.length), isFew = logs.filter(Number.isFinite).length < least;
+  const weightsOf = (power, total = logSumExp(logs.map((one) => power * one))) => logs.map((one) => (isFew ? 1 / logs.length : Math.exp(power * one - total)));
   let power = 1, weights = weightsOf(1);
-  while (1 / dot(weights, weights) < 5 * size && power > 1e-3) weights = weightsOf(power /= 1.5);
+  while (1 / dot(weights, weights) < 0.999 * least && power > 1e-6) weights = weightsOf((power /= 1.5));
   const loc = list(size, (i) => sum(points.map((z, k) => weights[k] * z[i]))), tril = [];
   for (let i = 0; i < size; i++) {
     tril.push(Array(size).fill(0));

@@ -71,10 +71,8 @@ def networks_of(config: Config, vae: Any, tensors: Tensors, has_encoder: bool = 
     return found
 
 
-def map_of(
-    run: Run, data: Dataset, codes: Tensor, every_label: Tensor | None, chosen: Tensor, tensors: Tensors
-) -> dict[str, Any]:
-    """Return the planes of the map, the codes (N, L) in them, and the labels of the chosen data."""
+def map_of(run: Run, data: Dataset, codes: Tensor, labels: Tensor | None, tensors: Tensors) -> dict[str, Any]:
+    """Return the planes of the map, the codes (N, L) in them, and their labels."""
     if run.config.prior_class.support == "points on the unit sphere":
         codes = normalize(codes, dim=-1)  # a mean is inside the sphere
     names = latent_names(run)
@@ -94,9 +92,8 @@ def map_of(
     }
     if codes.shape[1] > 2:
         found["codes"] = tensors.add(codes, "f2")
-    if every_label is None:
+    if labels is None:
         return found
-    labels = every_label[chosen]
     if labels.dim() == 1:  # of classes
         found["labels"] = tensors.add(labels)
         return found

@@ -238,6 +238,9 @@ def _image_content(run: Run, data: Dataset, chosen: Tensor, tensors: Tensors, is
     images = run.preparation.x_of(data.test, rows=chosen)
     y = None
     given = None
+    labels = data.test_labels
+    if labels is not None:
+        labels = labels[chosen]
     if config.condition:
         y = data.labels["test"][chosen]
         given = tensors.add(label_values(y[:_NUM_IMAGES], len(data.label_names), y.dtype), "u1")
@@ -256,7 +259,7 @@ def _image_content(run: Run, data: Dataset, chosen: Tensor, tensors: Tensors, is
         **networks,
         "pseudo": vae.is_pseudo,
         **only_of_page,
-        **map_of(run, data, encode(vae, Batch(images, y)), data.test_labels, chosen, tensors),
+        **map_of(run, data, encode(vae, Batch(images, y)), labels, tensors),
         "given": given,
         "images": tensors.add(images.images[:_NUM_IMAGES], "u1"),
         "image_names": [data.test_names[i] for i in chosen[:_NUM_IMAGES].tolist()],
@@ -332,25 +335,25 @@ def _table_content(run: Run, data: Dataset, most: int, tensors: Tensors) -> dict
         tensors: to which tensors are added.
     """
     vae: Any = run.vae()
-    splits = dict(sorted(data.splits.items(), key=lambda one: one[0] != "test"))
-    kinds = [split for split, rows in splits.items() for _ in rows]
-    num_test = len(data.test)
-    chosen = torch.cat([shown_rows(num_test, most), num_test + shown_rows(len(kinds) - num_test, most)])[:most]
-    every_x = torch.cat([*splits.values()])
-    every_name = [name for split in splits for name in data.names[split]]
+    total = sum(len(x) for x in data.splits.values())
+    share = min(1.0, (most - min(most, len(data.test))) / max(1, total - len(data.test)))
+    rows = {"test": shown_rows(len(data.test), most)}
+    for split, every_x in data.splits.items():
+        if split != "test":
+            rows[split] = shown_rows(len(every_x), math.floor(share * len(every_x)))
     labels = None
-    if data.test_labels is not None:
-        labels = torch.cat([data.labels[split] for split in splits])
-    batch = Batch(run.preparation.x_of(every_x, rows=chosen))
-    (x,) = batch.x.split(len(chosen))
+    if data.labels.keys() == rows.keys():
+        labels = torch.cat([data.labels[split][some] for split, some in rows.items()])
+    batch = Batch(run.preparation.x_of(torch.cat([data.splits[split][some] for split, some in rows.items()])))
+    (x,) = batch.x.split(len(batch))
     features = features_seen(vae.q_z, x, with_mask=True)
     networks = networks_of(run.config, vae, tensors)
     notes = notes_of(vae, networks["posterior"], networks["prior"])
     if any(one.date_format for one in run.data.columns):
         notes.append("Means of dates are written as year-month-day.")
-    if len(chosen) < len(kinds):
-        notes.append(f"The map shows {len(chosen):,} of the {len(kinds):,} rows.")
-    test = Batch(run.preparation.x_of(data.test, rows=shown_rows(num_test, _MOST_RATED)))
+    if len(x) < total:
+        notes.append(f"The map shows {len(x):,} of the {total:,} rows.")
+    test = Batch(run.preparation.x_of(data.test, rows=shown_rows(len(data.test), _MOST_RATED)))
     return {
         "notes": notes,
         "learned": [*what_was_learned(run)],
@@ -358,7 +361,7 @@ def _table_content(run: Run, data: Dataset, most: int, tensors: Tensors) -> dict
         "takes_out": run.config.missing,
         "shape": [features.shape[1], 1, 1],
         **networks,
-        **map_of(run, data, encode(vae, batch), labels, chosen, tensors),
+        **map_of(run, data, encode(vae, batch), labels, tensors),
         "columns": _columns(run, vae, x, features),
         "features": tensors.add(features),
         "x": tensors.add(x, "f8"),
@@ -367,8 +370,8 @@ def _table_content(run: Run, data: Dataset, most: int, tensors: Tensors) -> dict
         "modelled": [asdict(column) for column in run.data.columns],
         "file": [asdict(column) for column in run.data.recorded],
         "file_texts": _texts(run.data.recorded, recorded(run.data, x)),
-        "rows": [every_name[i] for i in chosen.tolist()],
-        "splits": [kinds[i] for i in chosen.tolist()],
+        "rows": [data.names[split][row] for split, some in rows.items() for row in some.tolist()],
+        "splits": [split for split, some in rows.items() for _ in some],
     }
 
 

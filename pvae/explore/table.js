@@ -2,7 +2,7 @@
 "use strict";
 
 const OTHERS = 200, ENOUGH = {own: 400, other: 10}; // rows beside which a row is odd; effective sample sizes of an answer, and of the log p of others,
-const DRAWS = {own: [250, 8000], other: [100, 1600]}; // for which the first number of draws of z is doubled up to the second
+const DRAWS = {own: [250, 8000], other: [100, 400]}; // for which the first number of draws of z is doubled up to the second
 
 function logTail(x) { // log P(Z > x) of a standard Normal, by a continued fraction or a series
   if (x < 0) return Math.log1p(-Math.exp(logTail(-x)));
@@ -73,17 +73,23 @@ function mixed({atom = 0}, parts, weights) {
   if (shares) return {shares: shares.map((_, k) => average((one) => one.shares[k]))};
   const mean = average((one) => one.mean);
   if (!log) return {mean, sd: sd === null ? null : Math.sqrt(average((one) => one.sd ** 2 + (one.mean - mean) ** 2))};
-  const share = average((one) => one.share ?? 0), rest = parts.map((one, k) => (weights[k] * (1 - (one.share ?? 0))) / (1 - share));
+  const share = average((one) => one.share ?? 0), rest = parts.map((one, k) => (weights[k] * (1 - (one.share ?? 0))) / (1 - share || 1));
   const places = parts.flatMap(({log: {mean, sd}}, k) => NODES.map((node) => [mean + node * sd, rest[k] / NODES.length])).sort(([x], [y]) => x - y);
-  const quantile = (p, left = p) => atom + Math.exp((places.find(([, share]) => (left -= share) <= 0) || places.at(-1))[0]);
-  const [from, median, to] = [0.1587, 0.5, 0.8413].map((p) => quantile(p));
+  let below = 0;
+  const middles = places.map(([, size]) => (below += size) - size / 2);
+  function quantile(p) { // on the line between the two places beside it
+    const i = clamp(middles.findIndex((one) => one >= p), 1, places.length - 1), along = clamp((p - middles[i - 1]) / (middles[i] - middles[i - 1] || 1), 0, 1);
+    return atom + Math.exp((1 - along) * places[i - 1][0] + along * places[i][0]);
+  }
+  const [from, median, to] = [0.1587, 0.5, 0.8413].map(quantile);
   return {mean, median, ends: [from, to], ...(parts[0].share === undefined ? {} : {share})};
 }
 function placeOn({is_log: isLog, low, high}, value, on = isLog ? Math.log : Number) { // 0 and 1 at the ends of its bar
   return clamp((on(value) - on(low)) / (on(high) - on(low)), 0, 1);
 }
 function numberText({date, decimals, origin, suffix, point}, value) {
-  if (date) return new Date(864e5 * (origin + value)).toISOString().slice(0, date).replace("T", " ");
+  const day = new Date(864e5 * (origin + value));
+  if (date) return Number.isNaN(day.getTime()) ? "beyond all dates" : day.toISOString().slice(0, date).replace("T", " ");
   return (origin + value).toFixed(decimals).replace(".", point).replace("-", "\u2212") + suffix;
 }
 
@@ -103,13 +109,15 @@ async function show() {
   const xOf = (d, row) => content.x.data[row * columns.length + d], isKnown = (value) => !Number.isNaN(value);
   const xWith = (row, out, set) => columns.map((_, d) => (out.includes(d) ? NaN : set[d] ?? xOf(d, row)));
   const eachOnce = columns.map((_, d) => [...new Map(rows.map((_, i) => [xOf(d, i), i]))].filter(([x]) => isKnown(x)).sort(([x], [y]) => x - y)); // values, each with a row
-  function encode(x, row) { // of a value that no row has, the features lie on the line through those of the two values beside it
+  function encode(x, row) { // of a value that no row has, features lie on a line: through those of the two values beside it, or outside of the range of the last tenth
     const seen = rowOf(content.features, row);
     columns.forEach(({inputs}, d) => {
-      const all = eachOnce[d], k = Math.max(1, Math.min(all.filter(([one]) => one < x[d]).length, all.length - 1)), [[low, i], [high, j]] = [all[k - 1], all[k] || all[0]];
-      const along = isKnown(x[d]) && high > low ? (x[d] - low) / (high - low) : 0;
-      if (!isKnown(x[d])) inputs.forEach((one) => (seen[one] = 0));
-      else if (x[d] !== xOf(d, row)) inputs.forEach((one) => (seen[one] = (1 - along) * rowOf(content.features, i)[one] + along * rowOf(content.features, j)[one]));
+      if (!isKnown(x[d])) return inputs.forEach((one) => (seen[one] = 0));
+      if (x[d] === xOf(d, row)) return;
+      const all = eachOnce[d], last = all.length - 1, k = all.filter(([one]) => one < x[d]).length;
+      const [from, to] = k > last ? [Math.floor(0.9 * last), last] : k === 0 ? [0, Math.ceil(0.1 * last)] : [k - 1, k];
+      const [[low, i], [high, j]] = [all[from], all[to]], along = high > low ? (x[d] - low) / (high - low) : 0;
+      inputs.forEach((one) => (seen[one] = (1 - along) * rowOf(content.features, i)[one] + along * rowOf(content.features, j)[one]));
     });
     return vae.posterior(Float32Array.from(seen));
   }
@@ -130,13 +138,18 @@ async function show() {
     let q = encode(x, row), every = q.loc ? 2 : Infinity;
     function draw(count) {
       random = generator;
-      for (const _ of list(count, Number)) {
-        const {z, logQ} = q.at((found.logs.length + 1) % every === 0 ? vae.drawPrior() : q.draw()), outputs = Array.from(vae.decode(z)), each = decoded(outputs), prior = sum(vae.logPrior(z));
-        found.logs.push(sum(given.map((d) => each[d].logP(x[d]))) + prior - logSumExp([sum(logQ) + Math.log(1 - 1 / every), prior - Math.log(every)]));
-        found.outputs.push(outputs);
-        found.points.push(z);
+      try {
+        for (const _ of list(count, Number)) drawOne();
+      } finally {
+        random = Math.random;
       }
-      random = Math.random;
+    }
+    function drawOne() {
+      const {z, logQ} = q.at((found.logs.length + 1) % every === 0 ? vae.drawPrior() : q.draw()), outputs = Array.from(vae.decode(z)), each = decoded(outputs), prior = sum(vae.logPrior(z));
+      const log = sum(given.map((d) => each[d].logP(x[d]))) + prior - logSumExp([sum(logQ) + Math.log(1 - 1 / every), prior - Math.log(every)]);
+      found.logs.push(isKnown(log) ? log : -Infinity);
+      found.outputs.push(outputs);
+      found.points.push(z);
     }
     function renew() {
       if (vae.isSphere || vae.isBits) return;
@@ -161,7 +174,10 @@ async function show() {
     for (let count = DRAWS[who][0], start = performance.now(); ; count *= 2) {
       while (draws.logs.length < count) {
         draws.draw(50);
-        if (performance.now() - start > 12) (await pause(), (start = performance.now()));
+        if (performance.now() - start > 12) {
+          await pause();
+          start = performance.now();
+        }
         if (isStale()) return null;
       }
       const found = {...logP(draws), isEnough: logP(draws).effective >= ENOUGH[who]};
@@ -173,23 +189,27 @@ async function show() {
   async function answer({x, row, out, set} = state, token = (state.token = {}), isStale = () => state.token !== token) { // the answer, and then log p beside that of others
     const draws = drawsOf(x, row), given = columns.map((_, d) => d).filter((d) => isKnown(x[d])), isOpen = given.length < columns.length || Object.keys(set).length > 0;
     const say = (text) => (find("odd").textContent = given.length ? `log p of what is given (${given.length} value${given.length > 1 ? "s" : ""}): ${text}` : "No value is given.");
+    say("\u2026");
     const own = await scored(draws, "own", isStale, (found) => {
+      if (!Number.isFinite(found.log)) return say("\u2212\u221e: no draw of z makes these values possible.");
       const {columns, z, cloud} = answerOf(draws), isHere = isAtCode();
       Object.assign(state, {answer: {columns, ...found, draws: draws.logs.length}, ...(isOpen ? {code: vae.isSphere ? unit(z) : z, cloud, isOpen} : {})});
       isHere ? jump(state.code) : move(state.z);
       if (isHere) state.code = state.z;
       say(`${written(found.log)} \u00b1 ${found.stderr.toFixed(2)} nats; beside other rows \u2026`);
     });
+    if (own && !Number.isFinite(own.log)) return;
     const others = rows.map((_, i) => i).filter((i) => isTest[i] && i !== row && given.every((d) => isKnown(xOf(d, i)))).slice(0, OTHERS), known = (answer[given] ||= {});
-    for (const i of own ? others : []) {
+    for (const [done, i] of own ? others.entries() : []) {
+      say(`${written(own.log)} \u00b1 ${own.stderr.toFixed(2)} nats; beside other rows: ${done} of ${others.length} \u2026`);
       known[i] ||= await scored(drawsOf(xWith(i, out, {}), i), "other", isStale);
       if (!known[i]) return delete known[i];
     }
     if (!own || !given.length) return say("");
     const odder = others.filter((i) => known[i].log <= own.log).length, few = others.filter((i) => !known[i].isEnough).length, count = `${others.length} other test row${others.length === 1 ? "" : "s"} with these columns`;
-    const beside = odder ? `${odder} of ${count} are at least as odd` : `odder than all ${count}`, own_few = own.isEnough || !odder ? "" : ` ${draws.logs.length} draws of z are few for it: log p is probably higher.`;
+    const beside = odder ? `${odder} of ${count} ${odder === 1 ? "is" : "are"} at least as odd` : `odder than all ${count}`, doubt = own.isEnough || !odder ? "" : ` ${draws.logs.length} draws of z are few for it: log p is probably higher.`;
     say(`${written(own.log)} \u00b1 ${own.stderr.toFixed(2)} nats; ${isTest[row] ? `p-value ${((1 + odder) / (1 + others.length)).toFixed(3)}: ` : ""}${beside}${isTest[row] ? "" : "; it is a training row itself"}.` +
-      own_few + (few ? ` Of ${few} others log p is probably higher.` : ""));
+      doubt + (few ? ` Of ${few} others log p is probably higher.` : ""));
   }
 
   // Columns of the file that rules rewrite: `by` which, and `d` of the modelled column that has the name of one, or -1
@@ -267,19 +287,24 @@ async function show() {
     return row ? texts[row[1]][d] : levels ? levels[value] : date ? numberText(columns[d], value) : general(origin + value, 12).replace(".", point) + suffix;
   };
   function valueIn(d, text) { // which a person gives, or why it is none
-    const {levels, date, origin, suffix, point, kind, atom = 0} = columns[d], row = rows.findIndex((_, i) => texts[i][d] === text.trim());
+    const {levels, date, origin, suffix, point} = columns[d], row = rows.findIndex((_, i) => texts[i][d] === text);
     if (levels || row >= 0) return levels ? Number(text) : xOf(d, row);
-    const value = (date ? Date.parse(text.length > 10 ? `${text}Z` : text) / 864e5 : Number(text.replace(suffix, "").replace(point, "."))) - origin;
-    if (!Number.isFinite(value)) return `Give a number, such as ${fieldText(d, eachOnce[d][0][0])}`;
-    if (kind === "count" && !Number.isInteger(value)) return "Give a whole number";
+    const value = (date ? Date.parse(text.length > 10 ? `${text}Z` : text) / 864e5 : Number(text.replace(suffix, "").replace(point, ".").replace(",", "."))) - origin;
+    return whyNot(d, value) || value;
+  }
+  function whyNot(d, value) { // a column cannot be this; or ""
+    const {levels, kind, origin, atom = 0} = columns[d];
+    if (levels) return eachOnce[d].some(([one]) => one === value) ? "" : "Choose a level";
+    if (!(Math.abs(value) < 1e15)) return `Give a number, such as ${eachOnce[d].length ? fieldText(d, eachOnce[d][0][0]) : "1"}`;
+    if (modelled[d].decimals === 0 && !Number.isInteger(origin + value)) return "Give a whole number";
     if (kind === "positive" && value <= 0) return "Give a number above 0";
-    return ["count", "zero-inflated"].includes(kind) && value < atom ? `Give ${fieldText(d, atom)} or more` : value;
+    return ["count", "zero-inflated"].includes(kind) && value < atom ? `Give ${fieldText(d, atom)} or more` : "";
   }
   const items = columns.map(({name, levels, date = 0}, d) => {
     const rest = () => state.out.filter((one) => one !== d);
     const unset = () => Object.fromEntries(Object.entries(state.set).filter(([one]) => Number(one) !== d));
     function change({target}) {
-      const value = target.value ? valueIn(d, target.value) : null;
+      const text = target.value.trim(), value = text ? valueIn(d, text) : null;
       target.setCustomValidity(typeof value === "string" ? value : "");
       if (target.reportValidity()) pick(state.row, rest(), value === null ? unset() : {...unset(), [d]: value});
     }
@@ -289,7 +314,7 @@ async function show() {
     const box = element("input", {type: "checkbox", ariaLabel: `take out ${name}`, onchange: ({target}) => pick(state.row, target.checked ? [...rest(), d] : rest(), unset())});
     const parts = {output: element("span", {className: "number"}), shown: element("div", {className: "levels", role: "group", ariaLabel: `${name} given z`, tabIndex: levels?.length > 8 ? 0 : -1}), beside: element("span", {className: "soft"}), box, set};
     const take = element("label", {className: "soft take"}, box, "take out"), source = rewritten.find((one) => one.name === sourceName(name)), here = element("b");
-    const lines = source?.d === d ? [element("p", {className: "soft by-rule"}, said(source), element("span", {}, "here: ", here))] : [];
+    const lines = source?.d === d && source.by.some(({rule}) => rule !== "empty") ? [element("p", {className: "soft by-rule"}, said(source), element("span", {}, "here: ", here))] : [];
     find("columns").append(element("li", {}, element("div", {className: "row spread"}, element("h3", {textContent: name}), parts.output), ...lines, parts.shown, parts.beside,
       element("div", {className: "row spread"}, take, set)));
     return {...parts, here, source};
@@ -316,20 +341,34 @@ async function show() {
   }
   const level = (share, textContent, isOwn) => element("div", {className: "level", style: `--share: ${share}`},
     element("span", {textContent, className: isOwn ? "own" : ""}), element("i"), element("span", {textContent: `${(100 * share).toFixed(0)} %`}));
+  function expectedOf(d, {mean, sd, median, ends, share, shares}) { // in words
+    const column = columns[d], number = (one) => numberText(column, one);
+    if (shares) {
+      const most = shares.indexOf(Math.max(...shares));
+      return `${column.levels[most]}, ${(100 * shares[most]).toFixed(0)} %`;
+    }
+    const spread = sd === null ? "infinite" : ends ? "" : numberText({...column, date: 0, origin: 0}, sd) + (column.date ? " days" : "");
+    return (share === undefined ? "" : "else ") + (ends ? `${number(median)} (${ends.map(number).join(" to ")})` : `${number(mean)} \u00b1 ${spread}`);
+  }
+  function besideText(d, text, isValue, {mean, ends}, expected) { // the line below a column
+    const row = texts[state.row][d], own = `row: ${row || absent(d, state.row)}`, isSet = d in state.set;
+    const isBeyond = isSet && !columns[d].levels && (state.set[d] < eachOnce[d][0][0] || state.set[d] > eachOnce[d].at(-1)[0]);
+    if (isValue) return `${isSet ? `set${isBeyond ? ", beyond all rows" : ""}; ${own}; ` : ""}expected: ${expected}`;
+    if (isSet || text) return isSet ? `set to ${text}` : own;
+    const isAnswer = state.answer && isAtCode(), few = isAnswer && !state.answer.isEnough ? "; by few draws, so it may be wrong" : "";
+    return `${row ? "taken out; " : ""}${own}${isAnswer && ends ? `; mean ${numberText(columns[d], mean)}` : ""}${few}`;
+  }
   function drawColumn(found, d) {
-    const {output, shown, beside, box, set, source} = items[d], column = columns[d], {mean, sd, median, ends, share, shares} = found, row = texts[state.row][d], isSet = d in state.set;
-    const isGiven = isKnown(state.x[d]), text = isGiven ? fieldText(d, state.x[d]) : "", isValue = isGiven && isAtCode(), place = (one) => placeOn(column, one), number = (one) => numberText(column, one);
-    Object.assign(box, {checked: !isGiven, disabled: !row && !isSet});
-    if (document.activeElement !== set || !isSet) set.value = !isSet ? "" : column.levels ? state.set[d] : column.date ? text.replace(" ", "T") : text;
-    const spread = () => (sd === null ? "infinite" : numberText({...column, date: 0, origin: 0}, sd) + (column.date ? " days" : ""));
-    const most = shares && shares.indexOf(Math.max(...shares)), range = () => `${number(median)} (${ends.map(number).join(" to ")})`, isElse = share !== undefined || source?.d === d;
-    const expected = shares ? `${column.levels[most]}, ${(100 * shares[most]).toFixed(0)} %` : (isElse ? "else " : "") + (ends ? range() : `${number(mean)} \u00b1 ${spread()}`);
-    Object.assign(output, {textContent: isValue ? text : expected, className: `number${isValue ? " own" : ""}`});
-    const own = `row: ${row || absent(d, state.row)}`, average = ends && state.answer && isAtCode() ? `; mean ${number(mean)}` : "";
-    beside.textContent = isValue ? `${isSet ? `set; ${own}; ` : ""}expected: ${expected}` : isSet ? `set to ${text}` : `${isGiven || !row ? own : `taken out; ${own}`}${isGiven ? "" : average}`;
-    if (shares) return shown.replaceChildren(...shares.map((one, k) => level(one, column.levels[k], k === state.x[d])));
-    const [from, to] = (ends || [mean - sd, mean + sd]).map(place), style = `--from: ${from}; --to: ${to}; --mean: ${place(ends ? median : mean)}; --value: ${isGiven ? place(state.x[d]) : -1}`;
-    shown.replaceChildren(...(share === undefined ? [] : [level(share, number(column.atom), isGiven && place(state.x[d]) <= place(column.atom))]),
+    const {output, shown, beside, box, set} = items[d], column = columns[d], {mean, sd, median, ends, share, shares} = found, isSet = d in state.set;
+    const x = state.x[d], isGiven = isKnown(x), text = isGiven ? fieldText(d, x) : "", isValue = isGiven && isAtCode(), place = (one) => placeOn(column, one), expected = expectedOf(d, found);
+    Object.assign(box, {checked: !isGiven, disabled: !texts[state.row][d] && !isSet});
+    if (!isSet) set.value = "";
+    else if (document.activeElement !== set) set.value = column.levels ? x : column.date ? text.replace(" ", "T") : text;
+    Object.assign(output, {textContent: isValue ? text : expected, className: isValue ? "number own" : "number"});
+    beside.textContent = besideText(d, text, isValue, found, expected);
+    if (shares) return shown.replaceChildren(...shares.map((one, k) => level(one, column.levels[k], k === x)));
+    const [from, to] = (ends || [mean - sd, mean + sd]).map(place), style = `--from: ${from}; --to: ${to}; --mean: ${place(ends ? median : mean)}; --value: ${isGiven ? place(x) : -1}`;
+    shown.replaceChildren(...(share === undefined ? [] : [level(share, numberText(column, column.atom), isGiven && place(x) <= place(column.atom))]),
       element("div", {className: "range", style}, ...["deviation", "mean", "value"].map((className) => element("i", {className}))),
       element("p", {className: "soft row spread"}, ...endsOf(d).map((textContent) => element("span", {textContent}))));
   }
@@ -343,7 +382,7 @@ async function show() {
   function recall() {
     const hash = new URLSearchParams(location.hash.slice(1)), number = (name) => Number(hash.get(name) ?? NaN);
     const parts = (name, isPart) => (hash.get(name) ?? "").split(",").filter((one) => isPart.test(one));
-    const set = Object.fromEntries(parts("set", /^\d+:[-\d.e]+$/).map((one) => one.split(":").map(Number)).filter(([d, x]) => d in columns && Number.isFinite(x)));
+    const set = Object.fromEntries(parts("set", /^\d+:[-\d.e]+$/).map((one) => one.split(":").map(Number)).filter(([d, x]) => d in columns && !whyNot(d, x)));
     const out = [...new Set(parts("out", /^\d+$/).map(Number))].filter((d) => d in columns && !(d in set));
     pick(number("row") in rows ? number("row") : 0, ...(takesOut ? [out, set] : []));
     const z = parts("z", /./).map(Number);

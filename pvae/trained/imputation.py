@@ -22,6 +22,7 @@ TRIES = 20  # draws of a row of a table, of which one that keeps its rules is ta
 _LIGHT = 0.7  # Pareto k, from which no error of a mean can be trusted
 _SPARE = 1.5  # times as many draws as the weights of fewer ones ask for
 _MOST = 12_800  # draws
+_DATA_AT_ONCE = 100  # of those that get more draws
 _MOST_VALUES = 2**26  # in the output of a layer
 
 
@@ -63,7 +64,7 @@ def impute(
     """Fill in what is missing: the mean of p(x missing | x observed), by self-normalised importance sampling.
 
         E[x missing | x observed] ~ sum_k w_k E[x | z_k] / sum_k w_k,    w_k = p(x observed, z_k) / r(z_k)
-        r(z) = 0.9 q(z | x observed) + 0.1 p(z)
+        r(z) = 0.9 q(z | x observed) + 0.1 p(z),     or with the Normal of `near_posterior`, as in `Mixture`
 
     The standard deviation is that of a draw from p(x | z_k) for each z_k, by the same weights. Of a category its
     probabilities are averaged, and the most likely one is taken. What is known only to be below a limit is filled in
@@ -95,7 +96,12 @@ def impute(
             raise InputError(
                 f"datum {place + 1} has log p(x) = -inf, as of a value far from the training data: correct it"
             )
-        parts.append(_until_trusted(vae, part, found, num_particles, width))
+        left = (~found.is_trusted).nonzero()[:, 0]
+        for some in left.split(_DATA_AT_ONCE) if len(left) else ():
+            now = Imputed(*(one[some] for one in found))
+            now = _until_trusted(vae, part.rows(some), now, num_particles, width)
+            found = Imputed(*(one.index_copy(0, some, other) for one, other in zip(found, now)))
+        parts.append(found)
         done += len(part)
         on_data(len(part))
     return Imputed(*map(torch.cat, zip(*parts)))
@@ -103,23 +109,18 @@ def impute(
 
 def _until_trusted(vae: VAE, batch: Batch, found: Imputed, num_particles: int, width: int) -> Imputed:
     """Return imputed data with as many draws for each datum, up to a limit, as the weights of fewer ask for."""
-    left = (~found.is_trusted).nonzero()[:, 0]
-    if not len(left):
-        return found
-    batch = batch.rows(left)
-    (part,) = batch.split(len(left))
+    (part,) = batch.split(len(batch))
     most = min(_MOST, _MOST_VALUES // width)
     near, share = near_posterior(vae, part, most, lambda z, x, *y: vae.log_likelihood(x, z, *y), width)
-    now = Imputed(*(one[left] for one in found))
-    tried = torch.full((len(left),), num_particles)
-    effective = now.effective
+    tried = torch.full((len(batch),), num_particles)
+    effective = found.effective
     if near is not None:
-        effective = tried * share
+        effective = (tried * share).clamp(min=1)
     while True:
         asked = tried * (_SPARE * ENOUGH / effective).clamp(min=2)
-        wanted = (2 ** asked.log2().ceil()).clamp(max=most).long().where(~now.is_trusted, tried)
+        wanted = (2 ** asked.log2().ceil()).clamp(max=most).long().where(~found.is_trusted, tried)
         if (wanted <= tried).all():
-            break
+            return found
         num_particles = int(wanted[wanted > tried].min())
         rows = ((wanted > tried) & (wanted == num_particles)).nonzero()[:, 0]
         tried[rows] = num_particles
@@ -130,9 +131,8 @@ def _until_trusted(vae: VAE, batch: Batch, found: Imputed, num_particles: int, w
                 of_few = MultivariateNormal(near.loc[few], scale_tril=near.scale_tril[few], validate_args=False)
             some.append(_imputed(vae, batch.rows(few), num_particles, found.draws.shape[1], of_few))
         again = map(torch.cat, zip(*some))
-        now = Imputed(*(one.index_copy(0, rows, other) for one, other in zip(now, again)))
-        effective = effective.index_copy(0, rows, now.effective[rows])
-    return Imputed(*(one.index_copy(0, left, other) for one, other in zip(found, now)))
+        found = Imputed(*(one.index_copy(0, rows, other) for one, other in zip(found, again)))
+        effective = effective.index_copy(0, rows, found.effective[rows])
 
 
 def _imputed(

@@ -14,6 +14,7 @@ from pvae.config.config import Config
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
+from pvae.marginal import importance
 from pvae.marginal import log_likelihood as module
 from pvae.marginal.importance import importance_sample
 from pvae.marginal.log_likelihood import log_likelihood
@@ -54,13 +55,35 @@ def test_what_importance_sampling_cannot_be_trusted_with_is_annealed(narrow):
 
 
 def test_draws_near_the_posterior_need_no_annealing(narrow):
-    """A Normal is fitted to the draws, as there are 400 or more; its errors hold."""
+    """A Normal is fitted to the draws, as there are 1,600 or more; its errors hold."""
     vae, x, exact = narrow
     with seeded(1):
         found = log_likelihood(vae, x, num_particles=2000)
     assert found.counts == {"importance": 60}
     assert (found.effective > 500).all()
     assert ((found.log_p - exact) / found.stderr).square().mean().sqrt() < 1.5
+
+
+def test_a_row_far_from_all_others_changes_none_of_them(narrow):
+    """Where no draw has a weight, a Normal near its draws has no covariance in floating point."""
+    vae, x, exact = narrow
+    x = x.clone()
+    x[0, 0] = 1e19
+    with seeded(1):
+        found = importance_sample(vae, x, 2000)
+    assert found.log_p[0] < -1e30
+    assert ((found.log_p - exact)[1:] / found.stderr[1:]).square().mean().sqrt() < 1.5
+
+
+@pytest.mark.parametrize("num_finite", [0, 1, 12])
+def test_few_weights_make_no_spike(num_finite):
+    """A Normal around one draw would have weights that are equal, and so be trusted."""
+    with seeded(0):
+        z = torch.randn(200, 2, 3)
+    log_w = torch.full((200, 2), -math.inf, dtype=torch.float64)
+    log_w[:num_finite] = 0.0
+    found = importance._normal_of(z, log_w)
+    assert (found.variance > 0.5).all()
 
 
 def test_what_can_be_trusted_is_not_annealed(linear, x):
