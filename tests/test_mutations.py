@@ -61,7 +61,8 @@ marginal/test_annealing.py
     marginal.annealing | upper + math.log(num_chains) | upper - math.log(num_chains)
     marginal.annealing | in zip(betas[1:-1].tolist(), steps, | in zip(betas[1:-1].tolist(), _adapted(points, z, betas),
 marginal/test_log_likelihood.py
-    marginal.importance | log_q + math.log1p(-self.share), log_wide + | log_q, log_wide +
+    marginal.importance | log_q + self.log_share["q"] | log_q
+    marginal.importance | self.near.log_prob(z) + self.log_share["near"] | self.near.log_prob(z)
     marginal.quadrature | cells = 2 * cells | cells = 1 * cells
     marginal.log_likelihood | index_copy(0, taken, | index_copy(0, torch.arange(len(taken)),
 marginal/test_calibration.py

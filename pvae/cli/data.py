@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pvae.cli.command import Command, Parser, add_seed, integer, nonempty_path, output_path, run_parser, write
 from pvae.cli.own_code import open_run
-from pvae.core.errors import InputError
+from pvae.core.errors import InputError, listed
 from pvae.core.files import write_whole
 from pvae.core.terminal import print_line, progress_bar
 
@@ -434,9 +434,10 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
         said += "; values that are known only to be below a limit are filled in below it"
     print_line(said)
     _say_outside(given, "imputation")
-    if untrusted := int((~found.is_trusted).sum()):
+    untrusted = [given.names[row] for row in given.inside[~found.is_trusted]]
+    if untrusted:
         few = f"an effective sample size below {ENOUGH:.0f}, or a heavy tail"
-        print_line(f"the weights of {untrusted:,} rows have {few}: their {alike}")
+        print_line(f"the weights of {len(untrusted):,} rows have {few}: their {alike}: {listed(untrusted)}")
 
 
 def _write_imputed_table(run: Run, out: Path, given: GivenData, found: Imputed, number: int) -> str:
