@@ -115,7 +115,9 @@ async function show() {
       if (!isKnown(x[d])) return inputs.forEach((one) => (seen[one] = 0));
       if (x[d] === xOf(d, row)) return;
       const all = eachOnce[d], last = all.length - 1, k = all.filter(([one]) => one < x[d]).length;
-      const [from, to] = k > last ? [Math.floor(0.9 * last), last] : k === 0 ? [0, Math.ceil(0.1 * last)] : [k - 1, k];
+      let [from, to] = [k - 1, k];
+      if (k === 0) [from, to] = [0, Math.ceil(0.1 * last)];
+      if (k > last) [from, to] = [Math.floor(0.9 * last), last];
       const [[low, i], [high, j]] = [all[from], all[to]], along = high > low ? (x[d] - low) / (high - low) : 0;
       inputs.forEach((one) => (seen[one] = (1 - along) * rowOf(content.features, i)[one] + along * rowOf(content.features, j)[one]));
     });
@@ -219,7 +221,11 @@ async function show() {
   }
   const rewritten = file.map(({name}, place) => ({name, place, d: columns.findIndex((one) => one.name === name),
     by: rules.filter(({column, rule}) => sourceName(column) === name && rule !== "levels")})).filter(({by, d}) => by.length || d < 0);
-  const centres = (shown, x = []) => shown.map(({mean, median, share, shares}, d) => isKnown(x[d] ?? NaN) ? x[d] : shares ? shares.indexOf(Math.max(...shares)) : share > 0.5 ? columns[d].atom : median ?? mean);
+  const centres = (shown, x = []) => shown.map(({mean, median, share, shares}, d) => {
+    if (isKnown(x[d] ?? NaN)) return x[d];
+    if (shares) return shares.indexOf(Math.max(...shares));
+    return share > 0.5 ? columns[d].atom : median ?? mean;
+  });
   const fileTexts = (x) => recorded(content, x).map((value, place) => textOf(file[place], value));
 
   // The map
@@ -284,7 +290,9 @@ async function show() {
   const said = ({by}) => `by ${by.length > 1 ? "rules" : "a rule"}: ${by.map(({says}) => says).join("; ")}`;
   const fieldText = (d, value) => { // of a value of x
     const {levels, date, origin, suffix, point} = columns[d], row = eachOnce[d].find(([x]) => x === value);
-    return row ? texts[row[1]][d] : levels ? levels[value] : date ? numberText(columns[d], value) : general(origin + value, 12).replace(".", point) + suffix;
+    if (row) return texts[row[1]][d];
+    if (levels) return levels[value];
+    return date ? numberText(columns[d], value) : general(origin + value, 12).replace(".", point) + suffix;
   };
   function valueIn(d, text) { // which a person gives, or why it is none
     const {levels, date, origin, suffix, point} = columns[d], row = rows.findIndex((_, i) => texts[i][d] === text);
@@ -294,8 +302,9 @@ async function show() {
   }
   function whyNot(d, value) { // a column cannot be this; or ""
     const {levels, kind, origin, atom = 0} = columns[d];
+    if (!eachOnce[d].length) return "No row that is shown has a value of this column";
     if (levels) return eachOnce[d].some(([one]) => one === value) ? "" : "Choose a level";
-    if (!(Math.abs(value) < 1e15)) return `Give a number, such as ${eachOnce[d].length ? fieldText(d, eachOnce[d][0][0]) : "1"}`;
+    if (!(Math.abs(value) < 1e15)) return `Give a number, such as ${fieldText(d, eachOnce[d][0][0])}`;
     if (modelled[d].decimals === 0 && !Number.isInteger(origin + value)) return "Give a whole number";
     if (kind === "positive" && value <= 0) return "Give a number above 0";
     return ["count", "zero-inflated"].includes(kind) && value < atom ? `Give ${fieldText(d, atom)} or more` : "";
@@ -347,8 +356,9 @@ async function show() {
       const most = shares.indexOf(Math.max(...shares));
       return `${column.levels[most]}, ${(100 * shares[most]).toFixed(0)} %`;
     }
-    const spread = sd === null ? "infinite" : ends ? "" : numberText({...column, date: 0, origin: 0}, sd) + (column.date ? " days" : "");
-    return (share === undefined ? "" : "else ") + (ends ? `${number(median)} (${ends.map(number).join(" to ")})` : `${number(mean)} \u00b1 ${spread}`);
+    const start = share === undefined ? "" : "else ", unit = column.date ? " days" : "";
+    if (ends) return `${start}${number(median)} (${ends.map(number).join(" to ")})`;
+    return `${start}${number(mean)} \u00b1 ${sd === null ? "infinite" : numberText({...column, date: 0, origin: 0}, sd) + unit}`;
   }
   function besideText(d, text, isValue, {mean, ends}, expected) { // the line below a column
     const row = texts[state.row][d], own = `row: ${row || absent(d, state.row)}`, isSet = d in state.set;

@@ -245,7 +245,7 @@ def start_near(trainer: Trainer, config: Config, note: Callable[[str], object]) 
         best = found[0]
         if best.kind == "mixture":
             kinds = {one.kind: one for one in reversed(found)}  # the best of each
-            num_steps = min(_TRIED, config.epochs * trainer.num_steps)
+            num_steps = max(2, min(_TRIED, config.epochs * trainer.num_steps))  # two halves
             best = max(kinds.values(), key=lambda one: _forecast_elbo(num_steps, trainer, one.weights, valid))
         trainer.vae.load_state_dict(best.weights)
         note(f"the training starts at {best.name}")

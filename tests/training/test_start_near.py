@@ -13,9 +13,10 @@ from pvae.training.fit import _session
 
 
 @pytest.mark.workflow
-def test_steps_that_compare_starts_leave_nothing_but_weights(monkeypatch):
+@pytest.mark.parametrize(("tried", "taken"), [(4, 4), (1, 2)])
+def test_steps_that_compare_starts_leave_nothing_but_weights(monkeypatch, tried, taken):
     """Moments of Adam are 0 and no step is counted; the training starts at the one of the best forecast."""
-    monkeypatch.setattr(setup, "_TRIED", 4)
+    monkeypatch.setattr(setup, "_TRIED", tried)
     torch.manual_seed(0)
     kind = torch.randint(3, (600,))
     x = torch.tensor([[0.0, 9, 0], [9, 0, 0], [0, 0, 9]])[kind] + torch.randn(600, 3)
@@ -26,7 +27,7 @@ def test_steps_that_compare_starts_leave_nothing_but_weights(monkeypatch):
     forecast = setup._forecast_elbo
 
     def seen(num_steps, trainer, weights, held_out):
-        assert num_steps == 4
+        assert num_steps == taken
         compared.append((forecast(num_steps, trainer, weights, held_out), weights))
         return compared[-1][0]
 
