@@ -141,7 +141,8 @@ const forward = (operations, x) => operations.reduce((value, op) => OPERATIONS[o
 const outputs = (operations, values) => Array.from(forward(operations, vector(values)).data);
 
 // Random numbers, by a generator that an answer may start anew, and special functions.
-let random = Math.random;
+const unseeded = () => Math.random();
+let random = unseeded;
 const xorshift = (x) => () => (x ^= x << 13, x ^= x >>> 17, x ^= x << 5, (x >>> 0) / 2 ** 32); // Marsaglia, 2003
 const gauss = () => Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
 const gaussians = (count) => list(count, gauss);

@@ -143,7 +143,7 @@ async function show() {
       try {
         for (const _ of list(count, Number)) drawOne();
       } finally {
-        random = Math.random;
+        random = unseeded;
       }
     }
     function drawOne() {
