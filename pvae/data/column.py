@@ -112,12 +112,12 @@ class Column:
             return value
         if self.date_format:
             return round((self.origin + value) / self.spacing) * self.spacing - self.origin
-        if self.decimals is None or self.decimals > _MOST_DECIMALS:
-            return value
         least = -math.inf if self.least is None else self.least
         greatest = math.inf if self.greatest is None else self.greatest
         if self.step and math.isfinite(least):
             value = least + self.step * round((value - least) / self.step)
+        if self.decimals is None or self.decimals > _MOST_DECIMALS:
+            return value
         unit = 10.0**-self.decimals  # the least value above 0
         if self.decimals == 0 or self.step:
             value = min(max(value, least), greatest)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -32,6 +33,8 @@ _ROUNDING = 1e-14  # standard deviation of equal values, as a share of their mea
 _LEAST_MEAN = 1e-6  # of a count, where all are 0
 _LEAST_SHARE = 1e-4  # of the training data that are at most a level, or above it
 LEAST_GAP = 1e-3  # between the cut points of levels
+_MOST_DIVISORS = 12  # steps in the least gap of values that are no decimals
+_FEW_VALUES, _TIMES = 5, 10  # of these: so few have to occur so often
 _MOST_DIGITS = 8  # of steps, after the first digit of the range of a column: further ones say nothing beside its spread
 
 
@@ -174,7 +177,26 @@ def steps_of(data: Tensor) -> Tensor:
                 whole = np.nan_to_num(scaled[:, fits]).round().astype(np.int64)
                 found[kept] = np.gcd.reduce(whole, 0) / unit[kept]
                 left = left[~fits]
+    rounding = 4 * (size + np.abs(least)) * torch.finfo(data.dtype if data.is_floating_point() else torch.float64).eps
+    for place in left.tolist():
+        found[place] = _step_of(x[:, place] - least[place], rounding[place])
     return torch.from_numpy(found).view(data.shape[1:])
+
+
+def _step_of(x: NDArray[np.float64], rounding: float) -> float:
+    """Return u of values from 0 on that are no decimals, such as 5/9: a part of the least gap of the first; or 0."""
+    x = x[~np.isnan(x)]
+    few = np.sort(x[:100])
+    gaps = np.diff(few)
+    gaps = gaps[gaps > rounding]
+    if not len(gaps) or len(few) < (len(gaps) + 1) * _TIMES <= _TIMES * _FEW_VALUES:
+        return 0.0  # a few values, of which each is not repeated, may be multiples by chance
+    for divisor in range(1, _MOST_DIVISORS + 1):
+        step = few[-1] / round(few[-1] * divisor / gaps.min())
+        error = min(1e-6 + rounding / step, 0.01)
+        if all((np.abs(some / step - (some / step).round()) <= error).all() for some in (few, x)):
+            return step
+    return 0.0
 
 
 class RealUnits(Standardize):

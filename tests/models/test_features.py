@@ -22,6 +22,9 @@ STEPS = {  # values, and the greatest step of which all their differences are mu
     "continuous": ([0.1, math.pi, 7.3, math.e], 0),
     "a step that one row does not have": ([*range(200), math.pi], 0),
     "a step that the last row has not": ([*range(200), 7.5], 0.5),
+    "ninths of 5": ([5 / 9 * one for one in (3, 10, 14, 5, 90, 4)], 5 / 9),
+    "few ninths of 5, often": ([5 / 9, 5 / 3, 20 / 9] * 40, 5 / 9),
+    "few values, each once": ([5 / 9, 5 / 3, 20 / 9], 0),
     "one value": ([2.5, 2.5, 2.5], 0),
     "missing": ([NAN, NAN], 0),
     "small": ([1e-20, 3e-20, 2e-20], 1e-20),
@@ -35,9 +38,9 @@ STEPS = {  # values, and the greatest step of which all their differences are mu
 def test_steps_of_values(name, dtype):
     values, step = STEPS[name]
     x = torch.tensor(values, dtype=torch.float64)
-    assert steps_of(x.to(dtype)[:, None]).tolist() == pytest.approx([step], rel=1e-9, abs=0)
-    together = torch.stack([x.to(dtype), torch.linspace(0, 1, len(x), dtype=dtype) ** 2 * math.pi], 1)
-    assert steps_of(together[:, :, None]).tolist() == [[pytest.approx(step, rel=1e-9, abs=0)], [0.0]]
+    assert steps_of(x.to(dtype)[:, None]).tolist() == pytest.approx([step], rel=1e-6 if step == 5 / 9 else 1e-9, abs=0)
+    together = torch.stack([x.to(dtype), torch.linspace(0, 1, len(x), dtype=dtype).exp()], 1)
+    assert steps_of(together[:, :, None]).tolist() == [[pytest.approx(step, rel=1e-6 if step == 5 / 9 else 1e-9, abs=0)], [0.0]]
 
 
 def test_steps_of_values_far_from_0():
