@@ -1,4 +1,4 @@
-"""An alarm whose false alarms are known: how odd a row is on either side, and its conformal p-value."""
+"""An alarm whose false alarms are known: how odd a row is by three scores, and its conformal p-value."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pvae.core.errors import InputError
 from pvae.data.dataset import random_subset
+from pvae.models.start import quietly
 from pvae.runs.run import Run
 from pvae.trained.codes import given_y
 from pvae.trained.scores import score_rows
@@ -26,6 +27,8 @@ Array = NDArray[np.float64]
 
 SIGNS = ("log_p", "distortion", "rate")  # of a row, nats each
 _TAIL = 0.1  # the share of the reference rows beyond a distance of 1, on each side
+_KEPT = 0.75  # of the reference rows, whose mean and covariance are taken
+_NOISE = 0.1  # of these, in any direction: log p is nearly -(distortion + rate), and the rate of some models is 0
 _LEAST_SPREAD = 0.01  # nats, below which a distance from the median says nothing
 _MOST = 1000  # reference rows, and calibration rows unless the rate asks for more
 _COMPARED = 20  # calibration rows; if they differ, and all are training rows, the run was trained on all rows
@@ -89,39 +92,56 @@ def least_rows(rate: float) -> int:
 
 
 class Sides(NamedTuple):
-    """How odd a row is by log p(x), distortion or rate, too high or too low, as distances from reference rows.
+    """How odd a row is by log p(x), distortion and rate together, from both sides.
 
-        d_s(x) = |s(x) - median| / spread on that side;     oddness = max over the three s of d_s
+        d_s(x) = (s(x) - median) / spread on that side;     oddness^2 = (d - m)^T C^-1 (d - m)
 
-    The spread is the distance from the median to the first or the ninth tenth. So a distance continues a rank beyond
-    the reference rows: a tenth of these lie beyond 1 on each side. Anomalies among the reference rows hardly change a
-    tenth, as long as they are fewer.
+    The spread is the distance from the median to the first or the ninth tenth, so that a tenth of the reference rows
+    lie beyond 1 on each side. m and C are the mean and the covariance of d, plus noise of a tenth, among the three
+    quarters of them for which det C is least: anomalies among them hardly change these, as long as they are fewer. A
+    row may be odd by values that do not occur together, as a low distortion and a high rate.
 
     Args:
         median: of the reference rows, (3,) nats.
         below: the spread below it.
         above: the spread above it.
+        centre: m, (3,).
+        precision: C^-1, (3, 3).
+
+    Reference:
+        Rousseeuw and Van Driessen, "A fast algorithm for the minimum covariance determinant estimator",
+        Technometrics 41, 1999.
     """
 
     median: Array
     below: Array
     above: Array
+    centre: Array
+    precision: Array
 
     @classmethod
     def of(cls, signs: Array) -> Sides:
         """Return those of reference rows, (N, 3): log p(x), distortion and rate of each."""
+        from sklearn.covariance import MinCovDet
+
         low, median, high = np.quantile(signs, [_TAIL, 0.5, 1 - _TAIL], axis=0)
-        return cls(median, np.maximum(median - low, _LEAST_SPREAD), np.maximum(high - median, _LEAST_SPREAD))
+        spreads = np.maximum(median - low, _LEAST_SPREAD), np.maximum(high - median, _LEAST_SPREAD)
+        sides = cls(median, *spreads, np.zeros(3), np.eye(3))
+        noise = _NOISE * np.random.default_rng(0).normal(size=signs.shape)
+        with quietly():
+            fit = MinCovDet(support_fraction=_KEPT, random_state=0).fit(sides.distances(signs) + noise)
+        return sides._replace(centre=fit.location_, precision=fit.precision_)
 
     def distances(self, signs: Array) -> Array:
-        """Return the signed distances of rows (N, 3) on both sides, (N, 3)."""
+        """Return the signed distances d of rows (N, 3) on both sides, (N, 3)."""
         difference = signs - self.median
         return difference / np.where(difference > 0, self.above, self.below)
 
     def oddness(self, signs: Array) -> Array:
-        """Return how odd rows are, (N,); NaN where nothing is known of a row."""
-        found: Array = np.fmax.reduce(np.abs(self.distances(signs)), axis=1)
-        return found
+        """Return how odd rows are, (N,): inf where log p is -inf; NaN where nothing is known of a row."""
+        d = self.distances(signs) - self.centre
+        found: Array = np.sqrt(np.einsum("ni, ij, nj -> n", d, self.precision, d))
+        return np.where(np.isneginf(signs[:, 0]), math.inf, found)
 
     def says(self, signs: Array) -> list[str]:
         """Return for each row by what it is odd, such as "high rate"."""

@@ -373,11 +373,11 @@ class VAEOutlierDetector(OutlierMixin, VAEEstimator):
 
         predict: -1 where p <= alarm,     p = (1 + number of calibration rows at least as odd) / (1 + n)
 
-    A row is odd by log p(x), distortion or rate, too high or too low, as in `pvae.trained.alarm.Sides`. A tenth of the
-    rows of `fit`, and at least 1 / alarm - 1, are held out to calibrate. Of rows like those of `fit`, which `fit` did
-    not see, a share of at most `alarm` is marked in the mean, whatever the VAE is worth; and beside these, those that
-    cannot be rows of the table, as with a category that `fit` did not see. Anomalies among the rows of
-    `fit` are among the calibration rows too, and raise the p-values of rows like them.
+    A row is odd by log p(x), distortion and rate together, as in `pvae.trained.alarm.Sides`. A tenth of the rows of
+    `fit`, and at least 1 / alarm - 1, are held out to calibrate. Of rows like those of `fit`, which `fit` did not see,
+    a share of at most `alarm` is marked in the mean, whatever the VAE is worth; and beside these, those that cannot be
+    rows of the table, as with a category that `fit` did not see. Anomalies among the rows of `fit` are among the
+    calibration rows too, and raise the p-values of rows like them.
 
     Args:
         latent_dim: as for `VAEEstimator`, as are the others.

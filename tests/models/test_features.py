@@ -38,9 +38,10 @@ STEPS = {  # values, and the greatest step of which all their differences are mu
 def test_steps_of_values(name, dtype):
     values, step = STEPS[name]
     x = torch.tensor(values, dtype=torch.float64)
-    assert steps_of(x.to(dtype)[:, None]).tolist() == pytest.approx([step], rel=1e-6 if step == 5 / 9 else 1e-9, abs=0)
+    wanted = pytest.approx(step, rel=1e-6 if step == 5 / 9 else 1e-9, abs=0)
+    assert steps_of(x.to(dtype)[:, None]).tolist() == [wanted]
     together = torch.stack([x.to(dtype), torch.linspace(0, 1, len(x), dtype=dtype).exp()], 1)
-    assert steps_of(together[:, :, None]).tolist() == [[pytest.approx(step, rel=1e-6 if step == 5 / 9 else 1e-9, abs=0)], [0.0]]
+    assert steps_of(together[:, :, None]).tolist() == [[wanted], [0.0]]
 
 
 def test_steps_of_values_far_from_0():

@@ -98,6 +98,18 @@ def test_a_row_is_odd_on_either_side_and_says_by_what():
     assert np.isfinite(Sides.of(np.zeros((9, 3))).oddness(np.ones((1, 3)))).all(), "of a rate that is always 0"
 
 
+def test_a_row_is_odd_by_values_that_do_not_occur_together():
+    """A low distortion and a high rate, where both are high or low together; each of them alone is usual."""
+    draw = np.random.default_rng(0)
+    rate = draw.normal(10, 1, 1000)
+    distortion = rate + 0.2 * draw.normal(size=1000)
+    own = np.stack([-distortion - rate, distortion, rate], 1)
+    sides = Sides.of(own)
+    row = np.array([[-20.0, 9.0, 11.0]])
+    assert np.abs(sides.distances(row)).max() < 1
+    assert sides.oddness(row)[0] > sides.oddness(own).max()
+
+
 def test_a_tight_cluster_among_the_reference_rows_is_found():
     """The likeliest rows, in a cluster of 6 %, which their log p would rank last."""
     own = rows()
