@@ -27,8 +27,16 @@ if TYPE_CHECKING:
 
 _EPOCHS_OF_LABELS = 60  # after fewer, the classifier finds hardly more than it does by the labels alone
 
+_FIRST = (  # of --help
+    "system", "dataset", "label_column", "latent_dim", "elbo", "beta", "epochs", "batch_size", "lr", "seed",
+)  # fmt: skip
+
 _EXAMPLES = """\
 examples:
+  python -m pvae.train --dataset table:FILE.csv
+      a table of your own; the options that are chosen for it are printed
+  python -m pvae.train --dataset folder:PATH --latent-dim 2
+      images of your own, whose codes are a map
   python -m pvae.train --elbo analytic
       the Deep Bayes VAE on MNIST with the closed-form KL; on 5,000 digits if MNIST is not available
   python -m pvae.train --binarize dynamic --particles 5 --latent-dim 20 --hidden 400
@@ -69,6 +77,7 @@ def train_parser() -> Parser:
     description = "Train a variational autoencoder, written as Pyro functions, by stochastic variational inference."
     parser = Parser("pvae train", description, _EXAMPLES)
     parser.prog = "python -m pvae.train"
+    parser.usage = "python -m pvae.train [options]"
     parser.add_argument("--list-systems", nargs=0, action=_ListSystems, help="list the published systems and exit")
     _add_config_options(parser)
     group = parser.add_argument_group("device, folders and output")
@@ -104,14 +113,15 @@ def _betas(text: str) -> float | Sequence[float]:
 
 
 def _add_config_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what is trained (defaults: those of the system; here deep-bayes)")
+    first = parser.add_argument_group("what most trainings set (defaults: those of the system; here deep-bayes)")
+    group = parser.add_argument_group("what is trained")
     own = "a system of your own: the options below, as TOML"
     group.add_argument("--config", metavar="FILE", type=nonempty_path, help=own)
     for name, option in OPTIONS.items():
         if name == "elbo":
             group = parser.add_argument_group("how it is trained")
         if option.has_flag:
-            group.add_argument(option.flag, **_argument(option))
+            (first if name in _FIRST else group).add_argument(option.flag, **_argument(option))
 
 
 def _argument(option: Option) -> dict[str, Any]:
