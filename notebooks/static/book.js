@@ -1,6 +1,6 @@
 // Code, outputs and formulas that scroll are reached by the keyboard too.
 document.fonts.ready.then(() => {
-  for (const one of document.querySelectorAll("pre, .math-wrapper > div"))
+  for (const one of document.querySelectorAll("pre, .math-wrapper > div, .table-wrapper"))
     if (one.scrollWidth > one.clientWidth || one.scrollHeight > one.clientHeight) one.tabIndex = 0;
 });
 // What the theme leaves out for a screen reader.
