@@ -1,7 +1,7 @@
 """Make the pictures and the notebooks of this folder anew: train what they show, draw it, and execute them.
 
     python notebooks/make.py --data-dir DIR               all, some forty minutes on two cores the first time
-    python notebooks/make.py --data-dir DIR --only strip  one picture, or several with commas between them
+    python notebooks/make.py --data-dir DIR --only holes  one picture, or several with commas between them
     python notebooks/make.py --list                       their names, and the runs that each needs
 
 DIR has MNIST and Fashion-MNIST in torchvision's layout. Each run is trained into a folder of --cache, unless it comes
@@ -111,26 +111,50 @@ class Picture:
     title: str = ""
 
 
-def strip(runs: Runs, _: Path) -> tuple[Figure, str]:
-    trained, clothes = runs("deep-bayes"), runs("fashion-vae")
-    batch = codes.examples(trained, 8)
-    with trained.seeded():
-        samples, decoded = latent_space.sample(trained.vae(), 64), latent_space.reconstruct(trained.vae(), batch)
-    figure = Figure(figsize=(9.6, 3.7), dpi=200, layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    images = torch.cat([batch.x[:4], decoded[:4], batch.x[4:], decoded[4:]])
-    titles = {
-        left: "from latent to image: 32 values of z,\ndrawn from the prior and decoded",
-        middle: "from image to latent and back: test\nimages, above what their z decodes to",
-        right: "the latents themselves: each dot is\nthe z of a test image, two values",
-    }
-    figure.suptitle("The latent z is a few values from which the decoder makes an image x of 784 pixels", fontsize=11)
-    show(left, samples, 8)
-    show(middle, images, 4)
-    dots(right, codes.codes_of(clothes, "test"), codes.classes(clothes)[1], "")
-    name_classes(right, clothes.dataset().label_names)
-    for axes, title in titles.items():
-        axes.set_title(title, fontsize=9.5)
+def door() -> tuple[Figure, Axes]:
+    """Return a small figure for the first page of the book, with one plain axes over all of it, 3 x 2."""
+    figure = Figure(figsize=(3, 2), dpi=200)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, 3), ylim=(0, 2))
+    axes.set_axis_off()
+    return figure, axes
+
+
+def door_data(_: Runs, __: Path) -> tuple[Figure, str]:
+    figure, axes = door()
+    rows = [("size", "kind", "rent"), ("52.5", "flat", "904"), ("71.0", "loft", "?"), ("38.0", "room", "615")]
+    for row, texts in enumerate(rows):
+        for place, text in enumerate(texts):
+            x, y = 0.1 + 0.93 * place, 1.53 - 0.35 * row
+            colour = {"?": "#ffe8c2"}.get(text, "white")
+            axes.add_patch(Rectangle((x, y), 0.93, 0.35, facecolor=colour, edgecolor="#8a94a3"))
+            axes.text(x + 0.465, y + 0.165, text, ha="center", va="center", fontsize=12)
+    z = torch.linspace(-3, 3, 100)
+    density = 0.38 * torch.exp(-z.square() / 2)
+    axes.fill_between(2.425 + 0.16 * z, 0.08, 0.08 + density, color="#d9822b", alpha=0.6)
+    axes.text(1.75, 0.2, "p(rent | size, kind)", ha="right", va="center", fontsize=11)
+    return figure, ""
+
+
+def door_learn(runs: Runs, _: Path) -> tuple[Figure, str]:
+    figure, axes = door()
+    z = torch.stack(torch.meshgrid(torch.linspace(1.5, -1.5, 5), torch.linspace(-2, 2, 8), indexing="ij"), -1)
+    decoded = latent_space.decode(runs("fashion-vae").vae(), z.flip(-1).reshape(-1, 2))
+    image = make_grid(decoded, nrow=8, padding=0)[0]
+    axes.imshow(image, cmap="gray", extent=(0.2, 2.8, 0.3, 1.925), aspect="auto")
+    axes.annotate("", (2.8, 0.17), (0.2, 0.17), arrowprops={"arrowstyle": "->"})
+    axes.text(1.5, 0.09, "z", fontsize=12, ha="center", va="center", style="italic", backgroundcolor="white")
+    return figure, ""
+
+
+def door_check(_: Runs, __: Path) -> tuple[Figure, str]:
+    figure, axes = door()
+    for y, width, colour, text in ((1.45, 2.4, "#c9d6e6", "log p(x)"), (0.85, 1.65, "#6f9bd1", "ELBO")):
+        axes.add_patch(Rectangle((0.3, y), width, 0.42, facecolor=colour))
+        axes.text(0.3 + width / 2, y + 0.2, text, ha="center", va="center", fontsize=13)
+    axes.add_patch(Rectangle((1.95, 0.85), 0.75, 0.42, facecolor="#ffe8c2", edgecolor="#d9822b", hatch="///"))
+    arrow = {"arrowstyle": "->"}
+    axes.annotate("KL(q(z | x) || p(z | x))", (2.32, 0.83), (1.5, 0.3), ha="center", fontsize=12, arrowprops=arrow)
     return figure, ""
 
 
@@ -378,7 +402,9 @@ def mlp_2d_codes(runs: Runs, _: Path) -> tuple[Figure, str]:
 
 
 PICTURES = {
-    "strip": Picture(strip, ("deep-bayes", "fashion-vae")),
+    "door-data": Picture(door_data, ()),
+    "door-learn": Picture(door_learn, ("fashion-vae",)),
+    "door-check": Picture(door_check, ()),
     "codes-mnist": Picture(codes_mnist, ("mlp-2d", "conv-2d", "conv-2d-ae")),
     "fashion-vae-scatter": Picture(fashion_vae_scatter, ("fashion-vae",)),
     "mlp-2d-epochs": Picture(mlp_2d_epochs, ("mlp-2d",), "Reconstructions as training goes on"),
