@@ -24,6 +24,7 @@ from pathlib import Path
 
 import matplotlib
 import nbformat
+import numpy as np
 import pyro
 import torch
 from matplotlib.axes import Axes
@@ -155,6 +156,37 @@ def door_check(_: Runs, __: Path) -> tuple[Figure, str]:
     axes.add_patch(Rectangle((1.95, 0.85), 0.75, 0.42, facecolor="#ffe8c2", edgecolor="#d9822b", hatch="///"))
     arrow = {"arrowstyle": "->"}
     axes.annotate("KL(q(z | x) || p(z | x))", (2.32, 0.83), (1.5, 0.3), ha="center", fontsize=12, arrowprops=arrow)
+    return figure, ""
+
+
+def kinds(_: Runs, __: Path) -> tuple[Figure, str]:
+    draw = np.random.RandomState(0)
+    positive = draw.lognormal(0, 0.8, 2200)
+    positive = positive[positive < 6][:2000]
+    levels = draw.choice([0, 5, 10, 25], 2000, p=[0.4, 0.3, 0.2, 0.1])
+    values = {
+        "real": draw.normal(size=2000),
+        "positive": positive,
+        "zero-inflated": np.where(draw.uniform(size=2000) < 0.4, 0, positive),
+        "below a limit": positive[positive > 0.5],
+        "count": draw.negative_binomial(3, 0.4, 2000),
+        "levels (ordinal)": levels,
+    }
+    figure = Figure(figsize=(7.2, 2.6), dpi=200, layout="constrained")
+    for axes, (name, x) in zip(figure.subplots(2, 4).flat, values.items()):
+        edges = 30 if x.dtype.kind == "f" else np.arange(x.max() + 2) - 0.5
+        axes.hist(x, edges, color=PALETTE[0])
+        axes.set_title(name, fontsize=10)
+    limited, binary, category = figure.axes[3], figure.axes[6], figure.axes[7]
+    limited.bar(0.25, (positive < 0.5).sum() / 8, 0.5, color="none", edgecolor=PALETTE[1], hatch="///")
+    binary.bar(["0", "1"], [70, 30], 0.5, color=PALETTE[0])
+    binary.set_title("binary", fontsize=10)
+    category.bar(["cat", "dog", "fish"], [50, 35, 15], 0.6, color=PALETTE[0])
+    category.set_title("categorical", fontsize=10)
+    for axes in figure.axes:
+        axes.set_yticks([])
+        axes.tick_params(labelsize=8)
+        axes.spines[["left", "right", "top"]].set_visible(False)
     return figure, ""
 
 
@@ -405,6 +437,7 @@ PICTURES = {
     "door-data": Picture(door_data, ()),
     "door-learn": Picture(door_learn, ("fashion-vae",)),
     "door-check": Picture(door_check, ()),
+    "kinds": Picture(kinds, ()),
     "codes-mnist": Picture(codes_mnist, ("mlp-2d", "conv-2d", "conv-2d-ae")),
     "fashion-vae-scatter": Picture(fashion_vae_scatter, ("fashion-vae",)),
     "mlp-2d-epochs": Picture(mlp_2d_epochs, ("mlp-2d",), "Reconstructions as training goes on"),

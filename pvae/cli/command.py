@@ -223,7 +223,8 @@ def write(path: Path, content: Any) -> None:
     elif hasattr(content, "savefig"):
         from matplotlib import rc_context
 
-        with rc_context({"pdf.fonttype": 42}):  # TrueType: some journals refuse the fonts of type 3
+        # Text stays text in SVG, and is TrueType in PDF: some journals refuse the fonts of type 3.
+        with rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):
             content.savefig(raw, format=path.suffix[1:])
     else:
         if hasattr(content, "to_csv"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,7 @@ _PRIOR = PALETTE[6]
 _LINE = 0.17  # inches, the height of a line of a title
 _MOST_CLASSES = 50  # beyond which their names would cover a figure
 WIDTH = 6.2  # inches: letters of 10 points are of 5.6 where a figure of this width fills a paper's column of 88 mm
+_INDICES = {ord(str(digit)): chr(0x2080 + digit) for digit in range(10)}  # subscripts
 
 
 class ScatterData(NamedTuple):
@@ -67,8 +69,9 @@ class _PlainFigure(Figure):
 
 
 def drawable(text: str) -> str:
-    """Return a text with "?" in place of each byte that is of no character, as in a file's name."""
-    return text.encode(errors="replace").decode()
+    """Return a text with "?" in place of each byte that is of no character, as in a file's name; z_6 has an index."""
+    indexed = re.sub(r"\bz_\d+\b", lambda found: found[0].replace("_", "").translate(_INDICES), text)
+    return indexed.encode(errors="replace").decode()
 
 
 def titled_figure(title: str, width: float, height: float) -> Figure:

@@ -17,6 +17,7 @@ from helpers.commands import refuse
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from pvae.cli.command import write
 from pvae.cli.draw import PICTURES, main
 from pvae.cli.evaluate import main as evaluate
 from pvae.config.presets import get_system
@@ -269,7 +270,11 @@ def pictures_with(name):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("name", "written"),
-    [*((name, name) for name in (r"$\frac{$", "$x$", "_a", "Котёнок", "", "a고양이b")), ("\udcffab", "?ab")],
+    [
+        *((name, name) for name in (r"$\frac{$", "$x$", "_a", "Котёнок", "", "a고양이b")),
+        ("\udcffab", "?ab"),
+        ("z_12", "z₁₂"),
+    ],
 )
 def test_any_name_is_drawn_as_it_is(name, written):
     """Of a character that the font of the figures lacks nothing is said; of what is none, a question mark is drawn."""
@@ -278,6 +283,11 @@ def test_any_name_is_drawn_as_it_is(name, written):
         texts = figure.findobj(Text)
         assert any(written in text.get_text() for text in texts), place
         assert not any(text.get_parse_math() for text in texts), place
+
+
+def test_text_of_a_vector_picture_stays_text(tmp_path):
+    write(tmp_path / "one.svg", figures.image_figure(torch.zeros(2, 1, 4, 4), 2, "two images"))
+    assert "two images</text>" in (tmp_path / "one.svg").read_text()
 
 
 def test_a_folder_of_runs_is_a_sheet_and_a_table(runs, found, tmp_path, capsys):
