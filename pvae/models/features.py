@@ -193,7 +193,7 @@ def _step_of(x: NDArray[np.float64], rounding: float) -> float:
         return 0.0  # a few values, of which each is not repeated, may be multiples by chance
     for divisor in range(1, _MOST_DIVISORS + 1):
         step = few[-1] / round(few[-1] * divisor / gaps.min())
-        error = min(1e-6 + rounding / step, 0.01)
+        error = min(1e-7 + rounding / step, 0.01)
         if all((np.abs(some / step - (some / step).round()) <= error).all() for some in (few, x)):
             return step
     return 0.0
