@@ -11,6 +11,7 @@ with pvae. Finished runs are not trained again, and an interrupted one is resume
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import shutil
@@ -34,6 +35,7 @@ from nbclient import NotebookClient
 from PIL import Image
 from pyro.infer.inspect import get_model_relations
 from selenium import webdriver
+from selenium.webdriver import ActionChains
 from selenium.webdriver.support.ui import WebDriverWait
 from torch import Tensor
 from torch.distributions import MultivariateNormal
@@ -506,7 +508,7 @@ def make_notebook(name: str, runs: Runs, folder: Path) -> None:
 
 
 def make_moving_picture(folder: Path) -> None:
-    """Record the page of `pvae explore fashion-vae` in chromium, while a VAE trains in it for 2,400 steps."""
+    """Record the page of `pvae explore fashion-vae`: the pointer goes over its map, then a VAE trains for 1,400 steps."""
     options = webdriver.ChromeOptions()
     for option in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "window-size=1000,900"):
         options.add_argument(f"--{option}")
@@ -516,19 +518,30 @@ def make_moving_picture(folder: Path) -> None:
         page.write_text(explorer_page(pvae.Run.open("fashion-vae")), "utf-8")
         browser.get(page.as_uri())
         WebDriverWait(browser, 60).until(lambda one: one.execute_script("return window.pvae !== undefined"))
+
+        def shot() -> Image.Image:
+            browser.execute_script("document.querySelector('main').scrollIntoView();")
+            picture = Image.open(BytesIO(browser.get_screenshot_as_png())).convert("RGB")
+            return picture.crop((15, 0, 985, 700)).resize((580, 419), Image.Resampling.LANCZOS)
+
+        shown = browser.find_element("id", "map")
+        radius = 0.3 * shown.size["width"]
+        frames = [shot()]
+        for angle in torch.linspace(0, 2 * torch.pi, 15).tolist():
+            x, y = radius * math.cos(angle), 0.7 * radius * math.sin(angle)
+            ActionChains(browser, 0).move_to_element_with_offset(shown, round(x), round(y)).perform()
+            frames.append(shot())
+        num_moves = len(frames)
         browser.execute_script(
             "let seed = 1; Math.random = () => (seed = (seed * 48271) % 2147483647) / 2147483647;"
             "['tab-train', 'new-weights'].forEach((id) => document.getElementById(id).click());"
         )
-        frames = []
-        for _ in range(25):
+        for _ in range(15):
             browser.execute_script(
                 "const {training} = pvae, {length} = training.history;"
                 "while (training.history.length === length) training.task.next();"
-                "document.querySelector('main').scrollIntoView();"
             )
-            shot = Image.open(BytesIO(browser.get_screenshot_as_png())).convert("RGB")
-            frames.append(shot.crop((15, 0, 985, 700)).resize((580, 419), Image.Resampling.LANCZOS))
+            frames.append(shot())
     size, last = (580, 419), len(frames) - 1
     sheet = Image.new("RGB", (size[0], 4 * size[1]))  # one palette for all, so that what stays the same takes no bytes
     for part in range(4):
@@ -542,7 +555,7 @@ def make_moving_picture(folder: Path) -> None:
         append_images=others,
         loop=0,
         optimize=True,
-        duration=[200] * last + [1500],
+        duration=[350] * num_moves + [250] * (last - num_moves) + [1500],
     )
 
 
