@@ -508,7 +508,7 @@ def make_notebook(name: str, runs: Runs, folder: Path) -> None:
 
 
 def make_moving_picture(folder: Path) -> None:
-    """Record the page of `pvae explore fashion-vae`: the pointer goes over its map, then a VAE trains for 1,400 steps."""
+    """Record the page of `pvae explore fashion-vae`: the pointer moves on its map, and a VAE trains 1,400 steps."""
     options = webdriver.ChromeOptions()
     for option in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "window-size=1000,900"):
         options.add_argument(f"--{option}")
