@@ -5,5 +5,6 @@ document.fonts.ready.then(() => {
 });
 // What the theme leaves out for a screen reader.
 for (const one of document.querySelectorAll("[role=heading]:not([aria-level])")) one.ariaLevel = "2";
+if (!document.querySelector("h1")) document.querySelector("#search-results")?.insertAdjacentHTML("beforebegin", "<h1>Search</h1>");
 for (const [drawer, name] of [[".sidebar-drawer", "pages"], [".toc-drawer", "on this page"]])
   document.querySelector(drawer)?.setAttribute("aria-label", name);
