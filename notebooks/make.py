@@ -180,7 +180,7 @@ def kinds(_: Runs, __: Path) -> tuple[Figure, str]:
         axes.hist(x, edges, color=PALETTE[0])
         axes.set_title(name, fontsize=10)
     limited, binary, category = figure.axes[3], figure.axes[6], figure.axes[7]
-    limited.bar(0.25, (positive < 0.5).sum() / 8, 0.5, color="none", edgecolor=PALETTE[1], hatch="///")
+    limited.bar(0.25, (positive < 0.5).sum() * (5.5 / 30) / 0.5, 0.5, color="none", edgecolor=PALETTE[1], hatch="///")
     binary.bar(["0", "1"], [70, 30], 0.5, color=PALETTE[0])
     binary.set_title("binary", fontsize=10)
     category.bar(["cat", "dog", "fish"], [50, 35, 15], 0.6, color=PALETTE[0])

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _EPOCHS_OF_LABELS = 60  # after fewer, the classifier finds hardly more than it does by the labels alone
 
-_FIRST = (  # of --help
+_FIRST = (  # options of the first group of --help
     "system", "dataset", "label_column", "latent_dim", "elbo", "beta", "epochs", "batch_size", "lr", "seed",
 )  # fmt: skip
 
@@ -75,6 +75,7 @@ class _ListSystems(argparse.Action):
 def train_parser() -> Parser:
     """Return the parser of `python -m pvae.train`; its result has only those options of `Config` that were given."""
     description = "Train a variational autoencoder, written as Pyro functions, by stochastic variational inference."
+    description += " Defaults are those of the system; here of deep-bayes."
     parser = Parser("pvae train", description, _EXAMPLES)
     parser.prog = "python -m pvae.train"
     parser.usage = "python -m pvae.train [options]"
@@ -113,9 +114,9 @@ def _betas(text: str) -> float | Sequence[float]:
 
 
 def _add_config_options(parser: argparse.ArgumentParser) -> None:
-    first = parser.add_argument_group("what most trainings set (defaults: those of the system; here deep-bayes)")
+    first = parser.add_argument_group("what most trainings set")
     group = parser.add_argument_group("what is trained")
-    own = "a system of your own: the options below, as TOML"
+    own = "a system of your own: options of these three groups, as TOML"
     group.add_argument("--config", metavar="FILE", type=nonempty_path, help=own)
     for name, option in OPTIONS.items():
         if name == "elbo":

@@ -117,7 +117,7 @@ class Column:
         if self.step and math.isfinite(least):
             value = least + self.step * round((value - least) / self.step)
         if self.decimals is None or self.decimals > _MOST_DECIMALS:
-            return value
+            return min(max(value, least), greatest) if self.step else value
         unit = 10.0**-self.decimals  # the least value above 0
         if self.decimals == 0 or self.step:
             value = min(max(value, least), greatest)

@@ -30,10 +30,10 @@ def find_rules(table: Table, without: Sequence[str] = ()) -> Table:
 
     Rules are searched in all rows, in the order of their classes: what is empty, products and sums, thresholds, what
     others determine, where a column has one value, ends, order, seasons, and levels. A column is computed from others,
-    which may be computed too, but never from itself. A rule is taken only if it holds in all rows, those that validate
-    and test too, of which none then has log p = -inf (`evaluate` names what nearly all keep); one that a few values
-    could keep, as `same`, `threshold`, `where` and `order`, only if it held by chance, of independent columns,
-    with a probability of at most 1e-9.
+    which may be computed too, but never from itself. A rule must hold in all rows, also in those for validation and
+    test, so that none of these has log p = -inf; `evaluate` names what nearly all rows keep. A rule that a few values
+    could keep, as `same`, `threshold`, `where` and `order`, is taken only if it would hold by chance, of independent
+    columns, with a probability of at most 1e-9.
 
     Args:
         table: the columns of a file.

@@ -21,7 +21,7 @@ function rounded({decimals, least, greatest, origin, step, date_format: format},
   }
   const low = least ?? -Infinity, high = greatest ?? Infinity;
   let x = step && low > -Infinity ? low + step * rint((value - low) / step) : value;
-  if (decimals === null || decimals > 8) return x;
+  if (decimals === null || decimals > 8) return step ? Math.min(Math.max(x, low), high) : x;
   if (decimals === 0 || step) x = Math.min(Math.max(x, low), high);
   else if (low + origin > 0) x = Math.max(x, power(-decimals) - origin);
   else if (low + origin === 0) x = Math.max(x, low);

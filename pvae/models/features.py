@@ -35,6 +35,7 @@ _LEAST_SHARE = 1e-4  # of the training data that are at most a level, or above i
 LEAST_GAP = 1e-3  # between the cut points of levels
 _MOST_DIVISORS = 12  # steps in the least gap of values that are no decimals
 _FEW_VALUES, _TIMES = 5, 10  # of these: so few have to occur so often
+_CHANCE = 1e-4  # the greatest probability that they are multiples by chance
 _MOST_DIGITS = 8  # of steps, after the first digit of the range of a column: further ones say nothing beside its spread
 
 
@@ -184,18 +185,24 @@ def steps_of(data: Tensor) -> Tensor:
 
 
 def _step_of(x: NDArray[np.float64], rounding: float) -> float:
-    """Return u of values from 0 on that are no decimals, such as 5/9: a part of the least gap of the first; or 0."""
+    """Return the step of values from 0 on that are no decimals, such as 5/9; or 0.
+
+    It is the least gap of a hundred of them, evenly spaced, divided by 1 to 12, of which all are multiples, if that
+    many would hardly be by chance.
+    """
     x = x[~np.isnan(x)]
-    few = np.sort(x[:100])
+    few = np.sort(x[:: max(1, len(x) // 100)])
     gaps = np.diff(few)
     gaps = gaps[gaps > rounding]
     if not len(gaps) or len(few) < (len(gaps) + 1) * _TIMES <= _TIMES * _FEW_VALUES:
-        return 0.0  # a few values, of which each is not repeated, may be multiples by chance
+        return 0.0  # a few values, of which each is not repeated
     for divisor in range(1, _MOST_DIVISORS + 1):
         step = few[-1] / round(few[-1] * divisor / gaps.min())
-        error = min(1e-7 + rounding / step, 0.01)
+        error = 1e-7 + rounding / step
+        if error > 0.01 or divisor * (2 * error) ** (len(gaps) - 1) > _CHANCE:
+            return 0.0
         if all((np.abs(some / step - (some / step).round()) <= error).all() for some in (few, x)):
-            return step
+            return float(step)
     return 0.0
 
 

@@ -69,9 +69,13 @@ class _PlainFigure(Figure):
 
 
 def drawable(text: str) -> str:
-    """Return a text with "?" in place of each byte that is of no character, as in a file's name; z_6 has an index."""
-    indexed = re.sub(r"\bz_\d+\b", lambda found: found[0].replace("_", "").translate(_INDICES), text)
-    return indexed.encode(errors="replace").decode()
+    """Return a text with "?" in place of each byte that is of no character, as in a file's name."""
+    return text.encode(errors="replace").decode()
+
+
+def indexed(name: str) -> str:
+    """Return the name of a latent, such as z_6, with its number as an index."""
+    return re.sub("_([0-9]+)", lambda found: found[1].translate(_INDICES), name)
 
 
 def titled_figure(title: str, width: float, height: float) -> Figure:
@@ -271,7 +275,7 @@ def scatter_figure(splits: Mapping[str, ScatterData], names: Sequence[str], titl
             box = {"facecolor": "white", "edgecolor": PALETTE[index % len(PALETTE)], "pad": 1.5}
             axes.annotate(name, tuple(place), fontsize=text, ha="center", va="center", bbox=box)
         axes.set_title(split, fontsize=9)
-        axes.set(xlabel="z_1", ylabel="z_2")
+        axes.set(xlabel=indexed("z_1"), ylabel=indexed("z_2"))
     return figure
 
 

@@ -159,7 +159,7 @@ def cdf(run: Run) -> Figure:
     """Return how far each latent of the aggregate posterior, of the top layer, is from N(0, 1), the prior if any."""
     _require(run, codes.has_normal_prior(run), "the prior N(0, 1)")
     draws = codes.top_layer_draws(run)
-    names = codes.latent_names(run)[-draws.shape[1] :]
+    names = [*map(figures.indexed, codes.latent_names(run)[-draws.shape[1] :])]
     return figures.deviation_figure(draws, names, f"{run.title}\nz ~ q(z | x) over the test data")
 
 
@@ -172,13 +172,13 @@ def manifold(run: Run) -> Figure:
     ticks = [f"{z:.2f}" for z in Normal(0.0, 1.0).icdf((torch.arange(_STEPS) + 0.5) / _STEPS)]
     figure = figures.image_figure(images, _STEPS, f"{run.title}\nmean of p(x | z) at quantiles of p(z)", ticks[::-1])
     places = figures.middles(_STEPS, images.shape[-1])
-    figure.axes[0].set(xlabel="z_1", ylabel="z_2", xticks=places, xticklabels=ticks)
+    figure.axes[0].set(xlabel=figures.indexed("z_1"), ylabel=figures.indexed("z_2"), xticks=places, xticklabels=ticks)
     return figure
 
 
 def _most_used(run: Run, places: range) -> tuple[list[int], list[str], str]:
     """Return ten latents in the order of their rates, or where unknown of the variance of codes; names; the order."""
-    every = codes.latent_names(run)
+    every = [*map(figures.indexed, codes.latent_names(run))]
     use: Sequence[float] = latents_used(run.vae(), codes.run_batch(run, "test"), 0.0).rates
     names = []
     said = "sorted by rate, in nats"
@@ -236,7 +236,7 @@ def _values_of_each(run: Run) -> Figure:
         f"{run.title}\nmean of p(x | z), the likeliest code of a test image; one of its {support} at a time is set to "
         f"each of its values\n{len(chosen)} of {len(spread)} {support}, the one that varies most first"
     )
-    names = [f"z_{variable + 1}" for variable in chosen]
+    names = [figures.indexed(f"z_{variable + 1}") for variable in chosen]
     return figures.image_figure(run.preparation.shown(torch.cat(rows)), len(rows[0]), title, names)
 
 
@@ -269,7 +269,7 @@ def histograms(run: Run) -> Figure:
         name = f"the prior {name}"
     else:
         name += " (an autoencoder has no prior)"
-    every = codes.latent_names(run)
+    every = [*map(figures.indexed, codes.latent_names(run))]
     layer = every[-1].split("_")[0]
     first = len(every) - draws.shape[1]
     chosen, names, order = _most_used(run, range(first, len(every)))

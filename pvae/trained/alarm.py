@@ -27,8 +27,9 @@ Array = NDArray[np.float64]
 
 SIGNS = ("log_p", "distortion", "rate")  # of a row, nats each
 _TAIL = 0.1  # the share of the reference rows beyond a distance of 1, on each side
-_KEPT = 0.75  # of the reference rows, whose mean and covariance are taken
-_NOISE = 0.1  # of these, in any direction: log p is nearly -(distortion + rate), and the rate of some models is 0
+_KEPT = 0.75  # of the reference rows, to which a robust covariance is fitted first
+_ENOUGH_TO_FIT = 20  # rows for a covariance
+_NOISE = 0.1  # standard deviation, for distances whose covariance may be singular: log p is nearly -(distortion + rate)
 _LEAST_SPREAD = 0.01  # nats, below which a distance from the median says nothing
 _MOST = 1000  # reference rows, and calibration rows unless the rate asks for more
 _COMPARED = 20  # calibration rows; if they differ, and all are training rows, the run was trained on all rows
@@ -97,9 +98,10 @@ class Sides(NamedTuple):
         d_s(x) = (s(x) - median) / spread on that side;     oddness^2 = (d - m)^T C^-1 (d - m)
 
     The spread is the distance from the median to the first or the ninth tenth, so that a tenth of the reference rows
-    lie beyond 1 on each side. m and C are the mean and the covariance of d, plus noise of a tenth, among the three
-    quarters of them for which det C is least: anomalies among them hardly change these, as long as they are fewer. A
-    row may be odd by values that do not occur together, as a low distortion and a high rate.
+    lie beyond 1 on each side. m and C are the robust mean and covariance of d, to which noise of standard deviation 0.1
+    is added: those of the rows that are not far from a first fit to three quarters of them. Anomalies among the
+    reference rows hardly change them, as long as they are less than a tenth. A row may be odd by values that do not
+    occur together, as a low distortion and a high rate. Of fewer than 20 reference rows m is 0 and C is I.
 
     Args:
         median: of the reference rows, (3,) nats.
@@ -121,12 +123,15 @@ class Sides(NamedTuple):
 
     @classmethod
     def of(cls, signs: Array) -> Sides:
-        """Return those of reference rows, (N, 3): log p(x), distortion and rate of each."""
+        """Return those of reference rows, (N, 3): log p(x), distortion and rate of each; finite ones count."""
         from sklearn.covariance import MinCovDet
 
+        signs = signs[np.isfinite(signs).all(1)]
         low, median, high = np.quantile(signs, [_TAIL, 0.5, 1 - _TAIL], axis=0)
         spreads = np.maximum(median - low, _LEAST_SPREAD), np.maximum(high - median, _LEAST_SPREAD)
         sides = cls(median, *spreads, np.zeros(3), np.eye(3))
+        if len(signs) < _ENOUGH_TO_FIT:
+            return sides
         noise = _NOISE * np.random.default_rng(0).normal(size=signs.shape)
         with quietly():
             fit = MinCovDet(support_fraction=_KEPT, random_state=0).fit(sides.distances(signs) + noise)
@@ -138,10 +143,12 @@ class Sides(NamedTuple):
         return difference / np.where(difference > 0, self.above, self.below)
 
     def oddness(self, signs: Array) -> Array:
-        """Return how odd rows are, (N,): inf where log p is -inf; NaN where nothing is known of a row."""
-        d = self.distances(signs) - self.centre
+        """Return how odd rows are, (N,): inf where one of the three is; NaN where none of them is known."""
+        d = np.where(np.isfinite(signs), self.distances(signs) - self.centre, 0.0)
         found: Array = np.sqrt(np.einsum("ni, ij, nj -> n", d, self.precision, d))
-        return np.where(np.isneginf(signs[:, 0]), math.inf, found)
+        found[np.isnan(signs).all(axis=1)] = math.nan
+        found[np.isinf(signs).any(axis=1)] = math.inf
+        return found
 
     def says(self, signs: Array) -> list[str]:
         """Return for each row by what it is odd, such as "high rate"."""
@@ -175,7 +182,7 @@ class Alarm(NamedTuple):
             scores: as of `pvae.trained.scores.score_rows`; it gets the columns
                 p_value: `conformal_p_values`;
                 is_odd: whether the row is marked;
-                odd_by: of a marked row, which of the three is the farthest out, such as "high rate".
+                odd_by: of a marked row, which of the three is the farthest out by itself, such as "high rate".
             rate: of false alarms.
             is_fdr: `rate` is the share of false ones among those that are marked, as in `benjamini_hochberg`.
         """

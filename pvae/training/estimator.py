@@ -212,19 +212,21 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         """Return the mean of log p(x) over the rows, in nats; y is ignored.
 
         Rows that cannot be rows of the table, whose log p(x) is -inf, are left out, and a warning counts them: a rule
-        of the rows of `fit` may fail in another fold; `config={"rules": "none"}` finds none.
+        of the rows of `fit` may fail in another fold. Means over different rows cannot be compared;
+        `config={"rules": "none"}` finds no rules.
 
         Raises:
             InputError: (a ValueError) no row can be one of the table.
         """
         batch, _, outside = self._given(X)
         inside = [row for row in range(len(batch)) if row not in outside]
-        for row, why in outside.items():
+        if outside:
+            row, why = next(iter(outside.items()))
             said = f"X, row {row}: {why}"
             if not inside:
                 raise InputError(said)
-            warnings.warn(f"{len(outside):,} rows are left out of the mean, of log p(x) = -inf ({said})", stacklevel=2)
-            break
+            count = f"{len(outside):,} of {len(batch):,} rows"
+            warnings.warn(f"the score leaves out {count} that cannot be rows of the table: {said}", stacklevel=2)
         return float(self._log_p(batch.rows(torch.tensor(inside)), seed=self.config_.seed).log_p.mean())
 
     def _of_each(self, X: Any, score: Callable[[Batch], NDArray[Any]]) -> NDArray[Any]:

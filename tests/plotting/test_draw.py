@@ -187,7 +187,7 @@ def test_latents_are_sorted_by_rate_and_ten_are_drawn(runs, monkeypatch):
     run = runs["deep-bayes"]
     rates = (0.1, 0.0, 3.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 0.02)
     monkeypatch.setattr(pictures, "latents_used", lambda *_: SimpleNamespace(rates=rates))
-    names = [f"z_{1 + d}: {rates[d]:.2f}" for d in (2, 10, 9, 8, 7, 6, 5, 4, 3, 0)]
+    names = [f"{figures.indexed(f'z_{1 + d}')}: {rates[d]:.2f}" for d in (2, 10, 9, 8, 7, 6, 5, 4, 3, 0)]
     histograms, traversal = pictures.histograms(run), pictures.traversal(run)
     assert [axes.get_title() for axes in histograms.axes] == names
     assert [label.get_text().splitlines()[0] for label in traversal.axes[0].get_yticklabels()] == names
@@ -214,7 +214,7 @@ def test_pictures_of_several_layers_name_them_and_move_where_codes_lie(data, fou
     run = fit(config, data=data, out=tmp_path / "run")
     (axes,) = pictures.traversal(run).axes
     names, ends = zip(*(label.get_text().splitlines() for label in axes.get_yticklabels()))
-    assert sorted(names) == ["z1_1", "z1_2", "z2_1", "z2_2", "z2_3"]
+    assert sorted(names) == ["z1₁", "z1₂", "z2₁", "z2₂", "z2₃"]
     mean, spread = codes.codes_of(run, "test").mean(0), codes.codes_of(run, "test").std(0)
     for name, text in zip(names, ends):
         d = sorted(names).index(name)
@@ -273,7 +273,7 @@ def pictures_with(name):
     [
         *((name, name) for name in (r"$\frac{$", "$x$", "_a", "Котёнок", "", "a고양이b")),
         ("\udcffab", "?ab"),
-        ("z_12", "z₁₂"),
+        ("z_12", "z_12"),
     ],
 )
 def test_any_name_is_drawn_as_it_is(name, written):
@@ -283,6 +283,12 @@ def test_any_name_is_drawn_as_it_is(name, written):
         texts = figure.findobj(Text)
         assert any(written in text.get_text() for text in texts), place
         assert not any(text.get_parse_math() for text in texts), place
+
+
+def test_names_of_latents_have_an_index():
+    assert [*map(figures.indexed, ["z_12: 0.50", "z1_3", "z"])] == ["z₁₂: 0.50", "z1₃", "z"]
+    axes = figures.scatter_figure({"test": ScatterData(torch.zeros(3, 2))}, [], "title").axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("z₁", "z₂")
 
 
 def test_text_of_a_vector_picture_stays_text(tmp_path):

@@ -110,6 +110,22 @@ def test_a_row_is_odd_by_values_that_do_not_occur_together():
     assert sides.oddness(row)[0] > sides.oddness(own).max()
 
 
+def test_a_row_of_which_little_is_known_is_judged_by_that():
+    sides = Sides.of(rows())
+    usual, inf, nan = [*sides.median], math.inf, math.nan
+    found = sides.oddness(np.array([usual, [usual[0], inf, usual[2]], [nan, 1e4, nan], [nan, nan, nan]]))
+    assert found[0] < 1
+    assert found[1] == inf
+    assert found[2] > sides.oddness(rows()).max()
+    assert np.isnan(found[3])
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 19, 30])
+def test_a_few_reference_rows_judge_those_far_out(count):
+    own = np.concatenate([rows(count), [[-math.inf, math.nan, math.nan]]])
+    assert Sides.of(own).oddness(np.array([[-1e4, 5e3, 5e3]]))[0] > 100
+
+
 def test_a_tight_cluster_among_the_reference_rows_is_found():
     """The likeliest rows, in a cluster of 6 %, which their log p would rank last."""
     own = rows()
