@@ -34,8 +34,9 @@ _LEAST_MEAN = 1e-6  # of a count, where all are 0
 _LEAST_SHARE = 1e-4  # of the training data that are at most a level, or above it
 LEAST_GAP = 1e-3  # between the cut points of levels
 _MOST_DIVISORS = 12  # steps in the least gap of values that are no decimals
-_FEW_VALUES, _TIMES = 5, 10  # of these: so few have to occur so often
-_CHANCE = 1e-4  # the greatest probability that they are multiples by chance
+_FEW_VALUES = 5  # of these, which say nothing of a step unless each is repeated
+_TIMES = 10  # that such a value occurs on average
+_CHANCE = 1e-4  # the greatest probability that values are multiples of a step by chance
 _MOST_DIGITS = 8  # of steps, after the first digit of the range of a column: further ones say nothing beside its spread
 
 
@@ -155,6 +156,8 @@ def steps_of(data: Tensor) -> Tensor:
 
         u = the greatest u with which all differences of two of its values are multiples of u
 
+    A step that is no decimal, such as 5/9, is found if the least gap of about a hundred values is at most 12 u.
+
     Args:
         data: (N, *datum_shape); NaN is a value that is missing.
     """
@@ -187,15 +190,16 @@ def steps_of(data: Tensor) -> Tensor:
 def _step_of(x: NDArray[np.float64], rounding: float) -> float:
     """Return the step of values from 0 on that are no decimals, such as 5/9; or 0.
 
-    It is the least gap of a hundred of them, evenly spaced, divided by 1 to 12, of which all are multiples, if that
-    many would hardly be by chance.
+    It is the least gap of about a hundred of them, evenly spaced, divided by 1 to 12, if all values are multiples of
+    it, and so many would hardly be by chance.
     """
     x = x[~np.isnan(x)]
     few = np.sort(x[:: max(1, len(x) // 100)])
     gaps = np.diff(few)
     gaps = gaps[gaps > rounding]
-    if not len(gaps) or len(few) < (len(gaps) + 1) * _TIMES <= _TIMES * _FEW_VALUES:
-        return 0.0  # a few values, of which each is not repeated
+    num_values = len(gaps) + 1
+    if num_values == 1 or (num_values <= _FEW_VALUES and len(few) < _TIMES * num_values):
+        return 0.0
     for divisor in range(1, _MOST_DIVISORS + 1):
         step = few[-1] / round(few[-1] * divisor / gaps.min())
         error = 1e-7 + rounding / step

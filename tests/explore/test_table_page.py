@@ -576,6 +576,7 @@ def test_rules_are_undone_in_the_page_as_in_python(browser, tmp_path):
     second = DataFrame({"a": net, "b": (net * 2).round(2), "c": lower, "d": share})
     first.to_csv(tmp_path / "first.csv", index=False)
     second["e"] = [f"{one:g}" for one in second.a + second.d]
+    second["f"] = 5 / 9 * draw.randint(1, 400, count)
     second.to_csv(tmp_path / "second.csv", index=False, sep=";", decimal=",")
     browser.get("about:blank")
     folder = Path(pvae.explore.__file__).parent

@@ -23,7 +23,7 @@ STEPS = {  # values, and the greatest step of which all their differences are mu
     "a step that one row does not have": ([*range(200), math.pi], 0),
     "a step that the last row has not": ([*range(200), 7.5], 0.5),
     "ninths of 5": ([5 / 9 * one for one in (3, 10, 14, 5, 90, 4)], 5 / 9),
-    "a least gap of two steps": ([5 / 9 * one for one in (0, 2, 5, 7, 12, 90, 4)], 5 / 9),
+    "a least gap of two steps": ([5 / 9 * one for one in (0, 2, 5, 7, 12, 90)], 5 / 9),
     "few ninths of 5, often": ([5 / 9, 5 / 3, 20 / 9] * 40, 5 / 9),
     "few values, each once": ([5 / 9, 5 / 3, 20 / 9], 0),
     "one value": ([2.5, 2.5, 2.5], 0),
