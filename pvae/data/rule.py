@@ -63,6 +63,11 @@ class Rule(Family):
         """The names of the columns that it adds."""
         return ()
 
+    @property
+    def moves(self) -> float:
+        """By how much `undo` may move a value of the column that has more digits than those it was found in."""
+        return 0.0
+
     @classmethod
     def find(cls, table: Table) -> Iterator[Rule]:
         """Yield rules of this class; each is planned before the next one is searched."""

@@ -631,6 +631,11 @@ class Order(Rule, name="order", help="a number is at most another one"):
         return {**without(values, *self.made), self.column: x.round(_DIGITS)}
 
     @property
+    def moves(self) -> float:
+        """Less than one step, to the next value that the column can have."""
+        return self.step * (1 - _CLOSE)
+
+    @property
     def made(self) -> tuple[str, ...]:
         """The name of the difference."""
         pair = [self.of[0], self.column]

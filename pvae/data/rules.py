@@ -88,25 +88,22 @@ def modelled(schema: Schema, x: Array, rows: Sequence[str], outside: dict[str, s
     """
     if not schema.rules:
         return x
-    values: Values = _named(x, schema.recorded)
+    file = _named(x, schema.recorded)
+    values: Values = file
+    columns = {column.name: column for column in schema.recorded}
+    slack = dict(zip(columns, _slack(schema)))
+    made: dict[str, str] = {}  # the column of the file that it was made from
     for rule in schema.rules:
-        values = rule.apply(values)
-    left = _stacked(values, schema.columns)
-    back = _stacked(_undone(schema.rules, _named(left, schema.columns)), schema.recorded)
-    is_given = ~np.isnan(x)
-    is_broken = is_given & ~np.isclose(x, back, rtol=1e-14, atol=_slack(schema))
-    empty = {column.name: np.isnan(part) for column, part in zip(schema.recorded, x.T)}
-    for row, place in np.argwhere(is_broken).tolist():
-        column = schema.recorded[place]
-        names = column.name, Empty(column=column.name).indicator
-        rules = [one for one in schema.rules if one.column in names and not isinstance(one, Empty)]
-        known = [rule for rule in rules if not any(one in empty and empty[one][row] for one in rule.of)]
-        if rules and not known:
-            continue
-        said = "".join(f": {rule}" for rule in known)
-        text = column.text(x[row, place], is_given=True)
-        outside.setdefault(rows[row], f"{column.name} is {text}, which breaks a rule of the run{said}")
-    return left
+        before = values
+        values = rule.apply(before)
+        name = made.get(rule.column, rule.column)
+        made |= dict.fromkeys(rule.made, name)
+        is_known = ~np.isnan([file[name], *(before[one] for one in (rule.column, *rule.of))]).any(0)
+        is_kept = np.isclose(rule.undo(values)[rule.column], before[rule.column], rtol=1e-14, atol=slack[name])
+        for row in np.flatnonzero(is_known & ~is_kept).tolist():
+            text = columns[name].text(file[name][row] - columns[name].origin, is_given=True)
+            outside.setdefault(rows[row], f"{name} is {text}, which breaks a rule of the run: {rule}")
+    return _stacked(values, schema.columns)
 
 
 def recorded(schema: Schema, x: Tensor, is_filled: bool = False) -> Tensor:
@@ -228,7 +225,8 @@ def _undone(rules: Sequence[Rule], values: Values) -> Values:
 def _slack(schema: Schema) -> Array:
     """Return by how much values of the columns of a file may differ that are equal, (D,)."""
     digits = [8 if column.decimals is None else min(column.decimals, 8) for column in schema.file_columns]
-    return 0.49 * 10.0 ** -np.array(digits)
+    moved = {rule.column: rule.moves for rule in schema.rules}
+    return np.maximum(0.49 * 10.0 ** -np.array(digits), [moved.get(one.name, 0.0) for one in schema.file_columns])
 
 
 def _named(x: Array, columns: Sequence[Column]) -> Values:

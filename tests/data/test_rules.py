@@ -284,6 +284,19 @@ def test_texts_of_all_kinds_come_back(tmp_path, seed, count, point):
     assert same_texts(tmp_path / "t.csv")
 
 
+def test_a_row_of_more_digits_than_those_of_a_run_keeps_the_order_of_its_columns():
+    a, b, c = np.random.default_rng(0).gamma(2, 2, (3, 400)).cumsum(0).round(2)
+    frame = DataFrame({"a": a, "b": b, "c": c})
+    data = pvae.read(frame, rules="auto")
+    assert [one.rule for one in data.rules] == ["order", "order"]
+    new = DataFrame({"a": [1.0, 1.0, 1.0], "b": [2.4537, 2.4537, 0.99], "c": [2.4538, 2.43, 3.0]})
+    schema = data.record()
+    outside = read_frame(new, schema.reading, "new", schema).outside
+    assert [*outside] == [1, 2]
+    assert "b <= c" in outside[1]
+    assert "a <= b" in outside[2]
+
+
 def test_a_row_that_breaks_a_rule_is_refused_and_a_rule_can_be_left_out():
     frame = table()
     schema = pvae.read(frame, rules="auto").record()
