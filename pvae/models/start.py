@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import warnings
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,13 +38,13 @@ __all__ = [
 _FEW, _FOLDS, _KEPT = 500, 4, 3  # training data below which the best starts are compared by folds, and how many
 _ROWS = 10_000  # training data, evenly spaced, to which models are fitted
 _DRAWS = 64  # of z for each validation datum
-_FACTORS, _MANY = (1, 2, 4, 8, 16), 100  # numbers of factors that are tried, and features beyond which one is
 SIZES = (2, 4, 8, 16)  # of mixtures
 WIDEST = 2000  # values of a datum, beyond which models would take minutes to fit
+_FACTORS, _MANY = (1, *SIZES, WIDEST), 100  # numbers of factors that are tried, and features beyond which one is
 _OVERSAMPLED = 10  # directions that the randomised SVD of scikit-learn finds beside those asked for
 _NOISE_OF_COMPONENTS = 0.05  # of principal components, as a share of the variance of a feature
 _LEAST_NOISE = 1e-5  # of a real value, as the same share
-_LEAST_NOISE_OF_CODES = 0.05  # of the features of other kinds
+_LEAST_NOISE_OF_CODES = 1.0  # of the features of other kinds, each of which says less than a Normal value
 _LEAST_VARIANCE = 0.1  # of codes in a component of the prior, which may have one training datum and other data near it
 _DISTANCE = 8.0  # between the codes of two components of a mixture of products, in standard deviations
 _SHARP = 3.0  # so that the code of a datum is that of its likeliest component
@@ -141,7 +141,9 @@ def fit_mixture(p_x: Any, x: Tensor, features: Array, num_components: int) -> Mi
 
 
 @quietly()
-def linear_models(features: Array, held_out: Array, latent_dim: int, least_noise: Array) -> list[Linear]:
+def linear_models(
+    features: Array, held_out: Array, latent_dim: int, least_noise: Array, factors: Sequence[int] = _FACTORS
+) -> list[Linear]:
     """Return linear models of features.
 
     They are factor analysis, its number of factors chosen by held-out features; a Normal with a full covariance matrix
@@ -154,6 +156,7 @@ def linear_models(features: Array, held_out: Array, latent_dim: int, least_noise
         held_out: of others, (M, F), by which the number of factors is chosen.
         latent_dim: the most latents.
         least_noise: the least variance of the noise, (F,).
+        factors: numbers of factors that are tried.
     """
     from sklearn.covariance import LedoitWolf
     from sklearn.decomposition import FactorAnalysis
@@ -164,7 +167,7 @@ def linear_models(features: Array, held_out: Array, latent_dim: int, least_noise
     root = np.linalg.qr(scaled).R
     root *= math.sqrt(len(root) / len(scaled))
     root = np.r_[root, -root]  # few rows with the mean and the covariance of all
-    sizes = sorted({min(most, size) for size in _FACTORS} | {most}) if width <= _MANY else [most]
+    sizes = sorted({min(most, size) for size in factors}) if width <= _MANY else [most]
     tolerance = _TOLERANCE / 100 * len(root)
     methods = ["lapack" if width <= size + _OVERSAMPLED else "randomized" for size in sizes]  # where it is the same
     fits = [
@@ -199,9 +202,9 @@ def _is_real(part: Any) -> bool:
 
 
 class _Parts:
-    """The parts of a VAE that a start sets, and the features of its data."""
+    """The parts of a VAE that a start sets, the features of its data, and linear models of them."""
 
-    def __init__(self, vae: VAE, train: Tensor) -> None:
+    def __init__(self, vae: VAE, train: Tensor, held_out: Tensor, factors: Sequence[int] = _FACTORS) -> None:
         self.vae = vae
         self.p_x: Any = vae.p_x
         self.q_z: Any = vae.q_z
@@ -210,12 +213,15 @@ class _Parts:
         (self.decoder,) = (one for one in vae.p_x.modules() if isinstance(one, WithPaths))
         self.latent_dim = self.decoder.linear.in_features
         self.train = train
-        self.features = _array(features_seen(self.q_z, self.train))
+        self.held_out = held_out
+        self.features = _array(features_seen(self.q_z, train))
         self.places = dict(self._places())
         self.decoders = dict[str, tuple[Tensor, ...]]()  # by the names of linear models: codes, weight and bias
         is_real = np.isin(np.arange(self.features.shape[1]), [*self.places])
-        self.least_noise = np.where(is_real, _LEAST_NOISE, _LEAST_NOISE_OF_CODES) * _spread(self.features) ** 2
-        self.least_noise[self.features.std(0) == 0] = 1.0  # a constant says nothing of the scale
+        least_noise = np.where(is_real, _LEAST_NOISE, _LEAST_NOISE_OF_CODES) * _spread(self.features) ** 2
+        least_noise[self.features.std(0) == 0] = 1.0  # a constant says nothing of the scale
+        others = _array(features_seen(self.q_z, held_out))
+        self.linear = linear_models(self.features, others, self.latent_dim, least_noise, factors)
 
     def _places(self) -> Iterator[tuple[int, tuple[int, int, Tensor]]]:
         """Yield each feature that is a real value, with its places in the output of the decoder, and its log scale."""
@@ -261,7 +267,8 @@ def exact_starts(vae: VAE, train: Tensor, valid: Tensor) -> list[Start]:
 
     Of values that are all real, or logarithms of positive ones, the models with p(z) = N(0, I) are exact: q(z | x) is
     p(z | x), and the ELBO is the log-likelihood of the model. Of other kinds of columns the decoder is a generalised
-    linear model of z. Of a mixture of products the code of a datum is that of its likeliest component.
+    linear model of z, and q(z | x) takes the variance of a feature as its noise, since 0 or 1 says less of z than a
+    Normal value does. Of a mixture of products the code of a datum is that of its likeliest component.
 
     Args:
         vae: of networks `WithPaths`, a Normal posterior, and a prior N(0, I) or a mixture; its weights do not change.
@@ -275,24 +282,26 @@ def exact_starts(vae: VAE, train: Tensor, valid: Tensor) -> list[Start]:
         Lucas et al., arXiv:1911.02469, on linear VAEs and probabilistic principal components.
     """
     train, valid = (one[:: math.ceil(len(one) / _ROWS)] for one in (train, valid))
-    found = sorted(_tried(vae, train, valid), key=lambda one: -one.elbo)
+    parts = _Parts(vae, train, valid)
+    found = sorted(_tried(parts), key=lambda one: -one.elbo)
     if len(train) < _FEW:  # whose few validation data say little
         best = {one.kind: one.place for one in reversed(found)}  # of each kind
         wanted = {*best.values(), *(one.place for one in found[:_KEPT])}
         every, elbos = torch.cat([train, valid]), dict.fromkeys(wanted, 0.0)
+        factors = [parts.linear[0].weight.shape[1]]  # of the factor analysis that was the best
         for fold in range(_FOLDS):
             is_held_out = torch.arange(len(every), device=every.device) % _FOLDS == fold
-            for one in _tried(vae, every[~is_held_out], every[is_held_out], wanted):
+            for one in _tried(_Parts(vae, every[~is_held_out], every[is_held_out], factors), wanted):
                 elbos[one.place] += one.elbo / _FOLDS
         found = [one._replace(elbo=elbos[one.place]) for one in found if one.place in wanted]
     return sorted(found, key=lambda one: -one.elbo)
 
 
-def _tried(vae: VAE, train: Tensor, held_out: Tensor, wanted: Container[int] | None = None) -> list[Start]:
+def _tried(parts: _Parts, wanted: Container[int] | None = None) -> list[Start]:
     """Return all starts, or those with the wanted places; a place is of the same kind of model for all data."""
-    parts, found = _Parts(vae, train), list[Start]()
+    vae, found = parts.vae, list[Start]()
     first = {key: one.clone() for key, one in vae.state_dict().items()}
-    for place, (kind, set_to) in enumerate(_models(parts, held_out)):
+    for place, (kind, set_to) in enumerate(_models(parts)):
         if wanted is not None and place not in wanted:
             continue
         vae.load_state_dict(first)
@@ -301,15 +310,15 @@ def _tried(vae: VAE, train: Tensor, held_out: Tensor, wanted: Container[int] | N
                 parameter.zero_()
         name = set_to()
         weights = {key: one.clone() for key, one in vae.state_dict().items()}
-        found.append(Start(kind, place, mean_elbo(vae, held_out), name, weights))
+        found.append(Start(kind, place, mean_elbo(vae, parts.held_out), name, weights))
     vae.load_state_dict(first)
     return found
 
 
-def _models(parts: _Parts, held_out: Tensor) -> Iterator[tuple[str, Callable[[], str]]]:
+def _models(parts: _Parts) -> Iterator[tuple[str, Callable[[], str]]]:
     """Yield the kind of each start, and a function that lets the VAE, whose paths are 0, be it and returns its name."""
-    features, has_mixture = _array(features_seen(parts.q_z, held_out)), isinstance(parts.p_z, MixturePrior)
-    for linear in linear_models(parts.features, features, parts.latent_dim, parts.least_noise):
+    has_mixture = isinstance(parts.p_z, MixturePrior)
+    for linear in parts.linear:
         yield "linear", functools.partial(_set_linear, parts, linear)
         if has_mixture:
             yield "linear", functools.partial(_set_linear, parts, linear, has_codes=True)

@@ -46,7 +46,7 @@ def elbo(vae, x):
 def test_the_elbo_before_the_first_step_is_the_log_likelihood_of_the_linear_model(posterior, model):
     x = factors()
     vae, _ = vae_at(x, prior="standard-normal", posterior=posterior)
-    parts = start._Parts(vae, x)
+    parts = start._Parts(vae, x, x)
     kinds = start.linear_models(parts.features, parts.features, 6, np.full(6, 1e-5))
     chosen = kinds[0] if model == "factor analysis" else kinds[[one.name[:8] for one in kinds].index("a Normal")]
     with torch.no_grad():
@@ -74,23 +74,35 @@ def test_factor_analysis_has_the_variances_of_the_features(num_rows, num_columns
     assert np.allclose((analysis.weight**2).sum(1) + analysis.noise, f.var(0), rtol=0.05)
 
 
+def test_columns_of_0_and_1_that_are_equal_are_coded_at_no_loss():
+    x = factors()
+    coin = (torch.rand(len(x), 1, generator=torch.Generator().manual_seed(0)) < 0.5).double()
+    both = torch.cat([x, coin, coin], 1)
+    with_coins, alone = (
+        start.exact_starts(vae_at(one, prior="standard-normal")[0], one[:300], one[300:])[0].elbo for one in (both, x)
+    )
+    assert with_coins > alone - 2 * np.log(2), "as independent columns"
+
+
 @pytest.mark.workflow
 def test_of_columns_of_several_kinds_one_start_is_independent_values_near_which_latents_can_be_used():
     x = factors()
     x[:, 0] = (x[:, 0] > 0).double()
     vae, config = vae_at(x)
     with torch.no_grad():
-        found = start._tried(vae, x[:300], x[300:])
-        assert [one.kind for one in start._tried(*vae_at(factors())[:1], x, x)].count("random") == 0, "all are real"
+        found = start._tried(start._Parts(vae, x[:300], x[300:]))
+        assert [one.kind for one in start._tried(start._Parts(vae_at(factors())[0], x, x))].count("random") == 0, (
+            "all are real"
+        )
         (one,) = (one for one in found if one.kind == "random")
         vae.load_state_dict(one.weights)
-        alone = start.fit_mixture(vae.p_x, x[:300], start._Parts(vae, x[:300]).features, 1)
+        alone = start.fit_mixture(vae.p_x, x[:300], start._Parts(vae, x[:300], x[300:]).features, 1)
         independent = alone.log_terms(vae.p_x, x[300:]).mean().item()
         assert independent - 2 < one.elbo < independent
         z = torch.randn(100, config.latent_dim, dtype=x.dtype)
         outputs = vae.p_x.decoder(z)
         assert outputs.std(0).min() > 0, "z changes each output"
-        start._Parts(vae, x).decoder.network[-1].weight.zero_()
+        start._Parts(vae, x, x).decoder.network[-1].weight.zero_()
         assert torch.allclose(vae.p_x.decoder(z), alone.outputs, atol=1e-12)
 
 
@@ -113,6 +125,6 @@ def test_real_columns_behind_categories_start_at_their_own_outputs():
     config = Config(likelihood="columns", columns="categorical:4,binary,real*2", latent_dim=2, initialization="exact")
     vae = build_vae(config, (4,))
     fit_to(vae, x)
-    parts = start._Parts(vae, x)
+    parts = start._Parts(vae, x, x)
     assert [place[:2] for place in parts.places.values()] == [(5, 7), (6, 8)]
     assert [vae.p_x.table_page(d)["outputs"] for d in range(4)] == [[0, 1, 2, 3], [4], [5, 7], [6, 8]]
