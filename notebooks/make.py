@@ -32,6 +32,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 from nbclient import NotebookClient
+from pandas import DataFrame
 from PIL import Image
 from pyro.infer.inspect import get_model_relations
 from selenium import webdriver
@@ -189,6 +190,27 @@ def kinds(_: Runs, __: Path) -> tuple[Figure, str]:
         axes.set_yticks([])
         axes.tick_params(labelsize=8)
         axes.spines[["left", "right", "top"]].set_visible(False)
+    return figure, ""
+
+
+def rules(_: Runs, __: Path) -> tuple[Figure, str]:
+    draw = np.random.default_rng(0)
+    nights, price = draw.geometric(0.3, 600), draw.lognormal(4.5, 0.4, 600).round(2)
+    data = DataFrame({"nights": nights, "price": price, "total": (nights * price).round(2)})
+    shown = {"data": data}
+    for title, option in {"draws": "auto", "draws with --rules none": "none"}.items():
+        vae = pvae.VAEEstimator(random_state=0, config={"rules": option}).fit(data)
+        shown[title] = vae.sample(600)
+    figure = Figure(figsize=(7.2, 2.5), dpi=200, layout="constrained")
+    for axes, (title, x) in zip(figure.subplots(1, 3, sharex=True, sharey=True), shown.items()):
+        product = x["nights"] * x["price"]
+        is_broken = (product - x["total"]).abs() > 0.0051
+        axes.scatter(product, x["total"], 4, [PALETTE[int(one)] for one in is_broken], linewidths=0, rasterized=True)
+        axes.set_title(f"{title}\n{is_broken.sum()} of {len(x)} break the rule", fontsize=9)
+        axes.set_xlabel("nights x price", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.spines[["right", "top"]].set_visible(False)
+    figure.axes[0].set_ylabel("total", fontsize=9)
     return figure, ""
 
 
@@ -440,6 +462,7 @@ PICTURES = {
     "door-learn": Picture(door_learn, ("fashion-vae",)),
     "door-check": Picture(door_check, ()),
     "kinds": Picture(kinds, ()),
+    "rules": Picture(rules, ()),
     "codes-mnist": Picture(codes_mnist, ("mlp-2d", "conv-2d", "conv-2d-ae")),
     "fashion-vae-scatter": Picture(fashion_vae_scatter, ("fashion-vae",)),
     "mlp-2d-epochs": Picture(mlp_2d_epochs, ("mlp-2d",), "Reconstructions as training goes on"),
