@@ -85,10 +85,10 @@ def values_config(data: Any, **options: Any) -> Config:
     stops after 15 evaluations without a better bound on the validation data.
 
     The columns of a table have kinds, chosen by all rows: texts are a category; 0 and 1 are binary; a column whose
-    least value is that of a twentieth of the rows, and of four times as many as any other, of which none is that of a
-    tenth of the rest, is zero-inflated; whole
-    numbers from 0 on are counts, if their mean is below 500, or 5 where none is 0, and their variance at least 0.85 of
-    it, since a negative binomial has no less than its mean; values above 0 whose logarithms are closer to a Normal are
+    least value a twentieth of the rows have, or ten where the rest is as of positive ones, and four times as many as
+    any other, of which none is that of a tenth of the rest, is zero-inflated; whole numbers from 0 on are counts, if
+    their mean is below 500, or 5 where none is 0, and their variance at least 0.85 of it, since a negative binomial has
+    no less than its mean; values above 0 whose logarithms are closer to a Normal are
     positive; all other columns are real. One with a limit is
     positive or real. The likelihood is "columns" if the kinds differ, if they are categories,
     positive or zero-inflated, or if `columns` is given.

@@ -48,9 +48,9 @@ __all__ = [
 _MOST_COUNTS = 500
 _FEW_COUNTS = 5
 _LEAST_VARIANCE = 0.85  # of counts, as a share of their mean: that of a sample of a Poisson may be below 1
-# Of a zero-inflated column, the share of rows that have the least value, as a multiple of those that have another one;
-# and the most that may have this other one, as a share of the rest.
-_LEAST_SHARE = 0.05
+# Of a zero-inflated column, the share of rows that have the least value, or their number if the rest is log-Normal; as
+# a multiple of those that have another one; and the most that may have this other one, as a share of the rest.
+_LEAST_SHARE, _LEAST_ROWS = 0.05, 10
 _TIMES = 4
 _MOST_OF_REST = 0.1
 _CLOSER = 0.05  # nats by which a log-Normal must describe positive values better than a Normal
@@ -176,7 +176,10 @@ class ZeroInflatedColumn(ColumnKind, name="zero-inflated"):
             return False
         is_continuous = counts[1:].max() <= _MOST_OF_REST * counts[1:].sum()
         is_seldom = 2 * counts[0] >= len(x) and not CountColumn.allows(x)  # a Normal would be as narrow as one value
-        return bool((is_continuous or is_seldom) and counts[0] >= max(_LEAST_SHARE * len(x), _TIMES * counts[1:].max()))
+        is_often = counts[0] >= _LEAST_SHARE * len(x)
+        is_log_normal = counts[0] >= _LEAST_ROWS and PositiveColumn.fits(x[x > values[0]] - values[0])
+        is_repeated = (is_often or is_log_normal) and counts[0] >= _TIMES * counts[1:].max()
+        return bool((is_continuous or is_seldom) and is_repeated)
 
 
 class CountColumn(ColumnKind, name="count"):

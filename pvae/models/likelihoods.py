@@ -657,8 +657,11 @@ class ZeroInflatedLikelihood(PositiveLikelihood):
         units, logits = self.units, self._split(output)[2] + self._log_odds
         return WithAtom(super().pixels(output), units.atom.double(), logits, units.step.double())
 
-    def normal_values(self, x: Tensor) -> None:
-        """Return None: the least value is not Normal."""
+    def normal_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (x - a) / exp(m), which may be taken as Normal where x has steps, and log |dy/dx|."""
+        loc = self.units.loc.double()
+        y = (x.double() - self.units.atom) / loc.exp()
+        return y.flatten(1), -loc.expand_as(y).flatten(1)
 
     def table_kind(self, place: int) -> dict[str, Any]:
         """Return what `PositiveLikelihood` returns, with the least value and its log odds."""

@@ -82,6 +82,10 @@ KINDS = {  # the values of a column, and its kind
     "a mass in air": (np.exp(1 + 0.7 * LATENT).round(2), "positive"),
     "an income": (np.exp(10 + LATENT).round(-2), "positive"),
     "a claim": (np.where(DRAW.random(400) < 0.6, 0, np.exp(6 + LATENT).round(2)), "zero-inflated"),
+    "bytes of a connection, few of them 0": (
+        np.where(np.arange(400) < 18, 0, np.exp(6 + LATENT).round()),
+        "zero-inflated",
+    ),
     "a value at its limit of detection": (np.exp(LATENT).clip(0.5).round(3), "zero-inflated"),
     "a length in tenths": ((5.8 + 0.8 * LATENT).round(1), "real"),
     "a temperature": (20 + 8 * LATENT, "real"),
