@@ -80,7 +80,7 @@ def log_likelihood(
         num_particles: K, the draws of importance sampling for each datum.
         annealing: temperatures, chains and start of `annealed`.
         engine: as in `importance_sample` and `annealed`.
-        seed: as in `importance_sample`; "auto" then does not anneal, so that no estimate depends on the other data.
+        seed: as in `importance_sample`, of that method alone.
         progress: returns the bar that shows the progress of a method.
 
     Raises:
@@ -89,7 +89,7 @@ def log_likelihood(
     batch = Batch.of(data)
     check_method(vae, batch, method)
     methods: Mapping[str, Callable[..., LogP]] = {
-        "quadrature": functools.partial(quadrature, seed=seed),
+        "quadrature": quadrature,
         "importance": functools.partial(importance_sample, num_particles=num_particles, engine=engine, seed=seed),
         "annealed": functools.partial(annealed, engine=engine, **annealing),
     }
@@ -104,8 +104,6 @@ def log_likelihood(
     found = estimated(first, torch.arange(len(batch)))
     for name in others:
         rows = (~found.is_trusted).nonzero()[:, 0]
-        if name == "annealed" and seed is not None:
-            break
         if name == "annealed":
             each = widest(vae, batch) * annealing["num_chains"] * annealing["num_temperatures"] * NUM_LEAPFROG
             rows = rows[found.pareto_k[rows].argsort(descending=True)[: int(_MOST_VALUES / each)]].sort().values

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
-from pvae.core.random_state import seeded
 from pvae.distributions.discrete import codes, support_of
 from pvae.marginal.chunks import at_once, data_at_once, widest
 from pvae.marginal.importance import Mixture, from_all_weights
@@ -34,7 +33,6 @@ def quadrature(
     data: Data,
     tolerance: float = 1e-3,
     on_images: Callable[[int], object] = lambda count: None,
-    seed: int | None = None,
 ) -> LogP:
     """Integrate log p(x) over one or two latents, on grids that are refined where p(x, z) is large.
 
@@ -57,7 +55,6 @@ def quadrature(
         data: N data x, or a `Batch` of them with their labels.
         tolerance: nats.
         on_images: called after each part with the number of data in it.
-        seed: of the draws for each datum, which is then computed alone: its grid does not depend on the others.
 
     Returns:
         Estimates, each with the error of its sum: the difference of the last two grids, and the share of the cells at
@@ -76,15 +73,11 @@ def quadrature(
     if support_of(vae.given(batch.y).prior()):
         method = "enumeration"
     parts = list[tuple[Tensor, Tensor]]()
-    size = min(100, data_at_once(vae, batch))
-    if seed is not None:
-        size = 1
-    for part in batch.split(size):
+    for part in batch.split(min(100, data_at_once(vae, batch))):
         if method == "enumeration":
             parts.append(_of_codes(vae, part, width))
         else:
-            with seeded(seed, part.x.device):
-                parts.append(_of_part(vae, part, tolerance, width))
+            parts.append(_of_part(vae, part, tolerance, width))
         on_images(len(part))
     log_p, error = map(torch.cat, zip(*parts))
     return LogP.of(method, log_p, error, error <= _TRUSTED)
