@@ -173,8 +173,8 @@ def test_it_is_the_run_that_fit_trains(tmp_path, no_pictures):
     batch = found._batch(frame)
     assert np.array_equal(latent_space.encode(run.vae(), batch).double(), found.transform(frame))
     log_p = found.log_likelihood(frame)
-    assert found.score_samples(frame) == pytest.approx(log_p.log_p.numpy(), abs=4e-3)  # on grids of other draws
-    assert found.score(frame) == pytest.approx(log_p.log_p.mean().item(), abs=4e-3)
+    assert found.score_samples(frame) == pytest.approx(log_p.log_p.numpy(), abs=0.05)  # by draws, and not by quadrature
+    assert found.score(frame) == pytest.approx(log_p.log_p.mean().item(), abs=0.01)
     assert {*log_p.counts} == {"quadrature"}
     assert run.config.columns == "positive,categorical:2,real,binary,count,binary", "and whether there is a price"
 
