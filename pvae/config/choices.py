@@ -84,14 +84,14 @@ def values_config(data: Any, **options: Any) -> Config:
     (`initialization` "exact"), where there is one. It takes at most 8,000 steps, is evaluated after about each 100, and
     stops after 15 evaluations without a better bound on the validation data.
 
-    The columns of a table have kinds, chosen by all rows: texts are a category; 0 and 1 are binary; a column whose
-    least value a twentieth of the rows have, or ten where the rest is as of positive ones, and four times as many as
-    any other, of which none is that of a tenth of the rest, is zero-inflated; whole numbers from 0 on are counts, if
-    their mean is below 500, or 5 where none is 0, and their variance at least 0.85 of it, since a negative binomial has
-    no less than its mean; values above 0 whose logarithms are closer to a Normal are
-    positive; all other columns are real. One with a limit is
-    positive or real. The likelihood is "columns" if the kinds differ, if they are categories,
-    positive or zero-inflated, or if `columns` is given.
+    The columns of a table have kinds, chosen by all rows: texts are a category; 0 and 1 are binary; a column is
+    zero-inflated if its least value occurs in 5 % of the rows (in 10 rows, if a log-Normal describes the others better
+    than a Normal) and 4 times as often as any other value, of which none occurs in a tenth of the others, unless half
+    of all rows have the least one; whole numbers from 0 on are counts, if their mean is below 500, or 5 where none is
+    0, and their variance at least 0.85 of it, since a negative binomial has no less than its mean; values above 0 whose
+    logarithms are closer to a Normal are positive; all other columns are real. One with a limit is positive or real.
+    The likelihood is "columns" if the kinds differ, if they are categories, positive or zero-inflated, or if `columns`
+    is given.
 
     Args:
         data: a `Dataset`, or what `pvae.read` takes.

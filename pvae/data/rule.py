@@ -63,11 +63,6 @@ class Rule(Family):
         """The names of the columns that it adds."""
         return ()
 
-    @property
-    def moves(self) -> float:
-        """By how much `undo` may move a value of the column that has more digits than those it was found in."""
-        return 0.0
-
     @classmethod
     def find(cls, table: Table) -> Iterator[Rule]:
         """Yield rules of this class; each is planned before the next one is searched."""
@@ -80,6 +75,17 @@ class Rule(Family):
     def undo(self, values: Values) -> Values:
         """Return the columns before `apply`, given those left, in which the fields of `of` that are empty are NaN."""
         raise NotImplementedError
+
+    def keeps(self, before: Values, after: Values, slack: float) -> NDArray[np.bool_]:
+        """Return for each row whether it keeps the rule, (N,), given the columns before and after `apply`.
+
+        Args:
+            before: as for `apply`.
+            after: what it returned.
+            slack: by how much values of the column may differ that are equal.
+        """
+        back = self.undo(after)[self.column]
+        return np.isclose(back, before[self.column], rtol=1e-14, atol=slack, equal_nan=True)
 
     def described(self, name: str, x: Array, before: Mapping[str, Column]) -> Column:
         """Return a column that the rule has made, given the columns before: of numbers, unless a class says more."""

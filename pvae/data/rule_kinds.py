@@ -630,10 +630,9 @@ class Order(Rule, name="order", help="a number is at most another one"):
             x = np.maximum(x, 0.0)
         return {**without(values, *self.made), self.column: x.round(_DIGITS)}
 
-    @property
-    def moves(self) -> float:
-        """Less than one step, to the next value that the column can have."""
-        return self.step * (1 - _CLOSE)
+    def keeps(self, before: Values, after: Values, slack: float) -> NDArray[np.bool_]:
+        """Return whether the difference is at least 0; a value may have more digits than those it was found in."""
+        return after[self.made[0]] >= -TINY
 
     @property
     def made(self) -> tuple[str, ...]:

@@ -98,8 +98,8 @@ def modelled(schema: Schema, x: Array, rows: Sequence[str], outside: dict[str, s
         values = rule.apply(before)
         name = made.get(rule.column, rule.column)
         made |= dict.fromkeys(rule.made, name)
-        is_known = ~np.isnan([file[name], *(before[one] for one in (rule.column, *rule.of))]).any(0)
-        is_kept = np.isclose(rule.undo(values)[rule.column], before[rule.column], rtol=1e-14, atol=slack[name])
+        is_known = ~np.isnan([file[name], *(file[one] for one in rule.of if one in file)]).any(0)
+        is_kept = rule.keeps(before, values, slack[name]) | np.isnan(before[rule.column])
         for row in np.flatnonzero(is_known & ~is_kept).tolist():
             text = columns[name].text(file[name][row] - columns[name].origin, is_given=True)
             outside.setdefault(rows[row], f"{name} is {text}, which breaks a rule of the run: {rule}")
@@ -225,8 +225,7 @@ def _undone(rules: Sequence[Rule], values: Values) -> Values:
 def _slack(schema: Schema) -> Array:
     """Return by how much values of the columns of a file may differ that are equal, (D,)."""
     digits = [8 if column.decimals is None else min(column.decimals, 8) for column in schema.file_columns]
-    moved = {rule.column: rule.moves for rule in schema.rules}
-    return np.maximum(0.49 * 10.0 ** -np.array(digits), [moved.get(one.name, 0.0) for one in schema.file_columns])
+    return 0.49 * 10.0 ** -np.array(digits)
 
 
 def _named(x: Array, columns: Sequence[Column]) -> Values:

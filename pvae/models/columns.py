@@ -48,11 +48,10 @@ __all__ = [
 _MOST_COUNTS = 500
 _FEW_COUNTS = 5
 _LEAST_VARIANCE = 0.85  # of counts, as a share of their mean: that of a sample of a Poisson may be below 1
-# Of a zero-inflated column, the share of rows that have the least value, or their number if the rest is log-Normal; as
-# a multiple of those that have another one; and the most that may have this other one, as a share of the rest.
-_LEAST_SHARE, _LEAST_ROWS = 0.05, 10
-_TIMES = 4
-_MOST_OF_REST = 0.1
+_LEAST_SHARE = 0.05  # of rows that have the least value of a zero-inflated column,
+_LEAST_ROWS = 10  # or their number, if a log-Normal describes the rest better than a Normal,
+_TIMES = 4  # and how many times those that have any other value
+_MOST_OF_REST = 0.1  # the share of the rest that may have one value
 _CLOSER = 0.05  # nats by which a log-Normal must describe positive values better than a Normal
 
 

@@ -81,6 +81,7 @@ class Likelihood(nn.Module, Family):
         is_of_logits: outputs of the decoder are logits.
         is_linear: with a linear network its log p(x) is known exactly; it takes no other one.
         has_levels: a probability of 8-bit levels, reported in bits per dimension too.
+        has_atom: many values are exactly the least one.
         has_exact_start: `pvae.models.start` can set it to a model in closed form.
         units_seen: the units in which the encoder sees x; None for x itself.
         page: its name in `LIKELIHOODS` of `explore/network.js`; "" if the page does not compute it.
@@ -102,6 +103,7 @@ class Likelihood(nn.Module, Family):
     is_of_logits = False
     is_linear = False
     has_levels = False
+    has_atom = False
     has_exact_start = False
     units_seen: type[Units] | None = None
     page = ""
@@ -612,7 +614,6 @@ class PositiveLikelihood(DiagonalNormalLikelihood):
     domain = "above 0, and finite in float32"
     inside = 1.0
     table_name = "positive"
-    has_atom = False
     units: LogUnits
 
     def _units(self) -> LogUnits:

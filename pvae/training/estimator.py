@@ -40,7 +40,7 @@ from pvae.data.rules import completed, log_density_beside, recorded
 from pvae.data.schema import Schema
 from pvae.data.tables import checked, class_codes, read_frame
 from pvae.marginal.log_likelihood import log_likelihood
-from pvae.marginal.log_p import LogP
+from pvae.marginal.log_p import LogP, is_continuous
 from pvae.trained import latent_space
 from pvae.trained.alarm import Sides, conformal_p_values, least_rows
 from pvae.trained.imputation import TRIES, impute
@@ -201,14 +201,18 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         return found._replace(log_p=found.log_p + log_density_beside(self.schema_, batch.x.images.double()))
 
     def _log_p_alone(self, batch: Batch, **how: Any) -> Tensor:
-        """Return log p(x) of each row, (N,) nats, by the same draws."""
-        return self._log_p(batch, method="importance", seed=self.config_.seed, **how).log_p
+        """Return log p(x) of each row, (N,) nats, by the same draws, or the sum over few codes."""
+        method = "auto"
+        if is_continuous(self.vae_of(), batch):
+            method = "importance"
+        return self._log_p(batch, method=method, seed=self.config_.seed, **how).log_p
 
     def score_samples(self, X: Any) -> NDArray[Any]:
         """Return log p(x) of each row, (N,) nats, which does not depend on the other rows.
 
-        It is by importance sampling with the same 5,000 draws for each row, and -inf of a row that breaks a rule, or
-        has a text or a value that its column cannot have. `log_likelihood` takes other methods where it is not trusted.
+        It is by importance sampling with the same 5,000 draws for each row, or the sum over few codes; and -inf of a
+        row that breaks a rule, or has a text or a value that its column cannot have. `log_likelihood` says how far each
+        is to be trusted, and takes other methods too.
         """
         return self._of_each(X, lambda batch: self._log_p_alone(batch).numpy())
 

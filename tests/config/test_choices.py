@@ -107,6 +107,12 @@ def kinds_of(columns, num_test=40):
     return config.likelihood, config.columns
 
 
+@pytest.mark.parametrize(("count", "kind"), [(9, "real"), (10, "zero-inflated")])
+def test_ten_equal_least_values_beside_log_normal_ones_make_a_column_zero_inflated(count, kind):
+    values = np.where(np.arange(400) < count, 0, np.exp(6 + LATENT).round(3))
+    assert kinds_of([values, LATENT > 0]) == ("columns", f"{kind},binary")
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_the_kind_of_a_column(name):
     """Beside a column of another kind; and where some values are missing."""

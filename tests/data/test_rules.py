@@ -289,12 +289,26 @@ def test_a_row_of_more_digits_than_those_of_a_run_keeps_the_order_of_its_columns
     frame = DataFrame({"a": a, "b": b, "c": c})
     data = pvae.read(frame, rules="auto")
     assert [one.rule for one in data.rules] == ["order", "order"]
-    new = DataFrame({"a": [1.0, 1.0, 1.0], "b": [2.4537, 2.4537, 0.99], "c": [2.4538, 2.43, 3.0]})
+    new = DataFrame({"a": [1.0, 1.0, 1.0], "b": [2.4537, 2.4537, 0.99], "c": [2.4538, 2.4536, 3.0]})
     schema = data.record()
     outside = read_frame(new, schema.reading, "new", schema).outside
     assert [*outside] == [1, 2]
     assert "b <= c" in outside[1]
     assert "a <= b" in outside[2]
+
+
+def test_each_rule_of_a_column_is_checked_by_itself():
+    draw, count = np.random.default_rng(0), 800
+    kind = draw.choice(["free", "a", "b"], count)
+    fee = np.where(kind == "free", 0, draw.integers(0, 60, count) * 5)
+    paid = np.where(kind == "free", 0, fee + draw.integers(0, 40, count) * 5)
+    end = np.where(kind == "free", np.nan, fee + draw.integers(1, 40, count) * 5)
+    data = pvae.read(DataFrame({"kind": kind, "fee": fee, "paid": paid, "end": end}), rules="auto")
+    assert {"where", "order", "empty", "same"} <= {one.rule for one in data.rules}
+    new = {"kind": ["free", "free", "a", "free", "a"], "fee": [0, 0, 5, 0, 15], "paid": [0, 3, 10, 0, 12]}
+    schema = data.record()
+    outside = read_frame(DataFrame(new | {"end": [np.nan, np.nan, 10, 5, 20]}), schema.reading, "new", schema).outside
+    assert [*outside] == [1, 3, 4], "below one step of 5 too"
 
 
 def test_a_row_that_breaks_a_rule_is_refused_and_a_rule_can_be_left_out():

@@ -84,6 +84,20 @@ def test_columns_of_0_and_1_that_are_equal_are_coded_at_no_loss():
     assert with_coins > alone - 2 * np.log(2), "as independent columns"
 
 
+def test_a_column_of_0_and_1_leaves_the_covariance_of_real_ones_as_it_is():
+    x = factors()
+    bit = (torch.rand(len(x), 1, generator=torch.Generator().manual_seed(0)) < 0.5).double()
+    x = torch.cat([bit, x], 1)
+    vae, _ = vae_at(x, latent_dim=7)
+    parts = start._Parts(vae, x, x)
+    (full,) = (one for one in parts.linear if "full" in one.name)
+    real = list(parts.places)
+    covariance = (full.weight @ full.weight.T + np.diag(full.noise))[np.ix_(real, real)]
+    spread = parts.features.std(0)
+    wolf = LedoitWolf().fit(parts.features / spread).covariance_ * np.outer(spread, spread)
+    np.testing.assert_allclose(covariance, wolf[np.ix_(real, real)], rtol=1e-10)
+
+
 @pytest.mark.workflow
 def test_of_columns_of_several_kinds_one_start_is_independent_values_near_which_latents_can_be_used():
     x = factors()

@@ -27,7 +27,7 @@ from pvae.marginal.chunks import data_at_once
 from pvae.marginal.importance import num_in_tail, pareto_k
 from pvae.models.columns import ColumnKind, ColumnsLikelihood, columns_text
 from pvae.models.features import features_seen, fit_to, steps_of
-from pvae.models.likelihoods import OrdinalLikelihood, ZeroInflatedLikelihood
+from pvae.models.likelihoods import OrdinalLikelihood
 from pvae.models.start import SIZES, WIDEST, Array, Linear, fit_mixture, linear_models, quietly
 from pvae.runs.metrics import Metrics
 from pvae.trained.scores import Estimate
@@ -414,10 +414,10 @@ def simple_models(vae: VAE, train: Tensor, valid: Tensor, held_out: Tensor) -> l
 
     Where all values are Normal given z, or their logarithms are, or they are counts or zero-inflated values in steps,
     the linear model is factor analysis or a Normal with a full covariance matrix, and the mixture one of Normals with
-    full or diagonal covariance matrices, or where there are counts or a least value one of products. Of columns of
-    other kinds there is no linear model, and the mixture is one of products, of the likelihoods of the VAE. Values that
-    were recorded in steps have the probability of their step, as under the VAE: of a Normal with a full covariance
-    matrix, given the values before it.
+    full or diagonal covariance matrices; beside counts and zero-inflated values, one of products is tried too. Of
+    columns of other kinds there is no linear model, and the mixture is one of products, of the likelihoods of the VAE.
+    Values that were recorded in steps have the probability of their step, as under the VAE: of a Normal with a full
+    covariance matrix, given the values before it.
 
     Args:
         vae: whose likelihood says of which kind x is; its networks are not used.
@@ -437,15 +437,11 @@ def simple_models(vae: VAE, train: Tensor, valid: Tensor, held_out: Tensor) -> l
     try:
         models = _of_normals(p_x, train, splits)
         parts = getattr(p_x, "parts", [p_x])
-        if not models or not all(part.is_density and not _has_atom(part) for part in parts):  # as of counts
+        if not models or not all(part.is_density and not part.has_atom for part in parts):  # as of counts
             models.append(_products(vae, train, splits))
     except NotImplementedError:
         return []
     return _best_of_each(models)
-
-
-def _has_atom(part: Any) -> bool:
-    return isinstance(part, ZeroInflatedLikelihood)
 
 
 def _of_file(train: Tensor, valid: Tensor, held_out: Tensor) -> list[SimpleModel]:
@@ -464,7 +460,7 @@ def _of_normals(p_x: Any, train: Tensor, splits: Sequence[Tensor]) -> list[Simpl
     features = y[0].numpy(force=True)
     step = steps_of(train)
     for part, places, _ in p_x.placed():
-        if _has_atom(part) and not step.view(-1)[places].all():  # a probability, and no density
+        if part.has_atom and not step.view(-1)[places].all():  # a probability, and no density
             return []
         if not part.is_density:  # counts, of which a constant one has no step of its own
             step.view(-1)[places] = torch.where(step.view(-1)[places] > 0, step.view(-1)[places], 1.0)
