@@ -28,7 +28,8 @@ _END_SHARE, _END_TIMES = 0.05, 4  # of rows at an end of a column, and how many 
 _LEAST_BELOW = 5  # rows in which a Normal difference would be below 0, if it is always at least 0 by a rule
 _SCALE = 5  # times that a number is at least another one, since their scales differ
 _DIGITS = 9  # behind the point, of differences
-_BESIDE = 10  # others that are expected beside a range
+_FEW_KEYS = 4  # values of a number, each of which may be one of a rule; beyond, ranges of them are
+_BESIDE = 10  # others that are expected beside a range, or by their share in any other value
 _FAR = 1e300  # the end of a range that has none
 _CLOSE = 1e-3  # steps, of equal values
 _SPAN = 730  # days from which a date has a season
@@ -395,7 +396,7 @@ class Where(Rule, name="where", help="a column has one value where another one h
     def _of(cls, table: Table, name: str, of: str) -> Iterator[Rule]:
         keys, key_values, key_counts = table.codes(of)
         codes, levels, counts = table.codes(name)
-        is_range = not table.columns[of].categories and len(key_values) > 2 and not Levels.has_few(table, of)
+        is_range = not table.columns[of].categories and len(key_values) > _FEW_KEYS
         least = max(LEAST_ROWS, 0.01 * len(keys))
         is_often = is_range | (key_counts >= least)
         if key_counts[is_often].sum() < key_counts.sum() / 2:
@@ -416,6 +417,9 @@ class Where(Rule, name="where", help="a column has one value where another one h
                 runs = _runs(key_counts, others, least)
                 ways = 2 * len(runs) * math.log(len(key_values))
             times = sum(key_counts[first:end].sum() for first, end in runs)
+            beside = is_often & (others > 0)
+            if not is_range and times * (others[beside] / key_counts[beside]).min(initial=1.0) < _BESIDE:
+                continue  # it could be one more value in which others are seldom
             share = counts[code] / counts.sum()
             if times * math.log(share) + ways <= _SURE and share <= 0.98 and times < len(keys) - LEAST_ROWS:
                 ranges = [_range(key_values, first, end) for first, end in runs]

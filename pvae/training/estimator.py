@@ -221,7 +221,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
 
         Rows that cannot be rows of the table, whose log p(x) is -inf, are left out, and a warning counts them: a rule
         of the rows of `fit` may fail in another fold. Means over different rows cannot be compared;
-        `config={"rules": "none"}` finds no rules.
+        `config={"rules": "none"}` finds no rules, and of a column of the dtype `category` all categories are known.
 
         Raises:
             InputError: (a ValueError) no row can be one of the table.
@@ -234,7 +234,8 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
             if not inside:
                 raise InputError(said)
             count = f"{len(outside):,} of {len(batch):,} rows"
-            warnings.warn(f"the score leaves out {count} that cannot be rows of the table: {said}", stacklevel=2)
+            left_out = f"the score leaves out {count} that cannot be rows of the table: {said}"
+            warnings.warn(f"{left_out}; see VAEEstimator.score", stacklevel=2)
         return float(self._log_p_alone(batch.rows(torch.tensor(inside))).mean())
 
     def _of_each(self, X: Any, score: Callable[[Batch], NDArray[Any]]) -> NDArray[Any]:
