@@ -45,7 +45,6 @@ _MANY = 100  # features, beyond which one number of factors is tried
 _OVERSAMPLED = 10  # directions that the randomised SVD of scikit-learn finds beside those asked for
 _NOISE_OF_COMPONENTS = 0.05  # of principal components, as a share of the variance of a feature
 _LEAST_NOISE = 1e-5  # of a real value, as the same share
-_LEAST_NOISE_OF_LOGS = 0.05  # of logarithms above the least value of a zero-inflated column
 _LEAST_NOISE_OF_CODES = 1.0  # of the features of other kinds, most of which say less than a Normal value
 _LEAST_VARIANCE = 0.1  # of codes in a component of the prior, which may have one training datum and other data near it
 _DISTANCE = 8.0  # between the codes of two components of a mixture of products, in standard deviations
@@ -219,10 +218,6 @@ class _Parts:
         self.train = train
         self.held_out = held_out
         self.features = _array(features_seen(self.q_z, train))
-        self.order = list(range(train[0].numel()))  # the places in a datum of the features of numbers
-        features = next((one for one in self.q_z.modules() if isinstance(one, ColumnFeatures)), None)
-        if features is not None:
-            self.order = features.order.tolist()
         self.places = dict(self._places())
         self.decoders = dict[str, tuple[Tensor, ...]]()  # by the names of linear models: codes, weight and bias
         others = _array(features_seen(self.q_z, held_out))
@@ -231,20 +226,21 @@ class _Parts:
     def _least_noise(self) -> Array:
         """Return the least variance of the noise of each feature, (F,)."""
         found = np.full(self.features.shape[1], _LEAST_NOISE_OF_CODES)
-        for part, places, _ in self.p_x.placed():
-            if isinstance(part, DiagonalNormalLikelihood):
-                share = _LEAST_NOISE if _is_real(part) else _LEAST_NOISE_OF_LOGS
-                found[[self.order.index(place) for place in places]] = share
+        found[[*self.places]] = _LEAST_NOISE
         found *= _spread(self.features) ** 2
         found[self.features.std(0) == 0] = 1.0  # a constant says nothing of the scale
         return found
 
     def _places(self) -> Iterator[tuple[int, tuple[int, int, Tensor]]]:
         """Yield each feature that is a real value, with its places in the output of the decoder, and its log scale."""
+        order = list(range(self.train[0].numel()))  # of the features of numbers
+        features = next((one for one in self.q_z.modules() if isinstance(one, ColumnFeatures)), None)
+        if features is not None:
+            order = features.order.tolist()
         for part, places, outputs in self.p_x.placed():
             if _is_real(part):
                 for place, (loc, log_scale), fixed in zip(places, outputs.tolist(), part.log_scale.flatten()):
-                    yield self.order.index(place), (loc, log_scale, fixed)
+                    yield order.index(place), (loc, log_scale, fixed)
 
 
 class Start(NamedTuple):
@@ -280,8 +276,7 @@ def exact_starts(vae: VAE, train: Tensor, valid: Tensor) -> list[Start]:
     Of values that are all real, or logarithms of positive ones, the models with p(z) = N(0, I) are exact: q(z | x) is
     p(z | x), and the ELBO is the log-likelihood of the model. Of other kinds of columns the decoder is a generalised
     linear model of z, and q(z | x) takes the variance of a feature as its noise, since 0 or 1 says less of z than a
-    Normal value does; a twentieth of it of logarithms above a least value. Of a mixture of products the code of a datum
-    is that of its likeliest component.
+    Normal value does. Of a mixture of products the code of a datum is that of its likeliest component.
 
     Args:
         vae: of networks `WithPaths`, a Normal posterior, and a prior N(0, I) or a mixture; its weights do not change.
