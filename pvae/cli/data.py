@@ -246,7 +246,7 @@ def _say_how(scores: DataFrame) -> None:
     if untrusted := int((~scores["is_trusted"]).sum()):
         low = "they are probably too low; the ELBO is not affected"
         print_line(f"the log p(x) of {untrusted:,} of them, by importance sampling, cannot be trusted: {low}")
-        print_line("--importance-samples 5000 takes more draws than the 200 of each that are usual")
+        print_line("more draws help where a few of them are effective: --importance-samples, 200 unless it is given")
     if "missing" in scores:
         of = f"{int((scores['missing'] > 0).sum()):,} of them"
         print_line(f"values are missing in {of}: their log p(x) is that of what is known of a row")

@@ -311,6 +311,15 @@ def test_each_rule_of_a_column_is_checked_by_itself():
     assert [*outside] == [1, 3, 4], "below one step of 5 too"
 
 
+@pytest.mark.parametrize(("least", "is_rule"), [(0.01, False), (0.2, True)])
+def test_a_category_beside_one_in_which_others_are_seldom_has_no_rule(least, is_rule):
+    draw, count = np.random.default_rng(0), 1000
+    kind = draw.integers(0, 4, count)
+    is_other = draw.random(count) < np.array([0.0, least, 0.3, 0.5])[kind]
+    frame = DataFrame({"kind": np.array([*"abcd"])[kind], "size": np.where(is_other, draw.integers(1, 300, count), 0)})
+    assert ("where" in {one.rule for one in pvae.read(frame, rules="auto").rules}) == is_rule
+
+
 def test_a_row_that_breaks_a_rule_is_refused_and_a_rule_can_be_left_out():
     frame = table()
     schema = pvae.read(frame, rules="auto").record()
