@@ -6,6 +6,7 @@ Each opens the run, checks where it will write, reads the data, computes, writes
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import math
 import re
@@ -159,7 +160,7 @@ def _score_parser() -> Parser:
     _add_data(parser)
     number = "how many to print, the least likely first (default: 10)"
     parser.add_argument("-n", "--num-printed", metavar="N", type=integer(1, _MOST), default=10, help=number)
-    samples = "draws of z for each datum (default: 200)"
+    samples = "draws of z for each datum; other data than images get 5000 where these cannot be trusted (default: 200)"
     parser.add_argument("--importance-samples", metavar="S", type=integer(2), default=200, help=samples)
     alarm = "mark the rows that are odd at this rate of false alarms, such as 0.01, by held-out rows; prints the oddest"
     parser.add_argument("--alarm", metavar="RATE", type=float, help=alarm)
@@ -186,9 +187,8 @@ def _score(arguments: argparse.Namespace) -> None:
         run.dataset(None, arguments.data_dir, arguments.offline)
         held_out = held_out_rows(run, rate)
     given = _given_data(run, arguments)
-    number = sum(map(len, [given.inside, *held_out.values()]))
-    with progress_bar("scoring", number, "datum", in_logs=True) as bar, seeded(arguments.seed):
-        how = arguments.importance_samples, bar.update
+    how = arguments.importance_samples, functools.partial(progress_bar, unit="datum", in_logs=True)
+    with seeded(arguments.seed):
         scores, vae, batch, kind = score_rows(run, given.x, given.y, given.inside, given.names, "test", *how)
         alarm = alarm_of(run, held_out, *how) if held_out else None
     if given.outside:
@@ -246,7 +246,7 @@ def _say_how(scores: DataFrame) -> None:
     if untrusted := int((~scores["is_trusted"]).sum()):
         low = "they are probably too low; the ELBO is not affected"
         print_line(f"the log p(x) of {untrusted:,} of them, by importance sampling, cannot be trusted: {low}")
-        print_line("more draws help where a few of them are effective: --importance-samples, 200 unless it is given")
+        print_line("more draws help where a few of them are effective: --importance-samples")
     if "missing" in scores:
         of = f"{int((scores['missing'] > 0).sum()):,} of them"
         print_line(f"values are missing in {of}: their log p(x) is that of what is known of a row")

@@ -262,7 +262,7 @@ def alarm_of(run: Run, rows: Mapping[str, Tensor], *how: Any) -> Alarm:
     Args:
         run: the run.
         rows: as `held_out_rows` returns them.
-        how: the number of particles and `on_images` of `score_images`.
+        how: the number of particles and `progress` of `score_images`.
     """
     signs = []
     for split, chosen in rows.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,8 @@ from pvae.distributions.joint import Joint
 from pvae.distributions.power_spherical import PowerSpherical
 from pvae.marginal.chunks import data_at_once
 from pvae.marginal.importance import importance_sample
-from pvae.marginal.log_p import METHODS
+from pvae.marginal.log_likelihood import Progress, hidden
+from pvae.marginal.log_p import METHODS, LogP
 from pvae.runs.run import Run
 from pvae.vae import VAE
 
@@ -62,6 +63,7 @@ class Estimate:
 
 
 LAYER_RATE = "rate of "  # and the name of a stochastic layer
+MOST_PARTICLES = 5000  # of a row of a table for which fewer cannot be trusted
 
 
 @torch.no_grad()
@@ -241,7 +243,7 @@ def score_images(
     batch: Batch,
     names: Sequence[str],
     num_particles: int = 200,
-    on_images: Callable[[int], object] = lambda count: None,
+    progress: Progress = hidden,
 ) -> pandas.DataFrame:
     """Return the scores of data, a row for each in their order, in nats.
 
@@ -253,8 +255,9 @@ def score_images(
         vae: in eval mode.
         batch: N data, with their labels if the VAE takes labels.
         names: the name of each.
-        num_particles: K, the draws of z for each image.
-        on_images: called after each part with the number of data in it.
+        num_particles: K, the draws of z for each datum; of data that are no images, those that K cannot be trusted
+            for get 5,000.
+        progress: returns the bar that shows the progress.
 
     Returns:
         The names as index "name", and the columns
@@ -262,7 +265,7 @@ def score_images(
         stderr: its standard error from the draws of z, too small where the effective sample size is small;
         method: the name of the method of `log_p`, as `pvae evaluate` says it;
         is_trusted: whether its diagnostics trust the estimate and its error;
-        effective: effective sample size of the importance weights, between 1 and K;
+        effective: effective sample size of the importance weights, between 1 and the number of draws;
         bits_per_dimension: of `log_p`, as in `bits_per_dimension`, if it has bits;
         elbo: the ELBO, from ten draws of z, with a closed-form rate where there is one;
         distortion: -E_q log p(x | z);
@@ -279,7 +282,13 @@ def score_images(
 
     if not vae.has_density:
         raise InputError("an autoencoder has no likelihood to score data by: train with --posterior normal")
-    sample = importance_sample(vae, batch, num_particles, on_images)
+    with progress("scoring", len(batch)) as bar:
+        sample = importance_sample(vae, batch, num_particles, bar.update)
+    left = (~sample.is_trusted).nonzero()[:, 0]
+    if len(left) and not batch.x.is_bytes:
+        with progress(f"{MOST_PARTICLES:,} draws of z", len(left)) as bar:
+            again = importance_sample(vae, batch.rows(left), max(num_particles, MOST_PARTICLES), bar.update)
+        sample = LogP(*(old.index_copy(0, left, new) for old, new in zip(sample, again)))
     terms = elbo_terms(vae, batch)
     bits = bits_per_dimension(vae, sample.log_p, batch.x)
     missing = batch.x.images.isnan().flatten(1).sum(1)
@@ -316,7 +325,7 @@ def score_rows(
         rows: which are scored.
         names: the name of each of x.
         split: of the data.
-        how: the number of particles and `on_images` of `score_images`.
+        how: the number of particles and `progress` of `score_images`.
     """
     vae, batch, kind = with_likelihood(run, x, y, rows, split)
     scores = score_images(vae, batch, [names[row] for row in rows], *how)

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.distributions import MultivariateNormal
 
 from pvae.config.build import build_vae, preparation_of
 from pvae.config.config import Config
@@ -77,12 +78,11 @@ def test_two_layers_have_draws_alone(given):
 @pytest.mark.parametrize("kind", ["levels", "binary", "density", "two layers"])
 def test_scores_are_the_importance_sample_and_the_elbo(given, kind):
     vae, x = given(kind)
-    names, done = [f"image-{n}" for n in range(7)], []
+    names = [f"image-{n}" for n in range(7)]
     with seeded(5, CPU):
-        scores = score_images(vae, Batch(x), names, 20, done.append)
+        scores = score_images(vae, Batch(x), names, 20)
     with seeded(5, CPU):
         sample, terms = importance_sample(vae, x, 20), elbo_terms(vae, x)
-    assert sum(done) == 7
     assert [*scores.index] == names, "in the order of the data"
     assert {*scores["method"]} == {"importance"}
     for name, values in {**sample._replace(method=scores["method"])._asdict(), **terms}.items():
@@ -111,6 +111,22 @@ def test_bits_are_of_what_was_observed_and_of_probabilities_alone(likelihood, ha
         bits = (-scores["log_p"] / [1, 3] / math.log(2)).tolist()
         assert scores["bits_per_dimension"].tolist() == pytest.approx(bits)
     assert "missing" not in score_images(vae, Batch(Pixels(x[1:])), ["all"], 5)
+
+
+def test_a_row_gets_more_draws_where_few_cannot_be_trusted(linear, x):
+    """Of a q that is far off, 50 draws are not trusted; more give the log p of linear Normals to 0.1 nats."""
+    vae = linear(off=1.0)
+    loadings, offset = vae.p_x.decoder[0].weight, vae.p_x.decoder[0].bias
+    covariance = loadings @ loadings.T + 0.5**2 * torch.eye(12)
+    truth = MultivariateNormal(offset, covariance).log_prob(x.flatten(1)).detach()
+    with seeded(0, CPU):
+        few = importance_sample(vae, x, 50)
+    with seeded(0, CPU):
+        scores = score_images(vae, Batch(Pixels(x)), [*"abcde"], 50)
+    left = ~few.is_trusted
+    assert left.any()
+    assert scores["is_trusted"].all()
+    assert scores["log_p"][left.numpy()].to_numpy() == pytest.approx(truth[left].numpy(), abs=0.1)
 
 
 @pytest.mark.parametrize("kind", ["levels", "binary", "density", "two layers"])
