@@ -224,9 +224,9 @@ async function show() {
     if (vae.canEncode && distance(i, place) < (18 / map.clientWidth) * state.range) pick(i);
     else (act("aim", place), act("stay"));
   };
-  map.onwheel = (event) => { // where the whole map is seen, the wheel moves the page down
-    const by = Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : event.ctrlKey ? 0.01 : 0.002));
-    if (by > 1 || state.range < state.home.range) (event.preventDefault(), zoom(by, eventOn(map, event)));
+  map.onwheel = (event) => { // where the whole map is seen, the wheel moves the page down, and always the page around a frame
+    const by = Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : event.ctrlKey ? 0.01 : 0.002)), isZooming = by > 1 || state.range < state.home.range;
+    if (event.ctrlKey || (isZooming && !document.body.classList.contains("is-inside"))) (event.preventDefault(), zoom(by, eventOn(map, event)));
   };
   map.ondblclick = find("zoom-out").onclick = () => act("look", null);
   map.onkeydown = (event) => {
@@ -556,7 +556,7 @@ async function show() {
   if (vae.canEncode) {
     find("strip").append(...list(numImages, (i) => thumb(nameOf(i), imageX(i), () => pick(i))));
     roving(find("strip"));
-    acts.pick(isFrame ? 0 : nearest(toPlane(origin().top), numImages)); // the same image in all frames
+    acts.pick(0); // the same in all frames
   } else openTab(vae.hasPrior ? "samples" : "latents");
   move({});
   find("how").textContent = state.scored && state.scored.isExact ? "here in closed form" : "here a mean over ten draws";

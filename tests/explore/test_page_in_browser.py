@@ -570,6 +570,12 @@ def test_the_map_zooms_about_the_pointer_and_back(train, opened):
     assert page.execute_script("return pvae.state.range") == pytest.approx(home[2] / 30)
     page.find_element("id", "map").send_keys(webdriver.Keys.ESCAPE)
     assert page.execute_script(f"{POINT} return view()") == home
+    trapped = page.execute_script(
+        "document.body.classList.add('is-inside');"  # of a page around it, which the wheel moves
+        "return [false, true].map((ctrlKey) => !document.getElementById('map').dispatchEvent("
+        "  new WheelEvent('wheel', {ctrlKey, deltaY: -40, cancelable: true})));"
+    )
+    assert trapped == [False, True]
 
 
 @pytest.mark.parametrize("network", ["mlp", "conv-batchnorm"])
