@@ -336,6 +336,28 @@ def add_download(_: Any, page: str, __: str, context: dict[str, Any], doctree: A
         context["body"] = context["body"].replace("</h1>", link, 1)
 
 
+def add_captions(app: Any, doctree: Any) -> None:
+    """Number the pictures of a page that stand alone, and write below each what it shows: its alternative text."""
+    from docutils import nodes
+
+    if app.env.docname.startswith(("made/", "pictures")):  # whose pictures have the words of a title
+        return
+    number = 0
+    for image in [*doctree.findall(nodes.image)]:
+        around = image.parent
+        is_alone = isinstance(around, nodes.paragraph | nodes.container) and len(around) == 1
+        if not is_alone or isinstance(around.parent, nodes.entry) or not image.get("alt"):
+            continue
+        number += 1
+        text = image["alt"]
+        image["alt"] = f"Figure {number}"
+        caption = nodes.caption("", f"Figure {number}. {text[0].upper()}{text[1:]}.")
+        figure = nodes.figure("", image.deepcopy(), caption, ids=[f"figure-{number}"])
+        if isinstance(around, nodes.paragraph):
+            image = around
+        image.parent.replace(image, figure)
+
+
 def described(module: str, name: str) -> str:
     """Return the directive that describes a name of a module."""
     one = getattr(importlib.import_module(module), name)
@@ -405,6 +427,7 @@ def setup(app: Any) -> None:
     app.connect("build-finished", write_explorer)
     app.connect("env-get-outdated", lambda *_: [*PAGES, "api", "commands"])  # the code may have changed
     app.connect("source-read", fill)
+    app.connect("doctree-read", add_captions)
     app.connect("html-page-context", add_download)
     app.connect("autodoc-process-docstring", to_rst, priority=100)
     app.connect("autodoc-skip-member", is_skipped)

@@ -11,6 +11,8 @@ project = "pvae"
 version = release = pvae.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "book"]
 nb_execution_mode = "off"  # the notebooks are stored executed
+nb_code_prompt_show = "Code"
+nb_code_prompt_hide = "Hide the code"
 myst_enable_extensions = ["attrs_inline", "dollarmath"]
 myst_heading_anchors = 4
 exclude_patterns = ["**/.ipynb_checkpoints"]
