@@ -122,7 +122,7 @@ class ARMS(ScoreELBO, name="arms", help="of bits, antithetic draws"):
         return (by_logit * q.logits).sum(-1)
 
 
-class DisARM(ARMS, name="disarm", help="of bits, antithetic pairs"):
+class DisARM(ARMS, name="disarm", help="of bits, antithetic pairs, of an even --particles"):
     """`ARMS` in pairs: the ELBO of bits, with the gradient of K / 2 pairs z, z' that are drawn from u and 1 - u.
 
         d/d a_l ELBO  =  E [ 1/2 (f(z) - f(z')) (z_l - z'_l) sigmoid(|a_l|) ]

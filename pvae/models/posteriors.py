@@ -176,8 +176,7 @@ def bounded_normal(parameters: Tensor, log_variance: bool = False) -> dist.Indep
 class BernoulliPosterior(
     Posterior,
     name="bernoulli",
-    help="bits, with --prior bits or uniform-bits, and --elbo arms, disarm, score-loo, vimco, gumbel or "
-    "straight-through",
+    help="bits, with --prior bits or uniform-bits, and --elbo score, score-loo, vimco or one of bits",
 ):
     """The approximate posterior of independent bits, whose logits are the encoder's output.
 
@@ -206,7 +205,7 @@ class CategoricalPosterior(
     Posterior,
     name="categorical",
     help="--latent-dim / --categories variables of as many classes, with --prior categories or uniform-categories, and "
-    "--elbo disarm-categories, score-loo, vimco, gumbel or straight-through",
+    "--elbo score, score-loo, vimco or one of categories",
 ):
     """The approximate posterior of N independent variables of K classes, whose logits are the encoder's output.
 
