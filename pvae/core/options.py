@@ -30,7 +30,7 @@ class Option:
         most: the greatest number; by default 10^9 for an int, 10^38 for a float.
         choices: the allowed values of a text.
         pattern: a regular expression for a text without choices.
-        described: what the pattern allows, in words.
+        described: what the pattern allows, as text.
         needs: with what it has an effect beside the classes that take it: another option, as "valid", or some of its
             values, as "dataset=folder:PATH,celeba".
         has_flag: it is an option of the command line too, and not of TOML files and Python alone.

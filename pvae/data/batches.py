@@ -159,7 +159,7 @@ def plain(x: Tensor) -> Tensor:
 
 
 def _layout(batch: tuple[Any, ...]) -> str:
-    """Return what is the same of all batches, in words."""
+    """Return a text of what all batches have in common."""
     if not isinstance(batch[0], Tensor):
         return f"columns {', '.join(map(str, batch[0]))}"
     return " and ".join(f"{str(one.dtype).removeprefix('torch.')} (B, *{tuple(one.shape[1:])})" for one in batch)

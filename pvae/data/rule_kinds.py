@@ -37,7 +37,7 @@ _FACTORS = (1, 2, 3, 4, 5, 10, 12, 60, 100)  # denominators of simple coefficien
 
 
 def _log_arrangements(counts: Iterable[float]) -> float:
-    """Return the logarithm of how many arrangements there are of values that occur so many times."""
+    """Return the logarithm of the number of arrangements of values that have these counts."""
     return math.lgamma(sum(counts) + 1) - sum(math.lgamma(one + 1) for one in counts)
 
 

@@ -118,7 +118,7 @@ class DataRecord(Schema):
 
     @property
     def kind(self) -> str:
-        """What the data are, in words."""
+        """What the data are, as text."""
         if self.is_images:
             return "images"
         if self.columns:

@@ -191,7 +191,7 @@ def _step_of(x: NDArray[np.float64], rounding: float) -> float:
     """Return the step of values from 0 on that are no decimals, such as 5/9; or 0.
 
     It is the least gap of about a hundred of them, evenly spaced, divided by 1 to 12, if all values are multiples of
-    it, and so many would hardly be by chance.
+    it, which is improbable by chance.
     """
     x = x[~np.isnan(x)]
     few = np.sort(x[:: max(1, len(x) // 100)])

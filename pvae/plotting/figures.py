@@ -207,7 +207,7 @@ def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
 
 
 def _limit(axes: Axes, table: pd.DataFrame, name: str) -> None:
-    """Let the first tenth of the epochs widen the range to three times that of the others; name what is beyond."""
+    """Let the first tenth of the epochs make the range at most three times as wide; name what is beyond."""
     values = table[name]
     later = values[table["epoch"] > table["epoch"].max() // 10]
     length = np.ptp(later) or abs(later.iloc[0]) or 1.0

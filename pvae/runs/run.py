@@ -493,7 +493,7 @@ def load(path: str | Path, vae: VAE | None = None) -> VAE:
 
 
 def shown_rows(num_test: int, most: int) -> Tensor:
-    """Return the rows of the test data that a page shows, at most so many, in a random order: int64 (M,)."""
+    """Return the rows of the test data that a page shows, at most this number, in a random order: int64 (M,)."""
     return torch.randperm(num_test, generator=torch.Generator().manual_seed(0))[:most]
 
 

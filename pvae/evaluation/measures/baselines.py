@@ -325,7 +325,7 @@ class Baselines(Measure):
         mixture_model: the mixture.
         mixture: its log p(x).
         mixture_gain: the ELBO less that, datum by datum.
-        verdict: both gains in words.
+        verdict: a sentence of both gains.
     """
 
     linear_model: str = said("linear model", default="")
