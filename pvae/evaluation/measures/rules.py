@@ -6,7 +6,8 @@ A near rule holds in at least 99 % of at least 200 training rows, and not in all
     B is b where A is a     of values that are frequent, of the rows where A is a; q = P(B = b)
 
 If A and B were independent, it would hold in each row with the probability q. A binomial distribution gives the
-number of rows in which it holds, or more, a probability of at most 1e-9. Where A has few values, B as a function of A is said for each of them.
+number of rows in which it holds, or more, a probability of at most 1e-9. Where A has few values, B as a function of A
+is said for each of them.
 """
 
 from __future__ import annotations
