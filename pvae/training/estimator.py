@@ -55,6 +55,7 @@ _LEAST_ROWS = 6  # four to train on, and two to choose the epoch by
 _CALIBRATION = 0.1  # of the training rows, at least
 _REFERENCE = 200  # training rows, at most, that say how odd a row is
 _PARTICLES = 500  # draws of z, by which log p is estimated where it is compared
+_SCORED = 1600  # draws of z of a score, the fewest for which a Normal near p(z | x) is sought
 
 
 class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator):
@@ -200,17 +201,17 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
             found = log_likelihood(self.vae_of(), batch, **how)
         return found._replace(log_p=found.log_p + log_density_beside(self.schema_, batch.x.images.double()))
 
-    def _log_p_alone(self, batch: Batch, **how: Any) -> Tensor:
+    def _log_p_alone(self, batch: Batch, num_particles: int = _SCORED) -> Tensor:
         """Return log p(x) of each row, (N,) nats, by the same draws, or the sum over few codes."""
         method = "auto"
         if is_continuous(self.vae_of(), batch):
             method = "importance"
-        return self._log_p(batch, method=method, seed=self.config_.seed, **how).log_p
+        return self._log_p(batch, method=method, seed=self.config_.seed, num_particles=num_particles).log_p
 
     def score_samples(self, X: Any) -> NDArray[Any]:
         """Return log p(x) of each row, (N,) nats, which does not depend on the other rows.
 
-        It is by importance sampling with the same 5,000 draws for each row, or the sum over few codes; and -inf of a
+        It is by importance sampling with the same 1,600 draws for each row, or the sum over few codes; and -inf of a
         row that breaks a rule, or has a text or a value that its column cannot have. `log_likelihood` says how far each
         is to be trusted, and takes other methods too.
         """
@@ -470,7 +471,7 @@ class VAEOutlierDetector(OutlierMixin, VAEEstimator):
         seed = self.config_.seed
         terms = elbo_terms(self.vae_of(), batch, seed=seed)
         distortion = terms["distortion"] - log_density_beside(self.schema_, batch.x.images.double())
-        log_p = self._log_p_alone(batch, num_particles=_PARTICLES)
+        log_p = self._log_p_alone(batch, _PARTICLES)
         return torch.stack([log_p, distortion, terms["rate"]], 1).double().numpy()
 
     def score_samples(self, X: Any) -> NDArray[Any]:

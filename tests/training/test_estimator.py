@@ -91,7 +91,7 @@ def test_log_p_of_a_row_does_not_depend_on_its_neighbours():
     assert {*found.log_likelihood(frame[:3]).counts} == {"importance"}
     assert np.array_equal(found.score_samples(frame[::-1])[::-1], log_p)
     assert np.array_equal(found.score_samples(frame[7:8]), log_p[7:8])
-    how = found.log_likelihood(frame)
+    how = found.log_likelihood(frame, num_particles=1600)
     assert np.all(np.abs(log_p - how.log_p.numpy()) < 8 * how.stderr.numpy() + 1e-3), "of other draws"
 
 
