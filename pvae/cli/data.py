@@ -247,9 +247,8 @@ def _say_how(scores: DataFrame) -> None:
         low = "they are probably too low; the ELBO is not affected"
         print_line(f"the log p(x) of {untrusted:,} of them, by importance sampling, cannot be trusted: {low}")
         print_line("more draws help where a few of them are effective: --importance-samples")
-    if "missing" in scores:
-        of = f"{int((scores['missing'] > 0).sum()):,} of them"
-        print_line(f"values are missing in {of}: their log p(x) is that of what is known of a row")
+    if "missing" in scores and (num_missing := int((scores["missing"] > 0).sum())):
+        print_line(f"fields are empty in {num_missing:,} of them: log p(x) is that of what is known of a row")
     print_line(_CAVEAT)
 
 
@@ -275,9 +274,10 @@ def _beside(run: Run, vae: VAE, batch: Batch, given: GivenData, rows: list[int])
     scored = [row for row in rows if row not in texts]
     if scored:
         surprise = _surprise(vae, batch.rows(torch.searchsorted(given.inside, torch.tensor(scored))))
-        for row, places in zip(scored, surprise.argsort(descending=True, stable=True)[:, :_BESIDE].tolist()):
+        for row, places in zip(scored, surprise.argsort(descending=True, stable=True).tolist()):
             values = [(run.data.columns[place], given.x[row, place].item()) for place in places]
-            texts[row] = "; ".join(f"{column.name} {column.text(value, True) or 'missing'}" for column, value in values)
+            known = [f"{column.name} {column.text(value, True)}" for column, value in values if not math.isnan(value)]
+            texts[row] = "; ".join(known[:_BESIDE])
     return [texts[row] for row in rows]
 
 

@@ -19,7 +19,7 @@ from pvae.core.files import markdown_of
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Pixels
-from pvae.data.rules import log_density_beside
+from pvae.data.rules import log_density_beside, recorded
 from pvae.data.schema import DataRecord
 from pvae.distributions.joint import Joint
 from pvae.distributions.power_spherical import PowerSpherical
@@ -333,6 +333,8 @@ def score_rows(
         more = log_density_beside(run.data, x[rows].double()).numpy()
         scores[["log_p", "elbo"]] = scores[["log_p", "elbo"]].add(more, axis=0)
         scores["distortion"] -= more
+        if "missing" in scores:  # not a field that a rule fills in
+            scores["missing"] = recorded(run.data, x[rows]).isnan().sum(1).numpy()
     return scores, vae, batch, kind
 
 
