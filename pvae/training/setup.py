@@ -273,9 +273,9 @@ def _forecast_elbo(num_steps: int, trainer: Trainer, weights: Mapping[str, Tenso
 
 
 def forecast(elbos: Sequence[float]) -> float:
-    """Return an ELBO to which a training may come, from two on its way: the last, and a quarter of the gain between."""
+    """Return an ELBO to which a training may come, from two on its way: the last, and a third of the gain between."""
     middle, last = elbos
-    found = last + (last - middle) / 4
+    found = last + (last - middle) / 3
     if math.isnan(found):
         return -math.inf
     return found

@@ -45,6 +45,6 @@ def test_steps_that_compare_starts_leave_nothing_but_weights(monkeypatch, tried,
 
 
 def test_a_start_that_gains_is_forecast_to_gain_more():
-    """By a quarter of what the second half of the steps gained; NaN is the worst of all."""
-    assert setup.forecast([-3.0, -2.0]) == -1.75
+    """By a third of what the second half of the steps gained; NaN is the worst of all."""
+    assert setup.forecast([-3.5, -2.0]) == -1.5
     assert setup.forecast([math.nan, -2.0]) == setup.forecast([-2.0, math.nan]) == -math.inf
