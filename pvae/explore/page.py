@@ -45,7 +45,7 @@ from pvae.trained.scores import elbo_terms
 from pvae.vae import VAE
 
 _FOLDER = Path(__file__).parent
-_SCRIPTS = ("page.css", "network.js", "common.js", "train.js", "page.js", "rules.js", "table.js")
+_PARTS = ("head.html", "page.css", "network.js", "common.js", "train.js", "page.js", "rules.js", "table.js")
 _MOST_RUNS = 3  # side by side
 _NUM_IMAGES = 200  # of the test data
 _NUM_TRAINED = 2000
@@ -208,7 +208,7 @@ def side_by_side_page(runs: Sequence[Run], data: Sequence[Dataset], num_codes: i
 def _filled(template: str, fields: Mapping[str, str]) -> str:
     """Return the text of a file beside this one with values in place of {{ their names }}."""
     page = (_FOLDER / template).read_text("utf-8")
-    for name in _SCRIPTS:
+    for name in _PARTS:
         page = page.replace(f"/* {name} */", (_FOLDER / name).read_text("utf-8"))
     for name, value in fields.items():
         page = page.replace(f"{{{{ {name} }}}}", value)
