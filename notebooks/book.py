@@ -350,7 +350,6 @@ def add_captions(app: Any, doctree: Any) -> None:
             continue
         number += 1
         text = image["alt"]
-        image["alt"] = f"Figure {number}"
         caption = nodes.caption("", f"Figure {number}. {text[0].upper()}{text[1:]}.")
         figure = nodes.figure("", image.deepcopy(), caption, ids=[f"figure-{number}"])
         if isinstance(around, nodes.paragraph):
