@@ -88,6 +88,7 @@ TRUSTED = 10.0  # the effective sample size below which the importance weights o
 _ONE_IN = 10  # draws of z is from p(z)
 _OF_NEAR = 0.7  # of the draws are from a Normal near p(z | x), where there is one
 _ROUNDS = (200, 400, 800, 1600)  # draws by which that Normal is found
+LEAST_NEAR = _ROUNDS[-1]  # draws of an estimate, below which it is not sought
 _MOST_LATENTS = 16  # of such a Normal, for whose covariance the draws of a round suffice
 _EFFECTIVE = 0.3  # of the draws, from which on q(z | x) needs none
 _SPREAD = 1.5  # of its covariance, so that the tails of p(z | x) are drawn
@@ -203,7 +204,7 @@ def near_posterior(
     near = None
     share = torch.zeros(len(batch), dtype=torch.float64, device=batch.x.device)
     is_vector = is_continuous(vae, batch) and vae.has_density
-    if not is_vector or prior.event_shape[0] > _MOST_LATENTS or num_particles < _ROUNDS[-1]:
+    if not is_vector or prior.event_shape[0] > _MOST_LATENTS or num_particles < LEAST_NEAR:
         return near, share
     for count in _ROUNDS:
         mixture = Mixture(given, batch.x, count, near)

@@ -63,7 +63,7 @@ class Estimate:
 
 
 LAYER_RATE = "rate of "  # and the name of a stochastic layer
-MOST_PARTICLES = 5000  # of a row of a table for which fewer cannot be trusted
+_MORE_PARTICLES = 5000  # of a row of a table for which fewer cannot be trusted
 
 
 @torch.no_grad()
@@ -285,9 +285,9 @@ def score_images(
     with progress("scoring", len(batch)) as bar:
         sample = importance_sample(vae, batch, num_particles, bar.update)
     left = (~sample.is_trusted).nonzero()[:, 0]
-    if len(left) and not batch.x.is_bytes:
-        with progress(f"{MOST_PARTICLES:,} draws of z", len(left)) as bar:
-            again = importance_sample(vae, batch.rows(left), max(num_particles, MOST_PARTICLES), bar.update)
+    if len(left) and num_particles < _MORE_PARTICLES and not batch.x.is_bytes:
+        with progress(f"{_MORE_PARTICLES:,} draws of z", len(left)) as bar:
+            again = importance_sample(vae, batch.rows(left), _MORE_PARTICLES, bar.update)
         sample = LogP(*(old.index_copy(0, left, new) for old, new in zip(sample, again)))
     terms = elbo_terms(vae, batch)
     bits = bits_per_dimension(vae, sample.log_p, batch.x)

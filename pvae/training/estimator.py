@@ -39,6 +39,7 @@ from pvae.data.reading import Reading
 from pvae.data.rules import completed, log_density_beside, recorded
 from pvae.data.schema import Schema
 from pvae.data.tables import checked, class_codes, read_frame
+from pvae.marginal.importance import LEAST_NEAR
 from pvae.marginal.log_likelihood import log_likelihood
 from pvae.marginal.log_p import LogP, is_continuous
 from pvae.trained import latent_space
@@ -55,7 +56,6 @@ _LEAST_ROWS = 6  # four to train on, and two to choose the epoch by
 _CALIBRATION = 0.1  # of the training rows, at least
 _REFERENCE = 200  # training rows, at most, that say how odd a row is
 _PARTICLES = 500  # draws of z, by which log p is estimated where it is compared
-_SCORED = 1600  # draws of z of a score, the fewest for which a Normal near p(z | x) is sought
 
 
 class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator):
@@ -201,7 +201,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
             found = log_likelihood(self.vae_of(), batch, **how)
         return found._replace(log_p=found.log_p + log_density_beside(self.schema_, batch.x.images.double()))
 
-    def _log_p_alone(self, batch: Batch, num_particles: int = _SCORED) -> Tensor:
+    def _log_p_alone(self, batch: Batch, num_particles: int = LEAST_NEAR) -> Tensor:
         """Return log p(x) of each row, (N,) nats, by the same draws, or the sum over few codes."""
         method = "auto"
         if is_continuous(self.vae_of(), batch):
