@@ -540,13 +540,14 @@ class _Identification:
             reason = f"{root}: -log p of no independent values (of a whole {{x}}, exp(-norm / v) / Z is a density)"
             return self._refused(self._text(reason), False, found)
         reason, constant = self._constant(claim, sizes)
+        is_open = bool(reason and constant)
         if beta.powers.get("B"):
             reason += "; " if reason else ""
             reason += f"beta = {beta} depends on the batch size B: one part is a sum over the batch, the other a mean"
         if note := rate.term.note:
             return self._refused(f"up to a constant, {note}" if reason else note, bool(reason), found)
         if reason:
-            return self._refused(reason, False, found)
+            return self._refused(reason, is_open, [*found, *constant] if is_open else found)
         prior = self._text(rate.term.prior) if str(variance) == "1" else f"N(0, c^2 I) with c^2 = {variance}"
         first, *rest = self._readings(claim, beta)
         images: dict[float, str] = {0: "a sum over its images", -1: "a mean over its images"}
@@ -636,7 +637,9 @@ class _Identification:
         is_any, of_x, of_z, text, lacks = min(found, key=lambda one: (one[0], one[-1] > "" and abs(one[2])))
         classes = round(math.exp(min(of_z, 9)))
         if lacks and classes > 1 and abs(of_z - math.log(classes)) < near / classes:
-            return "", [f"  constant    log {classes} in place of log K: it is an ELBO of {classes} classes only"]
+            line = f"  constant    log {classes} in place of log K: it is an ELBO of {classes} classes only"
+            of_bits = f"an ELBO of two classes; of bits, the part of 1 - {{{claim.rate.needs}}} is missing"
+            return self._text(of_bits) if classes == 2 else "", [line]
         if lacks:
             return "the constant log K of the rate is missing: its gradient is that of an ELBO, its value is not", []
         if of_z or (is_any and not is_split and not is_flat and str(claim.variance) != "1"):

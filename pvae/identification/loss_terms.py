@@ -26,6 +26,7 @@ NUM_CLASSES = 5  # of x, where it holds classes
 Arguments = Mapping[str, Tensor]
 _Function = Callable[..., Any]
 
+SWAPPED = "KL(p, q) stands in place of KL(q, p): the two distributions are swapped"
 EPSILONS = (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)  # that are added in logarithms
 _LOG_2_PI = math.log(2 * math.pi)
 _NORMAL, _FACTORIAL, _ORDERS = "log(2 pi scale^2) / 2", "log(x!)", "log(N! / prod x!)"  # what is often left out
@@ -301,7 +302,7 @@ def _not_likelihoods() -> Iterator[Term]:
 
 
 def rates(has_prior: bool) -> Iterator[Term]:
-    """Yield KL(q, prior) of a Normal q in closed form, and log q(z) - log p(z) at a draw z.
+    """Yield KL(q, prior) of a Normal q in closed form, log q(z) - log p(z) at a draw z, and at last KL(N(0, I), q).
 
     Args:
         has_prior: the prior is a Normal of loc a and spread b, else N(0, c^2 I).
@@ -309,6 +310,9 @@ def rates(has_prior: bool) -> Iterator[Term]:
     standard: list[_Reading] = [("N(0, I)", lambda b: 1.0, lambda b: 0.0)]
     for reading, prior in itertools.product(_readings("s", EPSILONS), _readings("b") if has_prior else standard):
         yield from _rates_of(*reading, *prior)
+    for name, scale, log_scale in _readings("s"):
+        swapped = lambda m, s, v=scale, log_v=log_scale: 0.5 * (1 + m**2) / v(s) ** 2 + log_v(s) - 0.5  # noqa: E731
+        yield Term(f"Normal(loc = {{m}}, {name})", swapped, needs="ms", note=SWAPPED)
 
 
 def _rates_of(

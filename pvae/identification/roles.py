@@ -17,9 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvae.identification.loss_terms import EPSILONS, Term, added, zero_inflated
-
-_SWAPPED = "KL(p, q) stands in place of KL(q, p): the two distributions are swapped"
+from pvae.identification.loss_terms import EPSILONS, SWAPPED, Term, added, zero_inflated
 
 
 def _as_drawn(values: Tensor) -> Tensor:
@@ -72,8 +70,8 @@ def _swapped(values: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
 def _uniform(letter: str, name: str, logits: Callable[[Tensor], Tensor] = _as_drawn) -> tuple[Term, ...]:
     """Return KL(q, uniform) of logits, also with small numbers in the logarithms, and KL(uniform, q)."""
     rows: list[tuple[str, Any, str]] = [(added(e), partial(_rate, logits=logits, e=e), "") for e in (0.0, *EPSILONS)]
-    rows.append(("", partial(_swapped, logits=logits), _SWAPPED))
-    log_k = {note: partial(_log_k, logits=logits, sign=sign) for note, sign in (("", 1), (_SWAPPED, -1))}
+    rows.append(("", partial(_swapped, logits=logits), SWAPPED))
+    log_k = {note: partial(_log_k, logits=logits, sign=sign) for note, sign in (("", 1), (SWAPPED, -1))}
     return tuple(
         Term(f"{name} = {{{letter}}}{more})", one, needs=letter, prior="uniform", log_k=log_k[note], note=note)
         for more, one, note in rows

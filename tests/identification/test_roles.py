@@ -93,6 +93,16 @@ def swapped(recon, x, qy):
     return (bce(recon, x) + F.kl_div(qy.log(), torch.full_like(qy, 1 / qy.shape[-1]), reduction="none").sum(-1)).mean()
 
 
+@says("not", "swapped", "Normal(loc = mu, scale = exp(logvar / 2))")
+def swapped_normal(recon, x, mu, logvar):
+    return (bce(recon, x) + 0.5 * ((1 + mu**2) / logvar.exp() + logvar - 1).sum(-1)).mean()
+
+
+@says("open", "of bits, the part of 1 - q is missing")
+def half_of_bits(recon, x, q):
+    return (bce(recon, x) + (q * (2 * q).log()).sum(-1)).mean()
+
+
 @says("open")  # the loss of a discriminator has the gradient of a swapped divergence
 def generator(recon, x, third):
     return (bce(recon, x) - third.log().mean(-1)).mean()
