@@ -109,7 +109,7 @@ def values_config(data: Any, **options: Any) -> Config:
     needs_columns = len({*kinds}) > 1 or data.limits or names & {"categorical", "ordinal", "positive", "zero-inflated"}
     likelihood = options.get("likelihood", "columns" if needs_columns or options.get("columns") else None)
     if likelihood == "columns":
-        chosen |= {"likelihood": "columns", "columns": columns_text(kinds)}
+        chosen |= {"likelihood": "columns", "columns": options.get("columns") or columns_text(kinds)}
     elif likelihood is None and data.is_binary and _are_all("binary", data):
         chosen |= {"likelihood": "bernoulli", "binarize": "threshold"}
     elif likelihood is None and (names == {"count"} or (not kinds and _are_all("count", data))):

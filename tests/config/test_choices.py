@@ -50,6 +50,14 @@ def test_options_that_are_given_are_kept():
         images_config(noise(4500, 1, 28, 28), epoch=3)
 
 
+def test_values_without_names_take_columns():
+    rows = Dataset("rows", torch.rand(200, 3), torch.rand(20, 3))
+    config = values_config(rows, likelihood="columns", columns="real*2,positive")
+    assert (config.likelihood, config.columns) == ("columns", "real*2,positive")
+    with pytest.raises(InputError, match="a kind of each column"):
+        values_config(rows, likelihood="columns")
+
+
 def test_no_batch_of_one_image_is_left_for_batch_norm():
     data = noise(4623, 1, 28, 28)  # 4161 are trained on: one is left by 64 and by 65
     assert images_config(data).batch_size == 64
