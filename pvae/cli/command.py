@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,7 +251,7 @@ def run_command(name: str, command: Callable[[], None]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     # A thread that waits for another one spins 300,000 times before it sleeps, which blocks that one on a busy machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "100000")  # read when torch is imported
-    with Interruptions(at_once=True):
+    with Interruptions(at_once=True), _warnings_as_notes():
         try:
             with naming_refused_parameters():
                 command()
@@ -262,6 +263,22 @@ def run_command(name: str, command: Callable[[], None]) -> int:
             if line:
                 print(f"{name}: {one_line(line)}", file=sys.stderr)
             return status
+
+
+@contextlib.contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Print each warning once, as a line without the code that gave it."""
+    said = set[str]()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        line = f"note: {one_line(str(message))}"
+        if line not in said and is_first_process():
+            print(line, file=sys.stderr)
+        said.add(line)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _line_and_status(error: BaseException) -> tuple[str, int]:

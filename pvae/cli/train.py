@@ -288,9 +288,11 @@ def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
     if config.system in ("images", "values"):
         from pvae.config.choices import images_config, load_for, values_config
 
-        chosen.pop("system", None)
         data = load_for(config, options["data_dir"], options["offline"])
-        configure = images_config if config.system == "images" else values_config
+        is_images = config.system == "images"
+        if chosen.pop("system", None) is None:
+            is_images = data.is_images
+        configure = images_config if is_images else values_config
         config = configure(data, **{"dataset": config.dataset, **chosen})
     elbo_of(config)  # refuses what does not go together
     return config, data

@@ -63,7 +63,10 @@ def contradictions(
     if datum_shape is not None:
         yield from _of_shape(config, datum_shape)
     if num_labels is not None and config.takes_labels and not num_labels:
-        yield "--condition and --labels need data with labels: classes, int64 (N,), or attributes, bool (N, A)"
+        yield (
+            "--condition and --labels need data with labels: classes, int64 (N,), attributes, bool (N, A), or the "
+            "--label-column of a table"
+        )
 
 
 def _of_latents(c: Any) -> Iterator[str]:
@@ -138,8 +141,10 @@ def _of_likelihood(c: Any) -> Iterator[str]:
     if c.is_symmetric and (c.is_binarized or "symmetric" not in arguments_of(p)):
         able = [name for name, one in Likelihood.members.items() if "symmetric" in arguments_of(one)]
         yield f"--pixels symmetric goes with --binarize none and --likelihood {either(able)} only"
-    if not p.is_of_images and (c.pad or c.is_binarized or c.prior_class.is_of_posterior):
-        yield f"--pad, --binarize and --prior vamp do not go with --likelihood {c.likelihood}: leave them out"
+    of_images = {"--pad": c.pad, "--binarize": c.is_binarized, f"--prior {c.prior}": c.prior_class.is_of_posterior}
+    for flag, is_given in of_images.items():
+        if is_given and not p.is_of_images:
+            yield f"{flag} does not go with --likelihood {c.likelihood}: leave it out"
     if p.needs_batch and c.missing:
         yield f"--likelihood {c.likelihood} needs all values of a batch: leave --missing out"
 

@@ -222,7 +222,7 @@ def pairs_to_compare(
     """Return the pairs of estimator and K that are defined and distinct, and for each other pair why it is left out.
 
     Args:
-        vae: where no part of its rate has a closed form, as with a flow, estimators that need one are left out.
+        vae: estimators that refuse its distributions are left out.
         data: x (B, *D), or a `Batch` of them with their labels.
         names: names of the estimators.
         particles: values of K.
@@ -233,21 +233,12 @@ def pairs_to_compare(
     has_label = isinstance(prior, Joint) and prior.is_enumerable
     support = support_of(prior)
     has_rsample = vae.given(batch.y).posterior(batch.x).has_rsample
-    has_closed_form = True
-    try:
-        with seeded(0, next(vae.parameters()).device), pyro.get_param_store().scope():
-            build_elbo("analytic").loss(vae.model, vae.guide, *batch)
-    except InputError:
-        has_closed_form = False
     pairs = []
     reasons = []
     for count in particles:
         for name in names:
             kind = PerDatumELBO.members[name]
             obstacles = {
-                "the KL divergence of this posterior from this prior has no closed form": (
-                    kind.needs_closed_form and not (has_closed_form or support)
-                ),
                 f"it is of {' or '.join(kind.supports)}": kind.supports and support not in kind.supports,
                 "a draw of z has no derivative": kind.reparameterised and not (has_rsample or has_label),
                 "there is no label to sum over": kind.sums_over_labels and not has_label,
@@ -258,8 +249,15 @@ def pairs_to_compare(
                 f"K must be a multiple of {groups}": "groups" in arguments_of(kind) and count % groups != 0,
                 "with one draw in each group its bound equals the ELBO": name == "miwae" and count == groups,
             }
-            reason = next((reason for reason, is_so in obstacles.items() if is_so), None)
-            if reason is None:
+            reason = next((reason for reason, is_so in obstacles.items() if is_so), "")
+            if not reason:
+                given = {"groups": groups} if "groups" in arguments_of(kind) else {}
+                try:
+                    with seeded(0, next(vae.parameters()).device), pyro.get_param_store().scope():
+                        build_elbo(name, count, **given).loss(vae.model, vae.guide, *batch)
+                except InputError as error:
+                    reason = str(error)
+            if not reason:
                 pairs.append((name, count))
             else:
                 reasons.append(f"{name} is left out at K = {count}: {reason}")

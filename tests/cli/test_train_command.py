@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from helpers import commands
@@ -94,6 +95,19 @@ def test_what_a_run_prints(few, capsys, tmp_path):
     assert f"(distortion {last.distortion:.2f}, rate {last.rate:.2f})" in said
     assert said.count("'my run'") >= 4
     assert "pseudo" in said
+
+
+def test_an_array_of_images_gets_the_options_of_images(no_pictures, tmp_path, capsys, monkeypatch):
+    """A warning of their ELBO, that one of two layers has no rate in closed form, is one line, once."""
+    monkeypatch.chdir(tmp_path)
+    np.save("images.npy", np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8), dtype=np.uint8))
+    few = ["--hidden", "8", "--epochs", "2", "--upper-latent-dims", "2", "--out"]
+    assert main(["--dataset", "array:images.npy", *few, "run"]) == 0
+    config = pvae.Run.open("run").config
+    assert (config.system, config.likelihood) == ("images", "discretized-logistic")
+    said = capsys.readouterr().err.splitlines()
+    assert len([line for line in said if "in closed form" in line]) == 1
+    assert next(line for line in said if "in closed form" in line).startswith("note: 1 of 2 layers")
 
 
 def test_the_printed_command_resumes(no_pictures, tmp_path, capsys, monkeypatch, tiny_mnist, lay_mnist):

@@ -59,7 +59,7 @@ def test_only_distinct_estimators_are_compared(linear):
     assert len(pairs) + len(reasons) == 3 * len(PerDatumELBO.members)
     x = torch.zeros(4, 1, 5, 4)
     vae = build_vae(Config(hidden=(8,), latent_dim=3, prior="mixture", components=2), (1, 5, 4))
-    assert pairs_to_compare(vae, x[:1], ["trace", "analytic"], [5], 5)[0] == [("trace", 5)]
+    assert pairs_to_compare(vae, x[:1], ["trace", "analytic", "beta-tc"], [5], 5)[0] == [("trace", 5)]
     vae = build_vae(Config(hidden=(8,), latent_dim=3, condition=True), (1, 5, 4), 3)
     batch = Batch(x, torch.tensor([0, 1, 2, 1]))
     assert pairs_to_compare(vae, batch.rows(slice(1)), ["analytic"], [1], 5) == ([("analytic", 1)], [])
