@@ -15,9 +15,9 @@ from pvae.cli.own_code import own_vae
 from pvae.config.config import OPTIONS, Config, help_text
 from pvae.config.presets import SYSTEMS, get_system, list_systems, read_toml
 from pvae.core.errors import InputError, TrainingError, check_name
-from pvae.core.options import Option
+from pvae.core.options import Option, options_of
 from pvae.core.terminal import is_first_process, print_line
-from pvae.data.reading import own_path
+from pvae.data.reading import Reading, own_path
 
 if TYPE_CHECKING:
     from pvae.data.dataset import Dataset
@@ -283,8 +283,12 @@ def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
         default = "images"
     elif own_path(dataset):
         default = "values"
-    config = SYSTEMS.get(chosen.get("system", default), Config()).replace(**chosen)
-    config.check_used(chosen)
+    known = chosen
+    if dataset.startswith("array:") and "system" not in chosen:  # whose file says which options it takes
+        of_data = {*options_of(Reading), "dataset", "valid", "calibration"} - {"columns"}
+        known = {name: value for name, value in chosen.items() if name in of_data}
+    config = SYSTEMS.get(chosen.get("system", default), Config()).replace(**known)
+    config.check_used(known)
     if config.system in ("images", "values"):
         from pvae.config.choices import images_config, load_for, values_config
 
@@ -294,6 +298,7 @@ def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
             is_images = data.is_images
         configure = images_config if is_images else values_config
         config = configure(data, **{"dataset": config.dataset, **chosen})
+        config.check_used(chosen)
     elbo_of(config)  # refuses what does not go together
     return config, data
 

@@ -271,7 +271,9 @@ def _of_processes(c: Any, has_own_vae: bool) -> Iterator[str]:
 
 
 def _of_shape(c: Any, shape: tuple[int, ...]) -> Iterator[str]:
-    if not shape or min(shape) < 1 or (c.network_class.is_conv and len(shape) != 3):
-        yield f"datum_shape must be at least one size, (C, H, W) for convolutions, each at least 1, not {shape}"
+    if not shape or min(shape) < 1:
+        yield f"datum_shape must be at least one size, each at least 1, not {shape}"
+    elif c.network_class.is_conv and len(shape) != 3:
+        yield f"--network {c.network} takes images (C, H, W), not data of shape {shape}: give another --network"
     if "columns" in arguments_of(c.likelihood_class) and shape != (len(c.column_kinds),):
         yield f"--columns {c.columns} is not of a datum of shape {shape}: name each of its columns"

@@ -102,9 +102,9 @@ def test_an_array_of_images_gets_the_options_of_images(no_pictures, tmp_path, ca
     monkeypatch.chdir(tmp_path)
     np.save("images.npy", np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8), dtype=np.uint8))
     few = ["--hidden", "8", "--epochs", "2", "--upper-latent-dims", "2", "--out"]
-    assert main(["--dataset", "array:images.npy", *few, "run"]) == 0
+    assert main(["--dataset", "array:images.npy", "--binarize", "static", *few, "run"]) == 0
     config = pvae.Run.open("run").config
-    assert (config.system, config.likelihood) == ("images", "discretized-logistic")
+    assert (config.system, config.likelihood) == ("images", "bernoulli")
     said = capsys.readouterr().err.splitlines()
     assert len([line for line in said if "in closed form" in line]) == 1
     assert next(line for line in said if "in closed form" in line).startswith("note: 1 of 2 layers")
