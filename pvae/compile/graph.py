@@ -96,11 +96,11 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph") 
 def _interpreted(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Function:
     """Return a graph of torch's operators as a program of TorchScript, whose interpreter calls them from C++.
 
-    Small steps take less time, since Python takes longer than most of their operators. Nothing is optimised, so that
-    the bits are the same. From the first operator on that returns nothing, such as the update of Adam, Python
-    calls them, since TorchScript does not trace these. The gradients of convolutions and of BatchNorm it does not trace
-    either; their operators take longer anyway, and Python calls the whole graph, as where torch has no TorchScript,
-    which is deprecated.
+    Small steps take less time, since Python takes longer than most of their operators. Equal values are computed once,
+    and nothing else is optimised, so that the bits are the same. From the first operator on that returns nothing, such
+    as the update of Adam, Python calls them, since TorchScript does not trace these. The gradients of convolutions and
+    of BatchNorm it does not trace either; their operators take longer anyway, and Python calls the whole graph, as
+    where torch has no TorchScript, which is deprecated.
     """
     of_inputs, attributes = _lifted(graph)
     nodes = [*of_inputs.graph.nodes]
@@ -115,7 +115,7 @@ def _interpreted(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Function:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            first = torch.jit.trace(first, (*inputs, *attributes), check_trace=False)
+            first = torch.jit.freeze(torch.jit.trace(first, (*inputs, *attributes), check_trace=False).eval())
     except Exception as error:
         if is_out_of_memory(error):
             raise
