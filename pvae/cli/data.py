@@ -398,6 +398,8 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
     from pvae.trained.given import given_data
     from pvae.trained.imputation import ENOUGH, TRIES, impute
 
+    if run.data.is_images:
+        raise InputError(f"{run.name} was trained on images, where no pixel is missing: train on array:FILE --missing")
     if not run.config.missing and not run.data.limits:
         raise InputError(f"{run.name} was trained without --missing: train again with it to fill in missing values")
     number = arguments.draws or 0

@@ -233,7 +233,7 @@ def _what_is_next(run: Run, place: str | None) -> str:
         following += ["pvae evaluate RUN", "pvae sample RUN"]
         if run.config.system in ("images", "values"):
             following.append(f"pvae score RUN {'DATA' if run.data.is_images else 'FILE'}")
-        if run.config.missing:
+        if run.config.missing and not run.data.is_images:
             following.append("pvae sample RUN --impute FILE")
     following.append("tensorboard --logdir RUN")
     is_stopped = run.metrics()[-1].epoch < run.config.epochs  # by --patience
@@ -299,7 +299,7 @@ def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
         configure = images_config if is_images else values_config
         config = configure(data, **{"dataset": config.dataset, **chosen})
         config.check_used(chosen)
-    elbo_of(config)  # refuses what does not go together
+    elbo_of(config, has_own_vae=options["vae"] is not None)  # refuses what does not go together
     return config, data
 
 

@@ -162,18 +162,19 @@ def build_elbo(name: str, num_particles: int = 1, **options: float) -> PerDatumE
     return kind(num_particles, **options)
 
 
-def elbo_of(config: Config, labelled: float = 1.0, num_data: int = 0) -> PerDatumELBO:
+def elbo_of(config: Config, labelled: float = 1.0, num_data: int = 0, has_own_vae: bool = False) -> PerDatumELBO:
     """Return the ELBO of a configuration.
 
     Args:
         config: the configuration.
         labelled: the share of the training data whose labels are known, with `config.labels`.
         num_data: the number of training data, for an ELBO that needs it.
+        has_own_vae: the VAE was built in Python, so that what `config` says of it is not used.
 
     Raises:
         InputError: an option, or the VAE that the configuration describes, does not go with the ELBO.
     """
-    refuse(config, has_elbo=True)
+    refuse(config, has_elbo=True, has_own_vae=has_own_vae)
     known = config.used() | {"num_particles": config.particles, "num_data": num_data}
     if config.warm_up:
         known["beta"] = 0.0  # of the first step

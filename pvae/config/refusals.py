@@ -176,28 +176,38 @@ def _of_start(c: Any) -> Iterator[str]:
 def _of_elbo(c: Any, has_own_beta: bool, has_own_vae: bool) -> Iterator[str]:
     elbo = c.elbo_class
     takes = arguments_of(elbo)
-    q = c.posterior_class
     if elbo.sums_over_labels != (c.labels > 0):
         yield f"--elbo {c.elbo} and --labels {c.labels}: --elbo enumerate goes with --labels above 0"
+    if not has_own_vae:
+        yield from _of_elbo_and_vae(c)
+    if "beta" not in takes and (c.beta != 1 or c.warm_up or has_own_beta):
+        yield f"--elbo {c.elbo} has no rate to weigh: leave --beta and --warm-up out, or take --elbo trace or analytic"
+    if "free_bits" not in takes and c.free_bits:
+        yield f"--elbo {c.elbo} has no free bits: give --free-bits 0, or take --elbo trace or analytic"
+    if c.particles % elbo.draws_together:
+        yield f"--elbo {c.elbo} draws in pairs: give an even number of --particles, not {c.particles}"
+    if c.particles < elbo.least_particles:
+        yield f"--elbo {c.elbo} needs --particles {elbo.least_particles} or more, not {c.particles}"
+    if "groups" in takes and c.particles % c.groups:
+        yield f"--elbo {c.elbo}: --particles {c.particles} must be a multiple of --groups {c.groups}"
+
+
+def _of_elbo_and_vae(c: Any) -> Iterator[str]:
+    elbo = c.elbo_class
+    takes = arguments_of(elbo)
+    q = c.posterior_class
     if (c.is_autoencoder or q.support == "codes") and "free_bits" not in takes:
         yield f"--posterior {c.posterior} is a point, without a density: train it by --elbo trace, not {c.elbo}"
     if elbo.needs_closed_form and not any(c.closed_forms):
         yield f"no closed-form KL is known for --posterior {c.posterior} and --prior {c.prior}: give --elbo trace"
     if elbo.needs_separate_draws and (c.likelihood_class.needs_batch or c.network_class.has_batch_norm):
-        yield (
-            f"--elbo {c.elbo} needs weights that each depend on their own draw only, and --likelihood normal-optimal "
-            "and BatchNorm make them depend on all draws: take --elbo trace, analytic, stl or iwae"
-        )
-    if "beta" not in takes and (c.beta != 1 or c.warm_up or has_own_beta):
-        yield f"--elbo {c.elbo} has no rate to weigh: leave --beta and --warm-up out, or take --elbo trace or analytic"
-    if "free_bits" not in takes and c.free_bits:
-        yield f"--elbo {c.elbo} has no free bits: give --free-bits 0, or take --elbo trace or analytic"
+        yield needs_separate_draws_text(c.elbo)
     if q.support in ("bits", "categories") and elbo.reparameterised:
         yield (
             f"{q.support} have no derivative, which --elbo {c.elbo} needs: give --elbo score-loo with --particles 4, "
             "or another one of notebooks/bits.ipynb"
         )
-    if elbo.supports and q.support not in elbo.supports and not has_own_vae:
+    if elbo.supports and q.support not in elbo.supports:
         able = [name for name, one in Posterior.members.items() if one.support in elbo.supports]
         yield (
             f"--elbo {c.elbo} is of {either(elbo.supports)}, and --posterior {c.posterior} draws {q.support}: give "
@@ -205,12 +215,14 @@ def _of_elbo(c: Any, has_own_beta: bool, has_own_vae: bool) -> Iterator[str]:
         )
     if elbo.supports and c.upper_latent_dims:
         yield (f"--elbo {c.elbo} is of one stochastic layer: give --elbo score-loo, or leave --upper-latent-dims out")
-    if c.particles % elbo.draws_together:
-        yield f"--elbo {c.elbo} draws in pairs: give an even number of --particles, not {c.particles}"
-    if c.particles < elbo.least_particles:
-        yield f"--elbo {c.elbo} needs --particles {elbo.least_particles} or more, not {c.particles}"
-    if "groups" in takes and c.particles % c.groups:
-        yield f"--elbo {c.elbo}: --particles {c.particles} must be a multiple of --groups {c.groups}"
+
+
+def needs_separate_draws_text(elbo: str) -> str:
+    """Return why an ELBO refuses BatchNorm, and what else to take."""
+    return (
+        f"--elbo {elbo} needs weights that each depend on their own draw only, and --likelihood normal-optimal and "
+        "BatchNorm make them depend on all draws: take --elbo trace, analytic, stl or iwae"
+    )
 
 
 def _of_data(c: Any, data: Any, has_own_vae: bool) -> Iterator[str]:

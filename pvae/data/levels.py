@@ -34,7 +34,7 @@ class Levels:
         """
         low, high = float(values.min()), float(values.max())
         if not np.isfinite([low, high]).all():
-            raise InputError("some of its values are NaN or infinite: remove them")
+            raise InputError("some values are NaN or infinite: remove them, or take array:FILE --missing for NaN")
         kind = "f" if values.dtype.kind == "f" else values.dtype.str[1:]
         return cls(kind if kind in ("b1", "u1", "u2", "f") else "", low, high)
 

@@ -216,6 +216,9 @@ class PerDatumELBO(Trace_ELBO, Family):
         beta: the weight of the rate in the loss, which each method has an argument to override for one call.
         free_bits: the nats per latent dimension that cost nothing.
 
+    Raises:
+        InputError: K is no whole number of at least 1.
+
     Attributes:
         least_particles: the smallest K.
         needs_closed_form: the rate, or with several stochastic layers a part of it, is a KL divergence in closed form.
@@ -243,6 +246,8 @@ class PerDatumELBO(Trace_ELBO, Family):
     messenger: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     def __init__(self, num_particles: int = 1, beta: Beta = 1.0, free_bits: FreeBits = 0.0) -> None:
+        if not isinstance(num_particles, int) or num_particles < 1:
+            raise InputError(f"num_particles is {num_particles!r}: give K, a whole number of at least 1")
         # The only plate, "data", is dimension -1; the particles are dimension -2.
         super().__init__(  # type: ignore[no-untyped-call]
             num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1

@@ -123,4 +123,7 @@ def check_continuous(vae: VAE, data: Data) -> None:
     """
     check_bounding(vae)
     if not is_continuous(vae, data):
-        raise InputError("annealing, gaps and calibration need a latent of real numbers: leave them out")
+        raise InputError(
+            "quadrature, annealing, gaps and calibration need a latent of real numbers: leave them out, or take "
+            "importance"
+        )

@@ -409,7 +409,9 @@ def _fit_decoder(p_x: Any, linear: nn.Linear, z: Tensor, x: Tensor, outputs: Ten
     z = z.double()
     x = x.double().flatten(1)
     parts = [
-        (part, x[:, places], outs.flatten().sort().values) for part, places, outs in p_x.placed() if not _is_real(part)
+        (part, x[:, places].unflatten(1, part.datum_shape), outs.flatten().sort().values)
+        for part, places, outs in p_x.placed()
+        if not _is_real(part)
     ]
 
     def loss() -> Tensor:
@@ -417,7 +419,7 @@ def _fit_decoder(p_x: Any, linear: nn.Linear, z: Tensor, x: Tensor, outputs: Ten
         output = outputs + z @ weight.T + bias
         value = weight.square().sum() / (2 * len(z))
         for part, values, places in parts:
-            each = part.pixels(output[:, places]).log_prob(values.nan_to_num(nan=0.0))
+            each = part.pixels(output[:, places].unflatten(1, part.output_shape)).log_prob(values.nan_to_num(nan=0.0))
             value = value - torch.where(values.isnan(), 0.0, each).sum() / len(z)
         value.backward()
         return value

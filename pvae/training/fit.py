@@ -82,7 +82,7 @@ def fit(
     """
     _check_type("config", config, Config)
     if config is not None:
-        elbo_of(config)  # refuses what does not go together, before any data are read
+        elbo_of(config, has_own_vae=vae is not None)  # refuses what does not go together, before any data are read
     path = None
     if out is not None:
         path = writer.check_out(expanded(out, "--out"))

@@ -80,7 +80,7 @@ def fit_many(
     if is_torchrun():
         raise InputError("many runs need no torchrun: run it without")
     for one in configs:
-        elbo_of(one)  # refuses what does not go together
+        elbo_of(one, has_own_vae=vae is not None)  # refuses what does not go together
     if data is None:
         data = load_for(configs[0])
     data = read(data, **reading_of(configs[0])).with_valid(configs[0].valid, configs[0].calibration)

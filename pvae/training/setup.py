@@ -6,15 +6,17 @@ import bisect
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pvae.compile.compiled_svi import AdamUpdate, CompiledSVI
 from pvae.compile.graph import missing
 from pvae.config.build import build_vae, elbo_of, preparation_of, start_like_burda
 from pvae.config.config import Config
-from pvae.config.refusals import refuse
+from pvae.config.refusals import needs_separate_draws_text, refuse
 from pvae.core.batch import Batch
 from pvae.core.errors import (
     InputError,
@@ -72,15 +74,16 @@ def build_trainer(
             do not work together or not in several processes.
         TrainingError: the networks do not fit into memory.
     """
+    has_own_vae = vae is not None
     refuse(
         config,
         has_elbo=True,
         has_own_beta=beta is not None,
-        has_own_vae=vae is not None,
+        has_own_vae=has_own_vae,
         data=data,
         num_processes=world.size,
     )
-    preparation = preparation_of(config, vae is not None)
+    preparation = preparation_of(config, has_own_vae)
     prepared = {
         split: preparation.prepared(x, split, is_redrawn=split == "train").to(device)
         for split, x in data.splits.items()
@@ -88,15 +91,20 @@ def build_trainer(
     if vae is None:
         vae = _new_vae(config, data, prepared["train"][: data.num_sample])
     vae = vae.to(device)
-    _check_values(vae, data, prepared)
     labels = {split: y.to(device) for split, y in _labels_of(config, data, vae, note).items()}
-    train = TrainingData(prepared.pop("train"), preparation, labels.get("train"), data.num_sample)
-    splits = {split: Batch(Pixels(x, preparation), labels.get(split)) for split, x in prepared.items()}
+    batches = {split: Batch(Pixels(x, preparation), labels.get(split)) for split, x in prepared.items()}
+    splits = {split: batch for split, batch in batches.items() if split != "train"}
+    check = getattr(vae.p_x, "check", None) or _check_of_support(vae, splits["test"], config.missing)
+    _check_values(check, data, prepared)
+    train = TrainingData(prepared["train"], preparation, labels.get("train"), data.num_sample)
 
     known = 1.0
     if config.labels:
         known = (labels["train"] >= 0).float().mean().item()
-    elbo = elbo_of(config, known, data.num_train)
+    elbo = elbo_of(config, known, data.num_train, has_own_vae)
+    modules = [*vae.p_z.modules(), *vae.p_x.modules()]
+    if elbo.needs_separate_draws and any(isinstance(one, (nn.BatchNorm1d, nn.BatchNorm2d)) for one in modules):
+        raise InputError(needs_separate_draws_text(config.elbo))
     reduce = None
     if world.size > 1:
         elbo = SharedELBO(elbo, world)
@@ -333,11 +341,36 @@ def _new_vae(config: Config, data: Dataset, x: Tensor) -> VAE:
     return vae
 
 
-def _check_values(vae: VAE, data: Dataset, prepared: Mapping[str, Tensor]) -> None:
+def _check_of_support(vae: VAE, data: Batch, has_missing: bool) -> Callable[[Tensor], Tensor] | None:
+    """Return a check of x by the support of p(x | z) of your own VAE; None if it depends on z, or cannot be found."""
+    (few,) = data.rows(slice(1)).split(1)
+    try:
+        with torch.no_grad(), seeded(0, few.x.device):
+            support: Any = vae.eval().likelihood(vae.posterior(*few).sample(), few.y).support
+            support.check(few.x)
+    except Exception:  # of any type: it is the user's code, of which the first loss tells
+        return None
+    base = support
+    while isinstance(base, constraints.independent):
+        base = base.base_constraint
+    if any(isinstance(bound, Tensor) for bound in vars(base).values()):
+        return None
+
+    def check(x: Tensor) -> Tensor:
+        is_inside = support.check(x)
+        if has_missing:
+            is_inside = is_inside | x.isnan().flatten(1).any(1)
+        if not is_inside.all():
+            raise InputError(f"x must be in the support of p(x | z), {base}")
+        return x
+
+    return check
+
+
+def _check_values(check: Callable[[Tensor], Tensor] | None, data: Dataset, prepared: Mapping[str, Tensor]) -> None:
     """Raise an `InputError` for values of x that the likelihood cannot give."""
     if data.is_images:
         return
-    check = getattr(vae.p_x, "check", None)
     for split, values in prepared.items():
         check_domain(check, values, data.name, data.names.get(split, split), data.columns)
 

@@ -14,8 +14,8 @@ from pvae import Config, InputError
 from pvae.cli.evaluate import main as evaluate_command
 from pvae.config.build import preparation_of
 from pvae.evaluation.report import evaluate
-from pvae.models.posteriors import NormalPosterior, PowerSphericalPosterior
-from pvae.models.priors import FlatPrior, SpherePrior, StandardNormalPrior
+from pvae.models.posteriors import CategoricalPosterior, NormalPosterior, PowerSphericalPosterior
+from pvae.models.priors import CategoricalPrior, FlatPrior, SpherePrior, StandardNormalPrior
 from pvae.trained.latent_space import encode
 
 pytestmark = [pytest.mark.workflow, pytest.mark.usefixtures("no_pictures")]
@@ -141,6 +141,61 @@ def test_grey_pixels_are_outside_the_support_of_a_bernoulli(tmp_path, few_digits
     with pytest.raises(InputError, match="--binarize") as refused:
         pvae.fit(CONFIG.replace(binarize="none"), vae=own_vae(), data=few_digits, out=tmp_path / "run", device="cpu")
     assert refused.value.__cause__ is not None
+
+
+class Bits(nn.Sequential):
+    def forward(self, z):
+        return dist.Bernoulli(logits=super().forward(z)).to_event(1)
+
+
+class WithBatchNorm(Bits):
+    def forward(self, z):
+        norm = self[1]
+        (linear, _, last) = self
+        h = linear(z)
+        return dist.Bernoulli(logits=last(norm(h.flatten(0, -2)).view_as(h))).to_event(1)
+
+
+def of_values(p_x):
+    return pvae.VAE(StudentPrior(), Posterior(nn.Linear(5, 4)), p_x)
+
+
+def test_every_datum_is_in_the_support_of_your_own_likelihood(tmp_path):
+    x = torch.ones(60, 5)
+    for row, value in (7, 3.0), (40, float("nan")):  # neither is among the data of the first loss
+        spoiled = x.clone()
+        spoiled[row, 2] = value
+        with pytest.raises(InputError, match=r"x\[2\].*support of p\(x \| z\)") as refused:
+            pvae.fit(Config(batch_size=10), vae=of_values(Bits(nn.Linear(2, 5))), data=spoiled, out=tmp_path / "run")
+        assert f"is {value:g}," in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_batch_norm_of_your_own_decoder_is_refused_where_draws_must_be_separate(tmp_path):
+    x = (torch.rand(60, 5, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    decoder = nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 5)
+    for elbo in ("dreg", "vimco", "score-loo"):
+        config = Config(elbo=elbo, particles=2, batch_size=10, epochs=1)
+        with pytest.raises(InputError, match="BatchNorm"):
+            pvae.fit(config, vae=of_values(WithBatchNorm(*decoder)), data=x, out=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+    pvae.fit(config.replace(elbo="iwae"), vae=of_values(WithBatchNorm(*decoder)), data=x, out=tmp_path / "run")
+
+
+def test_your_own_vae_and_not_the_configuration_says_what_an_elbo_is_given(tmp_path):
+    """The posterior of the configuration is Normal, which gumbel refuses."""
+    vae = pvae.VAE(CategoricalPrior(6, 3), CategoricalPosterior(nn.Linear(5, 6), 3), Bits(nn.Linear(6, 5)))
+    x = (torch.rand(60, 5, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    for elbo in ("gumbel", "disarm-categories"):
+        config = Config(elbo=elbo, particles=2, batch_size=10, epochs=1)
+        assert pvae.fit(config, vae=vae, data=x, out=tmp_path / elbo).metrics()
+
+
+def test_counts_of_several_axes_start_near_a_model(tmp_path):
+    x = torch.poisson(torch.full((130, 2, 3), 4.0), generator=torch.Generator().manual_seed(0))
+    config = pvae.values_config(x, epochs=1, hidden=(8,))
+    assert config.initialization == "exact"
+    assert pvae.fit(config, data=x, out=tmp_path / "run").metrics()
 
 
 def test_a_step_without_memory_is_said_with_advice_on_memory_alone(tmp_path, few_digits):
