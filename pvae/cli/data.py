@@ -524,7 +524,9 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     names = _write_images(folder, "reconstruction", shown(means).clamp(0, 1))
     write(folder / "names.csv", DataFrame({"file": names, "name": given.names}, dtype=object))
     title = f"{run.title}\nmeans of p(x | z) at the means of q(z | x)"
-    figure = reconstruction_figure(shown(next(batch.split(_SHOWN)).x), shown(means[:_SHOWN]), title)
+    figure = reconstruction_figure(
+        shown(next(batch.split(_SHOWN)).x), shown(means[:_SHOWN]), title, ("given", "reconstruction")
+    )
     write(folder / "reconstructions.png", figure)
     print_line(f"{folder}: {names[0]} to {names[-1]}, names.csv, and the first {_SHOWN} on reconstructions.png")
 

@@ -142,7 +142,14 @@ def annealed(
 
 
 @torch.no_grad()
-def bracket(vae: VAE, data: Data, num_temperatures: int = 1000, num_chains: int = 16, start: str = "prior") -> Bracket:
+def bracket(
+    vae: VAE,
+    data: Data,
+    num_temperatures: int = 1000,
+    num_chains: int = 16,
+    start: str = "prior",
+    on_data: Callable[[int], object] = lambda count: None,
+) -> Bracket:
     """Draw as many data as are given from the model, and bound log p(x) of each from below and from above.
 
         z* ~ p(z),  x ~ p(x | z*):     log (1/C) sum_c w_c  <=  log p(x)  <=  -log (1/C) sum_c 1 / w'_c     in the mean
@@ -157,6 +164,7 @@ def bracket(vae: VAE, data: Data, num_temperatures: int = 1000, num_chains: int 
         num_temperatures: T, the number of temperatures.
         num_chains: C, the number of chains for each datum.
         start: "prior" or "posterior".
+        on_data: called after each part with the number of data in it.
 
     Raises:
         InputError: as `annealed`.
@@ -179,6 +187,7 @@ def bracket(vae: VAE, data: Data, num_temperatures: int = 1000, num_chains: int 
         upper, _ = log_weights(points, z, schedule.betas.flip(0), schedule.steps[::-1])
         runs.append(Bracket(lower.logsumexp(0), -upper.logsumexp(0)))
         done += len(part)
+        on_data(len(part))
     lower, upper = (torch.cat(parts) for parts in zip(*runs))
     return Bracket(lower - math.log(num_chains), upper + math.log(num_chains))
 

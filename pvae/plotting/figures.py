@@ -153,9 +153,13 @@ def named_images_figure(rows: Mapping[str, Sequence[tuple[str, Tensor]]], title:
     return figure
 
 
-def reconstruction_figure(images: Tensor, reconstructions: Tensor, title: str) -> Figure:
-    """Return images (B, C, H, W) in a row above their reconstructions."""
-    labels = ("test image", "mean of p(x | z),\nz ~ q(z | x)")
+def reconstruction_figure(
+    images: Tensor,
+    reconstructions: Tensor,
+    title: str,
+    labels: Sequence[str] = ("test image", "mean of p(x | z),\nz ~ q(z | x)"),
+) -> Figure:
+    """Return images (B, C, H, W) in a row above their reconstructions, with a label of each row."""
     return image_figure(torch.cat([images, reconstructions]), len(images), title, labels)
 
 
@@ -374,6 +378,7 @@ def comparison_figure(measurements: pd.DataFrame, title: str) -> Figure:
         if high < 10 * low:
             axes.yaxis.set_minor_formatter("{x:g}")
         axes.set_xticks(counts, [*map(str, counts)], minor=False)
+        axes.set_xlim(min(counts) / 1.5, 1.5 * max(counts))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)

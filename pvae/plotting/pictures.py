@@ -269,8 +269,9 @@ def histograms(run: Run) -> Figure:
         name = f"the prior {name}"
     else:
         name += " (an autoencoder has no prior)"
-    every = [*map(figures.indexed, codes.latent_names(run))]
-    layer = every[-1].split("_")[0]
+    raw = codes.latent_names(run)
+    layer, _, _ = raw[-1].partition("_")
+    every = [*map(figures.indexed, raw)]
     first = len(every) - draws.shape[1]
     chosen, names, order = _most_used(run, range(first, len(every)))
     title = f"{run.title}\nblue: {layer} ~ q(z | x) over the test data; dark red: {name}\nlatents {order}"

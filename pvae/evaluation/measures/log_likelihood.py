@@ -12,7 +12,13 @@ from torch import Tensor
 from pvae.core.batch import Batch
 from pvae.evaluation.context import Context, Measure, Request, said
 from pvae.marginal.annealing import bracket
-from pvae.marginal.log_likelihood import ANNEALING, MOST_UNTRUSTED, check_method, conditional_log_likelihood
+from pvae.marginal.log_likelihood import (
+    ANNEALING,
+    MOST_UNTRUSTED,
+    check_method,
+    conditional_log_likelihood,
+    hidden,
+)
 from pvae.marginal.log_p import LogP
 from pvae.runs.run import Run
 from pvae.trained.given import given_values
@@ -99,7 +105,9 @@ class LogLikelihood(Measure):
         if num_simulated > 0:
             known["annealing"] = dict(context.how.get("annealing", ANNEALING))
         if num_simulated > 1:
-            bounds = bracket(vae, batch.rows(slice(num_simulated)), **known["annealing"])
+            with context.how.get("progress", hidden)("bounds of drawn data", num_simulated) as bar:
+                like = batch.rows(slice(num_simulated))
+                bounds = bracket(vae, like, **known["annealing"], on_data=bar.update)
             gap = bounds.upper - bounds.lower
             known["bracket"] = Estimate.of(gap)
             known["bracket_median"] = gap.quantile(0.5).item()
