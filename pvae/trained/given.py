@@ -225,7 +225,7 @@ def read_codes(run: Run, file: Path) -> Tensor:
         raise InputError(f"{file} has no columns loc_1, z_1 and so on, or arrays loc or z: give what pvae encode wrote")
     if z.ndim != 2 or z.shape[1] != width or not len(z):
         raise InputError(f"{file} holds codes of shape {z.shape}, and {run.name} has latents of shape (N, {width})")
-    codes = torch.from_numpy(z).float()
+    codes = torch.tensor(z, dtype=torch.float32)
     are_bad = (~codes.isfinite()).any(1)
     if are_bad.any():
         row = int(are_bad.int().argmax()) + 1
