@@ -279,13 +279,13 @@ def importance_sample(
         Estimates and errors, nats; trusted as `from_weights` says.
 
     Raises:
-        InputError: log p(x | z) cannot be recorded with the given engine, or K is less than 2.
+        InputError: log p(x | z) cannot be recorded with the given engine, or K is less than 1.
 
     Reference:
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 8; `Mixture`, `near_posterior` and `pareto_k`.
     """
-    if num_particles < 2:
-        raise InputError(f"num_particles is {num_particles}, and an error is known of 2 draws or more: give K of these")
+    if num_particles < 1:
+        raise InputError(f"num_particles is {num_particles}: give K, at least 1")
     batch = Batch.of(data)
     parts = []
     log_likelihood = _recorded_log_likelihood(vae, engine, len(batch) * num_particles)
