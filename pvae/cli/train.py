@@ -296,7 +296,7 @@ def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
         is_images = config.system == "images"
         if chosen.pop("system", None) is None:
             is_images = data.is_images
-            if data.train.dim() == 3 and data.train.element_size() == 1 and not options["quiet"]:
+            if data.train.dim() == 3 and data.train.element_size() == 1 and not options["quiet"]:  # bytes (N, H, W)
                 print_line(f"note: read as values; if these are images, give --dataset folder:{own_path(dataset)}")
         configure = images_config if is_images else values_config
         config = configure(data, **{"dataset": config.dataset, **chosen})

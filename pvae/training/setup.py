@@ -92,11 +92,13 @@ def build_trainer(
         vae = _new_vae(config, data, prepared["train"][: data.num_sample])
     vae = vae.to(device)
     labels = {split: y.to(device) for split, y in _labels_of(config, data, vae, note).items()}
-    batches = {split: Batch(Pixels(x, preparation), labels.get(split)) for split, x in prepared.items()}
-    splits = {split: batch for split, batch in batches.items() if split != "train"}
-    check = getattr(vae.p_x, "check", None) or _check_of_support(vae, splits["test"], config.missing)
-    _check_values(check, data, prepared)
-    train = TrainingData(prepared["train"], preparation, labels.get("train"), data.num_sample)
+    test = Batch(Pixels(prepared["test"], preparation), labels.get("test"))
+    if not data.is_images:
+        check = getattr(vae.p_x, "check", None) or _check_of_support(vae, test, config.missing)
+        for split, x in prepared.items():
+            check_domain(check, x, data.name, data.names.get(split, split), data.columns)
+    train = TrainingData(prepared.pop("train"), preparation, labels.get("train"), data.num_sample)
+    splits = {split: Batch(Pixels(x, preparation), labels.get(split)) for split, x in prepared.items()}
 
     known = 1.0
     if config.labels:
@@ -365,14 +367,6 @@ def _check_of_support(vae: VAE, data: Batch, has_missing: bool) -> Callable[[Ten
         return x
 
     return check
-
-
-def _check_values(check: Callable[[Tensor], Tensor] | None, data: Dataset, prepared: Mapping[str, Tensor]) -> None:
-    """Raise an `InputError` for values of x that the likelihood cannot give."""
-    if data.is_images:
-        return
-    for split, values in prepared.items():
-        check_domain(check, values, data.name, data.names.get(split, split), data.columns)
 
 
 def _labels_of(config: Config, data: Dataset, vae: VAE, note: Callable[[str], object]) -> dict[str, Tensor]:

@@ -150,8 +150,7 @@ class Bits(nn.Sequential):
 
 class WithBatchNorm(Bits):
     def forward(self, z):
-        norm = self[1]
-        (linear, _, last) = self
+        linear, norm, last = self
         h = linear(z)
         return dist.Bernoulli(logits=last(norm(h.flatten(0, -2)).view_as(h))).to_event(1)
 
