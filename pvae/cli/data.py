@@ -187,6 +187,7 @@ def _score(arguments: argparse.Namespace) -> None:
         run.dataset(None, arguments.data_dir, arguments.offline)
         held_out = held_out_rows(run, rate)
     given = _given_data(run, arguments)
+    given = given._replace(outside={**given.broken, **given.outside}, broken={})
     how = arguments.importance_samples, functools.partial(progress_bar, unit="datum", in_logs=True)
     with seeded(arguments.seed):
         scores, vae, batch, kind = score_rows(run, given.x, given.y, given.inside, given.names, "test", *how)
@@ -351,7 +352,7 @@ def _sample(arguments: argparse.Namespace) -> None:
         where += ", labels in the shares of the training data"
     if not run.data.is_images:
         names = [f"sample-{number}" for number in range(1, len(x) + 1)]
-        _write_values(run, out, names, recorded(run.data, x), labels)
+        _write_values(run, out, names, recorded(run.data, x, y), labels)
         print_line(f"{out}: x {tuple(x.shape)}, draws from p(x | z), {where}")
         return
     images = run.preparation.shown(x).clamp(0, 1)
@@ -378,7 +379,7 @@ def _drawn(run: Run, arguments: argparse.Namespace) -> tuple[Tensor, Tensor | No
         if label is None and (run.is_given_labels or run.config.labels):
             run.dataset(None, arguments.data_dir, arguments.offline)
         y = labels_to_sample(run, arguments.num_samples, label)
-        if run.data.rules:
+        if run.data.steps:
             x = latent_space.sample_rows(run.vae(), run.data, arguments.num_samples, y)
         else:
             x = latent_space.sample(run.vae(), arguments.num_samples, draws, y)
@@ -413,7 +414,7 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
         raise InputError(f"{arguments.impute} has a column imputation, {how}")
     out = _out(run, arguments.out, run.place / "samples", "imputed")
     num_draws = number
-    if run.data.rules:
+    if run.data.steps:
         num_draws = max(TRIES, _TRIES_OF_DRAW * number)
     with progress_bar("imputing", len(given.inside), "datum", in_logs=True) as bar:
         found = impute(run.vae(), given.batch(run), num_draws=num_draws, on_data=bar.update)
@@ -462,14 +463,14 @@ def _write_imputed_table(run: Run, out: Path, given: GivenData, found: Imputed, 
         if one.name in fields:
             fields[one.name] = fields[one.name].mask(fields[one.name].isin(missing), one.text)
     assert given.recorded is not None  # of the file of a table
-    of_file, x = given.recorded[given.inside], given.x[given.inside]
+    of_file, x, y = given.recorded[given.inside], given.x[given.inside], given.batch(run).y
     is_missing = given.in_place(of_file.isnan(), torch.tensor(False))
     tries = [*found.draws.unbind(1)]
     if number:
         repeated = pandas.concat([fields] * number)
         counts = torch.arange(1, 1 + number).repeat_interleave(len(fields))
         repeated.insert(0, "imputation", counts.tolist())
-        parts = [completed(run.data, of_file, x, tries[first::number]) for first in range(number)]
+        parts = [completed(run.data, of_file, x, tries[first::number], y) for first in range(number)]
         draws = torch.cat([given.in_place(part) for part, _ in parts])
         _say_left(torch.cat([left for _, left in parts]))
         write(out, table_text(columns, draws, repeated, is_missing.repeat(number, 1), sep))
@@ -480,7 +481,7 @@ def _write_imputed_table(run: Run, out: Path, given: GivenData, found: Imputed, 
     for place, column in enumerate(run.data.file_columns):
         if column in run.data.columns:
             std[:, place] = given.in_place(found.std[:, run.data.columns.index(column)])
-    rows, left = completed(run.data, of_file, x, [found.filled, *tries])
+    rows, left = completed(run.data, of_file, x, [found.filled, *tries], y)
     filled = given.in_place(rows)
     _say_left(left)
     write(out, table_text(columns, filled, fields, is_missing, sep))
@@ -517,7 +518,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     shown = run.preparation.shown
     means = decode(run.vae(), encode(run.vae(), batch), batch.y)
     if not run.data.is_images:
-        _write_values(run, folder, given.names, given.in_place(recorded(run.data, means)))
+        _write_values(run, folder, given.names, given.in_place(recorded(run.data, means, batch.y)))
         print_line(f"{folder}: {len(means):,} means of p(x | z), in the order of the data")
         _say_outside(given, "reconstruction")
         return
@@ -619,10 +620,11 @@ def _given_data(run: Run, arguments: argparse.Namespace) -> GivenData:
 
 
 def _say_outside(given: GivenData, what: str) -> None:
-    """Print for how many rows a command has computed nothing, and why not for the first ones."""
-    if given.outside:
-        reasons = [f"{given.names[row]}, {given.outside[row]}" for row in sorted(given.outside)[:_REASONS]]
-        print_line(f"no {what} for {len(given.outside):,} of {len(given.names):,} rows: {'; '.join(reasons)}")
+    """Print for how many rows a command has computed nothing, or a rule is broken, and why for the first ones."""
+    for rows, said in ((given.outside, f"no {what} for"), (given.broken, "a rule of the run is broken in")):
+        if rows:
+            reasons = [f"{given.names[row]}, {rows[row]}" for row in sorted(rows)[:_REASONS]]
+            print_line(f"{said} {len(rows):,} of {len(given.names):,} rows: {'; '.join(reasons)}")
 
 
 encode = Command(_encode_parser, _encode, exclusive=[("splits", name) for name in ("DATA", "label", "draws")])

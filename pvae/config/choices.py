@@ -101,6 +101,8 @@ def values_config(data: Any, **options: Any) -> Config:
         InputError: an option is unknown or cannot be used.
     """
     data = read(data, **_of_reading(options))
+    splits = {name: options[name] for name in ("valid", "calibration", "condition") if name in options}
+    data = split_for(get_system("values").replace(**splits), data)
     kinds = [_kind(column, _values_of(data, place)) for place, column in enumerate(data.columns)]
     names = {kind.name for kind in kinds}
     chosen = dict[str, Any]()
@@ -116,7 +118,7 @@ def values_config(data: Any, **options: Any) -> Config:
         chosen["likelihood"] = "negative-binomial"
     system = get_system("values")
     chosen["latent_dim"] = max(1, min(system.latent_dim, data.train[0].numel()))
-    num_train = data.num_train - data.count_valid(system.valid)
+    num_train = data.num_train
     if data.train[0].numel() <= _WIDEST and system.replace(**(chosen | options)).has_exact_start:
         chosen["initialization"] = "exact"
         elbo = PerDatumELBO.members[options.get("elbo", "trace")]
@@ -140,7 +142,12 @@ def reading_of(config: Config) -> dict[str, Any]:
 def load_for(config: Config, data_dir: str | Path | None = None, offline: bool = False) -> Dataset:
     """Return the data set of a configuration, with its splits; the arguments are those of `pvae.read`."""
     data = read(config.dataset, data_dir=data_dir, offline=offline, **reading_of(config))
-    return data.with_valid(config.valid, config.calibration)
+    return split_for(config, data)
+
+
+def split_for(config: Config, data: Dataset) -> Dataset:
+    """Return data with the splits of a configuration, and a table with the rules of its training rows."""
+    return data.with_valid(config.valid, config.calibration, config.condition)
 
 
 def _of_reading(options: dict[str, Any]) -> dict[str, Any]:

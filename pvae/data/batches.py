@@ -220,7 +220,7 @@ def _values(frame: DataFrame, name: str, schema: Schema, classes: tuple[str, ...
     """
     from pvae.data.tables import class_codes, frame_values
 
-    values = [torch.from_numpy(frame_values(frame, schema, name)[0])]
+    values = [torch.from_numpy(frame_values(frame, schema, name))]
     if len(classes) > 1:
         values.append(class_codes(frame, schema.reading.label_column, classes, name))
     return values

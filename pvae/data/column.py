@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -65,20 +65,22 @@ class Column:
             return 1.0
         return float(10.0**-self.decimals)
 
-    def of_any_size(self) -> Column:
-        """Return the column with the limits that its numbers have by themselves: 0, and 1 of a share."""
-        if self.least is None or self.greatest is None or self.date_format or self.decimals is None:
-            return replace(self, least=None, greatest=None)
-        least = greatest = None
-        low = self.origin + self.least
-        if low >= 0:
-            least = low - self.spacing * math.floor(low / self.spacing + 1e-6)
-            if low > 0 and least < 1e-3 * self.spacing:  # none is 0
-                least += self.spacing
-            least -= self.origin
-            if self.origin + self.greatest <= 1:
-                greatest = 1 - self.origin
-        return replace(self, least=least, greatest=greatest)
+    @property
+    def natural_range(self) -> tuple[float, float]:
+        """The least and the greatest value that its numbers have by themselves: 0, or the first above it, and 1."""
+        if self.least is None or self.greatest is None or self.date_format or not math.isfinite(self.least):
+            return -math.inf, math.inf
+        low, greatest = self.origin + self.least, math.inf
+        if low < 0 or self.categories:
+            return -math.inf, greatest
+        least = low - self.spacing * math.floor(low / self.spacing + 1e-6)
+        if low > 0 and least < 1e-3 * self.spacing:  # none is 0
+            least += self.spacing
+        if self.decimals is None:
+            least = 0.0
+        elif self.origin + self.greatest <= 1:  # a share
+            greatest = 1 - self.origin
+        return least - self.origin, greatest
 
     @property
     def _date_unit(self) -> timedelta:
@@ -99,8 +101,8 @@ class Column:
     def rounded(self, value: float) -> float:
         """Return a value that was drawn or computed as one of the file: in its steps and decimals, or `below`.
 
-        A whole number, or one of a column with a `step`, is kept in the range of the file; and a number of a column of
-        which none is below 0, or none is 0, is not below 0 either, or not 0.
+        A number of a column of which none is below 0, or none is 0, is not below 0 either, or not 0; and one of a
+        column of shares is at most 1. It may lie beyond the values of the file.
         """
         value = self._in_steps(value)
         if self.is_below(value):
@@ -112,28 +114,21 @@ class Column:
             return value
         if self.date_format:
             return round((self.origin + value) / self.spacing) * self.spacing - self.origin
-        least = -math.inf if self.least is None else self.least
-        greatest = math.inf if self.greatest is None else self.greatest
-        if self.step and math.isfinite(least):
-            value = least + self.step * round((value - least) / self.step)
-        if self.decimals is None or self.decimals > _MOST_DECIMALS:
-            return min(max(value, least), greatest) if self.step else value
-        unit = 10.0**-self.decimals  # the least value above 0
-        if self.decimals == 0 or self.step:
-            value = min(max(value, least), greatest)
-        elif least + self.origin > 0:
-            value = max(value, unit - self.origin)
-        elif least + self.origin == 0:
-            value = max(value, least)
-        if least + self.origin >= 0 and greatest + self.origin <= 1:  # a share
-            value = min(value, 1 - self.origin)
-        return round(self.origin + value, self.decimals) - self.origin
+        is_in_digits = self.decimals is not None and self.decimals <= _MOST_DECIMALS
+        if self.step and self.least is not None:
+            value = self.least + self.step * round((value - self.least) / self.step)
+        elif not is_in_digits:
+            return value
+        least, greatest = self.natural_range
+        value = min(max(value, least), greatest)
+        if is_in_digits:
+            return round(self.origin + value, self.decimals) - self.origin
+        return value
 
     def text(self, value: float, is_given: bool = False, is_filled: bool = False) -> str:
         """Return a value as the file has it: the text of a category, a date, or a number with the file's decimals.
 
-        Whole numbers and dates that were drawn or computed are rounded, whole numbers are clamped into the range of the
-        file, and numbers of a column that are all above 0 do not become 0.
+        Numbers and dates that were drawn or computed are rounded, as `rounded` says.
 
         Args:
             value: a value of x; NaN becomes "".

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -16,9 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pvae.core.errors import InputError, joined
+from pvae.core.errors import InputError, joined, listed
 from pvae.data.column import Column
+from pvae.data.rules import find_rules, modelled
 from pvae.data.schema import DataRecord, Schema, is_classes, title_of
+from pvae.models.columns import column_kinds, named_kinds
 
 _SAMPLE = 40_000  # rows of data in parts on which the start of a training depends
 _MOST_VALID = 10_000  # of data in parts
@@ -48,6 +51,9 @@ class Dataset(Schema):
         found: number, size and colour of image files, for example "8 images of 28 x 20 pixels, grey"; or empty.
         names: a name for each datum of a split, by the name of the split, such as the path of an image; or {}.
         is_in_parts: the data are mapped into memory, in a random order, and may be larger than it.
+        impossible: of each row of a split that breaks a rule, and is no part of it, its name and why.
+        plain: the same data before their rules rewrote them, with all rows; None if they have no rules.
+        is_given_labels: rules may depend on the labels, which the VAE is given.
         schema: the fields of `Schema`, by their names.
 
     Raises:
@@ -68,6 +74,9 @@ class Dataset(Schema):
     found: str = field(default="", kw_only=True)
     names: Mapping[str, Sequence[str]] = field(default_factory=dict, kw_only=True)
     is_in_parts: bool = field(default=False, kw_only=True)
+    impossible: Mapping[str, Sequence[str]] = field(default_factory=dict, kw_only=True)
+    plain: Dataset | None = field(default=None, kw_only=True)
+    is_given_labels: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         """Check the tensors, and name the classes by their numbers if no names are given."""
@@ -174,19 +183,88 @@ class Dataset(Schema):
         """Return the name, the number of data in each split and their shape, without the data."""
         return f"<Dataset {self.title}, shape {self.datum_shape}>"
 
-    def with_valid(self, share: float, calibration: float = 0.0) -> Dataset:
+    def with_valid(
+        self, share: float, calibration: float = 0.0, is_given_labels: bool = False, known: Schema | None = None
+    ) -> Dataset:
         """Return the data set with a validation split, and perhaps a calibration split.
 
         If the data set has no validation split of its own, a fixed share of the training data, at least two, becomes
-        one. The same data are chosen at every call.
+        one. The same data are chosen at every call. Rules of a table are those of the training rows that are left.
 
         Args:
             share: the share, between 0 and 1; 0 for no validation split, even if the data set has its own.
             calibration: the share of the training data that neither train nor choose; 0 if there are some.
+            is_given_labels: as for `with_rules`, as is `known`.
+            known: the schema whose rules are taken.
 
         Raises:
             InputError: fewer than two data would remain to train.
         """
+        plain = self.plain or self
+        data = plain.held_out(share, calibration)
+        is_known = data is plain and is_given_labels == self.is_given_labels
+        if known is None and (self.plain is None or is_known):  # rules are not looked for, or were found
+            return data if self.plain is None else self
+        return data.with_rules(is_given_labels, known)
+
+    def with_rules(self, is_given_labels: bool = False, known: Schema | None = None) -> Dataset:
+        """Return a table whose rules have rewritten it, without the rows that break one; or other data as they are.
+
+        Args:
+            is_given_labels: a rule may depend on the labels.
+            known: the schema whose rules are taken; by default they are those of the training rows.
+
+        Raises:
+            InputError: a rule that was said cannot be one.
+        """
+        found = known
+        labels = dict[str, Tensor]()
+        if is_given_labels and self.reading.label_column and not self.has_attributes:
+            labels = {split: torch.where(y < 0, math.nan, y.double()) for split, y in self.labels.items()}
+        values = {split: x.double().numpy() for split, x in self.splits.items()} if self.columns else {}
+        if found is None:
+            if (
+                not self.columns
+                or self.is_in_parts
+                or self.reading.rules == "none"
+                or column_kinds(self.reading.columns)
+            ):
+                return self
+            codes = torch.cat([y for split, y in labels.items() if split in ("train", "valid")]) if labels else None
+            kept = [*named_kinds(self.reading.columns), *(one.name for one in self.columns if one.limit is not None)]
+            of_labels = {} if codes is None else {self.reading.label_column: (codes.numpy(), self.label_names)}
+            found = replace(
+                Schema(**self.schema),
+                recorded=self.columns,
+                **find_rules(self.columns, values, self.names, self.reading.rules, kept, of_labels),
+            )
+        note = self.note
+        if known is None:
+            note = joined(note, found.note)
+        if not found.steps:
+            return replace(self, plain=self, near=found.near, note=note)
+        changed: dict[str, Any] = {
+            name: getattr(found, name) for name in ("columns", "rules", "steps", "recorded", "near")
+        }
+        names, impossible = {**self.names}, dict[str, Sequence[str]]()
+        for split, x in values.items():
+            left, why = modelled(found, x, labels[split].numpy() if split in labels else None)
+            rows = [row for row in range(len(x)) if row not in why]
+            named = self.names.get(split, [f"{split}[{row}]" for row in range(len(x))])
+            changed[split] = torch.from_numpy(left[rows])
+            if split in self.labels:
+                changed[f"{split}_labels"] = self.labels[split][rows]
+            if split in names:
+                names[split] = [named[row] for row in rows]
+            if why:
+                impossible[split] = tuple(f"{named[row]}: {text}" for row, text in why.items())
+                count = f"{len(why):,} of {len(x):,} {split} rows"
+                note = joined(note, f"{count} break a rule, and are left out: {listed(impossible[split])}")
+        changed |= {"impossible": impossible, "plain": self, "is_given_labels": is_given_labels}
+        return replace(self, **changed, names=names, note=note)
+
+    def held_out(self, share: float, calibration: float) -> Dataset:
+        """Return the data with a validation split and a calibration split, before their rules."""
         data = self
         if share == 0 and self.valid is not None:
             names = {split: names for split, names in self.names.items() if split != "valid"}
@@ -252,6 +330,7 @@ class Dataset(Schema):
         """Return the record for a run folder."""
         numbers: dict[str, Any] = {f"num_{split}": len(x) for split, x in self.splits.items()}
         others = {one.name: getattr(self, one.name) for one in fields(DataRecord) if not one.name.startswith("num_")}
+        others["impossible"] = tuple(self.impossible.get("test", ()))
         return DataRecord(**numbers, **others)
 
 

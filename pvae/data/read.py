@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset
@@ -33,6 +34,7 @@ from pvae.data.images import (
     load_images,
 )
 from pvae.data.reading import DATASETS, Reading, is_file, is_folder, is_table, own_path
+from pvae.data.rules import modelled
 from pvae.data.schema import DataRecord, Fields, Schema, Values, names_of
 from pvae.data.sources import by_name, dataset_of, read_values
 
@@ -65,16 +67,21 @@ def read(
         offline: do not download.
         quiet: draw no progress bar.
         options: how it is read: image_size, grey, skip_broken, label_column, name_column, ignore, missing_values,
-            columns and rules.
+            columns and rules, which may be a list of rules.
 
     Raises:
         InputError: there are no such data, or they cannot be used.
     """
     for name, value in options.items():
         check_name("argument", name, _OPTIONS)
+        if name == "rules" and not isinstance(value, str):
+            value = "; ".join(value)
         options[name] = _OPTIONS[name].check(value)
     with seeded(0):
-        return _read(source, Reading(**options), data_dir, offline, quiet)
+        data = _read(source, Reading(**options), data_dir, offline, quiet)
+    if isinstance(source, Dataset):
+        return data
+    return data.with_rules()
 
 
 def _read(source: Any, reading: Reading, data_dir: str | Path | None, offline: bool, quiet: bool) -> Dataset:
@@ -184,6 +191,7 @@ class OtherData(NamedTuple):
             folders in a folder; [] if there are none.
         fields: of a table.
         outside: rows of a table that cannot be rows of the recorded one, by their numbers, and why.
+        broken: the same of rows that break a rule.
         recorded: the values of a table in the columns of the file, NaN where they are empty or below
             a limit.
     """
@@ -194,6 +202,7 @@ class OtherData(NamedTuple):
     labels: list[str]
     fields: Fields | None = None
     outside: Mapping[int, str] = MappingProxyType({})
+    broken: Mapping[int, str] = MappingProxyType({})
     recorded: Tensor | None = None
 
 
@@ -251,20 +260,35 @@ def _other_values(record: DataRecord, file: Path) -> OtherData:
     if not record.columns:  # of a run on arrays
         known, reading = None, replace(reading, columns=f"real*{record.datum_shape[0]}")
     values = read_values(file, reading, known, keeps_outside=True)
-    for split, x in values.x.items():
-        if x.shape[1:] != record.datum_shape:
-            wanted = f"the run was trained on (N, *{record.datum_shape})"
-            raise InputError(f"{file}: {split} has shape {x.shape}, and {wanted}")
     together = np.concatenate([x.astype(np.float64) for x in values.x.values()])
     names = [name for part in values.names.values() for name in part]
     labels = names_of(np.concatenate([*values.labels.values()])) if values.labels else []
     same = {_without_zeros(name): name for name in record.label_names}  # "2.0" is the class "2" too
     labels = [same.get(_without_zeros(name), name) if name not in record.label_names else name for name in labels]
-    of_file = None
-    if values.recorded is not None:
-        of_file = torch.from_numpy(values.recorded)
+    codes = {name: float(code) for code, name in enumerate(record.label_names)}
+    y = np.array([codes.get(name, np.nan) for name in labels] or np.full(len(together), np.nan))
+    x, of_file, broken = in_columns(record, together, y)
+    if x.shape[1:] != record.datum_shape:
+        raise InputError(f"{file} has shape {tuple(x.shape)}, and the run was trained on (N, *{record.datum_shape})")
     note = values.schema.note
-    return OtherData(names, torch.from_numpy(together), note, labels, values.fields, values.outside, of_file)
+    return OtherData(names, x, note, labels, values.fields, values.outside, broken, of_file)
+
+
+def in_columns(
+    schema: Schema, of_file: NDArray[np.float64], y: NDArray[np.float64]
+) -> tuple[Tensor, Tensor | None, dict[int, str]]:
+    """Return the values of x of other rows, in the columns of the file, and those that break a rule, with why.
+
+    Args:
+        schema: of the run.
+        of_file: values (N, D) of the columns of the file.
+        y: codes of the labels, (N,), NaN where one is not known.
+    """
+    left, broken = modelled(schema, of_file, y)
+    if not schema.columns:
+        return torch.from_numpy(left), None, broken
+    limits = np.array([column.limit for column in schema.file_columns], float)  # NaN for None
+    return torch.from_numpy(left), torch.from_numpy(np.where(of_file < limits, np.nan, of_file)), broken
 
 
 def _without_zeros(name: str) -> str:

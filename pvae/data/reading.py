@@ -50,7 +50,7 @@ class Reading:
         ignore: names of columns that are no part of x, with commas in between.
         missing_values: the texts that stand for a missing value, with commas in between.
         columns: the kinds of columns, as `models.columns.ColumnsText` says.
-        rules: "none", "auto", or which rules of a table are left out.
+        rules: "auto", "none", which rules of a table are left out, and rules that are said, with ; in between.
     """
 
     image_size: Annotated[
@@ -116,11 +116,12 @@ class Reading:
     rules: Annotated[
         str,
         Option(
-            help="auto: find what holds in all rows of a table, which then holds in every row that is drawn; "
-            "'not NAME', with commas in between: the same without the rule of a column, or those of a kind; none: look "
-            "for nothing. A column whose kind --columns names is not rewritten",
-            pattern=r"auto|none|not [^,\n]+(, *not [^,\n]+)*",
-            described="auto, none, or 'not NAME' with the name of a column or of a kind of rules",
+            help="auto: find laws in the training rows of a table, which then hold in every drawn row; or rules with ; "
+            "in between, beside those that are found: 'total = a + b; refund <= price; currency by country; at most "
+            "one of a, b'; 'not NAME', with commas in between, finds none of a column, or of a kind; none finds "
+            "nothing. A column whose kind --columns names is not rewritten",
+            pattern=r"[^\n]{1,10000}",
+            described="auto, none, 'not NAME' with the name of a column or of a kind of rules, or rules",
             needs=_TABLES,
         ),
     ] = "auto"

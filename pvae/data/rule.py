@@ -1,8 +1,8 @@
-"""`Rule`, what holds in all rows of a table and how it rewrites columns, and `Table`, which rules rewrite."""
+"""What rewrites the columns of a table: `Rule`, a law of its rows, and `Part`, how one column is modelled by others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -17,34 +17,28 @@ from pvae.models.features import steps_of
 Array = NDArray[np.float64]
 Values = Mapping[str, Array]
 
-LEAST_ROWS = 12  # in which a rule could have failed
 TINY = 1e-9  # a difference of numbers that are equal
-_MOST_KEYS = 100  # values by which another column is looked up
-_SAMPLE = 2000  # rows, evenly spaced, that rule out most pairs of columns
+_DIGITS = 9  # behind the point, of dates and differences
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule(Family):
-    """What holds in all rows of a table, and how its columns are rewritten by it.
+    """What rewrites a column of a table, so that less is left to model: `apply`, and `undo`, which brings it back.
 
     Numbers are those of the file, dates are days since 1970, and texts are the codes of their categories; NaN is an
     empty field.
 
     Args:
         column: the column that is rewritten, or left out.
-        of: the columns that it depends on.
+        of: the columns that `undo` needs.
         rule: the name of the class, by which a run keeps it.
         says: the rule in one line.
 
     Attributes:
-        fills: it empties fields of the column, and fills them in again.
-        waits: it is applied with rules of the next kind, which may compute columns from what it leaves out.
-        is_shift: it only shifts the column by another one, so that densities in the columns before and after are equal.
+        is_law: it is a law of the rows, which relates columns, and no part of one.
     """
 
-    fills: ClassVar[bool] = False
-    waits: ClassVar[bool] = False
-    is_shift: ClassVar[bool] = False
+    is_law: ClassVar[bool] = True
     column: str
     of: tuple[str, ...] = ()
     rule: str = ""
@@ -63,33 +57,29 @@ class Rule(Family):
         """The names of the columns that it adds."""
         return ()
 
-    @classmethod
-    def find(cls, table: Table) -> Iterator[Rule]:
-        """Yield rules of this class; each is planned before the next one is searched."""
-        raise NotImplementedError
-
     def apply(self, values: Values) -> Values:
-        """Return the columns that are left."""
+        """Return the columns that are left, of any rows; of rows that keep the rule, `undo` brings back the others."""
         raise NotImplementedError
 
     def undo(self, values: Values) -> Values:
         """Return the columns before `apply`, given those left, in which the fields of `of` that are empty are NaN."""
         raise NotImplementedError
 
-    def keeps(self, before: Values, after: Values, slack: float) -> NDArray[np.bool_]:
-        """Return for each row whether it keeps the rule, (N,), given the columns before and after `apply`.
+    def keeps(self, values: Values) -> NDArray[np.bool_]:
+        """Return for each row whether it keeps the rule, as far as its fields are known, (N,)."""
+        raise NotImplementedError
 
-        Args:
-            before: as for `apply`.
-            after: what it returned.
-            slack: by how much values of the column may differ that are equal.
-        """
-        back = self.undo(after)[self.column]
-        return np.isclose(back, before[self.column], rtol=1e-14, atol=slack, equal_nan=True)
+    def alternatives(self, columns: Mapping[str, Column]) -> list[Rule]:
+        """Return the rule for each of its columns that it can rewrite, the best first."""
+        return [self]
+
+    def of_rows(self, values: Values) -> Rule | None:
+        """Return the rule as it rewrites these rows; None if `undo` would not bring them back."""
+        return self
 
     def described(self, name: str, x: Array, before: Mapping[str, Column]) -> Column:
         """Return a column that the rule has made, given the columns before: of numbers, unless a class says more."""
-        rounded = (k for k in range(9) if are_equal(x, x.round(k)))
+        rounded = (k for k in range(9) if np.allclose(x, x.round(k), rtol=1e-14, atol=TINY, equal_nan=True))
         return replace(
             before.get(name, Column(name)),
             decimals=next(rounded, None),
@@ -102,166 +92,302 @@ class Rule(Family):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Empty(Rule, name="empty", help="whether a field is empty is a column of 0 and 1"):
-    """Whether a field is empty is another column: drawn rows have empty fields as the data have."""
-
-    fills = True
-
-    @property
-    def indicator(self) -> str:
-        """The name of the other column."""
-        return f"{self.column} is empty"
-
-    @property
-    def made(self) -> tuple[str, ...]:
-        """The name of the other column."""
-        return (self.indicator,)
-
-    @classmethod
-    def find(cls, table: Table) -> Iterator[Rule]:
-        """Yield a rule for each column with an empty field."""
-        for name in [*table.columns]:
-            count = np.isnan(table.values[name]).sum()
-            if count:
-                yield cls(column=name, says=f"{name} is empty in {count / len(table):.1%} of the rows")
-
-    def apply(self, values: Values) -> Values:
-        """Add the other column."""
-        return {**values, self.indicator: np.isnan(values[self.column]).astype(float)}
-
-    def undo(self, values: Values) -> Values:
-        """Leave the fields empty."""
-        x = np.where(values[self.indicator] == 1, np.nan, values[self.column])
-        return without({**values, self.column: x}, self.indicator)
-
-    def described(self, name: str, x: Array, before: Mapping[str, Column]) -> Column:
-        """Return a column of 0 and 1."""
-        return Column(name, kind="binary", decimals=0, least=0.0, greatest=1.0)
-
-
-class Table:
-    """The columns of a table, as rules rewrite them one after another.
-
-    Args:
-        values: of each column, (N,).
-        columns: the columns.
-        kept: names of columns that are not rewritten, since a user named their kinds.
-    """
-
-    def __init__(self, values: Values, columns: Sequence[Column], kept: Sequence[str] = ()) -> None:
-        self.first: Values = dict(values)
-        self.values: Values = dict(values)
-        self.columns = {column.name: column for column in columns}
-        self.kept = frozenset(kept)
-        self.rules: list[Rule] = []
-        self.planned: dict[str, Rule] = {}
-        self._codes: dict[str, tuple[NDArray[np.int64], Array, NDArray[np.int64]]] = {}
-
-    def __len__(self) -> int:
-        return len(next(iter(self.values.values())))
-
-    def codes(self, name: str) -> tuple[NDArray[np.int64], Array, NDArray[np.int64]]:
-        """Return the code of each row's value, -1 where it is empty, the values, and how often each occurs."""
-        if name not in self._codes:
-            x = self.values[name]
-            is_given = ~np.isnan(x)
-            levels, inverse, counts = np.unique(x[is_given], return_inverse=True, return_counts=True)
-            codes = np.full(len(x), -1)
-            codes[is_given] = inverse
-            self._codes[name] = codes, levels, counts
-        return self._codes[name]
-
-    def numbers(self) -> list[str]:
-        """Return the names of columns of numbers with a known number of digits, and of dates."""
-        return [
-            name
-            for name, column in self.columns.items()
-            if not column.categories
-            and (column.date_format or (column.decimals is not None and column.decimals <= 8))
-            and len(self.codes(name)[1]) > 1
-        ]
-
-    def is_key(self, name: str) -> bool:
-        """Return whether others may be looked up by a column: it has few values, or ten rows for each text."""
-        most = _MOST_KEYS
-        if self.columns[name].categories:
-            most = max(most, len(self) // 10)
-        return 1 < len(self.codes(name)[1]) <= most and not self.columns[name].date_format
-
-    def unit(self, name: str) -> float:
-        """Return the unit of the last digit of a number."""
-        decimals = self.columns[name].decimals
-        if decimals is None:
-            return 1 / 86_400
-        return 10.0**-decimals
-
-    def text(self, name: str, number: float) -> str:
-        """Return a number of a column as the file has it."""
-        column = self.columns[name]
-        return column.text(number - column.origin, is_given=True)
-
-    def may_compute(self, name: str, of: Sequence[str], is_emptied: bool = True) -> bool:
-        """Return whether a rule may compute a column from others without a circle, unless one is planned for it.
-
-        Args:
-            name: of the column.
-            of: names of the others.
-            is_emptied: the rule depends on whether these are empty, which other columns say.
-        """
-        computed = {rule.column: rule for rule in self.rules if not isinstance(rule, Empty)} | self.planned
-        needed = self._with_indicators(of) if is_emptied else [*of]
-        if any(one not in self.columns for one in needed):  # whether one is empty is not known when the rule is undone
-            return False
-        if any(self.columns[one].limit is not None for one in of):  # values below it are not known
-            return False
-        for one in needed:  # which grows
-            if one in computed:
-                needed += [other for other in self._with_indicators(computed[one].of) if other not in needed]
-        return name not in self.planned and name not in needed
-
-    def take_planned(self) -> None:
-        """Apply the planned rules, each after those that need its column."""
-        while self.planned:
-            needed = {name for rule in self.planned.values() for name in self._with_indicators(rule.of)}
-            self.take(self.planned.pop(next(name for name in self.planned if name not in needed)))
-
-    def _with_indicators(self, names: Sequence[str]) -> list[str]:
-        """Return names of columns, and those that say whether one of them is empty."""
-        said = {rule.column: rule.indicator for rule in self.rules if isinstance(rule, Empty)}
-        return [*names, *(said[name] for name in names if name in said)]
-
-    def take(self, rule: Rule) -> None:
-        """Apply a rule, if `undo` brings back what was there."""
-        if any(name in self.values for name in rule.made):
-            return
-        after = rule.apply(self.values)
-        back = rule.undo(after)
-        emptied = {one.column for one in self.rules if one.fills}
-        for name, x in self.values.items():
-            is_compared = ~np.isnan(x) | (name not in emptied)
-            if back[name] is not x and not are_equal(back[name][is_compared], x[is_compared]):
-                return
-        columns = {}
-        for name, x in after.items():
-            if x is self.values.get(name):
-                columns[name] = self.columns[name]
-            else:
-                columns[name] = rule.described(name, x, self.columns)
-                self._codes.pop(name, None)
-        self.values, self.columns = after, columns
-        self.rules.append(rule)
-
-    def sample(self) -> NDArray[np.int64]:
-        """Return some rows, evenly spaced."""
-        return np.linspace(0, len(self) - 1, min(len(self), _SAMPLE)).astype(int)
-
-
-def are_equal(x: Array, y: Array) -> bool:
-    """Return whether all numbers of two columns are equal, up to rounding."""
-    return bool(np.allclose(x, y, rtol=1e-14, atol=TINY, equal_nan=True))
-
-
 def without(values: Values, *names: str) -> Values:
     """Return the columns other than those of some names."""
     return {name: x for name, x in values.items() if name not in names}
+
+
+def class_of(x: Array, at: str) -> Array:
+    """Return the classes that the values of a column are: themselves, or whether they are "zero"; NaN is none."""
+    if at == "zero":
+        return np.where(np.isnan(x), np.nan, x == 0)
+    return x
+
+
+def looked_up(x: Array, keys: tuple[float, ...], found: tuple[float, ...]) -> Array:
+    """Return what is found for each of x, by keys in rising order; NaN of another value."""
+    places = np.searchsorted(keys, x - TINY).clip(max=len(keys) - 1)
+    return np.where(np.abs(np.array(keys)[places] - x) <= TINY, np.array(found)[places], np.nan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computed(Rule):
+    """A column that others determine where `due` is not NaN: it is left out, or empty there.
+
+    Args:
+        is_total: they determine it in all rows.
+    """
+
+    is_total: bool = True
+
+    def due(self, values: Values) -> Array:
+        """Return the column, given the others; NaN where they do not determine it."""
+        raise NotImplementedError
+
+    def apply(self, values: Values) -> Values:
+        """Leave the column out, or empty where it is known."""
+        if self.is_total:
+            return without(values, self.column)
+        return {**values, self.column: np.where(np.isnan(self.due(values)), values[self.column], np.nan)}
+
+    def undo(self, values: Values) -> Values:
+        """Compute the column."""
+        due = self.due(values)
+        return {**values, self.column: np.where(np.isnan(due), values.get(self.column, np.nan), due)}
+
+    def of_rows(self, values: Values) -> Rule | None:
+        """Return the rule, which leaves the column out if it is due wherever it is given."""
+        is_open = ~np.isnan(values[self.column]) & np.isnan(self.due(values))
+        if not self.keeps(values).all():
+            return None
+        return replace(self, is_total=not is_open.any())
+
+    def keeps(self, values: Values) -> NDArray[np.bool_]:
+        """Return whether the column is as it is due."""
+        return ~(np.abs(values[self.column] - self.due(values)) > TINY)
+
+    def described(self, name: str, x: Array, before: Mapping[str, Column]) -> Column:
+        """Return the column as it was, with the range that is left."""
+        if name != self.column:
+            return super().described(name, x, before)
+        column = before[name]
+        if np.isnan(x).all():
+            return column
+        return replace(column, least=float(np.nanmin(x)) - column.origin, greatest=float(np.nanmax(x)) - column.origin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Function(Computed, name="function", help="a column, or whether it is 0, is a function of the class of another"):
+    """A column, or whether it is 0, is a function of another column, whose values are classes.
+
+    Args:
+        at: "value" of the other column is the class, or whether it is "zero".
+        to: "value" of the column is determined, or whether it is "zero": then it is empty where it is 0.
+        keys: the classes that decide, in rising order.
+        found: what each of them decides.
+        unit: of the last digit of the column, in place of a 0 that a class excludes.
+        classes: of the column of the labels, the names of their codes; () of other columns.
+    """
+
+    at: str = "value"
+    to: str = "value"
+    keys: tuple[float, ...]
+    found: tuple[float, ...]
+    unit: float = 0.0
+    classes: tuple[str, ...] = ()
+
+    def decided(self, values: Values) -> Array:
+        """Return what the class of each row decides; NaN where it decides nothing."""
+        return looked_up(class_of(values[self.of[0]], self.at), self.keys, self.found)
+
+    def due(self, values: Values) -> Array:
+        """Return the column where it is decided."""
+        decided = self.decided(values)
+        if self.to == "zero":
+            return np.where(decided == 1, 0.0, np.nan)
+        return decided
+
+    def undo(self, values: Values) -> Values:
+        """Look the column up."""
+        values = super().undo(values)
+        x = values[self.column]
+        if self.to == "zero":
+            x = np.where((self.decided(values) == 0) & (x == 0), self.unit, x)
+        return {**values, self.column: x}
+
+    def keeps(self, values: Values) -> NDArray[np.bool_]:
+        """Return whether the column is what its class decides."""
+        return ~(np.abs(class_of(values[self.column], self.to) - self.decided(values)) > TINY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity(Computed, name="identity", help="a number is a sum of others, or a product of two"):
+    """A number is a sum, or a product, up to a residual of a few units in its last digit, which is left.
+
+        y = constant + sum_i factor_i a_i,    y = a b,    or y = a times a factor of the class b
+
+    Args:
+        factors: of a sum, one for each of the others; () of a product.
+        constant: what is added.
+        keys: the classes of the second of the others, if these have factors; else ().
+        found: the factor of each.
+        digits: of the column behind the point.
+        most: the greatest residual, up to its sign; if it is 0, nothing of the column is left.
+    """
+
+    factors: tuple[float, ...] = ()
+    constant: float = 0.0
+    keys: tuple[float, ...] = ()
+    found: tuple[float, ...] = ()
+    digits: int = _DIGITS
+    most: float = 0.0
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The name of the residual."""
+        if self.most == 0:
+            return ()
+        return (f"{self.column} (residual)",)
+
+    def alternatives(self, columns: Mapping[str, Column]) -> list[Rule]:
+        """Return the identity, and as a sum that of each other column."""
+        if not self.factors or self.most:
+            return [self]
+        weights = {self.column: 1.0} | {name: -factor for name, factor in zip(self.of, self.factors)}
+        return [self, *(a_sum(weights, self.constant, name, columns[name]) for name in self.of)]
+
+    def due(self, values: Values) -> Array:
+        """Return the sum or the product."""
+        first, *others = (values[name] for name in self.of)
+        if self.factors:
+            total = self.constant + sum(factor * values[name] for factor, name in zip(self.factors, self.of))
+        elif self.keys:
+            total = first * looked_up(others[0], self.keys, self.found)
+        else:
+            total = first * others[0]
+        return np.round(total, self.digits)
+
+    def apply(self, values: Values) -> Values:
+        """Leave the residual."""
+        rest = (values[self.column] - self.due(values)).round(self.digits)
+        return {**super().apply(values), **dict.fromkeys(self.made, rest)}
+
+    def undo(self, values: Values) -> Values:
+        """Add what is computed."""
+        after = super().undo(values)
+        y = after[self.column]
+        for name in self.made:
+            y = y + np.where(np.isnan(self.due(values)), 0, np.clip(values[name], -self.most, self.most))
+        return {**without(after, *self.made), self.column: y.round(self.digits)}
+
+    def keeps(self, values: Values) -> NDArray[np.bool_]:
+        """Return whether the residual is small."""
+        return ~(np.abs(values[self.column] - self.due(values)) > self.most + TINY)
+
+
+def a_sum(weights: Mapping[str, float], total: float, name: str, column: Column) -> Identity:
+    """Return sum_i weight_i a_i = total as an identity of one of its columns."""
+    own = weights[name]
+    factors = {one: -weight / own for one, weight in weights.items() if one != name}
+    constant = round(total / own, 9)
+    text = ""
+    for one, factor in sorted(factors.items(), key=lambda item: item[1] < 0):
+        text += " - " if factor < 0 else " + "
+        size = round(abs(factor), 9)
+        text += one if size == 1 else f"{size:g} {one}"
+    if constant:
+        text += f" {'-' if constant < 0 else '+'} {abs(constant):.10g}"
+    says = f"{name} = {text.removeprefix(' + ').strip()}"
+    digits = digits_of(column)
+    return Identity(
+        column=name, of=tuple(factors), factors=tuple(factors.values()), constant=constant, digits=digits, says=says
+    )
+
+
+def digits_of(column: Column) -> int:
+    """Return to how many digits behind the point a column is computed."""
+    if column.date_format or column.decimals is None:
+        return 9
+    return min(column.decimals, 9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order(Rule, name="order", help="a number is at most another one"):
+    """A number is at most another one in the same step: one of them becomes their difference, which is at least 0.
+
+    Args:
+        is_above: the column is the greater one, b in b - a; or the smaller one.
+        least: the least difference: 0, or a step.
+    """
+
+    is_above: bool
+    least: float = 0.0
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The name of the difference."""
+        pair = [self.of[0], self.column]
+        return (" - ".join(pair[:: -self._sign]),)
+
+    def described(self, name: str, x: Array, before: Mapping[str, Column]) -> Column:
+        """Return a column of differences, which are in the step of dates if it has one."""
+        new = super().described(name, x, before)
+        if before[self.column].date_format:
+            return replace(new, step=before[self.column].spacing)
+        return new
+
+    @property
+    def _sign(self) -> int:
+        return 1 if self.is_above else -1
+
+    def alternatives(self, columns: Mapping[str, Column]) -> list[Rule]:
+        """Return the order as it rewrites the one column or the other."""
+        return [self, replace(self, column=self.of[0], of=(self.column,), is_above=not self.is_above)]
+
+    def of_rows(self, values: Values) -> Rule | None:
+        """Return the order, if the other column is given wherever this one is."""
+        if (np.isnan(values[self.of[0]]) & ~np.isnan(values[self.column])).any():
+            return None
+        return self
+
+    def apply(self, values: Values) -> Values:
+        """Leave the difference."""
+        rest = np.maximum(self._rest(values), self.least)
+        return {**without(values, self.column), self.made[0]: rest}
+
+    def undo(self, values: Values) -> Values:
+        """Add the difference, or subtract it."""
+        rest = np.maximum(values[self.made[0]], self.least)
+        x = values[self.of[0]] + self._sign * rest
+        return {**without(values, *self.made), self.column: x.round(_DIGITS)}
+
+    def keeps(self, values: Values) -> NDArray[np.bool_]:
+        """Return whether the difference is large enough."""
+        return ~(self._rest(values) < self.least - TINY)
+
+    def _rest(self, values: Values) -> Array:
+        return (self._sign * (values[self.column] - values[self.of[0]])).round(_DIGITS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(Rule, name="flags", help="of some flags at most one, or exactly one, is set"):
+    """Of the column and the others, all 0 or 1, at most one is 1: they become one category.
+
+    Args:
+        flags: all of them.
+        is_exact: one is always 1.
+    """
+
+    flags: tuple[str, ...]
+    is_exact: bool
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The name of the category, whose last code is that of none, if none may be set."""
+        return (f"one of {', '.join(self.flags)}",)
+
+    def apply(self, values: Values) -> Values:
+        """Leave the category."""
+        x = np.stack([values[name] for name in self.flags])
+        none = 0 if self.is_exact else len(x)
+        codes = np.where((x == 1).any(0), (x == 1).argmax(0), none)
+        return {**without(values, *self.flags), self.made[0]: np.where(np.isnan(x).any(0), np.nan, codes)}
+
+    def undo(self, values: Values) -> Values:
+        """Set the flag of the category."""
+        codes = values[self.made[0]]
+        flags = {name: np.where(np.isnan(codes), np.nan, codes == code) for code, name in enumerate(self.flags)}
+        return {**without(values, *self.made), **flags}
+
+    def keeps(self, values: Values) -> NDArray[np.bool_]:
+        """Return whether as many are set as may be."""
+        x = np.stack([values[name] for name in self.flags])
+        is_short = self.is_exact & ~np.isnan(x).any(0) & ~(x == 1).any(0)
+        return ((x == 1).sum(0) <= 1) & ~is_short
+
+    def described(self, name: str, x: Array, before: Mapping[str, Column]) -> Column:
+        """Return a column of categories."""
+        categories = self.flags
+        if not self.is_exact:
+            categories += ("none",)
+        return Column(name, categories, "categorical")

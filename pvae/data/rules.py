@@ -1,122 +1,349 @@
-"""Rules of a table: what holds in all of its rows is found, taken out before a training, and holds in every drawn row.
+"""Rules of a table: laws that training rows show are taken out before a training, and hold in every drawn row.
 
 A rule rewrites the columns of a table so that less is left to model, and `undo` brings them back exactly. Each is a
 bijection of the rows for which it holds, between values in steps or categories, whose probabilities do not change; a
 difference or a residual is its column shifted by others, which keeps a density too. So log p of the columns that are
-left is log p of the row.
+left is log p of the row. A rule that cannot rewrite a column, since others compute it, is kept by drawing again.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-import pvae.data.rule_kinds  # noqa: F401  which are the members of `Rule`
-from pvae.core.errors import check_name
+from pvae.core.errors import joined, listed
 from pvae.data.column import Column
-from pvae.data.rule import LEAST_ROWS, TINY, Array, Empty, Rule, Table, Values
+from pvae.data.parts import ENOUGH_ROWS, PARTS, Empty
+from pvae.data.rule import TINY, Array, Computed, Flags, Function, Identity, Order, Rule, Values
+from pvae.data.said import read_rules
+from pvae.data.search import Table, find_laws
 
 if TYPE_CHECKING:
     from pvae.data.schema import Schema
 
-
-def find_rules(table: Table, without: Sequence[str] = ()) -> Table:
-    """Return the table as all rules that are found have rewritten it.
-
-    Rules are searched in all rows, in the order of their classes: what is empty, products and sums, thresholds, what
-    others determine, where a column has one value, ends, order, seasons, and levels. A column is computed from others,
-    which may be computed too, but never from itself. A rule must hold in all rows, also in those for validation and
-    test, so that none of these has log p = -inf; `evaluate` names what nearly all rows keep. A rule that a few values
-    could keep, as `same`, `threshold`, `where` and `order`, is taken only if it would hold by chance, of independent
-    columns, with a probability of at most 1e-9.
-
-    Args:
-        table: the columns of a file.
-        without: names of rules, or of columns of which rules are left out.
-    """
-    if len(table) < LEAST_ROWS:
-        return table
-    for kind in Rule.members.values():
-        for rule in kind.find(table):
-            is_asked = {kind.name, rule.column, *rule.of}.isdisjoint(without) and rule.column not in table.kept
-            if is_asked and table.may_compute(rule.column, rule.of, is_emptied=not rule.is_shift):
-                table.planned[rule.column] = rule
-        if not kind.waits:
-            table.take_planned()
-    return table
+_LEAST_ROWS = 12  # in which a column could have shown another value
+_SHOWN, _MOST_NEAR = 3, 20  # near laws in a note, and of a run
 
 
-def without_rules(
-    x: Array, columns: Sequence[Column], kept: Sequence[str], option: str
-) -> tuple[Array, dict[str, Any]]:
-    """Return the values (N, D) that are left of those of a file, and the fields of a schema that say of what.
+def find_rules(
+    columns: Sequence[Column],
+    splits: Mapping[str, Array],
+    names: Mapping[str, Sequence[str]],
+    option: str,
+    kept: Sequence[str] = (),
+    labels: Mapping[str, tuple[Array, tuple[str, ...]]] = {},
+) -> dict[str, Any]:
+    """Return the fields of a schema that say what holds in the rows of a table, and a note.
+
+    Laws are looked for in the training rows, and those that a validation row breaks are dropped; then each column that
+    is left gets its parts. Calibration and test rows are not looked at.
 
     Args:
-        x: the values of the file.
-        columns: its columns.
-        kept: names of columns that are not rewritten.
+        columns: of the file.
+        splits: the values of each split in these columns, (N, D), of which "train" and "valid" are used.
+        names: of the rows of each split.
         option: `Reading.rules`.
+        kept: names of columns that are not rewritten.
+        labels: the codes of the training rows and of the validation rows together, and the names of the classes, by
+            the column of labels, if the VAE is given them.
+
+    Raises:
+        InputError: a rule of `option` cannot be read, or too many training rows break it.
     """
-    without = []
-    if option != "auto":
-        names = [*Rule.members, *(column.name for column in columns)]
-        without = [check_name("--rules", one.strip().removeprefix("not "), names) for one in option.split(",")]
-    table = find_rules(Table(_named(x, columns), columns, kept), without)
-    left = tuple(table.columns.values())
-    if not table.rules:
-        return x, {"columns": left}
-    recorded = [*columns]
-    for place, column in enumerate(columns):
-        if column not in left:  # it is computed from others, which say its range
-            recorded[place] = column.of_any_size()
-    return _stacked(table.values, left), {"columns": left, "rules": tuple(table.rules), "recorded": tuple(recorded)}
+    train = _named(splits["train"], columns)
+    valid = _named(splits.get("valid", splits["train"][:0]), columns)
+    if len(splits["train"]) < _LEAST_ROWS:
+        return {"columns": tuple(columns)}
+    steps: list[Rule] = []
+    described = {column.name: column for column in columns}
+    for name, column in {**described}.items():
+        both = np.concatenate([train[name], valid[name]])
+        for part in Empty.find(name, column, both) if name not in kept else ():
+            if part.made[0] in described:  # a column of the file
+                kept = [*kept, name]
+                continue
+            train, valid = part.apply(train), part.apply(valid)
+            described |= {one: part.described(one, train[one], described) for one in part.made}
+            steps.append(part)
+    for name, (codes, _) in labels.items():
+        count = len(splits["train"])
+        train, valid = {**train, name: codes[:count]}, {**valid, name: codes[count:]}
+    classes = {name: of_codes for name, (_, of_codes) in labels.items()}
+    num_rows = len(splits["train"]) + len(splits.get("valid", ()))
+    table = Table(train, described, num_rows, valid, classes)
+    said, is_searched, left_out = read_rules(option, table, names.get("train", ()))
+    notes = list[str]()
+    is_possible = np.ones(len(splits["train"]), bool)
+    for rule in said:
+        is_possible &= rule.keeps(train)
+    if not is_possible.all():
+        train = {name: x[is_possible] for name, x in train.items()}
+        table = Table(train, described, num_rows, valid, classes)
+    laws = list[Rule]()
+    for rule in find_laws(table) if is_searched else ():
+        broken = np.flatnonzero(~rule.keeps(valid))
+        is_new = {rule.column, *rule.of} not in [{one.column, *one.of} for one in said]
+        if not {rule.name, rule.column, *rule.of}.isdisjoint(left_out) or not is_new:
+            continue
+        if len(broken):
+            row = _name_of(names.get("valid", ()), int(broken[0]))
+            notes.append(f"no rule, since {row} of the validation rows breaks it: {rule}")
+        else:
+            laws.append(rule)
+    plan = _Plan(described, steps, kept)
+    rules = plan.bind([*said, *laws], train)
+    if is_searched:
+        notes += _notes(table, [name for name, ok in zip(names.get("train", ()), is_possible) if ok], len(columns))
+    ordered = [*steps, *plan.in_order()]
+    for rule in ordered[len(steps) :]:
+        train, valid = rule.apply(train), rule.apply(valid)
+        described = _described(rule, train, described)
+    for part_kinds in PARTS[1:] if is_searched else ():
+        for name in [name for name in described if name not in kept and name not in left_out]:
+            for kind in part_kinds:
+                for part in kind.find(name, described[name], train[name]) if kind.name not in left_out else ():
+                    if part.keeps(valid).all() and described.keys().isdisjoint(part.made):
+                        train, valid = part.apply(train), part.apply(valid)
+                        described = _described(part, train, described)
+                        ordered.append(part)
+    return {
+        "columns": tuple(described[name] for name, x in train.items() if name not in labels and not np.isnan(x).all()),
+        "rules": tuple(rules),
+        "steps": tuple(ordered),
+        "near": tuple(one.rule for one in table.near if not isinstance(one.rule, (Function, Flags)))[:_MOST_NEAR],
+        "note": joined(*notes),
+    }
 
 
-def modelled(schema: Schema, x: Array, rows: Sequence[str], outside: dict[str, str]) -> Array:
-    """Return the values that are left of those of another file (N, D), by the rules of a schema.
+def _described(rule: Rule, values: Values, before: Mapping[str, Column]) -> dict[str, Column]:
+    """Return the columns after a rule was applied."""
+    changed = {rule.column, *rule.made}
+    return {
+        name: rule.described(name, x, before) if name in changed or name not in before else before[name]
+        for name, x in values.items()
+        if name in before or name in changed
+    }
+
+
+def _notes(table: Table, names: Sequence[str], num_columns: int) -> list[str]:
+    """Return what is to be said of a search: that it had few rows, and laws but for a few rows."""
+    notes = list[str]()
+    if table.num_rows < ENOUGH_ROWS and num_columns > 1:
+        rows = f"{table.num_rows:,} rows to learn from"
+        notes.append(f"{rows}: of rules only identities are looked for (others need {ENOUGH_ROWS}, or --rules)")
+    for rule, wrong in sorted(table.near, key=lambda one: len(one.wrong))[:_SHOWN]:
+        rows = listed([_name_of(names, row) for row in wrong.tolist()])
+        text = short(rule)
+        notes.append(f"{text} but for {rows}: --rules '{text}' makes it a rule")
+    return notes
+
+
+def short(rule: Rule) -> str:
+    """Return a rule as --rules takes it."""
+    if isinstance(rule, (Function, Identity)):
+        return rule.says.partition(": ")[0].partition(", to within")[0]
+    return rule.says
+
+
+def _name_of(names: Sequence[str], row: int) -> str:
+    return names[row] if row < len(names) else f"row {row}"
+
+
+class _Plan:
+    """Which rules rewrite which columns, so that each column is computed once, and none from itself.
 
     Args:
-        schema: of the run.
-        x: the values of the file.
-        rows: the names of the rows.
-        outside: rows that cannot be rows of the run's table, and why; those that break a rule are added.
+        columns: of the table.
+        empties: the parts that say whether a column is empty.
+        kept: names of columns that are not rewritten.
     """
-    if not schema.rules:
-        return x
+
+    def __init__(self, columns: Mapping[str, Column], empties: Sequence[Rule], kept: Sequence[str]) -> None:
+        self.columns = columns
+        self.indicators = {part.column: part.made[0] for part in empties}
+        self.kept = {*kept}
+        self.writers = dict[str, list[Rule]]()
+
+    def bind(self, rules: Sequence[Rule], values: Values) -> list[Rule]:
+        """Return the rules that do not follow from others, each as it rewrites a column, if it can.
+
+        Args:
+            rules: laws of the training rows, the most important first.
+            values: of the training rows.
+        """
+        pairs = [{rule.column, *rule.of} for rule in rules if isinstance(rule, Order)]
+        found, left = list[Rule](), list[Rule]()
+        for rule in rules:
+            written = self._write(rule, pairs, values) if isinstance(rule, Computed) else None
+            (left if written is None else found).append(written or rule)
+        unbound = list[Rule]()
+        for rule in self._not_implied(left, values):
+            written = None if isinstance(rule, Computed) else self._write(rule, pairs, values)
+            (unbound if written is None else found).append(written or rule)
+        return found + self._not_implied(unbound, values)
+
+    def in_order(self) -> list[Rule]:
+        """Return the rules that rewrite columns, in the order in which they are applied."""
+        undone = list[Rule]()
+
+        def visit(rule: Rule) -> None:
+            if any(rule is one for one in undone):
+                return
+            for name in self._needed(rule.of):
+                for one in self.writers.get(name, ()):
+                    visit(one)
+            for one in self.writers[rule.column]:
+                if one is not rule and _is_whole(one):
+                    visit(one)
+            undone.append(rule)
+
+        for rules in [*self.writers.values()]:
+            for rule in rules:
+                visit(rule)
+        return undone[::-1]
+
+    def _write(self, rule: Rule, pairs: Sequence[set[str]], values: Values) -> Rule | None:
+        """Return a rule as it rewrites a column that it may, best one that no order needs; None if there is none."""
+        columns = {rule.column, *rule.of}
+        ordered = {name for pair in pairs if pair < columns for name in pair}
+        choices = rule.alternatives(self.columns)
+        choices.sort(key=lambda one: (one.column in ordered, one.column in self.writers))
+        for one in filter(self._may_write, choices):
+            fitted = one.of_rows(values)
+            if fitted is not None:
+                for name in _written(fitted):
+                    self.writers.setdefault(name, []).append(fitted)
+                return fitted
+        return None
+
+    def _may_write(self, rule: Rule) -> bool:
+        if any(name in self.columns for name in rule.made):
+            return False
+        for name in _written(rule):
+            earlier = self.writers.get(name, [])
+            if name in self.kept or (earlier and isinstance(rule, Flags)):
+                return False
+            for one in earlier:
+                are_identities = isinstance(one, Identity) and isinstance(rule, Identity)
+                are_whole = _is_whole(one) and _is_whole(rule)
+                is_gone = isinstance(one, Flags) or (isinstance(one, Computed) and one.is_total)
+                if are_identities or are_whole or is_gone:
+                    return False
+        return rule.column not in self._needed(rule.of)
+
+    def _needed(self, names: Iterable[str]) -> list[str]:
+        """Return columns, and all that they are computed from, with those that say whether one is empty."""
+        needed = [*names]
+        for name in needed:  # which grows
+            more = [one for rule in self.writers.get(name, ()) for one in rule.of]
+            more += [self.indicators[name]] if name in self.indicators else []
+            needed += [one for one in more if one not in needed]
+        return needed
+
+    def _not_implied(self, rules: Sequence[Rule], values: Values) -> list[Rule]:
+        """Return those rules that rows break of which each column that is left is drawn alone."""
+        if not rules:
+            return []
+        steps = self.in_order()
+        left = values
+        for step in steps:
+            left = step.apply(left)
+        draw = np.random.RandomState(0)
+        alone = {name: draw.permutation(_filled(x, draw)) for name, x in left.items()}
+        drawn = _undone(steps, alone, self.indicators)
+        for name, indicator in self.indicators.items():
+            drawn = {**drawn, name: np.where(drawn[indicator] == 1, np.nan, drawn[name])}
+        return [rule for rule in rules if not rule.keeps(drawn).all()]
+
+
+def _written(rule: Rule) -> Sequence[str]:
+    """Return the columns that a rule rewrites."""
+    if isinstance(rule, Flags):
+        return rule.flags
+    return (rule.column,)
+
+
+def _is_whole(rule: Rule) -> bool:
+    """Return whether a rule replaces its column in all rows."""
+    return not isinstance(rule, Computed) or rule.is_total
+
+
+def _filled(x: Array, draw: np.random.RandomState) -> Array:
+    """Return values with draws of the others in place of NaN."""
+    given = x[~np.isnan(x)]
+    return np.where(np.isnan(x), draw.choice(given, len(x)), x) if len(given) else np.zeros(len(x))
+
+
+def modelled(schema: Schema, x: Array, labels: Array | None = None) -> tuple[Array, dict[int, str]]:
+    """Return the values that are left of those of a file (N, D), and the rows that cannot be, with why.
+
+    Args:
+        schema: of the table.
+        x: the values of the file, of any rows.
+        labels: the codes of the labels, (N,), if rules depend on them.
+    """
+    if not schema.steps:
+        return x, {}
     file = _named(x, schema.recorded)
+    if labels is not None:
+        file = {**file, schema.reading.label_column: labels}
+    full = _with_empties(schema, file)
     values: Values = file
+    why = dict[int, str]()
     columns = {column.name: column for column in schema.recorded}
-    slack = dict(zip(columns, _slack(schema)))
-    made: dict[str, str] = {}  # the column of the file that it was made from
     for rule in schema.rules:
-        before = values
-        values = rule.apply(before)
-        name = made.get(rule.column, rule.column)
-        made |= dict.fromkeys(rule.made, name)
-        is_known = ~np.isnan([file[name], *(file[one] for one in rule.of if one in file)]).any(0)
-        is_kept = rule.keeps(before, values, slack[name]) | np.isnan(before[rule.column])
-        for row in np.flatnonzero(is_known & ~is_kept).tolist():
-            text = columns[name].text(file[name][row] - columns[name].origin, is_given=True)
-            outside.setdefault(rows[row], f"{name} is {text}, which breaks a rule of the run: {rule}")
-    return _stacked(values, schema.columns)
+        for row in np.flatnonzero(~rule.keeps(full)).tolist():
+            why.setdefault(row, f"{_said(rule, full, columns, row)}, which breaks a rule: {rule}")
+    for step in schema.steps:
+        if not step.is_law:
+            for row in np.flatnonzero(~step.keeps(values)).tolist():
+                why.setdefault(row, f"{_said(step, values, columns, row)}, and in the training rows {step}")
+        values = step.apply(values)
+    left = {column.name for column in schema.columns} | {schema.reading.label_column}
+    for name in values.keys() - left:  # in the training rows it is computed everywhere
+        for row in np.flatnonzero(~np.isnan(values[name])).tolist():
+            why.setdefault(row, f"{name} is {values[name][row]:g}, and no training row is like this one")
+    return _stacked(values, schema.columns), why
 
 
-def recorded(schema: Schema, x: Tensor, is_filled: bool = False) -> Tensor:
+def _with_empties(schema: Schema, values: Values) -> Values:
+    """Return the columns of a file, and those that say whether a field is empty."""
+    for one in schema.steps:
+        if isinstance(one, Empty):
+            values = one.apply(values)
+    return values
+
+
+def _said(rule: Rule, values: Values, columns: Mapping[str, Column], row: int) -> str:
+    """Return the value of the column of a rule in a row."""
+    name = rule.column
+    if isinstance(rule, Flags):
+        return f"{listed([one for one in rule.flags if values[one][row] == 1]) or 'none'} is set"
+    if name not in columns:
+        name = name.removesuffix(" is empty")
+    if name not in columns:
+        return f"{name} is {values[rule.column][row]:g}"
+    text = columns[name].text(values[name][row] - columns[name].origin, is_given=True)
+    return f"{name} is {text or 'empty'}"
+
+
+def recorded(schema: Schema, x: Tensor, y: Tensor | None = None, is_filled: bool = False) -> Tensor:
     """Return the values of the columns of a file (N, D), given those that are left.
 
     Args:
         schema: of the table.
         x: values that are left; those that were drawn or computed are rounded as `Column.rounded` says.
+        y: the labels, (N,) or (1,), if rules depend on them.
         is_filled: a field stays empty only where another column says so.
     """
-    if not schema.rules:
+    if not schema.steps:
         return x
-    return _in_file(schema, _rounded(schema, x, is_filled), is_filled)
+    return _in_file(schema, _rounded(schema, x, is_filled), y, is_filled)
 
 
 def _rounded(schema: Schema, x: Tensor, is_filled: bool) -> Tensor:
@@ -130,18 +357,30 @@ def _rounded(schema: Schema, x: Tensor, is_filled: bool) -> Tensor:
     return rounded
 
 
-def _in_file(schema: Schema, x: Tensor, is_filled: bool) -> Tensor:
+def _in_file(schema: Schema, x: Tensor, y: Tensor | None, is_filled: bool) -> Tensor:
     """Return the values of the columns of a file, given rounded ones that are left."""
-    if not schema.rules:
+    if not schema.steps:
         return x
     values: Values = _named(x.numpy(), schema.columns)
+    indicators = {one.column: one.made[0] for one in schema.steps if isinstance(one, Empty)}
     if is_filled:
-        given = {one.indicator: np.zeros(len(x)) for one in schema.rules if isinstance(one, Empty)}
-        values = {name: given.get(name, x) for name, x in values.items()}
-    return torch.from_numpy(_stacked(_undone(schema.rules, values), schema.recorded))
+        values = {name: x * 0 if name in indicators.values() else x for name, x in values.items()}
+    values = {**values, schema.reading.label_column: _codes(y, len(x))}
+    return torch.from_numpy(_stacked(_undone(schema.steps, values, indicators), schema.recorded))
 
 
-def completed(schema: Schema, given: Tensor, x: Tensor, tries: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _undone(steps: Sequence[Rule], values: Values, indicators: Mapping[str, str]) -> Values:
+    for step in reversed(steps):
+        for name in step.of:
+            if indicators.get(name) in values:
+                values = {**values, name: np.where(values[indicators[name]] == 1, np.nan, values[name])}
+        values = step.undo(values)
+    return values
+
+
+def completed(
+    schema: Schema, given: Tensor, x: Tensor, tries: Sequence[Tensor], y: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return rows of a file, each filled in by the first of some tries that breaks no rule beside its given fields.
 
     Args:
@@ -149,83 +388,83 @@ def completed(schema: Schema, given: Tensor, x: Tensor, tries: Sequence[Tensor])
         given: rows (N, D) in the columns of the file; NaN is empty, and stays so in a row without such a try.
         x: their values that are left, NaN where one is missing; those below a limit are filled in too.
         tries: as x, but filled in.
+        y: as for `recorded`.
 
     Returns:
         The rows, and the places of those without such a try.
     """
     found, left = given.clone(), torch.arange(len(given))
-    slack = torch.from_numpy(_slack(schema))
+    digits = [8 if column.decimals is None else min(column.decimals, 8) for column in schema.file_columns]
+    slack = torch.tensor([0.49 * 10.0**-one for one in digits], dtype=torch.float64)
     limits = torch.from_numpy(np.array([column.limit for column in schema.columns], float))  # NaN for None
     is_open = x.isnan() | (x < limits)
     for one in tries:
         if not len(left):
             break
         new = one[left].double()
-        if schema.rules:
+        if schema.steps:
             new = _rounded(schema, new, is_filled=True)
-        filled = _in_file(schema, torch.where(is_open[left], new, x[left]), is_filled=True)
+        labels = y if y is None or len(y) == 1 else y[left]
+        filled = _in_file(schema, torch.where(is_open[left], new, x[left]), labels, is_filled=True)
         known = given[left]
         agrees = (known.isnan() | ((filled - known).abs() <= slack + 1e-14 * known.abs())).all(1)
+        agrees &= ~torch.from_numpy(breaking(schema, filled, schema.rules, labels))
         found[left[agrees]] = torch.where(known.isnan(), filled, known)[agrees]
         left = left[~agrees]
     return found, left
 
 
-def can_be(schema: Schema, x: Tensor) -> Tensor:
-    """Return for each of some rows (N, D) whether the columns that are computed lie within their limits, bool (N,)."""
+def breaking(schema: Schema, file: Tensor, rules: Sequence[Rule], y: Tensor | None = None) -> NDArray[np.bool_]:
+    """Return which rows of the columns of a file (N, D) break one of some rules, bool (N,); y as for `recorded`."""
+    values = _with_empties(schema, _named(file.numpy(), schema.file_columns))
+    values = {**values, schema.reading.label_column: _codes(y, len(file))}
+    broken = np.zeros(len(file), bool)
+    for rule in rules:
+        broken |= ~rule.keeps(values)
+    return broken
+
+
+def _codes(y: Tensor | None, count: int) -> Array:
+    """Return the codes of labels, (N,), NaN where one is not known."""
+    codes = np.full(count, np.nan)
+    if y is not None:
+        codes[:] = np.where(y.numpy() < 0, np.nan, y.numpy())
+    return codes
+
+
+def can_be(schema: Schema, x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Return which rows (N, D) keep all rules, and have computed columns within their limits, bool (N,)."""
     is_within = torch.ones(len(x), dtype=torch.bool)
-    if not schema.rules:
+    if not schema.steps:
         return is_within
-    for column, values in zip(schema.recorded, recorded(schema, x).T):
-        if column not in schema.columns and column.least is not None:
-            greatest = math.inf if column.greatest is None else column.greatest
-            is_within &= ~((values < column.least - TINY) | (values > greatest + TINY))
-    return is_within
+    file = recorded(schema, x, y)
+    for column, values in zip(schema.recorded, file.T):
+        least, greatest = column.natural_range
+        if column not in schema.columns:
+            is_within &= ~((values < least - TINY) | (values > greatest + TINY))
+    return is_within & ~torch.from_numpy(breaking(schema, file, schema.rules, y))
 
 
-def log_density_beside(schema: Schema, x: Tensor) -> Tensor:
+def log_density_beside(schema: Schema, x: Tensor, y: Tensor | None = None) -> Tensor:
     """Return log p of rows in the columns of the file, less that in the columns that are left, (N,) nats.
 
         log p(file) - log p(left) = sum over given fields of left of log u  -  sum over those of the file of log u
 
     A value that is recorded in steps of u has the density P / u, P being the probability of its step. A field that a
-    rule fills in has P = 1. A difference has the u of its column, since a shift keeps a density.
+    rule fills in has P = 1.
 
     Args:
         schema: of the table.
         x: values (N, D) of the columns that are left.
+        y: as for `recorded`.
     """
-    if not schema.rules:
+    if not schema.steps:
         return x.new_zeros(len(x))
-    of_file = {column.name: column.spacing for column in schema.recorded}
-    of_left = {column.name: column.spacing for column in schema.columns}
-    for rule in schema.rules:
-        if rule.is_shift and rule.column in of_file:
-            of_left.update(dict.fromkeys(rule.made, of_file[rule.column]))
     shares = []
-    for columns, spacing, values in (
-        (schema.columns, of_left, x),
-        (schema.recorded, of_file, recorded(schema, x)),
-    ):
-        each = torch.tensor([spacing[column.name] for column in columns], dtype=torch.float64)
+    for columns, values in ((schema.columns, x), (schema.recorded, recorded(schema, x, y))):
+        each = torch.tensor([column.spacing for column in columns], dtype=torch.float64)
         shares.append((each.log() * ~values.isnan()).sum(1))
     return shares[0] - shares[1]
-
-
-def _undone(rules: Sequence[Rule], values: Values) -> Values:
-    indicators = {rule.column: rule.indicator for rule in rules if isinstance(rule, Empty)}
-    for rule in reversed(rules):
-        for name in rule.of:
-            if indicators.get(name) in values:
-                values = {**values, name: np.where(values[indicators[name]] == 1, np.nan, values[name])}
-        values = rule.undo(values)
-    return values
-
-
-def _slack(schema: Schema) -> Array:
-    """Return by how much values of the columns of a file may differ that are equal, (D,)."""
-    digits = [8 if column.decimals is None else min(column.decimals, 8) for column in schema.file_columns]
-    return 0.49 * 10.0 ** -np.array(digits)
 
 
 def _named(x: Array, columns: Sequence[Column]) -> Values:

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import pvae.data.rule_kinds  # noqa: F401  which are the members of `Rule`, by which a record is read
-from pvae.core.errors import InputError, one_line
+import pvae.data.parts  # noqa: F401  which are members of `Rule`, by which a record is read
+from pvae.core.errors import InputError, listed, one_line
 from pvae.data.column import Column
 from pvae.data.reading import Reading
 from pvae.data.rule import Rule
@@ -54,8 +54,10 @@ class Schema:
         left_out: names of columns of the table that are no part of x; other files may have them too.
         label_place: how many of the columns stand before that of the labels.
         constants: columns of the table whose fields are all equal, which come back in new rows.
-        rules: what holds in all rows of the table, by which its columns became those of x.
-        recorded: the columns of the table that are not left out, if there are rules; else ().
+        rules: what holds in the rows of the table, by which other rows cannot be.
+        steps: the rules and parts by which the columns of the table became those of x, in their order.
+        recorded: the columns of the table that are not left out, if there are steps; else ().
+        near: orders and identities that a few of the training rows break, and which are no rules.
     """
 
     dataset: str = ""
@@ -68,7 +70,9 @@ class Schema:
     label_place: int = 0
     constants: tuple[Constant, ...] = ()
     rules: tuple[Rule, ...] = ()
+    steps: tuple[Rule, ...] = ()
     recorded: tuple[Column, ...] = ()
+    near: tuple[Rule, ...] = ()
 
     @property
     def file_columns(self) -> tuple[Column, ...]:
@@ -102,6 +106,7 @@ class DataRecord(Schema):
         label_names: the names of the classes or attributes.
         has_attributes: the labels are attributes; a datum may have several of them.
         labels_sha256: SHA-256 of the labels and their names; "" if there are none.
+        impossible: of each test row that breaks a rule, and is no part of the test data, its name and why.
     """
 
     name: str
@@ -115,6 +120,7 @@ class DataRecord(Schema):
     label_names: tuple[str, ...] = ()
     has_attributes: bool = False
     labels_sha256: str = ""
+    impossible: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -124,6 +130,14 @@ class DataRecord(Schema):
         if self.columns:
             return "a table"
         return "arrays of values"
+
+    @property
+    def of_possible(self) -> str:
+        """What is said beside a figure of the test data, of which rows it is; "" if it is of all."""
+        if not self.impossible:
+            return ""
+        count = f"of {self.num_test:,} of {self.num_test + len(self.impossible):,} rows"
+        return f"{count}, {len(self.impossible):,} are impossible ({listed(self.impossible)})"
 
     @property
     def title(self) -> str:
@@ -160,8 +174,6 @@ class Values(NamedTuple):
         schema: what they mean, and how they were read.
         fields: of a table.
         outside: rows of a table for a run that cannot be rows of its table, by their numbers, and why.
-        recorded: values of a table before its rules rewrite them, (N, D), of the columns of the file; NaN of what is
-            known only to be below a limit.
     """
 
     x: dict[str, NDArray[Any]]
@@ -170,7 +182,6 @@ class Values(NamedTuple):
     schema: Schema = Schema()
     fields: Fields | None = None
     outside: Mapping[int, str] = MappingProxyType({})
-    recorded: NDArray[Any] | None = None
 
 
 def title_of(name: str, sizes: Mapping[str, int]) -> str:

@@ -31,7 +31,6 @@ from torch import Tensor
 from pvae.core.errors import InputError, brief, check_name, joined, listed, shown
 from pvae.data.column import EPOCH, Column
 from pvae.data.reading import Reading
-from pvae.data.rules import modelled, without_rules
 from pvae.data.schema import EMPTY, UNKNOWN, Constant, Fields, Schema, Values, names_of
 from pvae.models.columns import ColumnKind, column_kinds, named_kinds
 from pvae.models.features import steps_of
@@ -105,16 +104,16 @@ def read_frame(frame: DataFrame, reading: Reading, name: str = "the table", know
         _check_names(Path(name), frame, known)
         rows = [f"row-{row}" for row in range(len(frame))]
         wrong: dict[str, str] = {}
-        x, of_file = frame_values(frame, known, name, wrong)
+        x = frame_values(frame, known, name, wrong)
         outside = {row: wrong[f"row {row}"] for row in range(len(frame)) if f"row {row}" in wrong}
-        return Values({"train": x}, {}, {"train": rows}, known, outside=outside, recorded=of_file)
+        return Values({"train": x}, {}, {"train": rows}, known, outside=outside)
     texts = frame.convert_dtypes().apply(field_texts).astype(object)
     texts = texts.set_axis([f"row {row}" for row in range(len(frame))])
     points, _ = _points(texts, ",", ())
     categories = frame.select_dtypes("category")
     levels = {column: (*field_texts(Series(categories[column].cat.categories)),) for column in categories}
     values = _values_of(Fields(texts, "", ",", points, levels), Path(name), reading)
-    return values._replace(x={"train": frame_values(frame, values.schema, name)[0]})
+    return values._replace(x={"train": frame_values(frame, values.schema, name)})
 
 
 def checked(frame: DataFrame, name: str) -> DataFrame:
@@ -146,8 +145,8 @@ def class_codes(frame: DataFrame, label: str, classes: Sequence[str], name: str)
 
 def frame_values(
     frame: DataFrame, schema: Schema, name: str, outside: dict[str, str] | None = None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the values (N, D) of the columns of a schema, and of a data frame; of texts each one is read once.
+) -> NDArray[np.float64]:
+    """Return the values (N, D) of the columns of a file from a data frame; of texts each one is read once.
 
     Args:
         frame: the data frame.
@@ -187,13 +186,11 @@ def frame_values(
                 wrong = dict.fromkeys([f"row {row}" for row in same], why) | wrong
     rows = [f"row {row}" for row in range(len(frame))]
     _check_constants(schema, frame.set_axis(rows), missing, wrong)
-    found, is_low = _below_limits(schema.file_columns, found)
-    left = modelled(schema, found, rows, wrong)
     if outside is not None:
         outside.update(wrong)
     elif wrong:
         raise InputError("{}, {}: {}".format(name, *next(iter(wrong.items()))))
-    return left, np.where(is_low, np.nan, found)
+    return _below_limits(schema.file_columns, found)[0]
 
 
 def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | None = None) -> Values:
@@ -231,18 +228,11 @@ def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | Non
     wrong: dict[str, str] = {}
     parts = [_values(file, column, given[column.name], numbers[column.name], wrong) for column in columns]
     x, is_low = _below_limits(columns, np.stack(parts, 1))
-    of_file = np.where(is_low, np.nan, x)
-    found: dict[str, Any] = {"columns": columns}
     if known is not None:
         wrong |= dict.fromkeys(frame.index[(frame == "").all(axis=1) & ~is_low.any(1)], EMPTY)
         _check_constants(known, texts, missing, wrong)
-        x = modelled(known, x, frame.index, wrong)
-        found = {"columns": known.columns, "rules": known.rules, "recorded": known.recorded}
     elif wrong:
         raise InputError("{}, {}: {}".format(file, *next(iter(wrong.items()))))
-    elif reading.rules != "none" and not column_kinds(reading.columns):
-        limited = [column.name for column in columns if column.limit is not None]
-        x, found = without_rules(x, columns, [*levels, *limited], reading.rules)
     used = Counter(text for text in texts.to_numpy()[given.isna().to_numpy()] if text)
     units = {column.name: column.unit for column in columns if column.unit and known is None}
     below = {one.name: f"{one.limit_text} in {count:,} rows" for one, count in zip(columns, is_low.sum(0)) if count}
@@ -262,10 +252,11 @@ def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | Non
         labels["train"] = _labels(file, label, given[label], numbers[label])
     constants = _constants([*frame], columns, {name: given[name] for name in reasons}, label, place)
     schema = Schema(
-        reading=reading, note=note, left_out=(*outside, *reasons), label_place=place, constants=constants, **found,
+        reading=reading, note=note, columns=columns, left_out=(*outside, *reasons), label_place=place,
+        constants=constants,
     )  # fmt: skip
     numbered = {number: wrong[row] for number, row in enumerate(frame.index) if row in wrong}
-    return Values({"train": x}, labels, {"train": rows.tolist()}, schema, fields, numbered, of_file)
+    return Values({"train": x}, labels, {"train": rows.tolist()}, schema, fields, numbered)
 
 
 def _labels(file: Path, name: str, classes: Series, codes: Series) -> NDArray[Any]:

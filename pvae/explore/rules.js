@@ -13,20 +13,18 @@ function toDigits(x, digits) { // as `round` of Python, of the number as it is s
 }
 const microseconds = (format) => [["%f", 1], ["%S", 1e6], ["%M", 6e7], ["%H", 36e8], ["", 864e8]].find(([code]) => format.includes(code))[1];
 
-function rounded({decimals, least, greatest, origin, step, date_format: format}, value) { // as `Column.rounded`
-  if (Number.isNaN(value)) return value;
-  if (format) {
-    const days = step || microseconds(format) / 864e8;
-    return rint((origin + value) / days) * days - origin;
+function rounded({decimals, least, greatest, origin, step, date_format: format}, value) { // as `Column.rounded`, of a column without a limit
+  const isInDigits = decimals !== null && decimals <= 8, spacing = step || (format ? microseconds(format) / 864e8 : isInDigits ? power(-decimals) : 1);
+  if (format) return rint((origin + value) / spacing) * spacing - origin;
+  let x = value;
+  if (step && least !== null) x = least + step * rint((value - least) / step);
+  else if (!isInDigits) return value;
+  if (least !== null && origin + least >= 0) { // by `Column.natural_range`
+    const low = origin + least, rest = low - spacing * Math.floor(low / spacing + 1e-6), first = low > 0 && rest < 1e-3 * spacing ? rest + spacing : rest;
+    x = Math.max(x, (decimals === null ? 0 : first) - origin);
+    if (decimals !== null && origin + greatest <= 1) x = Math.min(x, 1 - origin);
   }
-  const low = least ?? -Infinity, high = greatest ?? Infinity;
-  let x = step && low > -Infinity ? low + step * rint((value - low) / step) : value;
-  if (decimals === null || decimals > 8) return step ? Math.min(Math.max(x, low), high) : x;
-  if (decimals === 0 || step) x = Math.min(Math.max(x, low), high);
-  else if (low + origin > 0) x = Math.max(x, power(-decimals) - origin);
-  else if (low + origin === 0) x = Math.max(x, low);
-  if (low + origin >= 0 && high + origin <= 1) x = Math.min(x, 1 - origin);
-  return toDigits(origin + x, decimals) - origin;
+  return isInDigits ? toDigits(origin + x, decimals) - origin : x;
 }
 const DATE_PARTS = { // of `strftime`: in UTC, and in English
   Y: (date) => String(date.getUTCFullYear()), y: (date) => two(date.getUTCFullYear() % 100), m: (date) => two(date.getUTCMonth() + 1), d: (date) => two(date.getUTCDate()),
@@ -64,49 +62,44 @@ function textOf(column, value) { // as `Column.text` of a value that was compute
   return text.replace(".", point) + suffix;
 }
 
-// By the kind of a rule: the column that it has rewritten, given those that it left; in the manner of `undo` in data/rule_kinds.py.
-function known(levels, x) { // the nearest of them
-  const all = (levels.sorted ||= Float64Array.from(new Set(levels)).sort());
-  return Number.isNaN(x) ? x : all.find((one, i) => i === all.length - 1 || (one + all[i + 1]) / 2 >= x);
-}
-const withRest = ({made, most, decimals}, x, values) => roundTo(made.reduce((total, name) => total + clamp(values[name], -most, most), x), decimals);
+// By the class of a step: the column that it rewrote, or one of its flags, given those that it left; as `undo` of data/rule.py and data/parts.py.
+const lookedUp = (x, keys, found) => found[keys.findIndex((key) => Math.abs(key - x) <= 1e-9)] ?? NaN;
 const UNDO = {
   empty: ({column, made: [indicator]}, values) => (values[indicator] === 1 ? NaN : values[column]),
-  same({of: [first, second], keys, seconds, found}, values) {
-    const key = known(keys, values[first]), other = second && known(seconds, values[second]);
-    return found[keys.findIndex((one, i) => one === key && (!second || seconds[i] === other))] ?? NaN;
+  function({column, of: [other], at, to, keys, found, unit}, values) {
+    const x = values[other], own = values[column] ?? NaN, decided = lookedUp(at === "zero" && !Number.isNaN(x) ? Number(x === 0) : x, keys, found);
+    if (to === "value") return Number.isNaN(decided) ? own : decided;
+    if (decided === 1) return 0;
+    return decided === 0 && own === 0 ? unit : own;
   },
-  threshold: ({of: [other], thresholds, found}, values) => (Number.isNaN(values[other]) ? NaN : found[thresholds.filter((one) => one < values[other]).length]),
-  sum(rule, values) {
-    const total = rule.of.reduce((before, name, i) => before + rule.factors[i] * values[name], rule.constant);
-    return withRest(rule, roundTo(total, rule.decimals), values);
+  identity({column, of, factors, constant, keys, found, digits, most, made}, values) {
+    const [first, second] = of.map((name) => values[name]), total = of.reduce((before, name, i) => before + factors[i] * values[name], 0);
+    const due = roundTo(factors.length ? constant + total : first * (keys.length ? lookedUp(second, keys, found) : second), digits);
+    if (Number.isNaN(due)) return roundTo(values[column] ?? NaN, digits);
+    return roundTo(made.reduce((before, name) => before + clamp(values[name], -most, most), due), digits);
   },
-  product(rule, values) {
-    const [first, second] = rule.of.map((name) => values[name]), x = rule.is_ratio ? first / second : first * second;
-    return withRest(rule, Number.isFinite(x) ? roundTo(x, rule.decimals) : NaN, values);
+  order({of: [other], made: [difference], is_above: isAbove, least}, values) {
+    return roundTo(values[other] + (isAbove ? 1 : -1) * Math.max(values[difference], least), 9);
   },
-  where: ({column, of: [other], lows, highs, value}, values) => (lows.some((low, i) => low <= values[other] && values[other] <= highs[i]) ? value : values[column]),
+  flags({flags, made: [category]}, values, name) {
+    return Number.isNaN(values[category]) ? NaN : Number(values[category] === flags.indexOf(name));
+  },
   ends({column, made: [category], ends, unit}, values) {
     const x = clamp(values[column], ends.length === 2 ? ends[0] + unit : -Infinity, ends.at(-1) - unit);
     return ends[values[category]] ?? x;
   },
-  order({of: [other], made: [difference], is_above: isAbove, step, least}, values) {
-    const sign = isAbove ? 1 : -1, places = (sign * (values[other] + sign * Math.max(values[difference], 0) - least)) / step;
-    const x = least + sign * Math.ceil(places - 1e-3) * step;
-    return roundTo(isAbove || least < 0 ? x : Math.max(x, 0), 9);
-  },
   season({made, step}, values) {
-    const [year, day, time = 0] = made.map((name) => values[name]), [start, next] = [year, year + 1].map((one) => Date.UTC(Math.trunc(one), 0) / 864e5);
+    const [year, day, time = 0] = made.map((name) => values[name]), [start, next] = [year, year + 1].map((one) => new Date(0).setUTCFullYear(one, 0, 1) / 864e5);
     return start + clamp(day, 1, next - start) - 1 + clamp(time, 0, 1 - step);
   },
   levels: ({column, levels}, values) => levels[Math.trunc(values[column])] ?? NaN,
 };
-function recorded({rules, modelled, file}, x) { // a value for each column of the file
+function recorded({steps, modelled, file}, x) { // a value for each column of the file
   const values = Object.fromEntries(modelled.map((column, d) => [column.name, rounded(column, x[d]) + column.origin]));
-  const indicators = Object.fromEntries(rules.filter(({rule}) => rule === "empty").map(({column, made: [indicator]}) => [column, indicator]));
-  for (const rule of rules.toReversed()) {
-    for (const name of rule.of) if (values[indicators[name]] === 1) values[name] = NaN;
-    values[rule.column] = UNDO[rule.rule](rule, values);
+  const indicators = Object.fromEntries(steps.filter(({rule}) => rule === "empty").map(({column, made: [indicator]}) => [column, indicator]));
+  for (const step of steps.toReversed()) {
+    for (const name of step.of) if (values[indicators[name]] === 1) values[name] = NaN;
+    for (const name of step.flags ?? [step.column]) values[name] = UNDO[step.rule](step, values, name);
   }
   return file.map(({name, origin}) => values[name] - origin);
 }

@@ -94,7 +94,7 @@ function numberText({date, decimals, origin, suffix, point}, value) {
 }
 
 async function show() {
-  const content = await unpack(find("content").textContent), {columns, rows, splits, texts, labels, rules, file, modelled, planes: [{axes, dims}]} = content;
+  const content = await unpack(find("content").textContent), {columns, rows, splits, texts, labels, rules, steps, file, modelled, planes: [{axes, dims}]} = content;
   const vae = vaeOf(content), isScored = vae.canEncode && vae.hasPrior, takesOut = content.takes_out && isScored, names = content.names.map(subscript), map = find("map"), still = element("canvas"), state = {z: names.map(() => 0), q: null, cloud: [], out: [], set: {}};
   const rowOf = ({shape: [, width], data}, i) => Array.from(data.subarray(i * width, (i + 1) * width));
   const points = rows.map((_, i) => rowOf(content.points, i).slice(0, 2)), isTest = splits.map((one) => one === "test");
@@ -214,13 +214,13 @@ async function show() {
       doubt + (few ? ` Of ${few} others log p is probably higher.` : ""));
   }
 
-  // Columns of the file that rules rewrite: `by` which, and `d` of the modelled column that has the name of one, or -1
+  // Columns of the file that steps rewrote: `by` which, and `d` of the modelled column that has the name of one, or -1
   function sourceName(name) { // of the column of the file of which a column was made
-    const maker = rules.find(({made}) => made.includes(name));
+    const maker = steps.find(({made}) => made.includes(name));
     return maker ? sourceName(maker.column) : name;
   }
   const rewritten = file.map(({name}, place) => ({name, place, d: columns.findIndex((one) => one.name === name),
-    by: rules.filter(({column, rule}) => sourceName(column) === name && rule !== "levels")})).filter(({by, d}) => by.length || d < 0);
+    by: steps.filter(({column, flags, rule}) => rule !== "levels" && (flags ?? [sourceName(column)]).includes(name))})).filter(({by, d}) => by.length || d < 0);
   const centres = (shown, x = []) => shown.map(({mean, median, share, shares}, d) => {
     if (isKnown(x[d] ?? NaN)) return x[d];
     if (shares) return shares.indexOf(Math.max(...shares));
@@ -287,7 +287,10 @@ async function show() {
   };
 
   // The columns
-  const said = ({by}) => `by ${by.length > 1 ? "rules" : "a rule"}: ${by.map(({says}) => says).join("; ")}`;
+  function said({by}) {
+    const all = by.map(({says}) => says).filter(Boolean);
+    return `by ${all.length > 1 ? "rules" : "a rule"}: ${all.join("; ")}`;
+  }
   const fieldText = (d, value) => { // of a value of x
     const {levels, date, origin, suffix, point} = columns[d], row = eachOnce[d].find(([x]) => x === value);
     if (row) return texts[row[1]][d];
@@ -323,7 +326,7 @@ async function show() {
     const box = element("input", {type: "checkbox", ariaLabel: `take out ${name}`, onchange: ({target}) => pick(state.row, target.checked ? [...rest(), d] : rest(), unset())});
     const parts = {output: element("span", {className: "number"}), shown: element("div", {className: "levels", role: "group", ariaLabel: `${name} given z`, tabIndex: levels?.length > 8 ? 0 : -1}), beside: element("span", {className: "soft"}), box, set};
     const take = element("label", {className: "soft take"}, box, "take out"), source = rewritten.find((one) => one.name === sourceName(name)), here = element("b");
-    const lines = source?.d === d && source.by.some(({rule}) => rule !== "empty") ? [element("p", {className: "soft by-rule"}, said(source), element("span", {}, "here: ", here))] : [];
+    const lines = source?.d === d && source.by.some(({says}) => says) ? [element("p", {className: "soft by-rule"}, said(source), element("span", {}, "here: ", here))] : [];
     find("columns").append(element("li", {}, element("div", {className: "row spread"}, element("h3", {textContent: name}), parts.output), ...lines, parts.shown, parts.beside,
       element("div", {className: "row spread"}, take, set)));
     return {...parts, here, source};
@@ -411,7 +414,7 @@ async function show() {
     drawOverlay();
     const isAnswer = state.answer && isAtCode(), shown = isAnswer ? state.answer.columns : decoded();
     shown.forEach(drawColumn);
-    if (rules.length) drawFile(fileTexts(centres(shown, isAtCode() ? state.x : [])));
+    if (steps.length) drawFile(fileTexts(centres(shown, isAtCode() ? state.x : [])));
     find("answer").textContent = !isAnswer || !state.isOpen ? "" : `Of ${state.answer.draws.toLocaleString("en")} draws of z, weighted; effective sample size ${state.answer.effective.toFixed(0)}${state.answer.isEnough ? "." : ": too few to trust the errors."}`;
     find("sliders").querySelectorAll("input").forEach((one) => one.follow());
     const place = (find("position").textContent = toPlane(state.z).slice(0, dims.length).map((one, i) => `${names[dims[i]]} = ${written(one)}`).join(", "));
@@ -454,11 +457,11 @@ async function show() {
   find("sliders").append(...byRate.filter(isUsed).map(sliderOf));
   const unused = byRate.filter((d) => !isUsed(d));
   if (unused.length) find("sliders").append(element("details", {className: "soft"}, element("summary", {textContent: `${unused.length} latents that say nothing about x`}), ...unused.map(sliderOf)));
-  document.body.classList.add(vae.hasDensity ? "is-vae" : "is-autoencoder", vae.canEncode ? "is-encoder" : "is-decoder", isScored ? "is-scored" : "is-not-scored", rules.length ? "is-ruled" : "is-plain", takesOut ? "takes-out" : "keeps");
+  document.body.classList.add(vae.hasDensity ? "is-vae" : "is-autoencoder", vae.canEncode ? "is-encoder" : "is-decoder", isScored ? "is-scored" : "is-not-scored", steps.length ? "is-ruled" : "is-plain", takesOut ? "takes-out" : "keeps");
   find("rules").hidden = !rules.length;
   find("rules").open = rules.length <= 6;
   find("rules").querySelector("summary").append(`What holds in all rows: ${rules.length} rule${rules.length > 1 ? "s" : ""}`);
-  find("rules").querySelector("ul").append(...rules.map(({says}) => element("li", {textContent: says})));
+  find("rules").querySelector("ul").append(...rules.map((textContent) => element("li", {textContent})));
   find("learned").append(...content.learned.map((line) => element("li", {textContent: line.replaceAll("+-", "\u00b1")})));
   introduce(content, "Each dot is a row; move over the map to see what the columns are likely to be there.");
   (recall(), (window.onhashchange = recall));

@@ -263,7 +263,8 @@ class Run:
                 found = read_again(self.data, data_dir, offline)
             else:
                 found = read(data, **asdict(self.data.reading))
-            self.loaded = found.with_valid(self.config.valid, self.config.calibration)
+            config = self.config
+            self.loaded = found.with_valid(config.valid, config.calibration, config.condition, self.data)
             self._check_data(self.loaded.record(), data is None)
         return self.loaded
 

@@ -177,7 +177,7 @@ def write_card(run: Run) -> None:
     if test is not None:
         rows["epoch"] = f"{test.epoch} of {run.config.epochs}"
         if test.elbo is not None:
-            rows[f"test {test.bound}"] = f"{test.elbo:.2f} +- {test.elbo_stderr:.2f}"
+            rows[f"test {test.bound}"] = f"{test.elbo:.2f} +- {test.elbo_stderr:.2f} {data.of_possible}".strip()
         rows["distortion, rate"] = f"{test.distortion:.2f}, {test.rate:.2f}"
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no such file, or none of these weights
             report = json.loads((run.place / "evaluation.json").read_bytes())

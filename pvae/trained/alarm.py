@@ -272,4 +272,6 @@ def alarm_of(run: Run, rows: Mapping[str, Tensor], *how: Any) -> Alarm:
         scores, *_ = score_rows(run, x, y, chosen, [split] * len(x), drawn_as, *how)
         signs.append(scores[[*SIGNS]].to_numpy(dtype=np.float64))
     sides = Sides.of(signs[0])
-    return Alarm(sides, [*rows][-1], sides.oddness(signs[1]))
+    split = [*rows][-1]
+    num_impossible = len(run.dataset().impossible.get(split, ()))  # rows that break a rule are as odd as can be
+    return Alarm(sides, split, np.append(sides.oddness(signs[1]), np.full(num_impossible, math.inf)))

@@ -35,6 +35,7 @@ class GivenData(NamedTuple):
         labels: the name of the class of each datum, "" where it is not known; empty if the data have no classes.
         fields: of a table that was given as a file.
         outside: rows that cannot be rows of the run's table, by their numbers, and why; or that are empty.
+        broken: the same of rows that break a rule, which an encoder can see all the same.
         recorded: the values of a table that was given as a file in its columns, NaN where they are empty or below
             a limit.
     """
@@ -46,6 +47,7 @@ class GivenData(NamedTuple):
     labels: Sequence[str] = ()
     fields: Fields | None = None
     outside: Mapping[int, str] = MappingProxyType({})
+    broken: Mapping[int, str] = MappingProxyType({})
     recorded: Tensor | None = None
 
     @property
@@ -98,7 +100,7 @@ def given_data(
         numbers = data.labels["test"].tolist() if is_named else []
         y = data.labels["test"] if y is None and run.is_given_labels else y
         return GivenData(data.test_names, data.test, "", y, [classes[label + 1] for label in numbers])
-    names, x, note, labels, fields, known_outside, of_file = read_other(run.data, path, skip_broken)
+    names, x, note, labels, fields, known_outside, broken, of_file = read_other(run.data, path, skip_broken)
     outside = dict(known_outside)
     if run.is_given_labels and y is None:
         codes = {name: code for code, name in enumerate(run.data.label_names)}
@@ -113,7 +115,7 @@ def given_data(
         values = run.preparation.prepared(x, "test")
         for row, where, fault in domain_faults(check, values, run.data.columns):
             outside.setdefault(row, f"{where} {fault}")
-    return GivenData(names, x, note, y, labels, fields, outside, of_file)
+    return GivenData(names, x, note, y, labels, fields, outside, broken, of_file)
 
 
 def given_values(run: Run, text: str) -> Tensor:

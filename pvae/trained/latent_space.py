@@ -155,17 +155,20 @@ def sample(vae: VAE, num_samples: int, draws: bool = False, y: Tensor | None = N
 
 
 def sample_rows(vae: VAE, schema: Schema, num_rows: int, y: Tensor | None = None) -> Tensor:
-    """Return draws from p(x | z), z ~ p(z), as `sample`, of a table: a row that cannot be is drawn again.
+    """Return draws from p(x | z), z ~ p(z), as `sample`, of a table: a row that breaks a rule is drawn again.
 
-    By a rule of the table, such as a part that is 100 less others, a column may lie below 0 where none does.
+    So is one in which a computed column lies below 0, where none does.
     """
     x = sample(vae, num_rows, True, y)
+    if y is not None:
+        y = y[torch.arange(num_rows) % len(y)]
     places = torch.arange(num_rows, device=x.device)
     for _ in range(_MOST_TRIES):
-        places = places[~can_be(schema, x[places].cpu().double()).to(x.device)]
+        of_places = None if y is None else y[places]
+        places = places[~can_be(schema, x[places].cpu().double(), of_places).to(x.device)]
         if not len(places):
             break
-        of_places = None if y is None else y[places % len(y)]
+        of_places = None if y is None else y[places]
         x[places] = sample(vae, len(places), True, of_places)
     return x
 

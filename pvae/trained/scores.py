@@ -329,12 +329,12 @@ def score_rows(
     """
     vae, batch, kind = with_likelihood(run, x, y, rows, split)
     scores = score_images(vae, batch, [names[row] for row in rows], *how)
-    if run.data.rules:
-        more = log_density_beside(run.data, x[rows].double()).numpy()
+    if run.data.steps:
+        more = log_density_beside(run.data, x[rows].double(), batch.y).numpy()
         scores[["log_p", "elbo"]] = scores[["log_p", "elbo"]].add(more, axis=0)
         scores["distortion"] -= more
         if "missing" in scores:  # not a field that a rule fills in
-            scores["missing"] = recorded(run.data, x[rows]).isnan().sum(1).numpy()
+            scores["missing"] = recorded(run.data, x[rows], batch.y).isnan().sum(1).numpy()
     return scores, vae, batch, kind
 
 

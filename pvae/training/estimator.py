@@ -27,14 +27,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from pvae.config.build import build_vae, preparation_of
-from pvae.config.choices import values_config
+from pvae.config.choices import split_for, values_config
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError, check_name
 from pvae.core.options import options_of
 from pvae.core.random_state import seeded
 from pvae.data.column import Column
 from pvae.data.dataset import Dataset, domain_faults, random_subset
-from pvae.data.read import read
+from pvae.data.read import in_columns, read
 from pvae.data.reading import Reading
 from pvae.data.rules import completed, log_density_beside, recorded
 from pvae.data.schema import Schema
@@ -132,7 +132,10 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         reading = {name: more[name] for name in options_of(Reading) if name in more}
         data = read(frame, **{"label_column": self.condition or "", "columns": kinds, "missing_values": "", **reading})
         if not data.is_in_parts:
-            data = replace(data, valid=data.test, valid_labels=data.test_labels)
+            data = data.plain or data
+            names = {**data.names, "valid": data.names["test"]}
+            data = replace(data, valid=data.test, valid_labels=data.test_labels, names=names)
+            data = data.with_rules(bool(self.condition))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         given = {"latent_dim": self.latent_dim, "epochs": self.epochs, "columns": kinds or None}
         options: dict[str, Any] = {"seed": seed, "compile": "graph", "condition": bool(self.condition)}
@@ -140,6 +143,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         if num_calibration:
             options["calibration"] = self._share_that_calibrates(num_calibration, data, more)
         config = values_config(data, **options)
+        data = split_for(config, data)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run" if self.out is None else self.out
             callbacks = default_callbacks(quiet=not self.verbose)
@@ -199,7 +203,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
     def _log_p(self, batch: Batch, **how: Any) -> LogP:
         with seeded(self.config_.seed):
             found = log_likelihood(self.vae_of(), batch, **how)
-        return found._replace(log_p=found.log_p + log_density_beside(self.schema_, batch.x.images.double()))
+        return found._replace(log_p=found.log_p + log_density_beside(self.schema_, batch.x.images.double(), batch.y))
 
     def _log_p_alone(self, batch: Batch, num_particles: int = LEAST_NEAR) -> Tensor:
         """Return log p(x) of each row, (N,) nats, by the same draws, or the sum over few codes."""
@@ -227,7 +231,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         Raises:
             InputError: (a ValueError) no row can be one of the table.
         """
-        batch, _, outside = self._given(X)
+        batch, outside = self._given(X)
         inside = [row for row in range(len(batch)) if row not in outside]
         if outside:
             row, why = next(iter(outside.items()))
@@ -241,7 +245,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
 
     def _of_each(self, X: Any, score: Callable[[Batch], NDArray[Any]]) -> NDArray[Any]:
         """Return the score of each row, -inf of one that cannot be a row of the table."""
-        batch, _, outside = self._given(X)
+        batch, outside = self._given(X)
         found = np.full(len(batch), -math.inf)
         inside = [row for row in range(len(batch)) if row not in outside]
         if inside:
@@ -279,9 +283,9 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         """
         vae, (batch, of_file) = self.vae_of(), self._inside(X)
         with seeded(self.config_.seed):
-            found = impute(vae, batch, num_draws=TRIES if self.schema_.rules else 0)
+            found = impute(vae, batch, num_draws=TRIES if self.schema_.steps else 0)
         tries = [found.filled, *found.draws.unbind(1)]
-        rows, left = completed(self.schema_, of_file, batch.x.images.double(), tries)
+        rows, left = completed(self.schema_, of_file, batch.x.images.double(), tries, batch.y)
         if len(left):
             said = f"{len(left):,} rows stay as they are: no draw agrees with the given fields and the rules"
             warnings.warn(said, stacklevel=2)
@@ -332,28 +336,37 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         return self._inside(X)[0]
 
     def _inside(self, X: Any) -> tuple[Batch, Tensor]:
-        """Return the same, and the rows in the columns of the file."""
-        batch, of_file, outside = self._given(X)
+        """Return the same, and the rows in the columns of the file; a warning names those that break a rule."""
+        batch, of_file, outside, broken = self._read(X)
         for row, why in outside.items():
             raise InputError(f"X, row {row}: {why}")
+        for row, why in [*broken.items()][:1]:
+            warnings.warn(f"{len(broken):,} rows break a rule of the table: X, row {row}: {why}", stacklevel=3)
         return batch, of_file
 
-    def _given(self, X: Any) -> tuple[Batch, Tensor, dict[int, str]]:
-        """Return rows as the VAE takes them, in the columns of the file, and those that cannot be, and why."""
+    def _given(self, X: Any) -> tuple[Batch, dict[int, str]]:
+        """Return rows as the VAE takes them, and those that cannot be, and why."""
+        batch, _, outside, broken = self._read(X)
+        return batch, broken | outside
+
+    def _read(self, X: Any) -> tuple[Batch, Tensor, dict[int, str], dict[int, str]]:
+        """Return rows as the VAE takes them, in the columns of the file, those outside the table, or its rules."""
         vae, frame = self.vae_of(), self._frame(X)
         values = read_frame(frame, self.schema_.reading, "X", self.schema_)
-        pixels = preparation_of(self.config_).x_of(torch.from_numpy(values.x["train"]))
+        y = class_codes(frame, self.condition, self.classes_, "X") if self.condition else None
+        codes = np.full(len(frame), np.nan) if y is None else np.where(y < 0, np.nan, y)
+        x, of_file, broken = in_columns(self.schema_, values.x["train"], codes)
+        pixels = preparation_of(self.config_).x_of(x)
         outside = dict(values.outside)
         check = getattr(vae.p_x, "check", None)
         for row, where, fault in domain_faults(check, pixels.images, self.schema_.columns):
             outside.setdefault(row, f"{where} {fault}")
-        y = class_codes(frame, self.condition, self.classes_, "X") if self.condition else None
-        assert values.recorded is not None  # of a known table
-        return Batch(pixels, y), torch.from_numpy(values.recorded), outside
+        assert of_file is not None  # of a table
+        return Batch(pixels, y), of_file, outside, broken
 
     def _table(self, x: Tensor, y: Tensor | None = None) -> Any:
         """Return values (N, D) with their classes as a frame, if X was one in `fit`, or as an array."""
-        frame = self._frame_of(recorded(self.schema_, x.double()), y)
+        frame = self._frame_of(recorded(self.schema_, x.double(), y), y)
         return frame if self.is_frame_ else frame.to_numpy()
 
     def _frame_of(self, x: Tensor, y: Tensor | None, is_filled: bool = False) -> DataFrame:
@@ -458,7 +471,9 @@ class VAEOutlierDetector(OutlierMixin, VAEEstimator):
         data = self._fit(X, least_rows(self.alarm))
         rows = random_subset(data.num_train, _REFERENCE, 0)
         self.sides_ = Sides.of(self._signs(self._of_split(data, "train").rows(rows)))
-        self.calibration_ = np.sort(self.sides_.oddness(self._signs(self._of_split(data, "calibration"))))
+        oddness = self.sides_.oddness(self._signs(self._of_split(data, "calibration")))
+        num_impossible = len(data.impossible.get("calibration", ()))  # rows that break a rule are as odd as can be
+        self.calibration_ = np.sort(np.append(oddness, np.full(num_impossible, math.inf)))
         num_marked = math.floor(self.alarm * (len(self.calibration_) + 1) + 1e-9)
         self.offset_ = -self.calibration_[-num_marked]
         return self
@@ -470,7 +485,7 @@ class VAEOutlierDetector(OutlierMixin, VAEEstimator):
         """Return log p(x), distortion and rate of each row, (N, 3), which do not depend on the other rows."""
         seed = self.config_.seed
         terms = elbo_terms(self.vae_of(), batch, seed=seed)
-        distortion = terms["distortion"] - log_density_beside(self.schema_, batch.x.images.double())
+        distortion = terms["distortion"] - log_density_beside(self.schema_, batch.x.images.double(), batch.y)
         log_p = self._log_p_alone(batch, _PARTICLES)
         return torch.stack([log_p, distortion, terms["rate"]], 1).double().numpy()
 

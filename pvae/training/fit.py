@@ -16,7 +16,7 @@ import pyro
 import torch
 
 from pvae.config.build import elbo_of, start_from
-from pvae.config.choices import images_config, load_for, reading_of, values_config
+from pvae.config.choices import images_config, load_for, reading_of, split_for, values_config
 from pvae.config.config import TAKERS, Config, takers_text
 from pvae.config.presets import SYSTEMS
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
@@ -95,7 +95,7 @@ def fit(
         config = _suited_to(data, vae)
     if data is None:
         data = load_for(config)
-    data = data.with_valid(config.valid, config.calibration)
+    data = split_for(config, data)
     if vae is None:
         _warn_of_unused(config)
     if vae is not None and config.system in SYSTEMS:

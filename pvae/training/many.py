@@ -16,7 +16,7 @@ import torch
 
 from pvae.compile.compiled_svi import Done
 from pvae.config.build import elbo_of
-from pvae.config.choices import load_for, reading_of
+from pvae.config.choices import load_for, reading_of, split_for
 from pvae.config.config import OPTIONS, Config
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError, listed
 from pvae.core.files import expanded
@@ -83,7 +83,7 @@ def fit_many(
         elbo_of(one, has_own_vae=vae is not None)  # refuses what does not go together
     if data is None:
         data = load_for(configs[0])
-    data = read(data, **reading_of(configs[0])).with_valid(configs[0].valid, configs[0].calibration)
+    data = split_for(configs[0], read(data, **reading_of(configs[0])))
     if data.is_in_parts:
         what = f"{data.name} are read in parts, as iterables, data frames of 100,000 rows and large Parquet files are"
         raise InputError(f"{what}, and many runs need a pvae.Dataset in memory: train one at a time")

@@ -133,12 +133,10 @@ def _number(value: float, decimals: int) -> str:
 
 
 def share_kept(data: Dataset, rows: Tensor) -> float:
-    """Return the share of rows, in the columns of the file, that keep the rules of a table; NaN if it has none."""
-    if not data.rules:
+    """Return the share of rows, in the columns of the file, that keep rules and levels of a table; NaN without any."""
+    if not data.steps:
         return math.nan
-    outside: dict[str, str] = {}
-    modelled(data, rows.numpy(), [str(number) for number in range(len(rows))], outside)
-    return 1 - len(outside) / len(rows)
+    return 1 - len(modelled(data, rows.numpy())[1]) / len(rows)
 
 
 def ours(data: Dataset, plain: Dataset, count: int) -> tuple[float, float, Tensor | None, float]:

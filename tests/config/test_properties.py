@@ -103,7 +103,7 @@ OTHERS = {
     "image_size": st.sampled_from(("", "0", "64x", "x64", "1e3", "64 x 64", "123456", 0, -5, 10**5, 6.4, None, True)),
     "source": st.one_of(st.none(), st.just("x" * 2000)),
     **dict.fromkeys(
-        ("label_column", "name_column", "ignore", "missing_values"),
+        ("label_column", "name_column", "ignore", "missing_values", "rules"),
         st.sampled_from(("x" * 10_001, "a\nb", 5.5, None, True)),
     ),
     "columns": st.sampled_from(

@@ -333,7 +333,7 @@ def test_a_table_in_an_excel_file(tmp_path):
         (Column("a", decimals=16), float(np.float32(0.1)), "0.1", "0.1"),
         (Column("a", decimals=16, least=0.5, greatest=9.5, step=0.75), 4.1, "4.25", "4.1"),
         (Column("a", decimals=16, least=0.5, greatest=9.5, step=0.75), -3.0, "0.5", "-3.0"),
-        (Column("a", decimals=0, least=18, greatest=82), 108.4, "82", "108.4"),
+        (Column("a", decimals=0, least=18, greatest=82), 108.4, "108", "108.4"),
         (Column("a", decimals=0, origin=1.6e9, least=0, greatest=1e6), 5.2, "1600000005", "1600000005.2"),
         (Column("a", ("x", "y", "z")), 2.8, "z", "z"),
         (Column("a", decimals=1, suffix="%"), 4.96, "5.0%", "4.96%"),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import io
+import itertools
+import math
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,222 +18,430 @@ from hypothesis import strategies as st
 from pandas import DataFrame, Timestamp, to_timedelta
 
 import pvae
-from pvae.data.read import read_again
-from pvae.data.reading import Reading
-from pvae.data.rules import Rule, completed, log_density_beside, recorded
-from pvae.data.tables import read_frame, read_table, table_text
+from pvae.core.errors import InputError
+from pvae.data.read import in_columns, read_again
+from pvae.data.rule import Rule
+from pvae.data.rules import breaking, completed, log_density_beside, recorded
+from pvae.data.search import expected_below
+from pvae.data.tables import read_frame, table_text
 
-COUNT = 400
+COUNT = 900
 
 
 def table(seed=0, count=COUNT):
     """Return columns of which each kind of rule holds for one."""
-    draw = np.random.RandomState(seed)
+    draw = np.random.default_rng(seed)
     plan = draw.choice(["basic", "plus", "pro"], count)
-    orders = draw.poisson(2.0, count)
-    spend = np.where(orders == 0, 0.0, draw.gamma(2, 20, count).round(2))
-    discount = (spend * draw.uniform(0, 0.3, count)).round(2)
-    score = draw.normal(size=count).round(3)
-    start = np.datetime64("2020-01-01") + draw.randint(0, 1400, count)
-    note = np.where(plan == "pro", None, draw.normal(size=count).round(2)).astype(float)
+    state = draw.choice(["open", "paid", "gone"], count)
+    start = np.datetime64("2020-01-01") + draw.integers(0, 1400, count)
+    group = draw.choice(4, count, p=[0.4, 0.3, 0.2, 0.1])
+    net, fee = draw.gamma(3, 30, count).round(2), draw.gamma(2, 20, count).round(2)
+    score = np.where(draw.random(count) < 0.2, np.nan, draw.normal(size=count).round(3))
     return DataFrame(
         {
             "plan": plan,
-            "price": [{"basic": 5, "plus": 9, "pro": 20}[one] for one in plan],
-            "orders": orders,
-            "spend": spend,
-            "discount": discount,
-            "total": (spend - discount).round(2),
+            "price": pandas.Series(plan).map({"basic": 5.0, "plus": 9.5, "pro": 20.0}),
+            "state": state,
+            "paid": np.where(state == "paid", draw.gamma(2, 20, count).round(2) + 1, 0),
+            "note": np.where(state == "gone", np.nan, draw.normal(size=count).round(2)),
+            "net": net,
+            "fee": fee,
+            "total": (net + fee + 3).round(2),
+            "gross": (net * pandas.Series(plan).map({"basic": 1.19, "plus": 1.07, "pro": 1.0})).round(2),
             "weight": draw.uniform(1, 9, count).round(1),
-            "score": score,
-            "grade": np.where(score > 0.5, "a", "b"),
+            "length": draw.uniform(10, 90, count).round(1),
             "start": start.astype("datetime64[ns]"),
-            "end": (start + draw.randint(0, 30, count)).astype("datetime64[ns]"),
-            "note": note,
+            "end": (start + draw.integers(0, 30, count)).astype("datetime64[ns]"),
+            "red": (group == 1).astype(int),
+            "green": (group == 2).astype(int),
+            "blue": (group == 3).astype(int),
             "size": draw.choice([0.5, 2.0, 7.5, 11.0], count),
             "cover": draw.uniform(-0.3, 1.3, count).clip(0, 1).round(2),
+            "score": score,
         }
-    ).assign(cost=lambda frame: (frame.weight * frame["size"]).round(2))
+    ).assign(area=lambda frame: (frame.weight * frame.length).round(2))
 
 
-def holds(frame):
+def facts(frame):
     """Return for each rule of `table` whether all rows keep it."""
     given = frame.astype({"start": "datetime64[ns]", "end": "datetime64[ns]"})
+    factor = given["plan"].map({"basic": 1.19, "plus": 1.07, "pro": 1.0})
     return {
-        "price": given.groupby("plan").price.nunique().max() == 1,
-        "no orders": bool((given.spend[given.orders == 0] == 0).all()),
-        "total": np.allclose(given.total, given.spend - given.discount),
-        "discount": bool((given.discount <= given.spend).all()),
-        "grade": given[given.grade == "b"].score.max() < given[given.grade == "a"].score.min(),
-        "dates": bool((given.start <= given.end).all()),
-        "note": bool((given.note.isna() == (given.plan == "pro")).all()),
-        "size": bool(given["size"].isin([0.5, 2.0, 7.5, 11.0]).all()),
-        "cover": bool(given.cover.between(0, 1).all() and (given.cover == 1).mean() > 0.1),
-        "cost": bool(((given.cost - given.weight * given["size"]).abs() < 0.0051).all()),
+        "price": (given["plan"].map({"basic": 5.0, "plus": 9.5, "pro": 20.0}) == given["price"]).all(),
+        "paid": ((given["paid"] > 0) == (given["state"] == "paid")).all(),
+        "note": (given["note"].isna() == (given["state"] == "gone")).all(),
+        "total": np.allclose(given["total"], given["net"] + given["fee"] + 3),
+        "gross": ((given["gross"] - given["net"] * factor).abs() < 0.0051).all(),
+        "area": ((given["area"] - given["weight"] * given["length"]).abs() < 0.0051).all(),
+        "dates": (given["start"] <= given["end"]).all(),
+        "flags": (given[["red", "green", "blue"]].sum(axis=1) <= 1).all(),
+        "size": given["size"].isin([0.5, 2.0, 7.5, 11.0]).all(),
+        "cover": given["cover"].between(0, 1).all() and (given["cover"] == 1).mean() > 0.1,
     }
 
 
-def texts(schema, x):
-    return table_text(schema.file_columns, x)
+def frame_of(data, x):
+    """Return values (N, D) of the columns of a file as a frame."""
+    found = {}
+    for column, values in zip(data.file_columns, x.T.tolist()):
+        texts = [column.text(value) for value in values]
+        found[column.name] = texts
+        if not column.categories and not column.date_format:
+            found[column.name] = [float(text or "nan") for text in texts]
+    return DataFrame(found)
+
+
+def drawn_alone(data, count=3000, seed=1):
+    """Return rows of which each column that is left is drawn alone, in the columns of the file."""
+    draw = np.random.RandomState(seed)
+    alone = np.stack([draw.choice(column[~np.isnan(column)], count) for column in data.train.numpy().T], 1)
+    are_numbers = [not (one.categories or one.kind) for one in data.columns]
+    alone += are_numbers * draw.uniform(-0.4, 0.4, alone.shape)  # draws are not on the grid
+    return recorded(data, torch.from_numpy(alone))
+
+
+def broken(data, frame):
+    """Return the rows of a frame that break a rule of the data, and why."""
+    values = read_frame(frame, data.reading, "new", data.record())
+    return in_columns(data, values.x["train"], np.full(len(frame), np.nan))[2]
 
 
 def test_each_rule_is_found_undone_exactly_and_kept_by_rows_of_which_each_column_is_drawn_alone():
     frame = table()
-    values = read_frame(frame, pvae.read(frame, rules="auto").reading)
-    schema, x = values.schema, torch.from_numpy(values.x["train"])
-    assert {rule.rule for rule in schema.rules} == {*Rule.members}
-    assert all(holds(frame).values())
-    plain = read_frame(frame, dataclasses.replace(schema.reading, rules="none"))
-    assert texts(schema, recorded(schema, x)) == texts(plain.schema, torch.from_numpy(plain.x["train"]))
-    draw = np.random.RandomState(1)
-    alone = np.stack([draw.choice(column[~np.isnan(column)], 2000) for column in x.numpy().T], 1)
-    are_numbers = [not (one.categories or one.kind) for one in schema.columns]
-    alone += are_numbers * draw.uniform(-0.5, 0.5, alone.shape)  # draws are not on the grid
-    drawn = recorded(schema, torch.from_numpy(alone))
-    found = {}
-    for column, one in zip(schema.file_columns, drawn.T.tolist()):
-        found[column.name] = [column.text(value) for value in one]
-        if not column.categories and not column.date_format:
-            found[column.name] = [float(text or "nan") for text in found[column.name]]
-    assert all(holds(DataFrame(found)).values()), holds(DataFrame(found))
+    data = pvae.read(frame)
+    assert {step.rule for step in data.steps} == {*Rule.members}
+    assert torch.equal(recorded(data, data.train), data.plain.train) or torch.allclose(
+        recorded(data, data.train), data.plain.train, rtol=1e-14, atol=1e-9, equal_nan=True
+    )
+    assert all(facts(frame).values())
+    found = facts(frame_of(data, drawn_alone(data)))
+    assert all(found.values()), found
 
 
-def clinic(count=600, seed=0):
-    """Return columns that are empty together, orders between columns of other steps, and a range of ages."""
+def test_a_column_is_computed_where_the_others_are_given():
+    """The residual and the values without an addend stay: nothing of a row is lost."""
+    frame = table()
+    draw = np.random.default_rng(2)
+    frame["net"] = frame["net"].where(draw.random(COUNT) < 0.9)
+    frame["about"] = (frame["weight"] * frame["length"]).round(1) + draw.choice([0, 0.1], COUNT).round(1)
+    data = pvae.read(frame)
+    rules = {rule.column: rule for rule in data.rules}
+    assert not rules["total"].is_total
+    assert rules["gross"].column == "gross"
+    back = recorded(data, data.train)
+    assert torch.allclose(back, data.plain.train, rtol=1e-14, atol=1e-9, equal_nan=True)
+
+
+def independent(seed):
     draw = np.random.RandomState(seed)
-    deck = draw.choice([*"ABCDE"], count, p=[0.2, 0.2, 0.2, 0.2, 0.2]).astype(object)
-    ticket = np.where(np.isin(deck, ["A", "B"]), "First", draw.choice(["First", "Second", "Third"], count))
-    hidden = draw.uniform(size=count) < 0.6
-    referred = draw.uniform(size=count) < 0.4
-    most = draw.choice([100, 200, 250, 400], count)
-    start = np.datetime64("2021-01-01") + draw.randint(0, 1000 * 1440, count).astype("timedelta64[m]")
-    age = draw.randint(0, 90, count)
-    is_open = draw.uniform(size=count) < 0.3
-    sent = np.datetime64("2022-01-01") + draw.randint(0, 300, count)
+    count = draw.choice([100, 400, 1000])
     return DataFrame(
         {
-            "ticket": np.where(hidden, draw.choice(["First", "Second", "Third"], count), ticket),
-            "deck": np.where(hidden, None, deck),
-            "referred": np.where(referred, "yes", "no"),
-            "referrer": np.where(referred, draw.choice(["GP", "self", "other"], count), None),
-            "dose": (draw.uniform(0.1, 1, count) * most).round(),
-            "most": most,
-            "start": start,
-            "last": (start + draw.randint(0, 40 * 1440, count).astype("timedelta64[m]")).astype("datetime64[D]")
-            + np.timedelta64(1, "D"),
-            "age": age,
-            "ward": np.where(age < 18, "children", draw.choice(["children", "general", "heart"], count)),
-            "stay": to_timedelta(draw.randint(1, 3000, count), unit="min"),
-            "state": np.where(is_open, "open", "done"),
-            "sent": np.where(is_open, np.datetime64("NaT"), sent),
-            "came": np.where(is_open, np.datetime64("NaT"), sent + draw.randint(0, 20, count)),
+            "a": draw.normal(size=count).round(2),
+            "b": draw.gamma(1, 10, count).round(1),
+            "c": draw.choice([*"xyz"], count),
+            "d": draw.poisson(1, count),
+            "e": draw.binomial(1, 0.1, count),
+            "f": draw.uniform(size=count).round(3),
+            "g": np.where(draw.uniform(size=count) < 0.3, 0, draw.gamma(2, 3, count).round(2)),
+            "h": draw.binomial(1, 0.05, count),
+            "i": draw.randint(30, size=count),
+            "j": np.datetime64("2021-03-01") + draw.randint(60, size=count),
+            "k": np.where(draw.uniform(size=count) < 0.1, np.nan, draw.normal(size=count)),
         }
-    ).astype(dict.fromkeys(["start", "last", "sent", "came"], "datetime64[ns]"))
-
-
-def test_what_stands_in_place_of_a_missing_value_changes_no_field():
-    for frame in (clinic(), table()):
-        values = read_frame(frame, pvae.read(frame).reading)
-        x = torch.from_numpy(values.x["train"])
-        draw = np.random.RandomState(1)
-        others = np.stack([draw.choice(column[~np.isnan(column)], len(x)) for column in x.numpy().T], 1)
-        filled = torch.where(x.isnan(), torch.from_numpy(others), x)
-        assert texts(values.schema, recorded(values.schema, filled)) == texts(values.schema, recorded(values.schema, x))
-
-
-def test_orders_hold_between_columns_of_other_steps_and_keep_the_values_that_there_are():
-    frame = clinic()
-    values = read_frame(frame, pvae.read(frame).reading)
-    schema, x = values.schema, torch.from_numpy(values.x["train"])
-    draw = np.random.RandomState(1)
-    alone = np.stack([draw.choice(column[~np.isnan(column)], 5000) for column in x.numpy().T], 1)
-    are_numbers = [not (one.categories or one.kind) for one in schema.columns]
-    alone += are_numbers * draw.uniform(-0.5, 0.5, alone.shape)
-    found = pandas.read_csv(io.StringIO(texts(schema, recorded(schema, torch.from_numpy(alone)))))
-    dates = found[["start", "last"]].apply(pandas.to_datetime)
-    says = " ".join(map(str, schema.rules))
-    wanted = "dose <= most", "start <= last", "sent <= came", "ward is children where age is at most 17"
-    assert all(one in says for one in wanted)
-    assert (found.sent.isna() == (found.state == "open")).all()
-    assert (found.sent.isna() | (found.sent <= found.came)).all()
-    assert (found.dose <= found.most).all()
-    assert {*found.most} == {100, 200, 250, 400}
-    assert (dates.start <= dates["last"]).all()
-    assert (dates.start.dt.second == 0).all()
-    assert (found.ward[found.age < 18] == "children").all()
-    assert (found.stay % 60 == 0).all()
-    assert found.stay.min() >= 60
-
-
-def test_an_imputed_row_breaks_no_rule():
-    frame = clinic()
-    values = read_frame(frame, pvae.read(frame).reading)
-    schema, x, given = values.schema, torch.from_numpy(values.x["train"]), frame.copy()
-    given.loc[given.ticket != "First", "deck"] = None
-    again = read_frame(given, schema.reading, "given", schema)
-    x, of_file = torch.from_numpy(again.x["train"]), torch.from_numpy(again.recorded)
-    draw = np.random.default_rng(1)
-    tries = [torch.from_numpy(draw.permuted(values.x["train"], axis=0)).nan_to_num(nan=0.0) for _ in range(20)]
-    rows, left = completed(schema, of_file, x, tries)
-    found = DataFrame(rows.numpy(), columns=[one.name for one in schema.file_columns])
-    decks, tickets = (schema.file_columns[place].categories for place in (1, 0))
-    is_first = found.ticket == tickets.index("First")
-    is_high = found.deck.isin([decks.index("A"), decks.index("B")])
-    assert is_high[is_first].any()
-    assert not (is_high & ~is_first).any()
-    assert len(left) < 0.05 * len(rows)
-    assert found.deck[~found.index.isin(left.numpy())].notna().all()
-
-
-def test_a_file_is_read_again_as_it_was(tmp_path):
-    table().to_csv(tmp_path / "t.csv", index=False)
-    data = pvae.read(tmp_path / "t.csv", rules="auto")
-    again = read_again(data.record())
-    assert (again.sha256, again.rules, again.columns) == (data.sha256, data.rules, data.columns)
+    )
 
 
 def test_columns_that_are_independent_have_no_rule():
-    """By the bound of 1e-9 for each pair, a wrong rule in these 30 tables has a probability below 1e-4."""
-    for seed in range(30):
-        draw = np.random.RandomState(seed)
-        count = draw.choice([100, 300, 1000])
-        frame = DataFrame(
-            {
-                "a": draw.normal(size=count).round(2),
-                "b": draw.gamma(1, 10, count).round(1),
-                "c": draw.choice([*"xyz"], count),
-                "d": draw.poisson(1, count),
-                "e": draw.binomial(1, 0.1, count),
-                "f": draw.uniform(size=count).round(3),
-                "g": np.where(draw.uniform(size=count) < 0.3, 0, draw.gamma(2, 3, count).round(2)),
-                "h": draw.binomial(1, 0.05, count),  # 0 in all rows of many values of i and j
-                "i": draw.randint(30, size=count),
-                "j": np.datetime64("2021-03-01") + draw.randint(60, size=count),
-            }
+    """A law by chance has a probability below 1e-3 in each of these tables: one fails in fewer than 1 of 30 runs."""
+    assert [seed for seed in range(30) if pvae.read(independent(seed)).rules] == []
+
+
+@pytest.mark.parametrize("kind", ["street", "tail", "spectra"])
+def test_what_merely_happened_is_no_rule(kind):
+    draw = np.random.default_rng(3)
+    if kind == "street":  # a number is no code of its side
+        number = (125 + 25 * draw.normal(size=400)).round()
+        frame = DataFrame({"number": number, "side": np.where(number % 2 == 0, "even", "odd")})
+    elif kind == "tail":  # the heaviest rows are of one sex
+        sex = draw.choice(["f", "m"], 400)
+        mass = (4200 + 450 * (sex == "m") + 420 * draw.normal(size=400)).round(-1)
+        frame = DataFrame({"sex": sex, "mass": mass})
+    else:  # of smooth curves, neighbours are in one order
+        at = np.linspace(0, 1, 30)
+        parts = np.stack([np.exp(-(((at - middle) / 0.2) ** 2)) for middle in (0.2, 0.5, 0.8)])
+        x = draw.dirichlet([4, 3, 2], 500) @ parts + 0.002 * draw.normal(size=(500, 30))
+        frame = DataFrame(x.round(4), columns=[f"nm{place}" for place in range(30)])
+    data = pvae.read(frame)
+    assert not data.rules
+    assert not data.steps
+
+
+def test_a_smooth_model_expects_what_is_true_of_smooth_differences():
+    """Of shifted log-Normals, Gammas and Normals it expects few below 0, where 1 % are; of a hard edge, many."""
+    draw = np.random.default_rng(0)
+    for d in (draw.lognormal(1, 1, 2000) - 0.27, draw.gamma(2, 1, 2000) - 0.15, draw.normal(2.33, 1, 2000)):
+        kept = d[d >= 0].round(2)
+        assert expected_below(kept, -0.005, 0.01) < 60
+    assert expected_below(draw.integers(0, 30, 2000).astype(float), -0.5, 1.0) > 50, "a hard edge"
+
+
+def test_training_rows_find_a_rule_and_others_judge_it():
+    frame = table()
+    data = pvae.read(frame).with_valid(0.1, 0.1)
+    names = {split: {int(name[4:]) for name in data.plain.names[split]} for split in data.plain.names}
+    for split, is_kept in (("valid", False), ("test", True), ("calibration", True)):
+        wrong = frame.copy()
+        row = min(names[split])
+        wrong.loc[row, "total"] += 1
+        found = pvae.read(wrong)
+        assert "total" not in {rule.column for rule in found.rules} or split != "calibration"
+        found = found.with_valid(0.1, 0.1)
+        assert ("total" in {rule.column for rule in found.rules}) == is_kept
+        if is_kept:
+            assert len(found.impossible[split]) == 1
+            assert f"row-{row}: total is" in found.impossible[split][0]
+            assert len(found.splits[split]) == len(data.splits[split]) - 1
+            assert found.record().impossible == (found.impossible["test"] if split == "test" else ())
+        else:
+            assert f"row-{row} of the validation rows breaks it: total = " in found.note
+
+
+def test_few_rows_show_identities_alone_and_the_note_says_so():
+    data = pvae.read(table(count=200))
+    assert {rule.rule for rule in data.rules} == {"identity"}
+    assert data.note.count("180 rows to learn from") == 1
+
+
+def test_a_kind_with_near_laws_is_not_believed_and_a_note_names_the_rows():
+    frame = table()
+    train = [int(name[4:]) for name in pvae.read(frame).names["train"]]
+    frame.loc[train[:2], "total"] += 1
+    data = pvae.read(frame)
+    assert "identity" not in {rule.rule for rule in data.rules}
+    assert f"total = net + fee + 3 but for row-{train[0]}, row-{train[1]}" in data.note
+    assert [str(rule) for rule in data.near] == ["total = net + fee + 3"]
+    said = pvae.read(frame, rules=["total = net + fee + 3"])
+    assert {"total", "area", "gross"} <= {rule.column for rule in said.rules}
+    assert [text.partition(":")[0] for text in said.impossible["train"]] == [f"row-{one}" for one in train[:2]]
+
+
+@pytest.mark.parametrize(
+    ("rules", "kind"),
+    [
+        ("total = net + fee + 3", "identity"),
+        ("area = weight x length", "identity"),
+        ("start <= end", "order"),
+        ("end >= start", "order"),
+        ("price by plan", "function"),
+        ("paid is 0 by state", "function"),
+        ("note is empty by state", "function"),
+        ("at most one of red, green, blue", "flags"),
+    ],
+)
+def test_a_rule_that_is_said_is_one(rules, kind):
+    frame = table(count=100)
+    data = pvae.read(frame, rules=f"none; {rules}")
+    (rule,) = data.rules
+    assert rule.rule == kind
+    assert not breaking(data, drawn_alone(data), data.rules).any()
+    other = "start <= end" if kind == "function" else "price by plan"
+    assert breaking(data, drawn_alone(pvae.read(frame, rules=f"none; {other}")), data.rules).any()
+
+
+@pytest.mark.parametrize(
+    ("rules", "says"),
+    [
+        ("total == net", "cannot be read"),
+        ("hello", "cannot be read.*code by status"),
+        ("total = net + other", "other"),
+        ("gone <= net", "gone"),
+        ("not gone", "gone"),
+        ("total <= net", "break it, the first row-"),
+        ("total = net + fee + 3; total = area", "both compute total|break it"),
+        ("start <= net", "different steps"),
+        ("exactly one of red, green", "break it"),
+    ],
+)
+def test_a_rule_that_cannot_be_one_is_refused(rules, says):
+    with pytest.raises(InputError, match=says):
+        pvae.read(table(), rules=rules)
+
+
+def test_rules_are_left_out_by_their_kind_or_a_column_and_columns_of_a_named_kind_stay():
+    frame = table()
+    found = pvae.read(frame, rules="not total, not order; not ends")
+    assert {step.column for step in found.steps}.isdisjoint({"total", "cover"})
+    assert "order" not in {rule.rule for rule in found.rules}
+    assert pvae.read(frame, rules="none").steps == ()
+    named = pvae.read(frame, columns="size=real,price=real")
+    assert {"size", "price"}.isdisjoint(step.column for step in named.steps)
+
+
+def chain(count=1200):
+    draw = np.random.default_rng(0)
+    off = draw.random(count) < 0.1
+    sold = draw.integers(60, 190, count)
+    came = np.where(off, 0, np.floor(sold * (1 - 0.3 * draw.random(count) ** 1.2)) + 1).clip(0, sold)
+    begin = draw.integers(0, 900, count)
+    middle = begin + draw.integers(0, 60, count)
+    return DataFrame(
+        {
+            "cancelled": np.where(off, "yes", "no"),
+            "sold": sold,
+            "came": came.astype(int),
+            "begin": begin,
+            "middle": middle,
+            "end": middle + draw.integers(0, 60, count),
+            "both": sold + came,
+        }
+    )
+
+
+def test_a_rule_is_kept_though_another_one_computes_its_column():
+    data = pvae.read(chain())
+    rows = frame_of(data, drawn_alone(data))
+    assert (rows["came"] <= rows["sold"]).all() or "came <= sold" in map(str, data.rules)
+    assert (rows["begin"] <= rows["middle"]).all()
+    assert (rows["middle"] <= rows["end"]).all()
+    assert (rows["both"] == rows["sold"] + rows["came"]).all()
+    assert ((rows["came"] == 0) | (rows["cancelled"] == "no")).all()
+    assert "begin <= end" not in map(str, data.rules), "it follows"
+
+
+def test_rules_of_the_class_that_is_given_stay():
+    draw = np.random.default_rng(0)
+    kind = draw.choice([*"abc"], 900)
+    island = np.where(kind == "a", "east", draw.choice(["east", "west"], 900))
+    frame = DataFrame({"kind": kind, "island": island, "mass": draw.normal(50, 9, 900).round()})
+    data = pvae.read(frame, label_column="kind").with_valid(0.1, 0.0, True)
+    assert [str(rule) for rule in data.rules] == ["island by kind: a -> east"]
+    x = data.train.nan_to_num(nan=1.0)
+    for split in ("train", "valid", "test"):
+        back = recorded(data, data.splits[split], data.labels[split])
+        assert torch.equal(back, data.plain.splits[split])
+    east = data.file_columns[0].categories.index("east")
+    assert (recorded(data, x, torch.zeros(len(x), dtype=torch.int64))[:, 0] == east).all()
+    assert not pvae.read(frame, label_column="kind").with_valid(0.1).rules
+
+
+SMALL = {  # tables of few values, and the values of each column that a row may have
+    "function": (
+        lambda draw, n: {"c": (c := draw.integers(0, 3, n)), "d": np.array([1, 4, 4])[c], "e": draw.integers(0, 3, n)},
+        [range(4), range(6), range(4)],
+    ),
+    "identity": (
+        lambda draw, n: {"a": (a := draw.integers(0, 7, n)), "b": (b := draw.integers(0, 9, n)), "t": a + b},
+        [range(-1, 9), range(-1, 11), range(-2, 20)],
+    ),
+    "order": (
+        lambda draw, n: {"a": (a := draw.integers(0, 9, n)), "b": a + draw.integers(0, 6, n)},
+        [range(-9, 20), range(-9, 30)],
+    ),
+    "flags": (
+        lambda draw, n: {
+            f"f{place}": (draw.permutation(n) % 1 == 0) * (np.arange(n) % 4 == place) for place in range(3)
+        },
+        [range(2)] * 3,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", [*SMALL, "cents"])
+def test_probabilities_of_all_rows_sum_to_one_at_most(kind):
+    """Each column that is left is independent: P(row) is the product of its shares, and 0 of a row that cannot be."""
+    draw = np.random.default_rng(0)
+    if kind == "cents":  # an order of whole amounts above prices in cents would be no probability
+        a = draw.integers(1, 40, 1200) * 25 / 100
+        frame = DataFrame({"a": a, "b": np.ceil(a) + draw.integers(0, 3, 1200)})
+        rows = DataFrame(itertools.product(np.arange(0, 1100) / 100, range(15)), columns=["a", "b"]).astype(
+            frame.dtypes
         )
-        assert {rule.rule for rule in pvae.read(frame, rules="auto").rules} <= {"levels"}
+    else:
+        make, values = SMALL[kind]
+        frame = DataFrame(make(draw, 1200)).astype("int64")
+        rows = DataFrame(itertools.product(*values), columns=[*frame])
+    data = pvae.read(frame)
+    if kind in SMALL:
+        assert kind in {rule.rule for rule in data.rules}
+    read = read_frame(rows, data.reading, "rows", data.record())
+    x, _, outside = in_columns(data, read.x["train"], np.full(len(rows), np.nan))
+    possible = torch.tensor([row not in outside and row not in read.outside for row in range(len(rows))])
+    log_p = log_density_beside(data, x)
+    for column, train, one in zip(data.columns, data.train.T, x.T):
+        levels, counts = np.unique(train[~train.isnan()], return_counts=True)
+        share = dict(zip(levels.tolist(), (counts / counts.sum() / column.spacing).tolist()))
+        each = [0.0 if math.isnan(value) else math.log(share.get(value, 1e-300)) for value in one.tolist()]
+        log_p += torch.tensor(each, dtype=torch.float64)
+    steps = [column.spacing for column in data.file_columns]
+    found = log_p.exp() * math.prod(steps) * possible
+    assert found.sum().item() == pytest.approx(1.0, abs=1e-9)
+    seen = {tuple(row) for row in frame.to_numpy().tolist()}
+    assert all(found[place] > 0 for place, row in enumerate(rows.to_numpy().tolist()) if tuple(row) in seen)
 
 
-@given(st.integers(0, 10**6), st.sampled_from([20, 60, 200]), st.sampled_from([0, 1, 3]))
+def test_rows_that_break_a_rule_are_named_and_can_be_encoded():
+    frame = table()
+    data = pvae.read(frame)
+    wrong = frame.iloc[:7].copy()
+    wrong.loc[0, "total"] += 1
+    wrong.loc[1, "price"] = 7
+    wrong.loc[2, "end"] = wrong.loc[2, "start"] - pandas.Timedelta(days=1)
+    wrong.loc[3, ["red", "green"]] = 1
+    wrong.loc[4, "size"] = 3
+    wrong.loc[5, "cover"] = 1.5
+    why = broken(data, wrong)
+    assert sorted(why) == [0, 1, 2, 3, 4, 5]
+    names = ["total is", "price is 7", "end is", "red, green is set|red and green is set", "size is 3", "cover is 1.5"]
+    for row, name in enumerate(names):
+        assert any(one in why[row] for one in name.split("|")), why[row]
+    values = read_frame(wrong, data.reading, "new", data.record())
+    x, _, _ = in_columns(data, values.x["train"], np.full(7, np.nan))
+    assert (x.isnan() <= data.train.isnan().any(0)).all(), "nothing is missing that the encoder needs"
+
+
+def test_an_imputed_row_breaks_no_rule():
+    frame = table()
+    data = pvae.read(frame)
+    given = frame.copy()
+    draw = np.random.default_rng(1)
+    for name in ("price", "total", "state", "end"):
+        given.loc[draw.random(COUNT) < 0.2, name] = None
+    values = read_frame(given, data.reading, "given", data.record())
+    x, of_file, _ = in_columns(data, values.x["train"], np.full(COUNT, np.nan))
+    tries = [torch.from_numpy(draw.permuted(data.train.numpy(), axis=0)).nan_to_num(nan=0.0) for _ in range(40)]
+    tries = [torch.cat([one, one[: COUNT - len(one)]]) for one in tries]
+    rows, left = completed(data, of_file, x, tries)
+    filled = [row for row in range(COUNT) if row not in left.tolist()]
+    assert not breaking(data, rows[filled], data.rules).any()
+    assert len(filled) > 0.7 * COUNT
+    assert (of_file.isnan() | (rows == of_file)).all()
+
+
+def test_draws_may_lie_beyond_the_values_of_the_file():
+    """Whole numbers are not heaped up at the largest one; they are not below 0 where none is."""
+    (column,) = pvae.read(DataFrame({"n": np.random.default_rng(0).integers(3, 900, 300)}), rules="none").columns
+    assert column.rounded(1200.2) == 1200
+    assert column.rounded(-4.0) == 1
+
+
+@given(st.integers(0, 10**6), st.sampled_from([20, 60, 400]), st.sampled_from([0, 1, 3]))
 @settings(max_examples=20, deadline=None)
-def test_what_was_read_comes_back_to_the_text(seed, count, decimals):
+def test_what_was_read_comes_back(seed, count, decimals):
     draw = np.random.RandomState(seed)
-    names = [*"abcdef"]
-    frame = DataFrame({name: (draw.standard_cauchy(count) * 10).round(decimals) for name in names[:3]})
-    frame["d"] = (draw.choice([1, -1, 2, 0.5]) * frame.a + draw.choice([1, -2]) * frame.b).round(decimals)
+    frame = DataFrame({name: (draw.standard_cauchy(count) * 10).round(decimals) for name in "abc"})
+    frame["d"] = (draw.choice([1, -1, 2, 0.5]) * frame.a + draw.choice([1, -1]) * frame.b).round(decimals)
     frame["e"] = frame.c + draw.exponential(2, count).round(decimals)
     frame["f"] = np.where(frame.a > 0, np.nan, draw.choice([1.0, 4.0], count))
-    values = read_frame(frame, pvae.read(frame, rules="auto").reading)
-    plain = read_frame(frame, dataclasses.replace(values.schema.reading, rules="none"))
-    back = recorded(values.schema, torch.from_numpy(values.x["train"]))
-    assert texts(values.schema, back) == texts(plain.schema, torch.from_numpy(plain.x["train"]))
+    data = pvae.read(frame)
+    if data.plain is not None:
+        assert torch.allclose(recorded(data, data.train), data.plain.train, rtol=1e-13, atol=1e-9, equal_nan=True)
 
 
 def same_texts(file):
     """Return whether the columns that rules leave of a file are written as those of the same file without rules."""
-    ruled, plain = (read_table(file, Reading(rules=rules)) for rules in ("auto", "none"))
-    back = recorded(ruled.schema, torch.from_numpy(ruled.x["train"]))
-    return texts(ruled.schema, back) == texts(plain.schema, torch.from_numpy(plain.x["train"]))
+    ruled, plain = (pvae.read(file, rules=rules) for rules in ("auto", "none"))
+    return table_text(ruled.file_columns, recorded(ruled, ruled.train)) == table_text(plain.columns, plain.train)
 
 
 def test_the_shared_tables_come_back_to_the_text():
@@ -244,7 +451,7 @@ def test_the_shared_tables_come_back_to_the_text():
     assert [file.name for file in folder.glob("*.csv") if not same_texts(file)] == []
 
 
-@given(st.integers(0, 10**6), st.sampled_from([20, 150]), st.sampled_from([".", ","]))
+@given(st.integers(0, 10**6), st.sampled_from([30, 420]), st.sampled_from([".", ","]))
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_texts_of_all_kinds_come_back(tmp_path, seed, count, point):
     draw = np.random.RandomState(seed)
@@ -254,12 +461,12 @@ def test_texts_of_all_kinds_come_back(tmp_path, seed, count, point):
 
     a, b = draw.normal(0, 40, (2, count)).round(2)
     start = Timestamp("2020-02-27") + to_timedelta(draw.randint(0, 9000, count) * 397, unit="min")
-    end = start + to_timedelta(draw.geometric(0.1, count) - 1, unit="min")
+    end = start + to_timedelta(draw.randint(0, 60, count), unit="min")
     zone = draw.choice(["", "+00:00"])
     columns = {
         "a": numbers(a, 2),
         "b": numbers(b, 2),
-        "sum": numbers(a - 2 * b + 7, 2),
+        "sum": numbers(a - b + 7, 2),
         "sum (residual)": numbers(draw.normal(size=count), 1),
         "a again": numbers(a, 2),
         "rate": numbers(draw.choice([-5.5, 0, 12.5], count), 1, "%"),
@@ -284,81 +491,41 @@ def test_texts_of_all_kinds_come_back(tmp_path, seed, count, point):
     assert same_texts(tmp_path / "t.csv")
 
 
-def test_a_row_of_more_digits_than_those_of_a_run_keeps_the_order_of_its_columns():
-    a, b, c = np.random.default_rng(0).gamma(2, 2, (3, 400)).cumsum(0).round(2)
-    frame = DataFrame({"a": a, "b": b, "c": c})
-    data = pvae.read(frame, rules="auto")
-    assert [one.rule for one in data.rules] == ["order", "order"]
-    new = DataFrame({"a": [1.0, 1.0, 1.0], "b": [2.4537, 2.4537, 0.99], "c": [2.4538, 2.4536, 3.0]})
-    schema = data.record()
-    outside = read_frame(new, schema.reading, "new", schema).outside
-    assert [*outside] == [1, 2]
-    assert "b <= c" in outside[1]
-    assert "a <= b" in outside[2]
-
-
-def test_each_rule_of_a_column_is_checked_by_itself():
-    draw, count = np.random.default_rng(0), 800
-    kind = draw.choice(["free", "a", "b"], count)
-    fee = np.where(kind == "free", 0, draw.integers(0, 60, count) * 5)
-    paid = np.where(kind == "free", 0, fee + draw.integers(0, 40, count) * 5)
-    end = np.where(kind == "free", np.nan, fee + draw.integers(1, 40, count) * 5)
-    data = pvae.read(DataFrame({"kind": kind, "fee": fee, "paid": paid, "end": end}), rules="auto")
-    assert {"where", "order", "empty", "same"} <= {one.rule for one in data.rules}
-    new = {"kind": ["free", "free", "a", "free", "a"], "fee": [0, 0, 5, 0, 15], "paid": [0, 3, 10, 0, 12]}
-    schema = data.record()
-    outside = read_frame(DataFrame(new | {"end": [np.nan, np.nan, 10, 5, 20]}), schema.reading, "new", schema).outside
-    assert [*outside] == [1, 3, 4], "below one step of 5 too"
-
-
-@pytest.mark.parametrize(("least", "is_rule"), [(0.01, False), (0.2, True)])
-def test_a_category_beside_one_in_which_others_are_seldom_has_no_rule(least, is_rule):
-    draw, count = np.random.default_rng(0), 1000
-    kind = draw.integers(0, 4, count)
-    is_other = draw.random(count) < np.array([0.0, least, 0.3, 0.5])[kind]
-    frame = DataFrame({"kind": np.array([*"abcd"])[kind], "size": np.where(is_other, draw.integers(1, 300, count), 0)})
-    assert ("where" in {one.rule for one in pvae.read(frame, rules="auto").rules}) == is_rule
-
-
-def test_a_row_that_breaks_a_rule_is_refused_and_a_rule_can_be_left_out():
-    frame = table()
-    schema = pvae.read(frame, rules="auto").record()
-    broken = frame.iloc[:5].assign(total=lambda one: one.total + 1)
-    outside = read_frame(broken, schema.reading, "new", schema).outside
-    assert [*outside] == [0, 1, 2, 3, 4]
-    assert re.search("total is .* breaks a rule", outside[0])
-    columns = {rule.column for rule in pvae.read(frame, rules="not total, not season").rules}
-    assert columns.isdisjoint({"total", "start"})
-    assert "cost" in columns
-    assert pvae.read(frame, rules="none").rules == ()
-    named = pvae.read(frame, columns="size=real,total=real", rules="auto")
-    assert {"size", "total"}.isdisjoint(rule.column for rule in named.rules)
+def test_a_file_is_read_again_as_it_was(tmp_path):
+    table().to_csv(tmp_path / "t.csv", index=False)
+    data = pvae.read(tmp_path / "t.csv").with_valid(0.1, 0.1)
+    again = read_again(data.record()).with_valid(0.1, 0.1, known=data.record())
+    assert again.sha256 == data.sha256
+    assert again.steps == data.steps
+    assert again.impossible == data.impossible
 
 
 def test_log_p_of_rows_in_the_columns_of_a_file_is_of_densities_where_it_has_numbers_in_steps():
-    count = 400
     draw = np.random.RandomState(0)
-    cover = draw.uniform(-0.3, 1.3, count).clip(0, 1).round(2)
-    frame = DataFrame({"cover": cover, "other": draw.normal(size=count).round(3)})
-    frame["note"] = np.where(draw.uniform(size=count) < 0.5, np.nan, draw.normal(size=count).round(1))
-    values = read_frame(frame, pvae.read(frame).reading)
-    assert {rule.rule for rule in values.schema.rules} == {"ends", "empty"}
-    more = log_density_beside(values.schema, torch.from_numpy(values.x["train"]))
+    cover = draw.uniform(-0.3, 1.3, 400).clip(0, 1).round(2)
+    frame = DataFrame({"cover": cover, "other": draw.normal(size=400).round(3)})
+    frame["note"] = np.where(draw.uniform(size=400) < 0.5, np.nan, draw.normal(size=400).round(1))
+    data = pvae.read(frame)
+    assert {step.rule for step in data.steps} == {"ends", "empty"}
+    x, _, _ = in_columns(data, read_frame(frame, data.reading, "x", data.record()).x["train"], np.full(400, np.nan))
     is_end = np.isin(cover, (0, 1))
-    assert more.numpy() == pytest.approx(np.where(is_end, np.log(100), 0.0))  # a field that is empty has no density
-
-
-def test_a_difference_of_more_digits_than_its_column_keeps_the_density_of_the_column():
-    draw = np.random.RandomState(0)
-    low = draw.uniform(1, 2, 400).round(3)
-    high = np.ceil((low + draw.exponential(0.3, 400)) * 100) / 100
-    frame = DataFrame({"low": low, "high": high.round(2)})
-    values = read_frame(frame, pvae.read(frame).reading)
-    assert [str(rule) for rule in values.schema.rules] == ["low <= high"]
-    assert not log_density_beside(values.schema, torch.from_numpy(values.x["train"])).any()
+    assert log_density_beside(data, x).numpy() == pytest.approx(np.where(is_end, np.log(100), 0.0))
 
 
 def test_a_record_with_rules_is_read_before_anything_else_is_imported():
     """In a new process, where no rule was looked for: each kind has its name as soon as a run can be opened."""
     code = f"import pvae.runs.run; from pvae.data.rule import Rule; assert len(Rule.members) == {len(Rule.members)}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_difference_of_times_is_in_their_steps():
+    draw = np.random.default_rng(0)
+    booked = np.datetime64("2023-01-01") + draw.integers(0, 300 * 1440, 900).astype("timedelta64[m]")
+    done = booked + draw.integers(0, 300, 900).astype("timedelta64[m]")
+    frame = DataFrame({"booked": booked, "done": done}).astype("datetime64[ns]")
+    frame["minutes"] = (frame["done"] - frame["booked"]) / pandas.Timedelta(minutes=1)
+    data = pvae.read(frame)
+    rows = frame_of(data, drawn_alone(data))
+    minutes = (pandas.to_datetime(rows["done"]) - pandas.to_datetime(rows["booked"])) / pandas.Timedelta(minutes=1)
+    assert (minutes == rows["minutes"]).all()
+    assert (minutes >= 0).all()

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.test_rules import table
 from helpers.browser import close, needs_browser, wait
 from helpers.commands import refuse
 from pandas import DataFrame
@@ -28,7 +27,8 @@ from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.data.column import Column
 from pvae.data.dataset import Dataset
-from pvae.data.rules import Rule, recorded
+from pvae.data.rule import Flags, Function, Identity, Order, Rule
+from pvae.data.rules import recorded
 from pvae.data.tables import read_frame
 from pvae.distributions.values import Columns, InSteps, WithAtom
 from pvae.explore.networks import Tensors, operations
@@ -470,6 +470,137 @@ def test_the_pointer_decodes_and_picks(train, opened):
     assert page.find_element("id", "row").get_attribute("value") == name
 
 
+def table(count=800):
+    """Return columns of which each kind of step rewrites one."""
+    draw = np.random.RandomState(0)
+    choices = ["basic", "plus", "pro"], ["book", "food", "toy"], [0.5, 2.0, 7.5, 11.0], range(4), range(3)
+    plan, kind, size, route, way = (draw.choice(one, count) for one in choices)
+    fee = np.where(plan == "basic", 0, draw.gamma(2, 20, count).round(1) + 0.1)
+    net = draw.gamma(2, 50, count).round(2) + 5
+    paid = net * draw.uniform(0.1, 1, count)
+    weight, low = draw.uniform(1, 9, count).round(1), draw.normal(50, 10, count).round(1)
+    length, width = draw.gamma(3, 2, (2, count)).round(3)
+    start = np.datetime64("2020-01-01") + draw.randint(0, 1400, count)
+    columns = {
+        "plan": plan,
+        "price": 5 + 4 * (plan == "plus") + 15 * (plan == "pro"),
+        "seat": np.where(plan == "basic", "back", draw.choice(["back", "front", "middle"], count)),
+        "fee": fee,
+        "extra": fee * draw.uniform(0.1, 1.3, count).clip(0, 1),
+        "weight": weight,
+        "size": size,
+        "cost": weight * size,
+        "kind": kind,
+        "net": net,
+        "gross": net * (1.07 + 0.12 * (kind == "food") + 0.23 * (kind == "toy")),
+        "paid": paid,
+        "open": net - paid.round(2),
+        "length": length,
+        "width": width,
+        "whole": length + width,
+        "low": low,
+        "high": low + draw.gamma(1, 4, count).round(1),
+        "start": start.astype("datetime64[ns]"),
+        "end": (start + draw.gamma(1, 5, count).astype(int)).astype("datetime64[ns]"),
+        **{name: (route == code).astype(int) for code, name in enumerate(("is_air", "is_rail", "is_road"))},
+        **{name: (way == code).astype(int) for code, name in enumerate(("cash", "card", "check"))},
+        "note": np.where(plan == "pro", np.nan, draw.normal(size=count)),
+        "remark": np.where(draw.uniform(size=count) < 0.3, np.nan, draw.normal(size=count)),
+        "cover": draw.uniform(1, 9, count).clip(3, 7),
+    }
+    frame = DataFrame(columns).round(dict.fromkeys(("fee", "extra", "high"), 1))
+    return frame.round(dict.fromkeys(frame.select_dtypes(float), 2))
+
+
+def times(count=800):
+    """Return dates and times as texts, per cent, floats, and what a class determines in some rows."""
+    draw = np.random.RandomState(0)
+
+    def dates(minutes, form):
+        return [f"{one:{form}}" for one in minutes.astype("datetime64[s]").astype(object)]
+
+    booked = np.datetime64("2019-03-01T08:00") + draw.randint(0, 60 * 24 * 1200, count)
+    due = booked + draw.randint(0, 60 * 24 * 40, count)
+    minutes = 1 + draw.gamma(2, 30, count).astype(int)
+    kind, colours = draw.choice(["cotton", "silk", "wool"], count), draw.choice(["black", "grey", "white"], count)
+    share, net = draw.uniform(0, 100, count).round(1), draw.gamma(2, 50, count).round(2)
+    tare = np.where(kind == "silk", np.nan, draw.gamma(2, 5, count).round(2))
+    return DataFrame(
+        {
+            "booked": dates(booked, "%d/%m/%Y %H:%M"),
+            "due": dates(due, "%d/%m/%Y %H:%M"),
+            "done": dates(due + minutes, "%d/%m/%Y %H:%M"),
+            "minutes": minutes,
+            "day": dates(booked + 60 * 24 * 3, "%d-%b-%y"),
+            "kind": kind,
+            "colour": np.where(kind == "silk", "white", colours),
+            "share": [f"{one:.1f}%" for one in share],
+            "rest": [f"{100 - one:.1f}%" for one in share],
+            "net": net,
+            "tare": tare,
+            "total": np.where(kind == "silk", draw.gamma(2, 50, count), net + tare).round(2),
+            "length": draw.gamma(2, 1, count),
+        }
+    )
+
+
+def gaps(count=800):
+    """Return an order beside empty fields, a column that is 0 where another one is, and numbers of other digits."""
+    draw = np.random.RandomState(0)
+    upper, share = draw.normal(50, 10, count).round(2), draw.uniform(0, 100, count).round(1)
+    tip = (1 + draw.gamma(3, 9, count)).round(2)
+    hours = np.where(draw.uniform(size=count) < 0.6, draw.gamma(2, 3, count).round(1) + 0.1, 0).round(1)
+    return DataFrame(
+        {
+            "upper": upper,
+            "lower": np.where(share < 20, np.nan, upper - draw.gamma(1, 4, count)).round(2),
+            "share": share,
+            "twice": (2 * upper).round(2),
+            "sum": [f"{one:g}" for one in (upper + share).round(2)],
+            "ninths": 5 / 9 * draw.randint(1, 400, count),
+            "part": draw.uniform(0, 1, count).round(2),
+            "hours": hours,
+            "tip": np.where((hours > 0) & (draw.uniform(size=count) < 0.8), tip, 0),
+        }
+    )
+
+
+def _form(step):
+    """Return what of a step has its own lines in rules.js."""
+    forms = {
+        Function: ("is_total", "at", "to"),
+        Identity: ("is_total",),
+        Order: ("is_above",),
+        Flags: ("is_exact",),
+    }
+    form = [getattr(step, name) for name in forms.get(type(step), ())]
+    if isinstance(step, Identity):
+        kind = "sum" if step.factors else "factor" if step.keys else "product"
+        form += [kind, step.most > 0]
+    return step.rule, *form
+
+
+FORMS = {
+    ("function", True, "value", "value"),
+    ("function", False, "value", "value"),
+    ("function", False, "value", "zero"),
+    ("function", False, "zero", "zero"),
+    ("identity", True, "sum", False),
+    ("identity", True, "sum", True),
+    ("identity", False, "sum", False),
+    ("identity", True, "product", False),
+    ("identity", True, "factor", False),
+    ("order", True),
+    ("order", False),
+    ("flags", True),
+    ("flags", False),
+    ("empty",),
+    ("ends",),
+    ("season",),
+    ("levels",),
+}
+
+
 def _texts(schema, x):
     values = recorded(schema, torch.tensor(x, dtype=torch.float64)).tolist()
     return [[column.text(value) for column, value in zip(schema.recorded, row)] for row in values]
@@ -477,11 +608,11 @@ def _texts(schema, x):
 
 @pytest.fixture
 def ruled(tmp_path, no_pictures):
-    """A VAE trained for a step on a table of which each kind of rule holds for a column."""
+    """A VAE trained for a step on a table of which each kind of step rewrites a column."""
     table().to_csv(tmp_path / "t.csv", index=False)
     given = {"dataset": f"table:{tmp_path / 't.csv'}", "hidden": (8,), "latent_dim": 2, "prior": "standard-normal"}
     data = load_for(Config(dataset=given["dataset"]))
-    config = values_config(data, **given, epochs=1, passes=1, batch_size=324, initialization="torch")
+    config = values_config(data, **given, epochs=1, passes=1, batch_size=648, initialization="torch")
     return fit(config, data=data, out=tmp_path / "run", device="cpu")
 
 
@@ -489,7 +620,7 @@ def ruled(tmp_path, no_pictures):
 def test_columns_that_rules_rewrite_are_computed_where_the_others_are_most_likely(ruled, opened):
     """As `recorded` computes them, text for text; a picked row has the fields of its file beside them."""
     schema = ruled.data
-    assert {rule.rule for rule in schema.rules} == {*Rule.members}
+    assert {step.rule for step in schema.steps} == {*Rule.members}
     page = opened(ruled)
     outputs = 3 * torch.randn(99, *ruled.vae().p_x.output_shape, generator=torch.Generator().manual_seed(0))
     found, x = page.execute_script(
@@ -503,30 +634,35 @@ def test_columns_that_rules_rewrite_are_computed_where_the_others_are_most_likel
     assert fields == [file[name] for name in names]
     shown = page.find_element("id", "rules")
     shown.find_element("css selector", "summary").click()
-    assert [one.text for one in shown.find_elements("css selector", "li")] == [rule.says for rule in schema.rules]
+    assert [one.text for one in shown.find_elements("css selector", "li")] == [str(rule) for rule in schema.rules]
     place = [column.name for column in schema.recorded].index
-    row = next(i for i, one in enumerate(fields) if one[place("orders")] == "0" and not one[place("note")])
+    row = next(i for i, one in enumerate(fields) if one[place("fee")] == "0.0" and not one[place("remark")])
     page.execute_script("pvae.pick(arguments[0])", row)
     wait(page, "return !pvae.state.frame")
     here = page.execute_script("return pvae.fileTexts(pvae.centres(pvae.decoded(), pvae.state.x))")
     items = page.find_elements("css selector", "#columns > li")
     cards = {one.find_element("css selector", "h3").text: one.text.split("\n") for one in items}
-    for name in ("price", "spend", "total", "grade", "start", "end", "cost"):
+    modelled = {column.name for column in schema.columns}
+    computed = {column.name for column in schema.recorded} - modelled
+    assert {"price", "gross", "whole", "start", "is_air"} <= computed
+    for name in computed:
         head, *_, own = cards[name][1:]
         assert head == here[place(name)]
         assert own == f"row: {fields[row][place(name)]}"
-    spend = fields[row][place("spend")]
+    for step in schema.steps:
+        for name in {*getattr(step, "flags", (step.column,))} & {*cards}:
+            assert step.says in "\n".join(cards[name]) or step.rule == "levels"
     for name, own in (
-        ("discount", "0.0, by a rule"),
-        ("spend - discount", f"none (spend is {spend})"),
-        ("note", "empty"),
+        ("seat", "back, by a rule"),
+        ("fee - extra", "none (extra is 0.0)"),
+        ("remark", "empty"),
     ):
         assert any(line.startswith(f"row: {own}") for line in cards[name])
-    for name in ("discount", "note", "cover"):
+    for name in ("seat", "note", "cover"):
         assert f"here: {here[place(name)] or 'empty'}" in cards[name]
     options = [one.text for one in page.find_elements("css selector", "#by option")]
-    assert {*options} == {column.name for column in (*schema.columns, *schema.recorded)}
-    page.find_elements("css selector", "#by option")[options.index("total")].click()
+    assert {*options} == modelled | computed
+    page.find_elements("css selector", "#by option")[options.index("gross")].click()
     assert page.find_element("id", "legend").text
 
 
@@ -539,71 +675,41 @@ def _plain(frame, schema):
 
 @needs_browser
 def test_rules_are_undone_in_the_page_as_in_python(browser, tmp_path):
-    """Of other tables: times, texts of dates, decimal commas, per cent, floats, keys of two columns, residuals."""
-    draw = np.random.RandomState(0)
-    count = 400
-    start = np.datetime64("2019-03-01T08:00") + draw.randint(0, 60 * 24 * 1200, count)
-    due = start + draw.randint(0, 60 * 24 * 40, count)
-    net = draw.gamma(2, 50, count).round(2)
-    hours = draw.gamma(2, 3, count).round(1) + 0.5
-    hours = hours.round(1)
-    size, kind = draw.choice([*"SML"], count), draw.choice(["cotton", "wool", "silk"], count)
-    pairs = itertools.product("SML", ("cotton", "wool", "silk"))
-    price = {pair: 5.5 + 3 * (place % 5) for place, pair in enumerate(pairs)}
-    long = draw.gamma(2, 1, count)
-    share = draw.uniform(0, 100, count).round(1)
-    first = DataFrame(
-        {
-            "booked": [f"{one:%d/%m/%Y %H:%M}" for one in start.astype("datetime64[s]").astype(object)],
-            "due": [f"{one:%d/%m/%Y %H:%M}" for one in due.astype("datetime64[s]").astype(object)],
-            "net": net,
-            "gross": (net * 1.2 + draw.choice([-0.01, 0, 0.01], count)).round(2),
-            "size": size,
-            "kind": kind,
-            "price": [price[one] for one in zip(size, kind)],
-            "distance": (d := (hours * draw.uniform(20, 90, count)).round(1)),
-            "hours": hours,
-            "speed": (d / hours).round(1),
-            "length": long,
-            "whole": long + draw.gamma(2, 1, count),
-            "share": [f"{one:.1f}%" for one in share],
-            "rest": [f"{100 - one:.1f}%" for one in share],
-            "paid": np.where(kind == "silk", None, draw.uniform(1, 3, count).round(3)),
-            "day": [f"{one:%d-%b-%y}" for one in (start + 60 * 24 * 3).astype("datetime64[s]").astype(object)],
-        }
-    )
-    lower = np.where(share < 20, np.nan, (net - draw.gamma(1, 15, count)).clip(0).round(2))
-    second = DataFrame({"a": net, "b": (net * 2).round(2), "c": lower, "d": share})
-    first.to_csv(tmp_path / "first.csv", index=False)
-    second["e"] = [f"{one:g}" for one in second.a + second.d]
-    second["f"] = 5 / 9 * draw.randint(1, 400, count)
-    second.to_csv(tmp_path / "second.csv", index=False, sep=";", decimal=",")
+    """To the last bit, and text for text, of each form of a step, and where labels that are not known decide."""
     browser.get("about:blank")
     folder = Path(pvae.explore.__file__).parent
-    used = [
-        line for line in (folder / "network.js").read_text().split("\n") if line[:11] in ("const list ", "const clamp")
-    ]
+    lines = (folder / "network.js").read_text().split("\n")
+    used = [line for line in lines if line.startswith(("const list ", "const clamp "))]
     scripts = "\n".join([*used, (folder / "rules.js").read_text()])
-    for name, kinds in (("first", {*Rule.members} - {"threshold", "where", "ends"}), ("second", {"sum", "order"})):
-        schema = pvae.read(tmp_path / f"{name}.csv").record()
-        assert kinds <= {rule.rule for rule in schema.rules}
-        x = pvae.read(tmp_path / f"{name}.csv").train.double().numpy()
-        alone = np.stack([draw.choice(one[~np.isnan(one)], 300) for one in x.T], 1)
-        are_numbers = [not (one.categories or one.kind) for one in schema.columns]
-        alone += are_numbers * draw.uniform(-3, 3, alone.shape).round(draw.choice(9))
+    gaps().to_csv(tmp_path / "gaps.csv", index=False, sep=";", decimal=",")
+    labelled = pvae.read(table(), label_column="plan", rules="not levels").with_valid(0.1, is_given_labels=True)
+    forms = set()
+    for data in (pvae.read(table()), pvae.read(times()), pvae.read(tmp_path / "gaps.csv"), labelled):
+        schema, x = data.record(), data.train.double().numpy()
+        forms |= {_form(step) for step in schema.steps}
+        draw = np.random.RandomState(0)
+        alone = np.stack([draw.choice(one[~np.isnan(one)], 400) for one in x.T], 1)
+        are_numbers = np.array([not (one.categories or one.kind) for one in schema.columns])
+        alone[100:] += are_numbers * draw.uniform(-3, 3, alone[100:].shape)
+        alone[200:] = alone[200:].round(1)
+        alone[300:320, are_numbers], alone[320:340, are_numbers] = 5, 400  # beyond what a step takes
+        alone[340:][draw.uniform(size=alone[340:].shape) < 0.2] = np.nan
         content = {
-            "rules": [{**dataclasses.asdict(rule), "made": rule.made} for rule in schema.rules],
+            "steps": [{**dataclasses.asdict(step), "made": step.made} for step in schema.steps],
             "modelled": [dataclasses.asdict(column) for column in schema.columns],
             "file": [dataclasses.asdict(column) for column in schema.recorded],
         }
-        found = browser.execute_script(
+        values, found = browser.execute_script(
             f"{scripts}\n"
             "const [content, all] = arguments, {file} = content;"
-            "return all.map((x) => recorded(content, x).map((value, place) => textOf(file[place], value)))",
-            json.loads(json.dumps(content)),
-            alone.tolist(),
+            "const values = all.map((row) => recorded(content, row.map((one) => one ?? NaN)));"
+            "return [values, values.map((row) => row.map((value, place) => textOf(file[place], value)))]",
+            json.loads(json.dumps(content, allow_nan=False)),
+            [[None if math.isnan(one) else one for one in row] for row in alone.tolist()],
         )
+        np.testing.assert_array_equal(np.array(values, float), recorded(schema, torch.from_numpy(alone)))
         assert found == _texts(schema, alone)
+    assert forms >= FORMS
 
 
 @needs_browser

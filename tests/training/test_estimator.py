@@ -112,13 +112,28 @@ def test_differences_of_times_are_days_and_levels_of_a_category_are_known_withou
 
 
 def test_rules_are_found_unless_they_are_turned_off():
-    frame = table().assign(double=lambda one: 2 * one["items"])
-    assert any({rule.column, *rule.of} == {"items", "double"} for rule in pvae.read(frame).rules)
+    frame = table().assign(left=lambda one: 40 - one["items"])
+    assert any({rule.column, *rule.of} == {"items", "left"} for rule in pvae.read(frame).rules)
     found = pvae.VAEEstimator(1, epochs=1, random_state=0, config={**FAST, "rules": "none"}).fit(frame)
     assert not found.schema_.rules
     assert found.config_.rules == "none"
     with pytest.raises(InputError, match="rules"):
         pvae.VAEEstimator(config={"rules": "some"}).fit(frame)
+
+
+def test_rows_that_break_a_rule_are_encoded_with_a_warning_and_score_minus_infinity():
+    rng = np.random.default_rng(0)
+    year = rng.choice([2007, 2008, 2009], 300)
+    frame = pandas.DataFrame({"year": year, "a": rng.normal(50, 9, 300).round(), "b": rng.normal(20, 4, 300).round()})
+    frame["sum"] = frame["a"] + frame["b"]
+    found = pvae.VAEEstimator(1, epochs=1, random_state=0, config=FAST).fit(frame)
+    new = frame.assign(year=2010).iloc[:5]
+    with pytest.warns(UserWarning, match="5 rows break a rule.*year is 2010"):
+        codes = found.transform(new)
+    assert np.isfinite(codes).all()
+    assert np.isneginf(found.score_samples(new)).all()
+    assert np.isneginf(found.score_samples(frame.assign(sum=0).iloc[:2])).all()
+    assert np.isfinite(found.score_samples(frame)).all()
 
 
 def test_columns_in_another_order_are_put_right_and_others_are_refused(fitted):

@@ -20,6 +20,7 @@ from pvae.core.optimizers import LBFGS
 from pvae.core.protocol import takes_labels
 from pvae.core.random_state import seeded
 from pvae.data.preparation import Pixels
+from pvae.data.rule import Order
 from pvae.data.rules import recorded
 from pvae.distributions.values import Columns, log_of_step
 from pvae.evaluation.context import Context, Measure, said
@@ -348,7 +349,7 @@ class Baselines(Measure):
         splits = [train, valid, held_out]
         models = simple_models(context.vae, *splits)
         data = run.data
-        if data.rules and not data.limits and all(rule.is_shift for rule in data.rules):
+        if data.steps and not data.limits and all(isinstance(step, Order) for step in data.steps):
             models = _best_of_each(models + _of_file(*(recorded(data, x.cpu().double()) for x in splits)))
         return compare_with(models, context.terms["elbo"])
 

@@ -39,6 +39,7 @@ class ElboParts(Measure):
         active_units: for each stochastic layer, the number of latent dimensions whose mean varies over images.
         latent_dims: for each stochastic layer, the number of latent dimensions.
         accuracy: the share of the known labels that are the likeliest by q(y | x); None without `Config.labels`.
+        of_possible: of which test rows, if some break a rule of the table.
     """
 
     is_pseudo: bool
@@ -53,6 +54,7 @@ class ElboParts(Measure):
     active_units: tuple[int, ...] = said("active units", "means with a variance above 0.01")
     latent_dims: tuple[int, ...] = said("  of latent dimensions")
     accuracy: Estimate | None = said("accuracy", "share of the labels that q(y | x) finds", default=None)
+    of_possible: str | None = said("  of the test rows", "those that break no rule", default=None)
 
     @classmethod
     def of(cls, context: Context) -> ElboParts:
@@ -76,6 +78,7 @@ class ElboParts(Measure):
             active_units=tuple(int(layer.sum()) for layer in active.split(sizes)),
             latent_dims=tuple(sizes),
             accuracy=_accuracy(context),
+            of_possible=context.run.data.of_possible or None,
         )
 
     def words(self) -> dict[str, tuple[str, str]]:

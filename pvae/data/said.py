@@ -1,0 +1,132 @@
+"""Rules that a person says, by `--rules`: what is looked for, what is left out, and rules in four forms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from pvae.core.errors import InputError, check_name, listed, shown
+from pvae.data.parts import PARTS
+from pvae.data.rule import Function, Identity, Order, Rule, a_sum, class_of, digits_of
+from pvae.data.search import Candidate, Table, flag_group, said_function, with_residual
+
+FORMS = (
+    "total = a + b - c or total = a x b, a <= b or a < b, code by status, at most one of a, b or exactly one of a, b"
+)
+_MOST_BROKEN = 1 / 20  # the share of rows that may break a rule that is said
+_KINDS = ("function", "identity", "order", "flags", *(part.name for parts in PARTS for part in parts))
+
+
+def read_rules(option: str, table: Table, names: Sequence[str]) -> tuple[list[Rule], bool, list[str]]:
+    """Return the rules that are said, whether others are looked for, and names of those that are left out.
+
+    Args:
+        option: as `Reading.rules`: parts with ; in between.
+        table: the training rows.
+        names: of the rows.
+
+    Raises:
+        InputError: a part cannot be read, a column is absent, two rules write one column, or too many rows break one.
+    """
+    said, left_out, is_searched = list[Rule](), list[str](), True
+    known = [*table.values, *(f"{name} is 0" for name in table.numbers)]
+    for text in filter(None, map(str.strip, option.split(";"))):
+        if text == "none":
+            is_searched = False
+        elif text.startswith("not ") and text not in known:
+            parts = [one.strip().removeprefix("not ") for one in text.split(",")]
+            left_out += [check_name("--rules not", one, [*_KINDS, *table.columns]) for one in parts]
+        elif text != "auto":
+            rule, broken = _read(text, table, known)
+            if len(broken) > _MOST_BROKEN * table.n:
+                rows = listed([names[row] if row < len(names) else f"row {row}" for row in broken[:3].tolist()])
+                share = f"{len(broken):,} of {table.n:,} training rows break it, the first {rows}"
+                raise InputError(f"--rules {shown(text)}: {share}: leave it out, or correct them")
+            computed = [one for one in said if isinstance(one, (Function, Identity)) and one.column == rule.column]
+            if computed and isinstance(rule, (Function, Identity)):
+                raise InputError(f"--rules: {computed[0]} and {rule} both compute {rule.column}: leave one out")
+            said.append(rule)
+    return said, is_searched, left_out
+
+
+def _read(text: str, table: Table, known: Sequence[str]) -> Candidate:
+    """Return the rule of a text, and the training rows that break it."""
+    form = re.fullmatch(r"(at most|exactly) one of (.*)", text)
+    if form:
+        flags = [_column(one, text, table.values) for one in form[2].split(",")]
+        if any(not np.isin(table.values[one], (0, 1)).all() for one in flags):
+            raise InputError(f"--rules {shown(text)}: a column has other values than 0 and 1: name flags")
+        return _with_broken(flag_group(flags, form[1] == "exactly"), table)
+    for sign in ("<=", ">=", "<", ">", "=", " by "):
+        left, found, right = text.partition(sign)
+        if not found:
+            continue
+        if sign == "=":
+            return _identity(_column(left, text, table.numbers), right, text, table)
+        if sign == " by ":
+            return _function(_column(left, text, known), _column(right, text, known), text, table)
+        low, high = (_column(one, text, table.numbers) for one in (left, right))
+        if sign[0] == ">":
+            low, high = high, low
+        steps = {table.columns[one].spacing for one in (low, high)}
+        if len(steps) > 1:
+            raise InputError(f"--rules {shown(text)}: {low} and {high} are recorded in different steps: give one step")
+        least = 0.0 if sign.endswith("=") else steps.pop()
+        says = f"{low} {'<' if least else '<='} {high}"
+        return _with_broken(Order(column=high, of=(low,), is_above=True, least=least, says=says), table)
+    raise InputError(f"--rules {shown(text)} cannot be read: give {FORMS}")
+
+
+def _column(name: str, text: str, known: Iterable[str]) -> str:
+    return check_name(f"--rules {shown(text)}: column", name.strip(), [*known])
+
+
+def _with_broken(rule: Rule, table: Table) -> Candidate:
+    return Candidate(rule, np.flatnonzero(~rule.keeps(table.values)))
+
+
+def _identity(name: str, right: str, text: str, table: Table) -> Candidate:
+    """Return a sum of columns and numbers, or a product of two columns."""
+    column = table.columns[name]
+    names = "|".join(re.escape(one) for one in sorted(table.numbers, key=len, reverse=True))
+    product = re.fullmatch(rf"\s*({names})\s*[x*]\s*({names})\s*", right)
+    rule: Identity
+    if product:
+        rule = Identity(column=name, of=product.groups(), digits=digits_of(column), says=f"{name} ={right}")
+    else:
+        weights, constant, end = {name: 1.0}, 0.0, 0
+        for term in re.finditer(rf"\s*([+-]?)\s*(?:({names})|(\d+(?:\.\d+)?)(?:\s*[x*]?\s*({names}))?)\s*", right):
+            sign, alone, number, of = term.groups()
+            factor = float(number or 1) * (-1 if sign == "-" else 1)
+            if term.start() != end or (end and not sign) or (alone or of) in weights:
+                break
+            end = term.end()
+            if alone or of:
+                weights[alone or of] = -factor
+            else:
+                constant += factor
+        if end != len(right) or len(weights) < 2:
+            column_names = re.findall(r"[^\d\W]\w*", right)
+            for one in column_names:
+                _column(one, text, [*table.numbers, "x"])
+            raise InputError(f"--rules {shown(text)} cannot be read at {shown(right[end:].strip())}: give {FORMS}")
+        rule = a_sum(weights, constant, name, column)
+    return with_residual(table, rule) or _with_broken(rule, table)
+
+
+def _function(name: str, of: str, text: str, table: Table) -> Candidate:
+    """Return a column as a function of another: of each of its classes, the value that most rows have."""
+    pairs = [(one.removesuffix(" is 0"), "zero" if one.endswith(" is 0") else "value") for one in (of, name)]
+    key, to = pairs
+    x, y = (class_of(table.values[one], at) for one, at in pairs)
+    is_given = ~np.isnan(x) & ~np.isnan(y)
+    keys = np.unique(x[is_given])
+    if len(keys) > table.n / 2 or key[0] == to[0]:
+        raise InputError(f"--rules {shown(text)}: {of} has {len(keys):,} values, and decides nothing: name classes")
+    found = []
+    for one in keys:
+        values, times = np.unique(y[is_given & (x == one)], return_counts=True)
+        found.append(values[times.argmax()])
+    return _with_broken(said_function(table, key, to, keys, np.array(found)), table)
