@@ -174,6 +174,10 @@ class Dataset(Schema):
         are_bits = all(bool(((part == 0) | (part == high) | part.isnan()).all()) for part in parts)
         return are_bits and all(any(bool((part == bit).any()) for part in parts) for bit in (0, high))
 
+    def names_of(self, split: str) -> Sequence[str]:
+        """Return the names of the data of a split, or numbers in it."""
+        return self.names.get(split) or [f"{split}[{row}]" for row in range(len(self.splits[split]))]
+
     @property
     def test_names(self) -> Sequence[str]:
         """A name for each test datum, such as the path of an image, or "test-" and its number from 0 on."""
@@ -230,14 +234,22 @@ class Dataset(Schema):
                 or column_kinds(self.reading.columns)
             ):
                 return self
-            codes = torch.cat([y for split, y in labels.items() if split in ("train", "valid")]) if labels else None
+            seen = [split for split in ("train", "valid") if split in values]
             kept = [*named_kinds(self.reading.columns), *(one.name for one in self.columns if one.limit is not None)]
-            of_labels = {} if codes is None else {self.reading.label_column: (codes.numpy(), self.label_names)}
-            found = replace(
-                Schema(**self.schema),
-                recorded=self.columns,
-                **find_rules(self.columns, values, self.names, self.reading.rules, kept, of_labels),
+            of_labels = {}
+            if labels:
+                codes = np.concatenate([labels[split].numpy() for split in seen])
+                of_labels = {self.reading.label_column: (codes, self.label_names)}
+            fields = find_rules(
+                self.columns,
+                np.concatenate([values[split] for split in seen]),
+                [name for split in seen for name in self.names_of(split)],
+                len(self.train),
+                self.reading.rules,
+                kept,
+                of_labels,
             )
+            found = replace(Schema(**self.schema), recorded=self.columns, **fields)
         note = self.note
         if known is None:
             note = joined(note, found.note)
@@ -250,7 +262,7 @@ class Dataset(Schema):
         for split, x in values.items():
             left, why = modelled(found, x, labels[split].numpy() if split in labels else None)
             rows = [row for row in range(len(x)) if row not in why]
-            named = self.names.get(split, [f"{split}[{row}]" for row in range(len(x))])
+            named = self.names_of(split)
             changed[split] = torch.from_numpy(left[rows])
             if split in self.labels:
                 changed[f"{split}_labels"] = self.labels[split][rows]

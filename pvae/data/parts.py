@@ -22,7 +22,7 @@ ENOUGH_ROWS = 368  # 1 / (e 0.001): what no row of them has costs at most a new 
 _FEW_LEVELS, _MOST_LEVELS = 20, 50
 _END_SHARE, _END_ROWS, _END_TIMES = 0.05, 10, 4  # of rows at an end of a column, and how many times those of a value
 _SPAN = 730  # days from which a date has a season
-_SURE = 6.9  # rows that are expected beyond the last level, and are not there: a chance of 0.001
+_SURE, _SURE_OF_FEW = 6.9, 13.8  # rows that are expected beyond the last level, and are not there: 0.001, 1e-6
 
 
 class Part(Rule):
@@ -35,6 +35,10 @@ class Part(Rule):
         """Yield the part of a column, given its training values (N,), if it has this one."""
         raise NotImplementedError
 
+    def keeps(self, values: Values) -> NDArray[np.bool_]:
+        """Return whether a value can be one of the column; any can, unless a class says which."""
+        return np.ones(len(values[self.column]), bool)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Empty(Part, name="empty", help="whether a field is empty is a column of 0 and 1"):
@@ -45,12 +49,6 @@ class Empty(Part, name="empty", help="whether a field is empty is a column of 0 
         """The name of the other column."""
         return (f"{self.column} is empty",)
 
-    @classmethod
-    def find(cls, name: str, column: Column, x: Array) -> Iterator[Part]:
-        """Yield it for a column with an empty field."""
-        if np.isnan(x).any():
-            yield cls(column=name)
-
     def apply(self, values: Values) -> Values:
         """Add the other column."""
         return {**values, self.made[0]: np.isnan(values[self.column]).astype(float)}
@@ -60,12 +58,10 @@ class Empty(Part, name="empty", help="whether a field is empty is a column of 0 
         x = np.where(values[self.made[0]] == 1, np.nan, values[self.column])
         return without({**values, self.column: x}, *self.made)
 
-    def keeps(self, values: Values) -> NDArray[np.bool_]:
-        """Return that any row does."""
-        return np.ones(len(values[self.column]), bool)
-
     def described(self, name: str, x: Array, before: Mapping[str, Column]) -> Column:
-        """Return a column of 0 and 1."""
+        """Return a column of 0 and 1 for the other column."""
+        if name == self.column:
+            return before[name]
         return Column(name, kind="binary", decimals=0, least=0.0, greatest=1.0)
 
 
@@ -179,10 +175,6 @@ class Season(Part, name="season", help="a date of two years or more is its year,
         x = start + np.clip(day, 1, length) - 1 + time
         return {**without(values, *self.made), self.column: np.where(is_empty, np.nan, x)}
 
-    def keeps(self, values: Values) -> NDArray[np.bool_]:
-        """Return that any date does."""
-        return np.ones(len(values[self.column]), bool)
-
     def described(self, name: str, x: Array, before: Mapping[str, Column]) -> Column:
         """Return a column of whole numbers, or of times."""
         new = super().described(name, x, before)
@@ -239,8 +231,8 @@ class Levels(Part, name="levels", help="a number of few values becomes their cod
 def has_levels(x: Array) -> bool:
     """Return whether numbers (N,) have few values, each in five rows or more, and a new row will have one of them.
 
-    They have gaps, or they end where the last two values let one expect about seven rows beyond, and begin there or at
-    0: else they are counted, and the next row may have one more.
+    They have gaps, or they end where the last two values let one expect many rows beyond, and begin there or at 0: else
+    they are counted, and the next row may have one more.
     """
     levels, counts = np.unique(x[~np.isnan(x)], return_counts=True)
     if not 1 < len(levels) <= _MOST_LEVELS or counts.min() < LEAST_TIMES:
@@ -248,8 +240,9 @@ def has_levels(x: Array) -> bool:
     steps = np.diff(levels)
     if steps.max() > 1.5 * steps.min():
         return True
-    begins = levels[0] == 0 or counts[0] ** 2 / counts[1] > _SURE
-    return bool(begins and counts[-1] ** 2 / counts[-2] > _SURE and len(levels) <= _FEW_LEVELS)
+    need = _SURE if counts.sum() >= ENOUGH_ROWS else _SURE_OF_FEW
+    begins = levels[0] == 0 or counts[0] ** 2 / counts[1] > need
+    return bool(begins and counts[-1] ** 2 / counts[-2] > need and len(levels) <= _FEW_LEVELS)
 
 
-PARTS: tuple[tuple[type[Part], ...], ...] = ((Empty,), (Ends, Season), (Levels,))  # those of a tuple before the next
+PARTS: tuple[tuple[type[Part], ...], ...] = ((Ends, Season), (Levels,))  # of what laws have left, in turn

@@ -8,7 +8,9 @@ left is log p of the row. A rule that cannot rewrite a column, since others comp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Container, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,25 +20,74 @@ from torch import Tensor
 
 from pvae.core.errors import joined, listed
 from pvae.data.column import Column
-from pvae.data.parts import ENOUGH_ROWS, PARTS, Empty
+from pvae.data.parts import ENOUGH_ROWS, PARTS, Empty, Part
 from pvae.data.rule import TINY, Array, Computed, Flags, Function, Identity, Order, Rule, Values
-from pvae.data.said import read_rules
+from pvae.data.said import check_writers, read_option, read_rule
 from pvae.data.search import Table, find_laws
 
 if TYPE_CHECKING:
     from pvae.data.schema import Schema
 
+Mask = NDArray[np.bool_]
+
 _LEAST_ROWS = 12  # in which a column could have shown another value
 _SHOWN, _MOST_NEAR = 3, 20  # near laws in a note, and of a run
 
 
+class _Rows:
+    """The columns of training and validation rows, as steps rewrite them one after another.
+
+    Args:
+        values: of each column, training rows first.
+        columns: the columns of the file.
+        is_train: which rows are training rows that can be, (N,).
+        is_valid: which are validation rows.
+    """
+
+    def __init__(self, values: Values, columns: Sequence[Column], is_train: Mask, is_valid: Mask) -> None:
+        self.values = values
+        self.columns = {column.name: column for column in columns}
+        self.is_train, self.is_valid = is_train, is_valid
+        self.steps = list[Rule]()
+
+    def take(self, step: Rule) -> None:
+        """Apply a step, and describe the columns that it changes."""
+        before, changed = self.columns, {step.column, *step.made}
+        self.values = step.apply(self.values)
+        train = self.train
+        self.columns = {name: column for name, column in before.items() if name in train}
+        self.columns |= {name: step.described(name, train[name], before) for name in train if name in changed}
+        self.steps.append(step)
+
+    @property
+    def train(self) -> Values:
+        """The training rows."""
+        return {name: x[self.is_train] for name, x in self.values.items()}
+
+    def table(self, labels: Mapping[str, tuple[str, ...]]) -> Table:
+        """Return what is searched for laws."""
+        valid = {name: x[self.is_valid] for name, x in self.values.items()}
+        return Table(self.train, self.columns, int((self.is_train | self.is_valid).sum()), valid, labels)
+
+    def find_parts(self, kinds: Iterable[type[Part]], left_out: Container[str]) -> None:
+        """Take the parts of columns that no validation row contradicts."""
+        train = self.train
+        kinds = [kind for kind in kinds if kind.name not in left_out]
+        for name in [name for name in self.columns if name not in left_out]:
+            for part in itertools.chain(*(kind.find(name, self.columns[name], train[name]) for kind in kinds)):
+                is_new = self.columns.keys().isdisjoint(part.made)
+                if is_new and name in self.columns and part.keeps(self.values)[self.is_valid].all():
+                    self.take(part)
+
+
 def find_rules(
     columns: Sequence[Column],
-    splits: Mapping[str, Array],
-    names: Mapping[str, Sequence[str]],
+    x: Array,
+    names: Sequence[str],
+    num_train: int,
     option: str,
     kept: Sequence[str] = (),
-    labels: Mapping[str, tuple[Array, tuple[str, ...]]] = {},
+    labels: Mapping[str, tuple[Array, tuple[str, ...]]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return the fields of a schema that say what holds in the rows of a table, and a note.
 
@@ -45,88 +96,60 @@ def find_rules(
 
     Args:
         columns: of the file.
-        splits: the values of each split in these columns, (N, D), of which "train" and "valid" are used.
-        names: of the rows of each split.
+        x: the values of training rows, then of validation rows, in these columns, (N, D).
+        names: of these rows.
+        num_train: the number of training rows.
         option: `Reading.rules`.
         kept: names of columns that are not rewritten.
-        labels: the codes of the training rows and of the validation rows together, and the names of the classes, by
-            the column of labels, if the VAE is given them.
+        labels: the codes of the labels, (N,), and the names of the classes, by the column of labels, if the VAE is
+            given them.
 
     Raises:
         InputError: a rule of `option` cannot be read, or too many training rows break it.
     """
-    train = _named(splits["train"], columns)
-    valid = _named(splits.get("valid", splits["train"][:0]), columns)
-    if len(splits["train"]) < _LEAST_ROWS:
+    if num_train < _LEAST_ROWS:
         return {"columns": tuple(columns)}
-    steps: list[Rule] = []
-    described = {column.name: column for column in columns}
-    for name, column in {**described}.items():
-        both = np.concatenate([train[name], valid[name]])
-        for part in Empty.find(name, column, both) if name not in kept else ():
-            if part.made[0] in described:  # a column of the file
-                kept = [*kept, name]
-                continue
-            train, valid = part.apply(train), part.apply(valid)
-            described |= {one: part.described(one, train[one], described) for one in part.made}
-            steps.append(part)
-    for name, (codes, _) in labels.items():
-        count = len(splits["train"])
-        train, valid = {**train, name: codes[:count]}, {**valid, name: codes[count:]}
+    said, is_searched, left_out = read_option(option, [column.name for column in columns])
+    is_train = np.arange(len(x)) < num_train
+    rows = _Rows(_named(x, columns), columns, is_train, ~is_train)
+    for name, gaps in {name: np.isnan(values) for name, values in rows.values.items()}.items():
+        part = Empty(column=name)
+        if gaps.any() and {name, "empty"}.isdisjoint({*left_out, *kept}) and rows.columns.keys().isdisjoint(part.made):
+            rows.take(part)
+    indicators = {step.column: step.made[0] for step in rows.steps}
+    rows.values = {**rows.values, **{name: codes for name, (codes, _) in labels.items()}}
     classes = {name: of_codes for name, (_, of_codes) in labels.items()}
-    num_rows = len(splits["train"]) + len(splits.get("valid", ()))
-    table = Table(train, described, num_rows, valid, classes)
-    said, is_searched, left_out = read_rules(option, table, names.get("train", ()))
+    rules = [read_rule(text, rows.table(classes), names) for text in said]
+    check_writers(rules)
+    for rule in rules:
+        rows.is_train = rows.is_train & (rule.keeps(rows.values) | ~is_train)
+    table = rows.table(classes)
     notes = list[str]()
-    is_possible = np.ones(len(splits["train"]), bool)
-    for rule in said:
-        is_possible &= rule.keeps(train)
-    if not is_possible.all():
-        train = {name: x[is_possible] for name, x in train.items()}
-        table = Table(train, described, num_rows, valid, classes)
-    laws = list[Rule]()
-    for rule in find_laws(table) if is_searched else ():
-        broken = np.flatnonzero(~rule.keeps(valid))
-        is_new = {rule.column, *rule.of} not in [{one.column, *one.of} for one in said]
-        if not {rule.name, rule.column, *rule.of}.isdisjoint(left_out) or not is_new:
-            continue
-        if len(broken):
-            row = _name_of(names.get("valid", ()), int(broken[0]))
-            notes.append(f"no rule, since {row} of the validation rows breaks it: {rule}")
-        else:
-            laws.append(rule)
-    plan = _Plan(described, steps, kept)
-    rules = plan.bind([*said, *laws], train)
     if is_searched:
-        notes += _notes(table, [name for name, ok in zip(names.get("train", ()), is_possible) if ok], len(columns))
-    ordered = [*steps, *plan.in_order()]
-    for rule in ordered[len(steps) :]:
-        train, valid = rule.apply(train), rule.apply(valid)
-        described = _described(rule, train, described)
-    for part_kinds in PARTS[1:] if is_searched else ():
-        for name in [name for name in described if name not in kept and name not in left_out]:
-            for kind in part_kinds:
-                for part in kind.find(name, described[name], train[name]) if kind.name not in left_out else ():
-                    if part.keeps(valid).all() and described.keys().isdisjoint(part.made):
-                        train, valid = part.apply(train), part.apply(valid)
-                        described = _described(part, train, described)
-                        ordered.append(part)
+        found = find_laws(table)
+        notes += _notes(table, [names[row] for row in np.flatnonzero(rows.is_train).tolist()], len(columns))
+        of_said = [{rule.column, *rule.of} for rule in rules]
+        for rule in found:
+            broken = np.flatnonzero(rows.is_valid & ~rule.keeps(rows.values)).tolist()
+            involved = {rule.column, *rule.of}
+            if len(broken):
+                notes.append(f"no rule, since {names[broken[0]]} of the validation rows breaks it: {rule}")
+            elif (involved | {rule.name}).isdisjoint(left_out) and involved not in of_said:
+                rules.append(rule)
+    no_indicator = {name for name in rows.columns if np.isnan(rows.values[name]).any() and name not in indicators}
+    plan = _Plan(rows.columns, indicators, {*kept, *no_indicator})
+    rules = plan.bind(rules, rows.train)
+    for rule in plan.in_order():
+        rows.take(rule)
+    for kinds in PARTS if is_searched else ():
+        rows.find_parts(kinds, {*left_out, *kept})
+    left = rows.train
     return {
-        "columns": tuple(described[name] for name, x in train.items() if name not in labels and not np.isnan(x).all()),
+        "columns": tuple(column for name, column in rows.columns.items() if not np.isnan(left[name]).all()),
         "rules": tuple(rules),
-        "steps": tuple(ordered),
+        "steps": tuple(rows.steps),
         "near": tuple(one.rule for one in table.near if not isinstance(one.rule, (Function, Flags)))[:_MOST_NEAR],
         "note": joined(*notes),
-    }
-
-
-def _described(rule: Rule, values: Values, before: Mapping[str, Column]) -> dict[str, Column]:
-    """Return the columns after a rule was applied."""
-    changed = {rule.column, *rule.made}
-    return {
-        name: rule.described(name, x, before) if name in changed or name not in before else before[name]
-        for name, x in values.items()
-        if name in before or name in changed
     }
 
 
@@ -137,7 +160,7 @@ def _notes(table: Table, names: Sequence[str], num_columns: int) -> list[str]:
         rows = f"{table.num_rows:,} rows to learn from"
         notes.append(f"{rows}: of rules only identities are looked for (others need {ENOUGH_ROWS}, or --rules)")
     for rule, wrong in sorted(table.near, key=lambda one: len(one.wrong))[:_SHOWN]:
-        rows = listed([_name_of(names, row) for row in wrong.tolist()])
+        rows = listed([names[row] for row in wrong.tolist()])
         text = short(rule)
         notes.append(f"{text} but for {rows}: --rules '{text}' makes it a rule")
     return notes
@@ -150,23 +173,19 @@ def short(rule: Rule) -> str:
     return rule.says
 
 
-def _name_of(names: Sequence[str], row: int) -> str:
-    return names[row] if row < len(names) else f"row {row}"
-
-
 class _Plan:
     """Which rules rewrite which columns, so that each column is computed once, and none from itself.
 
     Args:
         columns: of the table.
-        empties: the parts that say whether a column is empty.
+        indicators: the columns that say whether one is empty, by its name.
         kept: names of columns that are not rewritten.
     """
 
-    def __init__(self, columns: Mapping[str, Column], empties: Sequence[Rule], kept: Sequence[str]) -> None:
+    def __init__(self, columns: Mapping[str, Column], indicators: Mapping[str, str], kept: Container[str]) -> None:
         self.columns = columns
-        self.indicators = {part.column: part.made[0] for part in empties}
-        self.kept = {*kept}
+        self.indicators = indicators
+        self.kept = kept
         self.writers = dict[str, list[Rule]]()
 
     def bind(self, rules: Sequence[Rule], values: Values) -> list[Rule]:

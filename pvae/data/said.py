@@ -8,47 +8,64 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from pvae.core.errors import InputError, check_name, listed, shown
-from pvae.data.parts import PARTS
-from pvae.data.rule import Function, Identity, Order, Rule, a_sum, class_of, digits_of
+from pvae.data.rule import Computed, Identity, Order, Rule, a_sum, class_of, digits_of
 from pvae.data.search import Candidate, Table, flag_group, said_function, with_residual
 
 FORMS = (
     "total = a + b - c or total = a x b, a <= b or a < b, code by status, at most one of a, b or exactly one of a, b"
 )
 _MOST_BROKEN = 1 / 20  # the share of rows that may break a rule that is said
-_KINDS = ("function", "identity", "order", "flags", *(part.name for parts in PARTS for part in parts))
 
 
-def read_rules(option: str, table: Table, names: Sequence[str]) -> tuple[list[Rule], bool, list[str]]:
-    """Return the rules that are said, whether others are looked for, and names of those that are left out.
+def read_option(option: str, columns: Sequence[str]) -> tuple[list[str], bool, list[str]]:
+    """Return the texts of rules that are said, whether others are looked for, and names of those that are left out.
 
     Args:
         option: as `Reading.rules`: parts with ; in between.
+        columns: names of those of the file.
+
+    Raises:
+        InputError: there is no such column, or kind of rules.
+    """
+    said, left_out, is_searched = list[str](), list[str](), True
+    for text in filter(None, map(str.strip, option.split(";"))):
+        if text == "none":
+            is_searched = False
+        elif text.startswith("not "):
+            names = [name.strip().removeprefix("not ") for name in text.split(",")]
+            left_out += [check_name("--rules not", name, [*Rule.members, *columns]) for name in names]
+        elif text != "auto":
+            said.append(text)
+    return said, is_searched, left_out
+
+
+def read_rule(text: str, table: Table, names: Sequence[str]) -> Rule:
+    """Return a rule that is said.
+
+    Args:
+        text: in one of four forms.
         table: the training rows.
         names: of the rows.
 
     Raises:
-        InputError: a part cannot be read, a column is absent, two rules write one column, or too many rows break one.
+        InputError: it cannot be read, a column is absent, or too many rows break it.
     """
-    said, left_out, is_searched = list[Rule](), list[str](), True
-    known = [*table.values, *(f"{name} is 0" for name in table.numbers)]
-    for text in filter(None, map(str.strip, option.split(";"))):
-        if text == "none":
-            is_searched = False
-        elif text.startswith("not ") and text not in known:
-            parts = [one.strip().removeprefix("not ") for one in text.split(",")]
-            left_out += [check_name("--rules not", one, [*_KINDS, *table.columns]) for one in parts]
-        elif text != "auto":
-            rule, broken = _read(text, table, known)
-            if len(broken) > _MOST_BROKEN * table.n:
-                rows = listed([names[row] if row < len(names) else f"row {row}" for row in broken[:3].tolist()])
-                share = f"{len(broken):,} of {table.n:,} training rows break it, the first {rows}"
-                raise InputError(f"--rules {shown(text)}: {share}: leave it out, or correct them")
-            computed = [one for one in said if isinstance(one, (Function, Identity)) and one.column == rule.column]
-            if computed and isinstance(rule, (Function, Identity)):
-                raise InputError(f"--rules: {computed[0]} and {rule} both compute {rule.column}: leave one out")
-            said.append(rule)
-    return said, is_searched, left_out
+    rule, broken = _read(text, table, [*table.values, *(f"{name} is 0" for name in table.numbers)])
+    if len(broken) > _MOST_BROKEN * table.n:
+        rows = listed([names[row] for row in broken[:3].tolist()])
+        share = f"{len(broken):,} of {table.n:,} training rows break it, the first {rows}"
+        raise InputError(f"--rules {shown(text)}: {share}: leave it out, or correct them")
+    return rule
+
+
+def check_writers(rules: Sequence[Rule]) -> None:
+    """Refuse two rules that compute one column."""
+    computed = dict[str, Rule]()
+    for rule in rules:
+        if isinstance(rule, Computed):
+            first = computed.setdefault(rule.column, rule)
+            if first is not rule:
+                raise InputError(f"--rules: {first} and {rule} both compute {rule.column}: leave one out")
 
 
 def _read(text: str, table: Table, known: Sequence[str]) -> Candidate:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-import statistics
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,20 +18,17 @@ import torch
 from scipy import stats
 
 from pvae.config.presets import system_title
-from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.core.files import markdown_of
 from pvae.core.random_state import seeded
-from pvae.data.dataset import random_subset
-from pvae.evaluation.measures.log_likelihood import pixels_of
+from pvae.evaluation.context import Context
+from pvae.evaluation.measures.log_likelihood import LogLikelihood, pixels_of
 from pvae.evaluation.report import check_density
-from pvae.marginal.log_likelihood import MOST_UNTRUSTED, check_method, log_likelihood
-from pvae.marginal.log_p import NAMES
+from pvae.marginal.log_likelihood import MOST_UNTRUSTED
 from pvae.runs.metrics import is_out_of_patience
 from pvae.runs.run import Run
-from pvae.trained.codes import LatentReport, given_y
-from pvae.trained.scores import Estimate, elbo_terms, with_likelihood
-from pvae.vae import VAE
+from pvae.trained.codes import LatentReport
+from pvae.trained.scores import Estimate, elbo_terms
 
 _NOTE = """\
 Nats per datum, on the test data. +- is the standard error over seeds, and SD the standard deviation over them; for the
@@ -51,8 +48,7 @@ _MEASURES = {  # the columns over seeds, each of a column of the runs, and its d
     "KS": ("kolmogorov_smirnov", 3),
 }
 
-_DEVIATION = "SD of ELBO"  # over seeds
-_VALUES = ("log_p", "elbo", "distortion", "rate")  # of `compare_runs`
+_VALUES = ["log_p", "elbo", "distortion", "rate"]  # of `compare_runs`
 _TITLES = {
     "log p(x)": "log_p",
     "difference": "log_p_difference",
@@ -107,25 +103,26 @@ def row_of(run: Run, codes: LatentReport) -> dict[str, Any]:
     Raises:
         InputError: the run has not finished an epoch.
     """
-    rows, chosen = run.metrics(), run.test_metrics()
+    config = run.config
+    rows = run.metrics()
+    chosen = run.test_metrics()
     if chosen is None:
         raise InputError(f"{run.path} has not finished an epoch; go on with: {run.how_to_resume}")
-    seconds = [sum(row.seconds for row in rows if row.epoch == epoch) for epoch in {row.epoch for row in rows}]
     epochs = rows[-1].epoch
-    planned = run.config.epochs
-    if is_out_of_patience(rows, run.config.patience):
+    planned = config.epochs
+    if is_out_of_patience(rows, config.patience):
         planned = epochs
-    same: list[Any] = [asdict(run.config.replace(seed=0, source="")), run.data.sha256]
+    same: list[Any] = [asdict(config.replace(seed=0, source="")), run.data.sha256]
     if epochs < planned:
         same.append(epochs)
     return {
         "run": run.path.resolve().name,
         "configuration": hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12],
-        "system": system_title(run.config),
-        "estimator": run.config.elbo,
-        "beta": run.config.beta,
+        "system": system_title(config),
+        "estimator": config.elbo,
+        "beta": config.beta,
         "data": run.data.name,
-        "seed": run.config.seed,
+        "seed": config.seed,
         "epochs": epochs,
         "planned_epochs": planned,
         "chosen_epoch": chosen.epoch,
@@ -137,28 +134,27 @@ def row_of(run: Run, codes: LatentReport) -> dict[str, Any]:
         **_evaluated(run, chosen.epoch),
         "accuracy": codes.accuracy,
         "kolmogorov_smirnov": max(codes.kolmogorov_smirnov or (), default=None),
-        "seconds_per_epoch": statistics.median(seconds),
+        "seconds_per_epoch": pd.DataFrame(rows).groupby("epoch")["seconds"].sum().median(),
     }
 
 
 def _evaluated(run: Run, epoch: int) -> dict[str, Any]:
     """Return log p(x), its error and K from evaluation.json; None each unless it is of this epoch and all test data."""
-    values = dict.fromkeys(("log_likelihood", "log_likelihood_stderr", "importance_samples"))
+    values = dict.fromkeys(["log_likelihood", "log_likelihood_stderr", "importance_samples"])
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no such file, or without a log-likelihood
         report = json.loads((run.place / "evaluation.json").read_bytes())
-        found = report["log_likelihood"]
-        if (report["epoch"], report["num_images"]) == (epoch, run.data.num_test):
-            mean_and_error = found["estimate"]
-            values = dict(zip(values, (mean_and_error["mean"], mean_and_error["stderr"], found["num_particles"])))
+        measure = report["log_likelihood"]
+        if report["epoch"] == epoch and report["num_images"] == run.data.num_test:
+            estimate = measure["estimate"]
+            values = dict(zip(values, [estimate["mean"], estimate["stderr"], measure["num_particles"]]))
     return values
 
 
 def runs_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return the rows of `row_of` by system, estimator, beta and seed; its `to_csv` writes them."""
     table = pd.DataFrame(rows, dtype=object)  # a text of pandas cannot hold the name of every folder
-    table["name"] = without_beta(table["system"])  # the same in a sweep, which is in order of beta
-    order = ["name", "estimator", "beta", "seed"]
-    return table.sort_values(order, kind="stable", ignore_index=True).drop(columns="name")
+    order = ["system", "estimator", "beta", "seed"]
+    return table.sort_values(order, key=without_beta, kind="stable")  # a sweep is in order of beta
 
 
 def without_beta(systems: pd.Series) -> pd.Series:
@@ -179,22 +175,21 @@ def progress_of(row: Any) -> str:
 def to_markdown(table: pd.DataFrame) -> str:
     """Return a row for each configuration of a table, with means over its seeds and their standard errors."""
     names = [name for name, _ in _MEASURES.values()]
-    errors = ["elbo_stderr", "log_likelihood_stderr"]
-    runs = table.astype(dict.fromkeys([*names, *errors], float)).groupby("configuration", sort=False)
-    first = table.drop_duplicates("configuration").set_index("configuration")
-    means = runs[names].mean()
-    of_one = runs[errors].mean().rename(columns=lambda name: name.removesuffix("_stderr"))
-    spreads = runs[names].sem().fillna(of_one)  # of a single run there is no error over seeds
+    numbers = table[[*names, "elbo_stderr", "log_likelihood_stderr", "seconds_per_epoch"]].astype(float)
+    runs = numbers.groupby(table["configuration"], sort=False)
+    first = table.groupby("configuration", sort=False).first()
+    means = runs.mean()
+    errors = runs.sem()  # NaN of a single run, which has an error over data
+    for name in ("elbo", "log_likelihood"):
+        errors[name] = errors[name].fillna(means[f"{name}_stderr"])
     shown = first[["system", "estimator", "data"]].rename(columns={"estimator": "--elbo"})
     shown["seeds"] = runs.size().astype(str)
     shown["epochs"] = first.apply(progress_of, axis=1)
     for title, (name, digits) in _MEASURES.items():
-        shown[title] = _fixed(means[name], digits) + (" +- " + _fixed(spreads[name], digits)).mask(
-            spreads[name].isna(), ""
-        )
-        if name == "elbo":
-            shown.loc[first["pseudo"].astype(bool) & means["elbo"].notna(), title] += " (pseudo)"
-            shown[_DEVIATION] = _fixed(runs["elbo"].std())
+        error = " +- " + _fixed(errors[name], digits)
+        shown[title] = _fixed(means[name], digits) + error.where(errors[name].notna(), "")
+    shown["ELBO"] += np.where(first["pseudo"] & means["elbo"].notna(), " (pseudo)", "")
+    shown.insert(6, "SD of ELBO", _fixed(runs["elbo"].std()))
     shown["s an epoch"] = _fixed(runs["seconds_per_epoch"].min(), 1)
     return f"{markdown_of(shown.to_dict('records'))}\n\n{_NOTE}{_few(runs.size())}"
 
@@ -225,68 +220,70 @@ def compare_runs(
     Raises:
         InputError: a run is an autoencoder, or their test data, labels, pixels or kinds of p(x) differ.
     """
-    opened = list[tuple[Any, VAE, Batch, str]]()
-    for run in runs:  # all are checked before the first draws
-        check_density(run)
-        test = run.dataset().test
-        subset = None
-        if num_images is not None:
-            subset = random_subset(len(test), num_images, seed)
-        vae, batch, kind = with_likelihood(run, test, given_y(run, "test"), subset)
-        traits = _traits(run, vae, batch)
-        if not opened:
-            first = traits
-        for why, value in traits.items():
+    contexts = [Context(run, num_images, seed, how={"num_particles": num_particles, **how}) for run in runs]
+    first = _traits(contexts[0])
+    for context in contexts:  # all are checked before the first draws
+        check_density(context.run)
+        for why, value in _traits(context).items():
             if not np.array_equal(value, first[why], equal_nan=True):
-                raise InputError(f"{run.path} has {why.format(runs[0].path)}")
-        check_method(vae, batch, how.get("method", "auto"))
-        opened.append((run.config, vae, batch, pixels_of(kind, batch)))
+                raise InputError(f"{context.run.path} has {why.format(runs[0].path)}")
+        LogLikelihood.check(context)
     rows = []
     values = []
-    for config, vae, batch, pixels in opened:
+    for context in contexts:
         with seeded(seed, torch.device("cpu")):
-            sample = log_likelihood(vae, batch, num_particles=num_particles, **how)
-            terms = {"log_p": sample.log_p, **elbo_terms(vae, batch)}
-        by = {"untrusted": sample.untrusted, "by": ", ".join(sample.counts)}
-        rows.append({"beta": config.beta, "seed": config.seed, "pixels": pixels, **by})
-        values.append(pd.DataFrame({name: terms[name].double().numpy(force=True) for name in _VALUES}))
-    best = max(values, key=lambda one: one["log_p"].mean())
+            log_p = context.log_p
+            terms = elbo_terms(context.normalised, context.test)
+        row = {
+            "beta": context.run.config.beta,
+            "seed": context.run.config.seed,
+            "pixels": pixels_of(context.kind, context.test),
+            "untrusted": log_p.untrusted,
+            "by": ", ".join(log_p.counts),
+        }
+        rows.append(row)
+        values.append(pd.DataFrame({"log_p": log_p.log_p, **terms}, columns=_VALUES, dtype=float))
     names = pd.DataFrame({"run": short_names([run.path for run in runs])}, dtype=object)
-    return names.join(pd.DataFrame([row | _means(one, best) for row, one in zip(rows, values)]))
+    return pd.concat([names, pd.DataFrame(rows), _compared(values)], axis=1)
 
 
-def _traits(run: Run, vae: VAE, batch: Batch) -> dict[str, Any]:
+def _traits(context: Context) -> dict[str, Any]:
     """Return what must be the same of two runs, by what is said of a run where it differs."""
-    levels = getattr(vae.p_x, "levels_per_unit", 1.0)  # 1 of a probability
-    is_density = [one.likelihood.is_density for one in run.config.column_kinds]
+    run = context.run
+    x = context.test.x.images
+    levels = getattr(context.normalised.p_x, "levels_per_unit", 1.0)  # 1 of a probability
+    is_density = [kind.likelihood.is_density for kind in run.config.column_kinds]
     unit = 1.0
     if run.data.is_images:
         unit = levels
     return {
-        "other test data than {}: train both on the same data, or evaluate each alone": run.dataset().test,
-        "other labels given than {}: train both with --condition, or neither": batch.y is None,
-        "other pixels than {}: train both with the same --likelihood, --binarize and --pad": batch.x.images,
+        "other test data than {}: train both on the same data, or evaluate each alone": context.data.test,
+        "other labels given than {}: train both with --condition, or neither": context.test.y is None,
+        "other pixels than {}: train both with the same --likelihood, --binarize and --pad": x,
         "p(x) of another kind than {}, a density or a probability: train both with one kind of --likelihood": (
-            is_density or [levels != 1] * run.dataset().test[0].numel()
+            is_density or [levels != 1] * x[0].numel()
         ),
         "pixels in another unit than {}: train both with one kind of --pixels": unit,
     }
 
 
-def _means(values: pd.DataFrame, best: pd.DataFrame) -> dict[str, float]:
-    """Return means over rows, data or seeds, with errors and differences, paired if both tables have the same rows."""
-    is_paired = {*values.index} == {*best.index}
-    error = np.hypot(values.sem(), best.sem())
-    if is_paired:
-        error = (values - best).sem()
-    found = {
-        "": values.mean(),
-        "_stderr": values.sem(),
-        "_difference": values.mean() - best.mean(),
-        "_difference_stderr": error,
-    }
-    columns = {f"{name}{part}": float(found[part][name]) for name in _VALUES for part in found}
-    return columns | {"paired": is_paired}
+def _compared(values: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return a row for each table of values of data or seeds: means, errors, and differences from the best.
+
+    The best has the highest mean of log p(x). Differences are paired if both tables have the same rows.
+    """
+    best = max(values, key=lambda table: table["log_p"].mean())
+    rows = []
+    for table in values:
+        error = np.hypot(table.sem(), best.sem())
+        is_paired = set(table.index) == set(best.index)
+        if is_paired:
+            error = (table - best).sem()
+        difference = table.mean() - best.mean()
+        parts = {"": table.mean(), "_stderr": table.sem(), "_difference": difference, "_difference_stderr": error}
+        row = pd.concat([part.add_suffix(suffix) for suffix, part in parts.items()])
+        rows.append({**row, "paired": is_paired})
+    return pd.DataFrame(rows)
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
@@ -313,50 +310,42 @@ def over_seeds(comparison: pd.DataFrame, folders: Sequence[Path]) -> pd.DataFram
         folders: for each of its rows the folder that holds the run. A folder has at least two runs.
     """
     names = np.array(short_names(folders), dtype=object)  # not texts of pandas, as above
-    runs = {name: part.set_index("seed") for name, part in comparison.groupby(names, sort=False)}
-    best = max(runs.values(), key=lambda one: one["log_p"].mean())
-    rows = []
-    for name, one in runs.items():
-        row = {
-            "run": name,
-            "seeds": len(one),
-            **one[["beta", "pixels"]].iloc[0],
-            "untrusted": one["untrusted"].max(),
-            "elbo_deviation": one["elbo"].std(),
-            "by": ", ".join(method for method in NAMES if one["by"].str.contains(method).any()),
-        }
-        rows.append(row | _means(one[[*_VALUES]], best[[*_VALUES]]))
-    return pd.DataFrame(rows).astype({"run": object})
+    runs = comparison.set_index("seed").groupby(names, sort=False)
+    table = runs.agg(
+        seeds=("elbo", "size"),
+        beta=("beta", "first"),
+        pixels=("pixels", "first"),
+        untrusted=("untrusted", "max"),
+        elbo_deviation=("elbo", "std"),
+        by=("by", lambda methods: ", ".join(dict.fromkeys(", ".join(methods).split(", ")))),
+    )
+    table = table.reset_index(names="run").astype({"run": object})
+    return table.join(_compared([run[_VALUES] for _, run in runs]))
 
 
 def _cells(comparison: pd.DataFrame) -> pd.DataFrame:
-    """Return the table of `compare_runs` as text."""
-
-    def estimates(name: str) -> list[str]:
-        pairs = zip(comparison[name], comparison[f"{name}_stderr"])
-        return [str(Estimate(mean=mean, stderr=stderr)) for mean, stderr in pairs]
-
-    has_seeds = "seeds" in comparison
-    shown = pd.DataFrame({"run": comparison["run"]}, dtype=object)
+    """Return the table of `compare_runs` or `over_seeds` as text."""
+    shown = comparison[["run"]].copy()
     if comparison["beta"].nunique() > 1:
         shown["beta"] = comparison["beta"].map("{:g}".format)
-    if has_seeds:
+    if "seeds" in comparison:
         shown["seeds"] = comparison["seeds"].astype(str)
     for title, name in _TITLES.items():
-        shown[title] = estimates(name)
+        pairs = zip(comparison[name], comparison[f"{name}_stderr"])
+        shown[title] = [str(Estimate(mean=mean, stderr=stderr)) for mean, stderr in pairs]
     freedom = np.inf
-    if has_seeds:
-        shown[_DEVIATION] = _fixed(comparison["elbo_deviation"])
+    if "seeds" in comparison:
+        shown["SD of ELBO"] = _fixed(comparison["elbo_deviation"])
         freedom = comparison["seeds"].min() - 1
     shown["by"] = comparison["by"]
     is_low = comparison["untrusted"] > MOST_UNTRUSTED
     shown.loc[is_low, "log p(x)"] += " (not reliable)"
     margins = stats.t.ppf(0.975, freedom) * comparison["log_p_difference_stderr"]
     num_lower = (-comparison["log_p_difference"] > margins).sum()
-    said = "-"
+    highest = comparison["log_p"].argmax()
+    shown.loc[highest, ["difference", "difference of ELBO"]] = "-"
     if num_lower == len(comparison) - 1 > 0 and not is_low.any():
-        said = "best"
-    shown.loc[comparison["log_p"].argmax(), ["difference", "difference of ELBO"]] = said, "-"
+        shown.loc[highest, "difference"] = "best"
     return shown
 
 
@@ -395,8 +384,8 @@ def comparison_to_markdown(comparison: pd.DataFrame) -> str:
 
 def comparison_to_latex(comparison: pd.DataFrame) -> str:
     """Return such a table as a LaTeX tabular, which needs the package booktabs, with its legend as a comment."""
-    cells = _cells(comparison).rename(columns={"log p(x)": r"$\log p(x)$"})
-    cells["run"] = cells["run"].str.replace(r"([&%$#_{}])", r"\\\1", regex=True)
-    cells = cells.replace(r"(\S+) \+- (\S+)", r"$\1 \\pm \2$", regex=True)
+    cells = _cells(comparison)
+    table = cells.to_latex(index=False, escape=True, column_format="l" + "r" * (len(cells.columns) - 1))
+    table = re.sub(r"(\S+) \+- (\S+)", r"$\1 \\pm \2$", table).replace("log p(x)", r"$\log p(x)$")
     comment = legend_of(comparison).replace("\n", "\n% ")
-    return f"{cells.to_latex(index=False, column_format='l' + 'r' * (len(cells.columns) - 1))}% {comment}"
+    return f"{table}% {comment}"

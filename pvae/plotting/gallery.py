@@ -57,8 +57,7 @@ def entry_of(run: Run) -> Entry:
     """
     row = row_of(run, codes.latent_report(run))
     vae = run.vae()
-    test = run.test_metrics()
-    assert test is not None  # or `row_of` would have raised
+    data = run.dataset()
     images = torch.empty(0)
     samples = images
     if run.data.is_images:
@@ -66,7 +65,7 @@ def entry_of(run: Run) -> Entry:
         batch = codes.examples(run, _SHOWN)
         labels = None
         if run.is_given_labels:
-            labels = run.dataset().shown_labels
+            labels = data.shown_labels
         with run.seeded():
             if vae.has_density:
                 samples = shown(sample(vae, 2 * _SHOWN, y=labels))
@@ -74,9 +73,10 @@ def entry_of(run: Run) -> Entry:
     system = row["system"]
     if vae.has_density:
         system += f" --elbo {row['estimator']}"
+    test: Any = run.test_metrics()
     title = f"{system} on {row['data']}, epoch {progress_of(row)}: {test}{run.bits(test)}"
     sweep = (run.config.replace(seed=0, beta=1.0, source=""), run.data.sha256, run.has_own_vae)
-    return Entry(row, title, images, samples, plane(run), run.dataset().label_names, sweep)
+    return Entry(row, title, images, samples, plane(run), data.label_names, sweep)
 
 
 def side_by_side(entries: Sequence[Entry]) -> dict[str, str | Figure]:
@@ -86,17 +86,17 @@ def side_by_side(entries: Sequence[Entry]) -> dict[str, str | Figure]:
         entries: of runs that differ in their configuration or seed. Of several seeds the first is drawn.
     """
     table = runs_table([entry.row for entry in entries])
-    firsts = table.drop_duplicates("configuration")
-    places = {(entry.row["configuration"], entry.row["seed"]): entry for entry in entries}
-    shown = [places[key] for key in zip(firsts["configuration"], firsts["seed"])]
-    files: dict[str, str | Figure] = {"table.csv": table.to_csv(index=False, lineterminator="\n")}
-    files["table.md"] = to_markdown(table)
+    shown = [entries[place] for place in table.drop_duplicates("configuration").index]
+    files: dict[str, str | Figure] = {
+        "table.csv": table.to_csv(index=False, lineterminator="\n"),
+        "table.md": to_markdown(table),
+    }
     bands = {entry.title: (entry.images, entry.samples) for entry in shown if len(entry.images)}
     if bands:
         files["sheet.png"] = figures.band_figure(bands, _SHOWN, _SHEET)
-    is_sweep = all(entry.sweep == entries[0].sweep for entry in entries) and table["beta"].nunique() > 1
+    is_sweep = len({entry.sweep for entry in entries}) == 1 and table["beta"].nunique() > 1
     if is_sweep and table["elbo"].notna().all():
-        title = f"{without_beta(table['system'])[0]} on {table['data'][0]}"
+        title = f"{without_beta(table['system']).iloc[0]} on {table['data'].iloc[0]}"
         files["rate-distortion.png"] = rate_distortion_figure(table, title)
     for data, figure in code_figures(shown).items():
         files[f"codes-{re.sub('[^a-z0-9]+', '-', data.lower())}.png"] = figure
