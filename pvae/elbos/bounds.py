@@ -6,17 +6,17 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pyro.distributions.util import sum_rightmost
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution
 
 from pvae.core.errors import InputError
 from pvae.core.options import Option
-from pvae.elbos.base import Beta, Draws, Latent, PerDatumELBO, PyroFunction, constraint_of
+from pvae.elbos.base import Beta, Draws, PerDatumELBO, constraint_of
 
 _ALPHA = (
     "order of the Renyi bound: 0 is iwae, 1 the ELBO, -inf the largest weight (VR-max); below 0 the objective is not a "
@@ -24,6 +24,7 @@ _ALPHA = (
 )
 _Alpha = Annotated[float, Option(help=_ALPHA, least=-math.inf, most=1e38)]
 _Mix = Annotated[float, Option(help="share of the ELBO in the bound, the rest is iwae", most=1.0)]
+_LEAST_WEIGHT = 1e-20  # of a draw in the gradient of the model, where the sum is 1: it may be 0 where the path's is not
 Groups = Annotated[int, Option(help="number of groups into which the K particles are divided", least=1, most=10**6)]
 
 
@@ -154,55 +155,86 @@ class NoPathThroughDraws(Messenger):
             msg["value"] = msg["value"].detach()
 
 
-class _SeparateModelDraws(Messenger):
-    """Give the model an alias of each draw of the guide, so that model and guide have separate gradients.
+class _SeparateDraws(Messenger):
+    """Give guide and model each their own alias of a draw, so that their gradients by the draw are separate.
 
-    The gradient by the alias is that of log p(x, z). The gradient by the draw itself also includes the path through
-    later sites of the guide that depend on it.
+    The site of the guide keeps the draw itself as "drawn".
     """
-
-    def __enter__(self) -> Any:
-        self._drawn: set[str] = set()
-        return super().__enter__()
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or not isinstance(msg["value"], Tensor):
+        z = msg["value"]
+        if msg["is_observed"] or not torch.is_grad_enabled() or not z.is_floating_point():
             return
-        is_real = msg["value"].is_floating_point()
-        if torch.is_grad_enabled() and is_real and not msg["value"].requires_grad:  # q of this site has no parameters
-            msg["value"] = msg["value"].detach().requires_grad_()
-        if msg["name"] in self._drawn:
-            msg["value"] = msg["value"].view_as(msg["value"])
-        self._drawn.add(msg["name"])
+        if not z.requires_grad:  # q of this site has no parameters
+            z = z.detach().requires_grad_()
+        msg["infer"] = {**msg["infer"], "drawn": z}
+        msg["value"] = z.view_as(z)
 
 
-class PathDerivativeELBO(ImportanceELBO):
-    """Base class of bounds whose encoder gradient is the path derivative: log q(z | x) is taken at fixed parameters.
+class Weights(NamedTuple):
+    """The value of a bound, and the weights of the draws in the three parts of its gradient (see `WeightedELBO`).
 
-    q(z | x) may be any reparameterised density whose support does not depend on its parameters. With several latent
-    sites, each of which may depend on the earlier ones, z is all of them together and q(z | x) their joint density.
-
-    Raises:
-        InputError: (when used) the path derivative is not the gradient of the bound, because the support of q(z | x)
-            depends on parameters.
+    Attributes:
+        value: the bound of each datum, (B,).
+        model: weights of d log p(x, z_k), (K, B), at least 0.
+        score: weights of d log q(z_k | x), (K, B), or None where they are 0.
+        path: weights of the derivative by z_k, (K, B), or None where z is not reparameterised.
     """
 
-    messenger = _SeparateModelDraws
-
-    def _draws(self, model: PyroFunction, guide: PyroFunction, batch: tuple[Tensor, ...]) -> Draws:
-        draws = super()._draws(model, guide, batch)
-        for name, site in draws.priors.items():
-            if site["value"] is draws.posteriors[name]["value"]:
-                raise ValueError(f"guide and model share the draw of {name!r}: give a guide that is its own function")
-        for name, site in draws.posteriors.items():
-            if _has_moving_support(site["fn"]):
-                raise InputError(f"the support of q at {name!r} depends on parameters: use TraceELBO or IWAE")
-        return draws
+    value: Tensor
+    model: Tensor
+    score: Tensor | None = None
+    path: Tensor | None = None
 
 
-class StickingTheLanding(
-    PathDerivativeELBO, name="stl", help="the ELBO without the score function (sticking the landing)"
-):
+class WeightedELBO(ImportanceELBO):
+    """Base class of bounds whose gradient is a weighted sum over the draws.
+
+        d L  =  sum_k [ model_k d log p(x, z_k) + score_k d log q(z_k | x) + path_k (d log w_k / dz_k) dz_k ]
+
+    The first two terms are derivatives by the parameters at fixed draws. The third is the path derivative: d log w_k /
+    dz_k is taken at fixed parameters, and dz_k follows the reparameterised draw. Of several latent sites, z_k is all of
+    them together, q is their joint density, and dz_k includes the dependence of a site on the earlier ones. In a bound
+    with a beta, prior and q have that weight in log p(x, z_k) and in log w_k.
+
+    A subclass defines `weights`. If it returns a path, q(z | x) may be any reparameterised density whose support does
+    not depend on its parameters.
+
+    Raises:
+        InputError: (when used) there is a path, and the support of q(z | x) depends on parameters.
+        ValueError: (when used) there is a path, and model and guide share a draw, as with Pyro's `GuideMessenger`.
+    """
+
+    messenger: type[Messenger] = _SeparateDraws
+
+    def weights(self, log_w: Tensor) -> Weights:
+        """Return the bound and the weights of its gradient.
+
+        Args:
+            log_w: log w_k, (K, B), without a gradient.
+        """
+        raise NotImplementedError
+
+    def by_encoder(self, draws: Draws, score: Tensor) -> Tensor:
+        """Return (K, B), whose sum over the draws has the gradient of the score function's part."""
+        return score * draws.log_q_z
+
+    def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
+        """Return the bound of each datum, (B,), with the gradient in the class's docstring."""
+        log_p = draws.log_p_x + beta * draws.log_p_z
+        value, model, score, path = self.weights((log_p - beta * draws.log_q_z).detach())
+        if not torch.is_grad_enabled():
+            return value
+        surrogate = torch.zeros_like(log_p) if score is None else self.by_encoder(draws, score)
+        if path is not None:
+            model = model.clamp(min=_LEAST_WEIGHT)
+            _scale_derivatives(draws, path / model)
+            surrogate = surrogate - _through_draws(draws, surrogate + beta * path * draws.log_q_z)
+        surrogate = (surrogate + model * log_p).sum(0)
+        return surrogate - surrogate.detach() + value
+
+
+class StickingTheLanding(WeightedELBO, name="stl", help="the ELBO without the score function (sticking the landing)"):
     """The ELBO with a gradient that leaves out the score function: no gradient flows to the parameters of log q(z | x).
 
         d/d phi ELBO  =  E_q [ d/dz (log p(x, z) - log q(z | x)) (dz / d phi) ]
@@ -221,85 +253,37 @@ class StickingTheLanding(
         super().__init__(num_particles)
         self.beta = beta
 
-    def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
-        """Return distortion + beta rate of each datum, negated: (B,)."""
-        log_q_z = draws.log_q_z.detach() + _log_q_z_path(draws)
-        return (draws.log_p_x + beta * (draws.log_p_z - log_q_z)).mean(0)
+    def weights(self, log_w: Tensor) -> Weights:
+        """Return the mean of log w, and weights of 1 / K for model and path."""
+        each = torch.full_like(log_w, 1 / len(log_w))
+        return Weights(log_w.mean(0), model=each, path=each)
 
 
-class DReG(PathDerivativeELBO, name="dreg", help="iwae with doubly reparameterised gradients"):
-    """The importance-weighted bound with the doubly reparameterised gradients of the encoder and of Normal priors.
+class DReG(WeightedELBO, name="dreg", help="iwae with doubly reparameterised gradients"):
+    """The importance-weighted bound with the doubly reparameterised gradient of the encoder.
 
-        d/d phi L_K  =  E [ sum_k v_k^2 (d log w_k / dz_k) (dz_k / d phi) ],    v_k = w_k / sum_j w_j
-        d/d theta L_K  =  E [ sum_k (v_k d log p(x | z_k) / dz_k - v_k^2 d log w_k / dz_k) (dT(e_k) / d theta) ]
+        d/d phi L_K    =  E [ sum_k v_k^2 (d log w_k / dz_k) (dz_k / d phi) ],    v_k = w_k / sum_j w_j
+        d/d theta L_K  =  E [ sum_k v_k d/d theta log p(x, z_k) ]
 
-    Here z_k is the joint draw of all latent sites. The derivative d log w_k / dz_k holds phi fixed, also where log q of
-    one site depends on the draw of another; dz_k / d phi includes the dependence on the earlier sites.
-
-    The second line is for the parameters of a learned prior p(z) = Normal(loc, scale^2): T(e) = loc + scale e, at the e
-    with T(e_k) = z_k. Of several such sites, T is their joint draw: dT / d theta includes the dependence of loc and
-    scale on the sites that the model draws before. The parameters of other learned priors and of the decoder have the
-    gradient of L_K itself; log p(x | z) in the second line then includes the log-densities of these priors.
-
-    The gradient by the parameters of a prior that is much wider than q(z | x) may have a higher variance than that of
-    L_K, since d log p(x | z) / dz is then of the order of 1 / the scale of q.
+    phi are the parameters of the encoder, and theta those of prior and decoder, whose gradient is that of `IWAE`. A
+    parameter that q and p share, as in a ladder or with a VampPrior, gets the sum of the two.
 
     Args:
         num_particles: K, the number of draws of z for each datum.
 
     Reference:
-        Tucker, Lawson, Gu and Maddison, arXiv:1810.04152; Bauer and Mnih, arXiv:2101.11046 (several layers
-        and priors).
+        Tucker, Lawson, Gu and Maddison, arXiv:1810.04152; Bauer and Mnih, arXiv:2101.11046 (several layers).
     """
 
     needs_separate_draws = True
 
-    def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
-        """Return L_K of each datum, (B,)."""
-        log_w = draws.log_p_x + draws.log_p_z - draws.log_q_z.detach()
-        weight, value = log_w.detach().softmax(0), log_mean_exp(log_w)
-        if torch.is_grad_enabled() and any(_learned_normal(latent.prior) for latent in draws.latents):
-            return self._with_learned_priors(draws, weight, value.detach())
-        for latent in draws.latents:
-            if latent.z.requires_grad:
-                # The bound applies the weight once to the gradient of log p(x, z) by z; the estimator needs it twice.
-                each = _by_particle(weight, latent)
-                latent.z.register_hook(lambda gradient, each=each: gradient * each)
-        return value - (weight.square() * _log_q_z_path(draws)).sum(0)
-
-    def _with_learned_priors(self, draws: Draws, weight: Tensor, value: Tensor) -> Tensor:
-        """Return a tensor of the given value, with the gradients of the class's docstring."""
-        of_q = dict(zip(draws.posteriors, zip(*_log_q_z_by_z(draws))))
-        latents = [*draws.latents]
-        at = [latent.z for latent in latents]
-        log_p_x_by_z, log_p_z_by_z = (
-            torch.autograd.grad(total.sum(), at, retain_graph=True, materialize_grads=True)
-            for total in (draws.log_p_x, draws.log_p_z)
-        )
-        surrogate = weight * draws.log_p_x
-        of_later = [torch.zeros_like(z) for z in at]  # the derivatives of the terms of later sites by each draw
-        for place, name in reversed([*enumerate(draws.priors)]):
-            (z, log_q), latent, prior = of_q[name], latents[place], _learned_normal(latents[place].prior)
-            v, num_event_dims = _by_particle(weight, latent), len(latent.prior.event_shape)
-            of_log_w = v.square() * (log_p_x_by_z[place] + log_p_z_by_z[place] - log_q)
-            surrogate = surrogate + sum_rightmost(of_log_w * z, num_event_dims)
-            if prior is None:
-                own = weight * draws.log_prior(name)
-            else:
-                moved = prior.loc + prior.scale * ((latent.z - prior.loc) / prior.scale).detach()
-                by_z = v * log_p_x_by_z[place] - of_log_w + of_later[place]
-                own = sum_rightmost(by_z * moved, num_event_dims)
-            surrogate = surrogate + own
-            if own.requires_grad and place:
-                through = torch.autograd.grad(own.sum(), at[:place], retain_graph=True, materialize_grads=True)
-                of_later[:place] = [one + more for one, more in zip(of_later, through)]
-        for z in at:  # the surrogate has these derivatives in their place
-            z.register_hook(torch.zeros_like)
-        surrogate = surrogate.sum(0)
-        return surrogate - surrogate.detach() + value
+    def weights(self, log_w: Tensor) -> Weights:
+        """Return L_K, and the weights v_k of the model and v_k^2 of the path."""
+        v = log_w.softmax(0)
+        return Weights(log_mean_exp(log_w), model=v, path=v.square())
 
 
-class PIWAE(PathDerivativeELBO, name="piwae", help="iwae, with miwae for the encoder"):
+class PIWAE(WeightedELBO, name="piwae", help="iwae, with miwae for the encoder"):
     """The importance-weighted bound, whose encoder is trained by the mean of M bounds of K / M draws each.
 
         encoder            d/d phi    (1/M) sum_m log (M/K) sum_{k in group m} w_k
@@ -323,28 +307,13 @@ class PIWAE(PathDerivativeELBO, name="piwae", help="iwae, with miwae for the enc
         super().__init__(num_particles)
         self.groups = groups
 
-    def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
-        """Return L_K of each datum, (B,)."""
-        log_w = draws.log_w.detach()
-        value = log_mean_exp(log_w)
-        if not torch.is_grad_enabled():
-            return value
+    def weights(self, log_w: Tensor) -> Weights:
+        """Return L_K, the weights of all draws for the model, and those of each group, by M, for q."""
         of_group = log_w.unflatten(0, (self.groups, -1)).softmax(1).flatten(0, 1) / self.groups
-        # These derivatives by z, with the weights of the groups, replace those that log p(x, z) has in the surrogate.
-        log_p = draws.log_p_x + draws.log_p_z
-        at = [latent.z for latent in draws.latents]
-        by_z = torch.autograd.grad((of_group * log_p).sum(), at, retain_graph=True, materialize_grads=True)
-        for z in at:
-            z.register_hook(torch.zeros_like)
-        surrogate = log_w.softmax(0) * log_p - of_group * draws.log_q_z
-        for name, gradient in zip(draws.priors, by_z):
-            site = draws.posteriors[name]
-            surrogate = surrogate + sum_rightmost(gradient * site["value"], len(site["fn"].event_shape))
-        surrogate = surrogate.sum(0)
-        return surrogate - surrogate.detach() + value
+        return Weights(log_mean_exp(log_w), model=log_w.softmax(0), score=-of_group, path=of_group)
 
 
-class ScoreELBO(ImportanceELBO, name="score", help="the ELBO with the gradient of the score function"):
+class ScoreELBO(WeightedELBO, name="score", help="the ELBO with the gradient of the score function"):
     """The ELBO with the score-function gradient of the encoder, which needs no derivative of the decoder by z.
 
         d/d phi ELBO  =  E_q [ (log w - b) d/d phi log q(z | x) ],    b = 0
@@ -366,16 +335,9 @@ class ScoreELBO(ImportanceELBO, name="score", help="the ELBO with the gradient o
         super().__init__(num_particles)
         self.beta = beta
 
-    def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
-        """Return the bound of each datum, (B,), with the score function's gradient."""
-        log_p = draws.log_p_x + beta * draws.log_p_z
-        value = (log_p - beta * draws.log_q_z).detach()
-        surrogate = log_p + self.by_encoder(draws, value)
-        return (surrogate - surrogate.detach() + value).mean(0)
-
-    def by_encoder(self, draws: Draws, log_w: Tensor) -> Tensor:
-        """Return (K, B) with the gradient of the encoder, of log-weights in which prior and q have the weight beta."""
-        return log_w * draws.log_q_z
+    def weights(self, log_w: Tensor) -> Weights:
+        """Return the mean of log w, and the weights 1 / K of the model and log w_k / K of the score function."""
+        return Weights(log_w.mean(0), model=torch.full_like(log_w, 1 / len(log_w)), score=log_w / len(log_w))
 
 
 class LeaveOneOutScoreELBO(ScoreELBO, name="score-loo", help="with a leave-one-out baseline"):
@@ -394,9 +356,41 @@ class LeaveOneOutScoreELBO(ScoreELBO, name="score-loo", help="with a leave-one-o
 
     least_particles = 2
 
-    def by_encoder(self, draws: Draws, log_w: Tensor) -> Tensor:
-        """Return (log w - b) log q(z | x), (K, B)."""
-        return (log_w - (log_w.sum(0) - log_w) / (len(log_w) - 1)) * draws.log_q_z
+    def weights(self, log_w: Tensor) -> Weights:
+        """Return what `ScoreELBO` returns, with the weights (log w_k - b_k) / K of the score function."""
+        baseline = (log_w.sum(0) - log_w) / (len(log_w) - 1)
+        return super().weights(log_w)._replace(score=(log_w - baseline) / len(log_w))
+
+
+def _scale_derivatives(draws: Draws, ratio: Tensor) -> None:
+    """Multiply the derivatives of the model by the draws by a ratio, (K, B), in the backward pass that is to come.
+
+    One pass through the decoder then serves its parameters, with the weights of the model, and the draws, with those of
+    the path.
+    """
+    for name, site in draws.priors.items():
+        z = site["value"]
+        if z is draws.posteriors[name]["value"]:
+            raise ValueError(f"guide and model share the draw of {name!r}: give a guide that is its own function")
+        ones = [1] * len(site["fn"].event_shape)
+        each = ratio.reshape(*z.shape[: z.dim() - len(ones)], *ones)
+        z.register_hook(lambda gradient, each=each: gradient * each)
+
+
+def _through_draws(draws: Draws, of_q: Tensor) -> Tensor:
+    """Return (K, B) with the gradient of a function of log q(z_k | x), (K, B), through the draws alone."""
+    for name, site in draws.posteriors.items():
+        if _has_moving_support(site["fn"]):
+            raise InputError(f"the support of q at {name!r} depends on parameters: use TraceELBO or IWAE")
+    sites = [*draws.posteriors.values()]
+    at = [site["value"] for site in sites]
+    # A draw that depends on an earlier one is held fixed here: the backward pass to come applies the chain rule.
+    hooks = [site["infer"]["drawn"].register_hook(torch.zeros_like) for site in sites]
+    by_z = torch.autograd.grad(of_q.sum(), at, retain_graph=True, materialize_grads=True)
+    for hook in hooks:
+        hook.remove()
+    parts = [sum_rightmost(one * z, len(site["fn"].event_shape)) for one, z, site in zip(by_z, at, sites)]
+    return sum(parts, torch.zeros_like(of_q))
 
 
 def _has_moving_support(distribution: Distribution) -> bool:
@@ -404,54 +398,3 @@ def _has_moving_support(distribution: Distribution) -> bool:
     return any(
         isinstance(bound, Tensor) and bound.requires_grad for bound in vars(constraint_of(distribution)).values()
     )
-
-
-def _learned_normal(prior: Any) -> Normal | None:
-    """Return the Normal of a prior that is one, or independent ones, with parameters that are trained."""
-    while isinstance(prior, Independent):
-        prior = prior.base_dist
-    is_learned = isinstance(prior, Normal) and (prior.loc.requires_grad or prior.scale.requires_grad)
-    return prior if is_learned else None
-
-
-def _by_particle(weight: Tensor, latent: Latent) -> Tensor:
-    """Return weights (K, B) in a shape that multiplies the draws of a site."""
-    ones = [1] * len(latent.posterior.event_shape)
-    return weight.reshape(*latent.z.shape[: latent.z.dim() - len(ones)], *ones)
-
-
-def _log_q_z_path(draws: Draws) -> Tensor:
-    """Return zeros (K, B) with the gradient of log q(z | x) through z alone, at fixed parameters."""
-    path = torch.zeros_like(draws.log_q_z)
-    if torch.is_grad_enabled():
-        for site, z, by_z in zip(draws.posteriors.values(), *_log_q_z_by_z(draws)):
-            path = path + sum_rightmost(z * by_z, len(site["fn"].event_shape))
-    return path - path.detach()
-
-
-def _log_q_z_by_z(draws: Draws) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the draws of the guide, each (K, B, L), and the derivative of the joint log q(z | x) by each of them.
-
-    The derivative by one draw holds the other draws and the parameters of the guide fixed. It is a sum of two parts:
-    the derivative of the site's own density, and those of the densities of later sites, which depend on the draw.
-    """
-    drawn = [site["value"] for site in draws.posteriors.values()]  # in the guide's order
-    at = [z.detach().requires_grad_() for z in drawn]
-    densities = [site["fn"].log_prob(z).sum() for site, z in zip(draws.posteriors.values(), at)]
-    by_z = list(torch.autograd.grad(densities, at, retain_graph=True, materialize_grads=True))
-    if len(drawn) == 1:
-        return drawn, by_z
-    through = [_derivative(sum(densities), z) for z in drawn]
-    for later in reversed(range(len(drawn))):
-        if through[later] is None:
-            continue
-        by_z[later] = by_z[later] + through[later]
-        # Autograd's derivative by an earlier draw includes the path through this one, which must be held fixed.
-        for earlier in range(later):
-            path = _derivative(drawn[later], drawn[earlier], through[later])
-            through[earlier] = through[earlier] if path is None else through[earlier] - path
-    return drawn, by_z
-
-
-def _derivative(of: Any, by: Tensor, weights: Tensor | None = None) -> Any:
-    return torch.autograd.grad(of, by, weights, retain_graph=True, allow_unused=True)[0]

@@ -20,7 +20,7 @@ from pvae.core.errors import InputError
 from pvae.core.options import Option
 from pvae.distributions.discrete import OneHotVector
 from pvae.elbos.base import Beta, Draws, PerDatumELBO, PyroFunction
-from pvae.elbos.bounds import IWAE, NoPathThroughDraws, ScoreELBO, log_mean_exp
+from pvae.elbos.bounds import NoPathThroughDraws, ScoreELBO, WeightedELBO, Weights, log_mean_exp
 
 _TEMPERATURE = "of relaxed bits or categories: at a lower one, gradients have less bias and more noise"
 _Temperature = Annotated[float, Option(help=_TEMPERATURE, least=1e-3, most=100.0)]
@@ -104,17 +104,17 @@ class ARMS(ScoreELBO, name="arms", help="of bits, antithetic draws"):
         """Return K draws of q(z | x), (K, B, L)."""
         return _antithetic_bits(_bits(q).probs.detach(), self.size)
 
-    def by_encoder(self, draws: Draws, log_w: Tensor) -> Tensor:
-        """Return (K, B) with the gradient of the class's docstring."""
-        return self.by_logits(*_of_one_site(draws), log_w.unflatten(0, (-1, self.size)))
+    def by_encoder(self, draws: Draws, score: Tensor) -> Tensor:
+        """Return (K, B), whose sum over the draws has the gradient of the class's docstring."""
+        return self.by_logits(*_of_one_site(draws), score.unflatten(0, (-1, self.size)))
 
     def by_logits(self, q: Any, z: Tensor, f: Tensor) -> Tensor:
-        """Return (K, B), whose mean over the draws has the gradient of the ELBO by the logits.
+        """Return (K, B), whose sum over the draws has the gradient of the ELBO by the logits.
 
         Args:
             q: q(z | x), batch shape (K, B).
             z: its draws, (K, B, L).
-            f: log w, in groups (K / n, n, B).
+            f: log w / K, in groups (K / n, n, B).
         """
         signal = ((f - f.mean(1, keepdim=True)) * self.size / (self.size - 1)).flatten(0, 1)
         probs = _bits(q).probs.detach()
@@ -171,7 +171,7 @@ class CategoricalDisARM(DisARM, name="disarm-categories", help="the same of cate
         return (bits * (bits.cumsum(-1) == 1)).flatten(-2)
 
     def by_logits(self, q: Any, z: Tensor, f: Tensor) -> Tensor:
-        """Return (K, B), whose mean over the draws has the gradient of the ELBO by the logits."""
+        """Return (K, B), whose sum over the draws has the gradient of the ELBO by the logits."""
         sticks = _sticks(q)
         z = z.unflatten(-1, (-1, q.num_classes)).unflatten(0, (-1, 2))
         used = (1 - (z.cumsum(-1) - z))[..., :-1]
@@ -182,7 +182,7 @@ class CategoricalDisARM(DisARM, name="disarm-categories", help="the same of cate
         return (by_stick.repeat_interleave(2, 0) * sticks).sum((-1, -2))
 
 
-class VIMCO(IWAE, name="vimco", help="iwae with baselines"):
+class VIMCO(WeightedELBO, name="vimco", help="iwae with baselines"):
     """The importance-weighted bound with the score-function gradient of the encoder, and a baseline for each draw.
 
         d/d phi L_K  =  E [ sum_k (L_K - L_-k) d/d phi log q(z_k | x)  -  sum_k v_k d/d phi log q(z_k | x) ]
@@ -202,15 +202,14 @@ class VIMCO(IWAE, name="vimco", help="iwae with baselines"):
     needs_separate_draws = True
     messenger = NoPathThroughDraws
 
-    def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
-        """Return L_K of each datum, (B,)."""
-        log_w, count = draws.log_w.detach(), self.num_particles
-        value, mine = log_mean_exp(log_w), torch.eye(count, dtype=torch.bool, device=log_w.device)[..., None]
-        others = (log_w.sum(0) - log_w) / (count - 1)
+    def weights(self, log_w: Tensor) -> Weights:
+        """Return L_K, and the weights v_k of the model and L_K - L_-k - v_k of the score function."""
+        value = log_mean_exp(log_w)
+        v = log_w.softmax(0)
+        mine = torch.eye(len(log_w), dtype=torch.bool, device=log_w.device)[..., None]
+        others = (log_w.sum(0) - log_w) / (len(log_w) - 1)
         without = log_mean_exp(torch.where(mine, others, log_w[:, None]))  # (K, B), by the draw that is replaced
-        weight, log_p = log_w.softmax(0), draws.log_p_x + draws.log_p_z
-        surrogate = (weight * (log_p - draws.log_q_z) + (value - without) * draws.log_q_z).sum(0)
-        return surrogate - surrogate.detach() + value
+        return Weights(value, model=v, score=value - without - v)
 
 
 class GumbelSoftmax(PerDatumELBO, name="gumbel", help="a relaxed bound of bits or categories"):

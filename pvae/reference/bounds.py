@@ -9,14 +9,10 @@ the gradients are dictionaries from the names of a VAE's parameters to tensors.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, Normal
 
-from pvae.core import protocol
-from pvae.reference.elbo import sites
 from pvae.vae import VAE
 
 
@@ -123,15 +119,13 @@ def stl_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]:
 
 
 def dreg_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]:
-    """Return the gradients of -L_K, batch mean, doubly reparameterised for the encoder and for Normal priors.
+    """Return the gradients of -L_K, batch mean, doubly reparameterised for the encoder.
 
         d/d phi L_K    =  E [ sum_k v_k^2  d log w_k / dz_k  dz_k / d phi ],     v_k = w_k / sum_j w_j
-        d/d theta L_K  =  E [ sum_k (v_k d log p(x | z_k) / dz_k - v_k^2  d log w_k / dz_k)  dT(e_k) / d theta ]
+        d/d theta L_K  =  E [ sum_k v_k  d/d theta log p(x, z_k) ]
 
-    The second line is for the parameters of a learned prior Normal(loc, scale^2): T(e) = loc + scale e, at the e with
-    T(e_k) = z_k. Of several layers T is the joint draw, in which each layer depends on the one above. The decoder's
-    gradient is that of L_K, with the weights to the first power, and so is that of other learned priors. The
-    signal-to-noise ratio of the encoder's gradient grows as sqrt(K), and at q(z | x) = p(z | x) its variance is zero.
+    The gradient of prior and decoder is that of L_K, with the weights to the first power. The signal-to-noise ratio of
+    the encoder's gradient grows as sqrt(K), and at q(z | x) = p(z | x) its variance is zero.
 
     Args:
         vae: the three distributions.
@@ -139,35 +133,15 @@ def dreg_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]
         num_particles: K, the number of draws of z for each datum.
 
     Reference:
-        Tucker, Lawson, Gu and Maddison, arXiv:1810.04152; Bauer and Mnih, arXiv:2101.11046 (priors).
+        Tucker, Lawson, Gu and Maddison, arXiv:1810.04152.
     """
     posterior = vae.posterior(x)
     z = posterior.rsample((num_particles,))
     at = z.detach().clone().requires_grad_()
-    log_p_x = vae.log_likelihood(x, at)
-    log_w = log_p_x + vae.prior().log_prob(at) - posterior.log_prob(at)
+    log_w = _log_joint(vae, x, at) - posterior.log_prob(at)
     weight = log_w.detach().softmax(0)
-    (of_log_w,) = torch.autograd.grad(log_w.sum(), at, retain_graph=True)
-    (of_log_p_x,) = torch.autograd.grad(log_p_x.sum(), at)
-    v = weight[..., None]
-    prior = vae.prior()
-    fixed = z.detach()
-    pairs = sites(prior, fixed)
-    drawn = dict(zip(getattr(prior, "names", ["z"]), (layer for layer, _ in pairs)))
-
-    def moved(name: str, one: Any) -> Tensor:
-        """Return T(e) of a layer, given that of the layer above."""
-        if not _is_normal(one):
-            return drawn[name]
-        noise = (drawn[name] - one.base_dist.loc) / one.base_dist.scale
-        return one.base_dist.loc + one.base_dist.scale * noise.detach()
-
-    of_priors = (v * of_log_p_x - v**2 * of_log_w) * protocol.draw(prior, moved)
-    direct = weight * vae.log_likelihood(x, fixed) + of_priors.sum(-1)
-    for layer, one in pairs:
-        if not _is_normal(one):
-            direct = direct + weight * one.log_prob(layer)
-    return _gradients(vae, z, -(v**2) * of_log_w / len(x), -direct.sum(0).mean())
+    (by_z,) = torch.autograd.grad(-(weight.square() * log_w).sum(0).mean(), at, retain_graph=True)
+    return _gradients(vae, z, by_z, -(weight * _log_joint(vae, x, z.detach())).sum(0).mean())
 
 
 def piwae_gradients(vae: VAE, x: Tensor, num_particles: int, num_groups: int) -> dict[str, Tensor]:
@@ -254,10 +228,6 @@ def vimco_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor
         without = iwae(torch.cat([others, others.mean(0, keepdim=True)]))
         loss = loss - (bound - without - weight[k]) * log_q_z[k]
     return _gradients_of(vae, loss.mean())
-
-
-def _is_normal(distribution: Any) -> bool:
-    return isinstance(distribution, Independent) and isinstance(distribution.base_dist, Normal)
 
 
 def _log_joint(vae: VAE, x: Tensor, z: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class GivenData(NamedTuple):
         labels: the name of the class of each datum, "" where it is not known; empty if the data have no classes.
         fields: of a table that was given as a file.
         outside: rows that cannot be rows of the run's table, by their numbers, and why; or that are empty.
-        broken: the same of rows that break a rule, which an encoder can see all the same.
+        broken: the same of rows that break a rule, which an encoder can see.
         recorded: the values of a table that was given as a file in its columns, NaN where they are empty or below
             a limit.
     """

@@ -101,6 +101,21 @@ def test_near_the_elbo_renyi_does_not_cancel(alpha):
     assert torch.allclose(found, reference_bounds.elbo(log_w), atol=1e-3)
 
 
+def test_a_group_whose_weight_is_zero_in_float32_trains_the_encoder(small_vae, small_images):
+    """The encoder of PIWAE has the weights of each group alone, also where those of all draws are 0 but for one."""
+    vae, x = small_vae().float(), small_images(6).float()
+    with torch.no_grad():
+        for parameter in vae.p_x.parameters():
+            parameter.mul_(300)
+        log_w = reference_bounds.log_weights(vae, x, 4)
+    assert (log_w.unflatten(0, (2, 2)).logsumexp(1).softmax(0) == 0).any(), "no group has a weight of 0"
+    piwae = seeded_loss(vae, x, build_elbo("piwae", 4, groups=2))[1]
+    miwae = seeded_loss(vae, x, build_elbo("miwae", 4, groups=2))[1]
+    for name, gradient in miwae.items():
+        if name.startswith("q_z"):
+            assert (piwae[name] - gradient).norm() < 1e-5 * gradient.norm(), name
+
+
 @pytest.mark.parametrize("log_variance", [False, True])
 @pytest.mark.parametrize("size", [200.0, 1e30])
 def test_a_scale_neither_vanishes_nor_overflows(size, log_variance):

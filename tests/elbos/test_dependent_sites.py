@@ -10,6 +10,7 @@ from torch import nn
 
 from pvae.config.build import build_elbo
 from pvae.core.errors import InputError
+from pvae.elbos.bounds import WeightedELBO, Weights
 
 # For each latent of the guide, those that its mean depends on; the names are not in the model's order.
 GUIDES = {
@@ -18,17 +19,14 @@ GUIDES = {
     "chain of three": {"c": (), "a": ("c",), "b": ("c", "a")},
     "tree": {"b": (), "a": ("b",), "c": ("b",)},
 }
+PARTS = ("encoder", "between", "prior", "decoder")
 
 
 class Sites(nn.Module):
-    """Normal latents of two dimensions; the model's prior is a chain over them in alphabetical order.
+    """Normal latents of two dimensions; the model's prior is a chain over them in alphabetical order."""
 
-    The priors are Normal too, except those of the sites named in `laplace`.
-    """
-
-    def __init__(self, parents, laplace=""):
+    def __init__(self, parents):
         super().__init__()
-        self.laplace = laplace
         generator = torch.Generator().manual_seed(0)
 
         def weights(*shape):
@@ -52,9 +50,7 @@ class Sites(nn.Module):
         before, loc = x.new_zeros(len(x), 2), 0.0
         with pyro.plate("data", x.shape[0]):
             for name in sorted(self.parents):
-                family = dist.Laplace if name in self.laplace else dist.Normal
-                prior = family(before @ self.prior[name], 1.0).to_event(1)
-                before = pyro.sample(name, prior)
+                before = pyro.sample(name, dist.Normal(before @ self.prior[name], 1.0).to_event(1))
                 loc = loc + before.tanh() @ self.decoder[name]
             pyro.sample("x", dist.Normal(loc, 0.5).to_event(1), obs=x)
 
@@ -66,97 +62,131 @@ class Sites(nn.Module):
                 drawn[name] = pyro.sample(name, self.posterior(name, x, drawn))
 
 
-def gradients(sites, x, name, seed, num_particles=4, of=("encoder", "between")):
+def gradients(sites, x, elbo, seed, of=("encoder", "between")):
     """The gradient of each parameter of the guide, or of another part, as one vector."""
     sites.zero_grad()
     with torch.random.fork_rng(), pyro.get_param_store().scope():
         torch.manual_seed(seed)
-        build_elbo(name, num_particles).loss_and_grads(sites.model, sites.guide, x)
+        elbo.loss_and_grads(sites.model, sites.guide, x)
     parameters = [p for part in of for name, p in sites.named_parameters() if name.partition(".")[0] == part]
     return torch.cat([one.grad.flatten() for one in parameters])
 
 
 def test_the_mean_gradient_of_dreg_is_that_of_iwae():
-    """By guide and prior, over 160,000 draws at the same noise: within 4.8 standard errors in each of 60 entries.
+    """By the guide, over 160,000 draws at the same noise: within 4.8 standard errors in each of 60 entries.
 
-    By chance it fails once in 10,000 times; an error of 6 % of the largest entry would be seen. A prior is Laplace.
+    By chance it fails once in 10,000 times; an error of 6 % of the largest entry would be seen. By prior and decoder
+    the two are equal.
     """
-    sites = Sites(GUIDES["chain of three"], laplace="c")
+    sites = Sites(GUIDES["chain of three"])
     x = torch.tensor([0.5, -1.0, 1.5], dtype=torch.float64).expand(4000, 3)
-    both = ("encoder", "between", "prior")
-    pairs = [[gradients(sites, x, name, seed, of=both) for name in ("dreg", "iwae")] for seed in range(40)]
-    num_prior = sum(one.numel() for one in sites.prior.values())
-    for part in (slice(None, -num_prior), slice(-num_prior, None)):
-        difference = torch.stack([dreg[part] - iwae[part] for dreg, iwae in pairs])
-        error = difference.std(0) / len(difference) ** 0.5
-        largest = pairs[0][1][part].abs().max()
-        assert 4.8 * error.max() < 0.06 * largest, "this sample could not have seen an error of 6 %"
-        assert difference.abs().max() > 1e-3 * largest, "the two estimators are the same"
-        assert (difference.mean(0).abs() < 4.8 * error + 1e-12).all()
+    elbos = [build_elbo(name, 4) for name in ("dreg", "iwae")]
+    pairs = [[gradients(sites, x, elbo, seed, of=PARTS) for elbo in elbos] for seed in range(40)]
+    num_guide = sum(one.numel() for one in (*sites.encoder.values(), *sites.between.values()))
+    dreg, iwae = (torch.stack(one) for one in zip(*pairs))
+    difference = (dreg - iwae)[:, :num_guide]
+    error = difference.std(0) / len(difference) ** 0.5
+    largest = iwae[0, :num_guide].abs().max()
+    assert 4.8 * error.max() < 0.06 * largest, "this sample could not have seen an error of 6 %"
+    assert difference.abs().max() > 1e-3 * largest, "the two estimators are the same"
+    assert (difference.mean(0).abs() < 4.8 * error + 1e-12).all()
+    torch.testing.assert_close(dreg[:, num_guide:], iwae[:, num_guide:], rtol=1e-10, atol=1e-12)
 
 
-def test_dreg_has_no_variance_where_no_latent_is_used_and_q_is_the_prior():
-    """All weights are equal and do not depend on z, so that each term of the gradient is zero."""
+@pytest.mark.parametrize("name", ["dreg", "stl"])
+def test_a_path_has_no_variance_where_no_latent_is_used_and_q_is_the_prior(name):
+    """All weights are equal and do not depend on z, so that each term of the guide's gradient is zero."""
     sites = Sites(GUIDES["chain of three"])
     for weights in sites.decoder.values():
         nn.init.zeros_(weights)
+    guide_weights = nn.ParameterDict({one: weights.detach().clone() for one, weights in sites.prior.items()})
 
     def guide(x):
-        pyro.module("sites", sites)
+        pyro.module("guide", guide_weights)
         before = x.new_zeros(len(x), 2)
         with pyro.plate("data", x.shape[0]):
-            for name in sorted(sites.parents):
-                before = pyro.sample(name, dist.Normal(before @ sites.prior[name], 1.0).to_event(1))
+            for one in sorted(sites.parents):
+                before = pyro.sample(one, dist.Normal(before @ guide_weights[one], 1.0).to_event(1))
 
     x = torch.ones(5, 3, dtype=torch.float64)
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
-        torch.manual_seed(0)
-        build_elbo("dreg", 4).loss_and_grads(sites.model, guide, x)
-    for name, weights in sites.prior.items():
-        assert weights.grad.abs().max() < 1e-14, name
+    found = {}
+    for estimator in (name, "iwae"):
+        guide_weights.zero_grad()
+        with torch.random.fork_rng(), pyro.get_param_store().scope():
+            torch.manual_seed(0)
+            build_elbo(estimator, 4).loss_and_grads(sites.model, guide, x)
+        found[estimator] = torch.stack([weights.grad for weights in guide_weights.values()])
+    assert found["iwae"][1:].abs().min() > 1e-3, "this guide could not have shown a variance"
+    assert found[name].abs().max() < 1e-14
 
 
-def joint_gradients(sites, x, noise, of_weights):
-    """The guide's gradients by the definition: the gradient by all draws at fixed parameters, then the chain rule."""
+class AnyWeights(WeightedELBO):
+    """Weights that no bound has, of 4 draws for each of 5 data, and a rate with the weight 3."""
 
-    def scored(drawn):
-        log_p, loc, before = 0.0, 0.0, torch.zeros(2, dtype=torch.float64)
-        for name in sorted(drawn):
-            log_p = log_p + dist.Normal(before @ sites.prior[name], 1.0).to_event(1).log_prob(drawn[name])
-            before = drawn[name]
-            loc = loc + before.tanh() @ sites.decoder[name]
-        log_q = sum(sites.posterior(name, x, drawn).log_prob(drawn[name]) for name in drawn)
-        return log_p + dist.Normal(loc, 0.5).to_event(1).log_prob(x) - log_q
+    def __init__(self):
+        super().__init__(4)
+        self.beta = 3.0
+        generator = torch.Generator().manual_seed(2)
+        self.each = torch.rand(3, 4, 5, generator=generator, dtype=torch.float64)
 
+    def weights(self, log_w):
+        return Weights(log_w.mean(0), *self.each)
+
+
+def by_definition(sites, x, noise, weights_of, beta):
+    """Every gradient of the loss by the definition of `WeightedELBO`, as one vector.
+
+    The gradient by all draws is taken at fixed parameters, and then the chain rule is applied.
+    """
     drawn = {}
     for name in sites.parents:
         q = sites.posterior(name, x, drawn).base_dist
         drawn[name] = q.loc + q.scale * noise[name]
     at = {name: z.detach().requires_grad_() for name, z in drawn.items()}
-    log_w = scored(at)
-    by_z = torch.autograd.grad((of_weights(log_w.detach()) * log_w).sum(), list(at.values()))
-    guide = [*sites.encoder.values(), *sites.between.values()]
-    return torch.cat([one.flatten() for one in torch.autograd.grad(list(drawn.values()), guide, by_z)])
+    log_p_z, loc, before = 0.0, 0.0, torch.zeros(2, dtype=torch.float64)
+    for name in sorted(at):
+        log_p_z = log_p_z + dist.Normal(before @ sites.prior[name], 1.0).to_event(1).log_prob(at[name])
+        before = at[name]
+        loc = loc + before.tanh() @ sites.decoder[name]
+    log_p = dist.Normal(loc, 0.5).to_event(1).log_prob(x) + beta * log_p_z
+    log_q = sum(sites.posterior(name, x, at).log_prob(at[name]) for name in at)
+    log_w = log_p - beta * log_q
+    model, score, path = weights_of(log_w.detach())
+    parameters = [p for part in PARTS for name, p in sites.named_parameters() if name.startswith(part)]
+    direct = -(model * log_p + score * log_q).sum(0).mean()
+    by_parameters = torch.autograd.grad(direct, parameters, retain_graph=True, materialize_grads=True)
+    by_z = torch.autograd.grad(-(path * log_w).sum(0).mean(), [*at.values()])
+    through = torch.autograd.grad([*drawn.values()], parameters, by_z, materialize_grads=True)
+    return torch.cat([(one + other).flatten() for one, other in zip(by_parameters, through)])
 
 
 @pytest.mark.parametrize("guide", GUIDES)
-@pytest.mark.parametrize("name", ["dreg", "stl"])
+@pytest.mark.parametrize("name", ["dreg", "stl", "piwae", "any weights"])
 def test_several_sites_equal_the_definition(guide, name):
     sites = Sites(GUIDES[guide])
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with torch.random.fork_rng():
         torch.manual_seed(3)
         noise = {one: torch.randn(4, 5, 2, dtype=torch.float64) for one in sites.parents}
-    of_weights = {
-        "dreg": lambda log_w: -log_w.softmax(0).square() / log_w.shape[1],
-        "stl": lambda log_w: -torch.ones_like(log_w) / log_w.numel(),
+    every = torch.ones(4, 5, dtype=torch.float64)
+    any_weights = AnyWeights()
+    weights_of = {
+        "dreg": lambda log_w: (log_w.softmax(0), 0 * every, log_w.softmax(0).square()),
+        "stl": lambda log_w: (every / 4, 0 * every, every / 4),
+        "piwae": lambda log_w: (log_w.softmax(0), -every / 4, every / 4),
+        "any weights": lambda log_w: any_weights.each,
     }[name]
-    ours, theirs = gradients(sites, x, name, 3), joint_gradients(sites, x, noise, of_weights)
+    elbo = any_weights if name == "any weights" else build_elbo(name, 4, **({"groups": 4} if name == "piwae" else {}))
+    ours = gradients(sites, x, elbo, 3, of=PARTS)
+    theirs = by_definition(sites, x, noise, weights_of, any_weights.beta if name == "any weights" else 1.0)
     assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-14)
 
 
 def test_a_guide_that_runs_inside_the_model_is_refused():
-    """Pyro's guide messengers give model and guide one tensor, so that their gradients cannot be told apart."""
+    """Pyro's guide messengers give model and guide one tensor, so that their gradients cannot be told apart.
+
+    The value of the bound needs no gradient.
+    """
 
     class Inside(pyro.poutine.guide.GuideMessenger):
         def get_posterior(self, name, prior):
@@ -164,9 +194,14 @@ def test_a_guide_that_runs_inside_the_model_is_refused():
 
     sites = Sites(GUIDES["chain of two"])
     x = torch.zeros(5, 3, dtype=torch.float64)
-    build_elbo("iwae", 2).loss(sites.model, Inside(sites.model), x)
-    with pytest.raises(ValueError, match="guide"):
-        build_elbo("dreg", 2).loss(sites.model, Inside(sites.model), x)
+    values = []
+    for name in ("iwae", "dreg"):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            values.append(build_elbo(name, 2).loss(sites.model, Inside(sites.model), x))
+    assert values[1] == pytest.approx(values[0], rel=1e-12)
+    with pyro.get_param_store().scope(), pytest.raises(ValueError, match="guide"):
+        build_elbo("dreg", 2).loss_and_grads(sites.model, Inside(sites.model), x)
 
 
 def test_a_draw_without_parameters_is_taken():
@@ -175,7 +210,7 @@ def test_a_draw_without_parameters_is_taken():
     sites.encoder["b"].requires_grad_(False)
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     every = Sites(GUIDES["tree"])
-    gradients(every, x, "dreg", 3)
+    gradients(every, x, build_elbo("dreg", 4), 3)
     with torch.random.fork_rng(), pyro.get_param_store().scope():
         torch.manual_seed(3)
         build_elbo("dreg", 4).loss_and_grads(sites.model, sites.guide, x)
@@ -218,7 +253,8 @@ def test_the_shape_of_the_event_changes_nothing(name, num_particles, is_learned)
     x, found = torch.linspace(-1, 1, 7, dtype=torch.float64)[:, None], []
     for event_dim in range(3):
         one = OneLatent(event_dim, is_learned=is_learned)
-        found.append(gradients(one, x, name, 0, num_particles, of=("loc", "scale", *["prior"] * is_learned)))
+        elbo = build_elbo(name, num_particles)
+        found.append(gradients(one, x, elbo, 0, of=("loc", "scale", *["prior"] * is_learned)))
     assert found[0].abs().min() > 1e-3
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-12, atol=0)
@@ -229,4 +265,4 @@ def test_the_shape_of_the_event_changes_nothing(name, num_particles, is_learned)
 def test_a_posterior_whose_support_depends_on_parameters_is_refused(name, posterior):
     one = OneLatent(0, lambda loc, scale: posterior(loc.exp(), scale))
     with pytest.raises(InputError):
-        gradients(one, torch.linspace(0.1, 1, 7, dtype=torch.float64)[:, None], name, 0)
+        gradients(one, torch.linspace(0.1, 1, 7, dtype=torch.float64)[:, None], build_elbo(name, 4), 0)

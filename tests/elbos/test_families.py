@@ -114,7 +114,10 @@ def test_each_estimator_of_a_hierarchy_equals_the_handwritten(hierarchy, name, x
         rate = sum(rate.expand(K, -1).mean(0) for rate in rates)
         return Terms(-vae.likelihood(z).log_prob(x).mean(0), rate)
 
-    compare(vae_of(**options), name, x, by_layer if any(closed) else None)
+    vae = vae_of(**options)
+    if name in ("dreg", "piwae"):
+        vae.eval()  # with the statistics of a batch, BatchNorm makes a weight depend on other draws, which they refuse
+    compare(vae, name, x, by_layer if any(closed) else None)
 
 
 @pytest.mark.parametrize("name", [name for name in COMPARED if name not in ("miwae", "piwae")])
