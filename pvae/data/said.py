@@ -125,9 +125,9 @@ def _identity(name: str, right: str, text: str, table: Table) -> Candidate:
             else:
                 constant += factor
         if end != len(right) or len(weights) < 2:
-            column_names = re.findall(r"[^\d\W]\w*", right)
-            for one in column_names:
-                _column(one, text, [*table.numbers, "x"])
+            for one in re.findall(r"[^\d\W]\w*", right):
+                if one != "x":  # of a product
+                    _column(one, text, table.numbers)
             raise InputError(f"--rules {shown(text)} cannot be read at {shown(right[end:].strip())}: give {FORMS}")
         rule = a_sum(weights, constant, name, column)
     return with_residual(table, rule) or _with_broken(rule, table)

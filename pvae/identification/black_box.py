@@ -2,67 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pvae.core.errors import InputError, brief, listed
-from pvae.identification.loss_terms import NUM_CLASSES, Arguments
-from pvae.identification.roles import OF_X, ROLES, SETS, guesses
+from pvae.identification.roles import ROLES, SETS, guesses
+from pvae.identification.terms import NUM_CLASSES
+
+Arguments = dict[str, Tensor]
+Size = dict[str, int]  # by letter: B of the batch, D of a vector or C, H and W of an image, L, N and K of latents
 
 _LATENTS = (3, 2, 20, 10, 32, 16, 64, 128, 50, 100, 200, 256, 400)
-_IMAGES = ((1, 28, 28), (1, 32, 32), (3, 32, 32), (3, 64, 64), (1, 64, 64), (3, 28, 28), (3, 128, 128))
-_UNSAID = "an exception"
-_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
+_PIXELS = [(channels, side, side) for side in (28, 32, 64, 128) for channels in (1, 3)]
+_IMAGES = [(6,), (2, 3, 4), *(one for image in _PIXELS for one in ((math.prod(image),), image))]
 
 
 class LossError(InputError):
     """The loss itself raised an exception, or returned no number."""
 
 
-class _Casts(TorchDispatchMode):
-    """Sees whether an operation makes a shorter float of a float64."""
+def drawn(domain: str, u: Tensor, reach: float) -> Tensor:
+    """Return values in a domain.
 
-    has_seen = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.dtype in _SINGLE:
-            self.has_seen |= any(isinstance(one, Tensor) and one.dtype == torch.float64 for one in args)
-        return result
-
-
-class Size(NamedTuple):
-    """The size of a batch, the shape of an image, and that of the latents of one image, with a letter for each side."""
-
-    batch: int
-    image: tuple[int, ...]
-    latent: tuple[int, ...]
-    sides: str = "L"
-
-    def symbols(self) -> dict[str, int]:
-        """Return B, D and the sides of the latents; of images (C, H, W), in place of D, C, H and W."""
-        names = {1: "D", 2: "HW", 3: "CHW"}[len(self.image)]
-        return {"B": self.batch, **dict(zip(names, self.image)), **dict(zip(self.sides, self.latent))}
-
-    def others(self) -> Iterator[tuple[str, Size]]:
-        """Yield, for each symbol, a size that differs in it alone, and last a size that differs in all of them."""
-        yield "B", self._replace(batch=self.batch + 2)
-        sides = (*self.image, *self.latent)
-        for place, name in enumerate([*self.symbols()][1:]):
-            yield name, self._of(self.batch, *sides[:place], sides[place] + 2 + place, *sides[place + 1 :])
-        yield "", self._of(self.batch + 1, *(side + 1 for side in sides))
-
-    def _of(self, batch: int, *sides: int) -> Size:
-        image, latent = sides[: len(self.image)], sides[len(self.image) :]
-        return self._replace(batch=batch, image=image, latent=latent)
+    Args:
+        domain: "real", "positive", "unit" in (0, 1), "closed" in [0, 1] with both ends, "inside" without them,
+            "counts", "classes", or "ones" and "halves", which are all equal.
+        u: uniform random values in [0, 1].
+        reach: how far out real values are; spreads are from exp(-reach / 2) to exp(reach / 2).
+    """
+    real = reach * (2 * u - 1)
+    match domain:
+        case "positive":
+            return (real / 2).exp()
+        case "unit":
+            return real.sigmoid()
+        case "closed":
+            return (255 * u).round() / 255
+        case "inside":
+            return 0.05 + 0.9 * u
+        case "counts":
+            return (12 * u).round()
+        case "classes":
+            return (NUM_CLASSES * u).long().clamp(max=NUM_CLASSES - 1)
+        case "ones":
+            return 0 * u + 1
+        case "halves":
+            return 0 * u + 0.5
+    return real
 
 
 @dataclass
@@ -74,9 +69,7 @@ class BlackBox:
         names: the name of the argument of each role, in the order of the arguments.
         constants: further arguments.
         by_name: call it by keywords.
-        is_shared: the likelihood's spread has one value for each value of an image, the same for every image.
-        layout: "same" shapes of x and y, "flat" (y is (B, D)), or x of classes: "classes" (y is (B, K, D)) and "tokens"
-            (y is (B, T, K)).
+        letters: of the sides of each argument, by role; k is a side of `NUM_CLASSES` values, one for each class of x.
         size: the first size that it takes.
         sign: a factor of the total.
 
@@ -89,63 +82,51 @@ class BlackBox:
     names: Mapping[str, str]
     constants: Mapping[str, Any]
     by_name: bool
-    is_shared: bool
-    layout: str
+    letters: Mapping[str, str]
     size: Size
     sign: int = 1
 
     def __post_init__(self) -> None:
         """Call it, and choose the total among what it returns: what depends on most arguments."""
         self.generator = torch.Generator().manual_seed(0)  # of its own, since the loss may seed that of torch
-        self.limits = [-0.1, 1.1]  # of x before it is clamped to [0, 1]
+        self.domains = {role: ROLES[role].domain for role in self.names}
+        self.has_classes = "k" in self.letters["reconstruction"]
+        if self.has_classes:
+            self.domains["x"] = "classes"
+        elif "x" in self.names and not all(one.isfinite().all() for one in self.parts(self.point(self.size)).values()):
+            self.domains["x"] = "inside"
         a = self.point(self.size)
-        for edge, inside in enumerate((0.05, 0.95)):  # it may take the logarithm of x, or of 1 - x
-            if not all(part.isfinite().all() for part in self.parts({**a, "x": 0 * a["x"] + edge}).values()):
-                self.limits[edge] = inside
-        a = self.point(self.size)
-        given = {role: tensor.clone() for role, tensor in a.items()}
-        with _Casts() as casts:  # type: ignore[no-untyped-call]
-            parts = self.parts(a)
-        if changed := [self.names[role] for role in a if not torch.equal(given[role], a[role])]:
-            raise InputError(f"the loss changes its argument {listed(changed)} in place: give it a copy")
-        self.total = max(parts, key=lambda key: len(self.depends(key)))
+        parts = self.parts(a)
+        self.total = max(parts, key=lambda key: (len(self.depends(key)), -parts[key].dim()))
         value = parts[self.total]
-        self.is_vector = value.dim() == 1 and len(value) == self.size.batch
+        self.is_vector = value.shape == (self.size["B"],)
         if value.numel() != 1 and not self.is_vector:
-            shape = tuple(value.shape)
-            raise InputError(f"the loss returns a tensor of shape {shape}: return a scalar, or a value for each image")
-        self.is_single = value.dtype in _SINGLE or casts.has_seen
+            has_shape = f"the loss returns a tensor of shape {tuple(value.shape)}"
+            raise InputError(f"{has_shape}: return a scalar, or a value for each image")
+        self.is_single = any(  # it does not see what float32 does not see
+            torch.equal(self(a | {role: one * (1 - 1e-10)}), self(a))
+            for role, one in a.items() if one.is_floating_point()
+        )  # fmt: skip
+        self.sizes = [self.size]
+        others = [self.size | {letter: side + 2 + place} for place, (letter, side) in enumerate(self.size.items())]
+        for size in (*others, {letter: side + 1 for letter, side in self.size.items()}):
+            with contextlib.suppress(LossError):  # it may take no other size
+                self(self.point(size))
+                self.sizes.append(size)
 
-    @property
-    def has_classes(self) -> bool:
-        """Whether x holds classes, and y a value for each of them."""
-        return self.layout in ("classes", "tokens")
-
-    def point(self, size: Size, wide: str = "") -> dict[str, Tensor]:
+    def point(self, size: Size, reach: float = 2.0, **domains: str) -> Arguments:
         """Return random arguments by role.
-
-        Spreads are positive, as scales are, and the reconstruction lies in (0, 1), as probabilities do.
 
         Args:
             size: of batch, image and latent.
-            wide: the roles that have any real values.
+            reach: how far out they are: real values are within it.
+            domains: other domains than those that each such loss takes, by role.
         """
-        (batch, image, latent, sides), (low, high) = size, self.limits
-        x = torch.rand((batch, *image), dtype=torch.float64, generator=self.generator)
-        x = (255 * (low + (high - low) * x).clamp(0, 1)).round() / 255  # some 0, some 1
-        x = (NUM_CLASSES * x).clamp(max=NUM_CLASSES - 1).long() if self.has_classes else x
-        y_shape = {"classes": (batch, NUM_CLASSES, *image), "tokens": (*x.shape, NUM_CLASSES)}.get(self.layout, x.shape)
-        shapes = {"y": y_shape, "t": y_shape[self.is_shared :]}
-        a = {"x": x}
-        of_z = (batch, *latent) if sides != "-" else ()
-        for letter in [letter for letter in self.names if letter != "x"]:
-            role = ROLES[letter]
-            shape = of_z if role.part == "z" else shapes.get(letter, x.shape)
-            low, width = {"unit": (0.05, 0.9), "ones": (1.0, 0.0)}.get(role.draw, (0.2, 1.6))
-            is_real = role.draw == "real" or letter in wide
-            draw = torch.randn if is_real else torch.rand
-            values = draw(shape, dtype=torch.float64, generator=self.generator)
-            a[letter] = values if is_real else low + width * values
+        a = {}
+        for role, domain in (self.domains | domains).items():
+            shape = [{**size, "k": NUM_CLASSES}[letter] for letter in self.letters[role]]
+            u = torch.rand(shape, dtype=torch.float64, generator=self.generator)
+            a[role] = drawn(domain, (1.5 * u - 0.25).clamp(0, 1), reach)  # some at the ends of the domain
         return a
 
     def __call__(self, a: Arguments, **constants: Any) -> Tensor:
@@ -153,48 +134,39 @@ class BlackBox:
         return self.sign * self.parts(a, **constants)[self.total].sum().double()
 
     def depends(self, key: Any) -> list[str]:
-        """Return the names of the arguments on which a part depends."""
-        a, found = self.point(self.size), []
-        value = self.parts(a)[key].double()
-        for role, name in self.names.items():
-            new = self.point(self.size)[role]
-            tries = [new]
-            if role in "mso":  # free bits may hide a small rate; a mask is drawn as 1
-                tries.append((0 if role == "o" else 100) * new)
-            others = [self.parts({**a, role: one})[key].double() for one in tries]
-            if not all(torch.allclose(value, one, 0, 0, equal_nan=True) for one in others):
-                found.append(name)
-        return found
+        """Return the names of the arguments on which a part depends, also if far out only, as with free bits."""
+        near = self.point(self.size)
+        far = self.point(self.size, 20.0, mask="closed")
+        others = {name: self.parts(near | {role: far[role]})[key] for role, name in self.names.items()}
+        return [name for name, value in others.items() if not torch.equal(value, self.parts(near)[key])]
 
     def parts(self, a: Arguments, **constants: Any) -> dict[Any, Tensor]:
         """Return the tensors in what the loss returns, by key or index; None is the key of a single one.
 
         Raises:
+            InputError: the loss changes an argument.
             LossError: the loss raises an exception, or returns no number.
         """
-        values = [ROLES[role].given(a[role]) for role in self.names]
-        if self.layout == "flat":
-            starts = {role: int(role != "t" or not self.is_shared) for role in f"{OF_X}o"}
-            values = [one.flatten(starts[role]) if role in starts else one for role, one in zip(self.names, values)]
-        positional, named = ([], dict(zip(self.names.values(), values))) if self.by_name else (values, {})
+        given = {name: ROLES[role].given(a[role]) for role, name in self.names.items()}
+        copies = {name: values.clone() for name, values in given.items()}
+        call = partial(self.function, **{**self.constants, **constants})
         try:
-            output = self.function(*positional, **named, **{**self.constants, **constants})
+            output = call(**copies) if self.by_name else call(*copies.values())
         except (InputError, KeyboardInterrupt):  # of a time limit, or of the user
             raise
         except BaseException as error:  # of any type, since it is the user's code
-            said = f"{type(error).__name__}: {brief(error)}"
-            if type(error) in (RuntimeError, ValueError, IndexError, TypeError):  # of torch, of the shapes
-                said = _UNSAID
+            is_of_shapes = type(error) in (RuntimeError, ValueError, IndexError, TypeError)
+            said = "an exception" if is_of_shapes else f"{type(error).__name__}: {brief(error)}"
             raise LossError(f"the loss raises {said}") from error
-        several = enumerate(output) if isinstance(output, (tuple, list)) else [(None, output)]
-        found = {}
-        for key, value in output.items() if isinstance(output, Mapping) else several:
-            value = torch.as_tensor(value) if isinstance(value, (int, float)) else value
-            if isinstance(value, Tensor) and value.dim() < 2:
-                found[key] = value
-        if not found:
-            raise LossError(f"the loss returns a {type(output).__name__} without a number")
-        return found
+        if changed := [name for name in given if not torch.equal(given[name], copies[name])]:
+            raise InputError(f"the loss changes its argument {listed(changed)} in place: give it a copy")
+        if isinstance(output, (tuple, list)):
+            output = dict(enumerate(output))
+        if not isinstance(output, Mapping):
+            output = {None: output}
+        if found := {key: torch.as_tensor(one) for key, one in output.items() if isinstance(one, (int, float, Tensor))}:
+            return found
+        raise LossError("the loss returns no number")
 
 
 def ways_of_calling(
@@ -208,50 +180,49 @@ def ways_of_calling(
     Raises:
         InputError: there is none, or the loss is no function of such arguments.
     """
-    if not callable(function) or isinstance(function, type):
-        what = f"the class {function.__name__}" if isinstance(function, type) else f"a {type(function).__name__}"
-        raise InputError(f"a loss is a function or a method of an object, not {what}")
-    errors: list[LossError] = []
-    tried: list[str] = []
-    works = False
+    if not callable(function) or isinstance(function, type) or inspect.isbuiltin(function):
+        raise InputError(f"a loss is a function or a method of an object, not {function!r:.60}")
+    error = LossError("an exception")
+    is_found = False
     for names, by_name, others in _choices_of_roles(function, arguments, constants):
-        found: set[tuple[bool, bool, str]] = set()
-        shared = (False, True)[: 1 + ("t" in names)]
-        forms = max((ROLES[role].sides for role in names), key=lambda sides: sides != ("L",))
-        tried.append(", ".join(f"{name} as {ROLES[role].name}" for role, name in names.items()))
-        for (layout, image, latent), is_shared, sides in itertools.product(_shapes(shape), shared, forms):
-            kind = (layout in ("classes", "tokens"), is_shared, sides)
-            if kind not in found:
-                size = Size(4, image, tuple(latent + place for place in range(len(sides.strip("-")))), sides)
-                try:
-                    box = BlackBox(function, names, others, by_name, is_shared, layout, size)
-                except LossError as error:
-                    errors.append(error)
-                else:
-                    works = True
-                    found.add(kind)
-                    yield box
-    if not works:
-        own = min(errors, key=lambda error: str(error).endswith(_UNSAID))
-        is_one = len({*map(str, errors)}) == 1
-        if isinstance(own.__cause__, (NameError, AttributeError, *[NotImplementedError] * is_one)):
-            raise InputError(f"{own}: the function itself fails, whatever tensors it is given")
-        roles = ", ".join(role.name for role in ROLES.values())
+        found = set()
+        for kind, letters, size in _shapes([*names], shape):
+            if kind in found:
+                continue
+            try:
+                box = BlackBox(function, names, others, by_name, letters, size)
+            except LossError as raised:
+                if "an exception" in str(error):
+                    error = raised
+            else:
+                is_found = True
+                found.add(kind)
+                yield box
+    if not is_found:
+        if isinstance(error.__cause__, (NameError, AttributeError, NotImplementedError)):
+            raise InputError(f"{error}: the function itself fails, whatever tensors it is given")
         raise InputError(
-            f"{own} for every shape that was tried, with {'; '.join(tried[:3])}: give the shape of an image (shape=, "
-            f"--shape), or the roles in order (arguments=, --arguments), from {roles}"
+            f"{error} for every shape that was tried: give the shape of an image (shape=, --shape), or the roles in "
+            f"order (arguments=, --arguments), from {', '.join(ROLES)}"
         )
 
 
-def _shapes(shape: tuple[int, ...] | None) -> Iterator[tuple[str, tuple[int, ...], int]]:
-    """Yield layouts, shapes of an image and numbers of latents."""
-    free: tuple[tuple[int, ...], ...] = ((6,), (2, 3, 4))
-    fixed = [one for image in _IMAGES for one in ((math.prod(image),), image)]
-    for latent in _LATENTS:
-        for image in [shape] if shape else [*free, *(fixed if latent == _LATENTS[0] else fixed[:2])]:
-            yield from ((layout, image, latent) for layout in ("same", "flat")[: len(image)])
-            if image == (6,):
-                yield from ((layout, image, latent) for layout in ("classes", "tokens"))
+def _shapes(roles: list[str], shape: tuple[int, ...] | None) -> Iterator[tuple[Any, dict[str, str], Size]]:
+    """Yield a kind, the letters of the arguments, and a size: first any sizes, then those that losses often have."""
+    forms = max((ROLES[role].sides for role in roles), key=lambda sides: sides != ("BL",))
+    for latent, image in itertools.product(_LATENTS, [shape] if shape else _IMAGES):
+        of_x = {1: "BD", 2: "BHW", 3: "BCHW"}[len(image)]
+        reconstructions = [of_x]
+        if image == (6,):
+            reconstructions += ["BkD", "BDk"]  # of classes
+        spreads = [of_x]
+        if "x_spread" in roles:
+            spreads.append(of_x[1:])  # shared by all images
+        for of_y, of_z, of_spread in itertools.product(reconstructions, forms, spreads):
+            letters = {role: of_z if row.part == "rate" else of_x for role, row in ROLES.items()}
+            letters |= {"reconstruction": of_y, "x_spread": of_spread}
+            size = dict(zip(of_x, (4, *image))) | {letter: latent + place for place, letter in enumerate(of_z[1:])}
+            yield ("k" in of_y, of_z, of_spread[0]), letters, size
 
 
 def _choices_of_roles(
@@ -262,48 +233,38 @@ def _choices_of_roles(
     Raises:
         InputError: the arguments cannot be told apart, or one that is no tensor has no value.
     """
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        raise InputError("the loss has no signature that Python can read: wrap it in a function") from None
-    every = signature.parameters.values()
-    named = [p for p in every if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    numbers = {p.name: p.default for p in named if isinstance(p.default, (int, float)) and p.kind != p.POSITIONAL_ONLY}
-    others = {**numbers, **constants}
+    parameters = inspect.signature(function).parameters
+    named = [one for one in parameters.values() if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    others = {one.name: one.default for one in named if isinstance(one.default, (int, float))} | {**constants}
+    if isinstance(arguments, str):
+        arguments = [one.strip() for one in arguments.split(",")]
     if arguments is not None:
         by_name = isinstance(arguments, Mapping)
-        given = [one.strip() for one in arguments.split(",")] if isinstance(arguments, str) else arguments
-        roles = list(arguments.values()) if by_name else list(given)
-        letters = {role.name: letter for letter, role in ROLES.items()}
-        if not {*roles} <= {*letters} or len({*roles}) < len(roles):
-            raise InputError(f"arguments {arguments!r}: give each of these roles at most once: {', '.join(letters)}")
-        names = dict(zip((letters[role] for role in roles), given if by_name else roles))
-        try:
-            signature.bind(*[] if by_name else given, **dict.fromkeys(given if by_name else ()), **others)
-        except TypeError:
-            takes = ", ".join(signature.parameters)
-            raise InputError(f"the loss takes {takes}, and arguments= gives the roles of {len(given)}") from None
+        names = {role: name for name, role in arguments.items()} if by_name else dict(zip(arguments, arguments))
+        if not {*names} <= {*ROLES} or len(names) < len(arguments):
+            raise InputError(f"arguments {arguments!r}: give each of these roles at most once: {', '.join(ROLES)}")
         yield names, by_name, others
         return
-    needed = [p.name for p in named if p.default is p.empty and p.name not in constants]
-    if unused := [name for name in constants if name not in signature.parameters and len(named) == len(every)]:
-        raise InputError(f"the loss has no argument {listed(unused)}; it has {', '.join(signature.parameters)}")
+    if unused := [name for name in constants if name not in parameters and len(named) == len(parameters)]:
+        raise InputError(f"the loss has no argument {listed(unused)}; it has {', '.join(parameters)}")
+    needed = [one.name for one in named if one.default is one.empty and one.name not in constants]
+    by_name = all(one.kind is not one.POSITIONAL_ONLY for one in named)
+    yield from ((names, by_name, others) for names in _guessed_roles(needed))
+
+
+def _guessed_roles(needed: list[str]) -> Iterator[dict[str, str]]:
+    """Yield the choices of roles that agree with most names of arguments."""
     fits = [guesses(name) for name in needed]
-    masks = [name for name, fit in zip(needed, fits) if fit == {"o"}]
     unknown = [name for name, fit in zip(needed, fits) if not fit]
-    if unknown and any({*roles} <= set().union(*fits) for roles in ("xyms", "xyk")):
+    if unknown and any({*roles} <= set().union(*fits) for roles in (SETS[0], ("x", "reconstruction", "kl"))):
         values = ", ".join(f"{name}=1 (--constant {name}=1)" for name in unknown)
         raise InputError(f"what is {listed(unknown)}? if it is no tensor, give it a value: {values}")
-    number = len(needed) - len(masks[:1])
-    orders = [order for roles in SETS if len(roles) == number for order in itertools.permutations(roles)]
-    if not orders:
+    sets = [roles for roles in SETS if len(roles) == len(needed)]
+    if {"mask"} in fits:
+        sets = [[*roles, "mask"] for roles in SETS if len(roles) + 1 == len(needed)]
+    if not sets:
         wanted = "give the roles of its tensors (arguments=, --arguments), and values for its other arguments"
         raise InputError(f"the loss takes {len(needed)} arguments ({', '.join(needed) or 'without names'}): {wanted}")
-    by_name = all(p.kind is not p.POSITIONAL_ONLY for p in named)
-    if masks:
-        place = needed.index(masks[0])
-        orders = [(*order[:place], "o", *order[place:]) for order in orders]
+    orders = [order for roles in sets for order in itertools.permutations(roles)]
     kept = [sum(role in fit for role, fit in zip(order, fits)) for order in orders]
-    for order, count in zip(orders, kept):
-        if count == max(kept):
-            yield dict(zip(order, needed)), by_name, others
+    yield from (dict(zip(order, needed)) for order, count in zip(orders, kept) if count == max(kept))

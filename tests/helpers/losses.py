@@ -280,7 +280,7 @@ def with_distortion(reason, distortion):
 for register, rows in ((with_rate, WRONG_RATES), (with_distortion, WRONG_DISTORTIONS)):
     for row in rows.items():
         register(*row)
-no_elbo("no sum of a function", "product")(lambda recon, x, mu, logvar: bce(recon, x) * kl(mu, logvar).sum())
+no_elbo("is not a rate that I know", "product")(lambda recon, x, mu, logvar: bce(recon, x) * kl(mu, logvar).sum())
 
 
 @no_elbo("not differentiable")
