@@ -60,7 +60,10 @@ def shown(value: object) -> str:
     """Return the representation of a value for a message, shortened if it is long."""
     quoting = reprlib.Repr()
     quoting.maxstring = quoting.maxother = 200
-    return quoting.repr(value)
+    text = quoting.repr(value)
+    if len(text) > 300:  # of a container of several
+        return f"{text[:300]}..."
+    return text
 
 
 def brief(error: BaseException) -> str:
