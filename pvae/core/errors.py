@@ -103,7 +103,7 @@ def check_name(kind: str, name: str, names: Iterable[str]) -> str:
     near = difflib.get_close_matches(shown(name).strip("'"), known, n=2, cutoff=0.5)
     guess = f"known: {listed(known, most=15) or 'none'}"
     if near:
-        guess = f"did you mean {' or '.join(map(repr, near))}?"
+        guess = f"did you mean {' or '.join(map(shown, near))}?"
     raise InputError(f"unknown {kind} {shown(name)}: {guess}")
 
 
