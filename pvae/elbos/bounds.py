@@ -266,7 +266,8 @@ class DReG(WeightedELBO, name="dreg", help="iwae with doubly reparameterised gra
         d/d theta L_K  =  E [ sum_k v_k d/d theta log p(x, z_k) ]
 
     phi are the parameters of the encoder, and theta those of prior and decoder, whose gradient is that of `IWAE`. A
-    parameter that q and p share, as in a ladder or with a VampPrior, gets the sum of the two.
+    parameter that q and p share, as in a ladder or with a VampPrior, gets the sum of the two. In a ladder the variance
+    of this sum may be far higher than with `IWAE`, where the gradients of log p and log q nearly cancel.
 
     Args:
         num_particles: K, the number of draws of z for each datum.
