@@ -38,13 +38,13 @@ elbos/test_agreement.py
     elbos.trace | _divergence(latent, q, p) | _divergence(latent, p.expand(q.batch_shape), q)
 elbos/test_discrete.py
     elbos.discrete | (f - f.mean(1, keepdim=True)) * self.size / (self.size - 1) | (f - f.mean(1, keepdim=True))
-    elbos.discrete | log_w.sum(0) - log_w) / (count - 1) | log_w.sum(0)) / count
+    elbos.discrete | log_w.sum(0) - log_w) / (len(log_w) - 1) | log_w.sum(0)) / len(log_w)
     elbos.discrete | (1 - exponential / exponential.sum(0)) | torch.rand_like(exponential)
     elbos.discrete | return drawn + q.probs - q.probs.detach() | return drawn + drawn * (q.probs - q.probs.detach())
     elbos.discrete | * (z - probs) / (1 - correlation(probs, self.size)) | * (z - probs)
     elbos.discrete | u * (1 - v) * (b - p) - | u * (b - p) -
     elbos.discrete | u.log() - (-u).log1p()) / self.temperature) | u.log() - (-u).log1p()))
-    elbos.discrete | (weight * (log_p - draws.log_q_z) | (weight * (log_p + draws.log_q_z)
+    elbos.discrete | score=value - without - v | score=value - without + v
     elbos.discrete | not self.is_relaxed or | True or
     elbos.base | loss + penalty_of( | loss + 0 * penalty_of(
     models.posteriors | code.detach() + (h - h.detach()) | code
@@ -80,23 +80,23 @@ elbos/test_truth.py
 elbos/test_bounds.py
     elbos.bounds | - math.log(len(values)) |
     elbos.bounds | return torch.logsumexp(values, 0) - math.log(len(values)) | return values.mean(0)
-    elbos.bounds | (of_group * log_p).sum() | (log_w.softmax(0) * log_p).sum()
+    elbos.bounds | path=of_group | path=log_w.softmax(0)
+    elbos.bounds | model.clamp(min=_LEAST_WEIGHT) | model.clamp(min=1e-44)
 elbos/test_families.py
     reference.bounds | return torch.logsumexp(log_w, 0) - math.log(len(log_w)) | return log_w.mean(0)
     elbos.bounds | gradient * each | gradient + 0 * each
-    elbos.bounds | draws.log_q_z.detach() + | draws.log_q_z +
-    elbos.bounds | + self.by_encoder(draws, value) | + 0 * self.by_encoder(draws, value)
-    elbos.bounds | value = (log_p - beta * draws.log_q_z).detach() | value = log_p.detach()
+    elbos.bounds | surrogate - _through_draws( | surrogate - 0 * _through_draws(
+    elbos.bounds | else self.by_encoder(draws, score) | else 0 * self.by_encoder(draws, score)
+    elbos.bounds | self.weights((log_p - beta * draws.log_q_z).detach()) | self.weights(log_p.detach())
     elbos.bounds | (log_w.sum(0) - log_w) / (len(log_w) - 1) | log_w.mean(0)
 elbos/test_dependent_sites.py
-    elbos.bounds | if len(drawn) == 1: | if True:
-    elbos.bounds | else through[earlier] - path | else through[earlier]
-    elbos.bounds | .view_as(msg["value"]) |
-    elbos.bounds | of_log_w = v.square() * (log_p_x_by_z | of_log_w = v * (log_p_x_by_z
-    elbos.bounds | if own.requires_grad and place | if False
+    elbos.bounds | .register_hook(torch.zeros_like) | .register_hook(torch.clone)
+    elbos.bounds | = z.view_as(z) | = z
+    elbos.bounds | path=v.square() | path=v
+    elbos.bounds | beta * path * draws.log_q_z | path * draws.log_q_z
 reference/test_linear_gaussian.py
     elbos.bounds | - math.log(len(values)) | & reference.bounds | - math.log(len(log_w)) |
-    elbos.bounds | gradient * each | gradient + 0 * each & reference.bounds | -(v**2) * of_log_w | -v * of_log_w
+    elbos.bounds | path=v.square() | path=v & reference.bounds | weight.square() * log_w | weight * log_w
 distributions/test_joint.py
     models.hierarchy | 1 / (precisions[0] + precisions[1]) | 1 / precisions[0]
     distributions.joint | return [*reversed(sites)] | return [*sites]
