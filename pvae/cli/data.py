@@ -379,7 +379,7 @@ def _drawn(run: Run, arguments: argparse.Namespace) -> tuple[Tensor, Tensor | No
         if label is None and (run.is_given_labels or run.config.labels):
             run.dataset(None, arguments.data_dir, arguments.offline)
         y = labels_to_sample(run, arguments.num_samples, label)
-        if run.data.steps:
+        if run.data.recorded:
             x = latent_space.sample_rows(run.vae(), run.data, arguments.num_samples, y)
         else:
             x = latent_space.sample(run.vae(), arguments.num_samples, draws, y)
@@ -414,7 +414,7 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
         raise InputError(f"{arguments.impute} has a column imputation, {how}")
     out = _out(run, arguments.out, run.place / "samples", "imputed")
     num_draws = number
-    if run.data.steps:
+    if run.data.recorded:
         num_draws = max(TRIES, _TRIES_OF_DRAW * number)
     with progress_bar("imputing", len(given.inside), "datum", in_logs=True) as bar:
         found = impute(run.vae(), given.batch(run), num_draws=num_draws, on_data=bar.update)

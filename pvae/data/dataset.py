@@ -227,12 +227,10 @@ class Dataset(Schema):
             labels = {split: torch.where(y < 0, math.nan, y.double()) for split, y in self.labels.items()}
         values = {split: x.double().numpy() for split, x in self.splits.items()} if self.columns else {}
         if found is None:
-            if (
-                not self.columns
-                or self.is_in_parts
-                or self.reading.rules == "none"
-                or column_kinds(self.reading.columns)
-            ):
+            is_named = bool(self.columns) and not self.is_in_parts and not column_kinds(self.reading.columns)
+            if not is_named and self.reading.rules not in ("auto", "none"):
+                raise InputError("--rules is for tables in memory with names of columns: leave it out")
+            if not is_named or self.reading.rules == "none":
                 return self
             seen = [split for split in ("train", "valid") if split in values]
             kept = [*named_kinds(self.reading.columns), *(one.name for one in self.columns if one.limit is not None)]
@@ -253,7 +251,7 @@ class Dataset(Schema):
         note = self.note
         if known is None:
             note = joined(note, found.note)
-        if not found.steps:
+        if not found.steps and not found.rules:
             return replace(self, plain=self, near=found.near, note=note)
         changed: dict[str, Any] = {
             name: getattr(found, name) for name in ("columns", "rules", "steps", "recorded", "near")

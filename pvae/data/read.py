@@ -74,8 +74,8 @@ def read(
     """
     for name, value in options.items():
         check_name("argument", name, _OPTIONS)
-        if name == "rules" and not isinstance(value, str):
-            value = "; ".join(value)
+        if name == "rules" and isinstance(value, (list, tuple)):
+            value = "; ".join(map(str, value)) or "auto"
         options[name] = _OPTIONS[name].check(value)
     with seeded(0):
         data = _read(source, Reading(**options), data_dir, offline, quiet)

@@ -106,6 +106,8 @@ def class_of(x: Array, at: str) -> Array:
 
 def looked_up(x: Array, keys: tuple[float, ...], found: tuple[float, ...]) -> Array:
     """Return what is found for each of x, by keys in rising order; NaN of another value."""
+    if not keys:
+        return np.full(len(x), np.nan)
     places = np.searchsorted(keys, x - TINY).clip(max=len(keys) - 1)
     return np.where(np.abs(np.array(keys)[places] - x) <= TINY, np.array(found)[places], np.nan)
 
@@ -273,8 +275,8 @@ def a_sum(weights: Mapping[str, float], total: float, name: str, column: Column)
     text = ""
     for one, factor in sorted(factors.items(), key=lambda item: item[1] < 0):
         text += " - " if factor < 0 else " + "
-        size = round(abs(factor), 9)
-        text += one if size == 1 else f"{size:g} {one}"
+        size = abs(factor)
+        text += one if size == 1 else f"{size:.12g} {one}"
     if constant:
         text += f" {'-' if constant < 0 else '+'} {abs(constant):.10g}"
     says = f"{name} = {text.removeprefix(' + ').strip()}"

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pvae.core.errors import joined, listed
+from pvae.core.errors import InputError, joined, listed
 from pvae.data.column import Column
 from pvae.data.parts import ENOUGH_ROWS, PARTS, Empty, Part
 from pvae.data.rule import TINY, Array, Computed, Flags, Function, Identity, Order, Rule, Values
@@ -107,9 +107,11 @@ def find_rules(
     Raises:
         InputError: a rule of `option` cannot be read, or too many training rows break it.
     """
-    if num_train < _LEAST_ROWS:
-        return {"columns": tuple(columns)}
     said, is_searched, left_out = read_option(option, [column.name for column in columns])
+    if num_train < _LEAST_ROWS:
+        if said:
+            raise InputError(f"--rules needs {_LEAST_ROWS} training rows, and there are {num_train}: leave it out")
+        return {"columns": tuple(columns)}
     is_train = np.arange(len(x)) < num_train
     rows = _Rows(_named(x, columns), columns, is_train, ~is_train)
     for name, gaps in {name: np.isnan(values) for name, values in rows.values.items()}.items():
@@ -137,8 +139,15 @@ def find_rules(
             elif (involved | {rule.name}).isdisjoint(left_out) and involved not in of_said:
                 rules.append(rule)
     no_indicator = {name for name in rows.columns if np.isnan(rows.values[name]).any() and name not in indicators}
-    plan = _Plan(rows.columns, indicators, {*kept, *no_indicator})
+    plan = _Plan(rows.columns, indicators, {*kept, *no_indicator}, labels)
+    texts = {str(rule) for rule in rules[: len(said)]}
     rules = plan.bind(rules, rows.train)
+    for rule in [rule for rule in rules if isinstance(rule, Identity) and not plan.writes(rule)]:
+        why = f"none of its columns may be computed, and no draw keeps it: {rule}"
+        if str(rule) in texts:
+            raise InputError(f"--rules: {why}: leave it out, or --columns of one of them")
+        notes.append(f"no rule, since {why}")
+        rules.remove(rule)
     for rule in plan.in_order():
         rows.take(rule)
     for kinds in PARTS if is_searched else ():
@@ -180,10 +189,18 @@ class _Plan:
         columns: of the table.
         indicators: the columns that say whether one is empty, by its name.
         kept: names of columns that are not rewritten.
+        labels: the name of the column of labels, if there is one.
     """
 
-    def __init__(self, columns: Mapping[str, Column], indicators: Mapping[str, str], kept: Container[str]) -> None:
+    def __init__(
+        self,
+        columns: Mapping[str, Column],
+        indicators: Mapping[str, str],
+        kept: Container[str],
+        labels: Iterable[str] = (),
+    ) -> None:
         self.columns = columns
+        self.labels = labels
         self.indicators = indicators
         self.kept = kept
         self.writers = dict[str, list[Rule]]()
@@ -205,6 +222,10 @@ class _Plan:
             written = None if isinstance(rule, Computed) else self._write(rule, pairs, values)
             (unbound if written is None else found).append(written or rule)
         return found + self._not_implied(unbound, values)
+
+    def writes(self, rule: Rule) -> bool:
+        """Return whether a rule that is bound rewrites a column."""
+        return any(one is rule for name in _written(rule) for one in self.writers.get(name, ()))
 
     def in_order(self) -> list[Rule]:
         """Return the rules that rewrite columns, in the order in which they are applied."""
@@ -241,7 +262,8 @@ class _Plan:
         return None
 
     def _may_write(self, rule: Rule) -> bool:
-        if any(name in self.columns for name in rule.made):
+        made = {name for rules in self.writers.values() for one in rules for name in one.made}
+        if not made.union(self.columns, self.labels).isdisjoint(rule.made):
             return False
         for name in _written(rule):
             earlier = self.writers.get(name, [])
@@ -306,7 +328,7 @@ def modelled(schema: Schema, x: Array, labels: Array | None = None) -> tuple[Arr
         x: the values of the file, of any rows.
         labels: the codes of the labels, (N,), if rules depend on them.
     """
-    if not schema.steps:
+    if not schema.recorded:
         return x, {}
     file = _named(x, schema.recorded)
     if labels is not None:
@@ -360,7 +382,7 @@ def recorded(schema: Schema, x: Tensor, y: Tensor | None = None, is_filled: bool
         y: the labels, (N,) or (1,), if rules depend on them.
         is_filled: a field stays empty only where another column says so.
     """
-    if not schema.steps:
+    if not schema.recorded:
         return x
     return _in_file(schema, _rounded(schema, x, is_filled), y, is_filled)
 
@@ -378,7 +400,7 @@ def _rounded(schema: Schema, x: Tensor, is_filled: bool) -> Tensor:
 
 def _in_file(schema: Schema, x: Tensor, y: Tensor | None, is_filled: bool) -> Tensor:
     """Return the values of the columns of a file, given rounded ones that are left."""
-    if not schema.steps:
+    if not schema.recorded:
         return x
     values: Values = _named(x.numpy(), schema.columns)
     indicators = {one.column: one.made[0] for one in schema.steps if isinstance(one, Empty)}
@@ -421,7 +443,7 @@ def completed(
         if not len(left):
             break
         new = one[left].double()
-        if schema.steps:
+        if schema.recorded:
             new = _rounded(schema, new, is_filled=True)
         labels = y if y is None or len(y) == 1 else y[left]
         filled = _in_file(schema, torch.where(is_open[left], new, x[left]), labels, is_filled=True)
@@ -454,7 +476,7 @@ def _codes(y: Tensor | None, count: int) -> Array:
 def can_be(schema: Schema, x: Tensor, y: Tensor | None = None) -> Tensor:
     """Return which rows (N, D) keep all rules, and have computed columns within their limits, bool (N,)."""
     is_within = torch.ones(len(x), dtype=torch.bool)
-    if not schema.steps:
+    if not schema.recorded:
         return is_within
     file = recorded(schema, x, y)
     for column, values in zip(schema.recorded, file.T):
@@ -477,7 +499,7 @@ def log_density_beside(schema: Schema, x: Tensor, y: Tensor | None = None) -> Te
         x: values (N, D) of the columns that are left.
         y: as for `recorded`.
     """
-    if not schema.steps:
+    if not schema.recorded:
         return x.new_zeros(len(x))
     shares = []
     for columns, values in ((schema.columns, x), (schema.recorded, recorded(schema, x, y))):

@@ -87,7 +87,7 @@ def _read(text: str, table: Table, known: Sequence[str]) -> Candidate:
         low, high = (_column(one, text, table.numbers) for one in (left, right))
         if sign[0] == ">":
             low, high = high, low
-        steps = {table.columns[one].spacing for one in (low, high)}
+        steps = {table.columns[one].step or table.unit[one] for one in (low, high)}
         if len(steps) > 1:
             raise InputError(f"--rules {shown(text)}: {low} and {high} are recorded in different steps: give one step")
         least = 0.0 if sign.endswith("=") else steps.pop()
@@ -114,10 +114,12 @@ def _identity(name: str, right: str, text: str, table: Table) -> Candidate:
         rule = Identity(column=name, of=product.groups(), digits=digits_of(column), says=f"{name} ={right}")
     else:
         weights, constant, end = {name: 1.0}, 0.0, 0
-        for term in re.finditer(rf"\s*([+-]?)\s*(?:({names})|(\d+(?:\.\d+)?)(?:\s*[x*]?\s*({names}))?)\s*", right):
+        for term in re.finditer(
+            rf"\s*([+-]?)\s*(?:({names})|(\d+(?:\.\d+)?(?:e-?\d+)?)(?:\s*[x*]?\s*({names}))?)\s*", right
+        ):
             sign, alone, number, of = term.groups()
             factor = float(number or 1) * (-1 if sign == "-" else 1)
-            if term.start() != end or (end and not sign) or (alone or of) in weights:
+            if term.start() != end or (end and not sign) or (alone or of) in weights or (of and not factor):
                 break
             end = term.end()
             if alone or of:

@@ -33,6 +33,7 @@ _LEAST_VALUES = 8  # of a column that others compute
 _HEAP = 0.03  # the share of differences that are 0, apart from the others
 _SECONDS = (1, 24, 1440, 86400)  # units of numbers beside dates, in a day
 _MOST_UNITS = 3  # in the last digit, by which an identity may differ
+_SMALLEST = 1e-4  # of the greatest number of a column that rules compute or compare: they round to 1e-9
 _SAMPLE = 12  # rows that exclude most products
 _MOST_DIGITS = 6  # behind the point, of a factor
 _CHUNKS = 4  # of rows, of which one may be without an exception
@@ -89,7 +90,7 @@ class Table:
             if column is None or column.categories or column.limit is not None or column.kind == "binary":
                 self._add_classes(name, "value")
                 continue
-            if len(levels) < 2:
+            if len(levels) < 2 or np.abs(levels).max() < _SMALLEST:
                 continue
             self.numbers.append(name)
             self.unit[name] = _unit(column)
