@@ -160,7 +160,11 @@ class Season(Part, name="season", help="a date of two years or more is its year,
         days = np.floor(x)
         dates = np.where(np.isnan(days), 0, days).astype("datetime64[D]")
         years = dates.astype("datetime64[Y]")
-        parts = (years.astype(float) + 1970, (dates - years.astype("datetime64[D]")).astype(float) + 1, x - days)
+        parts = (
+            years.astype(float) + 1970,
+            (dates - years.astype("datetime64[D]")).astype(float) + 1,
+            (x - days).round(9),
+        )
         found = {name: np.where(np.isnan(x), np.nan, part) for name, part in zip(self.made, parts)}
         return {**without(values, self.column), **found}
 
@@ -231,8 +235,8 @@ class Levels(Part, name="levels", help="a number of few values becomes their cod
 def has_levels(x: Array) -> bool:
     """Return whether numbers (N,) have few values, each in five rows or more, and a new row will have one of them.
 
-    They have gaps, or they end where the last two values let one expect many rows beyond, and begin there or at 0: else
-    they are counted, and the next row may have one more.
+    Either there are gaps between the values, or the counts stop abruptly at both ends (a start at 0 is enough below).
+    Other whole numbers are counts, and a new row may have a larger one.
     """
     levels, counts = np.unique(x[~np.isnan(x)], return_counts=True)
     if not 1 < len(levels) <= _MOST_LEVELS or counts.min() < LEAST_TIMES:
@@ -245,4 +249,4 @@ def has_levels(x: Array) -> bool:
     return bool(begins and counts[-1] ** 2 / counts[-2] > need and len(levels) <= _FEW_LEVELS)
 
 
-PARTS: tuple[tuple[type[Part], ...], ...] = ((Ends, Season), (Levels,))  # of what laws have left, in turn
+PARTS: tuple[type[Part], ...] = (Ends, Season, Levels)  # of each column that laws have left

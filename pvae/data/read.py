@@ -206,7 +206,7 @@ class OtherData(NamedTuple):
     recorded: Tensor | None = None
 
 
-def read_other(record: DataRecord, path: str | Path, skip_broken: bool = False) -> OtherData:
+def read_other(record: DataRecord, path: str | Path, skip_broken: bool = False, y: Tensor | None = None) -> OtherData:
     """Return other data, converted to the shape of recorded ones as these were.
 
     Args:
@@ -214,6 +214,7 @@ def read_other(record: DataRecord, path: str | Path, skip_broken: bool = False) 
         path: an image file, a folder of image files, or an .npy or .npz file, as `ImageArrays` reads it; or for data
             that are no images, a file as `read_values` reads it.
         skip_broken: leave out image files that cannot be decoded.
+        y: the label of all data, (1,), in place of their own, if rules depend on it.
 
     Raises:
         InputError: there is no such file, or it cannot be read, or holds data of another kind.
@@ -229,7 +230,7 @@ def read_other(record: DataRecord, path: str | Path, skip_broken: bool = False) 
     if found and (found == "a table") == record.is_images:
         raise InputError(f"the run was trained on {record.kind}, and {path} is {found}: give {record.kind}")
     if not record.is_images:
-        return _other_values(record, where)
+        return _other_values(record, where, y)
     channels, height, width = record.datum_shape
     transform = ImageTransform.of(record.reading, record.value_range)
     transform = transform._replace(size=(height, width), channels=channels, skip_broken=skip_broken)
@@ -253,7 +254,7 @@ def read_other(record: DataRecord, path: str | Path, skip_broken: bool = False) 
     return OtherData(images.names, torch.from_numpy(images.pixels), note, labels)
 
 
-def _other_values(record: DataRecord, file: Path) -> OtherData:
+def _other_values(record: DataRecord, file: Path, y: Tensor | None) -> OtherData:
     """Return the data of all splits of a file, in its order."""
     known: Schema | None = record
     reading = replace(record.reading, columns="")
@@ -265,9 +266,11 @@ def _other_values(record: DataRecord, file: Path) -> OtherData:
     labels = names_of(np.concatenate([*values.labels.values()])) if values.labels else []
     same = {_without_zeros(name): name for name in record.label_names}  # "2.0" is the class "2" too
     labels = [same.get(_without_zeros(name), name) if name not in record.label_names else name for name in labels]
-    codes = {name: float(code) for code, name in enumerate(record.label_names)}
-    y = np.array([codes.get(name, np.nan) for name in labels] or np.full(len(together), np.nan))
-    x, of_file, broken = in_columns(record, together, y)
+    known_codes = {name: float(code) for code, name in enumerate(record.label_names)}
+    codes = np.array([known_codes.get(name, np.nan) for name in labels] or np.full(len(together), np.nan))
+    if y is not None and y.ndim == 1:
+        codes[:] = y.item()
+    x, of_file, broken = in_columns(record, together, codes)
     if x.shape[1:] != record.datum_shape:
         raise InputError(f"{file} has shape {tuple(x.shape)}, and the run was trained on (N, *{record.datum_shape})")
     note = values.schema.note

@@ -164,7 +164,8 @@ class Function(Computed, name="function", help="a column, or whether it is 0, is
 
     Args:
         at: "value" of the other column is the class, or whether it is "zero".
-        to: "value" of the column is determined, or whether it is "zero": then it is empty where it is 0.
+        to: what is determined: the "value" of the column, or whether it is "zero". In the second case `apply`
+            empties the fields that must be 0.
         keys: the classes that decide, in rising order.
         found: what each of them decides.
         unit: of the last digit of the column, in place of a 0 that a class excludes.

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from pvae.core.errors import InputError, joined, listed
 from pvae.data.column import Column
-from pvae.data.parts import ENOUGH_ROWS, PARTS, Empty, Part
+from pvae.data.parts import ENOUGH_ROWS, PARTS, Empty
 from pvae.data.rule import TINY, Array, Computed, Flags, Function, Identity, Order, Rule, Values
-from pvae.data.said import check_writers, read_option, read_rule
+from pvae.data.said import can_be_read, check_writers, read_option, read_rule
 from pvae.data.search import Table, find_laws
 
 if TYPE_CHECKING:
@@ -69,10 +69,10 @@ class _Rows:
         valid = {name: x[self.is_valid] for name, x in self.values.items()}
         return Table(self.train, self.columns, int((self.is_train | self.is_valid).sum()), valid, labels)
 
-    def find_parts(self, kinds: Iterable[type[Part]], left_out: Container[str]) -> None:
+    def find_parts(self, left_out: Container[str]) -> None:
         """Take the parts of columns that no validation row contradicts."""
         train = self.train
-        kinds = [kind for kind in kinds if kind.name not in left_out]
+        kinds = [kind for kind in PARTS if kind.name not in left_out]
         for name in [name for name in self.columns if name not in left_out]:
             for part in itertools.chain(*(kind.find(name, self.columns[name], train[name]) for kind in kinds)):
                 is_new = self.columns.keys().isdisjoint(part.made)
@@ -150,8 +150,8 @@ def find_rules(
         rules.remove(rule)
     for rule in plan.in_order():
         rows.take(rule)
-    for kinds in PARTS if is_searched else ():
-        rows.find_parts(kinds, {*left_out, *kept})
+    if is_searched:
+        rows.find_parts({*left_out, *kept})
     left = rows.train
     return {
         "columns": tuple(column for name, column in rows.columns.items() if not np.isnan(left[name]).all()),
@@ -171,7 +171,10 @@ def _notes(table: Table, names: Sequence[str], num_columns: int) -> list[str]:
     for rule, wrong in sorted(table.near, key=lambda one: len(one.wrong))[:_SHOWN]:
         rows = listed([names[row] for row in wrong.tolist()])
         text = short(rule)
-        notes.append(f"{text} but for {rows}: --rules '{text}' makes it a rule")
+        note = f"{text} but for {rows}"
+        if can_be_read(text, table):
+            note += f": --rules '{text}' makes it a rule"
+        notes.append(note)
     return notes
 
 
@@ -287,7 +290,10 @@ class _Plan:
         return needed
 
     def _not_implied(self, rules: Sequence[Rule], values: Values) -> list[Rule]:
-        """Return those rules that rows break of which each column that is left is drawn alone."""
+        """Return the rules that do not follow from the steps.
+
+        Rows whose remaining columns are shuffled independently break them.
+        """
         if not rules:
             return []
         steps = self.in_order()
@@ -346,10 +352,25 @@ def modelled(schema: Schema, x: Array, labels: Array | None = None) -> tuple[Arr
                 why.setdefault(row, f"{_said(step, values, columns, row)}, and in the training rows {step}")
         values = step.apply(values)
     left = {column.name for column in schema.columns} | {schema.reading.label_column}
-    for name in values.keys() - left:  # in the training rows it is computed everywhere
-        for row in np.flatnonzero(~np.isnan(values[name])).tolist():
-            why.setdefault(row, f"{name} is {values[name][row]:g}, and no training row is like this one")
+    again = _undone(schema.steps, {name: values[name] for name in left & values.keys()}, _indicators(schema))
+    for column, slack in zip(schema.recorded, _slack(schema).tolist()):
+        x = file[column.name]
+        is_lost = ~np.isnan(x) & ~(np.abs(x - again[column.name]) <= slack + 1e-14 * np.abs(x))
+        for row in np.flatnonzero(is_lost).tolist():
+            text = column.text(x[row] - column.origin, is_given=True)
+            why.setdefault(row, f"{column.name} is {text}, and no training row is like this one")
     return _stacked(values, schema.columns), why
+
+
+def _indicators(schema: Schema) -> dict[str, str]:
+    """Return the columns that say whether one is empty, by its name."""
+    return {one.column: one.made[0] for one in schema.steps if isinstance(one, Empty)}
+
+
+def _slack(schema: Schema) -> Tensor:
+    """Return by how much a value of each column of the file may differ from itself, (D,): half of its last digit."""
+    digits = [8 if column.decimals is None else min(column.decimals, 8) for column in schema.file_columns]
+    return torch.tensor([0.49 * 10.0**-one for one in digits], dtype=torch.float64)
 
 
 def _with_empties(schema: Schema, values: Values) -> Values:
@@ -403,7 +424,7 @@ def _in_file(schema: Schema, x: Tensor, y: Tensor | None, is_filled: bool) -> Te
     if not schema.recorded:
         return x
     values: Values = _named(x.numpy(), schema.columns)
-    indicators = {one.column: one.made[0] for one in schema.steps if isinstance(one, Empty)}
+    indicators = _indicators(schema)
     if is_filled:
         values = {name: x * 0 if name in indicators.values() else x for name, x in values.items()}
     values = {**values, schema.reading.label_column: _codes(y, len(x))}
@@ -435,8 +456,7 @@ def completed(
         The rows, and the places of those without such a try.
     """
     found, left = given.clone(), torch.arange(len(given))
-    digits = [8 if column.decimals is None else min(column.decimals, 8) for column in schema.file_columns]
-    slack = torch.tensor([0.49 * 10.0**-one for one in digits], dtype=torch.float64)
+    slack = _slack(schema)
     limits = torch.from_numpy(np.array([column.limit for column in schema.columns], float))  # NaN for None
     is_open = x.isnan() | (x < limits)
     for one in tries:

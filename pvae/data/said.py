@@ -58,6 +58,14 @@ def read_rule(text: str, table: Table, names: Sequence[str]) -> Rule:
     return rule
 
 
+def can_be_read(text: str, table: Table) -> bool:
+    """Return whether a text is one rule, as it may not be if a name of a column has signs in it."""
+    try:
+        return ";" not in text and "'" not in text and str(_read(text, table, [*table.values]).rule).startswith(text)
+    except InputError:
+        return False
+
+
 def check_writers(rules: Sequence[Rule]) -> None:
     """Refuse two rules that compute one column."""
     computed = dict[str, Rule]()
@@ -73,8 +81,10 @@ def _read(text: str, table: Table, known: Sequence[str]) -> Candidate:
     form = re.fullmatch(r"(at most|exactly) one of (.*)", text)
     if form:
         flags = [_column(one, text, table.values) for one in form[2].split(",")]
-        if any(not np.isin(table.values[one], (0, 1)).all() for one in flags):
-            raise InputError(f"--rules {shown(text)}: a column has other values than 0 and 1: name flags")
+        for one in flags:
+            if not np.isin(table.values[one], (0, 1)).all() or len({*flags}) < max(2, len(flags)):
+                why = f"{one} has an empty field or other values than 0 and 1, or stands alone"
+                raise InputError(f"--rules {shown(text)}: {why}: name two flags or more")
         return _with_broken(flag_group(flags, form[1] == "exactly"), table)
     for sign in ("<=", ">=", "<", ">", "=", " by "):
         left, found, right = text.partition(sign)
@@ -88,6 +98,8 @@ def _read(text: str, table: Table, known: Sequence[str]) -> Candidate:
         if sign[0] == ">":
             low, high = high, low
         steps = {table.columns[one].step or table.unit[one] for one in (low, high)}
+        if low == high:
+            raise InputError(f"--rules {shown(text)} says nothing: name two columns")
         if len(steps) > 1:
             raise InputError(f"--rules {shown(text)}: {low} and {high} are recorded in different steps: give one step")
         least = 0.0 if sign.endswith("=") else steps.pop()
@@ -130,7 +142,8 @@ def _identity(name: str, right: str, text: str, table: Table) -> Candidate:
             for one in re.findall(r"[^\d\W]\w*", right):
                 if one != "x":  # of a product
                     _column(one, text, table.numbers)
-            raise InputError(f"--rules {shown(text)} cannot be read at {shown(right[end:].strip())}: give {FORMS}")
+            where = f" at {shown(right[end:].strip())}" if right[end:].strip() else ", since it names no other column"
+            raise InputError(f"--rules {shown(text)} cannot be read{where}: give {FORMS}")
         rule = a_sum(weights, constant, name, column)
     return with_residual(table, rule) or _with_broken(rule, table)
 
@@ -142,7 +155,9 @@ def _function(name: str, of: str, text: str, table: Table) -> Candidate:
     x, y = (class_of(table.values[one], at) for one, at in pairs)
     is_given = ~np.isnan(x) & ~np.isnan(y)
     keys = np.unique(x[is_given])
-    if len(keys) > table.n / 2 or key[0] == to[0]:
+    if key[0] == to[0]:
+        raise InputError(f"--rules {shown(text)} says nothing: name two columns")
+    if len(keys) > table.n / 2:
         raise InputError(f"--rules {shown(text)}: {of} has {len(keys):,} values, and decides nothing: name classes")
     found = []
     for one in keys:

@@ -3,7 +3,8 @@
 A law is what a smooth model of the columns would call a miracle. No test of n rows sees that a law has exceptions of
 share p, if none is among them: (1 - p)^n. So a law costs at most 1 / (e n) of new rows, and none is believed of few
 rows. A kind of law that has near laws in the table, which a few rows break, and not ten laws for each, is not believed
-either: laws that no row breaks cost new rows about what those that one row breaks tell (Good and Turing).
+either: by Good and Turing, the number of laws that exactly one row breaks estimates how often new rows break the laws
+that no row breaks.
 """
 
 from __future__ import annotations

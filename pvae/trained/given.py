@@ -100,7 +100,7 @@ def given_data(
         numbers = data.labels["test"].tolist() if is_named else []
         y = data.labels["test"] if y is None and run.is_given_labels else y
         return GivenData(data.test_names, data.test, "", y, [classes[label + 1] for label in numbers])
-    names, x, note, labels, fields, known_outside, broken, of_file = read_other(run.data, path, skip_broken)
+    names, x, note, labels, fields, known_outside, broken, of_file = read_other(run.data, path, skip_broken, y)
     outside = dict(known_outside)
     if run.is_given_labels and y is None:
         codes = {name: code for code, name in enumerate(run.data.label_names)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -157,7 +158,7 @@ def sample(vae: VAE, num_samples: int, draws: bool = False, y: Tensor | None = N
 def sample_rows(vae: VAE, schema: Schema, num_rows: int, y: Tensor | None = None) -> Tensor:
     """Return draws from p(x | z), z ~ p(z), as `sample`, of a table: a row that breaks a rule is drawn again.
 
-    So is one in which a computed column lies below 0, where none does.
+    So is one in which a computed column lies below 0, where none does. A warning says how many rows break one still.
     """
     x = sample(vae, num_rows, True, y)
     if y is not None:
@@ -170,6 +171,9 @@ def sample_rows(vae: VAE, schema: Schema, num_rows: int, y: Tensor | None = None
             break
         of_places = None if y is None else y[places]
         x[places] = sample(vae, len(places), True, of_places)
+    else:
+        why = f"{_MOST_TRIES} draws of each break a rule, or have a value below 0 that no row has"
+        warnings.warn(f"{len(places):,} rows of {num_rows:,} may not be rows of the table: {why}", stacklevel=2)
     return x
 
 

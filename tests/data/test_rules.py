@@ -19,11 +19,12 @@ from pandas import DataFrame, Timestamp, to_timedelta
 
 import pvae
 from pvae.core.errors import InputError
-from pvae.data.read import in_columns, read_again
+from pvae.data.read import in_columns, read_again, read_other
 from pvae.data.rule import Rule
 from pvae.data.rules import breaking, completed, log_density_beside, recorded
 from pvae.data.search import expected_below
 from pvae.data.tables import read_frame, table_text
+from pvae.trained import latent_space
 
 COUNT = 900
 
@@ -223,6 +224,9 @@ def test_a_kind_with_near_laws_is_not_believed_and_a_note_names_the_rows():
     assert [str(rule) for rule in data.near] == ["total = net + fee + 3"]
     said = pvae.read(frame, rules=["total = net + fee + 3"])
     assert {"total", "area", "gross"} <= {rule.column for rule in said.rules}
+    other = frame.rename(columns={"fee": "fee; too"})
+    assert "total = net + fee; too + 3 but for" in (note := pvae.read(other).note)
+    assert "--rules 'total" not in note, "it could not be read"
     assert [text.partition(":")[0] for text in said.impossible["train"]] == [f"row-{one}" for one in train[:2]]
 
 
@@ -261,6 +265,11 @@ def test_a_rule_that_is_said_is_one(rules, kind):
         ("total = net + fee + 3; total = area", "both compute total|break it"),
         ("start <= net", "different steps"),
         ("exactly one of red, green", "break it"),
+        ("at most one of red", "two flags"),
+        ("at most one of red, score", "empty field"),
+        ("plan by plan", "two columns"),
+        ("net <= net", "two columns"),
+        ("total = 5", "no other column"),
     ],
 )
 def test_a_rule_that_cannot_be_one_is_refused(rules, says):
@@ -309,7 +318,7 @@ def test_a_rule_is_kept_though_another_one_computes_its_column():
     assert "begin <= end" not in map(str, data.rules), "it follows"
 
 
-def test_rules_of_the_class_that_is_given_stay():
+def test_rules_of_the_class_that_is_given_stay(tmp_path):
     draw = np.random.default_rng(0)
     kind = draw.choice([*"abc"], 900)
     island = np.where(kind == "a", "east", draw.choice(["east", "west"], 900))
@@ -323,6 +332,10 @@ def test_rules_of_the_class_that_is_given_stay():
     east = data.file_columns[0].categories.index("east")
     assert (recorded(data, x, torch.zeros(len(x), dtype=torch.int64))[:, 0] == east).all()
     assert not pvae.read(frame, label_column="kind").with_valid(0.1).rules
+    file = tmp_path / "west.csv"
+    DataFrame({"kind": ["b"], "island": ["west"], "mass": [50.0]}).to_csv(file, index=False)
+    assert not read_other(data.record(), file).broken
+    assert "island is west" in read_other(data.record(), file, y=torch.tensor([0])).broken[0], "as --label a"
 
 
 SMALL = {  # tables of few values, and the values of each column that a row may have
@@ -398,6 +411,37 @@ def test_rows_that_break_a_rule_are_named_and_can_be_encoded():
     values = read_frame(wrong, data.reading, "new", data.record())
     x, _, _ = in_columns(data, values.x["train"], np.full(7, np.nan))
     assert (x.isnan() <= data.train.isnan().any(0)).all(), "nothing is missing that the encoder needs"
+
+
+def test_a_given_value_is_never_lost_without_a_word():
+    """A total whose part is empty is left out; no training row has that, so nothing brings it back."""
+    frame = table()
+    data = pvae.read(frame)
+    row = frame.iloc[:1].copy()
+    row["fee"] = np.nan
+    assert "total is" in broken(data, row)[0]
+    assert "no training row is like this one" in broken(data, row)[0]
+    row["total"] = np.nan
+    assert not broken(data, row)
+
+
+def test_the_years_of_a_date_are_no_levels():
+    frame = table(count=600)
+    data = pvae.read(frame)
+    assert "start: year" in {column.name for column in data.columns}
+    new = frame.iloc[:3].copy()
+    new[["start", "end"]] += pandas.Timedelta(days=3 * 365)
+    assert not broken(data, new)
+
+
+def test_rows_that_no_try_mends_are_counted(monkeypatch):
+    columns = ["red", "green"]
+    data = pvae.read(table()[columns], rules="none; at most one of red, green")
+    wrong = torch.full((5, len(data.columns)), 9.0)
+    monkeypatch.setattr(latent_space, "sample", lambda vae, count, draws, y: wrong[:count].clone())
+    monkeypatch.setattr(latent_space, "can_be", lambda schema, x, y: torch.zeros(len(x), dtype=torch.bool))
+    with pytest.warns(UserWarning, match="5 rows of 5 may not be rows"):
+        latent_space.sample_rows(None, data, 5)
 
 
 def test_an_imputed_row_breaks_no_rule():
