@@ -346,7 +346,7 @@ class IAFPosterior(Posterior, name="iaf", help="inverse autoregressive flow, whi
 
     Each f_t is one of `autoregressive_transforms`, with affine functions of each dimension, and taken in the direction
     in which a draw is one pass. The density of other points than a draw takes L passes through each f_t.
-    Bounds that evaluate log q at a detached draw, as `DReG` and `ScoreELBO`, take L backward passes through each f_t in
+    Bounds that evaluate log q at draws without their path, as `DReG` and `ScoreELBO`, take L backward passes through each f_t in
     a step (see `Flow`).
 
     Args:
