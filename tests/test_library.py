@@ -5,11 +5,16 @@ import-linter, configured in pyproject.toml, holds the imports between rooms to 
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import pvae
+
+PACKAGE = Path(pvae.__file__).parent
 PROGRAM = "cli config data evaluation explore identification plotting runs trained training"
 BY_HAND = """
 import sys
@@ -113,3 +118,10 @@ assert "matplotlib.pyplot" not in sys.modules
 @pytest.mark.workflow
 def test_importing_changes_nothing():
     subprocess.run([sys.executable, "-W", "error::RuntimeWarning", "-c", IMPORT], check=True, timeout=60)
+
+
+def test_no_constant_of_a_module_is_set_twice():
+    for file in PACKAGE.rglob("*.py"):
+        targets = [node.targets[0] for node in ast.parse(file.read_text()).body if isinstance(node, ast.Assign)]
+        names = [target.id for target in targets if isinstance(target, ast.Name)]
+        assert len(names) == len({*names}), f"{file}: {sorted(name for name in {*names} if names.count(name) > 1)}"

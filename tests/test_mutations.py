@@ -66,8 +66,8 @@ marginal/test_log_likelihood.py
     marginal.quadrature | cells = 2 * cells | cells = 1 * cells
     marginal.log_likelihood | index_copy(0, taken, | index_copy(0, torch.arange(len(taken)),
 marginal/test_calibration.py
-    marginal.gaps | > q.log_prob(z) | < q.log_prob(z)
-    marginal.gaps | (draws < z) | (draws < draws[:1])
+    marginal.calibration | > q.log_prob(z) | < q.log_prob(z)
+    marginal.calibration | (draws < z) | (draws < draws[:1])
 marginal/test_conditional.py
     marginal.log_likelihood | part.where(is_given, | part.where(~is_given,
     marginal.log_likelihood | joint.log_p - given.log_p | joint.log_p

@@ -52,8 +52,10 @@ class _DatasetOption(Option):
             elif suffix in (".csv", ".tsv", ".parquet", ".xlsx"):
                 kind = "table"
             raise InputError(f"unknown --dataset {shown(value)}: for data of your own, give {kind}:{value}")
-        path = str(value).partition(":")[2]
-        own = [f"{kind}:{path}" for kind in ("folder", "array", "table") if path]
+        own = list[str]()
+        if isinstance(value, str) and ":" in value and len(value) < 200:  # of a misspelt kind
+            path = value.partition(":")[2]
+            own = [f"{kind}:{path}" for kind in ("folder", "array", "table")]
         return check_name(self.flag, value, [*own, *self.choices])
 
 

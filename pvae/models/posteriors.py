@@ -345,9 +345,9 @@ class IAFPosterior(Posterior, name="iaf", help="inverse autoregressive flow, whi
         e ~ Normal(loc(x), scale(x)^2),    z = f_T(... f_1(e, h(x)) ..., h(x))
 
     Each f_t is one of `autoregressive_transforms`, with affine functions of each dimension, and taken in the direction
-    in which a draw is one pass. The density of other points than a draw takes L passes through each f_t.
-    Bounds that evaluate log q at draws without their path, as `DReG` and `ScoreELBO`, take L backward passes through each f_t in
-    a step (see `Flow`).
+    in which a draw is one pass. The density of other points than a draw takes L passes through each f_t. Bounds that
+    evaluate log q at draws without their path, as `DReG` and `ScoreELBO`, take L backward passes through each f_t in a
+    step (see `Flow`).
 
     Args:
         encoder: a network from (B, C, H, W) to (B, 2 L + num_context): loc, log scale, h.

@@ -10,7 +10,7 @@ from helpers.linear_gaussian import LinearGaussian
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
-from pvae.marginal.gaps import calibration
+from pvae.marginal.calibration import calibration
 
 LEVEL = 1 - 2e-5
 

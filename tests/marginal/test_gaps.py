@@ -30,8 +30,11 @@ def test_at_the_true_posterior_the_bound_is_log_p_at_every_draw(monkeypatch):
 
     monkeypatch.setattr(gaps, "_fitted", exact)
     monkeypatch.setattr(gaps, "record", lambda step, _q: step)
+    mean, num_draws = gaps._mean, []
+    monkeypatch.setattr(gaps, "_mean", lambda values: num_draws.append(len(values)) or mean(values))
     with seeded(0):
         found = best_elbo(truth.vae(), Batch(truth.x, truth.y), 20)
+    assert num_draws == [1000] * 4
     for name in ("own", "full", "flow"):
         elbo, error = getattr(found, name), getattr(found, f"{name}_stderr")
         torch.testing.assert_close(elbo, truth.log_p(), rtol=1e-6, atol=1e-6)

@@ -13,7 +13,8 @@ from pvae.core.errors import InputError
 from pvae.data.dataset import random_subset
 from pvae.evaluation.context import Context, Measure, Request, said
 from pvae.evaluation.measures.log_likelihood import methods_of
-from pvae.marginal.gaps import best_elbo, calibration
+from pvae.marginal.calibration import calibration
+from pvae.marginal.gaps import best_elbo
 from pvae.marginal.log_p import LogP, check_continuous
 from pvae.trained.codes import given_y
 from pvae.trained.scores import Estimate, with_likelihood
@@ -147,7 +148,7 @@ _CALIBRATED = 1000  # data that are drawn from the VAE
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage(Measure):
-    """Whether q(z | x) is calibrated on data drawn from the VAE; see `pvae.marginal.gaps`.
+    """Whether q(z | x) is calibrated on data drawn from the VAE; see `pvae.marginal.calibration`.
 
     Args:
         num_images: number of data that were drawn.
