@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pvae.core.batch import Batch
+    from pvae.data.read import OtherData
     from pvae.runs.run import Run
-    from pvae.trained.given import GivenData
     from pvae.trained.imputation import Imputed
     from pvae.vae import VAE
 
@@ -116,7 +116,7 @@ def _encode(arguments: argparse.Namespace) -> None:
         codes = _codes_of_splits(run, arguments)
     else:
         given = _given_data(run, arguments)
-        batch = given.batch(run)
+        batch = given.batch(run.preparation)
         with seeded(arguments.seed):
             found = draw_codes(run.vae(), batch) if arguments.draws else encode_images(run.vae(), batch)._asdict()
         codes = {name: given.in_place(z) for name, z in found.items()}
@@ -186,8 +186,7 @@ def _score(arguments: argparse.Namespace) -> None:
     if rate is not None:
         run.dataset(None, arguments.data_dir, arguments.offline)
         held_out = held_out_rows(run, rate)
-    given = _given_data(run, arguments)
-    given = given._replace(outside={**given.broken, **given.outside}, broken={})
+    given = _given_data(run, arguments).without_broken
     how = arguments.importance_samples, functools.partial(progress_bar, unit="datum", in_logs=True)
     with seeded(arguments.seed):
         scores, vae, batch, kind = score_rows(run, given.x, given.y, given.inside, given.names, "test", *how)
@@ -253,7 +252,7 @@ def _say_how(scores: DataFrame) -> None:
     print_line(_CAVEAT)
 
 
-def _with_outside(scores: DataFrame, given: GivenData) -> DataFrame:
+def _with_outside(scores: DataFrame, given: OtherData) -> DataFrame:
     """Return scores of all rows in their order: log p is -inf of those outside, and NaN of those that are empty."""
     import numpy as np
     import pandas
@@ -267,7 +266,7 @@ def _with_outside(scores: DataFrame, given: GivenData) -> DataFrame:
     return together.iloc[np.argsort([*given.inside, *given.outside])]
 
 
-def _beside(run: Run, vae: VAE, batch: Batch, given: GivenData, rows: list[int]) -> list[str]:
+def _beside(run: Run, vae: VAE, batch: Batch, given: OtherData, rows: list[int]) -> list[str]:
     """Return for each of some rows why it is outside, or else its most surprising values."""
     import torch
 
@@ -326,7 +325,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     from pandas import DataFrame
 
     from pvae.core.random_state import seeded
-    from pvae.data.rules import recorded
+    from pvae.data.codec import to_file
     from pvae.plotting.figures import image_figure
     from pvae.trained.given import label_of, label_texts
 
@@ -352,7 +351,7 @@ def _sample(arguments: argparse.Namespace) -> None:
         where += ", labels in the shares of the training data"
     if not run.data.is_images:
         names = [f"sample-{number}" for number in range(1, len(x) + 1)]
-        _write_values(run, out, names, recorded(run.data, x, y), labels)
+        _write_values(run, out, names, to_file(run.data, x, y), labels)
         print_line(f"{out}: x {tuple(x.shape)}, draws from p(x | z), {where}")
         return
     images = run.preparation.shown(x).clamp(0, 1)
@@ -417,7 +416,7 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
     if run.data.recorded:
         num_draws = max(TRIES, _TRIES_OF_DRAW * number)
     with progress_bar("imputing", len(given.inside), "datum", in_logs=True) as bar:
-        found = impute(run.vae(), given.batch(run), num_draws=num_draws, on_data=bar.update)
+        found = impute(run.vae(), given.batch(run.preparation), num_draws=num_draws, on_data=bar.update)
     values = {"filled": given.in_place(found.filled, given.x), "std": given.in_place(found.std)}
     how = "filled by their means; std says how far each may lie from its mean"
     alike = "standard deviations may be too small"
@@ -426,7 +425,7 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
         how = f"{number} draws of each"
         alike = "draws are too alike"
     files = str(out)
-    is_missing = (given.x if given.recorded is None else given.recorded).isnan()
+    is_missing = (given.in_file if run.data.columns else given.x).isnan()
     num_missing = int(is_missing[given.inside].sum())
     if run.data.columns:
         files = _write_imputed_table(run, out, given, found, number)
@@ -444,15 +443,15 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
         print_line(f"the weights of {len(untrusted):,} rows have {few}: their {alike}: {listed(untrusted)}")
 
 
-def _write_imputed_table(run: Run, out: Path, given: GivenData, found: Imputed, number: int) -> str:
+def _write_imputed_table(run: Run, out: Path, given: OtherData, found: Imputed, number: int) -> str:
     """Write a table as its file has it, with imputed values in place of empty fields; return the names of the files."""
     from dataclasses import replace
 
     import pandas
     import torch
 
+    from pvae.data.codec import complete
     from pvae.data.column import Column
-    from pvae.data.rules import completed
     from pvae.data.tables import table_text
 
     assert given.fields is not None  # of the file of a table
@@ -462,15 +461,14 @@ def _write_imputed_table(run: Run, out: Path, given: GivenData, found: Imputed, 
     for one in run.data.constants:
         if one.name in fields:
             fields[one.name] = fields[one.name].mask(fields[one.name].isin(missing), one.text)
-    assert given.recorded is not None  # of the file of a table
-    of_file, x, y = given.recorded[given.inside], given.x[given.inside], given.batch(run).y
+    of_file, x, y = given.in_file[given.inside], given.x[given.inside], given.batch(run.preparation).y
     is_missing = given.in_place(of_file.isnan(), torch.tensor(False))
     tries = [*found.draws.unbind(1)]
     if number:
         repeated = pandas.concat([fields] * number)
         counts = torch.arange(1, 1 + number).repeat_interleave(len(fields))
         repeated.insert(0, "imputation", counts.tolist())
-        parts = [completed(run.data, of_file, x, tries[first::number], y) for first in range(number)]
+        parts = [complete(run.data, of_file, x, tries[first::number], y) for first in range(number)]
         draws = torch.cat([given.in_place(part) for part, _ in parts])
         _say_left(torch.cat([left for _, left in parts]))
         write(out, table_text(columns, draws, repeated, is_missing.repeat(number, 1), sep))
@@ -481,7 +479,7 @@ def _write_imputed_table(run: Run, out: Path, given: GivenData, found: Imputed, 
     for place, column in enumerate(run.data.file_columns):
         if column in run.data.columns:
             std[:, place] = given.in_place(found.std[:, run.data.columns.index(column)])
-    rows, left = completed(run.data, of_file, x, [found.filled, *tries], y)
+    rows, left = complete(run.data, of_file, x, [found.filled, *tries], y)
     filled = given.in_place(rows)
     _say_left(left)
     write(out, table_text(columns, filled, fields, is_missing, sep))
@@ -507,18 +505,18 @@ def _reconstruct_parser() -> Parser:
 def _reconstruct(arguments: argparse.Namespace) -> None:
     from pandas import DataFrame
 
-    from pvae.data.rules import recorded
+    from pvae.data.codec import to_file
     from pvae.plotting.figures import reconstruction_figure
     from pvae.trained.latent_space import decode, encode
 
     run = open_run(arguments.run, arguments.vae)
     folder = _out(run, arguments.out, run.place / "reconstructions", "reconstructions")
     given = _given_data(run, arguments)
-    batch = given.batch(run)
+    batch = given.batch(run.preparation)
     shown = run.preparation.shown
     means = decode(run.vae(), encode(run.vae(), batch), batch.y)
     if not run.data.is_images:
-        _write_values(run, folder, given.names, given.in_place(recorded(run.data, means, batch.y)))
+        _write_values(run, folder, given.names, given.in_place(to_file(run.data, means, batch.y)))
         print_line(f"{folder}: {len(means):,} means of p(x | z), in the order of the data")
         _say_outside(given, "reconstruction")
         return
@@ -607,7 +605,7 @@ def _add_data(parser: Parser) -> None:
     add("--skip-broken", action="store_true", help="leave out image files of DATA that cannot be decoded")
 
 
-def _given_data(run: Run, arguments: argparse.Namespace) -> GivenData:
+def _given_data(run: Run, arguments: argparse.Namespace) -> OtherData:
     """Return DATA, or the test data of the run, and print how they were changed."""
     from pvae.trained.given import given_data
 
@@ -619,7 +617,7 @@ def _given_data(run: Run, arguments: argparse.Namespace) -> GivenData:
     return given
 
 
-def _say_outside(given: GivenData, what: str) -> None:
+def _say_outside(given: OtherData, what: str) -> None:
     """Print for how many rows a command has computed nothing, or a rule is broken, and why for the first ones."""
     for rows, said in ((given.outside, f"no {what} for"), (given.broken, "a rule of the run is broken in")):
         if rows:

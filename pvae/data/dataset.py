@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -18,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pvae.core.errors import InputError, joined, listed
+from pvae.data.codec import codes_of, from_file
 from pvae.data.column import Column
-from pvae.data.rules import find_rules, modelled
+from pvae.data.rules import find_rules
 from pvae.data.schema import DataRecord, Schema, is_classes, title_of
 from pvae.models.columns import column_kinds, named_kinds
 
@@ -224,7 +224,7 @@ class Dataset(Schema):
         found = known
         labels = dict[str, Tensor]()
         if is_given_labels and self.reading.label_column and not self.has_attributes:
-            labels = {split: torch.where(y < 0, math.nan, y.double()) for split, y in self.labels.items()}
+            labels = self.labels
         values = {split: x.double().numpy() for split, x in self.splits.items()} if self.columns else {}
         if found is None:
             is_named = bool(self.columns) and not self.is_in_parts and not column_kinds(self.reading.columns)
@@ -236,8 +236,8 @@ class Dataset(Schema):
             kept = [*named_kinds(self.reading.columns), *(one.name for one in self.columns if one.limit is not None)]
             of_labels = {}
             if labels:
-                codes = np.concatenate([labels[split].numpy() for split in seen])
-                of_labels = {self.reading.label_column: (codes, self.label_names)}
+                codes = torch.cat([labels[split] for split in seen])
+                of_labels = {self.reading.label_column: (codes_of(codes, len(codes)), self.label_names)}
             fields = find_rules(
                 self.columns,
                 np.concatenate([values[split] for split in seen]),
@@ -258,10 +258,10 @@ class Dataset(Schema):
         }
         names, impossible = {**self.names}, dict[str, Sequence[str]]()
         for split, x in values.items():
-            left, why = modelled(found, x, labels[split].numpy() if split in labels else None)
+            left, why = from_file(found, x, labels.get(split))
             rows = [row for row in range(len(x)) if row not in why]
             named = self.names_of(split)
-            changed[split] = torch.from_numpy(left[rows])
+            changed[split] = left[rows]
             if split in self.labels:
                 changed[f"{split}_labels"] = self.labels[split][rows]
             if split in names:

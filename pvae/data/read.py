@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -11,18 +12,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset
 
+from pvae.core.batch import Batch
 from pvae.core.errors import InputError, check_name, joined
 from pvae.core.files import expanded
 from pvae.core.options import options_of
 from pvae.core.random_state import seeded
 from pvae.data.arrays import is_array_file
 from pvae.data.batches import data_in_batches, plain
-from pvae.data.dataset import Dataset
+from pvae.data.codec import from_file
+from pvae.data.column import Column
+from pvae.data.dataset import Dataset, domain_faults
 from pvae.data.images import (
     SUFFIXES,
     ImageArrays,
@@ -33,8 +36,8 @@ from pvae.data.images import (
     image_files,
     load_images,
 )
+from pvae.data.preparation import Preparation
 from pvae.data.reading import DATASETS, Reading, is_file, is_folder, is_table, own_path
-from pvae.data.rules import modelled
 from pvae.data.schema import DataRecord, Fields, Schema, Values, names_of
 from pvae.data.sources import by_name, dataset_of, read_values
 
@@ -181,29 +184,64 @@ def read_again(record: DataRecord, data_dir: str | Path | None = None, offline: 
 
 
 class OtherData(NamedTuple):
-    """Data of a file or folder for a run that was trained on other data.
+    """Data to encode or score, in the shape that a VAE was trained on.
 
     Args:
         names: for each datum the path of its file, relative to the folder, the number of its row or image, or both.
-        data: images as bytes (N, C, H, W), or values (N, ...).
+        x: images as bytes (N, C, H, W), or other data (N, *D).
         note: what was changed or left out, or "".
-        labels: the class of each datum by its name: the labels of arrays, a column of labels, or the names of the
-            folders in a folder; [] if there are none.
-        fields: of a table.
-        outside: rows of a table that cannot be rows of the recorded one, by their numbers, and why.
-        broken: the same of rows that break a rule.
-        recorded: the values of a table in the columns of the file, NaN where they are empty or below
-            a limit.
+        y: the labels, (N, ...), or one label for all data, (1, ...), if the VAE is given labels.
+        labels: the name of the class of each datum, "" where it is not known; empty if the data have no classes.
+        fields: of a table that was given as a file.
+        outside: rows that cannot be rows of the run's table, by their numbers, and why; or that are empty.
+        broken: the same of rows that break a rule, which an encoder can see.
+        in_file: the values of a table in the columns of the file, NaN where they are empty or below a limit.
     """
 
     names: Sequence[str]
-    data: Tensor
-    note: str
-    labels: list[str]
+    x: Tensor
+    note: str = ""
+    y: Tensor | None = None
+    labels: Sequence[str] = ()
     fields: Fields | None = None
     outside: Mapping[int, str] = MappingProxyType({})
     broken: Mapping[int, str] = MappingProxyType({})
-    recorded: Tensor | None = None
+    in_file: Tensor = torch.tensor([])
+
+    @property
+    def inside(self) -> Tensor:
+        """The numbers of the rows that are not outside, int64 (M,).
+
+        Raises:
+            InputError: there are none.
+        """
+        rows = [row for row in range(len(self.names)) if row not in self.outside]
+        if not rows:
+            raise InputError(f"no row can be one of the run's table, {self.names[0]} since {self.outside[0]}")
+        return torch.tensor(rows)
+
+    @property
+    def without_broken(self) -> OtherData:
+        """The same data, with the rows that break a rule outside."""
+        return self._replace(outside={**self.broken, **self.outside}, broken={})
+
+    def batch(self, preparation: Preparation) -> Batch:
+        """Return the data that are inside as a VAE takes them."""
+        rows = Batch(self.x, self.y).rows(self.inside)
+        return Batch(preparation.x_of(rows.x), rows.y)
+
+    def checked(self, p_x: Any, preparation: Preparation, columns: Sequence[Column]) -> OtherData:
+        """Return the data, whose rows are outside if p(x | z) takes no such values."""
+        outside = dict(self.outside)
+        values = preparation.prepared(self.x, "test")
+        for row, where, fault in domain_faults(getattr(p_x, "check", None), values, columns):
+            outside.setdefault(row, f"{where} {fault}")
+        return self._replace(outside=outside)
+
+    def in_place(self, values: Tensor, others: Tensor = torch.tensor(math.nan)) -> Tensor:  # noqa: B008
+        """Return values of the rows that are inside, (M, ...), in their places among all, (N, ...)."""
+        found = values.new_empty(len(self.names), *values.shape[1:]).copy_(others)
+        return found.index_copy(0, self.inside, values)
 
 
 def read_other(record: DataRecord, path: str | Path, skip_broken: bool = False, y: Tensor | None = None) -> OtherData:
@@ -214,7 +252,7 @@ def read_other(record: DataRecord, path: str | Path, skip_broken: bool = False, 
         path: an image file, a folder of image files, or an .npy or .npz file, as `ImageArrays` reads it; or for data
             that are no images, a file as `read_values` reads it.
         skip_broken: leave out image files that cannot be decoded.
-        y: the label of all data, (1,), in place of their own, if rules depend on it.
+        y: the label of all data, (1, ...), in place of their own.
 
     Raises:
         InputError: there is no such file, or it cannot be read, or holds data of another kind.
@@ -251,7 +289,9 @@ def read_other(record: DataRecord, path: str | Path, skip_broken: bool = False, 
     if f" of {shape}" not in images.found:
         note = joined(f"{images.found}, are brought to {shape}, as in training", note)
     labels = names_of(np.array(images.labels)) if images.labels else []
-    return OtherData(images.names, torch.from_numpy(images.pixels), note, labels)
+    if y is None:
+        y = _codes(record, labels)
+    return OtherData(images.names, torch.from_numpy(images.pixels), note, y, labels)
 
 
 def _other_values(record: DataRecord, file: Path, y: Tensor | None) -> OtherData:
@@ -261,37 +301,38 @@ def _other_values(record: DataRecord, file: Path, y: Tensor | None) -> OtherData
     if not record.columns:  # of a run on arrays
         known, reading = None, replace(reading, columns=f"real*{record.datum_shape[0]}")
     values = read_values(file, reading, known, keeps_outside=True)
-    together = np.concatenate([x.astype(np.float64) for x in values.x.values()])
-    names = [name for part in values.names.values() for name in part]
     labels = names_of(np.concatenate([*values.labels.values()])) if values.labels else []
     same = {_without_zeros(name): name for name in record.label_names}  # "2.0" is the class "2" too
     labels = [same.get(_without_zeros(name), name) if name not in record.label_names else name for name in labels]
-    known_codes = {name: float(code) for code, name in enumerate(record.label_names)}
-    codes = np.array([known_codes.get(name, np.nan) for name in labels] or np.full(len(together), np.nan))
-    if y is not None and y.ndim == 1:
-        codes[:] = y.item()
-    x, of_file, broken = in_columns(record, together, codes)
-    if x.shape[1:] != record.datum_shape:
-        raise InputError(f"{file} has shape {tuple(x.shape)}, and the run was trained on (N, *{record.datum_shape})")
-    note = values.schema.note
-    return OtherData(names, x, note, labels, values.fields, values.outside, broken, of_file)
+    given = other_rows(record, values, _codes(record, labels) if y is None else y)
+    if given.x.shape[1:] != record.datum_shape:
+        shape = tuple(given.x.shape)
+        raise InputError(f"{file} has shape {shape}, and the run was trained on (N, *{record.datum_shape})")
+    return given._replace(labels=labels)
 
 
-def in_columns(
-    schema: Schema, of_file: NDArray[np.float64], y: NDArray[np.float64]
-) -> tuple[Tensor, Tensor | None, dict[int, str]]:
-    """Return the values of x of other rows, in the columns of the file, and those that break a rule, with why.
+def other_rows(schema: Schema, values: Values, y: Tensor | None = None) -> OtherData:
+    """Return values of the columns of a file as rows of the table of a schema.
 
     Args:
         schema: of the run.
-        of_file: values (N, D) of the columns of the file.
-        y: codes of the labels, (N,), NaN where one is not known.
+        values: the rows of all splits, in their order.
+        y: their labels, (N,) or (1,), if rules depend on them.
     """
-    left, broken = modelled(schema, of_file, y)
-    if not schema.columns:
-        return torch.from_numpy(left), None, broken
-    limits = np.array([column.limit for column in schema.file_columns], float)  # NaN for None
-    return torch.from_numpy(left), torch.from_numpy(np.where(of_file < limits, np.nan, of_file)), broken
+    file = np.concatenate([x.astype(np.float64) for x in values.x.values()])
+    names = [name for part in values.names.values() for name in part]
+    x, broken = from_file(schema, file, y)
+    in_file = torch.tensor([])
+    if schema.columns:
+        limits = np.array([column.limit for column in schema.file_columns], float)  # NaN for None
+        in_file = torch.from_numpy(np.where(file < limits, np.nan, file))
+    return OtherData(names, x, values.schema.note, y, (), values.fields, values.outside, broken, in_file)
+
+
+def _codes(record: DataRecord, labels: Sequence[str]) -> Tensor | None:
+    """Return classes by their names as codes, -1 where a class is not known; None if there are none."""
+    codes = {name: code for code, name in enumerate(record.label_names)}
+    return torch.tensor([codes.get(name, -1) for name in labels]) if labels else None
 
 
 def _without_zeros(name: str) -> str:

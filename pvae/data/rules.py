@@ -11,22 +11,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Container, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pvae.core.errors import InputError, joined, listed
+from pvae.data.codec import named, undone
 from pvae.data.column import Column
 from pvae.data.parts import ENOUGH_ROWS, PARTS, Empty
-from pvae.data.rule import TINY, Array, Computed, Flags, Function, Identity, Order, Rule, Values
+from pvae.data.rule import Array, Computed, Flags, Function, Identity, Order, Rule, Values
 from pvae.data.said import can_be_read, check_writers, read_option, read_rule
 from pvae.data.search import Table, find_laws
-
-if TYPE_CHECKING:
-    from pvae.data.schema import Schema
 
 Mask = NDArray[np.bool_]
 
@@ -113,7 +109,7 @@ def find_rules(
             raise InputError(f"--rules needs {_LEAST_ROWS} training rows, and there are {num_train}: leave it out")
         return {"columns": tuple(columns)}
     is_train = np.arange(len(x)) < num_train
-    rows = _Rows(_named(x, columns), columns, is_train, ~is_train)
+    rows = _Rows(named(x, columns), columns, is_train, ~is_train)
     for name, gaps in {name: np.isnan(values) for name, values in rows.values.items()}.items():
         part = Empty(column=name)
         if gaps.any() and {name, "empty"}.isdisjoint({*left_out, *kept}) and rows.columns.keys().isdisjoint(part.made):
@@ -302,7 +298,7 @@ class _Plan:
             left = step.apply(left)
         draw = np.random.RandomState(0)
         alone = {name: draw.permutation(_filled(x, draw)) for name, x in left.items()}
-        drawn = _undone(steps, alone, self.indicators)
+        drawn = undone(steps, alone, self.indicators)
         for name, indicator in self.indicators.items():
             drawn = {**drawn, name: np.where(drawn[indicator] == 1, np.nan, drawn[name])}
         return [rule for rule in rules if not rule.keeps(drawn).all()]
@@ -324,213 +320,3 @@ def _filled(x: Array, draw: np.random.RandomState) -> Array:
     """Return values with draws of the others in place of NaN."""
     given = x[~np.isnan(x)]
     return np.where(np.isnan(x), draw.choice(given, len(x)), x) if len(given) else np.zeros(len(x))
-
-
-def modelled(schema: Schema, x: Array, labels: Array | None = None) -> tuple[Array, dict[int, str]]:
-    """Return the values that are left of those of a file (N, D), and the rows that cannot be, with why.
-
-    Args:
-        schema: of the table.
-        x: the values of the file, of any rows.
-        labels: the codes of the labels, (N,), if rules depend on them.
-    """
-    if not schema.recorded:
-        return x, {}
-    file = _named(x, schema.recorded)
-    if labels is not None:
-        file = {**file, schema.reading.label_column: labels}
-    full = _with_empties(schema, file)
-    values: Values = file
-    why = dict[int, str]()
-    columns = {column.name: column for column in schema.recorded}
-    for rule in schema.rules:
-        for row in np.flatnonzero(~rule.keeps(full)).tolist():
-            why.setdefault(row, f"{_said(rule, full, columns, row)}, which breaks a rule: {rule}")
-    for step in schema.steps:
-        if not step.is_law:
-            for row in np.flatnonzero(~step.keeps(values)).tolist():
-                why.setdefault(row, f"{_said(step, values, columns, row)}, and in the training rows {step}")
-        values = step.apply(values)
-    left = {column.name for column in schema.columns} | {schema.reading.label_column}
-    again = _undone(schema.steps, {name: values[name] for name in left & values.keys()}, _indicators(schema))
-    for column, slack in zip(schema.recorded, _slack(schema).tolist()):
-        x = file[column.name]
-        is_lost = ~np.isnan(x) & ~(np.abs(x - again[column.name]) <= slack + 1e-14 * np.abs(x))
-        for row in np.flatnonzero(is_lost).tolist():
-            text = column.text(x[row] - column.origin, is_given=True)
-            why.setdefault(row, f"{column.name} is {text}, and no training row is like this one")
-    return _stacked(values, schema.columns), why
-
-
-def _indicators(schema: Schema) -> dict[str, str]:
-    """Return the columns that say whether one is empty, by its name."""
-    return {one.column: one.made[0] for one in schema.steps if isinstance(one, Empty)}
-
-
-def _slack(schema: Schema) -> Tensor:
-    """Return by how much a value of each column of the file may differ from itself, (D,): half of its last digit."""
-    digits = [8 if column.decimals is None else min(column.decimals, 8) for column in schema.file_columns]
-    return torch.tensor([0.49 * 10.0**-one for one in digits], dtype=torch.float64)
-
-
-def _with_empties(schema: Schema, values: Values) -> Values:
-    """Return the columns of a file, and those that say whether a field is empty."""
-    for one in schema.steps:
-        if isinstance(one, Empty):
-            values = one.apply(values)
-    return values
-
-
-def _said(rule: Rule, values: Values, columns: Mapping[str, Column], row: int) -> str:
-    """Return the value of the column of a rule in a row."""
-    name = rule.column
-    if isinstance(rule, Flags):
-        return f"{listed([one for one in rule.flags if values[one][row] == 1]) or 'none'} is set"
-    if name not in columns:
-        name = name.removesuffix(" is empty")
-    if name not in columns:
-        return f"{name} is {values[rule.column][row]:g}"
-    text = columns[name].text(values[name][row] - columns[name].origin, is_given=True)
-    return f"{name} is {text or 'empty'}"
-
-
-def recorded(schema: Schema, x: Tensor, y: Tensor | None = None, is_filled: bool = False) -> Tensor:
-    """Return the values of the columns of a file (N, D), given those that are left.
-
-    Args:
-        schema: of the table.
-        x: values that are left; those that were drawn or computed are rounded as `Column.rounded` says.
-        y: the labels, (N,) or (1,), if rules depend on them.
-        is_filled: a field stays empty only where another column says so.
-    """
-    if not schema.recorded:
-        return x
-    return _in_file(schema, _rounded(schema, x, is_filled), y, is_filled)
-
-
-def _rounded(schema: Schema, x: Tensor, is_filled: bool) -> Tensor:
-    """Return values that are left as those of the file."""
-    rounded = x.double().clone()
-    for place, column in enumerate(schema.columns):
-        if not (is_filled and column.limit is not None):  # which is filled in with numbers below it
-            rounded[:, place] = torch.tensor(
-                [column.rounded(value) for value in rounded[:, place].tolist()], dtype=torch.float64
-            )
-    return rounded
-
-
-def _in_file(schema: Schema, x: Tensor, y: Tensor | None, is_filled: bool) -> Tensor:
-    """Return the values of the columns of a file, given rounded ones that are left."""
-    if not schema.recorded:
-        return x
-    values: Values = _named(x.numpy(), schema.columns)
-    indicators = _indicators(schema)
-    if is_filled:
-        values = {name: x * 0 if name in indicators.values() else x for name, x in values.items()}
-    values = {**values, schema.reading.label_column: _codes(y, len(x))}
-    return torch.from_numpy(_stacked(_undone(schema.steps, values, indicators), schema.recorded))
-
-
-def _undone(steps: Sequence[Rule], values: Values, indicators: Mapping[str, str]) -> Values:
-    for step in reversed(steps):
-        for name in step.of:
-            if indicators.get(name) in values:
-                values = {**values, name: np.where(values[indicators[name]] == 1, np.nan, values[name])}
-        values = step.undo(values)
-    return values
-
-
-def completed(
-    schema: Schema, given: Tensor, x: Tensor, tries: Sequence[Tensor], y: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return rows of a file, each filled in by the first of some tries that breaks no rule beside its given fields.
-
-    Args:
-        schema: of the table.
-        given: rows (N, D) in the columns of the file; NaN is empty, and stays so in a row without such a try.
-        x: their values that are left, NaN where one is missing; those below a limit are filled in too.
-        tries: as x, but filled in.
-        y: as for `recorded`.
-
-    Returns:
-        The rows, and the places of those without such a try.
-    """
-    found, left = given.clone(), torch.arange(len(given))
-    slack = _slack(schema)
-    limits = torch.from_numpy(np.array([column.limit for column in schema.columns], float))  # NaN for None
-    is_open = x.isnan() | (x < limits)
-    for one in tries:
-        if not len(left):
-            break
-        new = one[left].double()
-        if schema.recorded:
-            new = _rounded(schema, new, is_filled=True)
-        labels = y if y is None or len(y) == 1 else y[left]
-        filled = _in_file(schema, torch.where(is_open[left], new, x[left]), labels, is_filled=True)
-        known = given[left]
-        agrees = (known.isnan() | ((filled - known).abs() <= slack + 1e-14 * known.abs())).all(1)
-        agrees &= ~torch.from_numpy(breaking(schema, filled, schema.rules, labels))
-        found[left[agrees]] = torch.where(known.isnan(), filled, known)[agrees]
-        left = left[~agrees]
-    return found, left
-
-
-def breaking(schema: Schema, file: Tensor, rules: Sequence[Rule], y: Tensor | None = None) -> NDArray[np.bool_]:
-    """Return which rows of the columns of a file (N, D) break one of some rules, bool (N,); y as for `recorded`."""
-    values = _with_empties(schema, _named(file.numpy(), schema.file_columns))
-    values = {**values, schema.reading.label_column: _codes(y, len(file))}
-    broken = np.zeros(len(file), bool)
-    for rule in rules:
-        broken |= ~rule.keeps(values)
-    return broken
-
-
-def _codes(y: Tensor | None, count: int) -> Array:
-    """Return the codes of labels, (N,), NaN where one is not known."""
-    codes = np.full(count, np.nan)
-    if y is not None:
-        codes[:] = np.where(y.numpy() < 0, np.nan, y.numpy())
-    return codes
-
-
-def can_be(schema: Schema, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """Return which rows (N, D) keep all rules, and have computed columns within their limits, bool (N,)."""
-    is_within = torch.ones(len(x), dtype=torch.bool)
-    if not schema.recorded:
-        return is_within
-    file = recorded(schema, x, y)
-    for column, values in zip(schema.recorded, file.T):
-        least, greatest = column.natural_range
-        if column not in schema.columns:
-            is_within &= ~((values < least - TINY) | (values > greatest + TINY))
-    return is_within & ~torch.from_numpy(breaking(schema, file, schema.rules, y))
-
-
-def log_density_beside(schema: Schema, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """Return log p of rows in the columns of the file, less that in the columns that are left, (N,) nats.
-
-        log p(file) - log p(left) = sum over given fields of left of log u  -  sum over those of the file of log u
-
-    A value that is recorded in steps of u has the density P / u, P being the probability of its step. A field that a
-    rule fills in has P = 1.
-
-    Args:
-        schema: of the table.
-        x: values (N, D) of the columns that are left.
-        y: as for `recorded`.
-    """
-    if not schema.recorded:
-        return x.new_zeros(len(x))
-    shares = []
-    for columns, values in ((schema.columns, x), (schema.recorded, recorded(schema, x, y))):
-        each = torch.tensor([column.spacing for column in columns], dtype=torch.float64)
-        shares.append((each.log() * ~values.isnan()).sum(1))
-    return shares[0] - shares[1]
-
-
-def _named(x: Array, columns: Sequence[Column]) -> Values:
-    return {column.name: x[:, place] + column.origin for place, column in enumerate(columns)}
-
-
-def _stacked(values: Values, columns: Sequence[Column]) -> Array:
-    return np.stack([values[column.name] - column.origin for column in columns], 1)

@@ -30,9 +30,9 @@ from pvae.config.presets import differences
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
+from pvae.data.codec import to_file
 from pvae.data.column import Column
 from pvae.data.dataset import Dataset
-from pvae.data.rules import recorded
 from pvae.evaluation.measures.latents import latents_used
 from pvae.evaluation.report import what_was_learned
 from pvae.explore.networks import Tensors, map_of, networks_of, notes_of
@@ -370,7 +370,7 @@ def _table_content(run: Run, data: Dataset, most: int, tensors: Tensors) -> dict
         "steps": [{**asdict(step), "made": step.made} for step in run.data.steps],
         "modelled": [asdict(column) for column in run.data.columns],
         "file": [asdict(column) for column in run.data.recorded],
-        "file_texts": _texts(run.data.recorded, recorded(run.data, x)),
+        "file_texts": _texts(run.data.recorded, to_file(run.data, x)),
         "rows": [data.names[split][row] for split, some in rows.items() for row in some.tolist()],
         "splits": [split for split, some in rows.items() for _ in some],
     }

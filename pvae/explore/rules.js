@@ -1,4 +1,4 @@
-// The columns of a file, given those that are modelled: `recorded` of data/rules.py, to the last bit, and texts of `Column.text`.
+// The columns of a file, given those that are modelled: `to_file` of data/codec.py, to the last bit, and texts of `Column.text`.
 "use strict";
 
 const power = (exponent) => Number(`1e${exponent}`); // of 10
@@ -94,7 +94,7 @@ const UNDO = {
   },
   levels: ({column, levels}, values) => levels[Math.trunc(values[column])] ?? NaN,
 };
-function recorded({steps, modelled, file}, x) { // a value for each column of the file
+function toFile({steps, modelled, file}, x) { // a value for each column of the file
   const values = Object.fromEntries(modelled.map((column, d) => [column.name, rounded(column, x[d]) + column.origin]));
   const indicators = Object.fromEntries(steps.filter(({rule}) => rule === "empty").map(({column, made: [indicator]}) => [column, indicator]));
   for (const step of steps.toReversed()) {

@@ -226,7 +226,7 @@ async function show() {
     if (shares) return shares.indexOf(Math.max(...shares));
     return share > 0.5 ? columns[d].atom : median ?? mean;
   });
-  const fileTexts = (x) => recorded(content, x).map((value, place) => textOf(file[place], value));
+  const fileTexts = (x) => toFile(content, x).map((value, place) => textOf(file[place], value));
 
   // The map
   const toMap = (place) => place.map((one, d) => ((1 + ((d ? -1 : 1) * (one - middle[d])) / range) * map.width) / 2);
@@ -235,7 +235,7 @@ async function show() {
   const valueOf = (d, i) => (columns[d].levels ? xOf(d, i) : placeOn(columns[d], xOf(d, i)));
   const endsOf = (d) => [columns[d].low, columns[d].high].map((end) => textOf(modelled[d], end));
   const choices = columns.map((one, d) => ({...one, ends: one.levels ? null : endsOf(d), of: (i) => (texts[i][d] ? valueOf(d, i) : -1)})); // -1: missing
-  const fileX = rows.map((_, i) => (file.length ? recorded(content, rowOf(content.x, i)) : []));
+  const fileX = rows.map((_, i) => (file.length ? toFile(content, rowOf(content.x, i)) : []));
   for (const {name, place, d} of rewritten) {
     const {categories} = file[place], all = fileX.map((one) => one[place]), seen = all.filter((one) => !Number.isNaN(one)).sort((a, b) => a - b);
     const [low, high] = [0.01, 0.99].map((share) => seen[Math.round(share * (seen.length - 1))] ?? NaN), ends = [low, high].map((one) => textOf(file[place], one));

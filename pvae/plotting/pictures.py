@@ -17,11 +17,10 @@ from torch.distributions import Normal
 
 from pvae.core.errors import InputError, brief, check_name
 from pvae.core.files import is_temporary
+from pvae.data.codec import to_file
 from pvae.data.dataset import random_subset
-from pvae.data.rules import recorded
 from pvae.distributions.discrete import support_of, values_of
 from pvae.evaluation.measures.latents import latents_used
-from pvae.evaluation.measures.samples import as_in_file
 from pvae.evaluation.report import Report
 from pvae.plotting import figures, value_figures
 from pvae.plotting.figures import ScatterData
@@ -56,8 +55,8 @@ def reconstructions(run: Run) -> Figure:
     rows = random_subset(len(data.test), len(batch), seed=0).tolist()  # as `codes.examples`
     names = [": ".join(filter(None, (data.test_names[row], _class_of(run, row)))) for row in rows]
     if data.columns:
-        given, test = (recorded(run.data, x) for x in (batch.x, data.test))
-        drawn = as_in_file(run.data, found.flatten(0, 1)).unflatten(0, (times, -1))
+        given, test = (to_file(run.data, x) for x in (batch.x, data.test))
+        drawn = to_file(run.data, found.flatten(0, 1)).unflatten(0, (times, -1))
         return value_figures.reconstructed_rows_figure(given, drawn, run.title, test, run.data.file_columns, names)
     return value_figures.reconstructed_values_figure(batch.x, found[0], run.title, data.test, names)
 
@@ -101,8 +100,8 @@ def _sampled_values(run: Run) -> Figure:
         if run.data.label_names:
             classes = Counter(label_texts(run, y)).most_common(5)
             given += f" ({', '.join(f'{count} {name}' for name, count in classes)})"
-    drawn = as_in_file(run.data, latent_space.sample_rows(run.vae(), run.data, len(rows), y))
-    shown = recorded(run.data, shown)
+    drawn = to_file(run.data, latent_space.sample_rows(run.vae(), run.data, len(rows), y))
+    shown = to_file(run.data, shown)
     return value_figures.sampled_values_figure(shown, drawn, run.title, run.data.file_columns, given)
 
 

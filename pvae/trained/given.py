@@ -2,75 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pvae.core.batch import Batch
 from pvae.core.errors import InputError, brief, check_name
-from pvae.data.dataset import domain_faults
-from pvae.data.read import read_other
-from pvae.data.schema import Fields, is_classes
+from pvae.data.read import OtherData, read_other
+from pvae.data.schema import is_classes
 from pvae.runs.run import Run
 
-__all__ = ["GivenData", "given_data", "given_values", "label_of", "label_texts", "labels_to_sample", "read_codes"]
-
-
-class GivenData(NamedTuple):
-    """Data to encode or score, in the shape that a run was trained on.
-
-    Args:
-        names: the name of each datum.
-        x: images as bytes (N, C, H, W), or other data (N, *D).
-        note: how images were changed, or "".
-        y: the labels, (N, ...), or one label for all data, (1, ...), if the run was trained given labels.
-        labels: the name of the class of each datum, "" where it is not known; empty if the data have no classes.
-        fields: of a table that was given as a file.
-        outside: rows that cannot be rows of the run's table, by their numbers, and why; or that are empty.
-        broken: the same of rows that break a rule, which an encoder can see.
-        recorded: the values of a table that was given as a file in its columns, NaN where they are empty or below
-            a limit.
-    """
-
-    names: Sequence[str]
-    x: Tensor
-    note: str = ""
-    y: Tensor | None = None
-    labels: Sequence[str] = ()
-    fields: Fields | None = None
-    outside: Mapping[int, str] = MappingProxyType({})
-    broken: Mapping[int, str] = MappingProxyType({})
-    recorded: Tensor | None = None
-
-    @property
-    def inside(self) -> Tensor:
-        """The numbers of the other rows, int64 (M,).
-
-        Raises:
-            InputError: there are none.
-        """
-        rows = [row for row in range(len(self.names)) if row not in self.outside]
-        if not rows:
-            raise InputError(f"no row can be one of the run's table, {self.names[0]} since {self.outside[0]}")
-        return torch.tensor(rows)
-
-    def batch(self, run: Run) -> Batch:
-        """Return the data that are inside as the VAE of the run takes them."""
-        rows = Batch(self.x, self.y).rows(self.inside)
-        return Batch(run.preparation.x_of(rows.x), rows.y)
-
-    def in_place(self, values: Tensor, others: Tensor = torch.tensor(math.nan)) -> Tensor:  # noqa: B008
-        """Return values of the rows that are inside, (M, ...), in their places among all, (N, ...)."""
-        found = values.new_empty(len(self.names), *values.shape[1:]).copy_(others)
-        return found.index_copy(0, self.inside, values)
+__all__ = ["given_data", "given_values", "label_of", "label_texts", "labels_to_sample", "read_codes"]
 
 
 def given_data(
@@ -78,7 +23,7 @@ def given_data(
     path: str | Path | None = None,
     skip_broken: bool = False,
     label: str | None = None,
-) -> GivenData:
+) -> OtherData:
     """Return data in the shape that a run was trained on; images are converted to it.
 
     Args:
@@ -99,23 +44,23 @@ def given_data(
         is_named = bool(data.label_names) and not data.has_attributes and "test" in data.labels
         numbers = data.labels["test"].tolist() if is_named else []
         y = data.labels["test"] if y is None and run.is_given_labels else y
-        return GivenData(data.test_names, data.test, "", y, [classes[label + 1] for label in numbers])
-    names, x, note, labels, fields, known_outside, broken, of_file = read_other(run.data, path, skip_broken, y)
-    outside = dict(known_outside)
-    if run.is_given_labels and y is None:
-        codes = {name: code for code, name in enumerate(run.data.label_names)}
-        unknown = [place for place, label in enumerate(labels) if label not in codes and place not in outside]
-        if unknown or not labels:
-            named = f"the label {labels[unknown[0]]!r} ({names[unknown[0]]})" if labels else ""
-            what = f"{named}, which is no class of the training data" if labels else "no labels"
+        return OtherData(data.test_names, data.test, "", y, [classes[label + 1] for label in numbers])
+    given = read_other(run.data, path, skip_broken, y)
+    if y is None and not run.is_given_labels:
+        given = given._replace(y=None)
+    elif y is None:
+        codes = [] if given.y is None else given.y.tolist()
+        unknown = [place for place, code in enumerate(codes) if code < 0 and place not in given.outside]
+        if unknown or not codes:
+            what = "no labels"
+            if unknown:
+                named = f"the label {given.labels[unknown[0]]!r} ({given.names[unknown[0]]})"
+                what = f"{named}, which is no class of the training data"
             raise InputError(f"{run.name} was trained given labels, and {path} has {what}: give --label NAME")
-        y = torch.tensor([codes.get(label, 0) for label in labels])
-    if not run.data.is_images:
-        check = getattr(run.vae().p_x, "check", None)
-        values = run.preparation.prepared(x, "test")
-        for row, where, fault in domain_faults(check, values, run.data.columns):
-            outside.setdefault(row, f"{where} {fault}")
-    return GivenData(names, x, note, y, labels, fields, outside, broken, of_file)
+        given = given._replace(y=torch.tensor(codes).clamp(min=0))
+    if run.data.is_images:
+        return given
+    return given.checked(run.vae().p_x, run.preparation, run.data.columns)
 
 
 def given_values(run: Run, text: str) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
-from pvae.data.rules import can_be
+from pvae.data.codec import can_be
 from pvae.data.schema import Schema
 from pvae.distributions.discrete import values_of
 from pvae.distributions.joint import Joint, one_hot

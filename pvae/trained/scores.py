@@ -17,9 +17,9 @@ from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
 from pvae.core.files import markdown_of
 from pvae.core.random_state import seeded
+from pvae.data.codec import log_density_beside, to_file
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Pixels
-from pvae.data.rules import log_density_beside, recorded
 from pvae.data.schema import DataRecord
 from pvae.distributions.joint import Joint
 from pvae.distributions.power_spherical import PowerSpherical
@@ -334,7 +334,7 @@ def score_rows(
         scores[["log_p", "elbo"]] = scores[["log_p", "elbo"]].add(more, axis=0)
         scores["distortion"] -= more
         if "missing" in scores:  # not a field that a rule fills in
-            scores["missing"] = recorded(run.data, x[rows], batch.y).isnan().sum(1).numpy()
+            scores["missing"] = to_file(run.data, x[rows], batch.y).isnan().sum(1).numpy()
     return scores, vae, batch, kind
 
 

@@ -32,11 +32,11 @@ from pvae.core.batch import Batch
 from pvae.core.errors import InputError, check_name
 from pvae.core.options import options_of
 from pvae.core.random_state import seeded
+from pvae.data.codec import complete, log_density_beside, to_file
 from pvae.data.column import Column
-from pvae.data.dataset import Dataset, domain_faults, random_subset
-from pvae.data.read import in_columns, read
+from pvae.data.dataset import Dataset, random_subset
+from pvae.data.read import OtherData, other_rows, read
 from pvae.data.reading import Reading
-from pvae.data.rules import completed, log_density_beside, recorded
 from pvae.data.schema import Schema
 from pvae.data.tables import checked, class_codes, read_frame
 from pvae.marginal.importance import LEAST_NEAR
@@ -231,25 +231,22 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         Raises:
             InputError: (a ValueError) no row can be one of the table.
         """
-        batch, outside = self._given(X)
-        inside = [row for row in range(len(batch)) if row not in outside]
-        if outside:
-            row, why = next(iter(outside.items()))
+        given = self._read(X).without_broken
+        for row, why in [*given.outside.items()][:1]:
             said = f"X, row {row}: {why}"
-            if not inside:
+            if len(given.outside) == len(given.names):
                 raise InputError(said)
-            count = f"{len(outside):,} of {len(batch):,} rows"
+            count = f"{len(given.outside):,} of {len(given.names):,} rows"
             left_out = f"the score leaves out {count} that cannot be rows of the table: {said}"
             warnings.warn(f"{left_out}; see VAEEstimator.score", stacklevel=2)
-        return float(self._log_p_alone(batch.rows(torch.tensor(inside))).mean())
+        return float(self._log_p_alone(self._batch_of(given)).mean())
 
     def _of_each(self, X: Any, score: Callable[[Batch], NDArray[Any]]) -> NDArray[Any]:
         """Return the score of each row, -inf of one that cannot be a row of the table."""
-        batch, outside = self._given(X)
-        found = np.full(len(batch), -math.inf)
-        inside = [row for row in range(len(batch)) if row not in outside]
-        if inside:
-            found[inside] = score(batch.rows(torch.tensor(inside)))
+        given = self._read(X).without_broken
+        found = np.full(len(given.names), -math.inf)
+        if len(given.outside) < len(found):
+            found[given.inside.numpy()] = score(self._batch_of(given))
         return found
 
     def sample(self, n_samples: int = 1, condition: Any = None) -> Any:
@@ -271,9 +268,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         with seeded(self.config_.seed):
             y = None if self.shares_ is None else self.shares_.multinomial(n_samples, replacement=True)
             y = y if condition is None else torch.full((n_samples,), known.index(condition))
-            x = latent_space.sample_rows(vae, self.schema_, n_samples, y).double()
-        for place, column in enumerate(self.schema_.columns):
-            x[:, place] = torch.tensor([column.rounded(one) for one in x[:, place].tolist()], dtype=x.dtype)
+            x = latent_space.sample_rows(vae, self.schema_, n_samples, y)
         return self._table(x, y)
 
     def impute(self, X: Any) -> Any:
@@ -281,11 +276,12 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
 
         The index and the columns are those of X, and so are those that `fit` left out.
         """
-        vae, (batch, of_file) = self.vae_of(), self._inside(X)
+        given = self._inside(X)
+        batch = self._batch_of(given)
         with seeded(self.config_.seed):
-            found = impute(vae, batch, num_draws=TRIES if self.schema_.steps else 0)
+            found = impute(self.vae_of(), batch, num_draws=TRIES if self.schema_.steps else 0)
         tries = [found.filled, *found.draws.unbind(1)]
-        rows, left = completed(self.schema_, of_file, batch.x.images.double(), tries, batch.y)
+        rows, left = complete(self.schema_, given.in_file, batch.x.images.double(), tries, batch.y)
         if len(left):
             said = f"{len(left):,} rows stay as they are: no draw agrees with the given fields and the rules"
             warnings.warn(said, stacklevel=2)
@@ -293,7 +289,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         is_frame = isinstance(X, DataFrame)
         frame = X.rename(columns=str) if is_frame else self._frame(X)
         is_missing = frame.isna() | (frame == "")
-        is_missing[[column.name for column in self.schema_.file_columns]] |= of_file.isnan().numpy()
+        is_missing[[column.name for column in self.schema_.file_columns]] |= given.in_file.isnan().numpy()
         known = [name for name in filled if name in is_missing]
         for name in filled[known].columns[is_missing[known].any()]:
             new = filled[name].set_axis(frame.index)
@@ -333,40 +329,31 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
 
     def _batch(self, X: Any) -> Batch:
         """Return rows as the VAE takes them, of which each can be a row of the table."""
-        return self._inside(X)[0]
+        return self._batch_of(self._inside(X))
 
-    def _inside(self, X: Any) -> tuple[Batch, Tensor]:
-        """Return the same, and the rows in the columns of the file; a warning names those that break a rule."""
-        batch, of_file, outside, broken = self._read(X)
-        for row, why in outside.items():
+    def _inside(self, X: Any) -> OtherData:
+        """Return rows of which each can be a row of the table; a warning names those that break a rule."""
+        given = self._read(X)
+        for row, why in given.outside.items():
             raise InputError(f"X, row {row}: {why}")
-        for row, why in [*broken.items()][:1]:
-            warnings.warn(f"{len(broken):,} rows break a rule of the table: X, row {row}: {why}", stacklevel=3)
-        return batch, of_file
+        for row, why in [*given.broken.items()][:1]:
+            warnings.warn(f"{len(given.broken):,} rows break a rule of the table: X, row {row}: {why}", stacklevel=3)
+        return given
 
-    def _given(self, X: Any) -> tuple[Batch, dict[int, str]]:
-        """Return rows as the VAE takes them, and those that cannot be, and why."""
-        batch, _, outside, broken = self._read(X)
-        return batch, broken | outside
+    def _batch_of(self, given: OtherData) -> Batch:
+        return given.batch(preparation_of(self.config_))
 
-    def _read(self, X: Any) -> tuple[Batch, Tensor, dict[int, str], dict[int, str]]:
-        """Return rows as the VAE takes them, in the columns of the file, those outside the table, or its rules."""
+    def _read(self, X: Any) -> OtherData:
+        """Return rows of any values, with those that cannot be rows of the table, and why."""
         vae, frame = self.vae_of(), self._frame(X)
         values = read_frame(frame, self.schema_.reading, "X", self.schema_)
         y = class_codes(frame, self.condition, self.classes_, "X") if self.condition else None
-        codes = np.full(len(frame), np.nan) if y is None else np.where(y < 0, np.nan, y)
-        x, of_file, broken = in_columns(self.schema_, values.x["train"], codes)
-        pixels = preparation_of(self.config_).x_of(x)
-        outside = dict(values.outside)
-        check = getattr(vae.p_x, "check", None)
-        for row, where, fault in domain_faults(check, pixels.images, self.schema_.columns):
-            outside.setdefault(row, f"{where} {fault}")
-        assert of_file is not None  # of a table
-        return Batch(pixels, y), of_file, outside, broken
+        given = other_rows(self.schema_, values, y)
+        return given.checked(vae.p_x, preparation_of(self.config_), self.schema_.columns)
 
     def _table(self, x: Tensor, y: Tensor | None = None) -> Any:
         """Return values (N, D) with their classes as a frame, if X was one in `fit`, or as an array."""
-        frame = self._frame_of(recorded(self.schema_, x.double(), y), y)
+        frame = self._frame_of(to_file(self.schema_, x, y), y)
         return frame if self.is_frame_ else frame.to_numpy()
 
     def _frame_of(self, x: Tensor, y: Tensor | None, is_filled: bool = False) -> DataFrame:

@@ -78,7 +78,7 @@ def test_codes_are_read_back(run, base, tmp_path):
         assert encode([str(run), str(base / "tree"), "--out", name]) == 0
     opened = Run.open(run)
     given = given_data(opened, base / "tree")
-    codes = encode_images(opened.vae(), given.batch(opened))
+    codes = encode_images(opened.vae(), given.batch(opened.preparation))
     assert len(given.names) == 40
     assert given.names[0] == os.path.join("even", "00.png")  # noqa: PTH118  as the system writes it
     with np.load("codes.npz") as arrays:

@@ -14,7 +14,7 @@ from helpers.commands import refuse
 from pvae.cli.data import encode, reconstruct, sample, score
 from pvae.cli.train import main as train
 from pvae.core.random_state import seeded
-from pvae.data.rules import recorded
+from pvae.data.codec import to_file
 from pvae.runs.run import Run
 from pvae.trained import latent_space
 from pvae.trained.given import given_data
@@ -88,7 +88,7 @@ def test_samples_are_a_table_of_the_same_columns_in_the_shares_of_its_classes(fo
     with seeded(0, CPU):
         labels = run.dataset().train_labels
         y = labels[torch.randint(len(labels), (2000,))]
-        x = recorded(run.data, latent_space.sample_rows(run.vae(), run.data, 2000, y))
+        x = to_file(run.data, latent_space.sample_rows(run.vae(), run.data, 2000, y))
     assert is_second.tolist() == (y == 1).tolist()
     texts = [run.data.file_columns[2].text(value) for value in x[:, 2].tolist()]
     assert rows["city"].tolist() == texts
@@ -105,7 +105,7 @@ def test_what_is_there_is_kept_by_imputation_and_what_is_missing_is_drawn(folder
     assert (filled["visits"] == filled["visits"].astype(int).astype(str)).all()
     run = Run.open("unlabelled")
     with seeded(0, CPU):
-        expected = impute(run.vae(), given_data(run, "unlabelled.csv").batch(run), num_draws=TRIES)
+        expected = impute(run.vae(), given_data(run, "unlabelled.csv").batch(run.preparation), num_draws=TRIES)
     assert np.allclose(spread["age"].astype(float), expected.std[:, 0], rtol=1e-5)
     assert spread["patient"].tolist() == known["patient"].tolist()
 
@@ -179,7 +179,7 @@ def test_scores_have_the_order_of_the_data_and_the_values_of_the_least_likely(fo
     run = Run.open("unlabelled")
     with seeded(0, CPU):
         given = given_data(run, "unlabelled.csv")
-        expected = score_images(run.vae(), given.batch(run), given.names, 5)
+        expected = score_images(run.vae(), given.batch(run.preparation), given.names, 5)
     known = table().drop(columns="batch")
     assert written.index.tolist() == known.pop("patient").tolist()
     read, made = (one.drop(columns="method").astype(float) for one in (written, expected))

@@ -19,9 +19,9 @@ from pandas import DataFrame, Timestamp, to_timedelta
 
 import pvae
 from pvae.core.errors import InputError
-from pvae.data.read import in_columns, read_again, read_other
+from pvae.data.codec import breaking, complete, log_density_beside, to_file
+from pvae.data.read import other_rows, read_again, read_other
 from pvae.data.rule import Rule
-from pvae.data.rules import breaking, completed, log_density_beside, recorded
 from pvae.data.search import expected_below
 from pvae.data.tables import read_frame, table_text
 from pvae.trained import latent_space
@@ -98,21 +98,21 @@ def drawn_alone(data, count=3000, seed=1):
     alone = np.stack([draw.choice(column[~np.isnan(column)], count) for column in data.train.numpy().T], 1)
     are_numbers = [not (one.categories or one.kind) for one in data.columns]
     alone += are_numbers * draw.uniform(-0.4, 0.4, alone.shape)  # draws are not on the grid
-    return recorded(data, torch.from_numpy(alone))
+    return to_file(data, torch.from_numpy(alone))
 
 
 def broken(data, frame):
     """Return the rows of a frame that break a rule of the data, and why."""
     values = read_frame(frame, data.reading, "new", data.record())
-    return in_columns(data, values.x["train"], np.full(len(frame), np.nan))[2]
+    return other_rows(data, values).broken
 
 
 def test_each_rule_is_found_undone_exactly_and_kept_by_rows_of_which_each_column_is_drawn_alone():
     frame = table()
     data = pvae.read(frame)
     assert {step.rule for step in data.steps} == {*Rule.members}
-    assert torch.equal(recorded(data, data.train), data.plain.train) or torch.allclose(
-        recorded(data, data.train), data.plain.train, rtol=1e-14, atol=1e-9, equal_nan=True
+    assert torch.equal(to_file(data, data.train), data.plain.train) or torch.allclose(
+        to_file(data, data.train), data.plain.train, rtol=1e-14, atol=1e-9, equal_nan=True
     )
     assert all(facts(frame).values())
     found = facts(frame_of(data, drawn_alone(data)))
@@ -129,7 +129,7 @@ def test_a_column_is_computed_where_the_others_are_given():
     rules = {rule.column: rule for rule in data.rules}
     assert not rules["total"].is_total
     assert rules["gross"].column == "gross"
-    back = recorded(data, data.train)
+    back = to_file(data, data.train)
     assert torch.allclose(back, data.plain.train, rtol=1e-14, atol=1e-9, equal_nan=True)
 
 
@@ -327,10 +327,10 @@ def test_rules_of_the_class_that_is_given_stay(tmp_path):
     assert [str(rule) for rule in data.rules] == ["island by kind: a -> east"]
     x = data.train.nan_to_num(nan=1.0)
     for split in ("train", "valid", "test"):
-        back = recorded(data, data.splits[split], data.labels[split])
+        back = to_file(data, data.splits[split], data.labels[split])
         assert torch.equal(back, data.plain.splits[split])
     east = data.file_columns[0].categories.index("east")
-    assert (recorded(data, x, torch.zeros(len(x), dtype=torch.int64))[:, 0] == east).all()
+    assert (to_file(data, x, torch.zeros(len(x), dtype=torch.int64))[:, 0] == east).all()
     assert not pvae.read(frame, label_column="kind").with_valid(0.1).rules
     file = tmp_path / "west.csv"
     DataFrame({"kind": ["b"], "island": ["west"], "mass": [50.0]}).to_csv(file, index=False)
@@ -378,8 +378,9 @@ def test_probabilities_of_all_rows_sum_to_one_at_most(kind):
     if kind in SMALL:
         assert kind in {rule.rule for rule in data.rules}
     read = read_frame(rows, data.reading, "rows", data.record())
-    x, _, outside = in_columns(data, read.x["train"], np.full(len(rows), np.nan))
-    possible = torch.tensor([row not in outside and row not in read.outside for row in range(len(rows))])
+    given = other_rows(data, read)
+    x, outside = given.x, given.without_broken.outside
+    possible = torch.tensor([row not in outside for row in range(len(rows))])
     log_p = log_density_beside(data, x)
     for column, train, one in zip(data.columns, data.train.T, x.T):
         levels, counts = np.unique(train[~train.isnan()], return_counts=True)
@@ -409,7 +410,7 @@ def test_rows_that_break_a_rule_are_named_and_can_be_encoded():
     for row, name in enumerate(names):
         assert any(one in why[row] for one in name.split("|")), why[row]
     values = read_frame(wrong, data.reading, "new", data.record())
-    x, _, _ = in_columns(data, values.x["train"], np.full(7, np.nan))
+    x = other_rows(data, values).x
     assert (x.isnan() <= data.train.isnan().any(0)).all(), "nothing is missing that the encoder needs"
 
 
@@ -452,10 +453,11 @@ def test_an_imputed_row_breaks_no_rule():
     for name in ("price", "total", "state", "end"):
         given.loc[draw.random(COUNT) < 0.2, name] = None
     values = read_frame(given, data.reading, "given", data.record())
-    x, of_file, _ = in_columns(data, values.x["train"], np.full(COUNT, np.nan))
+    rows = other_rows(data, values)
+    x, of_file = rows.x, rows.in_file
     tries = [torch.from_numpy(draw.permuted(data.train.numpy(), axis=0)).nan_to_num(nan=0.0) for _ in range(40)]
     tries = [torch.cat([one, one[: COUNT - len(one)]]) for one in tries]
-    rows, left = completed(data, of_file, x, tries)
+    rows, left = complete(data, of_file, x, tries)
     filled = [row for row in range(COUNT) if row not in left.tolist()]
     assert not breaking(data, rows[filled], data.rules).any()
     assert len(filled) > 0.7 * COUNT
@@ -479,13 +481,13 @@ def test_what_was_read_comes_back(seed, count, decimals):
     frame["f"] = np.where(frame.a > 0, np.nan, draw.choice([1.0, 4.0], count))
     data = pvae.read(frame)
     if data.plain is not None:
-        assert torch.allclose(recorded(data, data.train), data.plain.train, rtol=1e-13, atol=1e-9, equal_nan=True)
+        assert torch.allclose(to_file(data, data.train), data.plain.train, rtol=1e-13, atol=1e-9, equal_nan=True)
 
 
 def same_texts(file):
     """Return whether the columns that rules leave of a file are written as those of the same file without rules."""
     ruled, plain = (pvae.read(file, rules=rules) for rules in ("auto", "none"))
-    return table_text(ruled.file_columns, recorded(ruled, ruled.train)) == table_text(plain.columns, plain.train)
+    return table_text(ruled.file_columns, to_file(ruled, ruled.train)) == table_text(plain.columns, plain.train)
 
 
 def test_the_shared_tables_come_back_to_the_text():
@@ -551,7 +553,7 @@ def test_log_p_of_rows_in_the_columns_of_a_file_is_of_densities_where_it_has_num
     frame["note"] = np.where(draw.uniform(size=400) < 0.5, np.nan, draw.normal(size=400).round(1))
     data = pvae.read(frame)
     assert {step.rule for step in data.steps} == {"ends", "empty"}
-    x, _, _ = in_columns(data, read_frame(frame, data.reading, "x", data.record()).x["train"], np.full(400, np.nan))
+    x = other_rows(data, read_frame(frame, data.reading, "x", data.record())).x
     is_end = np.isin(cover, (0, 1))
     assert log_density_beside(data, x).numpy() == pytest.approx(np.where(is_end, np.log(100), 0.0))
 

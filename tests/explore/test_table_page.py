@@ -25,10 +25,10 @@ from pvae.config.choices import load_for, values_config
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
+from pvae.data.codec import to_file
 from pvae.data.column import Column
 from pvae.data.dataset import Dataset
 from pvae.data.rule import Flags, Function, Identity, Order, Rule
-from pvae.data.rules import recorded
 from pvae.data.tables import read_frame
 from pvae.distributions.values import Columns, InSteps, WithAtom
 from pvae.explore.networks import Tensors, operations
@@ -602,7 +602,7 @@ FORMS = {
 
 
 def _texts(schema, x):
-    values = recorded(schema, torch.tensor(x, dtype=torch.float64)).tolist()
+    values = to_file(schema, torch.tensor(x, dtype=torch.float64)).tolist()
     return [[column.text(value) for column, value in zip(schema.recorded, row)] for row in values]
 
 
@@ -702,12 +702,12 @@ def test_rules_are_undone_in_the_page_as_in_python(browser, tmp_path):
         values, found = browser.execute_script(
             f"{scripts}\n"
             "const [content, all] = arguments, {file} = content;"
-            "const values = all.map((row) => recorded(content, row.map((one) => one ?? NaN)));"
+            "const values = all.map((row) => toFile(content, row.map((one) => one ?? NaN)));"
             "return [values, values.map((row) => row.map((value, place) => textOf(file[place], value)))]",
             json.loads(json.dumps(content, allow_nan=False)),
             [[None if math.isnan(one) else one for one in row] for row in alone.tolist()],
         )
-        np.testing.assert_array_equal(np.array(values, float), recorded(schema, torch.from_numpy(alone)))
+        np.testing.assert_array_equal(np.array(values, float), to_file(schema, torch.from_numpy(alone)))
         assert found == _texts(schema, alone)
     assert forms >= FORMS
 

@@ -19,9 +19,9 @@ from pvae.core.errors import one_line
 from pvae.core.optimizers import LBFGS
 from pvae.core.protocol import takes_labels
 from pvae.core.random_state import seeded
+from pvae.data.codec import to_file
 from pvae.data.preparation import Pixels
 from pvae.data.rule import Order
-from pvae.data.rules import recorded
 from pvae.distributions.values import Columns, log_of_step
 from pvae.evaluation.context import Context, Measure, said
 from pvae.marginal.chunks import data_at_once
@@ -350,7 +350,7 @@ class Baselines(Measure):
         models = simple_models(context.vae, *splits)
         data = run.data
         if data.steps and not data.limits and all(isinstance(step, Order) for step in data.steps):
-            models = _best_of_each(models + _of_file(*(recorded(data, x.cpu().double()) for x in splits)))
+            models = _best_of_each(models + _of_file(*(to_file(data, x) for x in splits)))
         return compare_with(models, context.terms["elbo"])
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from pvae.core.errors import one_line
-from pvae.data.rules import breaking
+from pvae.data.codec import breaking
 from pvae.evaluation.context import Context, Measure, said
 from pvae.evaluation.measures.samples import rows_of_file
 

@@ -22,15 +22,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pvae.core.errors import InputError, one_line
+from pvae.data.codec import to_file
 from pvae.data.dataset import random_subset
 from pvae.data.rule import Array
-from pvae.data.rules import recorded
-from pvae.data.schema import Schema
 from pvae.evaluation.context import Context, Measure, said
 from pvae.trained.latent_space import sample_rows
 
@@ -104,7 +102,7 @@ class SampleQuality(Measure):
         is_bits = config.likelihood_class.is_of_logits
         columns = schema.file_columns
         are_codes = [is_bits or bool(one.categories) or str(kinds.get(one.name)) == "binary" for one in columns]
-        test = recorded(schema, context.data.test.double())
+        test = to_file(schema, context.data.test)
         return sample_quality(rows[1], test, rows[0], [one.name for one in columns], are_codes)
 
 
@@ -120,15 +118,7 @@ def rows_of_file(context: Context) -> tuple[Array, Array] | None:
     train = train[random_subset(len(train), _MOST_ROWS, seed=0)]
     with run.seeded():
         drawn = sample_rows(context.vae, run.data, len(train))
-    return recorded(run.data, train.double()).numpy(), as_in_file(run.data, drawn).numpy()
-
-
-def as_in_file(schema: Schema, draws: Tensor) -> Tensor:
-    """Return draws of x (N, *D) as the file has them: of a table in its columns, and rounded as its rows are."""
-    x = recorded(schema, draws.to("cpu", torch.double, copy=True))
-    for place, column in enumerate(schema.file_columns):
-        x[:, place].apply_(column.rounded)
-    return x
+    return to_file(run.data, train).numpy(), to_file(run.data, drawn).numpy()
 
 
 def sample_quality(
