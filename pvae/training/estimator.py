@@ -165,14 +165,20 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         return run.dataset()
 
     def _share_that_calibrates(self, num_rows: int, data: Dataset, options: Mapping[str, Any]) -> float:
-        """Return the share of the training rows that are held out, so that there are enough, and rows to train."""
+        """Return the share of the training rows that are held out, so that there are enough, and rows to train.
+
+        Their number n is a multiple of 1 / alarm less one: the rate, floor(alarm (n + 1)) / (n + 1), is then alarm.
+        """
         if 2 * num_rows > data.num_train:
             least = math.ceil(1e3 / (data.num_train // 2 + 1)) / 1e3
             raise InputError(
                 f"alarm needs {num_rows:,} rows beside those that train, and at most half of these {data.num_train:,} "
                 f"can be: give alarm={least:g} or more, or more rows"
             )
-        return max(_CALIBRATION, num_rows / data.num_train, options.get("calibration", 0.0))
+        num_train = (data.plain or data).num_train
+        wanted = max(_CALIBRATION, options.get("calibration", 0.0)) * num_train
+        times = max(1, round((wanted + 1) / (num_rows + 1)))
+        return float(times * (num_rows + 1) - 1) / num_train
 
     def transform(self, X: Any) -> NDArray[Any]:
         """Return the code of each row, the mean of q(z | x): (N, L)."""
@@ -396,11 +402,11 @@ class VAEOutlierDetector(OutlierMixin, VAEEstimator):
 
         predict: -1 where p <= alarm,     p = (1 + number of calibration rows at least as odd) / (1 + n)
 
-    A row is odd by log p(x), distortion and rate together, as in `pvae.trained.alarm.Sides`. A tenth of the rows of
-    `fit`, and at least 1 / alarm - 1, are held out to calibrate. Of rows like those of `fit`, which `fit` did not see,
-    a share of at most `alarm` is marked in the mean, whatever the VAE is worth; and beside these, those that cannot be
-    rows of the table, as with a category that `fit` did not see. Anomalies among the rows of `fit` are among the
-    calibration rows too, and raise the p-values of rows like them.
+    A row is odd by log p(x), distortion and rate together, as in `pvae.trained.alarm.Sides`. About a tenth of the rows
+    of `fit`, and at least 1 / alarm - 1, are held out to calibrate. Of rows like those of `fit`, which `fit` did not
+    see, a share of at most `alarm` is marked in the mean, whatever the VAE is worth; and beside these, those that
+    cannot be rows of the table, as with a category that `fit` did not see. Anomalies among the rows of `fit` are among
+    the calibration rows too, and raise the p-values of rows like them.
 
     Args:
         latent_dim: as for `VAEEstimator`, as are the others.
