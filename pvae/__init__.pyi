@@ -13,7 +13,6 @@ from .data.read import read as read
 from .identification.identify import identify as identify
 from .runs.run import Run as Run
 from .runs.run import load as load
-from .trained.export import to_arviz as to_arviz
 from .training.callbacks import OnEachRow as OnEachRow
 from .training.callbacks import default_callbacks as default_callbacks
 from .training.estimator import VAEEstimator as VAEEstimator

@@ -105,8 +105,8 @@ BLOCKS = {  # a page, a text of one of its blocks, and what is true of the block
     "own | class Prior": lambda names, out: names["losses"][-1] < names["losses"][0] and "equal: True" in out,
     "plain-torch | class PlainVAE": lambda names, out: out == "True True\n",
     "other-libraries | import arviz": lambda names, out: (
-        names["found"].constant_data.pareto_k.values.max() < 0.7 < names["loo"].pareto_k.values.max()
-        and names["loo"].elpd_loo > names["log_p"].sum() + 20
+        names["log_p"].pareto_k.max() < 0.7 < names["loo"].pareto_k.values.max()
+        and names["loo"].elpd_loo > names["log_p"].log_p.sum() + 20
     ),
 }
 RECIPES = {  # by what they import, which `pip install -e ".[recipes]"` brings

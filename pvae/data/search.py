@@ -564,12 +564,14 @@ def expected_below(d: Array, edge: float, step: float) -> float:
 
 def _flags(table: Table) -> list[Rule]:
     """Return groups of flags of which at most one is set, or exactly one."""
+    from scipy.special import pdtr
+
     x = {name: table.values[name] == 1 for name, at in table.features if _is_flag(table, (name, at))}
     left = sorted(x, key=lambda name: -x[name].sum())
     pairs = list[Candidate]()
     for pair in itertools.combinations(left, 2):
         wrong = np.flatnonzero(x[pair[0]] & x[pair[1]])
-        if x[pair[0]].mean() * x[pair[1]].sum() > -_SURE and len(wrong) <= _EXCEPTIONS:
+        if pdtr(len(wrong), x[pair[0]].mean() * x[pair[1]].sum()) < math.exp(_SURE) and len(wrong) <= _EXCEPTIONS:
             pairs.append(Candidate(flag_group(pair, False), wrong))
     if pairs and not table.believed(pairs):
         left = []
