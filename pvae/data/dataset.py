@@ -221,33 +221,12 @@ class Dataset(Schema):
         Raises:
             InputError: a rule that was said cannot be one.
         """
-        found = known
         labels = dict[str, Tensor]()
         if is_given_labels and self.reading.label_column and not self.has_attributes:
             labels = self.labels
-        values = {split: x.double().numpy() for split, x in self.splits.items()} if self.columns else {}
+        found = known or self._found_rules(labels)
         if found is None:
-            is_named = bool(self.columns) and not self.is_in_parts and not column_kinds(self.reading.columns)
-            if not is_named and self.reading.rules not in ("auto", "none"):
-                raise InputError("--rules is for tables in memory with names of columns: leave it out")
-            if not is_named or self.reading.rules == "none":
-                return self
-            seen = [split for split in ("train", "valid") if split in values]
-            kept = [*named_kinds(self.reading.columns), *(one.name for one in self.columns if one.limit is not None)]
-            of_labels = {}
-            if labels:
-                codes = torch.cat([labels[split] for split in seen])
-                of_labels = {self.reading.label_column: (codes_of(codes, len(codes)), self.label_names)}
-            fields = find_rules(
-                self.columns,
-                np.concatenate([values[split] for split in seen]),
-                [name for split in seen for name in self.names_of(split)],
-                len(self.train),
-                self.reading.rules,
-                kept,
-                of_labels,
-            )
-            found = replace(Schema(**self.schema), recorded=self.columns, **fields)
+            return self
         note = self.note
         if known is None:
             note = joined(note, found.note)
@@ -257,11 +236,11 @@ class Dataset(Schema):
             name: getattr(found, name) for name in ("columns", "rules", "steps", "recorded", "near")
         }
         names, impossible = {**self.names}, dict[str, Sequence[str]]()
-        for split, x in values.items():
-            left, why = from_file(found, x, labels.get(split))
+        for split, file in self.splits.items():
+            x, why = from_file(found, file.double().numpy(), labels.get(split))
             rows = [row for row in range(len(x)) if row not in why]
             named = self.names_of(split)
-            changed[split] = left[rows]
+            changed[split] = x[rows]
             if split in self.labels:
                 changed[f"{split}_labels"] = self.labels[split][rows]
             if split in names:
@@ -272,6 +251,29 @@ class Dataset(Schema):
                 note = joined(note, f"{count} break a rule, and are left out: {listed(impossible[split])}")
         changed |= {"impossible": impossible, "plain": self, "is_given_labels": is_given_labels}
         return replace(self, **changed, names=names, note=note)
+
+    def _found_rules(self, labels: Mapping[str, Tensor]) -> Schema | None:
+        """Return the schema with the rules of the training rows; None if none are looked for."""
+        is_table = bool(self.columns) and not self.is_in_parts and not column_kinds(self.reading.columns)
+        if not is_table and self.reading.rules not in ("auto", "none"):
+            raise InputError("--rules is for tables in memory with names of columns: leave it out")
+        if not is_table or self.reading.rules == "none":
+            return None
+        seen = [split for split in ("train", "valid") if split in self.splits]
+        of_labels = {}
+        if labels:
+            codes = torch.cat([labels[split] for split in seen])
+            of_labels = {self.reading.label_column: (codes_of(codes, len(codes)), self.label_names)}
+        fields = find_rules(
+            self.columns,
+            torch.cat([self.splits[split] for split in seen]).double().numpy(),
+            [name for split in seen for name in self.names_of(split)],
+            len(self.train),
+            self.reading.rules,
+            kept=[*named_kinds(self.reading.columns), *(one.name for one in self.columns if one.limit is not None)],
+            labels=of_labels,
+        )
+        return replace(Schema(**self.schema), recorded=self.columns, **fields)
 
     def held_out(self, share: float, calibration: float) -> Dataset:
         """Return the data with a validation split and a calibration split, before their rules."""
