@@ -464,14 +464,16 @@ def _write_imputed_table(run: Run, out: Path, given: OtherData, found: Imputed, 
     of_file, x, y = given.in_file[given.inside], given.x[given.inside], given.batch(run.preparation).y
     is_missing = given.in_place(of_file.isnan(), torch.tensor(False))
     tries = [*found.draws.unbind(1)]
+    ways = [tries[first::number] for first in range(number)] or [[found.filled, *tries]]
+    parts = [complete(run.data, of_file, x, way, y) for way in ways]
+    _say_left(torch.cat([left for _, left in parts]))
+    rows = torch.cat([given.in_place(part) for part, _ in parts])
     if number:
-        repeated = pandas.concat([fields] * number)
         counts = torch.arange(1, 1 + number).repeat_interleave(len(fields))
-        repeated.insert(0, "imputation", counts.tolist())
-        parts = [complete(run.data, of_file, x, tries[first::number], y) for first in range(number)]
-        draws = torch.cat([given.in_place(part) for part, _ in parts])
-        _say_left(torch.cat([left for _, left in parts]))
-        write(out, table_text(columns, draws, repeated, is_missing.repeat(number, 1), sep))
+        fields = pandas.concat([fields] * number)
+        fields.insert(0, "imputation", counts.tolist())
+    write(out, table_text(columns, rows, fields, is_missing.repeat(len(ways), 1), sep))
+    if number:
         return f"{out}, by the column imputation"
     spread = out.with_name(f"{out.stem}-std.csv")
     numbers = [Column(column.name, point=column.point) for column in columns]
@@ -479,10 +481,6 @@ def _write_imputed_table(run: Run, out: Path, given: OtherData, found: Imputed, 
     for place, column in enumerate(run.data.file_columns):
         if column in run.data.columns:
             std[:, place] = given.in_place(found.std[:, run.data.columns.index(column)])
-    rows, left = complete(run.data, of_file, x, [found.filled, *tries], y)
-    filled = given.in_place(rows)
-    _say_left(left)
-    write(out, table_text(columns, filled, fields, is_missing, sep))
     write(spread, table_text(numbers, std, fields, torch.ones_like(is_missing), sep))
     return f"{out}, {spread.name}"
 
