@@ -53,7 +53,8 @@ from pvae.vae import VAE
 __all__ = ["VAEEstimator", "VAEOutlierDetector"]
 
 _LEAST_ROWS = 6  # four to train on, and two to choose the epoch by
-_CALIBRATION = 0.1  # of the training rows, at least
+_CALIBRATION = 0.1  # of the training rows, at least; twice as many
+_STEADY = 50  # up to this number, from which the rate of false alarms varies little
 _REFERENCE = 200  # training rows, at most, that say how odd a row is
 _PARTICLES = 500  # draws of z, by which log p is estimated where it is compared
 
@@ -176,7 +177,8 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
                 f"can be: give alarm={least:g} or more, or more rows"
             )
         num_train = (data.plain or data).num_train
-        wanted = max(_CALIBRATION, options.get("calibration", 0.0)) * num_train
+        wanted = max(_CALIBRATION * num_train, min(_STEADY, 2 * _CALIBRATION * num_train))
+        wanted = max(wanted, options.get("calibration", 0.0) * num_train)
         times = max(1, round((wanted + 1) / (num_rows + 1)))
         return float(times * (num_rows + 1) - 1) / num_train
 
@@ -403,10 +405,10 @@ class VAEOutlierDetector(OutlierMixin, VAEEstimator):
         predict: -1 where p <= alarm,     p = (1 + number of calibration rows at least as odd) / (1 + n)
 
     A row is odd by log p(x), distortion and rate together, as in `pvae.trained.alarm.Sides`. About a tenth of the rows
-    of `fit`, and at least 1 / alarm - 1, are held out to calibrate. Of rows like those of `fit`, which `fit` did not
-    see, a share of at most `alarm` is marked in the mean, whatever the VAE is worth; and beside these, those that
-    cannot be rows of the table, as with a category that `fit` did not see. Anomalies among the rows of `fit` are among
-    the calibration rows too, and raise the p-values of rows like them.
+    of `fit`, a fifth of few, and at least 1 / alarm - 1, are held out to calibrate. Of rows like those of `fit`, which
+    `fit` did not see, a share of at most `alarm` is marked in the mean, whatever the VAE is worth; and beside these,
+    those that cannot be rows of the table, as with a category that `fit` did not see. Anomalies among the rows of `fit`
+    are among the calibration rows too, and raise the p-values of rows like them.
 
     Args:
         latent_dim: as for `VAEEstimator`, as are the others.

@@ -35,7 +35,7 @@ def test_rows_are_marked_by_their_p_values_and_alone():
     found = detector().fit(table(200))
     rows = table(60, seed=1)
     p_values, marks = found.p_values(rows), found.predict(rows)
-    assert len(found.calibration_) == 19, "about a tenth of 180 training rows; p-values are multiples of 1 / 20"
+    assert len(found.calibration_) == 39, "a fifth of 180 training rows; p-values are multiples of 1 / 40"
     assert np.array_equal(marks, np.where(p_values <= 0.1, -1, 1))
     assert np.array_equal(p_values, np.concatenate([found.p_values(rows[:7]), found.p_values(rows[7:])]))
     odd = rows.assign(b=1e6)
