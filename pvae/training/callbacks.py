@@ -447,7 +447,7 @@ def _pictures(trainer: Trainer) -> dict[str, Tensor]:
     test = trainer.splits["test"]
     (few,) = test.rows(random_subset(len(test), 8, seed=0)).split(8)  # as `trained.codes.examples` has them
     found = {}
-    with seeded(trainer.seed, trainer.device):
+    with seeded(trainer.config.seed, trainer.device):
         if vae.has_density and vae.takes_labels:
             labels = trainer.run.dataset().shown_labels
             assert labels is not None  # or it could not be trained

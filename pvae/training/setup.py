@@ -29,16 +29,14 @@ from pvae.core.optimizers import Adam
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset, check_domain, few_labels
 from pvae.data.preparation import Pixels, TrainingData
+from pvae.elbos.base import PerDatumELBO
 from pvae.models.features import fit_to
-from pvae.models.labels import found_labels
 from pvae.models.start import exact_starts, mean_elbo
 from pvae.training.parallel import ALONE, SharedELBO, World
 from pvae.training.trainer import Engine, Trainer, advice_on_memory, steps_in_epoch
 from pvae.vae import VAE
 
 _LEAST_TO_COMPILE = 10_000  # steps; compiling takes as long as it saves in 3,000 (convolutions) to 7,000 (a small MLP)
-_EVALUATED = 1000  # draws of z of all data of a split together, at least
-_PIXELS = 784_000  # of a batch of an evaluation times particles; with one particle, 1,000 images of 28 x 28
 
 _TRIED = 600  # steps by which the kinds of models are compared at which a training can start
 _LAST = 0.02  # the last learning rate of "cosine", as a fraction of the first
@@ -92,21 +90,13 @@ def build_trainer(
         vae = _new_vae(config, data, prepared["train"][: data.num_sample])
     vae = vae.to(device)
     labels = {split: y.to(device) for split, y in _labels_of(config, data, vae, note).items()}
-    test = Batch(Pixels(prepared["test"], preparation), labels.get("test"))
-    if not data.is_images:
-        check = getattr(vae.p_x, "check", None) or _check_of_support(vae, test, config.missing)
-        for split, x in prepared.items():
-            check_domain(check, x, data.name, data.names.get(split, split), data.columns)
     train = TrainingData(prepared.pop("train"), preparation, labels.get("train"), data.num_sample)
     splits = {split: Batch(Pixels(x, preparation), labels.get(split)) for split, x in prepared.items()}
-
-    known = 1.0
-    if config.labels:
-        known = (labels["train"] >= 0).float().mean().item()
-    elbo = elbo_of(config, known, data.num_train, has_own_vae)
-    modules = [*vae.p_z.modules(), *vae.p_x.modules()]
-    if elbo.needs_separate_draws and any(isinstance(one, (nn.BatchNorm1d, nn.BatchNorm2d)) for one in modules):
-        raise InputError(needs_separate_draws_text(config.elbo))
+    if not data.is_images:
+        check = getattr(vae.p_x, "check", None) or _check_of_support(vae, splits["test"], config.missing)
+        for split, x in {"train": train.prepared, **prepared}.items():
+            check_domain(check, x, data.name, data.names.get(split, split), data.columns)
+    elbo = _elbo(config, data, vae, labels, has_own_vae)
     reduce = None
     if world.size > 1:
         elbo = SharedELBO(elbo, world)
@@ -118,38 +108,33 @@ def build_trainer(
         update = AdamUpdate(adam, config.clip_norm, reduce)
         return CompiledSVI(vae.model, vae.guide, update, elbo, name, config.batch_size, train.batch)
 
-    def accuracy(split: str) -> dict[str, float]:
-        if not config.labels:
-            return {}
-        parts = (batch.x for batch in splits[split].split(evaluation_size))
-        found = found_labels(vae.q_z, parts, data.labels.get(split))
-        if found is None:
-            return {}
-        return {"accuracy": found.double().mean().item()}
-
-    num_steps = steps_in_epoch(len(train), config.batch_size, config.passes)
+    num_steps = steps_in_epoch(config, len(train))
     name = engine_name(config, num_steps, device, engine, world.size, note)
-    evaluation_size = max(1, _PIXELS // max(784, prepared["test"][0].numel() * config.particles))
-    least_draws = 0  # the figures of published systems are from one draw of z
-    if config.initialization == "exact":  # the best epoch is chosen by few data
-        least_draws = _EVALUATED
     return Trainer(
+        config=config,
         vae=vae,
         elbo=elbo,
         engine=Engine(svi, name, config.batch_size, config.compile == "auto", world, note),
         optimizer=adam,
         data=train,
         splits=splits,
-        batch_size=config.batch_size,
-        evaluation_size=evaluation_size,
-        passes=config.passes,
         schedule=schedule(config, num_steps, beta),
-        seed=config.seed,
         device=device,
+        classes=data.labels if config.labels else {},
         world=world,
-        least_draws=least_draws,
-        more=accuracy,
     )
+
+
+def _elbo(config: Config, data: Dataset, vae: VAE, labels: Mapping[str, Tensor], has_own_vae: bool) -> PerDatumELBO:
+    """Return the ELBO of a configuration; refuse BatchNorm where it evaluates each draw alone."""
+    known = 1.0
+    if config.labels:
+        known = (labels["train"] >= 0).float().mean().item()
+    elbo = elbo_of(config, known, data.num_train, has_own_vae)
+    modules = [*vae.p_z.modules(), *vae.p_x.modules()]
+    if elbo.needs_separate_draws and any(isinstance(one, (nn.BatchNorm1d, nn.BatchNorm2d)) for one in modules):
+        raise InputError(needs_separate_draws_text(config.elbo))
+    return elbo
 
 
 def engine_name(
@@ -266,7 +251,7 @@ def start_near(trainer: Trainer, config: Config, note: Callable[[str], object]) 
 def _forecast_elbo(num_steps: int, trainer: Trainer, weights: Mapping[str, Tensor], held_out: Tensor) -> float:
     """Return the `forecast` of held-out data by some steps from some weights: a mixture of products learns slowly."""
     trainer.vae.load_state_dict(weights)
-    order = torch.randint(len(trainer.data), (num_steps * trainer.batch_size,)).to(trainer.device)
+    order = torch.randint(len(trainer.data), (num_steps * trainer.config.batch_size,)).to(trainer.device)
     rates = [trainer.schedule(step) for step in range(num_steps)]
     half = num_steps // 2
     elbos = list[float]()
@@ -304,7 +289,11 @@ def check_first_loss(trainer: Trainer) -> None:
     vae = trainer.vae.eval()
     (few,) = trainer.splits["test"].rows(slice(2)).split(2)
     try:
-        with seeded(trainer.seed, trainer.device), advice_on_memory("the first loss"), naming_refused_parameters():
+        with (
+            seeded(trainer.config.seed, trainer.device),
+            advice_on_memory("the first loss"),
+            naming_refused_parameters(),
+        ):
             trainer.elbo.evaluate(vae.model, vae.guide, *few).check_finite()
     except (InputError, TrainingError):
         raise

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pvae.compile.compiled_svi import CompiledSVI, Done
 from pvae.compile.graph import RecordingError
+from pvae.config.config import Config
 from pvae.core.batch import Batch
 from pvae.core.errors import (
     InputError,
@@ -29,6 +30,7 @@ from pvae.core.errors import (
 from pvae.core.random_state import restore_rng_state, rng_state, seeded
 from pvae.data.preparation import TrainingData
 from pvae.elbos.base import PerDatumELBO
+from pvae.models.labels import found_labels
 from pvae.runs.checkpoint import Checkpoint
 from pvae.runs.metrics import Metrics
 from pvae.runs.run import Run
@@ -38,6 +40,8 @@ from pvae.vae import VAE
 
 _SECONDS = 0.25  # of steps that are taken in one call, between which progress is drawn and Ctrl-C is obeyed
 _MOST = 50  # steps in one call
+_PIXELS = 784_000  # of a batch of an evaluation times particles; with one particle, 1,000 images of 28 x 28
+_LEAST_DRAWS = 1000  # of z in an evaluation, of all data together
 _SMALLER_STEPS = "train anew with a smaller --lr, or with --clip-norm 100"
 
 
@@ -164,40 +168,32 @@ class Trainer:
     parameter store and with a seed, as `fit` does.
 
     Args:
+        config: options of the training.
         vae: the VAE.
         elbo: evaluates it.
         engine: takes the steps.
         optimizer: the optimiser of the steps.
         data: the training data.
         splits: "test", and perhaps "valid", evaluated after each epoch.
-        batch_size: of a step.
-        passes: number of passes over the training data in an epoch.
-        least_draws: number of draws of z in an evaluation: of a split of fewer data several for each; 0 for one each.
-        evaluation_size: number of data that are evaluated at a time.
         schedule: returns the learning rate of a step, counted from 0, and its weight of the rate.
-        seed: of the noise of each evaluation.
         device: where the VAE and the data are.
-        more: returns further fields of the `Metrics` of a split.
+        classes: of each split whose classes are known, if they are latents of the VAE.
         world: the processes that train together.
         rows: the metrics of all finished epochs.
         epoch: number of finished epochs.
         step: number of taken steps.
     """
 
+    config: Config
     vae: VAE
     elbo: PerDatumELBO
     engine: Engine
     optimizer: torch.optim.Optimizer
     data: TrainingData
     splits: Mapping[str, Batch]
-    batch_size: int
-    evaluation_size: int
     schedule: Callable[[int], tuple[float, float]]
-    seed: int
     device: torch.device
-    passes: int = 1
-    least_draws: int = 0
-    more: Callable[[str], Mapping[str, Any]] = lambda split: {}
+    classes: Mapping[str, Tensor] = field(default_factory=dict)
     world: World = ALONE
     rows: list[Metrics] = field(default_factory=list)
     epoch: int = 0
@@ -218,12 +214,18 @@ class Trainer:
     @property
     def num_steps(self) -> int:
         """The number of steps in an epoch."""
-        return steps_in_epoch(len(self.data), self.batch_size, self.passes)
+        return steps_in_epoch(self.config, len(self.data))
 
     @property
     def num_visits(self) -> int:
         """The number of data in the batches of an epoch."""
-        return min(self.passes * len(self.data), self.num_steps * self.batch_size)
+        return min(self.config.passes * len(self.data), self.num_steps * self.config.batch_size)
+
+    @property
+    def num_evaluated(self) -> int:
+        """The number of data that are evaluated at a time."""
+        values = self.splits["test"].x.images[0].numel()
+        return max(1, _PIXELS // max(784, values * self.config.particles))
 
     def train(self, epochs: int, callbacks: Sequence[Callback] = (), run: Run | None = None) -> None:
         """Train until that number of epochs is finished, or a callback ends the training.
@@ -273,7 +275,7 @@ class Trainer:
         seen = 0
         with advice_on_memory(f"step {self.step + 1} or later"):
             self.vae.train()
-            order = self.data.order(self.passes, self.num_visits).to(self.device)
+            order = self.data.order(self.config.passes, self.num_visits).to(self.device)
             values = [self.schedule(self.step + number) for number in range(self.num_steps)]
             for some in self.engine.run(order, values):
                 self.step += len(some.losses)
@@ -287,7 +289,7 @@ class Trainer:
                     raise some.error
                 start = seen
                 for loss in some.losses.tolist():
-                    size = min(self.batch_size, self.num_visits - seen)
+                    size = min(self.config.batch_size, self.num_visits - seen)
                     total += loss * size
                     seen += size
                 terms[:, start:seen] = torch.stack([*some.terms])
@@ -312,30 +314,42 @@ class Trainer:
         started = time.perf_counter()
         data = self.splits[split]
         _, beta = self.schedule(self.step)
-        repeats = max(1, round(self.least_draws / len(data)))
+        repeats = 1  # the figures of published systems are from one draw of z
+        if self.config.initialization == "exact":  # the best epoch is chosen by few data
+            repeats = max(1, round(_LEAST_DRAWS / len(data)))
         if repeats > 1:
             data = data.rows(torch.arange(len(data), device=self.device).repeat(repeats))
         terms = self._zeros(2, len(data))
         totals = self._zeros(2)
         seen = 0
         with (
-            seeded(self.seed, self.device),
+            seeded(self.config.seed, self.device),
             advice_on_memory(f"step {self.step}"),
             pyro.validation_enabled(False),
         ):
-            for batch in data.split(self.evaluation_size):
+            for batch in data.split(self.num_evaluated):
                 loss, batch_terms = self.elbo.evaluate(self.vae.model, self.vae.guide, *batch, beta=beta)
                 terms[:, seen : seen + len(batch)] = torch.stack([*batch_terms])
                 seen += len(batch)
                 totals += torch.stack([loss.double() * len(batch), self._posterior_mean_loss(batch)])
                 for callback in callbacks:
                     callback.on_steps_end(self, None)
-            more = dict(self.more(split))
+            more = self._accuracy(split)
         self.world.sum_([terms, totals])
         loss, at_mean = (totals / len(data)).tolist()
         if not math.isnan(at_mean):
             more["posterior_mean_loss"] = at_mean
         return self._metrics(split, terms.view(2, repeats, -1).mean(1), loss, time.perf_counter() - started, more)
+
+    def _accuracy(self, split: str) -> dict[str, float]:
+        """Return the share of the known classes of a split that q(z | x) finds, if there are some."""
+        if split not in self.classes:
+            return {}
+        parts = (batch.x for batch in self.splits[split].split(self.num_evaluated))
+        found = found_labels(self.vae.q_z, parts, self.classes[split])
+        if found is None:
+            return {}
+        return {"accuracy": found.double().mean().item()}
 
     def _posterior_mean_loss(self, batch: Batch) -> Tensor:
         """Return the sum of the posterior-mean loss over this process's data; NaN if it has no closed form."""
@@ -421,11 +435,11 @@ class Trainer:
         return torch.zeros(shape, dtype=torch.float64, device=self.device)
 
 
-def steps_in_epoch(num_data: int, batch_size: int, passes: int) -> int:
+def steps_in_epoch(config: Config, num_data: int) -> int:
     """Return the number of steps in an epoch; of several passes, data that do not fill a batch are left out."""
-    if passes == 1:
-        return math.ceil(num_data / batch_size)
-    return max(1, passes * num_data // batch_size)
+    if config.passes == 1:
+        return math.ceil(num_data / config.batch_size)
+    return max(1, config.passes * num_data // config.batch_size)
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ class Ends(Callback):
     what: object
 
     def on_steps_end(self, trainer, done):
-        if trainer.seed != self.seed or done is None:
+        if trainer.config.seed != self.seed or done is None:
             return
         if isinstance(self.what, Exception):
             raise self.what

@@ -69,15 +69,20 @@ def test_an_epoch_visits_each_datum_in_each_of_its_passes(count, passes, sizes, 
         assert rows[0].distortion + rows[0].rate == pytest.approx(mean, rel=1e-6)
 
 
-def test_an_evaluation_that_draws_several_times_is_the_mean_of_that_many():
+def test_an_evaluation_that_draws_several_times_is_the_mean_of_that_many(monkeypatch):
     """As of the same data several times over."""
     given = data(num_test=30)
+    config = CONFIG.replace(initialization="exact", prior="standard-normal")
+    monkeypatch.setattr("pvae.training.trainer._LEAST_DRAWS", 120)
     with seeded(0, CPU), pyro.get_param_store().scope():
-        trainer = trainer_of(given=given, least_draws=120, evaluation_size=12)
-        other = trainer.evaluate()
+        trainer = dataclasses.replace(trainer_of(given=given), config=config)
         several = {"test": Batch(Pixels(given.test.repeat(4, 1), trainer.data.preparation), None)}
-        each = dataclasses.replace(trainer, splits=several, least_draws=0, evaluation_size=30).evaluate()
-        found = dataclasses.replace(trainer, evaluation_size=30).evaluate()
+        monkeypatch.setattr("pvae.training.trainer._PIXELS", 12 * 784)
+        other = trainer.evaluate()
+        monkeypatch.setattr("pvae.training.trainer._PIXELS", 30 * 784)
+        found = trainer.evaluate()
+        monkeypatch.setattr("pvae.training.trainer._LEAST_DRAWS", 0)
+        each = dataclasses.replace(trainer, splits=several).evaluate()
     assert other.elbo != each.elbo, "in other batches it is another noise"
     assert found.elbo_stderr > 1.5 * each.elbo_stderr, "that of the means of 30 data, and not of 120 draws"
     for name in ("elbo", "distortion", "rate", "loss", "posterior_mean_loss"):
@@ -94,7 +99,7 @@ def test_the_metrics_of_the_start_are_those_of_epoch_0():
         trainer = build_trainer(config, given, CPU)
         start_near(trainer, config, notes.append)
         assert any("starts at" in one for one in notes)
-        assert trainer.least_draws == 1000
+        assert trainer.config.initialization == "exact"
         trainer.evaluate_start()
         again = [trainer.evaluate(split) for split in ("valid", "test")]
         assert [(row.epoch, row.split) for row in trainer.rows] == [(0, "valid"), (0, "test")]
