@@ -86,20 +86,7 @@ def fit(
     path = None
     if out is not None:
         path = writer.check_out(expanded(out, "--out"))
-    if data is not None:
-        options = {}
-        if config is not None:
-            options = reading_of(config)
-        data = read(data, **options)
-    if config is None:
-        config = _suited_to(data, vae)
-    if data is None:
-        data = load_for(config)
-    data = split_for(config, data)
-    if vae is None:
-        _warn_of_unused(config)
-    if vae is not None and config.system in SYSTEMS:
-        config = config.replace(system="own-vae", source="")
+    config, data = _resolved(config, data, has_own_vae=vae is not None)
     place = getattr(vae, "place", "")
     vae = _built(vae, config)
     if isinstance(start, (str, Path)):
@@ -266,13 +253,23 @@ def _check_type(name: str, value: object, wanted: type) -> None:
         raise InputError(f"{name} must be a pvae.{wanted.__name__}, and is of type {type(value).__name__}")
 
 
-def _suited_to(data: Dataset | None, vae: object) -> Config:
-    """Return the configuration where none was given."""
-    if data is None or vae is not None:
-        return Config()
-    if data.is_images:
-        return images_config(data)
-    return values_config(data)
+def _resolved(config: Config | None, data: Any, has_own_vae: bool) -> tuple[Config, Dataset]:
+    """Return the configuration, by default one that suits the data, and the data with their splits."""
+    if data is not None:
+        data = read(data, **(reading_of(config) if config is not None else {}))
+    if config is None and (data is None or has_own_vae):
+        config = Config()
+    elif config is None and data.is_images:
+        config = images_config(data)
+    elif config is None:
+        config = values_config(data)
+    if data is None:
+        data = load_for(config)
+    if not has_own_vae:
+        _warn_of_unused(config)
+    elif config.system in SYSTEMS:
+        config = config.replace(system="own-vae", source="")
+    return config, split_for(config, data)
 
 
 def _built(vae: Any, config: Config) -> VAE | None:
@@ -308,7 +305,7 @@ def _warn_of_unused(config: Config) -> None:
     system = SYSTEMS.get(config.system, Config())
     for name in TAKERS:
         if not config.uses(name) and getattr(config, name) != getattr(system, name):
-            warnings.warn(f"{name} has no effect; with {takers_text(name)} it has one", stacklevel=3)
+            warnings.warn(f"{name} has no effect; with {takers_text(name)} it has one", stacklevel=4)
 
 
 @contextlib.contextmanager
