@@ -5,8 +5,7 @@ The file has no name, and is gone with the process; it lies in the cache folder,
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -17,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pvae.core.errors import InputError, brief, joined, total_memory
-from pvae.core.files import cache_dir
+from pvae.core.errors import InputError, joined, total_memory
 from pvae.core.terminal import progress_bar
 from pvae.data.dataset import Dataset, with_split
+from pvae.data.mapped import batches_of, in_file
 from pvae.data.reading import Reading
 from pvae.data.schema import Schema, coded_labels
 
@@ -78,91 +77,6 @@ def data_in_batches(source: Iterable[Any], name: str, reading: Reading, quiet: b
         y = y[order]
     splits = with_split("test", num_test, x, y, is_shuffled=True)
     return Dataset(name, **splits, label_names=classes, is_in_parts=True, **schema.schema)
-
-
-def in_file(batches: Iterable[Sequence[Tensor]]) -> tuple[Tensor, Tensor | None]:
-    """Write x of all batches, (x,) or (x, y), into a file; return it mapped into memory, (N, *shape), and y or None.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    folder, labels, count = cache_dir(), list[Tensor](), 0
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            for x, *y in batches:
-                file.write(x.contiguous().numpy().tobytes())
-                count += len(x)
-                labels += y
-            file.flush()
-            if not count:
-                return torch.empty(0, 0), None
-            rows = np.memmap(file, x.numpy().dtype, "c", shape=(count, *x.shape[1:]))  # torch warns of read-only memory
-    except OSError as error:
-        raise InputError(f"{folder} cannot hold the data ({error.strerror or error}): set XDG_CACHE_HOME") from None
-    return torch.from_numpy(rows), torch.cat(labels) if labels else None
-
-
-def batches_of(
-    source: Iterable[Any], name: str, on_batch: Callable[[], object] = lambda: None
-) -> Iterator[tuple[Any, ...]]:
-    """Yield the batches of an iterable, (x,), (x, y) or (frame,), that are not empty and are all alike.
-
-    Raises:
-        InputError: as for `data_in_batches`.
-    """
-    layout = ""
-    try:
-        for given in source:
-            on_batch()
-            batch = _batch(given, name)
-            if not len(batch[0]):
-                continue
-            found = _layout(batch)
-            layout = layout or found
-            if found != layout:
-                raise InputError(f"{name} yields {found} after {layout}: yield data of one shape, type and columns")
-            yield batch
-    except (InputError, GeneratorExit):
-        raise
-    except Exception as error:  # of any type: it is the user's code
-        raise InputError(f"{name} cannot be read ({type(error).__name__}: {brief(error)})") from error
-
-
-def _batch(given: Any, name: str) -> tuple[Any, ...]:
-    """Return a batch as tensors, or as a data frame."""
-    if hasattr(given, "to_pandas"):
-        given = given.to_pandas()
-    if hasattr(given, "iloc"):
-        from pvae.data.tables import checked
-
-        return (checked(given.reset_index(drop=True), name),)
-    items = [*given] if isinstance(given, (list, tuple)) else [given]
-    items = [torch.from_numpy(one) if isinstance(one, np.ndarray) else one for one in items]
-    if len(items) not in (1, 2) or not all(isinstance(one, Tensor) for one in items):
-        found = ", ".join(type(one).__name__ for one in items)
-        raise InputError(f"{name} yields {found}: yield batches of x, of x and a label, or data frames")
-    x, *y = items
-    if x.dim() < 2 or (y and len(y[0]) != len(x)):
-        shapes = " and ".join(str(tuple(one.shape)) for one in items)
-        raise InputError(f"{name} yields tensors of shape {shapes}: yield x of shape (B, *shape), and (B, ...) labels")
-    return tuple(map(plain, items))
-
-
-def plain(x: Tensor) -> Tensor:
-    """Return a tensor that numpy takes: dense, on the CPU, without a gradient, and in float32 in place of bfloat16."""
-    if x.layout != torch.strided:
-        x = x.to_dense()
-    if x.dtype == torch.bfloat16:
-        x = x.float()
-    return x.detach().cpu()
-
-
-def _layout(batch: tuple[Any, ...]) -> str:
-    """Return a text of what all batches have in common."""
-    if not isinstance(batch[0], Tensor):
-        return f"columns {', '.join(map(str, batch[0]))}"
-    return " and ".join(f"{str(one.dtype).removeprefix('torch.')} (B, *{tuple(one.shape[1:])})" for one in batch)
 
 
 def _of_frames(batches: Iterator[Any], name: str, reading: Reading) -> tuple[Schema, tuple[str, ...]]:

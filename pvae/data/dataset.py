@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from pvae.core.errors import InputError, joined, listed
 from pvae.data.codec import codes_of, from_file
 from pvae.data.column import Column
+from pvae.data.mapped import batches_of, in_file
 from pvae.data.rules import find_rules
 from pvae.data.schema import DataRecord, Schema, is_classes, title_of
 from pvae.models.columns import column_kinds, named_kinds
@@ -492,8 +493,6 @@ def _read_torch(source: Any, split: str) -> tuple[Tensor, Tensor | None, str]:
     Raises:
         InputError: the source raises an exception, holds nothing, or yields something else.
     """
-    from pvae.data.batches import batches_of, in_file
-
     loader = source
     if not isinstance(source, DataLoader):
         loader = DataLoader(source, batch_size=_AT_ONCE)

@@ -22,7 +22,7 @@ from pvae.core.files import expanded
 from pvae.core.options import options_of
 from pvae.core.random_state import seeded
 from pvae.data.arrays import is_array_file
-from pvae.data.batches import data_in_batches, plain
+from pvae.data.batches import data_in_batches
 from pvae.data.codec import from_file
 from pvae.data.column import Column
 from pvae.data.dataset import Dataset, domain_faults
@@ -36,6 +36,7 @@ from pvae.data.images import (
     image_files,
     load_images,
 )
+from pvae.data.mapped import plain
 from pvae.data.preparation import Preparation
 from pvae.data.reading import DATASETS, Reading, is_file, is_folder, is_table, own_path
 from pvae.data.schema import DataRecord, Fields, Schema, Values, names_of
