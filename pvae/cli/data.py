@@ -403,7 +403,7 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
     if not run.config.missing and not run.data.limits:
         raise InputError(f"{run.name} was trained without --missing: train again with it to fill in missing values")
     number = arguments.draws or 0
-    given = given_data(run, arguments.impute, label=arguments.label)
+    given = given_data(run, arguments.impute, label=arguments.label, fills=True)
     if given.note:
         print(f"note: {given.note}", file=sys.stderr)
     if given.y is None or len(given.y) == 1:
@@ -425,13 +425,17 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
         how = f"{number} draws of each"
         alike = "draws are too alike"
     files = str(out)
+    num_left = 0
     is_missing = (given.in_file if run.data.columns else given.x).isnan()
     num_missing = int(is_missing[given.inside].sum())
     if run.data.columns:
-        files = _write_imputed_table(run, out, given, found, number)
+        files, num_left = _write_imputed_table(run, out, given, found, number)
     else:
         write(out, {"names": given.names, **values})
     print_line(f"{files}: {num_missing:,} missing values of {len(given.names):,} rows, {how}")
+    if num_left:
+        why = "no draw agrees with the given fields and the rules"
+        print_line(f"of these, fields of {num_left:,} rows stay empty: {why}")
     said = "whether a value is missing is taken not to depend on the value"
     if run.data.limits:
         said += "; values that are known only to be below a limit are filled in below it"
@@ -443,8 +447,11 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
         print_line(f"the weights of {len(untrusted):,} rows have {few}: their {alike}: {listed(untrusted)}")
 
 
-def _write_imputed_table(run: Run, out: Path, given: OtherData, found: Imputed, number: int) -> str:
-    """Write a table as its file has it, with imputed values in place of empty fields; return the names of the files."""
+def _write_imputed_table(run: Run, out: Path, given: OtherData, found: Imputed, number: int) -> tuple[str, int]:
+    """Write a table as its file has it, with imputed values in place of empty fields.
+
+    Return the names of the files, and the number of rows of which fields stay empty.
+    """
     from dataclasses import replace
 
     import pandas
@@ -466,7 +473,7 @@ def _write_imputed_table(run: Run, out: Path, given: OtherData, found: Imputed, 
     tries = [*found.draws.unbind(1)]
     ways = [tries[first::number] for first in range(number)] or [[found.filled, *tries]]
     parts = [complete(run.data, of_file, x, way, y) for way in ways]
-    _say_left(torch.cat([left for _, left in parts]))
+    num_left = len(torch.cat([left for _, left in parts]).unique())
     rows = torch.cat([given.in_place(part) for part, _ in parts])
     if number:
         counts = torch.arange(1, 1 + number).repeat_interleave(len(fields))
@@ -474,7 +481,7 @@ def _write_imputed_table(run: Run, out: Path, given: OtherData, found: Imputed, 
         fields.insert(0, "imputation", counts.tolist())
     write(out, table_text(columns, rows, fields, is_missing.repeat(len(ways), 1), sep))
     if number:
-        return f"{out}, by the column imputation"
+        return f"{out}, by the column imputation", num_left
     spread = out.with_name(f"{out.stem}-std.csv")
     numbers = [Column(column.name, point=column.point) for column in columns]
     std = torch.full(is_missing.shape, math.nan)  # of a column that a rule has rewritten it is not known
@@ -482,14 +489,7 @@ def _write_imputed_table(run: Run, out: Path, given: OtherData, found: Imputed, 
         if column in run.data.columns:
             std[:, place] = given.in_place(found.std[:, run.data.columns.index(column)])
     write(spread, table_text(numbers, std, fields, torch.ones_like(is_missing), sep))
-    return f"{out}, {spread.name}"
-
-
-def _say_left(rows: Tensor) -> None:
-    """Print of how many rows fields stay empty."""
-    if len(rows):
-        count = f"{len(rows.unique()):,} rows"
-        print_line(f"fields of {count} stay empty: no draw agrees with the given fields and the rules")
+    return f"{out}, {spread.name}", num_left
 
 
 def _reconstruct_parser() -> Parser:

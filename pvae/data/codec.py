@@ -22,13 +22,16 @@ if TYPE_CHECKING:
     from pvae.data.schema import Schema
 
 
-def from_file(schema: Schema, file: Array, y: Tensor | None = None) -> tuple[Tensor, dict[int, str]]:
+def from_file(
+    schema: Schema, file: Array, y: Tensor | None = None, fills: bool = False
+) -> tuple[Tensor, dict[int, str]]:
     """Return values of x, (N, D'), and the rows that cannot be rows of the table, with why.
 
     Args:
         schema: of the table.
         file: the values of the columns of the file, (N, D), of any rows.
         y: the labels, (N,) or (1,), if rules depend on them.
+        fills: what is empty is filled in later, and given fields that need it are looked at then.
     """
     if not schema.recorded:
         return torch.from_numpy(file), {}
@@ -46,6 +49,8 @@ def from_file(schema: Schema, file: Array, y: Tensor | None = None) -> tuple[Ten
                 why.setdefault(row, f"{_said(step, left, columns, row)}, and in the training rows {step}")
         left = step.apply(left)
     x = _stacked(left, schema.columns)
+    if fills:
+        return torch.from_numpy(x), why
     again = named(_undone_rows(schema, named(x, schema.columns), y), schema.recorded)
     for column, slack in zip(schema.recorded, _slack(schema).tolist()):
         given = values[column.name]
@@ -54,6 +59,24 @@ def from_file(schema: Schema, file: Array, y: Tensor | None = None) -> tuple[Ten
             text = column.text(given[row] - column.origin, is_given=True)
             why.setdefault(row, f"{column.name} is {text}, and no training row is like this one")
     return torch.from_numpy(x), why
+
+
+def deduced(schema: Schema, file: Array, y: Tensor | None = None, fills: bool = False) -> Array:
+    """Return the values of the columns of a file, (N, D), in which the rules have filled in what they determine.
+
+    Args:
+        schema: of the table.
+        file: the values, NaN where they are empty.
+        y: as for `from_file`.
+        fills: in columns too of which empty fields are part of x; else in those that training rows have full.
+    """
+    values = {**named(file, schema.recorded), schema.reading.label_column: codes_of(y, len(file))}
+    columns = {column.name: column for column in schema.recorded}
+    kept = set() if fills else {*_indicators(schema)}
+    rules = [rule for rule in schema.rules if {rule.column, *rule.of} <= values.keys()]  # not of whether one is empty
+    for rule in rules * len(rules):  # one may need what another one fills in
+        values |= {name: x for name, x in rule.deduced(values, columns).items() if name in columns.keys() - kept}
+    return _stacked(values, schema.recorded)
 
 
 def _said(rule: Rule, values: Values, columns: Mapping[str, Column], row: int) -> str:
@@ -134,7 +157,6 @@ def complete(
         The rows, and the places of those without such a try.
     """
     found, left = file.clone(), torch.arange(len(file))
-    slack = _slack(schema)
     limits = torch.from_numpy(np.array([column.limit for column in schema.columns], float))  # NaN for None
     is_open = x.isnan() | (x < limits)
     for one in tries:
@@ -145,10 +167,9 @@ def complete(
             new = _rounded(schema, new, is_filled=True)
         labels = y if y is None or len(y) == 1 else y[left]
         filled = _in_file(schema, torch.where(is_open[left], new, x[left]), labels, is_filled=True)
-        known = file[left]
-        agrees = (known.isnan() | ((filled - known).abs() <= slack + 1e-14 * known.abs())).all(1)
-        agrees &= ~torch.from_numpy(breaking(schema, filled, schema.rules, labels))
-        found[left[agrees]] = torch.where(known.isnan(), filled, known)[agrees]
+        filled = torch.where(file[left].isnan(), filled, file[left])
+        agrees = ~torch.from_numpy(breaking(schema, filled, schema.rules, labels))
+        found[left[agrees]] = filled[agrees]
         left = left[~agrees]
     return found, left
 

@@ -23,7 +23,7 @@ from pvae.core.options import options_of
 from pvae.core.random_state import seeded
 from pvae.data.arrays import is_array_file
 from pvae.data.batches import data_in_batches
-from pvae.data.codec import from_file
+from pvae.data.codec import deduced, from_file
 from pvae.data.column import Column
 from pvae.data.dataset import Dataset, domain_faults
 from pvae.data.images import (
@@ -245,7 +245,9 @@ class OtherData(NamedTuple):
         return found.index_copy(0, self.inside, values)
 
 
-def read_other(record: DataRecord, path: str | Path, skip_broken: bool = False, y: Tensor | None = None) -> OtherData:
+def read_other(
+    record: DataRecord, path: str | Path, skip_broken: bool = False, y: Tensor | None = None, fills: bool = False
+) -> OtherData:
     """Return other data, converted to the shape of recorded ones as these were.
 
     Args:
@@ -254,6 +256,7 @@ def read_other(record: DataRecord, path: str | Path, skip_broken: bool = False, 
             that are no images, a file as `read_values` reads it.
         skip_broken: leave out image files that cannot be decoded.
         y: the label of all data, (1, ...), in place of their own.
+        fills: as for `other_rows`.
 
     Raises:
         InputError: there is no such file, or it cannot be read, or holds data of another kind.
@@ -269,7 +272,7 @@ def read_other(record: DataRecord, path: str | Path, skip_broken: bool = False, 
     if found and (found == "a table") == record.is_images:
         raise InputError(f"the run was trained on {record.kind}, and {path} is {found}: give {record.kind}")
     if not record.is_images:
-        return _other_values(record, where, y)
+        return _other_values(record, where, y, fills)
     channels, height, width = record.datum_shape
     transform = ImageTransform.of(record.reading, record.value_range)
     transform = transform._replace(size=(height, width), channels=channels, skip_broken=skip_broken)
@@ -295,7 +298,7 @@ def read_other(record: DataRecord, path: str | Path, skip_broken: bool = False, 
     return OtherData(images.names, torch.from_numpy(images.pixels), note, y, labels)
 
 
-def _other_values(record: DataRecord, file: Path, y: Tensor | None) -> OtherData:
+def _other_values(record: DataRecord, file: Path, y: Tensor | None, fills: bool) -> OtherData:
     """Return the data of all splits of a file, in its order."""
     known: Schema | None = record
     reading = replace(record.reading, columns="")
@@ -305,24 +308,28 @@ def _other_values(record: DataRecord, file: Path, y: Tensor | None) -> OtherData
     labels = names_of(np.concatenate([*values.labels.values()])) if values.labels else []
     same = {_without_zeros(name): name for name in record.label_names}  # "2.0" is the class "2" too
     labels = [same.get(_without_zeros(name), name) if name not in record.label_names else name for name in labels]
-    given = other_rows(record, values, _codes(record, labels) if y is None else y)
+    given = other_rows(record, values, _codes(record, labels) if y is None else y, fills)
     if given.x.shape[1:] != record.datum_shape:
         shape = tuple(given.x.shape)
         raise InputError(f"{file} has shape {shape}, and the run was trained on (N, *{record.datum_shape})")
     return given._replace(labels=labels)
 
 
-def other_rows(schema: Schema, values: Values, y: Tensor | None = None) -> OtherData:
+def other_rows(schema: Schema, values: Values, y: Tensor | None = None, fills: bool = False) -> OtherData:
     """Return values of the columns of a file as rows of the table of a schema.
 
     Args:
         schema: of the run.
         values: the rows of all splits, in their order.
         y: their labels, (N,) or (1,), if rules depend on them.
+        fills: what is empty is to be filled in: as for `deduced`.
     """
     file = np.concatenate([x.astype(np.float64) for x in values.x.values()])
     names = [name for part in values.names.values() for name in part]
-    x, broken = from_file(schema, file, y)
+    known = file
+    if schema.rules:
+        known = deduced(schema, file, y, fills)
+    x, broken = from_file(schema, known, y, fills)
     in_file = torch.tensor([])
     if schema.columns:
         limits = np.array([column.limit for column in schema.file_columns], float)  # NaN for None

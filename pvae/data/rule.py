@@ -19,6 +19,7 @@ Values = Mapping[str, Array]
 
 TINY = 1e-9  # a difference of numbers that are equal
 _DIGITS = 9  # behind the point, of dates and differences
+_HEAP = 0.05  # the share of rows with one value, as of 0, that a difference would hide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,10 @@ class Rule(Family):
     def of_rows(self, values: Values) -> Rule | None:
         """Return the rule as it rewrites these rows; None if `undo` would not bring them back."""
         return self
+
+    def deduced(self, values: Values, columns: Mapping[str, Column]) -> Values:
+        """Return columns by their names, in which the rule says what some empty fields must be."""
+        return {}
 
     def described(self, name: str, x: Array, before: Mapping[str, Column]) -> Column:
         """Return a column that the rule has made, given the columns before: of numbers, unless a class says more."""
@@ -136,6 +141,11 @@ class Computed(Rule):
         """Compute the column."""
         due = self.due(values)
         return {**values, self.column: np.where(np.isnan(due), values.get(self.column, np.nan), due)}
+
+    def deduced(self, values: Values, columns: Mapping[str, Column]) -> Values:
+        """Return the column, filled in where it is due."""
+        x = values[self.column]
+        return {self.column: np.where(np.isnan(x), self.due(values), x)}
 
     def of_rows(self, values: Values) -> Rule | None:
         """Return the rule, which leaves the column out if it is due wherever it is given."""
@@ -239,6 +249,24 @@ class Identity(Computed, name="identity", help="a number is a sum of others, or 
         weights = {self.column: 1.0} | {name: -factor for name, factor in zip(self.of, self.factors)}
         return [self, *(a_sum(weights, self.constant, name, columns[name]) for name in self.of)]
 
+    def deduced(self, values: Values, columns: Mapping[str, Column]) -> Values:
+        """Return each of its columns, filled in where the others are given, if nothing is rounded."""
+        found = dict(super().deduced(values, columns))
+        for one in self.alternatives(columns)[1:]:
+            assert isinstance(one, Identity)
+            found |= Computed.deduced(one, values, columns)
+        if not self.factors:
+            first, second = self.of
+            factor = values[second]
+            if self.keys:
+                factor = looked_up(factor, self.keys, self.found)
+            pairs = [(first, factor)] if self.keys else [(first, factor), (second, values[first])]
+            for name, other in pairs:
+                quotient = (values[self.column] / np.where(other == 0, np.nan, other)).round(digits_of(columns[name]))
+                filled = {**values, name: np.where(np.isnan(values[name]), quotient, values[name])}
+                found[name] = np.where(self.keeps(filled), filled[name], values[name])
+        return found
+
     def due(self, values: Values) -> Array:
         """Return the sum or the product."""
         first, *others = (values[name] for name in self.of)
@@ -328,8 +356,10 @@ class Order(Rule, name="order", help="a number is at most another one"):
         return [self, replace(self, column=self.of[0], of=(self.column,), is_above=not self.is_above)]
 
     def of_rows(self, values: Values) -> Rule | None:
-        """Return the order, if the other column is given wherever this one is."""
-        if (np.isnan(values[self.of[0]]) & ~np.isnan(values[self.column])).any():
+        """Return the order, if the other column is given wherever this one is, and no value of this one is a heap."""
+        is_alone = (np.isnan(values[self.of[0]]) & ~np.isnan(values[self.column])).any()
+        heap = _times(values[self.column])
+        if is_alone or heap > max(_HEAP * len(values[self.column]), 2 * _times(self._rest(values))):
             return None
         return self
 
@@ -350,6 +380,11 @@ class Order(Rule, name="order", help="a number is at most another one"):
 
     def _rest(self, values: Values) -> Array:
         return (self._sign * (values[self.column] - values[self.of[0]])).round(_DIGITS)
+
+
+def _times(x: Array) -> int:
+    """Return how often the most frequent value occurs."""
+    return int(np.unique(x[~np.isnan(x)], return_counts=True)[1].max(initial=0))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -171,6 +171,8 @@ def _notes(table: Table, names: Sequence[str], num_columns: int) -> list[str]:
         if can_be_read(text, table):
             note += f": --rules '{text}' makes it a rule"
         notes.append(note)
+    if table.dropped:
+        notes.append(f"for that not taken either: {listed([short(rule) for rule in table.dropped])}")
     return notes
 
 

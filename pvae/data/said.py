@@ -50,10 +50,11 @@ def read_rule(text: str, table: Table, names: Sequence[str]) -> Rule:
     Raises:
         InputError: it cannot be read, a column is absent, or too many rows break it.
     """
+    text = re.sub(r": .* -> .*", "", text)  # as a function is printed
     rule, broken = _read(text, table, [*table.values, *(f"{name} is 0" for name in table.numbers)])
     if len(broken) > _MOST_BROKEN * table.n:
-        rows = listed([names[row] for row in broken[:3].tolist()])
-        share = f"{len(broken):,} of {table.n:,} training rows break it, the first {rows}"
+        rows = sorted([names[row] for row in broken.tolist()], key=lambda name: (len(name), name))
+        share = f"{len(broken):,} of {table.n:,} training rows break it, and one in twenty may: {listed(rows, most=3)}"
         raise InputError(f"--rules {shown(text)}: {share}: leave it out, or correct them")
     return rule
 
@@ -109,6 +110,8 @@ def _read(text: str, table: Table, known: Sequence[str]) -> Candidate:
 
 
 def _column(name: str, text: str, known: Iterable[str]) -> str:
+    if any(sign in name for sign in "<>="):
+        raise InputError(f"--rules {shown(text)} cannot be read at {shown(name.strip())}: separate rules by ;")
     return check_name(f"--rules {shown(text)}: column", name.strip(), [*known])
 
 

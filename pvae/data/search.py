@@ -69,6 +69,7 @@ class Table:
         unit: that of their last digit, or 0 where it is not known.
         features: codes of each row, -1 where it is empty, and classes, by a column and what of it is the class.
         near: laws but for a few rows.
+        dropped: laws that are not believed for these.
     """
 
     values: Values
@@ -85,6 +86,7 @@ class Table:
         self.unit = dict[str, float]()
         self.features = dict[tuple[str, str], tuple[NDArray[np.int64], Array]]()
         self.near = list[Candidate]()
+        self.dropped = list[Rule]()
         for name, x in self.values.items():
             column = self.columns.get(name)
             levels, counts = np.unique(x[~np.isnan(x)], return_counts=True)
@@ -119,6 +121,7 @@ class Table:
         near = [one for one in found if len(one.wrong)]
         self.near += near
         if _TIMES * len(near) > len(found) - len(near):
+            self.dropped += [one.rule for one in found if not len(one.wrong)]
             return []
         return [one.rule for one in found if not len(one.wrong)]
 

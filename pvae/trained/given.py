@@ -23,6 +23,7 @@ def given_data(
     path: str | Path | None = None,
     skip_broken: bool = False,
     label: str | None = None,
+    fills: bool = False,
 ) -> OtherData:
     """Return data in the shape that a run was trained on; images are converted to it.
 
@@ -32,6 +33,7 @@ def given_data(
             run's own test data.
         skip_broken: leave out image files that cannot be decoded.
         label: the label of all data, as for `label_of`; by default the run's own test data have their own labels.
+        fills: empty fields of a table are to be filled in, as for `other_rows`.
 
     Raises:
         InputError: there are no such data, they are of another kind, or the run's own data cannot be found; or the run
@@ -45,7 +47,7 @@ def given_data(
         numbers = data.labels["test"].tolist() if is_named else []
         y = data.labels["test"] if y is None and run.is_given_labels else y
         return OtherData(data.test_names, data.test, "", y, [classes[label + 1] for label in numbers])
-    given = read_other(run.data, path, skip_broken, y)
+    given = read_other(run.data, path, skip_broken, y, fills)
     if y is None and not run.is_given_labels:
         given = given._replace(y=None)
     elif y is None:

@@ -29,7 +29,7 @@ from torch import Tensor
 from pvae.config.build import build_vae, preparation_of
 from pvae.config.choices import split_for, values_config
 from pvae.core.batch import Batch
-from pvae.core.errors import InputError, check_name
+from pvae.core.errors import InputError, check_name, listed
 from pvae.core.options import options_of
 from pvae.core.random_state import seeded
 from pvae.data.codec import complete, log_density_beside, to_file
@@ -137,6 +137,8 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
             names = {**data.names, "valid": data.names["test"]}
             data = replace(data, valid=data.test, valid_labels=data.test_labels, names=names)
             data = data.with_rules(bool(self.condition))
+            if data.near or data.impossible:
+                warnings.warn(data.note, stacklevel=3)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         given = {"latent_dim": self.latent_dim, "epochs": self.epochs, "columns": kinds or None}
         options: dict[str, Any] = {"seed": seed, "compile": "graph", "condition": bool(self.condition)}
@@ -284,14 +286,15 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
 
         The index and the columns are those of X, and so are those that `fit` left out.
         """
-        given = self._inside(X)
+        given = self._inside(X, fills=True)
         batch = self._batch_of(given)
         with seeded(self.config_.seed):
             found = impute(self.vae_of(), batch, num_draws=TRIES if self.schema_.steps else 0)
         tries = [found.filled, *found.draws.unbind(1)]
         rows, left = complete(self.schema_, given.in_file, batch.x.images.double(), tries, batch.y)
         if len(left):
-            said = f"{len(left):,} rows stay as they are: no draw agrees with the given fields and the rules"
+            rows_left = listed([given.names[row] for row in left.tolist()])
+            said = f"{rows_left} stay as they are: no draw agrees with the given fields and the rules"
             warnings.warn(said, stacklevel=2)
         filled = self._frame_of(rows, batch.y, True)
         is_frame = isinstance(X, DataFrame)
@@ -301,7 +304,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         known = [name for name in filled if name in is_missing]
         for name in filled[known].columns[is_missing[known].any()]:
             new = filled[name].set_axis(frame.index)
-            frame[name] = frame[name].astype(new.dtype).mask(is_missing[name], new)
+            frame[name] = frame[name].astype(object).mask(is_missing[name], new).astype(new.dtype)
         return frame.set_axis(X.columns, axis=1) if is_frame else frame.to_numpy()
 
     def vae_of(self) -> VAE:
@@ -339,9 +342,9 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         """Return rows as the VAE takes them, of which each can be a row of the table."""
         return self._batch_of(self._inside(X))
 
-    def _inside(self, X: Any) -> OtherData:
+    def _inside(self, X: Any, fills: bool = False) -> OtherData:
         """Return rows of which each can be a row of the table; a warning names those that break a rule."""
-        given = self._read(X)
+        given = self._read(X, fills)
         for row, why in given.outside.items():
             raise InputError(f"X, row {row}: {why}")
         for row, why in [*given.broken.items()][:1]:
@@ -351,12 +354,12 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
     def _batch_of(self, given: OtherData) -> Batch:
         return given.batch(preparation_of(self.config_))
 
-    def _read(self, X: Any) -> OtherData:
+    def _read(self, X: Any, fills: bool = False) -> OtherData:
         """Return rows of any values, with those that cannot be rows of the table, and why."""
         vae, frame = self.vae_of(), self._frame(X)
         values = read_frame(frame, self.schema_.reading, "X", self.schema_)
         y = class_codes(frame, self.condition, self.classes_, "X") if self.condition else None
-        given = other_rows(self.schema_, values, y)
+        given = other_rows(self.schema_, values, y, fills)
         return given.checked(vae.p_x, preparation_of(self.config_), self.schema_.columns)
 
     def _table(self, x: Tensor, y: Tensor | None = None) -> Any:

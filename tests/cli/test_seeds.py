@@ -77,7 +77,7 @@ def test_a_seed_that_diverges_is_named_and_the_others_are_trained(no_pictures, c
     usual = Trainer.evaluate
 
     def evaluate(self, *arguments):
-        if self.seed == 1:
+        if self.config.seed == 1:
             raise TrainingError("the loss is nan")
         return usual(self, *arguments)
 

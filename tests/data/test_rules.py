@@ -222,6 +222,7 @@ def test_a_kind_with_near_laws_is_not_believed_and_a_note_names_the_rows():
     assert "identity" not in {rule.rule for rule in data.rules}
     assert f"total = net + fee + 3 but for row-{train[0]}, row-{train[1]}" in data.note
     assert [str(rule) for rule in data.near] == ["total = net + fee + 3"]
+    assert "for that not taken either: area = weight x length" in data.note
     said = pvae.read(frame, rules=["total = net + fee + 3"])
     assert {"total", "area", "gross"} <= {rule.column for rule in said.rules}
     other = frame.rename(columns={"fee": "fee; too"})
@@ -261,10 +262,11 @@ def test_a_rule_that_is_said_is_one(rules, kind):
         ("total = net + other", "other"),
         ("gone <= net", "gone"),
         ("not gone", "gone"),
-        ("total <= net", "break it, the first row-"),
+        ("total <= net", "break it, and one in twenty may: row-"),
         ("total = net + fee + 3; total = area", "both compute total|break it"),
         ("start <= net", "different steps"),
         ("exactly one of red, green", "break it"),
+        ("start <= end, net <= total", "separate rules by ;"),
         ("at most one of red", "two flags"),
         ("at most one of red, score", "empty field"),
         ("plan by plan", "two columns"),
@@ -275,6 +277,24 @@ def test_a_rule_that_is_said_is_one(rules, kind):
 def test_a_rule_that_cannot_be_one_is_refused(rules, says):
     with pytest.raises(InputError, match=says):
         pvae.read(table(), rules=rules)
+
+
+def test_a_printed_function_can_be_said():
+    (rule,) = pvae.read(table(count=100), rules="none; price by plan: basic -> 5.0, plus -> 9.5, pro -> 20.0").rules
+    assert rule.column == "price"
+
+
+def test_an_order_does_not_hide_the_zeros_of_a_column():
+    """The price is the product of two columns: the difference would take the place of the refund, and its zeros."""
+    draw = np.random.default_rng(0)
+    nights, each = draw.integers(1, 9, 800), draw.choice([40.01, 55.53, 71.37], 800)
+    total = (nights * each).round(2)
+    refund = np.where(draw.random(800) < 0.2, (total * draw.uniform(0.1, 1, 800)).round(2), 0.0)
+    data = pvae.read(
+        DataFrame({"nights": nights, "each": each, "total": total, "refund": refund}), rules="refund <= total"
+    )
+    assert {"refund <= total", "total = nights x each"} <= {*map(str, data.rules)}
+    assert "refund" in {column.name for column in data.columns}
 
 
 def test_rules_are_left_out_by_their_kind_or_a_column_and_columns_of_a_named_kind_stay():
@@ -414,16 +434,22 @@ def test_rows_that_break_a_rule_are_named_and_can_be_encoded():
     assert (x.isnan() <= data.train.isnan().any(0)).all(), "nothing is missing that the encoder needs"
 
 
-def test_a_given_value_is_never_lost_without_a_word():
-    """A total whose part is empty is left out; no training row has that, so nothing brings it back."""
+def test_empty_fields_are_what_rules_say_and_a_given_value_is_never_lost_without_a_word():
     frame = table()
     data = pvae.read(frame)
-    row = frame.iloc[:1].copy()
-    row["fee"] = np.nan
-    assert "total is" in broken(data, row)[0]
+    row = frame.iloc[:1].astype({"start": object, "end": object})
+    record = data.record()
+    for names in (["fee"], ["total"], ["weight"], ["area"], ["price"], ["total", "area", "price"]):
+        empty = row.copy()
+        empty[names] = None
+        given = other_rows(data, read_frame(empty, data.reading, "x", record))
+        full = other_rows(data, read_frame(row, data.reading, "x", record)).x
+        assert not given.broken
+        torch.testing.assert_close(given.x, full, rtol=0, atol=1e-9, equal_nan=True, msg=str(names))
+        assert given.in_file.isnan().sum() == len(names)
+    row["start"] = None  # of which the end is the distance
+    assert "end is" in broken(data, row)[0]
     assert "no training row is like this one" in broken(data, row)[0]
-    row["total"] = np.nan
-    assert not broken(data, row)
 
 
 def test_the_years_of_a_date_are_no_levels():
