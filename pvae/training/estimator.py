@@ -186,7 +186,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
 
     def transform(self, X: Any) -> NDArray[Any]:
         """Return the code of each row, the mean of q(z | x): (N, L)."""
-        return latent_space.encode(self.vae_of(), self._batch(X)).double().numpy()
+        return latent_space.encode(self.vae_of(), self._batch_of(self._inside(X))).double().numpy()
 
     def inverse_transform(self, Z: Any) -> Any:
         """Return E[x | z] of codes (N, L), in the units and columns of X; of a category the most likely one.
@@ -208,7 +208,7 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
             X: rows.
             how: the method and its options, as of `pvae.marginal.log_likelihood.log_likelihood`.
         """
-        return self._log_p(self._batch(X), **how)
+        return self._log_p(self._batch_of(self._inside(X)), **how)
 
     def _log_p(self, batch: Batch, **how: Any) -> LogP:
         with seeded(self.config_.seed):
@@ -337,10 +337,6 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
             x = x.toarray() if hasattr(x, "toarray") else x
             frame = DataFrame(x, columns=[f"x{place}" for place in range(x.shape[1])]).infer_objects()
         return checked(frame, "X")
-
-    def _batch(self, X: Any) -> Batch:
-        """Return rows as the VAE takes them, of which each can be a row of the table."""
-        return self._batch_of(self._inside(X))
 
     def _inside(self, X: Any, fills: bool = False) -> OtherData:
         """Return rows of which each can be a row of the table; a warning names those that break a rule."""
