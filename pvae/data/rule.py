@@ -250,8 +250,10 @@ class Identity(Computed, name="identity", help="a number is a sum of others, or 
         return [self, *(a_sum(weights, self.constant, name, columns[name]) for name in self.of)]
 
     def deduced(self, values: Values, columns: Mapping[str, Column]) -> Values:
-        """Return each of its columns, filled in where the others are given, if nothing is rounded."""
-        found = dict(super().deduced(values, columns))
+        """Return each of its columns, filled in where the others are given; not up to a residual, which is drawn."""
+        found = dict[str, Array]()
+        if not self.most:
+            found |= super().deduced(values, columns)
         for one in self.alternatives(columns)[1:]:
             assert isinstance(one, Identity)
             found |= Computed.deduced(one, values, columns)
