@@ -203,13 +203,16 @@ def _without_repeats(table: Table, functions: Sequence[Function]) -> list[Rule]:
 
 
 def _rank(table: Table, feature: tuple[str, str]) -> tuple[int, int]:
-    """Return which of the columns that name one another stands for all: one that stays, a text, a number."""
+    """Return which of the columns that name one another stands for all: the labels, a text, a number.
+
+    Not whether a number is 0, since a mean never is.
+    """
     name, at = feature
     column = table.columns.get(name)
     place = [*table.values].index(name)
-    if at == "zero" or name in table.labels or column is None:
+    if name in table.labels or column is None:
         return 0, place
-    if name.endswith(" is empty"):
+    if at == "zero" or name.endswith(" is empty"):
         return 3, place
     return 1 + (not column.categories), place
 
