@@ -185,7 +185,7 @@ def test_it_is_the_run_that_fit_trains(tmp_path, no_pictures):
     frame = table()
     found = pvae.VAEEstimator(2, epochs=2, random_state=0, config=FAST, out=tmp_path / "run").fit(frame)
     run = pvae.Run.open(tmp_path / "run")
-    batch = found._batch(frame)
+    batch = found._batch_of(found._inside(frame))
     assert np.array_equal(latent_space.encode(run.vae(), batch).double(), found.transform(frame))
     log_p = found.log_likelihood(frame)
     assert found.score_samples(frame) == pytest.approx(log_p.log_p.numpy(), abs=0.05)  # by draws, and not by quadrature
