@@ -2,7 +2,7 @@
 
 A term is a function of some arguments of a loss, which are known by their roles: x, reconstruction, x_spread, loc,
 spread, z, ... (`roles.ROLES`). Each is written once, for probabilities and scales. How a loss reads an argument, such
-as a spread that is a log variance, or a reconstruction that goes through a sigmoid, is a `Reading`; every term is
+as a spread that is a log variance, or a reconstruction that goes through a sigmoid, is a `OutputReading`; every term is
 combined with every reading.
 """
 
@@ -34,7 +34,7 @@ def _zero(values: Any) -> Tensor:
     return torch.zeros(())
 
 
-class Reading(NamedTuple):
+class OutputReading(NamedTuple):
     """How a loss reads an argument: function(argument)^power + added.
 
     Args:
@@ -57,16 +57,16 @@ class Reading(NamedTuple):
 
 
 _INVERSE_OF_1 = math.log(math.e - 1)  # of which softplus makes 1
-LOG_VARIANCE = Reading("exp({} / 2)", torch.exp, 0.5)
+LOG_VARIANCE = OutputReading("exp({} / 2)", torch.exp, 0.5)
 _SCALES = (  # of a spread
     LOG_VARIANCE,
-    Reading("exp({})", torch.exp),
-    Reading("{}"),
-    Reading("sqrt({})", power=0.5),
-    Reading("softplus({})", softplus, shift=_INVERSE_OF_1),
-    Reading("sqrt(softplus({}))", softplus, 0.5, shift=_INVERSE_OF_1),
-    Reading("exp(-{} / 2)", torch.exp, -0.5),
-    *(Reading(f"softplus({{}}) + {e:g}", softplus, added=e, shift=_INVERSE_OF_1) for e in _EPSILONS),
+    OutputReading("exp({})", torch.exp),
+    OutputReading("{}"),
+    OutputReading("sqrt({})", power=0.5),
+    OutputReading("softplus({})", softplus, shift=_INVERSE_OF_1),
+    OutputReading("sqrt(softplus({}))", softplus, 0.5, shift=_INVERSE_OF_1),
+    OutputReading("exp(-{} / 2)", torch.exp, -0.5),
+    *(OutputReading(f"softplus({{}}) + {e:g}", softplus, added=e, shift=_INVERSE_OF_1) for e in _EPSILONS),
 )
 _INSIDE: dict[str, Function] = {  # what a loss may do first to the reconstruction
     "tanh": torch.tanh, "sigmoid": torch.sigmoid, "softplus": softplus, "exp": torch.exp,
@@ -115,7 +115,7 @@ class Term:
     num_of_prior: int = 0
     reach: float = 8.0
     domain: str = "closed"
-    readings: dict[str, Reading] = field(default_factory=dict)
+    readings: dict[str, OutputReading] = field(default_factory=dict)
 
     def elements(self, a: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Return the columns."""
@@ -127,7 +127,7 @@ class Term:
         """Return the sum of each column."""
         return [column.sum() for column in self.elements(a)]
 
-    def read(self, role: str, reading: Reading) -> Term:
+    def read(self, role: str, reading: OutputReading) -> Term:
         """Return the term with a reading of one argument."""
         return replace(self, readings=self.readings | {role: reading})
 
@@ -168,7 +168,7 @@ def likelihoods(kink: float, tail: float, more: Sequence[Term]) -> Iterator[Term
         for term in plain:
             note = mistake if "Bernoulli(logits" in term.name else ""
             fault = "" if name == "softmax" else term.fault  # whose values sum to 1, as a multinomial's
-            of_function = term.read("reconstruction", Reading(f"{name}({{}})", function))
+            of_function = term.read("reconstruction", OutputReading(f"{name}({{}})", function))
             yield replace(of_function, option="", note=note, fault=fault)
 
 
@@ -344,7 +344,7 @@ _NO_LIKELIHOODS = (  # what is written in place of a likelihood
     Term("a squared error of means", lambda x, y: _square(x.mean(0) - y.mean(0)),
          fault="it compares means over the batch, and no image with its own reconstruction"),
     *_CROSS_ENTROPIES,
-    *(term.read("reconstruction", Reading("log({0} / (1 - {0}))", torch.logit)) for term in _CROSS_ENTROPIES),
+    *(term.read("reconstruction", OutputReading("log({0} / (1 - {0}))", torch.logit)) for term in _CROSS_ENTROPIES),
     Term("a quadratic function of {reconstruction}", lambda x, y: (x * y, y**2), is_open=True,
          fault="x y and y^2 have different weights: it may be a squared error of x and a multiple of {reconstruction}"),
 )  # fmt: skip
