@@ -65,6 +65,19 @@ class _Rows:
         valid = {name: x[self.is_valid] for name, x in self.values.items()}
         return Table(self.train, self.columns, int((self.is_train | self.is_valid).sum()), valid, labels)
 
+    def find_empty(self, left_out: Container[str]) -> dict[str, str]:
+        """Take whether a field is empty as a column, of each column with empty fields; return their names."""
+        for name in [name for name, x in self.values.items() if np.isnan(x).any()]:
+            part = Empty(column=name)
+            if name not in left_out and part.name not in left_out and self.columns.keys().isdisjoint(part.made):
+                self.take(part)
+        return {step.column: step.made[0] for step in self.steps}
+
+    def validation_rows_against(self, rule: Rule) -> list[int]:
+        """Return the places of the validation rows that break a rule."""
+        places: list[int] = np.flatnonzero(self.is_valid & ~rule.keeps(self.values)).tolist()
+        return places
+
     def find_parts(self, left_out: Container[str]) -> None:
         """Take the parts of columns that no validation row contradicts."""
         train = self.train
@@ -110,11 +123,7 @@ def find_rules(
         return {"columns": tuple(columns)}
     is_train = np.arange(len(x)) < num_train
     rows = _Rows(named(x, columns), columns, is_train, ~is_train)
-    for name, gaps in {name: np.isnan(values) for name, values in rows.values.items()}.items():
-        part = Empty(column=name)
-        if gaps.any() and {name, "empty"}.isdisjoint({*left_out, *kept}) and rows.columns.keys().isdisjoint(part.made):
-            rows.take(part)
-    indicators = {step.column: step.made[0] for step in rows.steps}
+    indicators = rows.find_empty({*left_out, *kept})
     rows.values = {**rows.values, **{name: codes for name, (codes, _) in labels.items()}}
     classes = {name: of_codes for name, (_, of_codes) in labels.items()}
     rules = [read_rule(text, rows.table(classes), names) for text in said]
@@ -128,9 +137,9 @@ def find_rules(
         notes += _notes(table, [names[row] for row in np.flatnonzero(rows.is_train).tolist()], len(columns))
         of_said = [{rule.column, *rule.of} for rule in rules]
         for rule in found:
-            broken = np.flatnonzero(rows.is_valid & ~rule.keeps(rows.values)).tolist()
             involved = {rule.column, *rule.of}
-            if len(broken):
+            broken = rows.validation_rows_against(rule)
+            if broken:
                 notes.append(f"no rule, since {names[broken[0]]} of the validation rows breaks it: {rule}")
             elif (involved | {rule.name}).isdisjoint(left_out) and involved not in of_said:
                 rules.append(rule)
