@@ -359,10 +359,14 @@ def _sample(arguments: argparse.Namespace) -> None:
     if labels:
         write(out / "names.csv", DataFrame({"file": names, "label": labels}, dtype=object))
     what = "draws from p(x | z)" if arguments.draws else "means of p(x | z)"
-    title = f"{run.title}\n{what}, {where}{f', seed {arguments.seed}' * (arguments.codes is None)}"
+    title = f"{run.title}\n{what}, {where}"
+    if arguments.codes is None:
+        title += f", seed {arguments.seed}"
     write(out / "samples.png", image_figure(images[:64], min(8, len(names)), title))
-    files = f"{names[0]} to {names[-1]}{', names.csv' * bool(labels)}, and the first 64 on samples.png"
-    print_line(f"{out}: {files}")
+    files = f"{names[0]} to {names[-1]}"
+    if labels:
+        files += ", names.csv"
+    print_line(f"{out}: {files}, and the first 64 on samples.png")
 
 
 def _drawn(run: Run, arguments: argparse.Namespace) -> tuple[Tensor, Tensor | None]:

@@ -398,15 +398,25 @@ def domain_faults(
         for row, datum in enumerate(part):
             if _fault(check, datum[None]) is None:
                 continue
-            places = torch.arange(datum.numel(), device=part.device).view(datum.shape)
             inside = torch.as_tensor(getattr(getattr(check, "__self__", None), "inside", 0.0))
             inside = inside.to(datum).expand_as(datum)
             good = next((one for one in part if _fault(check, one[None]) is None), inside)
-            alone = (torch.where(places == place, datum, good)[None] for place in range(datum.numel()))
-            faults = ((place, fault) for place, one in enumerate(alone) if (fault := _fault(check, one)))
-            place, fault = next(faults, (0, _fault(check, datum[None])))
+            place, fault = _first_fault(check, datum, good)
             where = value_name(place, datum.shape, columns)
             yield start + row, where, f"is {datum.flatten()[place]:g}, and {fault}"
+
+
+def _first_fault(
+    check: Callable[[Tensor], Tensor] | None, datum: Tensor, good: Tensor
+) -> tuple[int, InputError | None]:
+    """Return the place of the first value of a datum that is refused among those of a good one, and the error."""
+    for place, value in enumerate(datum.flatten()):
+        alone = good.flatten().clone()
+        alone[place] = value
+        fault = _fault(check, alone.view(1, *datum.shape))
+        if fault is not None:
+            return place, fault
+    return 0, _fault(check, datum[None])
 
 
 def _fault(check: Callable[[Tensor], Tensor] | None, values: Tensor) -> InputError | None:

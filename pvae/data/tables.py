@@ -236,13 +236,13 @@ def _values_of(fields: Fields, file: Path, reading: Reading, known: Schema | Non
     used = Counter(text for text in texts.to_numpy()[given.isna().to_numpy()] if text)
     units = {column.name: column.unit for column in columns if column.unit and known is None}
     below = {one.name: f"{one.limit_text} in {count:,} rows" for one, count in zip(columns, is_low.sum(0)) if count}
-    note = joined(
-        note,
-        f"known only to be below a limit: {_said(below)}" * bool(below),
-        f"left out: {_said(reasons)}" * bool(reasons),
-        f"counted from an origin: {_said(units)}" * bool(units),
-        f"missing, beside empty fields: {_said({text: f'{n:,}' for text, n in used.items()})}" * bool(used),
-    )
+    notes = {
+        "known only to be below a limit": below,
+        "left out": reasons,
+        "counted from an origin": units,
+        "missing, beside empty fields": {text: f"{count:,}" for text, count in used.items()},
+    }
+    note = joined(note, *(f"{what}: {_said(found)}" for what, found in notes.items() if found))
     rows = frame.index.str.replace(" ", "-").to_series(index=frame.index)
     if reading.name_column in frame:
         rows = _given(frame[reading.name_column], missing).fillna(rows)
@@ -381,7 +381,9 @@ def _new_column(given: Series, numbers: Series, point: str, kind: str, levels: S
     if may_be_dates and (date_format := _date_format(given)):
         days = _days(given, date_format)
         origin, least, greatest = float(math.floor(days.min())), float(days.min()), float(days.max())
-        unit = f"days from {EPOCH + timedelta(days=origin):%Y-%m-%d}" + " UTC" * ("%z" in date_format)
+        unit = f"days from {EPOCH + timedelta(days=origin):%Y-%m-%d}"
+        if "%z" in date_format:
+            unit += " UTC"
         new = Column(name, (), kind, None, least - origin, greatest - origin, origin, unit, date_format)
         times = (_MILLISECONDS * (days % 1)).round().dropna().to_numpy(int)
         step = np.gcd.reduce(times, initial=_MILLISECONDS) / _MILLISECONDS  # from midnight
