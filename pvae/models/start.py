@@ -438,8 +438,10 @@ def _set_mixture(parts: _Parts, num_components: int) -> str:
     count, size, features = len(model.outputs), parts.latent_dim, parts.features
     centres = _spread_out(count, size)
     labels = model.log_terms(parts.p_x, parts.train).argmax(-1).numpy(force=True)
-    both: Any = (parts.encoder.table, parts.decoder.table)
-    (gate, _, table), (gate_back, _, table_back) = both
+    to_codes: Any = parts.encoder.table
+    gate, _, table = to_codes
+    to_outputs: Any = parts.decoder.table
+    gate_back, _, table_back = to_outputs
     prior = parts.p_z
     for one in (gate, gate_back):
         one.weight.zero_()
