@@ -74,9 +74,16 @@ def deduced(schema: Schema, file: Array, y: Tensor | None = None, fills: bool = 
     columns = {column.name: column for column in schema.recorded}
     kept = set() if fills else {*_indicators(schema)}
     rules = [rule for rule in schema.rules if {rule.column, *rule.of} <= values.keys()]  # not of whether one is empty
-    for rule in rules * len(rules):  # one may need what another one fills in
-        values |= {name: x for name, x in rule.deduced(values, columns).items() if name in columns.keys() - kept}
-    return _stacked(values, schema.recorded)
+    num_empty = np.isnan(file).sum()
+    while num_empty:  # one may need what another one fills in
+        for rule in rules:
+            values |= {name: x for name, x in rule.deduced(values, columns).items() if name in columns.keys() - kept}
+        file = _stacked(values, schema.recorded)
+        before = num_empty
+        num_empty = np.isnan(file).sum()
+        if num_empty == before:
+            break
+    return file
 
 
 def _said(rule: Rule, values: Values, columns: Mapping[str, Column], row: int) -> str:
