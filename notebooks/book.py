@@ -32,7 +32,7 @@ from pvae.config.config import FAMILIES
 from pvae.core.options import options_of
 from pvae.evaluation.measures import MEASURES
 from pvae.explore.page import explorer_page
-from pvae.models.columns import ColumnKind
+from pvae.models.columns import KINDS as COLUMN_KINDS
 from pvae.models.hierarchy import Inference
 from pvae.plotting.figures import PALETTE
 from pvae.runs.run import READY_MADE, Run
@@ -85,8 +85,8 @@ def classes(kind: str) -> dict[str, tuple[type[Any], str]]:
     flag = kind.removesuffix("s")
     found = {one.__name__: (one, f"--{flag} {name}") for name, one in FAMILIES[flag].members.items()}
     if kind == "likelihoods":
-        for name, column in ColumnKind.members.items():
-            found.setdefault(column.likelihood.__name__, (column.likelihood, f"--likelihood columns, of {name} ones"))
+        for name, column in COLUMN_KINDS.items():
+            found.setdefault(column.__name__, (column, f"--likelihood columns, of {name} ones"))
     for name, said in CHOICES.get(kind, {}).items():
         if "module" in said:
             found[name] = getattr(importlib.import_module(said["module"]), name), said["option"]
@@ -125,10 +125,10 @@ def choices(kind: str) -> Iterator[str]:
         yield "## Kinds of columns"
         yield "`--columns` names them. [What a column is](values.md#what-a-column-is) says which one is chosen."
         rows = []
-        for name, column in ColumnKind.members.items():
-            likelihood = column.likelihood.__name__
-            rows.append([f"`{name}`", column.__doc__, f"[{likelihood}](made/{kind}/{likelihood}.md)"])
-        yield table(["kind", "values", "likelihood"], rows)
+        for name, column in COLUMN_KINDS.items():
+            first = re.split(r"(?<=\.)\s", sections(column.__doc__)[""])[0]
+            rows.append([f"`{name}`", first, f"[{column.__name__}](made/{kind}/{column.__name__}.md)"])
+        yield table(["kind", "p(x given z)", "likelihood"], rows)
     if kind == "posteriors":
         yield "## Orders of inference"
         rows = [[f"`--inference {name}`", one.help, one.__doc__] for name, one in Inference.members.items()]

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from pvae.config.config import OPTIONS, Config, call_with
+from pvae.config.config import OPTIONS, Config
 from pvae.config.refusals import refuse
 from pvae.core.errors import InputError, check_name, listed
-from pvae.core.options import arguments_of, options_of
+from pvae.core.options import arguments_of, call_with, options_of
 from pvae.data.preparation import Preparation
 from pvae.elbos.base import PerDatumELBO
 from pvae.models.hierarchy import FirstLayer

@@ -18,7 +18,7 @@ from pvae.data.dataset import Dataset
 from pvae.data.read import read
 from pvae.data.reading import Reading
 from pvae.elbos.base import PerDatumELBO
-from pvae.models.columns import ColumnKind, columns_text
+from pvae.models.columns import KINDS, ColumnKind, columns_text
 from pvae.models.networks import Network
 
 _CHANNELS = (32, 64, 128, 256)
@@ -103,19 +103,19 @@ def values_config(data: Any, **options: Any) -> Config:
     data = read(data, **_of_reading(options))
     splits = {name: options[name] for name in ("valid", "calibration", "condition") if name in options}
     data = split_for(get_system("values").replace(**splits), data)
-    kinds = [_kind(column, _values_of(data, place)) for place, column in enumerate(data.columns)]
-    names = {kind.name for kind in kinds}
-    chosen = dict[str, Any]()
+    kinds = _kinds(data)
     if "=" in options.get("columns", ""):  # of single columns, which are now those of all
         options = {name: value for name, value in options.items() if name != "columns"} | {"likelihood": "columns"}
-    needs_columns = len({*kinds}) > 1 or data.limits or names & {"categorical", "ordinal", "positive", "zero-inflated"}
-    likelihood = options.get("likelihood", "columns" if needs_columns or options.get("columns") else None)
-    if likelihood == "columns":
-        chosen |= {"likelihood": "columns", "columns": options.get("columns") or columns_text(kinds)}
-    elif likelihood is None and data.is_binary and _are_all("binary", data):
-        chosen |= {"likelihood": "bernoulli", "binarize": "threshold"}
-    elif likelihood is None and (names == {"count"} or (not kinds and _are_all("count", data))):
-        chosen["likelihood"] = "negative-binomial"
+    chosen = dict[str, Any]()
+    if "likelihood" not in options:
+        chosen["likelihood"] = "columns"
+        of_all = kinds[0].likelihood.name
+        if of_all and len({*kinds}) == 1 and kinds[0].limit is None and not options.get("columns"):
+            chosen["likelihood"] = of_all
+        if of_all == chosen["likelihood"] == "bernoulli":
+            chosen["binarize"] = "threshold"
+    if data.columns and (chosen | options)["likelihood"] == "columns":
+        chosen["columns"] = options.get("columns") or columns_text(kinds)
     system = get_system("values")
     chosen["latent_dim"] = max(1, min(system.latent_dim, data.train[0].numel()))
     num_train = data.num_train
@@ -155,16 +155,6 @@ def _of_reading(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in options_of(Reading) if name in options}
 
 
-def _values_of(data: Dataset, place: int) -> Tensor:
-    """Return all values of a column."""
-    return torch.cat([x[:, place] for x in data.splits.values()])
-
-
-def _are_all(name: str, data: Dataset) -> bool:
-    """Return whether the data of all splits, where they are not missing, fit a kind of columns."""
-    return all(ColumnKind.members[name].allows(x[~x.isnan()].double()) for x in data.splits.values())
-
-
 def _common(system: Config, data: Dataset, options: dict[str, Any]) -> tuple[Config, int, dict[str, Any]]:
     """Return a system with the given options, the number of data to train on, and what is chosen for any data."""
     config = system.replace(**({"elbo": "enumerate"} if options.get("labels") else {}) | options)
@@ -174,12 +164,22 @@ def _common(system: Config, data: Dataset, options: dict[str, Any]) -> tuple[Con
     return config, num_train, {"elbo": elbo, "batch_size": batch_size}
 
 
+def _kinds(data: Dataset) -> list[ColumnKind]:
+    """Return the kind of each column of a table; of other data one kind whose domain has all values."""
+    if data.columns:
+        rows = torch.cat([*data.splits.values()])
+        return [_kind(column, rows[:, place]) for place, column in enumerate(data.columns)]
+    values = [x[~x.isnan()].double() for x in data.splits.values()]
+    names = ("binary", "count", "real")
+    return [ColumnKind(next(name for name in names if all(KINDS[name].in_domain(x) for x in values)))]
+
+
 def _kind(column: Column, values: Tensor) -> ColumnKind:
     """Return the kind of a column of a table."""
     if column.categories:
-        return ColumnKind.members[column.kind or "categorical"](len(column.categories))
-    if column.kind in ColumnKind.members or column.unit:
-        return ColumnKind.members[column.kind or "real"](limit=column.limit)
+        return ColumnKind(column.kind or "categorical", len(column.categories))
+    if column.kind in KINDS or column.unit:
+        return ColumnKind(column.kind or "real", limit=column.limit)
     return ColumnKind.of(values, column.limit)
 
 

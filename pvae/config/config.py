@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -454,11 +454,6 @@ def help_text(name: str) -> str:
     if notes:
         text += f" ({'; '.join(notes)})"
     return text
-
-
-def call_with(function: Any, known: Mapping[str, Any]) -> Any:
-    """Call a class or a function with those of the known values that it has arguments for."""
-    return function(**{name: known[name] for name in arguments_of(function) if name in known})
 
 
 if Config.__doc__:  # Python may run without docstrings

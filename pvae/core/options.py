@@ -10,7 +10,7 @@ import inspect
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, get_args, get_origin
 
@@ -126,6 +126,11 @@ def arguments_of(kind: Callable[..., Any]) -> frozenset[str]:
     if kind not in _ARGUMENTS:
         _ARGUMENTS[kind] = frozenset(one.name for one in _parameters(kind))
     return _ARGUMENTS[kind]
+
+
+def call_with(function: Callable[..., Any], known: Mapping[str, Any]) -> Any:
+    """Call a class or a function with those of the known values that it has arguments for."""
+    return function(**{name: known[name] for name in arguments_of(function) if name in known})
 
 
 def _parameters(kind: Callable[..., Any]) -> list[inspect.Parameter]:

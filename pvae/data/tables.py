@@ -32,7 +32,7 @@ from pvae.core.errors import InputError, brief, check_name, joined, listed, show
 from pvae.data.column import EPOCH, Column
 from pvae.data.reading import Reading
 from pvae.data.schema import EMPTY, UNKNOWN, Constant, Fields, Schema, Values, names_of
-from pvae.models.columns import ColumnKind, column_kinds, named_kinds
+from pvae.models.columns import LIMITED, column_kinds, named_kinds
 from pvae.models.features import steps_of
 
 _MOST_TEXTS = 100  # of a category, unless --columns names its kind, or there are as many rows for each as
@@ -50,7 +50,7 @@ _NUMBERS = {  # by the decimal point, how numbers are written, and the marks bet
         "[. '\u00a0\u202f]",
     ),
 }
-_LIMITED = ("", "below", *ColumnKind.names_where("may_have_limit"))
+_LIMITED = ("", "below", *LIMITED)
 _FEW_TEXTS = 5  # that say how dates are written
 _DATES = (  # formats that pandas does not guess
     "%m/%d/%y", "%d/%m/%y", "%d.%m.%y", "%d-%b-%y", "%b-%y", "%m/%d/%Y %I:%M %p", "%m/%d/%Y %I:%M:%S %p",

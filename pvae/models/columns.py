@@ -1,12 +1,14 @@
 """Tables whose columns are of different kinds: the kinds, what an encoder sees of such rows, and their likelihood.
 
-To add a kind, write a subclass of `ColumnKind` with a name here, and a test.
+To add a kind, write a likelihood that says by `fits` for which numbers it is chosen, add it to `KINDS`, and write a
+test.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,14 +18,13 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-from pvae.core.options import Family, Option
+from pvae.core.options import Option, call_with
 from pvae.distributions.values import Columns, is_atom
 from pvae.models.features import Standardize
 from pvae.models.likelihoods import (
     BernoulliLikelihood,
     CategoricalLikelihood,
     DiagonalNormalLikelihood,
-    Likelihood,
     NegativeBinomialLikelihood,
     OrdinalLikelihood,
     PositiveLikelihood,
@@ -33,67 +34,69 @@ from pvae.models.likelihoods import (
 )
 
 __all__ = [
+    "KINDS",
+    "LIMITED",
     "ColumnFeatures",
     "ColumnKind",
     "ColumnsLikelihood",
     "ColumnsText",
-    "ZeroInflatedColumn",
     "column_kinds",
     "columns_text",
     "named_kinds",
 ]
 
-# The mean of a column that is one of counts: beyond, a Normal in steps of 1 does as well; and of one that has no 0, as
-# of ages, whose variance given z may be below their mean, which that of a negative binomial is not.
-_MOST_COUNTS = 500
-_FEW_COUNTS = 5
-_LEAST_VARIANCE = 0.85  # of counts, as a share of their mean: that of a sample of a Poisson may be below 1
-_LEAST_SHARE = 0.05  # of rows that have the least value of a zero-inflated column,
-_LEAST_ROWS = 10  # or their number, if a log-Normal describes the rest better than a Normal,
-_TIMES = 4  # and how many times those that have any other value
-_MOST_OF_REST = 0.1  # the share of the rest that may have one value
-_CLOSER = 0.05  # nats by which a log-Normal must describe positive values better than a Normal
+# The likelihoods of columns by the names of their kinds; of numbers the first that `fits` them is chosen.
+KINDS: dict[str, type[Any]] = {
+    "binary": BernoulliLikelihood,
+    "zero-inflated": ZeroInflatedLikelihood,
+    "count": NegativeBinomialLikelihood,
+    "positive": PositiveLikelihood,
+    "real": DiagonalNormalLikelihood,
+    "categorical": CategoricalLikelihood,
+    "ordinal": OrdinalLikelihood,
+}
+LIMITED = ("positive", "real")  # those that may have a limit
 
 
 @dataclass(frozen=True)
-class ColumnKind(Family):
+class ColumnKind:
     """The kind of a column of a table.
 
     Args:
+        name: its name in `KINDS`.
         num_categories: K of "categorical:K" and "ordinal:K", whose codes are 0 to K - 1; 0 of the others.
         limit: L of "positive<L" and "real<L", below which values are known only to be below it; or None.
 
-    Attributes:
-        likelihood: p(x | z) of such columns.
-        is_standardized: an encoder sees it less its mean, divided by its standard deviation.
-        is_count: an encoder sees log(1 + x) of it.
-        is_log: an encoder sees the logarithm of it, or of its distance from the least value.
-        has_atom: an encoder sees too whether it is the least value.
-        has_categories: its values are codes of K categories.
-        may_have_limit: it may have a `limit`.
-
-    >>> str(ColumnKind.members["categorical"](5))
+    >>> str(ColumnKind("categorical", 5))
     'categorical:5'
     """
 
+    name: str
     num_categories: int = 0
     limit: float | None = None
 
-    likelihood: ClassVar[type[Likelihood]]
-    is_standardized: ClassVar[bool] = True
-    is_count: ClassVar[bool] = False
-    is_log: ClassVar[bool] = False
-    has_atom: ClassVar[bool] = False
-    has_categories: ClassVar[bool] = False
-    may_have_limit: ClassVar[bool] = False
+    @staticmethod
+    def of(x: Tensor, limit: float | None = None) -> ColumnKind:
+        """Return the first kind that fits numbers (N,), of which NaN is left out, and what is below a limit."""
+        numbers = x[~x.isnan()].double()
+        names: Iterable[str] = KINDS
+        if limit is not None:
+            numbers = torch.cat([numbers[numbers >= limit], numbers.new_tensor([limit])])
+            names = LIMITED
+        return ColumnKind(next(name for name in names if KINDS[name].fits(numbers)), limit=limit)
 
     def __str__(self) -> str:
         """Return the kind as `--columns` names it."""
-        if self.has_categories:
+        if self.num_categories:
             return f"{self.name}:{self.num_categories}"
         if self.limit is not None:
             return f"{self.name}<{self.limit!r}"
         return self.name
+
+    @property
+    def likelihood(self) -> type[Any]:
+        """The class of p(x | z) of such columns."""
+        return KINDS[self.name]
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -103,162 +106,14 @@ class ColumnKind(Family):
         return tuple(map(str, range(self.num_categories)))
 
     @property
-    def num_outputs(self) -> int:
-        """The number of outputs of the decoder."""
-        return self.likelihood.outputs_each
-
-    @property
     def num_features(self) -> int:
-        """The number of features that an encoder sees."""
-        return 1 + self.has_atom
+        """The number of features that an encoder sees: one for each category."""
+        return (self.num_categories or 1) + self.likelihood.has_atom
 
-    @classmethod
-    def allows(cls, x: Tensor) -> bool:
-        """Return whether numbers, float64, of which none is missing, are in the domain of its likelihood."""
-        return True
-
-    @classmethod
-    def fits(cls, x: Tensor) -> bool:
-        """Return whether it is chosen for such numbers (N,), if no kind above is."""
-        return False
-
-    @staticmethod
-    def of(x: Tensor, limit: float | None = None) -> ColumnKind:
-        """Return the first kind that fits numbers (N,), of which NaN is left out, and what is below a limit."""
-        numbers = x[~x.isnan()].double()
-        kinds = ColumnKind.members
-        if limit is not None:
-            numbers = torch.cat([numbers[numbers >= limit], numbers.new_tensor([limit])])
-            kinds = {name: kinds[name] for name in ColumnKind.names_where("may_have_limit")}
-        return next(kind(limit=limit) for kind in kinds.values() if kind.fits(numbers))
-
-    def part(self, num_columns: int, scale: float) -> Likelihood:
+    def part(self, num_columns: int, scale: float = 1.0) -> Any:
         """Return the likelihood of that number of such columns; its decoder is not used."""
-        arguments: dict[str, Any] = {}
-        if issubclass(self.likelihood, ScaledLikelihood):
-            arguments = {"scale": scale}
-        part: Any = self.likelihood(nn.Identity(), (num_columns,), **arguments)
-        if self.limit is not None:
-            part.units.limit = self.limit
-        return part
-
-
-class BinaryColumn(ColumnKind, name="binary"):
-    """0 and 1."""
-
-    likelihood = BernoulliLikelihood
-    is_standardized = False
-
-    @classmethod
-    def allows(cls, x: Tensor) -> bool:
-        """Return whether all values are 0 or 1."""
-        return bool(((x == 0) | (x == 1)).all())
-
-    @classmethod
-    def fits(cls, x: Tensor) -> bool:
-        """Return whether all values are 0 or 1."""
-        return cls.allows(x)
-
-
-class ZeroInflatedColumn(ColumnKind, name="zero-inflated"):
-    """Values of which many are the least one."""
-
-    likelihood = ZeroInflatedLikelihood
-    is_log = True
-    has_atom = True
-
-    @classmethod
-    def fits(cls, x: Tensor) -> bool:
-        """Return whether the least value is far more frequent than any other, and the rest is continuous, or seldom."""
-        values, counts = x.unique(return_counts=True)
-        if len(values) < 2:
-            return False
-        is_continuous = counts[1:].max() <= _MOST_OF_REST * counts[1:].sum()
-        is_seldom = 2 * counts[0] >= len(x) and not CountColumn.allows(x)  # a Normal would be as narrow as one value
-        is_often = counts[0] >= _LEAST_SHARE * len(x)
-        is_log_normal = counts[0] >= _LEAST_ROWS and PositiveColumn.fits(x[x > values[0]] - values[0])
-        is_repeated = (is_often or is_log_normal) and counts[0] >= _TIMES * counts[1:].max()
-        return bool((is_continuous or is_seldom) and is_repeated)
-
-
-class CountColumn(ColumnKind, name="count"):
-    """Whole numbers from 0 on."""
-
-    likelihood = NegativeBinomialLikelihood
-    is_count = True
-
-    @classmethod
-    def allows(cls, x: Tensor) -> bool:
-        """Return whether all are whole numbers from 0 on."""
-        return bool(((x >= 0) & (x == x.round())).all())
-
-    @classmethod
-    def fits(cls, x: Tensor) -> bool:
-        """Return whether all are whole numbers from 0 on, of a small mean, which vary as counts do."""
-        if not cls.allows(x) or x.var(correction=0) < _LEAST_VARIANCE * x.mean():
-            return False
-        most = _FEW_COUNTS
-        if x.amin() == 0:
-            most = _MOST_COUNTS
-        return bool(x.mean() < most)
-
-
-class PositiveColumn(ColumnKind, name="positive"):
-    """Values above 0 whose logarithms are closer to a Normal."""
-
-    likelihood = PositiveLikelihood
-    is_log = True
-    may_have_limit = True
-
-    @classmethod
-    def fits(cls, x: Tensor) -> bool:
-        """Return whether all are above 0, and a log-Normal describes them better than a Normal."""
-        return bool(x.amin() > 0) and bool(x.log().mean() + x.log().std().log() + _CLOSER < x.std().log())
-
-
-class RealColumn(ColumnKind, name="real"):
-    """Any other numbers."""
-
-    likelihood = DiagonalNormalLikelihood
-    may_have_limit = True
-
-    @classmethod
-    def fits(cls, x: Tensor) -> bool:
-        """Return True."""
-        return True
-
-
-class CategoricalColumn(ColumnKind, name="categorical"):
-    """Codes of K categories in no order."""
-
-    likelihood = CategoricalLikelihood
-    is_standardized = False
-    has_categories = True
-
-    @property
-    def num_outputs(self) -> int:
-        """K."""
-        return self.num_categories
-
-    @property
-    def num_features(self) -> int:
-        """K, one for each category."""
-        return self.num_categories
-
-    def part(self, num_columns: int, scale: float) -> Likelihood:
-        """Return the likelihood of that number of such columns."""
-        return self.likelihood(nn.Identity(), (num_columns,), num_categories=self.num_categories)
-
-
-class OrdinalColumn(CategoricalColumn, name="ordinal"):
-    """Codes of K categories in an order."""
-
-    likelihood = OrdinalLikelihood
-
-    @property
-    def num_outputs(self) -> int:
-        """1."""
-        return 1
+        arguments = {"scale": scale, "limit": self.limit, "num_categories": self.num_categories}
+        return call_with(self.likelihood, {"decoder": nn.Identity(), "datum_shape": (num_columns,), **arguments})
 
 
 def column_kinds(text: str) -> tuple[ColumnKind, ...]:
@@ -274,8 +129,7 @@ def column_kinds(text: str) -> tuple[ColumnKind, ...]:
         kind, _, times = item.partition("*")
         kind, _, limit = kind.partition("<")
         name, _, number = kind.partition(":")
-        values = {"num_categories": int(number or 0), "limit": float(limit) if limit else None}
-        kinds += [ColumnKind.members[name](**values)] * int(times or 1)
+        kinds += [ColumnKind(name, int(number or 0), float(limit) if limit else None)] * int(times or 1)
     return tuple(kinds)
 
 
@@ -315,7 +169,7 @@ def columns_text(kinds: Iterable[ColumnKind]) -> str:
     return ",".join(items)
 
 
-_NUMBERS = "|".join(name for name, kind in ColumnKind.members.items() if not kind.has_categories)
+_NUMBERS = "|".join(name for name in KINDS if name not in ("categorical", "ordinal"))
 _NUMBER = r"\d+(\.\d+)?(e[-+]?\d+)?"
 _LIMITED = rf"positive<(?=[\d.]*[1-9]){_NUMBER}|real<-?{_NUMBER}"
 _LISTED = rf"({_NUMBERS}|{_LIMITED}|categorical:[1-9]\d{{0,4}}|ordinal:([2-9]|[1-9]\d{{1,2}}))(\*[1-9]\d{{0,4}})?"
@@ -365,9 +219,11 @@ class ColumnFeatures(Standardize):
         self.counts = {size: sizes.count(size) for size in sorted({*sizes})}
         order = sorted(range(len(kinds)), key=sizes.__getitem__)
         self.register_buffer("order", torch.tensor(order), persistent=False)
-        self.atoms = [place for place, kind in enumerate(kinds) if kind.has_atom]
-        for name in ("is_count", "is_log"):
-            self.register_buffer(name, torch.tensor([getattr(kind, name) for kind in kinds]), persistent=False)
+        self.atoms = [place for place, kind in enumerate(kinds) if kind.likelihood.has_atom]
+        features = [kind.likelihood.column_feature for kind in kinds]
+        self.plain = [place for place, feature in enumerate(features) if not feature]
+        self.register_buffer("is_count", torch.tensor([one == "log1p" for one in features]), persistent=False)
+        self.register_buffer("is_log", torch.tensor([one == "log" for one in features]), persistent=False)
 
     @property
     def num_features(self) -> int:
@@ -381,9 +237,8 @@ class ColumnFeatures(Standardize):
         """Store mean and standard deviation of numbers and their logarithms, and leave others as they are."""
         self.atom[self.atoms] = data[:, self.atoms].nan_to_num(nan=math.inf).amin(0).to(self.atom.dtype)
         self._fit_mean(data, self._logs)
-        others = [place for place, kind in enumerate(self.kinds) if not kind.is_standardized]
-        self.mean[others] = self.mean_rest[others] = 0.0
-        self.std[others] = 1.0
+        self.mean[self.plain] = self.mean_rest[self.plain] = 0.0
+        self.std[self.plain] = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features."""
@@ -415,7 +270,7 @@ class ColumnsLikelihood(ScaledLikelihood, name="columns", help="of rows whose co
     is missing, as in `Observed`.
 
     Args:
-        decoder: a network from (..., L) to the outputs of all columns, `ColumnKind.num_outputs` of each.
+        decoder: a network from (..., L) to the outputs of all columns.
         datum_shape: (D,), the number of columns.
         columns: the kind of each column, as `column_kinds` reads it.
         scale: initial scale of the real columns, as a share of their standard deviations.
@@ -445,7 +300,7 @@ class ColumnsLikelihood(ScaledLikelihood, name="columns", help="of rows whose co
         for place, kind in enumerate(kinds):
             places.setdefault(kind, []).append(place)
         self.register_buffer("order", torch.tensor([p for group in places.values() for p in group]), persistent=False)
-        parts: list[Any] = [kind.part(len(group), scale) for kind, group in places.items()]
+        parts = [kind.part(len(group), scale) for kind, group in places.items()]
         for part, group in zip(parts, places.values()):
             if hasattr(part, "units"):
                 part.units.columns = group
@@ -457,7 +312,8 @@ class ColumnsLikelihood(ScaledLikelihood, name="columns", help="of rows whose co
     @classmethod
     def decoded_shape(cls, datum_shape: Sequence[int], columns: str = "") -> tuple[int, ...]:
         """Return the shape of the decoder's output for one latent."""
-        return (sum(kind.num_outputs for kind in column_kinds(columns)),)
+        counts = Counter(column_kinds(columns))
+        return (sum(count * math.prod(kind.part(1).output_shape) for kind, count in counts.items()),)
 
     @classmethod
     def features(
@@ -503,12 +359,13 @@ class ColumnsLikelihood(ScaledLikelihood, name="columns", help="of rows whose co
 
     def _refusal(self, x: Tensor) -> str:
         for part, one in self._split(x):
-            if not x.isnan().any() and not part._in_domain(one):  # noqa: SLF001
+            if not x.isnan().any() and not part.in_domain(one):
                 return f"values must be {part.domain}: otherwise, give another kind of column"
         return super()._refusal(x)
 
-    def _in_domain(self, x: Tensor) -> Tensor:
-        return torch.stack([part._in_domain(one) for part, one in self._split(x)]).all()  # noqa: SLF001
+    def in_domain(self, x: Tensor) -> Tensor:
+        """Return whether the values of each column are in its domain."""
+        return torch.stack([part.in_domain(one) for part, one in self._split(x)]).all()
 
     def _split(self, x: Tensor) -> Iterator[tuple[Any, Tensor]]:
         """Yield the likelihood of each kind, with its columns of x."""

@@ -59,7 +59,7 @@ Scale = Annotated[float, Option(help=_SCALE, least=1e-38, most=1e38)]  # float32
 class Likelihood(nn.Module, Family):
     """A likelihood p(x | z) that is independent over pixels; the decoder gives the parameters of each pixel.
 
-    A subclass defines `pixels`. It overrides `domain` and `_in_domain` if its pixels are not all values of a range.
+    A subclass defines `pixels`. It overrides `domain` and `in_domain` if its pixels are not all values of a range.
 
     Args:
         decoder: a network from (..., L) to (..., C, H, W).
@@ -87,6 +87,8 @@ class Likelihood(nn.Module, Family):
         page: its name in `LIKELIHOODS` of `explore/network.js`; "" if the page does not compute it.
         page_mean: for the page, how the output of the decoder becomes the location; "" for the range of the pixels.
         is_on_table_page: the page of a table computes it, by `COLUMNS` of `explore/table.js`.
+        column_feature: what the encoder of a table sees of such a column: "standardized"; "log1p" or "log", the
+            logarithm of 1 + x, or of the distance from the least value, standardised; or "" for x itself.
     """
 
     inside: float | Tensor = 0.0
@@ -109,6 +111,7 @@ class Likelihood(nn.Module, Family):
     page = ""
     page_mean = ""
     is_on_table_page = False
+    column_feature = ""
 
     def __init__(self, decoder: nn.Module, datum_shape: Sequence[int], has_missing: bool = False) -> None:
         super().__init__()
@@ -217,7 +220,7 @@ class Likelihood(nn.Module, Family):
             raise InputError(f"x is {x.dtype}, but pixels must be floating-point: x.float() / 255 for uint8")
         if x.numel():
             seen = torch.where(x.isnan(), self.inside, x) if self.has_missing else x
-            require(self._in_domain, seen, lambda: InputError(self._refusal(seen)))
+            require(self.in_domain, seen, lambda: InputError(self._refusal(seen)))
         return x
 
     def _refusal(self, x: Tensor) -> str:
@@ -225,7 +228,8 @@ class Likelihood(nn.Module, Family):
             return "x has NaN, which a VAE trained with --missing (missing=True) takes"
         return f"values must be {self.domain}: otherwise, give another likelihood"
 
-    def _in_domain(self, x: Tensor) -> Tensor:
+    def in_domain(self, x: Tensor) -> Tensor:
+        """Return whether all values, of which none is missing, are in the domain: bool ()."""
         least = 0.0
         if self.symmetric:
             least = -1.0
@@ -303,8 +307,15 @@ class BernoulliLikelihood(Likelihood, name="bernoulli", help="of binary pixels, 
         """Return the kind: all parameters are outputs of the decoder."""
         return {"kind": "binary", "num_levels": 2}
 
-    def _in_domain(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def in_domain(x: Tensor) -> Tensor:
+        """Return whether all values are 0 or 1."""
         return ((x == 0) | (x == 1)).all()
+
+    @classmethod
+    def fits(cls, x: Tensor) -> bool:
+        """Return whether all values are 0 or 1."""
+        return bool(cls.in_domain(x))
 
 
 class ContinuousBernoulliLikelihood(
@@ -387,7 +398,8 @@ class LinearNormalLikelihood(
     def _loc(self, output: Tensor) -> Tensor:
         return output
 
-    def _in_domain(self, x: Tensor) -> Tensor:
+    def in_domain(self, x: Tensor) -> Tensor:
+        """Return whether all values are finite."""
         return x.isfinite().all()
 
 
@@ -486,10 +498,22 @@ class DiscretizedLogisticLikelihood(
         """Return DiscretizedLogistic(sigmoid(output), exp(log_scale))."""
         return DiscretizedLogistic(output.sigmoid(), self.log_scale.exp())
 
-    def _in_domain(self, x: Tensor) -> Tensor:
+    def in_domain(self, x: Tensor) -> Tensor:
+        """Return whether all pixels are 8-bit levels."""
         inside: Tensor = eight_bit_level.check(x).all()
         return inside
 
+
+# The mean of a column that is one of counts: beyond, a Normal in steps of 1 does as well; and of one that has no 0, as
+# of ages, whose variance given z may be below their mean, which that of a negative binomial is not.
+_MOST_COUNTS = 500
+_FEW_COUNTS = 5
+_LEAST_VARIANCE = 0.85  # of counts, as a share of their mean: that of a sample of a Poisson may be below 1
+_LEAST_OFTEN = 0.05  # the share of rows that have the least value of a zero-inflated column,
+_LEAST_ROWS = 10  # or their number, if a log-Normal describes the rest better than a Normal,
+_TIMES = 4  # and how many times those that have any other value
+_MOST_OF_REST = 0.1  # the share of the rest that may have one value
+_CLOSER = 0.05  # nats by which a log-Normal must describe positive values better than a Normal
 
 _LEAST_SHARE = 1e-3  # the least scale of a value, as a share of the standard deviation of the training data
 _MOST_LOG_SCALE = 4.0  # of such a scale
@@ -503,6 +527,11 @@ class RealLikelihood(ScaledLikelihood):
     order 1 whatever the units of x are, and the density is that of x in its own units. A value that was recorded in
     steps has the probability of its step, as `InSteps` says.
 
+    Args:
+        args: as for `ScaledLikelihood`, as are `options`.
+        limit: L, below which values are known only to be below it, as in `Censored`; or None.
+        options: further arguments.
+
     Attributes:
         table_name: the kind in `COLUMNS` of `explore/table.js`.
     """
@@ -512,13 +541,15 @@ class RealLikelihood(ScaledLikelihood):
     is_on_table_page = True
     is_of_images = False
     units_seen = Standardize
+    column_feature = "standardized"
     table_name: str
     units: RealUnits
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, limit: float | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.log_scale = nn.Parameter(torch.full(self.datum_shape, float(self.scale), device="cpu").log())
         self.units = self._units()
+        self.units.limit = limit
 
     def _units(self) -> RealUnits:
         """Return new units of x."""
@@ -537,7 +568,9 @@ class RealLikelihood(ScaledLikelihood):
         found = {"loc": units.loc, "scale": units.scale, "log_scale": self.log_scale, "step": units.step}
         return {"kind": self.table_name, **{name: one[place].item() for name, one in found.items()}}
 
-    def _in_domain(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def in_domain(x: Tensor) -> Tensor:
+        """Return whether all values are finite in float32."""
         return x.float().isfinite().all()
 
 
@@ -561,6 +594,11 @@ class DiagonalNormalLikelihood(
     has_exact_start = True
     least_share = _LEAST_SHARE
     table_name = "real"
+
+    @classmethod
+    def fits(cls, x: Tensor) -> bool:
+        """Return True."""
+        return True
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return Normal(m + s loc, s scale), in steps."""
@@ -613,8 +651,14 @@ class PositiveLikelihood(DiagonalNormalLikelihood):
 
     domain = "above 0, and finite in float32"
     inside = 1.0
+    column_feature = "log"
     table_name = "positive"
     units: LogUnits
+
+    @classmethod
+    def fits(cls, x: Tensor) -> bool:
+        """Return whether all are above 0, and a log-Normal describes them better than a Normal."""
+        return bool(x.amin() > 0) and bool(x.log().mean() + x.log().std().log() + _CLOSER < x.std().log())
 
     def _units(self) -> LogUnits:
         return LogUnits(self.datum_shape, self.has_atom)
@@ -629,7 +673,9 @@ class PositiveLikelihood(DiagonalNormalLikelihood):
     def _log_slope(self, x: Tensor) -> Tensor:
         return -self._of_normal(x)
 
-    def _in_domain(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def in_domain(x: Tensor) -> Tensor:
+        """Return whether all values are above 0, and finite in float32."""
         return ((x > 0) & x.float().isfinite()).all()
 
 
@@ -647,6 +693,19 @@ class ZeroInflatedLikelihood(PositiveLikelihood):
     outputs_each = 3
     table_name = "zero-inflated"
     has_atom = True
+
+    @classmethod
+    def fits(cls, x: Tensor) -> bool:
+        """Return whether the least value is far more frequent than any other, and the rest is continuous, or seldom."""
+        values, counts = x.unique(return_counts=True)
+        if len(values) < 2:
+            return False
+        is_continuous = counts[1:].max() <= _MOST_OF_REST * counts[1:].sum()
+        is_seldom = 2 * counts[0] >= len(x) and not PoissonLikelihood.in_domain(x)  # a Normal would be too narrow
+        is_often = counts[0] >= _LEAST_OFTEN * len(x)
+        is_log_normal = counts[0] >= _LEAST_ROWS and PositiveLikelihood.fits(x[x > values[0]] - values[0])
+        is_repeated = (is_often or is_log_normal) and counts[0] >= _TIMES * counts[1:].max()
+        return bool((is_continuous or is_seldom) and is_repeated)
 
     @property
     def inside(self) -> Tensor:  # type: ignore[override]
@@ -680,7 +739,8 @@ class ZeroInflatedLikelihood(PositiveLikelihood):
         """Return the log odds of the least value in the training data."""
         return self.units.share.double().clamp(1e-3, 1 - 1e-3).logit()
 
-    def _in_domain(self, x: Tensor) -> Tensor:
+    def in_domain(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Return whether all values are at least the least one, and finite in float32."""
         least = self.units.atom.double()
         return ((x.double() >= least - 1e-6 * least.abs()) & x.float().isfinite()).all()
 
@@ -736,6 +796,7 @@ class PoissonLikelihood(Likelihood, name="poisson", help="of counts"):
 
     domain = "whole numbers from 0 on"
     units_seen = CountUnits
+    column_feature = "log1p"
     is_on_table_page = True
     is_of_images = False
     has_exact_start = True
@@ -767,8 +828,20 @@ class PoissonLikelihood(Likelihood, name="poisson", help="of counts"):
         inverse = mean + (-(-mean).expm1()).log()  # of softplus
         return (inverse - shift) / self.units.slope.double()
 
-    def _in_domain(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def in_domain(x: Tensor) -> Tensor:
+        """Return whether all are whole numbers from 0 on."""
         return ((x >= 0) & (x == x.round()) & x.float().isfinite()).all()
+
+    @classmethod
+    def fits(cls, x: Tensor) -> bool:
+        """Return whether all are whole numbers from 0 on, of a small mean, which vary as counts do."""
+        if not cls.in_domain(x) or x.var(correction=0) < _LEAST_VARIANCE * x.mean():
+            return False
+        most = _FEW_COUNTS
+        if x.amin() == 0:
+            most = _MOST_COUNTS
+        return bool(x.mean() < most)
 
 
 class NegativeBinomialLikelihood(
@@ -819,7 +892,12 @@ class CategoricalLikelihood(Likelihood):
     def __init__(self, decoder: nn.Module, datum_shape: Sequence[int], num_categories: int) -> None:
         super().__init__(decoder, datum_shape)
         self.num_categories = num_categories
-        self.output_shape = (datum_shape[0] * num_categories, *datum_shape[1:])
+        self.output_shape = self.decoded_shape(datum_shape, num_categories)
+
+    @classmethod
+    def decoded_shape(cls, datum_shape: Sequence[int], num_categories: int = 1) -> tuple[int, ...]:
+        """Return the shape of the decoder's output for one latent."""
+        return (datum_shape[0] * num_categories, *datum_shape[1:])
 
     def output_places(self) -> Tensor:
         """Return which outputs are those of each value: its K categories lie together."""
@@ -847,7 +925,8 @@ class CategoricalLikelihood(Likelihood):
         one_hot = (x[..., None] == torch.arange(self.num_categories, device=x.device)).double()
         return _means(torch.where(x.isnan()[..., None], math.nan, one_hot), weights).clamp(min=1e-6)
 
-    def _in_domain(self, x: Tensor) -> Tensor:
+    def in_domain(self, x: Tensor) -> Tensor:
+        """Return whether all are codes of the categories."""
         return ((x >= 0) & (x < self.num_categories) & (x == x.round())).all()
 
 
@@ -860,9 +939,13 @@ class OrdinalLikelihood(CategoricalLikelihood):
     and stay at least 0.001 apart.
     """
 
+    @classmethod
+    def decoded_shape(cls, datum_shape: Sequence[int], num_categories: int = 1) -> tuple[int, ...]:
+        """Return the shape of the decoder's output for one latent."""
+        return tuple(datum_shape)
+
     def __init__(self, decoder: nn.Module, datum_shape: Sequence[int], num_categories: int) -> None:
         super().__init__(decoder, datum_shape, num_categories)
-        self.output_shape = self.datum_shape
         self.units = OrdinalUnits(datum_shape, num_categories)
         self.first_cut = nn.Parameter(self.units.start[:1].repeat(*datum_shape, 1))
         self.log_gaps = nn.Parameter(self.units.start[1:].repeat(*datum_shape, 1))

@@ -218,7 +218,7 @@ class Codes(torch.nn.Module):
 def known_codes(loc, scale):
     vae = build_vae(Config(network="linear", latent_dim=2, likelihood="normal-linear"), (1, 2, 2)).double().eval()
     vae.q_z.encoder = Codes()
-    vae.p_x._in_domain = lambda x: True
+    vae.p_x.in_domain = lambda x: True
     return vae, torch.cat([loc, scale.log()], dim=1).view(-1, 1, 2, 2)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pvae.models.columns import ColumnFeatures, ZeroInflatedColumn
+from pvae.models.columns import ColumnFeatures, ColumnKind
 from pvae.models.features import LogUnits, RealUnits, steps_of
 from pvae.models.likelihoods import ZeroInflatedLikelihood
 
@@ -83,6 +83,6 @@ def test_the_least_value_of_data_in_float64_is_its_own(least):
     likelihood.check(x)
     at_least = likelihood(torch.zeros(4, 3)).log_prob(x)[::2]
     assert at_least.tolist() == pytest.approx([math.log(0.5 / likelihood.units.step.item())] * 2)
-    features = ColumnFeatures([ZeroInflatedColumn()], has_mask=False)
+    features = ColumnFeatures([ColumnKind("zero-inflated")], has_mask=False)
     features.fit_to(x)
     assert features(x)[:, 1].tolist() == [1, 0, 1, 0]
