@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -108,6 +109,31 @@ def _of_codes(vae: VAE, batch: Batch, width: int) -> tuple[Tensor, Tensor]:
     return log_p, torch.zeros_like(log_p)
 
 
+class _Grid(NamedTuple):
+    """A grid of equal cells over a box of latents.
+
+    Args:
+        lowest: the corner of the box, (L,).
+        extent: its size, (L,).
+        cells: the number of cells along each dimension.
+        dtype: of the latents.
+    """
+
+    lowest: Tensor
+    extent: Tensor
+    cells: int
+    dtype: torch.dtype
+
+    def centres(self, index: Tensor) -> Tensor:
+        """Return the centres of the cells of an index (M, L), latents (M, L)."""
+        return (self.lowest + self.extent * (index.double() + 0.5) / self.cells).to(self.dtype)
+
+    @property
+    def log_volume(self) -> Tensor:
+        """The logarithm of the volume of a cell."""
+        return (self.extent / self.cells).log().sum()
+
+
 def _of_part(vae: VAE, batch: Batch, tolerance: float, width: int) -> tuple[Tensor, Tensor]:
     """Return log p(x) of a few data, and its error."""
     given = vae.given(batch.y)
@@ -117,48 +143,69 @@ def _of_part(vae: VAE, batch: Batch, tolerance: float, width: int) -> tuple[Tens
     drawn = prior.sample((4096,)).flatten(0, -2)
     lowest, highest = drawn.double().aminmax(dim=0)
     beyond = (highest - lowest) / 3
-    lowest = lowest - beyond
-    extent = highest + beyond - lowest
-    cells = _CELLS[len(lowest)]
-    count = len(batch)
-    index = _mesh(torch.arange(cells, device=lowest.device), len(lowest))
-    z = (lowest + extent * (index.double() + 0.5) / cells).to(drawn)  # of all data the same latents
-    first = torch.cat([_log_joint(given, prior, batch, some) for some in z.split(max(1, size // count))])
-    rise = _differences(first, cells).flatten()
-    values = first.clamp(min=_LEAST).flatten()
-    datum = torch.arange(count, device=index.device).repeat(len(index))
-    index = index.repeat_interleave(count, 0)
-    children = _mesh(torch.arange(2, device=index.device), len(lowest))
-    log_p, error, border = values.new_full((3, count), math.inf)  # the border stays inf where a grid has too many cells
-    is_covered = torch.ones_like(log_p, dtype=torch.bool)
-    while True:
-        largest = values.new_full((count,), -math.inf).scatter_reduce(0, datum, values, "amax")
-        share = (values - largest[datum]).exp()
-        total, steep = (values.new_zeros(count).index_add(0, datum, one) for one in (share, share * (rise > _STEEP)))
-        finer = largest + total.log() + (extent / cells).log().sum()
-        is_open = datum.bincount(minlength=count) > 0
-        error = torch.where(is_open, (finer - log_p).abs().where(steep < _TRUSTED * total, math.inf), error)
-        log_p = torch.where(is_open, finer, log_p)
-        is_done = is_open & (error < tolerance)
-        ends = is_done[datum] & (values > (largest - 2 * _DEPTH)[datum])
-        at_border = share / total[datum] * _is_at_border(datum, index, ends)
-        border = border.where(~is_done, torch.zeros_like(border).index_add(0, datum, at_border))
-        is_kept = (values + rise > (largest - _DEPTH)[datum]) & ~is_done[datum]
-        is_kept &= (datum[is_kept].bincount(minlength=count) * len(children) <= _MOST_CELLS)[datum]
-        if not is_kept.any():  # inf, since what lies beyond a border may be much more than what lies at it
-            break
-        index = (2 * index[is_kept][:, None] + children).flatten(0, 1)
-        parents, expected, rise = (one[is_kept] for one in (datum, values + rise / 2 + _SLACK, rise))
-        datum = parents.repeat_interleave(len(children))
-        cells = 2 * cells
-        z = (lowest + extent * (index.double() + 0.5) / cells).to(drawn)
-        values = _log_joint_of_pairs(vae, batch, z, datum, size).clamp(min=_LEAST)
-        low, high = values.view(-1, len(children)).aminmax(dim=1)
-        is_covered[parents[high > expected]] = False
-        rise = torch.maximum(high - low, rise / 4).repeat_interleave(len(children))
-    error = error + border.where((border < _TRUSTED) & is_covered, math.inf)
+    grid = _Grid(lowest - beyond, highest - lowest + 2 * beyond, _CELLS[len(lowest)], drawn.dtype)
+    index = _mesh(torch.arange(grid.cells, device=lowest.device), len(lowest))
+    z = grid.centres(index)  # of all data the same latents
+    first = torch.cat([_log_joint(given, prior, batch, some) for some in z.split(max(1, size // len(batch)))])
+    rise = _differences(first, grid.cells)
+    refined = [
+        _refined(vae, batch.rows(slice(row, row + 1)), grid, index, first[:, row], rise[:, row], tolerance, size)
+        for row in range(len(batch))
+    ]
+    log_p, error = map(torch.stack, zip(*refined))
     more = sample.log_p - log_p
     return log_p, error + more.where(sample.is_trusted & (more > 4 * sample.stderr + 0.01), 0.0)
+
+
+def _refined(
+    vae: VAE, datum: Batch, grid: _Grid, index: Tensor, values: Tensor, rise: Tensor, tolerance: float, size: int
+) -> tuple[Tensor, Tensor]:
+    """Return log p(x) of one datum by grids that are finer where p(x, z) is large, and its error.
+
+    Args:
+        vae: the VAE.
+        datum: a batch of one.
+        grid: the first grid.
+        index: of its cells, (M, L).
+        values: log p(x, z) at their centres, (M,).
+        rise: the largest differences to their neighbours, (M,).
+        tolerance: between two grids, in nats.
+        size: how many latents are decoded at once.
+    """
+    given = vae.given(datum.y)
+    prior = given.prior()
+    values = values.clamp(min=_LEAST)
+    children = _mesh(torch.arange(2, device=index.device), index.shape[1])
+    log_p = error = values.new_tensor(math.inf)
+    border = error  # where a grid has too many cells: what lies beyond it may be much more than what lies at it
+    is_covered = True
+    while True:
+        largest = values.max()
+        share = (values - largest).exp()
+        before, log_p = log_p, largest + share.sum().log() + grid.log_volume
+        share = share / share.sum()
+        error = (log_p - before).abs()
+        if share[rise > _STEEP].sum() >= _TRUSTED:
+            error = error.new_tensor(math.inf)
+        if error < tolerance:
+            ends = values > largest - 2 * _DEPTH
+            border = share[ends][_is_at_border(index[ends])].sum()
+            break
+        is_kept = values + rise > largest - _DEPTH
+        if is_kept.sum() * len(children) > _MOST_CELLS:
+            break
+        index = (2 * index[is_kept][:, None] + children).flatten(0, 1)
+        expected = (values + rise / 2 + _SLACK)[is_kept]
+        rise = rise[is_kept]
+        grid = grid._replace(cells=2 * grid.cells)
+        parts = [_log_joint(given, prior, datum, z) for z in grid.centres(index).split(size)]
+        values = torch.cat(parts).flatten().clamp(min=_LEAST)
+        low, high = values.view(-1, len(children)).aminmax(dim=1)
+        is_covered = is_covered and not bool((high > expected).any())
+        rise = torch.maximum(high - low, rise / 4).repeat_interleave(len(children))
+    if border >= _TRUSTED or not is_covered:
+        error = error.new_tensor(math.inf)
+    return log_p, error + border
 
 
 def _mesh(values: Tensor, num_latents: int) -> Tensor:
@@ -184,21 +231,15 @@ def _differences(log_joint: Tensor, cells: int) -> Tensor:
     return torch.maximum(high - grid, grid - low).flatten(1).T
 
 
-def _is_at_border(datum: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    """Return whether a cell lacks a neighbour, (M,); false but for the given rows."""
+def _is_at_border(index: Tensor) -> Tensor:
+    """Return whether a cell of an index (M, L) lacks a neighbour, (M,)."""
     along = int(index.max()) + 3
-    is_border = torch.zeros_like(rows)
-
-    def key(index: Tensor) -> Tensor:
-        number = datum[rows]
-        for one in (index + 1).unbind(-1):
-            number = number * along + one
-        return number
-
-    there = key(index[rows])
-    for step in torch.eye(index.shape[-1]).to(index):
-        is_border[rows] |= ~(torch.isin(key(index[rows] + step), there) & torch.isin(key(index[rows] - step), there))
-    return is_border
+    weights = along ** torch.arange(index.shape[1], device=index.device)
+    cells = ((index + 1) * weights).sum(1)  # a number for each cell
+    lacks = torch.zeros_like(cells, dtype=torch.bool)
+    for step in weights:
+        lacks |= ~(torch.isin(cells + step, cells) & torch.isin(cells - step, cells))
+    return lacks
 
 
 def _log_joint(given: VAE, prior: torch.distributions.Distribution, batch: Batch, z: Tensor) -> Tensor:
@@ -207,12 +248,3 @@ def _log_joint(given: VAE, prior: torch.distributions.Distribution, batch: Batch
     if batch.y is not None:
         z = z.expand(-1, len(batch), -1)
     return (given.likelihood(z).log_prob(batch.x) + prior.log_prob(z)).double()
-
-
-def _log_joint_of_pairs(vae: VAE, batch: Batch, z: Tensor, datum: Tensor, size: int) -> Tensor:
-    parts = list[Tensor]()
-    for one, rows in zip(z.split(size), datum.split(size)):
-        part = batch.rows(rows)
-        given = vae.given(part.y)
-        parts.append((given.log_likelihood(part.x, one) + given.prior().log_prob(one)).double())
-    return torch.cat(parts)
