@@ -150,7 +150,7 @@ class AdamUpdate(PyroOptim):
         device = self.is_bad.device
         beta_1, beta_2 = self.optimizer.param_groups[0]["betas"]
         given = torch.tensor(values, dtype=torch.float64, device=device)
-        taken = torch.stack([self.state_of(one)["step"] for one in self.parameters]).max().double()
+        taken = torch.stack([self.state_of(parameter)["step"] for parameter in self.parameters]).max().double()
         t = taken + torch.arange(1, len(given) + 1, device=device)
         return torch.column_stack([given, given[:, 0] / (1 - beta_1**t), (1 - beta_2**t).rsqrt()])
 
@@ -187,7 +187,7 @@ class AdamUpdate(PyroOptim):
         return [step.loss, *step.terms, self.is_bad.clone(), step.flags, are_finite]
 
     def _step_fused(self, row: Tensor, trained: list[Tensor], gradients: list[Tensor]) -> None:
-        states = [self.state_of(one) for one in trained]
+        states = [self.state_of(parameter) for parameter in trained]
         steps = [state["step"] for state in states]
         torch._foreach_add_(steps, [1 - self.is_bad] * len(steps))
         group = self.optimizer.param_groups[0]
@@ -258,10 +258,10 @@ class _Recording(NamedTuple):
     def fits(self, engine: str, layout: _Layout, update: AdamUpdate) -> bool:
         """Whether it is such a step, of the parameters and the state that there are now, in the same modes."""
         stored = dict(pyro.get_param_store().named_parameters())
-        means = [update.state_of(one)["exp_avg"] for one in self.state.trained]
+        means = [update.state_of(parameter)["exp_avg"] for parameter in self.state.trained]
         return (
             (self.engine, self.layout) == (engine, layout)
-            and all(stored.get(name) is one for name, one in self.state.parameters.items())
+            and all(stored.get(name) is parameter for name, parameter in self.state.parameters.items())
             and all(now is mean for now, mean in zip(means, self.means))
             and all(module.training is mode for module, mode in self.state.modes)
         )
@@ -376,7 +376,7 @@ class CompiledSVI(SVI):
                 state = self.gradients(rows[good], *batches[good]).state  # its checks know the values of this batch
             restore_rng_state(random[good], rows.device)
             error = self._error(state, losses[good], flags[good], are_finite[good])
-        num_data = sum(len(one) for one in distortions[:good])
+        num_data = sum(len(values) for values in distortions[:good])
         terms = Terms(torch.cat(distortions)[:num_data], torch.cat(rates)[:num_data])
         return Done(looked_at[0, :good], terms, error)
 
@@ -397,23 +397,23 @@ class CompiledSVI(SVI):
                 loss, terms = self.elbo.loss_and_terms(self.model, self.guide, *given, beta=row[1])
             sites: list[Any] = [site for site in capture.trace.nodes.values() if site["type"] == "param"]
             registered = {site["name"]: site["value"].unconstrained() for site in sites}
-            if {id(one) for one in registered.values()} != {id(one) for one in parameters}:
+            if {id(parameter) for parameter in registered.values()} != {id(parameter) for parameter in parameters}:
                 raise InputError(
                     "the parameters that the loss registers with Pyro are not those of the optimiser: create it over "
                     "all parameters of model and guide"
                 )
-            found = list(zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True)))
+            pairs = list(zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True)))
             buffers = [buffer for _, kept in ran for buffer, _ in _changed(kept)]
             loss = loss.detach()
             return Gradients(
                 loss,
                 terms,
                 torch.stack([*(check.holds(check.x) for check in checks), loss.abs() < math.inf]),
-                [_in_order(gradient, one) for one, gradient in found if gradient is not None],
+                [_in_order(gradient, parameter) for parameter, gradient in pairs if gradient is not None],
                 [buffer.clone() for buffer in buffers],
                 StepState(
                     registered,
-                    [one for one, gradient in found if gradient is not None],
+                    [parameter for parameter, gradient in pairs if gradient is not None],
                     buffers,
                     [(module, module.training) for module, _ in ran],
                     checks,
@@ -422,20 +422,22 @@ class CompiledSVI(SVI):
 
     def _replays(self, batches: Sequence[Batch], row: Tensor) -> list[Function | None]:
         """Return the recording of the step on each batch, made now where there is none; None where steps are eager."""
-        found: dict[_Layout, Function | None] = {}
-        layouts = [tuple((one.shape, one.stride(), one.dtype, one.device) for one in batch) for batch in batches]
+        functions: dict[_Layout, Function | None] = {}
+        layouts = [
+            tuple((tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in batch) for batch in batches
+        ]
         for layout, batch in zip(layouts, batches):
-            if layout in found:
+            if layout in functions:
                 continue
             engine = self.engine
             if engine == "inductor" and self.batch_size not in (None, len(batch[0])):
                 engine = "graph"
-            found[layout] = None
+            functions[layout] = None
             if engine != "none":
-                fitting = (one for one in self._recordings if one.fits(engine, layout, self.update))
+                fitting = (recording for recording in self._recordings if recording.fits(engine, layout, self.update))
                 recording = next(fitting, None) or self._record(engine, layout, row, batch)
-                found[layout] = recording.replay
-        return [found[layout] for layout in layouts]
+                functions[layout] = recording.replay
+        return [functions[layout] for layout in layouts]
 
     def _record(self, engine: str, layout: _Layout, row: Tensor, batch: Batch) -> _Recording:
         """Record a step, and keep it; otherwise nothing but Pyro's store changes."""
@@ -444,11 +446,11 @@ class CompiledSVI(SVI):
         states = []
 
         def step(row: Tensor, *batch: Tensor) -> list[Tensor]:
-            found = self.gradients(row, *batch)
-            states.append(found.state)
+            gradients = self.gradients(row, *batch)
+            states.append(gradients.state)
             if update.reduce is not None:
-                return found.tensors()
-            return update.apply(row, found, is_fused)
+                return gradients.tensors()
+            return update.apply(row, gradients, is_fused)
 
         random = rng_state(row.device)
         update.is_bad.fill_(1.0)
@@ -465,7 +467,7 @@ class CompiledSVI(SVI):
         replay = recorded
         if update.reduce is not None:
             replay = replay_of_several
-        means = [update.state_of(one)["exp_avg"] for one in state.trained]
+        means = [update.state_of(parameter)["exp_avg"] for parameter in state.trained]
         self.num_recordings += 1
         self._recordings = [
             *self._recordings[1 - _MAX_RECORDINGS :],
@@ -481,9 +483,9 @@ class CompiledSVI(SVI):
                 return check.error()
         if not is_loss_finite:
             return NotFiniteError(f"the loss is {loss.item()}")
-        bad = {id(one) for one, is_finite in zip(state.trained, are_finite) if not is_finite}
+        bad = {id(parameter) for parameter, is_finite in zip(state.trained, are_finite) if not is_finite}
         if bad:
-            names = [name.replace("$$$", ".") for name, one in state.parameters.items() if id(one) in bad]
+            names = [name.replace("$$$", ".") for name, parameter in state.parameters.items() if id(parameter) in bad]
             return GradientError(f"the gradient of {listed(names)} is NaN or infinite")
         return NotFiniteError("the loss of another process is not finite, or its data are outside the domain")
 

@@ -109,7 +109,9 @@ def _interpreted(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Function:
         return graph.forward
     end = next((place for place, schema in enumerate(schemas) if schema and not schema.returns), len(nodes) - 1)
     given = of_inputs.graph.find_nodes(op="placeholder")
-    needed = [one for one in nodes[:end] if one.op != "placeholder" and not one.users.keys().isdisjoint(nodes[end:])]
+    needed = [
+        node for node in nodes[:end] if node.op != "placeholder" and not node.users.keys().isdisjoint(nodes[end:])
+    ]
     first = _part(nodes[:end], given, needed)
     rest = _part(nodes[end:], [*given, *needed])
     try:
@@ -123,8 +125,8 @@ def _interpreted(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Function:
 
     def run(*inputs: Tensor) -> Sequence[Tensor]:
         with torch.no_grad(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-            found: Sequence[Tensor] = rest(*inputs, *attributes, *first(*inputs, *attributes))
-            return found
+            outputs: Sequence[Tensor] = rest(*inputs, *attributes, *first(*inputs, *attributes))
+            return outputs
 
     return run
 
@@ -167,14 +169,14 @@ class _Recorder(TorchDispatchMode):
         if isinstance(results, Tensor):
             self.nodes[results] = node
         elif isinstance(results, list | tuple):
-            for place, one in enumerate(results):
-                if isinstance(one, Tensor):
-                    self.nodes[one] = self.graph.call_function(operator.getitem, (node, place))
+            for place, result in enumerate(results):
+                if isinstance(result, Tensor):
+                    self.nodes[result] = self.graph.call_function(operator.getitem, (node, place))
         return results
 
     def finished(self, results: Sequence[Tensor]) -> fx.GraphModule:
         """Return the graph that gives these results, without operators on which nothing depends."""
-        self.graph.output([self._node_of(one) for one in results])
+        self.graph.output([self._node_of(result) for result in results])
         self.graph.eliminate_dead_code()
         return fx.GraphModule(self.attributes, self.graph)
 
@@ -189,9 +191,13 @@ class _Recorder(TorchDispatchMode):
         """Refuse an operator whose result is a number, or of a shape, that depends on values which a replay changes."""
         is_shaped = torch.Tag.dynamic_output_shape in func.tags
         if func is torch.ops.aten.index.Tensor:
-            is_shaped = any(one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1])  # a mask
+            is_shaped = any(
+                argument is not None and argument.dtype in (torch.bool, torch.uint8) for argument in args[1]
+            )  # a mask
         is_number = torch.Tag.data_dependent_output in func.tags
-        if is_shaped or (is_number and any(isinstance(one, Tensor) and one in self.nodes for one in args)):
+        if is_shaped or (
+            is_number and any(isinstance(argument, Tensor) and argument in self.nodes for argument in args)
+        ):
             raise RecordingError(_READS_VALUES)
 
 
@@ -230,7 +236,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[.
             run(*inputs)  # compiles it now; the caller undoes what a run writes
             return run
         of_inputs, attributes = _lifted(graph)
-        if len({one.untyped_storage().data_ptr() for one in attributes}) < len(attributes):
+        if len({attribute.untyped_storage().data_ptr() for attribute in attributes}) < len(attributes):
             raise ValueError("tensors of the model share memory")  # compiled code does not expect it
         run = _load_or_compile(of_inputs, [*inputs, *attributes])
     return lambda *inputs: run([*inputs, *attributes])
@@ -268,7 +274,7 @@ def _key(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> str:
     """Return a digest of everything that the compiled code depends on."""
     parts = (
         str(graph.graph),
-        [(one.dtype, tuple(one.shape), one.stride()) for one in inputs],
+        [(tensor.dtype, tuple(tensor.shape), tensor.stride()) for tensor in inputs],
         torch.__version__,
         sorted(torch.cpu.get_capabilities().items()),
         (torch.backends.mkldnn.enabled, torch.get_float32_matmul_precision()),

@@ -1,19 +1,25 @@
-"""From a configuration to a VAE, and to an ELBO for `pyro.infer.SVI`."""
+"""From a configuration to a VAE, to the labels and the check of its data, and to an ELBO for `pyro.infer.SVI`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pvae.config.config import OPTIONS, Config
-from pvae.config.refusals import refuse
+from pvae.config.refusals import needs_separate_draws_text, refuse
+from pvae.core.batch import Batch
 from pvae.core.errors import InputError, check_name, listed
-from pvae.core.options import arguments_of, call_with, options_of
+from pvae.core.options import call_with, options_of
+from pvae.core.random_state import seeded
+from pvae.data.dataset import Dataset, few_labels
 from pvae.data.preparation import Preparation
 from pvae.elbos.base import PerDatumELBO
-from pvae.models.hierarchy import FirstLayer
+from pvae.models.features import fit_to
+from pvae.models.hierarchy import FirstLayer, Inference
 from pvae.models.labels import EncoderJoin, LabelPosterior, LabelPrior, LikelihoodGivenLabels, PosteriorGivenLabels
 from pvae.models.networks import Sizes
 from pvae.vae import VAE
@@ -63,25 +69,16 @@ def build_vae(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -
             latent_dim = sum(config.latent_dims)
     sizes = Sizes(shape, num_outputs, num_labels + latent_dim, call_with(p_x.decoded_shape, known), num_labels)
     if config.initialization == "exact":
-        num_components = config.components if "components" in arguments_of(config.prior_class) else 0
+        num_components = config.components if "components" in config.prior_class.takes else 0
         sizes = sizes._replace(num_components=num_components)
     network = call_with(config.network_class, known)
     encoder, decoder = network.pair(sizes)
     if not num_labels:
         for module in reversed(seen):
             encoder = nn.Sequential(module, encoder)
-    if layers is None:
-        posterior = call_with(config.posterior_class, {**known, "encoder": encoder})
-        prior = call_with(config.prior_class, {**known, "posterior": posterior})
-    else:
-        up = layers.networks_up()
-        down = layers.networks_down()
-        first = call_with(config.posterior_class, {**known, "encoder": encoder})
-        posterior = layers.posterior(encoder, first, up, down)
-        top = {"latent_dim": config.latent_dims[-1], "posterior": getattr(posterior, "top", None)}
-        prior = layers.prior(call_with(config.prior_class, {**known, **top}), down)
-        if not layers.decodes_all:
-            decoder = nn.Sequential(FirstLayer(config.latent_dim), decoder)
+    posterior, prior = _of_layers(config, known | {"encoder": encoder}, layers)
+    if layers is not None and not layers.decodes_all:
+        decoder = nn.Sequential(FirstLayer(config.latent_dim), decoder)
     likelihood: nn.Module = call_with(p_x, {**known, "decoder": decoder})
     if num_labels:
         join = EncoderJoin(shape, num_labels, network.is_conv)
@@ -89,10 +86,91 @@ def build_vae(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -
     if config.condition:
         likelihood = LikelihoodGivenLabels(likelihood, num_labels)
     elif config.labels:
-        found, _ = network.pair(Sizes(shape, num_labels, config.latent_dim, sizes.decoded_shape))
-        posterior = LabelPosterior(nn.Sequential(*seen, found), posterior, config.latent_dim)
+        label_encoder, _ = network.pair(Sizes(shape, num_labels, config.latent_dim, sizes.decoded_shape))
+        posterior = LabelPosterior(nn.Sequential(*seen, label_encoder), posterior, config.latent_dim)
         prior = LabelPrior(num_labels, prior, config.latent_dim)
     return VAE(p_z=prior, q_z=posterior, p_x=likelihood).float()
+
+
+def _of_layers(config: Config, known: Mapping[str, Any], layers: Inference | None) -> tuple[Any, Any]:
+    """Return posterior and prior of the stochastic layers, or of the one layer."""
+    posterior = call_with(config.posterior_class, known)
+    if layers is None:
+        return posterior, call_with(config.prior_class, {**known, "posterior": posterior})
+    up = layers.networks_up()
+    down = layers.networks_down()
+    posterior = layers.posterior(known["encoder"], posterior, up, down)
+    top = {"latent_dim": config.latent_dims[-1], "posterior": getattr(posterior, "top", None)}
+    return posterior, layers.prior(call_with(config.prior_class, {**known, **top}), down)
+
+
+def vae_for(config: Config, data: Dataset, x: Tensor) -> VAE:
+    """Return the VAE that a configuration describes, at random weights, with units of the training data x, (N, *D)."""
+    vae = build_vae(config, data.datum_shape, len(data.label_names)).to(x.device)
+    if config.initialization == "burda":
+        start_like_burda(vae, x)
+    if not data.is_images:
+        fit_to(vae, x)
+    return vae
+
+
+def labels_for(config: Config, data: Dataset, vae: VAE, note: Callable[[str], object]) -> dict[str, Tensor]:
+    """Return the labels that model and guide take, by split; {} if they take none."""
+    if not vae.takes_labels:
+        if config.takes_labels:
+            raise InputError("no module of your VAE takes labels: leave --labels and --condition out")
+        return {}
+    if config.labels:
+        few = few_labels(data, config.labels, config.seed)
+        number = int((few >= 0).sum())
+        if number < config.labels:
+            note(f"labels of {number:,} training data are known and used")
+        return {"train": few}
+    lacking = data.splits.keys() - data.labels.keys()
+    if lacking:
+        raise InputError(f"the VAE needs labels, and the {listed(sorted(lacking))} data of {data.name} have none")
+    if any(bool((labels < 0).any()) for labels in data.labels.values() if labels.dtype == torch.int64):
+        advice = "leave these data out, or give --labels N, which uses all x and N labels"
+        raise InputError(f"some labels of {data.name} are not known, and --condition needs all: {advice}")
+    return dict(data.labels)
+
+
+def check_of_data(vae: VAE, data: Batch, has_missing: bool) -> Callable[[Tensor], Tensor] | None:
+    """Return what checks x: the likelihood, or of your own VAE the support of p(x | z).
+
+    It is None if that support depends on z, or cannot be found.
+
+    Args:
+        vae: the VAE.
+        data: some data.
+        has_missing: NaN is a value that is missing.
+    """
+    p_x: Any = vae.p_x
+    if hasattr(p_x, "check"):
+        check: Callable[[Tensor], Tensor] = p_x.check
+        return check
+    (few,) = data.rows(slice(1)).split(1)
+    try:
+        with torch.no_grad(), seeded(0, few.x.device):
+            support: Any = vae.eval().likelihood(vae.posterior(*few).sample(), few.y).support
+            support.check(few.x)
+    except Exception:  # of any type: it is the user's code, of which the first loss tells
+        return None
+    base = support
+    while isinstance(base, constraints.independent):
+        base = base.base_constraint
+    if any(isinstance(bound, Tensor) for bound in vars(base).values()):
+        return None
+
+    def check_support(x: Tensor) -> Tensor:
+        is_inside = support.check(x)
+        if has_missing:
+            is_inside = is_inside | x.isnan().flatten(1).any(1)
+        if not is_inside.all():
+            raise InputError(f"x must be in the support of p(x | z), {base}")
+        return x
+
+    return check_support
 
 
 def start_from(vae: VAE, weights: Mapping[str, Tensor], source: object) -> str:
@@ -110,7 +188,7 @@ def start_from(vae: VAE, weights: Mapping[str, Tensor], source: object) -> str:
         InputError: none of them fits.
     """
     own = vae.state_dict()
-    fitting = {name: one for name, one in weights.items() if name in own and own[name].shape == one.shape}
+    fitting = {name: tensor for name, tensor in weights.items() if name in own and own[name].shape == tensor.shape}
     if not fitting:
         raise InputError(f"no weight of {source} has a name and a shape of this VAE: give the options of that run")
     vae.load_state_dict(fitting, strict=False)
@@ -162,14 +240,17 @@ def build_elbo(name: str, num_particles: int = 1, **options: float) -> PerDatumE
     return kind(num_particles, **options)
 
 
-def elbo_of(config: Config, labelled: float = 1.0, num_data: int = 0, has_own_vae: bool = False) -> PerDatumELBO:
+def elbo_of(
+    config: Config, y: Tensor | None = None, num_data: int = 0, has_own_vae: bool = False, vae: VAE | None = None
+) -> PerDatumELBO:
     """Return the ELBO of a configuration.
 
     Args:
         config: the configuration.
-        labelled: the share of the training data whose labels are known, with `config.labels`.
+        y: with `config.labels` the labels of the training data, -1 where one is not known.
         num_data: the number of training data, for an ELBO that needs it.
         has_own_vae: the VAE was built in Python, so that what `config` says of it is not used.
+        vae: the VAE, if it was built, whose modules must go with the ELBO.
 
     Raises:
         InputError: an option, or the VAE that the configuration describes, does not go with the ELBO.
@@ -178,9 +259,13 @@ def elbo_of(config: Config, labelled: float = 1.0, num_data: int = 0, has_own_va
     known = config.used() | {"num_particles": config.particles, "num_data": num_data}
     if config.warm_up:
         known["beta"] = 0.0  # of the first step
-    if config.labels:
-        known["label_weight"] = config.label_weight / labelled
+    if config.labels and y is not None:
+        known["label_weight"] = config.label_weight / (y >= 0).float().mean().item()
     elbo: PerDatumELBO = call_with(config.elbo_class, known)
+    if elbo.needs_separate_draws and vae is not None:
+        modules = [*vae.p_z.modules(), *vae.p_x.modules()]
+        if any(isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) for module in modules):
+            raise InputError(needs_separate_draws_text(config.elbo))
     return elbo
 
 
@@ -188,7 +273,7 @@ def loss_text(config: Config) -> str:
     """Return a phrase for the loss that a training of the configuration minimises."""
     if config.is_autoencoder:
         return "the distortion"
-    if "beta" not in arguments_of(config.elbo_class):
+    if "beta" not in config.elbo_class.takes:
         return f"the loss of --elbo {config.elbo} with {config.particles} draws of z for each image"
     text = f"distortion + {config.beta:g} x rate (--elbo {config.elbo})"
     if config.warm_up:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pvae.config.config import Config
-from pvae.config.presets import get_system
+from pvae.config.config import TAKERS, Config, takers_text
+from pvae.config.presets import SYSTEMS, get_system
 from pvae.core.errors import InputError
 from pvae.core.options import options_of
 from pvae.data.column import Column
@@ -134,6 +135,28 @@ def values_config(data: Any, **options: Any) -> Config:
     return config.replace(**(chosen | options))
 
 
+def resolved(config: Config | None, data: Any, has_own_vae: bool) -> tuple[Config, Dataset]:
+    """Return the configuration, by default one that suits the data, and the data with their splits."""
+    if data is not None:
+        options = {}
+        if config is not None:
+            options = reading_of(config)
+        data = read(data, **options)
+    if config is None and (data is None or has_own_vae):
+        config = Config()
+    elif config is None and data.is_images:
+        config = images_config(data)
+    elif config is None:
+        config = values_config(data)
+    if data is None:
+        data = load_for(config)
+    if not has_own_vae:
+        _warn_of_unused(config)
+    elif config.system in SYSTEMS:
+        config = config.replace(system="own-vae", source="")
+    return config, split_for(config, data)
+
+
 def reading_of(config: Config) -> dict[str, Any]:
     """Return the options of `pvae.read` of a configuration."""
     return {name: getattr(config, name) for name in options_of(Reading)}
@@ -148,6 +171,14 @@ def load_for(config: Config, data_dir: str | Path | None = None, offline: bool =
 def split_for(config: Config, data: Dataset) -> Dataset:
     """Return data with the splits of a configuration, and a table with the rules of its training rows."""
     return data.with_valid(config.valid, config.calibration, config.condition)
+
+
+def _warn_of_unused(config: Config) -> None:
+    """Warn of options that were changed, and that no chosen class takes."""
+    system = SYSTEMS.get(config.system, Config())
+    for name in TAKERS:
+        if not config.uses(name) and getattr(config, name) != getattr(system, name):
+            warnings.warn(f"{name} has no effect; with {takers_text(name)} it has one", stacklevel=4)
 
 
 def _of_reading(options: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import textwrap
 from collections.abc import Iterable
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 
 from pvae.config.refusals import refuse
 from pvae.core.errors import InputError, check_name, either, shown
-from pvae.core.options import Option, arguments_of, options_of
+from pvae.core.options import Option, options_of
 from pvae.data.preparation import Preparation
 from pvae.data.reading import DATASETS, Reading, own_path
 from pvae.elbos.base import PerDatumELBO
@@ -222,19 +223,19 @@ class _Training:
 
 def _collected() -> tuple[dict[str, Option], dict[str, list[tuple[str, str]]]]:
     """Return the options in the order of the help, and by which members of which families each is taken."""
-    found: dict[str, Option] = {}
+    options: dict[str, Option] = {}
     takers: dict[str, list[tuple[str, str]]] = {}
     for name, own in options_of(_Training).items():
-        found[name] = own
+        options[name] = own
         if name == "dataset":
-            found |= options_of(Reading) | options_of(Preparation)
+            options |= options_of(Reading) | options_of(Preparation)
         if name not in FAMILIES:
             continue
         for member, kind in FAMILIES[name].members.items():
             for option in options_of(kind).values():
-                found.setdefault(option.name, option)
+                options.setdefault(option.name, option)
                 takers.setdefault(option.name, []).append((name, member))
-    return found, takers
+    return options, takers
 
 
 OPTIONS, TAKERS = _collected()
@@ -335,7 +336,7 @@ class Config(_Options):
         """Whether a training may start at a model that has a closed form, or nearly one: `initialization` "exact"."""
         families = (self.likelihood_class, self.posterior_class, self.prior_class)
         return (
-            all(one.has_exact_start for one in families)
+            all(family.has_exact_start for family in families)
             and self.network_class.can_have_paths
             and not (self.is_pseudo or self.takes_labels or self.upper_latent_dims)
         )
@@ -358,7 +359,7 @@ class Config(_Options):
     @property
     def column_kinds(self) -> tuple[ColumnKind, ...]:
         """The kind of each column of a row of data; () if the likelihood takes no kinds."""
-        if "columns" not in arguments_of(self.likelihood_class):
+        if "columns" not in self.likelihood_class.takes:
             return ()
         return column_kinds(self.columns)
 
@@ -371,6 +372,12 @@ class Config(_Options):
         if self.inference_class is None:
             return (of_top,)
         return (*[self.inference_class.has_closed_forms] * len(self.upper_latent_dims), of_top)
+
+    def steps_in_epoch(self, num_data: int) -> int:
+        """Return the number of steps in an epoch; of several passes, data that do not fill a batch are left out."""
+        if self.passes == 1:
+            return math.ceil(num_data / self.batch_size)
+        return max(1, self.passes * num_data // self.batch_size)
 
     def padded(self, datum_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of a datum after padding, which images (C, H, W) alone may have."""
@@ -429,7 +436,7 @@ def takers_text(name: str) -> str:
         wanted, _, values = option.needs.partition("=")
         texts.append(f"{OPTIONS[wanted].flag} {either(values.split(','))}".rstrip())
     for family in FAMILIES:
-        members = [member for one, member in TAKERS.get(name, ()) if one == family]
+        members = [member for taker, member in TAKERS.get(name, ()) if taker == family]
         if len(members) == len(FAMILIES[family].members):
             continue  # all of them take it: what the family needs is in `needs`
         if members:

@@ -49,7 +49,7 @@ def list_systems() -> str:
     lines = ["Name, source, and the options that are not the defaults; any other option may follow --system NAME."]
     for name, config in SYSTEMS.items():
         changed = _changed(config, Config(), ("system", "source")).items()
-        options = " ".join(sorted((as_option(*one) for one in changed), key=lambda text: " = " in text))
+        options = " ".join(sorted((as_option(*field) for field in changed), key=lambda text: " = " in text))
         lines.append(f"{name:{width}}{config.source}")
         lines += textwrap.wrap(options, 120, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
     return "\n".join(lines)
@@ -82,7 +82,7 @@ def differences(configs: Sequence[Config]) -> list[str]:
         used.append({name: value for name, value in config.used().items() if name not in without})
     titles = []
     for own in used:
-        differing = [name for name, value in own.items() if any(value != one.get(name, value) for one in used)]
+        differing = [name for name, value in own.items() if any(value != options.get(name, value) for options in used)]
         titles.append(", ".join(as_option(name, own[name]).removeprefix("--") for name in differing))
     return titles
 

@@ -11,7 +11,6 @@ from shlex import quote
 from typing import Any
 
 from pvae.core.errors import InputError, either
-from pvae.core.options import arguments_of
 from pvae.models.likelihoods import Likelihood
 from pvae.models.posteriors import Posterior
 from pvae.models.priors import Prior
@@ -51,6 +50,7 @@ def contradictions(
         num_processes: that train together.
     """
     yield from _of_latents(config)
+    yield from _of_layers(config)
     yield from _of_likelihood(config)
     yield from _of_labels(config)
     yield from _of_start(config)
@@ -94,19 +94,28 @@ def _of_latents(c: Any) -> Iterator[str]:
             f"--latent-dim {c.latent_dim} is not a multiple of --categories {c.categories}: N variables of K "
             "categories have N times K latent dimensions"
         )
-    if "code_dim" in arguments_of(q) and c.latent_dim % c.code_dim:
+    if "code_dim" in q.takes and c.latent_dim % c.code_dim:
         yield (
             f"--latent-dim {c.latent_dim} is not a multiple of --code-dim {c.code_dim}: N codes have N times as many "
             "dimensions"
         )
     if p.support == "points on the unit sphere" and c.latent_dim < 2:
         yield f"--posterior {c.posterior} needs at least 2 dimensions: give --latent-dim 2 or more"
+    if p.is_of_posterior and c.network_class.has_batch_norm:
+        yield (
+            f"the pseudo-inputs of --prior {c.prior} would enter the batch statistics of --network {c.network}: give "
+            "--network mlp, conv or conv-groupnorm"
+        )
+
+
+def _of_layers(c: Any) -> Iterator[str]:
+    q = c.posterior_class
     if c.upper_latent_dims and c.inference not in q.of_layers:
-        able = [name for name, one in Posterior.members.items() if c.inference in one.of_layers]
+        able = [name for name, kind in Posterior.members.items() if c.inference in kind.of_layers]
         yield (
             f"--upper-latent-dims and --inference {c.inference} go with --posterior {either(able)}, not {c.posterior}"
         )
-    if c.upper_latent_dims and c.inference == "bottom-up" and p.is_of_posterior:
+    if c.upper_latent_dims and c.inference == "bottom-up" and c.prior_class.is_of_posterior:
         yield (
             f"--inference bottom-up has no q(z | x) of the top layer alone, so --prior {c.prior} goes with --inference "
             "ladder or top-down only"
@@ -123,23 +132,18 @@ def _of_latents(c: Any) -> Iterator[str]:
             f"{needing} needs a rate of each latent dimension: leave --prior out, and give --posterior "
             f"{either(Posterior.names_where('is_normal'))}"
         )
-    if p.is_of_posterior and c.network_class.has_batch_norm:
-        yield (
-            f"the pseudo-inputs of --prior {c.prior} would enter the batch statistics of --network {c.network}: give "
-            "--network mlp, conv or conv-groupnorm"
-        )
 
 
 def _of_likelihood(c: Any) -> Iterator[str]:
     p = c.likelihood_class
     if p.is_linear and (c.network != "linear" or c.upper_latent_dims):
         yield f"--likelihood {c.likelihood} goes with --network linear and one stochastic layer only"
-    if "columns" in arguments_of(p) and not c.columns:
+    if "columns" in p.takes and not c.columns:
         yield (
             f"--likelihood {c.likelihood} needs a kind of each column: give --columns real*3,categorical:5 or the like"
         )
-    if c.is_symmetric and (c.is_binarized or "symmetric" not in arguments_of(p)):
-        able = [name for name, one in Likelihood.members.items() if "symmetric" in arguments_of(one)]
+    if c.is_symmetric and (c.is_binarized or "symmetric" not in p.takes):
+        able = [name for name, kind in Likelihood.members.items() if "symmetric" in kind.takes]
         yield f"--pixels symmetric goes with --binarize none and --likelihood {either(able)} only"
     of_images = {"--pad": c.pad, "--binarize": c.is_binarized, f"--prior {c.prior}": c.prior_class.is_of_posterior}
     for flag, is_given in of_images.items():
@@ -175,28 +179,26 @@ def _of_start(c: Any) -> Iterator[str]:
 
 def _of_elbo(c: Any, has_own_beta: bool, has_own_vae: bool) -> Iterator[str]:
     elbo = c.elbo_class
-    takes = arguments_of(elbo)
     if elbo.sums_over_labels != (c.labels > 0):
         yield f"--elbo {c.elbo} and --labels {c.labels}: --elbo enumerate goes with --labels above 0"
     if not has_own_vae:
         yield from _of_elbo_and_vae(c)
-    if "beta" not in takes and (c.beta != 1 or c.warm_up or has_own_beta):
+    if "beta" not in elbo.takes and (c.beta != 1 or c.warm_up or has_own_beta):
         yield f"--elbo {c.elbo} has no rate to weigh: leave --beta and --warm-up out, or take --elbo trace or analytic"
-    if "free_bits" not in takes and c.free_bits:
+    if "free_bits" not in elbo.takes and c.free_bits:
         yield f"--elbo {c.elbo} has no free bits: give --free-bits 0, or take --elbo trace or analytic"
     if c.particles % elbo.draws_together:
         yield f"--elbo {c.elbo} draws in pairs: give an even number of --particles, not {c.particles}"
     if c.particles < elbo.least_particles:
         yield f"--elbo {c.elbo} needs --particles {elbo.least_particles} or more, not {c.particles}"
-    if "groups" in takes and c.particles % c.groups:
+    if "groups" in elbo.takes and c.particles % c.groups:
         yield f"--elbo {c.elbo}: --particles {c.particles} must be a multiple of --groups {c.groups}"
 
 
 def _of_elbo_and_vae(c: Any) -> Iterator[str]:
     elbo = c.elbo_class
-    takes = arguments_of(elbo)
     q = c.posterior_class
-    if (c.is_autoencoder or q.support == "codes") and "free_bits" not in takes:
+    if (c.is_autoencoder or q.support == "codes") and "free_bits" not in elbo.takes:
         yield f"--posterior {c.posterior} is a point, without a density: train it by --elbo trace, not {c.elbo}"
     if elbo.needs_closed_form and not any(c.closed_forms):
         yield f"no closed-form KL is known for --posterior {c.posterior} and --prior {c.prior}: give --elbo trace"
@@ -208,7 +210,7 @@ def _of_elbo_and_vae(c: Any) -> Iterator[str]:
             "or another one of notebooks/bits.ipynb"
         )
     if elbo.supports and q.support not in elbo.supports:
-        able = [name for name, one in Posterior.members.items() if one.support in elbo.supports]
+        able = [name for name, kind in Posterior.members.items() if kind.support in elbo.supports]
         yield (
             f"--elbo {c.elbo} is of {either(elbo.supports)}, and --posterior {c.posterior} draws {q.support}: give "
             f"--posterior {either(able)}, or another --elbo"
@@ -233,7 +235,7 @@ def _of_data(c: Any, data: Any, has_own_vae: bool) -> Iterator[str]:
     if not data.is_images and (c.pad or c.is_symmetric or c.binarize in ("static", "dynamic")):
         yield "--pad, --pixels symmetric and --binarize static or dynamic are for images: leave them out"
     texts = [column.name for column in data.columns if column.categories]
-    if texts and "columns" not in arguments_of(c.likelihood_class) and not has_own_vae:
+    if texts and "columns" not in c.likelihood_class.takes and not has_own_vae:
         yield f"column {texts[0]} of {data.name} holds texts: give --likelihood columns, or leave it out"
     limits = [kind.limit for kind in c.column_kinds if kind.limit is not None]
     if limits != data.limits and not has_own_vae:
@@ -287,5 +289,5 @@ def _of_shape(c: Any, shape: tuple[int, ...]) -> Iterator[str]:
         yield f"datum_shape must be at least one size, each at least 1, not {shape}"
     elif c.network_class.is_conv and len(shape) != 3:
         yield f"--network {c.network} takes images (C, H, W), not data of shape {shape}: give another --network"
-    if "columns" in arguments_of(c.likelihood_class) and shape != (len(c.column_kinds),):
+    if "columns" in c.likelihood_class.takes and shape != (len(c.column_kinds),):
         yield f"--columns {c.columns} is not of a datum of shape {shape}: name each of its columns"

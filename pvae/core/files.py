@@ -137,7 +137,7 @@ def from_record(kind: type[T], record: Any) -> T:
                 kinds = [base] * len(value)
                 if hasattr(base, "members"):  # of a family, such as `Rule`: each item names its class, as "rule"
                     kinds = [base.members[item[base.__name__.lower()]] for item in value]
-                value = [from_record(one, item) for one, item in zip(kinds, value)]
+                value = [from_record(kind, item) for kind, item in zip(kinds, value)]
             value = tuple(value)
         if not _fits(value, hint):
             raise InputError(f"{name} of {kind.__name__} has the wrong type: {shown(value)}")

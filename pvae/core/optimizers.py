@@ -20,8 +20,8 @@ class _WithoutCompiler(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state."""
-        found: dict[str, Any] = inspect.unwrap(Optimizer.state_dict)(self)
-        return found
+        state: dict[str, Any] = inspect.unwrap(Optimizer.state_dict)(self)
+        return state
 
 
 class Adam(_WithoutCompiler, torch.optim.Adam):

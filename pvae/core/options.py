@@ -6,6 +6,7 @@ options. Flags, TOML keys, `Config`, help texts and refusals are read from these
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import operator
@@ -16,7 +17,6 @@ from typing import Annotated, Any, ClassVar, get_args, get_origin
 
 from pvae.core.errors import InputError, check_name, shown
 
-_ARGUMENTS: dict[Any, frozenset[str]] = {}
 _MOST_WIDTHS = 1000  # building a layer takes memory even where its width is 1
 
 
@@ -100,8 +100,8 @@ class Option:
         if not is_list or len(widths) > _MOST_WIDTHS or (self.default and not widths):
             what = f"a list of up to {_MOST_WIDTHS:,} sizes, such as 100 100 or in TOML [100, 100]"
             raise InputError(f"{self.flag} must be {what}, not {shown(value)}")
-        one = replace(self, default=0, least=1, most=10**6)
-        return tuple(one.check(width) for width in widths)
+        width_option = replace(self, default=0, least=1, most=10**6)
+        return tuple(width_option.check(width) for width in widths)
 
 
 def options_of(kind: Callable[..., Any]) -> dict[str, Option]:
@@ -113,37 +113,41 @@ def options_of(kind: Callable[..., Any]) -> dict[str, Option]:
     >>> options_of(fit)["lr"].default
     0.001
     """
-    found: dict[str, Option] = {}
-    for one in _parameters(kind):
-        if get_origin(one.annotation) is Annotated:
-            option = next(note for note in get_args(one.annotation) if isinstance(note, Option))
-            found.setdefault(one.name, replace(option, name=one.name, default=one.default))
-    return found
+    options: dict[str, Option] = {}
+    for parameter in _parameters(kind, eval_str=True):
+        if get_origin(parameter.annotation) is Annotated:
+            option = next(note for note in get_args(parameter.annotation) if isinstance(note, Option))
+            options.setdefault(parameter.name, replace(option, name=parameter.name, default=parameter.default))
+    return options
 
 
-def arguments_of(kind: Callable[..., Any]) -> frozenset[str]:
+@functools.cache
+def arguments_of(kind: Any) -> frozenset[str]:
     """Return the names of all arguments of a class or a function, as `options_of` finds them."""
-    if kind not in _ARGUMENTS:
-        _ARGUMENTS[kind] = frozenset(one.name for one in _parameters(kind))
-    return _ARGUMENTS[kind]
+    return frozenset(parameter.name for parameter in _parameters(kind, eval_str=False))
 
 
-def call_with(function: Callable[..., Any], known: Mapping[str, Any]) -> Any:
+def call_with(function: Any, known: Mapping[str, Any]) -> Any:
     """Call a class or a function with those of the known values that it has arguments for."""
     return function(**{name: known[name] for name in arguments_of(function) if name in known})
 
 
-def _parameters(kind: Callable[..., Any]) -> list[inspect.Parameter]:
+def _parameters(kind: Callable[..., Any], eval_str: bool) -> list[inspect.Parameter]:
     makers: list[Any] = [kind]
     if inspect.isclass(kind):
-        makers = [vars(one)["__init__"] for one in inspect.getmro(kind) if "__init__" in vars(one)]
-    found: list[inspect.Parameter] = []
+        makers = [vars(base)["__init__"] for base in inspect.getmro(kind) if "__init__" in vars(base)]
+    arguments: list[inspect.Parameter] = []
     for make in makers:
-        parameters = [*inspect.signature(make, eval_str=True).parameters.values()]
-        found += parameters
-        if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+        parameters = [*inspect.signature(make, eval_str=eval_str).parameters.values()]
+        arguments += parameters
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
-    return found
+    return arguments
+
+
+class _Takes:
+    def __get__(self, instance: object, owner: Any) -> frozenset[str]:
+        return arguments_of(owner)
 
 
 class Family:
@@ -157,11 +161,13 @@ class Family:
     Attributes:
         members: the classes of the kind, by their names.
         name: the name; "" of a class that cannot be chosen by name.
+        takes: the names of the arguments of its constructor.
         help: what it is, after its name in help texts; "" for nothing.
     """
 
     members: ClassVar[dict[str, type[Any]]]
     name: ClassVar[str] = ""
+    takes = _Takes()
     help: ClassVar[str] = ""
 
     def __init_subclass__(cls, name: str = "", help: str = "", **rest: Any) -> None:

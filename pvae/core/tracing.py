@@ -78,8 +78,8 @@ def call_once(module: nn.Module, x: Tensor) -> Tensor:
         return module(x)
     key = (id(module), id(x))
     if key not in results:
-        ran = any(one is module and x.is_set_to(other) for one, other, _ in results.values())
-        norms: list[Any] = [one for one in module.modules() if ran and getattr(one, "track_running_stats", False)]
+        ran = any(traced is module and x.is_set_to(other) for traced, other, _ in results.values())
+        norms: list[Any] = [child for child in module.modules() if ran and getattr(child, "track_running_stats", False)]
         for norm in norms:
             norm.track_running_stats = False
         results[key] = (module, x, module(x))  # kept with both, so that no other object gets their ids

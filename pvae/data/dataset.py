@@ -359,29 +359,24 @@ def value_name(place: int, datum_shape: Sequence[int], columns: Sequence[Column]
     return f"column {columns[place].name}" if columns else f"x[{index}]"
 
 
-def check_domain(
-    check: Callable[[Tensor], Tensor] | None,
-    values: Tensor,
-    source: str,
-    names: str | Sequence[str],
-    columns: Sequence[Column] = (),
-) -> None:
+def check_domain(check: Callable[[Tensor], Tensor] | None, splits: Mapping[str, Tensor], data: Dataset) -> None:
     """Check that data can be values of a likelihood.
 
     Args:
         check: raises an `InputError` if a batch is outside the domain of the likelihood; None for a likelihood that has
             no such method.
-        values: x, (N, *shape).
-        source: where the data are from, for the message.
-        names: the name of each datum, or of their split.
-        columns: the columns, if the data are a table.
+        splits: x of each split, (N, *shape).
+        data: the data set, which names them.
 
     Raises:
         InputError: a datum is outside the domain; the message names the first such datum, and its value.
     """
-    for row, where, fault in domain_faults(check, values, columns):
-        name = f"{names}[{row}]" if isinstance(names, str) else names[row]
-        raise InputError(f"{source}: {where} of {name} {fault}")
+    for split, x in splits.items():
+        for row, where, fault in domain_faults(check, x, data.columns):
+            name = f"{split}[{row}]"
+            if split in data.names:
+                name = data.names[split][row]
+            raise InputError(f"{data.name}: {where} of {name} {fault}")
 
 
 def domain_faults(
@@ -389,7 +384,10 @@ def domain_faults(
 ) -> Iterator[tuple[int, str, str]]:
     """Yield each datum outside the domain of a likelihood: its number, the first such value, and what is wrong with it.
 
-    Arguments as of `check_domain`.
+    Args:
+        check: as of `check_domain`.
+        values: x, (N, *shape).
+        columns: the columns, if the data are a table.
     """
     for start in range(0, len(values) if check else 0, _AT_ONCE):
         part = values[start : start + _AT_ONCE]

@@ -117,9 +117,9 @@ def find_rules(
         InputError: a rule of `option` cannot be read, or too many training rows break it.
     """
     said, is_searched, left_out = read_option(option, [column.name for column in columns])
+    if num_train < _LEAST_ROWS and said:
+        raise InputError(f"--rules needs {_LEAST_ROWS} training rows, and there are {num_train}: leave it out")
     if num_train < _LEAST_ROWS:
-        if said:
-            raise InputError(f"--rules needs {_LEAST_ROWS} training rows, and there are {num_train}: leave it out")
         return {"columns": tuple(columns)}
     is_train = np.arange(len(x)) < num_train
     rows = _Rows(named(x, columns), columns, is_train, ~is_train)
@@ -133,26 +133,17 @@ def find_rules(
     table = rows.table(classes)
     notes = list[str]()
     if is_searched:
-        found = find_laws(table)
+        laws = find_laws(table)
         notes += _notes(table, [names[row] for row in np.flatnonzero(rows.is_train).tolist()], len(columns))
         of_said = [{rule.column, *rule.of} for rule in rules]
-        for rule in found:
-            involved = {rule.column, *rule.of}
-            broken = rows.validation_rows_against(rule)
-            if broken:
-                notes.append(f"no rule, since {names[broken[0]]} of the validation rows breaks it: {rule}")
-            elif (involved | {rule.name}).isdisjoint(left_out) and involved not in of_said:
-                rules.append(rule)
+        kept_laws, more = _judged(laws, rows, names, left_out)
+        notes += more
+        rules += [rule for rule in kept_laws if {rule.column, *rule.of} not in of_said]
     no_indicator = {name for name in rows.columns if np.isnan(rows.values[name]).any() and name not in indicators}
     plan = _Plan(rows.columns, indicators, {*kept, *no_indicator}, labels)
     texts = {str(rule) for rule in rules[: len(said)]}
-    rules = plan.bind(rules, rows.train)
-    for rule in [rule for rule in rules if isinstance(rule, Identity) and not plan.writes(rule)]:
-        why = f"none of its columns may be computed, and no draw keeps it: {rule}"
-        if str(rule) in texts:
-            raise InputError(f"--rules: {why}: leave it out, or --columns of one of them")
-        notes.append(f"no rule, since {why}")
-        rules.remove(rule)
+    rules, more = _writable(plan.bind(rules, rows.train), plan, texts)
+    notes += more
     for rule in plan.in_order():
         rows.take(rule)
     if is_searched:
@@ -165,6 +156,38 @@ def find_rules(
         "near": tuple(one.rule for one in table.near if not isinstance(one.rule, (Function, Flags)))[:_MOST_NEAR],
         "note": joined(*notes),
     }
+
+
+def _writable(rules: Sequence[Rule], plan: _Plan, texts: Container[str]) -> tuple[list[Rule], list[str]]:
+    """Return the rules without the identities none of whose columns may be computed, and notes on these.
+
+    Raises:
+        InputError: the text of such an identity is among those of `--rules`.
+    """
+    kept, notes = list[Rule](), list[str]()
+    for rule in rules:
+        if not isinstance(rule, Identity) or plan.writes(rule):
+            kept.append(rule)
+            continue
+        why = f"none of its columns may be computed, and no draw keeps it: {rule}"
+        if str(rule) in texts:
+            raise InputError(f"--rules: {why}: leave it out, or --columns of one of them")
+        notes.append(f"no rule, since {why}")
+    return kept, notes
+
+
+def _judged(
+    laws: Sequence[Rule], rows: _Rows, names: Sequence[str], left_out: Container[str]
+) -> tuple[list[Rule], list[str]]:
+    """Return the laws that no validation row breaks and that were not left out, and notes on those that one breaks."""
+    kept, notes = list[Rule](), list[str]()
+    for law in laws:
+        broken = rows.validation_rows_against(law)
+        if broken:
+            notes.append(f"no rule, since {names[broken[0]]} of the validation rows breaks it: {law}")
+        elif not any(name in left_out for name in (law.name, law.column, *law.of)):
+            kept.append(law)
+    return kept, notes
 
 
 def _notes(table: Table, names: Sequence[str], num_columns: int) -> list[str]:

@@ -100,7 +100,7 @@ class Flow(TorchDistribution):
             for transform in getattr(self.bijection, "transforms", [self.bijection]):
                 y, log_det = transform.call_and_ladj(h)
                 (by_h,) = torch.autograd.grad(((by_h * h).sum(-1) - log_det).sum(), h, retain_graph=True)
-                rows = [torch.autograd.grad(one.sum(), h, retain_graph=True)[0] for one in y.unbind(-1)]
+                rows = [torch.autograd.grad(output.sum(), h, retain_graph=True)[0] for output in y.unbind(-1)]
                 by_h = torch.linalg.solve(torch.stack(rows, -1).double(), by_h.double()).to(e.dtype)
                 h = y.detach().requires_grad_()
         return by_h

@@ -85,34 +85,34 @@ class Joint(TorchDistribution):
         drawn = [draw(first, self.first)]
         for name, conditional in zip(later, self.rest):
             drawn.append(draw(name, conditional(drawn[-1])))
-        shape = broadcast_shape(*(one.shape[:-1] for one in drawn))
-        return torch.cat([one.expand(*shape, -1) for one in self._in_order(drawn)], dim=-1)
+        shape = broadcast_shape(*(part.shape[:-1] for part in drawn))
+        return torch.cat([part.expand(*shape, -1) for part in self._in_order(drawn)], dim=-1)
 
     def conditionals(self, value: Tensor) -> list[tuple[Tensor, TorchDistribution]]:
         """Return for each site of a vector its value, and its distribution given the value drawn before it."""
         values = self._in_order(value.split(self.sizes, dim=-1))
-        given = [self.first, *(one(before) for one, before in zip(self.rest, values))]
+        given = [self.first, *(conditional(before) for conditional, before in zip(self.rest, values))]
         return self._in_order(list(zip(values, given)))
 
     def replaced(self, value: Tensor, name: str, part: Tensor) -> Tensor:
         """Return vectors (..., L1 + ... + LL) in which the site of that name has other values (..., L_l)."""
         parts = dict(zip(self.names, value.split(self.sizes, dim=-1))) | {name: part.to(value.dtype)}
-        return torch.cat([parts[one] for one in self.names], dim=-1)
+        return torch.cat([parts[name] for name in self.names], dim=-1)
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
         """Return reparameterised draws, sample_shape + (..., L1 + ... + LL)."""
         first = self.first.rsample(sample_shape)
-        return self.draw(lambda _, one: first if one is self.first else one.rsample())
+        return self.draw(lambda _, site: first if site is self.first else site.rsample())
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
         """Return draws, sample_shape + (..., L1 + ... + LL), which need no reparameterisation."""
         first = self.first.sample(sample_shape)
-        return self.draw(lambda _, one: first if one is self.first else one.sample())
+        return self.draw(lambda _, site: first if site is self.first else site.sample())
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the joint log-density at vectors (..., L1 + ... + LL), in nats."""
-        return torch.stack([one.log_prob(part) for part, one in self.conditionals(value)]).sum(0)
+        return torch.stack([p.log_prob(part) for part, p in self.conditionals(value)]).sum(0)
 
     @property
     def mean(self) -> Tensor:
@@ -143,17 +143,17 @@ class Joint(TorchDistribution):
         """
         noise_shape = (num_samples, *[1] * len(self.batch_shape))
 
-        def drawn(_: str, one: Any) -> Tensor:
-            if one.has_rsample:
-                return one.mean + one.stddev * torch.randn(*noise_shape, *one.event_shape).to(one.mean)
-            return (torch.rand(*noise_shape, *one.event_shape).to(one.mean) < one.mean).to(one.mean)
+        def drawn(_: str, p: Any) -> Tensor:
+            if p.has_rsample:
+                return p.mean + p.stddev * torch.randn(*noise_shape, *p.event_shape).to(p.mean)
+            return (torch.rand(*noise_shape, *p.event_shape).to(p.mean) < p.mean).to(p.mean)
 
         means = []
-        for _, one in self.conditionals(self.draw(drawn)):
-            if one is self.first:
-                means.append(one.mean)
+        for _, p in self.conditionals(self.draw(drawn)):
+            if p is self.first:
+                means.append(p.mean)
             else:
-                means.append(one.mean.mean(0))
+                means.append(p.mean.mean(0))
         return torch.cat(means, -1)
 
     def _classes(self) -> Any:

@@ -113,6 +113,6 @@ class NormalMixture(MixtureSameFamily):  # type: ignore[misc]
         uniform = torch.rand(*shape[:-1], 1, dtype=normal.loc.dtype, device=normal.loc.device)
         below = (uniform > self.mixture_distribution.probs.cumsum(-1)[..., :-1]).sum(-1)[..., None, None]
         index = below.expand(*shape[:-1], 1, shape[-1])
-        loc, scale = (one.expand(*index.shape[:-2], *one.shape[-2:]) for one in (normal.loc, normal.scale))
+        loc, scale = (each.expand(*index.shape[:-2], *each.shape[-2:]) for each in (normal.loc, normal.scale))
         z = loc.gather(-2, index) + scale.gather(-2, index) * torch.randn_like(index, dtype=loc.dtype)
         return z.squeeze(-2)

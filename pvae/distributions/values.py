@@ -103,11 +103,11 @@ def log_tails(p: Any, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(p, InFloat64):
         return log_tails(p.base, low.double(), high.double())
     if isinstance(p, dist.LogNormal):
-        low, high = (one.clamp(min=torch.finfo(one.dtype).tiny).log() for one in (low, high))
+        low, high = (bound.clamp(min=torch.finfo(bound.dtype).tiny).log() for bound in (low, high))
         return log_tails(p.base_dist, low, high)
     if not isinstance(p, (dist.Normal, dist.StudentT)):
         return p.cdf(high).log(), p.cdf(low).log()
-    low, high = ((one - p.loc) / p.scale for one in (low, high))
+    low, high = ((bound - p.loc) / p.scale for bound in (low, high))
     is_right = low + high > 0  # both are symmetric
     more = torch.where(is_right, -low, high)
     less = torch.where(is_right, -high, low)
@@ -504,13 +504,13 @@ class Columns(TorchDistribution):
         for part, size in zip(self.parts, self._sizes):
             if _is_coded(part):
                 width = part.param_shape[-2:].numel()
-                one = features[..., start : start + width].unflatten(-1, (size, -1)).argmax(-1).to(features.dtype)
+                values = features[..., start : start + width].unflatten(-1, (size, -1)).argmax(-1).to(features.dtype)
             else:
                 width = size
-                one = features[..., start : start + width]
+                values = features[..., start : start + width]
                 if isinstance(part, dist.Bernoulli):
-                    one = (one > 0.5).to(features.dtype)
-            columns.append(one)
+                    values = (values > 0.5).to(features.dtype)
+            columns.append(values)
             start += width
         return self._in_order(torch.cat(columns, -1))
 

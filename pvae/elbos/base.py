@@ -281,7 +281,7 @@ class PerDatumELBO(Trace_ELBO, Family):
         loss = (distortion + beta * rate).mean()
         if not isinstance(self.free_bits, Tensor) and not self.free_bits:
             return loss
-        refuse_dependent_dimensions(one for latent in draws.latents for one in (latent.posterior, latent.prior))
+        refuse_dependent_dimensions(p for latent in draws.latents for p in (latent.posterior, latent.prior))
         rates = self.rate_by_dimension(draws).mean(0)
         return loss + beta * (rates.clamp(min=self.free_bits) - rates).sum()
 
@@ -383,7 +383,7 @@ class PerDatumELBO(Trace_ELBO, Family):
 
 def penalty_of(posteriors: Iterable[Any]) -> Tensor | float:
     """Return the mean penalty of posteriors, which their ELBO does not count; 0 of those that have none."""
-    return sum(one.penalty.mean() for one in posteriors if hasattr(one, "penalty"))
+    return sum(posterior.penalty.mean() for posterior in posteriors if hasattr(posterior, "penalty"))
 
 
 def require_rsample(name: str, posterior: Distribution) -> None:
@@ -404,9 +404,10 @@ def refuse_dependent_dimensions(distributions: Iterable[Distribution]) -> None:
     Raises:
         InputError: a distribution is not `Independent` over the dimensions of its event.
     """
-    for one in distributions:
-        if not isinstance(one, Independent):
-            raise InputError(f"a {type(one).__name__} has no rate of each latent dimension, which this ELBO needs")
+    for distribution in distributions:
+        if not isinstance(distribution, Independent):
+            family = type(distribution).__name__
+            raise InputError(f"a {family} has no rate of each latent dimension, which this ELBO needs")
 
 
 def _mean(values: Tensor) -> Tensor:

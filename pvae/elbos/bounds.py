@@ -390,7 +390,7 @@ def _through_draws(draws: Draws, of_q: Tensor) -> Tensor:
     by_z = torch.autograd.grad(of_q.sum(), at, retain_graph=True, materialize_grads=True)
     for hook in hooks:
         hook.remove()
-    parts = [sum_rightmost(one * z, len(site["fn"].event_shape)) for one, z, site in zip(by_z, at, sites)]
+    parts = [sum_rightmost(gradient * z, len(site["fn"].event_shape)) for gradient, z, site in zip(by_z, at, sites)]
     return sum(parts, torch.zeros_like(of_q))
 
 

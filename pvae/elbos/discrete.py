@@ -267,11 +267,11 @@ class GumbelSoftmax(PerDatumELBO, name="gumbel", help="a relaxed bound of bits o
         self, model: PyroFunction, guide: PyroFunction, *batch: Tensor, beta: float | Tensor | None = None
     ) -> LossAndTerms:
         """Return the relaxed loss, and the terms that are not relaxed; without a gradient, such a loss too."""
-        found = super().loss_and_terms(model, guide, *batch, beta=beta)
+        result = super().loss_and_terms(model, guide, *batch, beta=beta)
         if not self.is_relaxed or not torch.is_grad_enabled():
-            return found
+            return result
         with torch.no_grad():
-            return found._replace(terms=super().loss_and_terms(model, guide, *batch).terms)
+            return result._replace(terms=super().loss_and_terms(model, guide, *batch).terms)
 
 
 class StraightThrough(GumbelSoftmax, name="straight-through", help="of bits or categories, whose draws count as p"):

@@ -94,7 +94,8 @@ class AnalyticELBO(
             )
         pairs = zip(latents, divergences)
         rates = [
-            PerDatumELBO.rate_of(self, one, one.posterior, one.prior) if rate is None else rate for one, rate in pairs
+            PerDatumELBO.rate_of(self, latent, latent.posterior, latent.prior) if rate is None else rate
+            for latent, rate in pairs
         ]
         return functools.reduce(torch.add, (rate.mean(0) if rate.dim() == 2 else rate for rate in rates))
 

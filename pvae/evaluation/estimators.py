@@ -18,7 +18,6 @@ from pvae.config.config import Config
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError, check_finite
 from pvae.core.files import markdown_of
-from pvae.core.options import arguments_of
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset, random_subset
 from pvae.distributions.discrete import MOST_CODES, num_codes, support_of
@@ -246,12 +245,12 @@ def pairs_to_compare(
                 "there is no other draw to compare with": count < kind.least_particles,
                 f"it draws in groups of {kind.draws_together}": count % kind.draws_together,
                 "with one particle its bound equals the ELBO": count == 1 and kind.is_importance_weighted,
-                f"K must be a multiple of {groups}": "groups" in arguments_of(kind) and count % groups != 0,
+                f"K must be a multiple of {groups}": "groups" in kind.takes and count % groups != 0,
                 "with one draw in each group its bound equals the ELBO": name == "miwae" and count == groups,
             }
             reason = next((reason for reason, is_so in obstacles.items() if is_so), "")
             if not reason:
-                given = {"groups": groups} if "groups" in arguments_of(kind) else {}
+                given = {"groups": groups} if "groups" in kind.takes else {}
                 try:
                     with seeded(0, next(vae.parameters()).device), pyro.get_param_store().scope():
                         build_elbo(name, count, **given).loss(vae.model, vae.guide, *batch)
@@ -289,7 +288,7 @@ def measure_estimator(
     Raises:
         NotFiniteError: a bound or a gradient is NaN or infinite.
     """
-    taken = {option: value for option, value in options.items() if option in arguments_of(PerDatumELBO.members[name])}
+    taken = {option: value for option, value in options.items() if option in PerDatumELBO.members[name].takes}
     elbo = build_elbo(name, num_particles, **taken)
     batch = Batch.of(data)
     parts = [*batch.split(data_at_once(vae, batch, num_particles))]

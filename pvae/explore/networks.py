@@ -56,19 +56,19 @@ class Tensors:
 
 def networks_of(config: Config, vae: Any, tensors: Tensors, has_encoder: bool = True) -> dict[str, Any]:
     """Return the distributions of a VAE for network.js; without its encoder, no q(z | x)."""
-    found: dict[str, Any] = dict.fromkeys(("posterior", "prior", "plane", "decoder", "likelihood"))
-    found["decoder"] = operations(vae.p_x.decoder, tensors)
+    parts: dict[str, Any] = dict.fromkeys(("posterior", "prior", "plane", "decoder", "likelihood"))
+    parts["decoder"] = operations(vae.p_x.decoder, tensors)
     if config.likelihood_class.page:
-        found["likelihood"] = _likelihood(config, vae.p_x)
+        parts["likelihood"] = _likelihood(config, vae.p_x)
     q_z = vae.q_z
     if config.condition:
         if config.network_class.is_conv:
-            found["plane"] = operations(q_z.join.plane, tensors)
+            parts["plane"] = operations(q_z.join.plane, tensors)
         q_z = q_z.posterior
     if has_encoder:
-        found["posterior"] = _posterior(config, q_z, tensors)
-    found["prior"] = _prior(config, vae, tensors)
-    return found
+        parts["posterior"] = _posterior(config, q_z, tensors)
+    parts["prior"] = _prior(config, vae, tensors)
+    return parts
 
 
 def map_of(run: Run, data: Dataset, codes: Tensor, labels: Tensor | None, tensors: Tensors) -> dict[str, Any]:
@@ -80,27 +80,27 @@ def map_of(run: Run, data: Dataset, codes: Tensor, labels: Tensor | None, tensor
     top = codes[:, -sizes[-1] :]
     active = top.std(0).argsort(descending=True).tolist()
     planes = _planes(top, names[-sizes[-1] :], active)
-    found: dict[str, Any] = {
+    shown: dict[str, Any] = {
         "names": names,
         "planes": planes,
         "active": active,
-        "lower": [one.argsort(descending=True)[:8].tolist() for one in codes.std(0).split(list(sizes))[:-1]],
+        "lower": [layer.argsort(descending=True)[:8].tolist() for layer in codes.std(0).split(list(sizes))[:-1]],
         "codes": None,
         "points": tensors.add(torch.cat([top @ torch.tensor(plane["axes"]).T for plane in planes], 1), "f2"),
         "labels": None,
         "attributes": [],
     }
     if codes.shape[1] > 2:
-        found["codes"] = tensors.add(codes, "f2")
+        shown["codes"] = tensors.add(codes, "f2")
     if labels is None:
-        return found
+        return shown
     if labels.dim() == 1:  # of classes
-        found["labels"] = tensors.add(labels)
-        return found
-    for name, one in zip(data.label_names, labels.unbind(1)):
-        if 0 < one.sum() < len(one):
-            found["attributes"].append((name, tensors.add(attribute_vector(top, one))))
-    return found
+        shown["labels"] = tensors.add(labels)
+        return shown
+    for name, attribute in zip(data.label_names, labels.unbind(1)):
+        if 0 < attribute.sum() < len(attribute):
+            shown["attributes"].append((name, tensors.add(attribute_vector(top, attribute))))
+    return shown
 
 
 def _planes(codes: Tensor, names: list[str], active: list[int]) -> list[dict[str, Any]]:
@@ -125,7 +125,7 @@ def operations(network: nn.Module, tensors: Tensors) -> list[dict[str, Any]]:
         case nn.Sequential() | FlatBatch():
             return [operation for child in layer.children() for operation in operations(child, tensors)]
         case WithPaths():
-            return [{"op": "sum", "branches": [operations(one, tensors) for one in layer.children()]}]
+            return [{"op": "sum", "branches": [operations(child, tensors) for child in layer.children()]}]
         case nn.Linear():
             weight = layer.weight
             if hasattr(layer, "mask"):  # zuko's
@@ -133,25 +133,25 @@ def operations(network: nn.Module, tensors: Tensors) -> list[dict[str, Any]]:
             return [{"op": "linear", **_weights(weight, layer.bias, tensors)}]
         case nn.Conv2d() | nn.ConvTranspose2d():
             kernel = layer.kernel_size[0]
-            found = {"op": "conv-transpose", "stride": layer.stride[0], "kernel": kernel, "more": [0, 0]}
-            found["padding"] = layer.padding[0]
+            shown = {"op": "conv-transpose", "stride": layer.stride[0], "kernel": kernel, "more": [0, 0]}
+            shown["padding"] = layer.padding[0]
             weight = layer.weight
             if isinstance(layer, nn.ConvTranspose2d):
                 weight = weight.permute(0, 2, 3, 1)
-                found["more"] = list(layer.output_padding)
+                shown["more"] = list(layer.output_padding)
             elif layer.stride[0] == 1:  # as the transposed one by the reversed kernel, which is faster in the page
                 weight = weight.flip(2, 3).permute(1, 2, 3, 0)
-                found["padding"] = kernel - 1 - layer.padding[0]
+                shown["padding"] = kernel - 1 - layer.padding[0]
             else:
-                found["op"] = "conv"
-            return [{**found, **_weights(weight.flatten(1), layer.bias, tensors)}]
+                shown["op"] = "conv"
+            return [{**shown, **_weights(weight.flatten(1), layer.bias, tensors)}]
         case nn.BatchNorm1d() | nn.BatchNorm2d():  # in eval mode
             scale = layer.weight / (layer.running_var + layer.eps).sqrt()
             shift = layer.bias - layer.running_mean * scale
             return [{"op": "affine", "scale": tensors.add(scale), "shift": tensors.add(shift)}]
         case nn.GroupNorm():
-            found = {"scale": tensors.add(layer.weight), "shift": tensors.add(layer.bias)}
-            return [{"op": "group-norm", "groups": layer.num_groups, "eps": layer.eps, **found}]
+            affine = {"scale": tensors.add(layer.weight), "shift": tensors.add(layer.bias)}
+            return [{"op": "group-norm", "groups": layer.num_groups, "eps": layer.eps, **affine}]
         case nn.LeakyReLU():
             return [{"op": "leaky-relu", "slope": layer.negative_slope}]
         case nn.Unflatten() if len(layer.unflattened_size) == 3:
@@ -166,17 +166,17 @@ def operations(network: nn.Module, tensors: Tensors) -> list[dict[str, Any]]:
 
 
 def _weights(weight: Tensor, bias: Tensor | None, tensors: Tensors) -> dict[str, Any]:
-    found: dict[str, Any] = {"weight": tensors.add(weight), "bias": None}
+    weights: dict[str, Any] = {"weight": tensors.add(weight), "bias": None}
     if bias is not None:
-        found["bias"] = tensors.add(bias)
-    return found
+        weights["bias"] = tensors.add(bias)
+    return weights
 
 
 def _transforms(transforms: nn.ModuleList, tensors: Tensors) -> list[Any] | None:
     """Return the networks of affine autoregressive transforms; None for splines and for a single dimension."""
-    if not all(hasattr(one, "hyper") and one.total == 2 for one in transforms):
+    if not all(hasattr(transform, "hyper") and transform.total == 2 for transform in transforms):
         return None
-    return [operations(cast(nn.Module, one.hyper), tensors) for one in transforms]
+    return [operations(cast(nn.Module, transform.hyper), tensors) for transform in transforms]
 
 
 def _posterior(config: Config, module: Any, tensors: Tensors) -> dict[str, Any] | None:
@@ -184,24 +184,24 @@ def _posterior(config: Config, module: Any, tensors: Tensors) -> dict[str, Any] 
     family = config.posterior_class
     if config.upper_latent_dims and hasattr(module, "sizes"):
         lists = [name for name in ("networks", "up") if hasattr(module, name)]
-        networks = {name: [operations(one, tensors) for one in getattr(module, name)] for name in lists}
+        networks = {name: [operations(network, tensors) for network in getattr(module, name)] for name in lists}
         of_layers = {"kind": config.inference, "sizes": module.sizes, **networks}
         if config.inference == "bottom-up":
             return {**of_layers, "first": _posterior(config, module.first, tensors)}
         return {**of_layers, "encoder": operations(module.encoder, tensors)}
     if not family.page:
         return None
-    found = {**family.page, "size": config.latent_dim, "encoder": operations(module.encoder, tensors)}
-    if found["kind"] == "flow":
+    shown = {**family.page, "size": config.latent_dim, "encoder": operations(module.encoder, tensors)}
+    if shown["kind"] == "flow":
         transforms = _transforms(module.transforms, tensors)
-        return None if transforms is None else {**found, "transforms": transforms}
-    return found
+        return None if transforms is None else {**shown, "transforms": transforms}
+    return shown
 
 
 def _prior(config: Config, vae: Any, tensors: Tensors) -> dict[str, Any]:
     """Return p(z) for network.js: that of the top layer, and the networks of the others."""
     module, prior, sizes = vae.p_z, vae.prior(), list(config.latent_dims)
-    networks = [operations(one, tensors) for one in getattr(module, "networks", ())]
+    networks = [operations(network, tensors) for network in getattr(module, "networks", ())]
     if isinstance(prior, Joint):
         module, prior = module.top, prior.first
         if support_of(prior):

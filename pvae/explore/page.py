@@ -283,7 +283,7 @@ def _history(run: Run, data: Dataset, chosen: Tensor, tensors: Tensors) -> dict[
     if not kept:
         return {"history": []}
     checkpoint = run.best_checkpoint()
-    instants = [one for one in kept if one.step < checkpoint.step]
+    instants = [instant for instant in kept if instant.step < checkpoint.step]
     rows = shown_rows(len(data.test), HISTORY_ROWS)  # of which `chosen` are the first, or more
     order = _places_in_history(run, data, rows)
     if not instants or len(order) < len(rows):
@@ -296,13 +296,18 @@ def _history(run: Run, data: Dataset, chosen: Tensor, tensors: Tensors) -> dict[
         terms = elbo_terms(vae, Batch(run.preparation.x_of(data.test, rows=rows), y), 1)
     small = Tensors(tensors.bytes, is_small=True)
     history = []
-    for one in instants:
-        points = one.codes[order[: len(chosen)]]
+    for instant in instants:
+        points = instant.codes[order[: len(chosen)]]
         if run.config.prior_class.support == "points on the unit sphere":
             points = normalize(points, dim=-1)
-        shown = {"after": one.step, "distortion": one.distortion, "rate": one.rate, "points": small.add(points, "i1")}
-        if one.weights:
-            vae.load_state_dict(one.weights)
+        shown = {
+            "after": instant.step,
+            "distortion": instant.distortion,
+            "rate": instant.rate,
+            "points": small.add(points, "i1"),
+        }
+        if instant.weights:
+            vae.load_state_dict(instant.weights)
             shown |= networks_of(run.config, vae, small, has_encoder=False)
         history.append(shown)
     return {
@@ -349,7 +354,7 @@ def _table_content(run: Run, data: Dataset, most: int, tensors: Tensors) -> dict
     features = features_seen(vae.q_z, x, with_mask=True)
     networks = networks_of(run.config, vae, tensors)
     notes = notes_of(vae, networks["posterior"], networks["prior"])
-    if any(one.date_format for one in run.data.columns):
+    if any(column.date_format for column in run.data.columns):
         notes.append("Means of dates are written as year-month-day.")
     if len(x) < total:
         notes.append(f"The map shows {len(x):,} of the {total:,} rows.")
@@ -383,7 +388,7 @@ def _texts(columns: Sequence[Column], x: Tensor) -> list[list[str]]:
 
 def _columns(run: Run, vae: Any, x: Tensor, features: Tensor) -> list[dict[str, Any]]:
     """Return the columns of rows x, of which the encoder sees the features, for table.js."""
-    found = []
+    rows = []
     for place, column in enumerate(run.data.columns):
         shown = {"name": column.name, "inputs": [], **vae.p_x.table_page(place)}
         if run.config.missing:
@@ -396,8 +401,8 @@ def _columns(run: Run, vae: Any, x: Tensor, features: Tensor) -> list[dict[str, 
             shown["levels"] = [column.text(float(code), is_given=True) for code in range(num_levels)]
         else:
             shown |= _bar(x[:, place].double(), shown["kind"] == "positive", column)
-        found.append(shown)
-    return found
+        rows.append(shown)
+    return rows
 
 
 def _bar(values: Tensor, is_log: bool, column: Column) -> dict[str, Any]:

@@ -100,10 +100,10 @@ def power_of(sizes: Sequence[Mapping[str, float]], weights: Sequence[float]) -> 
     for topics in ({}, {_TOPICS: -1.0})[: 1 + ("L" in sizes[0])]:
         rest = [weight / Power(1.0, topics).at(size) for size, weight in zip(sizes, weights)]
         powers = np.round(2 * np.linalg.lstsq(logs - logs[0], np.log(np.divide(rest, rest[0])), rcond=None)[0]) / 2
-        one = Power(1.0, topics | dict(zip(sizes[0], powers.tolist())))
-        found = Power(nearest(weights[0] / one.at(sizes[0])), one.powers)
-        if np.allclose([found.at(size) for size in sizes], weights, rtol=1e-5, atol=0):
-            return found
+        power = Power(1.0, topics | dict(zip(sizes[0], powers.tolist())))
+        scaled = Power(nearest(weights[0] / power.at(sizes[0])), power.powers)
+        if np.allclose([scaled.at(size) for size in sizes], weights, rtol=1e-5, atol=0):
+            return scaled
     return None
 
 
@@ -180,18 +180,18 @@ class Identified:
             raise InputError(f"a configuration trains this loss only with the prior N(0, I), not with {self.prior}")
         if reading not in range(len(self.readings)):
             raise InputError(f"there is no reading {reading}: give one below {len(self.readings)}")
-        one = self.readings[reading]
-        if not one.option:
-            raise InputError(f"pvae has no --likelihood that is {one.likelihood}")
-        options: dict[str, Any] = {"likelihood": one.option, "posterior": self.posterior}
+        chosen = self.readings[reading]
+        if not chosen.option:
+            raise InputError(f"pvae has no --likelihood that is {chosen.likelihood}")
+        options: dict[str, Any] = {"likelihood": chosen.option, "posterior": self.posterior}
         if self.is_closed_form:
             options["elbo"] = "analytic"
         if "L" in sizes:
             options["latent_dim"] = sizes["L"]
         try:
-            options["beta"] = one.beta.at(sizes)
-            if one.variance is not None:
-                options["scale"] = math.sqrt(one.variance.at(sizes))
+            options["beta"] = chosen.beta.at(sizes)
+            if chosen.variance is not None:
+                options["scale"] = math.sqrt(chosen.variance.at(sizes))
         except KeyError as error:
             raise InputError(f"scale or beta depend on the size {error.args[0]}: give {error.args[0]}=...") from None
         return Config(**options)

@@ -23,7 +23,7 @@ Size = dict[str, int]  # by letter: B of the batch, D of a vector or C, H and W 
 
 _LATENTS = (3, 2, 20, 10, 32, 16, 64, 128, 50, 100, 200, 256, 400)
 _PIXELS = [(channels, side, side) for side in (28, 32, 64, 128) for channels in (1, 3)]
-_IMAGES = [(6,), (2, 3, 4), *(one for image in _PIXELS for one in ((math.prod(image),), image))]
+_IMAGES = [(6,), (2, 3, 4), *(shape for image in _PIXELS for shape in ((math.prod(image),), image))]
 
 
 class LossError(InputError):
@@ -93,7 +93,9 @@ class BlackBox:
         self.has_classes = "k" in self.letters["reconstruction"]
         if self.has_classes:
             self.domains["x"] = "classes"
-        elif "x" in self.names and not all(one.isfinite().all() for one in self.parts(self.point(self.size)).values()):
+        elif "x" in self.names and not all(
+            part.isfinite().all() for part in self.parts(self.point(self.size)).values()
+        ):
             self.domains["x"] = "inside"
         a = self.point(self.size)
         parts = self.parts(a)
@@ -104,8 +106,8 @@ class BlackBox:
             has_shape = f"the loss returns a tensor of shape {tuple(value.shape)}"
             raise InputError(f"{has_shape}: return a scalar, or a value for each image")
         self.is_single = any(  # it does not see what float32 does not see
-            torch.equal(self(a | {role: one * (1 - 1e-10)}), self(a))
-            for role, one in a.items() if one.is_floating_point()
+            torch.equal(self(a | {role: value * (1 - 1e-10)}), self(a))
+            for role, value in a.items() if value.is_floating_point()
         )  # fmt: skip
         self.sizes = [self.size]
         others = [self.size | {letter: side + 2 + place} for place, (letter, side) in enumerate(self.size.items())]
@@ -164,8 +166,10 @@ class BlackBox:
             output = dict(enumerate(output))
         if not isinstance(output, Mapping):
             output = {None: output}
-        if found := {key: torch.as_tensor(one) for key, one in output.items() if isinstance(one, (int, float, Tensor))}:
-            return found
+        if values := {
+            key: torch.as_tensor(value) for key, value in output.items() if isinstance(value, (int, float, Tensor))
+        }:
+            return values
         raise LossError("the loss returns no number")
 
 
@@ -185,9 +189,9 @@ def ways_of_calling(
     error = LossError("an exception")
     is_found = False
     for names, by_name, others in _choices_of_roles(function, arguments, constants):
-        found = set()
+        kinds = set()
         for kind, letters, size in _shapes([*names], shape):
-            if kind in found:
+            if kind in kinds:
                 continue
             try:
                 box = BlackBox(function, names, others, by_name, letters, size)
@@ -196,7 +200,7 @@ def ways_of_calling(
                     error = raised
             else:
                 is_found = True
-                found.add(kind)
+                kinds.add(kind)
                 yield box
     if not is_found:
         if isinstance(error.__cause__, (NameError, AttributeError, NotImplementedError)):
@@ -234,10 +238,16 @@ def _choices_of_roles(
         InputError: the arguments cannot be told apart, or one that is no tensor has no value.
     """
     parameters = inspect.signature(function).parameters
-    named = [one for one in parameters.values() if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
-    others = {one.name: one.default for one in named if isinstance(one.default, (int, float))} | {**constants}
+    named = [
+        parameter
+        for parameter in parameters.values()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    others = {
+        parameter.name: parameter.default for parameter in named if isinstance(parameter.default, (int, float))
+    } | {**constants}
     if isinstance(arguments, str):
-        arguments = [one.strip() for one in arguments.split(",")]
+        arguments = [argument.strip() for argument in arguments.split(",")]
     if arguments is not None:
         by_name = isinstance(arguments, Mapping)
         names = {role: name for name, role in arguments.items()} if by_name else dict(zip(arguments, arguments))
@@ -247,8 +257,12 @@ def _choices_of_roles(
         return
     if unused := [name for name in constants if name not in parameters and len(named) == len(parameters)]:
         raise InputError(f"the loss has no argument {listed(unused)}; it has {', '.join(parameters)}")
-    needed = [one.name for one in named if one.default is one.empty and one.name not in constants]
-    by_name = all(one.kind is not one.POSITIONAL_ONLY for one in named)
+    needed = [
+        parameter.name
+        for parameter in named
+        if parameter.default is parameter.empty and parameter.name not in constants
+    ]
+    by_name = all(parameter.kind is not parameter.POSITIONAL_ONLY for parameter in named)
     yield from ((names, by_name, others) for names in _guessed_roles(needed))
 
 

@@ -79,7 +79,7 @@ def identify(
     if isinstance(loss, nn.Module):
         loss = loss.forward  # whose signature says what it takes
     is_shape = (
-        isinstance(shape, tuple) and 0 < len(shape) < 4 and all(isinstance(one, int) and one > 0 for one in shape)
+        isinstance(shape, tuple) and 0 < len(shape) < 4 and all(isinstance(size, int) and size > 0 for size in shape)
     )
     if shape is not None and not is_shape:
         raise InputError(f"shape must be the shape of an image as a tuple, (C, H, W) or (D,), not {shape!r}")
@@ -91,15 +91,15 @@ def identify(
         torch.set_default_dtype(torch.float64)  # of what the loss makes, as torch.tensor(0.1)
         warnings.simplefilter("ignore")  # of shapes that are only tried
         torch.manual_seed(0)
-        found = []
+        results = []
         for box in itertools.islice(ways_of_calling(loss, arguments, shape, constants), _MOST_WAYS):
             study = _Study(box)
             result = study.result()
             if study.num_named == 3 and "Multinomial" not in result.text:  # which a cross-entropy of classes is too
                 return result
             is_third = result.is_open and len(box.names) == 3
-            found.append(((study.num_named, is_third, box.has_classes), result))
-        return max(found, key=lambda one: one[0])[1]
+            results.append(((study.num_named, is_third, box.has_classes), result))
+        return max(results, key=lambda result: result[0])[1]
 
 
 class _Precision(NamedTuple):
@@ -165,14 +165,14 @@ _Point = tuple[Arguments, list[Tensor]]  # with the gradients of the loss
 def _gradients(function: Function, a: Arguments, roles: Sequence[str]) -> list[Tensor]:
     """Return the gradients of some values in each of some arguments, a row for each value."""
     moved = [a[role].clone().requires_grad_() for role in roles]
-    zero = sum(0 * one.sum() for one in moved)  # for a value that does not depend on one of them
+    zero = sum(0 * tensor.sum() for tensor in moved)  # for a value that does not depend on one of them
     values = function(a | dict(zip(roles, moved)))
-    found = [torch.autograd.grad(value + zero, moved, retain_graph=True) for value in values]
-    return [torch.stack([one.flatten() for one in of_role]) for of_role in zip(*found)]
+    gradients = [torch.autograd.grad(value + zero, moved, retain_graph=True) for value in values]
+    return [torch.stack([gradient.flatten() for gradient in of_role]) for of_role in zip(*gradients)]
 
 
 def _are_finite(tensors: Iterable[Tensor]) -> bool:
-    return all(one.isfinite().all() for one in tensors)
+    return all(tensor.isfinite().all() for tensor in tensors)
 
 
 def _difference(pair: Tensor) -> Tensor:
@@ -224,25 +224,25 @@ class _Study:
         if len(fits) < 2 and (len(self.box.names) < 3 or not faults):
             return self._refused(_ALONE[min(fits, default="rate")])
         lines = [
-            f"  {part.replace('rate', 'posterior'):10}  {self._text(one.term.name, one.term)}"
-            for part, one in parts.items()
+            f"  {part.replace('rate', 'posterior'):10}  {self._text(fitted.term.name, fitted.term)}"
+            for part, fitted in parts.items()
         ]
         if all(fit and fit.is_part() and fit.weights[-1] < 0 for fit in fits.values()):
             self.box.sign = -1
             head, *lines = self.result().text.split("\n")
             return self._refused(f"both parts have the wrong sign; minus the loss is {head}", False, lines)
-        if not faults and not all(one.weights for one in parts.values()):
+        if not faults and not all(fitted.weights for fitted in parts.values()):
             faults = [("its weights are no powers of the sizes of batch, image and latent", True)]
         if not faults:
             return self._elbo(_Claim(**parts), lines)
         witnessed = [reason for reason, is_open in faults if not is_open]
-        for part, one in parts.items():
+        for part, fitted in parts.items():
             names: Sequence[str] = ()
-            if one.term.fault:
-                names = one.term.parts
+            if fitted.term.fault:
+                names = fitted.term.parts
             elif not witnessed:
                 names = [f"the {part}"]
-            for name, weight in zip(names, one.weights[-len(names) :]):
+            for name, weight in zip(names, fitted.weights[-len(names) :]):
                 lines.append(f"  weight      of {self._text(name)}: {weight}")
         return self._refused("; ".join(witnessed or [reason for reason, _ in faults]), not witnessed, lines)
 
@@ -265,7 +265,7 @@ class _Study:
             needed = {box.names.get(role) for role in SETS[0]}
             yield f"it does not depend on {listed(ignored)} ({advice})", not needed & {*ignored}
         moving = [role for role in box.names if role not in ("x", "mask", "codes", "encoded")]
-        if not all(one.any() for one in _gradients(self._total, self.base, moving)):
+        if not all(gradient.any() for gradient in _gradients(self._total, self.base, moving)):
             yield "it is not differentiable: what it returns has no gradient of an argument", self._grows_far()
 
     def _grows_far(self) -> bool:
@@ -310,14 +310,14 @@ class _Study:
 
     def _widest(self, reach: float, values: Function) -> dict[str, str]:
         """Return for each argument the widest domain in which some values and their gradients are finite."""
-        found = dict[str, str]()
+        domains = dict[str, str]()
         for role, domain in itertools.product(self.box.domains, ("unit", "positive", "real")):
             if ROLES[role].domain in ("positive", "unit"):
                 with contextlib.suppress(LossError):
                     a = self.box.point(self.box.size, reach, **{role: domain})
                     if _are_finite([*values(a), *_gradients(values, a, [*{*a} - {"x"}])]):
-                        found[role] = domain
-        return found
+                        domains[role] = domain
+        return domains
 
     def _named(self, terms: Iterable[Term], part: str, size: Size) -> _Fit | None:
         """Return the fit of the first term whose gradients are those of the loss: a likelihood or rate if any is."""
@@ -364,9 +364,9 @@ class _Study:
     def _no_prior(self, weights: dict[str, float]) -> str:
         """Return what is wrong with the weights of the three terms of a Normal's rate."""
         sizes = sorted(map(abs, weights.values()))
-        if missing := [name for name, one in weights.items() if abs(one) < 1e-7 * sizes[-1]]:
+        if missing := [name for name, weight in weights.items() if abs(weight) < 1e-7 * sizes[-1]]:
             return f"of the rate, the term {listed(missing)} is missing"
-        shown = ", ".join(f"{Power(nearest(one / sizes[0]))} of {name}" for name, one in weights.items())
+        shown = ", ".join(f"{Power(nearest(weight / sizes[0]))} of {name}" for name, weight in weights.items())
         hint = "perhaps without the factor 1/2 of one"
         if min(weights.values()) < 0 < max(weights.values()):
             hint = "a sign is wrong"
@@ -377,10 +377,10 @@ class _Study:
         fits = [fit, *(self._named([fit.term], part, size) for size in self.box.sizes[1:])]
         if not all(fits):
             return []
-        found = [power_of(self.box.sizes, weights) for weights in zip(*(one.weights for one in fits if one))]
-        return [power for power in found if power and all(found)]
+        powers = [power_of(self.box.sizes, weights) for weights in zip(*(fitted.weights for fitted in fits if fitted))]
+        return [power for power in powers if power and all(powers)]
 
-    def _elbo(self, claim: _Claim, found: Sequence[str]) -> Identified:
+    def _elbo(self, claim: _Claim, proof: Sequence[str]) -> Identified:
         """Return what a sum of a likelihood and a rate is."""
         box = self.box
         rate = claim.rate.term
@@ -391,17 +391,17 @@ class _Study:
         variance = claim.rate.weights[-1] / claim.rate.weights[0]
         reason, constant = self._constant(claim, str(variance))
         if reason and rate.note:
-            return self._refused(f"up to a constant, {rate.note}", True, found)
-        reasons = [one for one in (reason, rate.note) if one]
+            return self._refused(f"up to a constant, {rate.note}", True, proof)
+        reasons = [text for text in (reason, rate.note) if text]
         if claim.beta().powers.get("B"):
             reasons.append(f"beta = {claim.beta()} depends on the batch size B: one part is a sum over it")
         if reasons:
-            return self._refused("; ".join(reasons), bool(reason and constant), [*found, *constant])
+            return self._refused("; ".join(reasons), bool(reason and constant), [*proof, *constant])
         prior = self._text(rate.prior, rate) if str(variance) == "1" else f"N(0, c^2 I) with c^2 = {variance}"
         how = "by one draw z" if "z" in box.names else "in closed form"
         readings = self._readings(claim)
         lines = [*self._lines(claim, readings), *constant, *self._constants(), *self._notes(claim)]
-        lines.insert(2, f"{found[1]}, prior {prior}, KL {how}")
+        lines.insert(2, f"{proof[1]}, prior {prior}, KL {how}")
         residual, seen = self._proof(claim)
         if not residual < self.precision.proof:  # it may be nan
             reason = f"at ordinary points it is as below, at others its values or gradients differ by {residual:.0e}"
@@ -499,11 +499,11 @@ class _Study:
                 weights, difference = _least_squares(np.array([columns[name] for name in f"0{names}"]).T, goal)
                 if not difference <= near:  # it may be nan
                     continue
-                found = dict(zip(names, weights[1:]))
+                constants = dict(zip(names, weights[1:]))
                 is_tied = np.linalg.matrix_rank(np.array([per_x, per_z])) < 2
-                if {*found} & {"K", "z"} or (found and is_tied and variance != "1" and not of_x):
-                    return self._wrong_constant(found, claim.rate.term, variance)
-                parts = [f"{each:.6g} for each value of x" for each in found.values()]
+                if {*constants} & {"K", "z"} or (constants and is_tied and variance != "1" and not of_x):
+                    return self._wrong_constant(constants, claim.rate.term, variance)
+                parts = [f"{each:.6g} for each value of x" for each in constants.values()]
                 parts.append("that of the density" if has_density else term.missing)
                 said = of_x or "; ".join(filter(None, parts))
                 if not said:
@@ -528,11 +528,11 @@ class _Study:
         density = v * of_x * term.of_x(a["x"]).sum() + per_x * np.nan_to_num(term.log_z(v))
         return [value, value - claim.value(a, size), density, per_x, per_z, per_z * rate.log_k(a[rate.needs[0]])]
 
-    def _wrong_constant(self, found: Mapping[str, float], rate: Term, variance: str) -> tuple[str, list[str]]:
+    def _wrong_constant(self, constants: Mapping[str, float], rate: Term, variance: str) -> tuple[str, list[str]]:
         """Return what is said of the constant of a rate that is not its own."""
         its_value = "its gradient is that of an ELBO, its value is not"
-        each = found.get("z", 0.0)
-        if "K" in found:
+        each = constants.get("z", 0.0)
+        if "K" in constants:
             classes = round(math.exp(min(each, 9)))
             if classes < 2 or not math.isclose(each, math.log(classes), abs_tol=1e-5):
                 return f"the constant log K of the rate is missing: {its_value}", []
@@ -548,12 +548,12 @@ class _Study:
 
     def _constants(self) -> Iterator[str]:
         """Yield lines on the values of further arguments, and on those that change nothing."""
-        values = {name: one for name, one in self.box.constants.items() if isinstance(one, (int, float))}
+        values = {name: value for name, value in self.box.constants.items() if isinstance(value, (int, float))}
         if values:
             yield f"  with        {', '.join(f'{name} = {value}' for name, value in values.items())}"
         for name in values:
             with contextlib.suppress(LossError):
-                if len({self.box(self.base, **{name: one}).item() for one in (values[name], 0, -1, 0.3, 1e6)}) == 1:
+                if len({self.box(self.base, **{name: value}).item() for value in (values[name], 0, -1, 0.3, 1e6)}) == 1:
                     yield f"  note        {name} is not used: no other value that was tried changes the loss"
 
     def _proof(self, claim: _Claim) -> tuple[float, str]:

@@ -120,8 +120,8 @@ class Term:
     def elements(self, a: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Return the columns."""
         read = {**a, **{role: reading.of(a[role]) for role, reading in self.readings.items()}}
-        found = self.columns(*(read[role] for role in self.needs))
-        return found if isinstance(found, tuple) else (found,)
+        columns = self.columns(*(read[role] for role in self.needs))
+        return columns if isinstance(columns, tuple) else (columns,)
 
     def values(self, a: Mapping[str, Tensor]) -> list[Tensor]:
         """Return the sum of each column."""

@@ -134,11 +134,11 @@ def annealed(
         runs.append(log_weights(*_started(vae, part, schedule), schedule.betas, schedule.steps))
         on_images(len(part))
     log_w, acceptance = (torch.cat(parts, dim=-1) for parts in zip(*runs))
-    found = LogP.of_weights("annealed", log_w.logsumexp(0), (2 * log_w).logsumexp(0), num_chains)
+    estimate = LogP.of_weights("annealed", log_w.logsumexp(0), (2 * log_w).logsumexp(0), num_chains)
     variance = log_w.var(0)
     is_even = (variance + variance.nanmedian()) / 2 < _MOST_VARIANCE
     is_moving = ~(acceptance < _LEAST_ACCEPTED)  # NaN without transitions
-    return found._replace(is_trusted=is_even & (found.effective >= _LEAST_EFFECTIVE) & is_moving)
+    return estimate._replace(is_trusted=is_even & (estimate.effective >= _LEAST_EFFECTIVE) & is_moving)
 
 
 @torch.no_grad()
@@ -338,7 +338,7 @@ def _started(vae: VAE, batch: Batch, schedule: _Schedule) -> tuple[Points, Tenso
             raise
 
     def points(z: Tensor) -> Point:
-        return Point(z, *(one.contiguous() for one in recorded(z.contiguous())))
+        return Point(z, *(value.contiguous() for value in recorded(z.contiguous())))
 
     return points, z
 

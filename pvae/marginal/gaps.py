@@ -95,7 +95,7 @@ def _of_part(vae: VAE, batch: Batch, num_particles: int, lr: float) -> list[Tens
         q = given.posterior(x)
         z = q.sample((_DRAWS,))
         parts = [given.log_likelihood(x, part) + prior.log_prob(part) for part in z.split(num_particles)]
-        found = _mean(torch.cat(parts) - q.log_prob(z))
+        total = _mean(torch.cat(parts) - q.log_prob(z))
     loc = z.mean(0)
     seed = int(torch.randint(2**31, ()))
     standard = Normal(torch.zeros_like(loc), 1.0, validate_args=False).to_event(1)
@@ -115,7 +115,7 @@ def _of_part(vae: VAE, batch: Batch, num_particles: int, lr: float) -> list[Tens
         return given.log_likelihood(x, z) + prior.log_prob(z) - log_q
 
     def step(*q: Tensor) -> list[Tensor]:
-        values = [one.detach().requires_grad_() for one in q]
+        values = [parameter.detach().requires_grad_() for parameter in q]
         elbo = bound(*values).mean(0)
         return [elbo.detach(), *torch.autograd.grad(-elbo.sum(), values)]
 
@@ -127,8 +127,8 @@ def _of_part(vae: VAE, batch: Batch, num_particles: int, lr: float) -> list[Tens
             recorded = record(step, best)
         best = _fitted(recorded, best, lr)
         with torch.no_grad(), seeded(seed, z.device):
-            found += _mean(torch.cat([bound(*best) for _ in range(math.ceil(_DRAWS / num_particles))]))
-    return found
+            total += _mean(torch.cat([bound(*best) for _ in range(math.ceil(_DRAWS / num_particles))]))
+    return total
 
 
 def _mean(values: Tensor) -> list[Tensor]:
@@ -138,18 +138,18 @@ def _mean(values: Tensor) -> list[Tensor]:
 
 def _fitted(step: Function, q: list[Tensor], lr: float) -> list[Tensor]:
     """Return the mean parameters of q over the steps of the best check."""
-    q = [one.clone() for one in q]
+    q = [parameter.clone() for parameter in q]
     adam = torch.optim.Adam(q, lr)
     kept = q
     best = -math.inf
     num_worse = 0
     while num_worse < _CHECKS:
-        means = [torch.zeros_like(one) for one in q]
+        means = [torch.zeros_like(parameter) for parameter in q]
         total = 0.0
         for _ in range(_STEPS):
             elbo, *gradients = step(*q)
-            for one, gradient in zip(q, gradients):
-                one.grad = gradient
+            for parameter, gradient in zip(q, gradients):
+                parameter.grad = gradient
             adam.step()
             total += elbo[elbo.isfinite()].mean().item() / _STEPS
             torch._foreach_add_(means, q, alpha=1 / _STEPS)

@@ -74,10 +74,10 @@ def pareto_k(largest: Tensor) -> Tensor:
     theta = (1 / tail[-1] + grid / (3 * quartile)).where(steps < size, -1.0)
     k = _shape(theta[:, None], tail, num_tail)
     posterior = (num_tail * ((-theta / k).log() - k - 1)).where(steps < size, -math.inf).softmax(0)
-    found = _shape((posterior * theta).sum(0)[None], tail, num_tail)
-    found = ((num_tail * found + 10 * 0.5) / (num_tail + 10)).where(num_tail >= _LEAST, math.inf)
+    shape = _shape((posterior * theta).sum(0)[None], tail, num_tail)
+    shape = ((num_tail * shape + 10 * 0.5) / (num_tail + 10)).where(num_tail >= _LEAST, math.inf)
     is_equal = log_w[0] > -_ROUNDING
-    return found.where(~is_equal | (len(tail) <= _LEAST), -math.inf).where(~is_nan, math.nan)
+    return shape.where(~is_equal | (len(tail) <= _LEAST), -math.inf).where(~is_nan, math.nan)
 
 
 def _shape(theta: Tensor, tail: Tensor, num_tail: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class Mixture:
         if near is not None:
             num_near = int(_OF_NEAR * num_particles)
         self.counts = {"q": num_particles - num_wide - num_near, "near": num_near, "wide": num_wide}
-        self.log_share = {name: math.log(one / num_particles) for name, one in self.counts.items() if one}
+        self.log_share = {name: math.log(count / num_particles) for name, count in self.counts.items() if count}
 
     def draw(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Return draws number start to stop of K, z (stop - start, B, L), and log q(z); the last of K are from p."""
@@ -313,10 +313,10 @@ def from_weights(log_sum: Tensor, log_sum_squares: Tensor, num_particles: int, k
         num_particles: K, the number of draws of z for each datum.
         k: the shape of the tail of the weights, (N,), as in `pareto_k`.
     """
-    found = LogP.of_weights("importance", log_sum, log_sum_squares, num_particles)
-    is_even = found.effective > max(TRUSTED, num_particles / 2)
-    is_light = (found.effective >= TRUSTED) & (k < trusted_below(num_particles))
-    return found._replace(pareto_k=k, is_trusted=is_even | is_light)
+    estimate = LogP.of_weights("importance", log_sum, log_sum_squares, num_particles)
+    is_even = estimate.effective > max(TRUSTED, num_particles / 2)
+    is_light = (estimate.effective >= TRUSTED) & (k < trusted_below(num_particles))
+    return estimate._replace(pareto_k=k, is_trusted=is_even | is_light)
 
 
 def from_all_weights(log_w: Tensor) -> LogP:
@@ -396,6 +396,6 @@ def _weighted(
         together *= at_once(size * values)
     for start in range(0, num_particles, together):
         drawn = mixture.draw(start, min(start + together, num_particles))
-        parts = list(zip(*(one.split(size) for one in drawn)))
+        parts = list(zip(*(values.split(size) for values in drawn)))
         log_w = [mixture.log_weights(log_likelihood(z, *batch), z, log_q) for z, log_q in parts]
         yield torch.cat([z for z, _ in parts]), torch.cat(log_w)

@@ -101,22 +101,22 @@ def log_likelihood(
     if method != "auto":
         return estimated(method, torch.arange(len(batch)))
     first, *others = _methods_of(vae, batch)
-    found = estimated(first, torch.arange(len(batch)))
+    estimate = estimated(first, torch.arange(len(batch)))
     for name in others:
-        rows = (~found.is_trusted).nonzero()[:, 0]
+        rows = (~estimate.is_trusted).nonzero()[:, 0]
         if name == "annealed":
             each = widest(vae, batch) * annealing["num_chains"] * annealing["num_temperatures"] * NUM_LEAPFROG
-            rows = rows[found.pareto_k[rows].argsort(descending=True)[: int(_MOST_VALUES / each)]].sort().values
+            rows = rows[estimate.pareto_k[rows].argsort(descending=True)[: int(_MOST_VALUES / each)]].sort().values
         if not len(rows):
             break
         values = estimated(name, rows)
         is_taken = torch.ones_like(rows, dtype=torch.bool)
         if name == "annealed":
-            values = values._replace(pareto_k=found.pareto_k[rows])
-            is_taken = found.log_p[rows] - values.log_p <= 3 * found.stderr[rows].hypot(values.stderr)
+            values = values._replace(pareto_k=estimate.pareto_k[rows])
+            is_taken = estimate.log_p[rows] - values.log_p <= 3 * estimate.stderr[rows].hypot(values.stderr)
         taken = rows[is_taken]
-        found = LogP(*(old.index_copy(0, taken, new[is_taken]) for old, new in zip(found, values)))
-    return found
+        estimate = LogP(*(old.index_copy(0, taken, new[is_taken]) for old, new in zip(estimate, values)))
+    return estimate
 
 
 def _methods_of(vae: VAE, batch: Batch) -> list[str]:

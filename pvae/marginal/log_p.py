@@ -62,8 +62,8 @@ class LogP(NamedTuple):
         """
         effective = (2 * log_sum - log_sum_squares).exp()
         stderr = ((num_weights / effective - 1) / max(1, num_weights - 1)).clamp(min=0).sqrt()
-        found = cls.of(method, log_sum - math.log(num_weights), stderr, torch.zeros_like(log_sum, dtype=torch.bool))
-        return found._replace(effective=effective)
+        estimate = cls.of(method, log_sum - math.log(num_weights), stderr, torch.zeros_like(log_sum, dtype=torch.bool))
+        return estimate._replace(effective=effective)
 
     @property
     def mean_stderr(self) -> float:
@@ -97,9 +97,7 @@ def is_continuous(vae: VAE, data: Data) -> bool:
     with seeded(0, next(vae.parameters(), torch.empty(0)).device):
         z = prior.sample()
     far = (-1e6 + 0.25, 1e6 + 0.25)  # both are in the support of neither integers nor one half of the line
-    return all(
-        bool(one.support.check(torch.full_like(part, at)).all()) for part, one in sites_of(prior, z) for at in far
-    )
+    return all(bool(p.support.check(torch.full_like(part, at)).all()) for part, p in sites_of(prior, z) for at in far)
 
 
 def check_bounding(vae: VAE) -> None:

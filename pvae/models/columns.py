@@ -222,8 +222,8 @@ class ColumnFeatures(Standardize):
         self.atoms = [place for place, kind in enumerate(kinds) if kind.likelihood.has_atom]
         features = [kind.likelihood.column_feature for kind in kinds]
         self.plain = [place for place, feature in enumerate(features) if not feature]
-        self.register_buffer("is_count", torch.tensor([one == "log1p" for one in features]), persistent=False)
-        self.register_buffer("is_log", torch.tensor([one == "log" for one in features]), persistent=False)
+        self.register_buffer("is_count", torch.tensor([feature == "log1p" for feature in features]), persistent=False)
+        self.register_buffer("is_log", torch.tensor([feature == "log" for feature in features]), persistent=False)
 
     @property
     def num_features(self) -> int:
@@ -334,20 +334,20 @@ class ColumnsLikelihood(ScaledLikelihood, name="columns", help="of rows whose co
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return the joint distribution of a row, given the decoder's output (..., F)."""
         parts: Any = zip(self.parts, output.split(self.num_outputs, -1))
-        return Columns([part.pixels(one) for part, one in parts], self.order)
+        return Columns([part.pixels(outputs) for part, outputs in parts], self.order)
 
     def outputs_for(self, x: Tensor, weights: Tensor) -> Tensor:
         """Return the outputs of all parts."""
-        return torch.cat([part.outputs_for(one, weights).flatten(1) for part, one in self._split(x)], 1)
+        return torch.cat([part.outputs_for(values, weights).flatten(1) for part, values in self._split(x)], 1)
 
     def normal_values(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return those of all parts, in the order of x, or None if one part has none."""
-        found = [part.normal_values(one) for part, one in self._split(x)]
-        if any(one is None for one in found):
+        pairs = [part.normal_values(values) for part, values in self._split(x)]
+        if any(pair is None for pair in pairs):
             return None
         back = self.order.argsort()
-        y = torch.cat([one for one, _ in found], -1)
-        log_slope = torch.cat([one for _, one in found], -1)
+        y = torch.cat([normal for normal, _ in pairs], -1)
+        log_slope = torch.cat([slope for _, slope in pairs], -1)
         return y[:, back], log_slope[:, back]
 
     @property
@@ -358,14 +358,14 @@ class ColumnsLikelihood(ScaledLikelihood, name="columns", help="of rows whose co
         return values[self.order.argsort()]
 
     def _refusal(self, x: Tensor) -> str:
-        for part, one in self._split(x):
-            if not x.isnan().any() and not part.in_domain(one):
+        for part, values in self._split(x):
+            if not x.isnan().any() and not part.in_domain(values):
                 return f"values must be {part.domain}: otherwise, give another kind of column"
         return super()._refusal(x)
 
     def in_domain(self, x: Tensor) -> Tensor:
         """Return whether the values of each column are in its domain."""
-        return torch.stack([part.in_domain(one) for part, one in self._split(x)]).all()
+        return torch.stack([part.in_domain(values) for part, values in self._split(x)]).all()
 
     def _split(self, x: Tensor) -> Iterator[tuple[Any, Tensor]]:
         """Yield the likelihood of each kind, with its columns of x."""

@@ -165,7 +165,7 @@ def steps_of(data: Tensor) -> Tensor:
     least = np.nanmin(x, 0, initial=np.inf)
     size = np.nanmax(np.abs(x - least), 0, initial=0.0)
     first = -np.floor(np.log10(size))  # as many digits behind the point as make the size a number of one digit
-    found = np.zeros(x.shape[1])
+    steps = np.zeros(x.shape[1])
     rounding = (size + np.abs(least)) * (torch.finfo(data.dtype).eps if data.dtype == torch.float32 else 0.0)
     left = np.flatnonzero((size > 0) & np.isfinite(size))
     for digits in range(_MOST_DIGITS + 1):
@@ -179,12 +179,12 @@ def steps_of(data: Tensor) -> Tensor:
                 break
             if rows != slice(100):
                 whole = np.nan_to_num(scaled[:, fits]).round().astype(np.int64)
-                found[kept] = np.gcd.reduce(whole, 0) / unit[kept]
+                steps[kept] = np.gcd.reduce(whole, 0) / unit[kept]
                 left = left[~fits]
     rounding = 4 * (size + np.abs(least)) * torch.finfo(data.dtype if data.is_floating_point() else torch.float64).eps
     for place in left.tolist():
-        found[place] = _step_of(x[:, place] - least[place], rounding[place])
-    return torch.from_numpy(found).view(data.shape[1:])
+        steps[place] = _step_of(x[:, place] - least[place], rounding[place])
+    return torch.from_numpy(steps).view(data.shape[1:])
 
 
 def _step_of(x: NDArray[np.float64], rounding: float) -> float:

@@ -162,11 +162,11 @@ class LadderPosterior(nn.Module):
 
     def _from_below(self, x: Tensor) -> list[dist.Independent]:
         """Return Normal(loc_up, scale_up^2) of each layer."""
-        found, context = [], x
+        layers, context = [], x
         for network, size in zip((self.encoder, *self.up), self.sizes):
             parameters, context = network(context).tensor_split([2 * size], dim=-1)
-            found.append(bounded_normal(parameters))
-        return found
+            layers.append(bounded_normal(parameters))
+        return layers
 
 
 class FirstLayer(nn.Module):
@@ -194,11 +194,11 @@ def _beside(context: Tensor, above: Tensor) -> Tensor:
     return torch.cat([context.expand(*above.shape[:-1], -1), above], dim=-1)
 
 
-def _product(one: dist.Independent, other: dist.Independent) -> dist.Independent:
+def _product(first: dist.Independent, other: dist.Independent) -> dist.Independent:
     """Return the normalised product of the densities of two Normals."""
-    precisions = [q.base_dist.scale**-2 for q in (one, other)]
+    precisions = [q.base_dist.scale**-2 for q in (first, other)]
     variance = 1 / (precisions[0] + precisions[1])
-    loc = variance * (one.base_dist.loc * precisions[0] + other.base_dist.loc * precisions[1])
+    loc = variance * (first.base_dist.loc * precisions[0] + other.base_dist.loc * precisions[1])
     return dist.Normal(loc, variance.sqrt()).to_event(1)
 
 

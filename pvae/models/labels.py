@@ -185,7 +185,7 @@ class LabelPosterior(nn.Module):
         logits = self.classifier(x)
         label = dist.OneHotCategorical(logits=logits) if y is None else PartlyKnownLabel(logits, y)
         sizes = (label.event_shape[0], self.latent_dim)
-        return Joint(label, [lambda one: self.posterior(x, one)], sizes, ("y", "z"))
+        return Joint(label, [lambda drawn: self.posterior(x, drawn)], sizes, ("y", "z"))
 
 
 @torch.no_grad()

@@ -196,7 +196,7 @@ class Likelihood(nn.Module, Family):
 
     def table_page(self, place: int) -> dict[str, Any]:
         """Return what the page of a table needs of the value at a place of x: its `table_kind`, and its outputs."""
-        part, places, outputs = next(one for one in self.placed() if place in one[1])
+        part, places, outputs = next(group for group in self.placed() if place in group[1])
         index = places.index(place)
         return {**part.table_kind(index), "outputs": outputs[index].tolist()}
 
@@ -257,7 +257,7 @@ def _means(x: Tensor, weights: Tensor, count: float = 1.0) -> Tensor:
     """Return weighted means (K, *D) of values (N, *D), with that count of data at the mean of all; NaN is left out."""
     is_seen, values = (~x.isnan()).double(), x.double().nan_to_num()
     of_all = values.sum(0) / is_seen.sum(0).clamp(min=1)
-    total, number = (torch.einsum("nk,n...->k...", weights, one) for one in (values, is_seen))
+    total, number = (torch.einsum("nk,n...->k...", weights, each) for each in (values, is_seen))
     return (total + count * of_all) / (number + count)
 
 
@@ -557,16 +557,16 @@ class RealLikelihood(ScaledLikelihood):
 
     def _in_steps(self, p: TorchDistribution, output: Tensor) -> TorchDistribution:
         """Return a distribution of float64 parameters in the steps of x, and `Censored` if these have a limit."""
-        found = InSteps(InFloat64(p, output.dtype), self.units.step.double())
+        p_in_steps = InSteps(InFloat64(p, output.dtype), self.units.step.double())
         if self.units.limit is None:
-            return found
-        return Censored(found, self.units.limit)
+            return p_in_steps
+        return Censored(p_in_steps, self.units.limit)
 
     def table_kind(self, place: int) -> dict[str, Any]:
         """Return the kind, units of the training data, the scale, and the step."""
         units = self.units
-        found = {"loc": units.loc, "scale": units.scale, "log_scale": self.log_scale, "step": units.step}
-        return {"kind": self.table_name, **{name: one[place].item() for name, one in found.items()}}
+        parameters = {"loc": units.loc, "scale": units.scale, "log_scale": self.log_scale, "step": units.step}
+        return {"kind": self.table_name, **{name: values[place].item() for name, values in parameters.items()}}
 
     @staticmethod
     def in_domain(x: Tensor) -> Tensor:
@@ -607,7 +607,7 @@ class DiagonalNormalLikelihood(
     def outputs_for(self, x: Tensor, weights: Tensor) -> Tensor:
         """Return weighted means and standard deviations."""
         y = (self._of_normal(x) - self.units.loc) / self.units.scale  # NaN is left out
-        mean, square = (_means(one, weights, _SMOOTHING) for one in (y, y.square()))
+        mean, square = (_means(values, weights, _SMOOTHING) for values in (y, y.square()))
         variance = (square - mean.square() - _LEAST_SHARE**2).clamp(min=_LEAST_SHARE**2)
         is_constant = y.nan_to_num(nan=-math.inf).amax(0) <= y.nan_to_num(nan=math.inf).amin(0)  # it says nothing
         variance = torch.where(is_constant, 1.0, variance)
@@ -808,8 +808,8 @@ class PoissonLikelihood(Likelihood, name="poisson", help="of counts"):
     def table_kind(self, place: int) -> dict[str, Any]:
         """Return the units of the training data, and theta of a negative binomial or None."""
         unit, shift = self.units.unit_and_shift()
-        found = {"unit": unit, "shift": shift, "slope": self.units.slope}
-        return {"kind": "count", "theta": None, **{name: one[place].item() for name, one in found.items()}}
+        parameters = {"unit": unit, "shift": shift, "slope": self.units.slope}
+        return {"kind": "count", "theta": None, **{name: values[place].item() for name, values in parameters.items()}}
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return Poisson(a softplus(c output + b) + 1e-6)."""

@@ -310,13 +310,13 @@ class WithPaths(nn.Module):
         if num_components:
             layers = Linear(num_inputs, num_components), nn.Softmax(-1), Linear(num_components, num_outputs, bias=False)
             self.table = nn.Sequential(*layers)
-        for last in [one[-1] for one in (self.table, network) if one is not None]:
+        for last in [path[-1] for path in (self.table, network) if path is not None]:
             for parameter in last.parameters():
                 nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum, (..., num_outputs), of x (..., num_inputs)."""
         total: Tensor = self.linear(x)
-        for one in (self.table, self.network):
-            total = total if one is None else total + one(x)
+        for path in (self.table, self.network):
+            total = total if path is None else total + path(x)
         return total

@@ -69,7 +69,9 @@ def to_bytes(checkpoint: Checkpoint, is_small: bool = False) -> bytes:
         for name, tensor in members.items()
     }
     steps = dict[str, float]()
-    for name in [name for name, one in tensors.items() if is_small and one.dim() > 1 and one.is_floating_point()]:
+    for name in [
+        name for name, tensor in tensors.items() if is_small and tensor.dim() > 1 and tensor.is_floating_point()
+    ]:
         tensors[name], steps[name] = in_8_bits(tensors[name])
     state: dict[str, Any] = {"counts": {"epoch": checkpoint.epoch, "step": checkpoint.step}, "run": checkpoint.run}
     if is_small:
@@ -98,7 +100,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             if tensor.dtype == torch.float16:  # as of the runs that come with pvae
                 tensor = tensor.float()
             groups[group][name_in_group] = tensor
-        found = Checkpoint(
+        checkpoint = Checkpoint(
             **state["counts"], vae=groups["vae"], moments=groups["adam"], rng=groups["rng"], run=state["run"]
         )
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError):
@@ -107,7 +109,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise InputError("its values are not those that were written")
     if state.get("pass"):
         raise InputError("it was taken within an epoch: finish the epoch with the version of pvae that wrote it")
-    return found
+    return checkpoint
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:

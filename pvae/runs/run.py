@@ -260,28 +260,28 @@ class Run:
         """
         if self.loaded is None:
             if data is None:
-                found = read_again(self.data, data_dir, offline)
+                whole = read_again(self.data, data_dir, offline)
             else:
-                found = read(data, **asdict(self.data.reading))
+                whole = read(data, **asdict(self.data.reading))
             config = self.config
-            self.loaded = found.with_valid(config.valid, config.calibration, config.condition, self.data)
+            self.loaded = whole.with_valid(config.valid, config.calibration, config.condition, self.data)
             self._check_data(self.loaded.record(), data is None)
         return self.loaded
 
-    def _check_data(self, found: DataRecord, is_from_files: bool) -> None:
+    def _check_data(self, record: DataRecord, is_from_files: bool) -> None:
         """Check that data are those that the run was trained on.
 
         Raises:
             InputError: they are not.
         """
-        if found.sha256 != self.data.sha256:
-            recorded, given = (f"{one.title}, SHA-256 {one.sha256[:16]}..." for one in (self.data, found))
+        if record.sha256 != self.data.sha256:
+            recorded, given = (f"{each.title}, SHA-256 {each.sha256[:16]}..." for each in (self.data, record))
             advice = "give the same data"
             if is_from_files:
                 advice = "name the folder that holds the same files with --data-dir"
             raise InputError(f"{self.name} was trained on other data, {recorded}, not {given}: {advice}")
         uses_labels = self.config.condition or self.config.labels or self.has_own_vae
-        if uses_labels and self.data.labels_sha256 not in ("", found.labels_sha256):
+        if uses_labels and self.data.labels_sha256 not in ("", record.labels_sha256):
             raise InputError(f"{self.name} was trained on data with other labels: give the same ones")
 
     @property
@@ -382,14 +382,14 @@ class Run:
         """
         if not (self.path / HISTORY).exists():
             return []
-        found: dict[int, dict[str, Tensor]] = {}
+        by_step: dict[int, dict[str, Tensor]] = {}
         for key, tensor in self.read(HISTORY).vae.items():
             step, _, name = key.partition(".")
             if not step.isdecimal():
                 raise InputError(f"{self.path / HISTORY} does not hold instants of a training: remove it")
-            found.setdefault(int(step), {})[name] = tensor
+            by_step.setdefault(int(step), {})[name] = tensor
         instants = []
-        for after, weights in sorted(found.items()):
+        for after, weights in sorted(by_step.items()):
             distortion, rate = weights.pop("terms").tolist()
             instants.append(Instant(after, weights.pop("codes"), distortion, rate, weights))
         return instants

@@ -61,7 +61,7 @@ def new_folder(path: Path | None, config: Config) -> Path:
     """
     name = f"{datetime.now():%Y-%m-%d-%H%M%S}-{config.system}-{config.elbo}"
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    folder = path or next(one for one in map(Path("runs").joinpath, names) if not one.exists())
+    folder = path or next(folder for folder in map(Path("runs").joinpath, names) if not folder.exists())
     try:
         folder.mkdir(parents=True, exist_ok=path is not None)
     except OSError as error:
@@ -120,9 +120,12 @@ def write_history(run: Run, instants: Sequence[Instant]) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
-    tensors = {f"{one.step}.{name}": tensor for one in instants for name, tensor in one.weights.items()}
-    for one in instants:
-        tensors |= {f"{one.step}.codes": one.codes, f"{one.step}.terms": torch.tensor([one.distortion, one.rate])}
+    tensors = {f"{instant.step}.{name}": tensor for instant in instants for name, tensor in instant.weights.items()}
+    for instant in instants:
+        tensors |= {
+            f"{instant.step}.codes": instant.codes,
+            f"{instant.step}.terms": torch.tensor([instant.distortion, instant.rate]),
+        }
     checkpoint = Checkpoint(epoch=0, step=instants[-1].step, vae=tensors, moments={}, rng={}, run=run.identity)
     write_whole(run.path / HISTORY, to_bytes(checkpoint, is_small=True))
 
@@ -146,10 +149,41 @@ def _provenance() -> dict[str, object]:
         commit = git(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]).stdout.strip()
     return {
         "versions": {"python": platform.python_version(), "pvae": __version__}
-        | {one: version(one) for one in packages},
+        | {package: version(package) for package in packages},
         "commit": commit,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _command(run: Run) -> str:
+    """Return the command that trains a run, without its options."""
+    name, _, path = run.data.dataset.partition(":")
+    if not name or (run.has_own_vae and not run.vae_place):
+        return "pvae.fit in Python, with options"
+    if path:
+        name += f":{Path(path).name}"
+    train = f"python -m pvae.train --dataset {shlex.quote(name)}"
+    if run.vae_place:
+        train += f" --vae {shlex.quote(Path(run.vae_place).name)}"
+    return train
+
+
+def _figures(run: Run) -> dict[str, str]:
+    """Return what the test data say of the best weights, by what each figure is."""
+    test = run.test_metrics()
+    if test is None:
+        return {}
+    rows = {"epoch": f"{test.epoch} of {run.config.epochs}"}
+    if test.elbo is not None:
+        rows[f"test {test.bound}"] = f"{test.elbo:.2f} +- {test.elbo_stderr:.2f} {run.data.of_possible}".strip()
+    rows["distortion, rate"] = f"{test.distortion:.2f}, {test.rate:.2f}"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no such file, or none of these weights
+        report = json.loads((run.place / "evaluation.json").read_bytes())
+        estimate = report["log_likelihood"]["estimate"]
+        if report["epoch"] == test.epoch:
+            error = f"{estimate['stderr']:.2f} of {report['num_images']:,} test data"
+            rows["log p(x)"] = f"{estimate['mean']:.2f} +- {error}"
+    return rows
 
 
 def write_card(run: Run) -> None:
@@ -159,33 +193,15 @@ def write_card(run: Run) -> None:
         OSError: it cannot be written.
     """
     data = run.data
-    test = run.test_metrics()
-    name, _, path = data.dataset.partition(":")
-    if path:
-        name += f":{Path(path).name}"
-    train = f"python -m pvae.train --dataset {shlex.quote(name)}"
-    if not data.dataset or (run.has_own_vae and not run.vae_place):
-        train = "pvae.fit in Python, with options"
-    elif run.vae_place:
-        train += f" --vae {shlex.quote(Path(run.vae_place).name)}"
-    versions = [one["versions"] for one in run.sessions][-1:]
+    versions = [pair for session in run.sessions[-1:] for pair in session["versions"].items()]
     rows = {
         "data": f"{data.title}, each ({', '.join(map(str, data.datum_shape))}), SHA-256 {data.sha256[:16]}...",
-        "command": f"`{train} --seed {run.config.seed} {command_line(run.config)}`",
-        "versions": ", ".join(f"{package} {version}" for one in versions for package, version in one.items()),
+        "command": f"`{_command(run)} --seed {run.config.seed} {command_line(run.config)}`",
+        "versions": ", ".join(f"{package} {version}" for package, version in versions),
+        **_figures(run),
     }
-    if test is not None:
-        rows["epoch"] = f"{test.epoch} of {run.config.epochs}"
-        if test.elbo is not None:
-            rows[f"test {test.bound}"] = f"{test.elbo:.2f} +- {test.elbo_stderr:.2f} {data.of_possible}".strip()
-        rows["distortion, rate"] = f"{test.distortion:.2f}, {test.rate:.2f}"
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no such file, or none of these weights
-            report = json.loads((run.place / "evaluation.json").read_bytes())
-            found = report["log_likelihood"]["estimate"]
-            if report["epoch"] == test.epoch:
-                rows["log p(x)"] = f"{found['mean']:.2f} +- {found['stderr']:.2f} of {report['num_images']:,} test data"
     table = "\n".join(f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in rows.items())
-    pictures = [one for one in _PICTURES if (run.path / "figures" / f"{one}.png").exists()]
+    pictures = [picture for picture in _PICTURES if (run.path / "figures" / f"{picture}.png").exists()]
     licence = "unknown"
     with contextlib.suppress(OSError, UnicodeDecodeError, AttributeError):
         before = re.search(r"^license: *(.+)$", (run.path / CARD).read_text("utf-8"), re.MULTILINE)
@@ -220,5 +236,5 @@ z = vae.posterior({given}).sample()  # of data x, ({", ".join(["N", *map(str, da
 """
     if licence == "unknown":
         text += "No licence is stated: before you share the weights, name one in `license` above, as the data allow.\n"
-    text += "".join(f"\n![{one}](figures/{one}.png)\n" for one in pictures)
+    text += "".join(f"\n![{picture}](figures/{picture}.png)\n" for picture in pictures)
     write_whole(run.path / CARD, text.encode("utf-8", "replace"))  # a name may be any bytes

@@ -127,7 +127,7 @@ class History(Callback):
         if not (is_map and run.data.is_images and size <= _MOST_WEIGHTS) or run.config.labels or run.has_own_vae:
             return
         with contextlib.suppress(InputError):  # a damaged file is replaced
-            self.instants = [one for one in run.history() if one.step <= trainer.step]
+            self.instants = [instant for instant in run.history() if instant.step <= trainer.step]
         self.size = size
         self._keep(trainer)
 
@@ -154,14 +154,14 @@ class History(Callback):
         if self.spent > 0.5 + 0.05 * expected:
             return
         test = trainer.splits["test"]
-        found = _codes_and_terms(trainer.vae, test.rows(shown_rows(len(test), HISTORY_ROWS).to(trainer.device)))
-        if all(map(math.isfinite, found[1:])):  # or the next step says why not
+        terms = _codes_and_terms(trainer.vae, test.rows(shown_rows(len(test), HISTORY_ROWS).to(trainer.device)))
+        if all(map(math.isfinite, terms[1:])):  # or the next step says why not
             number = max(2, min(_WITH_WEIGHTS, _KEPT_WEIGHTS // self.size))
-            count = sum(bool(one.weights) for one in self.instants)
+            count = sum(bool(instant.weights) for instant in self.instants)
             weights = {}
             if count < number and trainer.step >= ratio ** (_INSTANTS * (2 + count) / (2 + number)):
-                weights = {name: one.clone() for name, one in trainer.vae.state_dict().items()}
-            self.instants.append(Instant(trainer.step, *found, weights))
+                weights = {name: tensor.clone() for name, tensor in trainer.vae.state_dict().items()}
+            self.instants.append(Instant(trainer.step, *terms, weights))
         if taken:  # the first evaluation of a process takes longer
             self.spent += time.perf_counter() - now
 
@@ -446,17 +446,17 @@ def _pictures(trainer: Trainer) -> dict[str, Tensor]:
     vae = trainer.vae.eval()
     test = trainer.splits["test"]
     (few,) = test.rows(random_subset(len(test), 8, seed=0)).split(8)  # as `trained.codes.examples` has them
-    found = {}
+    pictures = {}
     with seeded(trainer.config.seed, trainer.device):
         if vae.has_density and vae.takes_labels:
             labels = trainer.run.dataset().shown_labels
             assert labels is not None  # or it could not be trained
-            found["latent to image"] = sample_given(vae, labels.to(few.x.device))
+            pictures["latent to image"] = sample_given(vae, labels.to(few.x.device))
         elif vae.has_density:
-            found["latent to image"] = sample(vae, 64)
-        found["test images above, reconstructions below"] = torch.cat([few.x, reconstruct(vae, few)], dim=2)
+            pictures["latent to image"] = sample(vae, 64)
+        pictures["test images above, reconstructions below"] = torch.cat([few.x, reconstruct(vae, few)], dim=2)
     shown = {}
-    for name, images in found.items():
+    for name, images in pictures.items():
         pixels = trainer.run.preparation.shown(images).cpu()
         if pixels.shape[1] not in (1, 3):
             pixels = pixels.mean(1, keepdim=True)

@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,18 @@ import pyro
 import torch
 
 from pvae.config.build import elbo_of, start_from
-from pvae.config.choices import images_config, load_for, reading_of, split_for, values_config
-from pvae.config.config import TAKERS, Config, takers_text
-from pvae.config.presets import SYSTEMS
-from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
+from pvae.config.choices import load_for, resolved
+from pvae.config.config import Config
+from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError, joined
 from pvae.core.files import expanded, locked
 from pvae.core.random_state import resolve_device, seeded
 from pvae.core.terminal import Interruptions
 from pvae.data.dataset import Dataset
-from pvae.data.read import read
 from pvae.runs import writer
 from pvae.runs.metrics import is_out_of_patience
 from pvae.runs.run import CONFIG, Run
 from pvae.training.callbacks import Checkpointing, EarlyStopping, Interrupt, default_callbacks
-from pvae.training.parallel import World, is_lost_process, joined
+from pvae.training.parallel import World, is_lost_process, joined_processes
 from pvae.training.setup import build_trainer, check_first_loss, start_near
 from pvae.training.trainer import Callback, Trainer
 from pvae.vae import VAE
@@ -86,11 +83,9 @@ def fit(
     path = None
     if out is not None:
         path = writer.check_out(expanded(out, "--out"))
-    config, data = _resolved(config, data, has_own_vae=vae is not None)
+    config, data = resolved(config, data, has_own_vae=vae is not None)
     place = getattr(vae, "place", "")
     vae = _built(vae, config)
-    if isinstance(start, (str, Path)):
-        start = Run.open(start)
     if callbacks is None:
         callbacks = default_callbacks()
     with _session(config, data.is_images, device, callbacks) as (world, where, note):
@@ -105,26 +100,15 @@ def fit(
         )
         trainer = build_trainer(config, data, where, world, vae, note=note, beta=beta)
         _say_data(run, world, callbacks)
-        taken = ""
-        record: dict[str, str] = {}
-        if start is not None:
-            taken, record = _started(trainer, start, vae)
-        elif vae is None:
-            start_near(trainer, config, note)
-        check_first_loss(trainer)
-        if config.initialization == "exact":
-            trainer.evaluate_start()
+        taken, record = _started(trainer, start, vae, note)
         folder = Path(world.broadcast(lambda: str(writer.new_folder(path, config))))
         run = dataclasses.replace(run, path=folder, start=record)
         if place:
             run.code = Path(place.rpartition(":")[0]).read_text("utf-8")
-        same = ""
         if config.particles == 1 and config.elbo_class.is_importance_weighted:
-            same = f"with --particles 1, --elbo {config.elbo} is the ELBO"
-        if data.note:
-            note(data.note)
+            taken = joined(f"with --particles 1, --elbo {config.elbo} is the ELBO", taken)
         with _lock_of(run, world):
-            _train(trainer, run, callbacks, (same, taken))
+            _train(trainer, run, callbacks, taken)
     return run
 
 
@@ -186,8 +170,6 @@ def resume(
         trainer = build_trainer(run.config, data, where, world, vae, note=note, beta=beta, engine=engine)
         _say_data(run, world, callbacks)
         trainer.restore(checkpoint, run.metrics())
-        if data.note:
-            note(data.note)
         _train(trainer, run, callbacks)
     return run
 
@@ -211,14 +193,14 @@ def train_in_memory(
     """
     if data is None:
         data = load_for(config)
-    found = []
+    trained = []
     with _session(config, data.is_images, "cpu") as (_, device, note):
         trainer = build_trainer(config, data, device)
         start_near(trainer, config, note)
         for epoch in epochs:
             trainer.train(epoch)
-            found.append((epoch, copy.deepcopy(trainer.vae).eval(), data))
-    return found
+            trained.append((epoch, copy.deepcopy(trainer.vae).eval(), data))
+    return trained
 
 
 def to_epoch(run: Run, epochs: int) -> Run:
@@ -253,25 +235,6 @@ def _check_type(name: str, value: object, wanted: type) -> None:
         raise InputError(f"{name} must be a pvae.{wanted.__name__}, and is of type {type(value).__name__}")
 
 
-def _resolved(config: Config | None, data: Any, has_own_vae: bool) -> tuple[Config, Dataset]:
-    """Return the configuration, by default one that suits the data, and the data with their splits."""
-    if data is not None:
-        data = read(data, **(reading_of(config) if config is not None else {}))
-    if config is None and (data is None or has_own_vae):
-        config = Config()
-    elif config is None and data.is_images:
-        config = images_config(data)
-    elif config is None:
-        config = values_config(data)
-    if data is None:
-        data = load_for(config)
-    if not has_own_vae:
-        _warn_of_unused(config)
-    elif config.system in SYSTEMS:
-        config = config.replace(system="own-vae", source="")
-    return config, split_for(config, data)
-
-
 def _built(vae: Any, config: Config) -> VAE | None:
     """Return your own VAE, which a function may build."""
     if callable(vae) and not isinstance(vae, torch.nn.Module):
@@ -282,30 +245,41 @@ def _built(vae: Any, config: Config) -> VAE | None:
 
 
 def _say_data(run: Run, world: World, callbacks: Sequence[Callback]) -> None:
-    """Tell the callbacks of the first process which data a run is trained on."""
+    """Tell the callbacks of the first process which data a run is trained on, and what these lost as they were read."""
     if world.is_first:
         for callback in callbacks:
             callback.on_data(run)
+            if run.dataset().note:
+                callback.on_note(run.dataset().note)
 
 
-def _started(trainer: Trainer, parent: Run, vae: VAE | None) -> tuple[str, dict[str, str]]:
-    """Let a training start from the weights of another run; return a note on it, and the record of that run."""
-    weights = parent.best_checkpoint()
-    try:
-        taken = start_from(trainer.vae, weights.vae, parent.path)
-    except InputError:
-        if vae is None:  # the run may have a VAE that is to be given again
-            parent.check_vae(None)
-        raise
-    return taken, {"run": parent.identity, "path": str(parent.path), "at": f"epoch {weights.epoch}"}
+def _started(
+    trainer: Trainer, start: str | Path | Run | None, vae: VAE | None, note: Callable[[str], object]
+) -> tuple[str, dict[str, str]]:
+    """Let a training start from the weights of another run, or at a model that is known exactly; check its first loss.
 
-
-def _warn_of_unused(config: Config) -> None:
-    """Warn of options that were changed, and that no chosen class takes."""
-    system = SYSTEMS.get(config.system, Config())
-    for name in TAKERS:
-        if not config.uses(name) and getattr(config, name) != getattr(system, name):
-            warnings.warn(f"{name} has no effect; with {takers_text(name)} it has one", stacklevel=4)
+    Return a note on that run, and its record.
+    """
+    taken = ""
+    record = dict[str, str]()
+    if start is not None:
+        parent = start
+        if not isinstance(parent, Run):
+            parent = Run.open(parent)
+        weights = parent.best_checkpoint()
+        record = {"run": parent.identity, "path": str(parent.path), "at": f"epoch {weights.epoch}"}
+        try:
+            taken = start_from(trainer.vae, weights.vae, parent.path)
+        except InputError:
+            if vae is None:  # the run may have a VAE that is to be given again
+                parent.check_vae(None)
+            raise
+    elif vae is None:
+        start_near(trainer, trainer.config, note)
+    check_first_loss(trainer)
+    if trainer.config.initialization == "exact":
+        trainer.evaluate_start()
+    return taken, record
 
 
 @contextlib.contextmanager
@@ -331,7 +305,7 @@ def _session(
                 callback.on_note(line)
 
     try:
-        with joined(device) as world:
+        with joined_processes(device) as world:
             where = resolve_device(device)
             if not is_images:  # small networks, whose threads would wait for each other
                 torch.set_num_threads(1)
@@ -359,7 +333,7 @@ def _lock_of(run: Run, world: World) -> Iterator[None]:
         yield
 
 
-def _train(trainer: Trainer, run: Run, callbacks: Sequence[Callback], notes: Sequence[str] = ()) -> None:
+def _train(trainer: Trainer, run: Run, callbacks: Sequence[Callback], note: str = "") -> None:
     """Train a run to its last epoch, with the callbacks that write its folder, in the first of several processes.
 
     The folder of a new run is removed if the training could not start.
@@ -368,7 +342,7 @@ def _train(trainer: Trainer, run: Run, callbacks: Sequence[Callback], notes: Seq
         trainer: at the state from which to continue.
         run: the run folder.
         callbacks: further ones.
-        notes: printed to standard error, whatever the callbacks; empty ones are left out.
+        note: printed to standard error, whatever the callbacks; or "".
 
     Raises:
         TrainingError, LostError, InterruptedTrainingError: with what is saved, and how to resume it.
@@ -380,8 +354,8 @@ def _train(trainer: Trainer, run: Run, callbacks: Sequence[Callback], notes: Seq
         saved.epoch = trainer.epoch
     if not world.is_first:
         callbacks = ()
-    elif any(notes):
-        print(f"note: {'; '.join(filter(None, notes))}", file=sys.stderr)
+    elif note:
+        print(f"note: {note}", file=sys.stderr)
     # Interruptions are outermost: a signal must not interrupt the explanation of an error.
     with Interruptions() as interruptions, contextlib.ExitStack() as closing:
         every = [saved, *callbacks, EarlyStopping(), Interrupt(interruptions)]

@@ -79,8 +79,8 @@ def fit_many(
         raise InputError("there are no configurations: give one or more")
     if is_torchrun():
         raise InputError("many runs need no torchrun: run it without")
-    for one in configs:
-        elbo_of(one, has_own_vae=vae is not None)  # refuses what does not go together
+    for config in configs:
+        elbo_of(config, has_own_vae=vae is not None)  # refuses what does not go together
     if data is None:
         data = load_for(configs[0])
     data = split_for(configs[0], read(data, **reading_of(configs[0])))
@@ -112,7 +112,7 @@ def _runs(configs: Sequence[Config], out: str | Path | None, data: Dataset, vae:
         folder = expanded(out, "--out")
     else:
         kind = "seeds"
-        if len({one.seed for one in configs}) < len(configs):
+        if len({config.seed for config in configs}) < len(configs):
             kind = "sweep"
         folder = Path("runs") / f"{configs[0].system}-{configs[0].elbo}-{kind}"
     runs = []
@@ -133,7 +133,8 @@ def _names(configs: Sequence[Config]) -> list[str]:
     Raises:
         InputError: two are the same, or they differ in an option in which they may not.
     """
-    differing = [one.name for one in fields(Config) if len({getattr(config, one.name) for config in configs}) > 1]
+    names = [option.name for option in fields(Config)]
+    differing = [name for name in names if len({getattr(config, name) for config in configs}) > 1]
     refused = [OPTIONS[name].flag for name in differing if name not in _MAY_DIFFER]
     if refused:
         may = listed([OPTIONS[name].flag for name in _MAY_DIFFER])
@@ -141,7 +142,9 @@ def _names(configs: Sequence[Config]) -> list[str]:
     names = []
     for config in configs:
         parts = [
-            f"{OPTIONS[one].flag[2:]}-{getattr(config, one)!r}".removesuffix(".0") for one in differing if one != "seed"
+            f"{OPTIONS[name].flag[2:]}-{getattr(config, name)!r}".removesuffix(".0")
+            for name in differing
+            if name != "seed"
         ]
         names.append("-".join([*parts, f"seed-{config.seed}"]))
     if len({*names}) < len(names):

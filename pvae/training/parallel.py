@@ -22,7 +22,7 @@ from pvae.core.errors import InputError, LostError, brief
 from pvae.core.terminal import is_torchrun
 from pvae.elbos.base import PerDatumELBO, PyroFunction
 
-__all__ = ["ALONE", "Share", "SharedELBO", "WholeBatchNoise", "World", "is_lost_process", "joined"]
+__all__ = ["ALONE", "Share", "SharedELBO", "WholeBatchNoise", "World", "is_lost_process", "joined_processes"]
 
 
 class Share(NamedTuple):
@@ -110,7 +110,7 @@ ALONE = World()
 
 
 @contextmanager
-def joined(device: str | None = None) -> Iterator[World]:
+def joined_processes(device: str | None = None) -> Iterator[World]:
     """Join the processes that torchrun started, if it did.
 
     Args:

@@ -6,34 +6,29 @@ import bisect
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributions import constraints
+from torch import Tensor
 
 from pvae.compile.compiled_svi import AdamUpdate, CompiledSVI
 from pvae.compile.graph import missing
-from pvae.config.build import build_vae, elbo_of, preparation_of, start_like_burda
+from pvae.config.build import check_of_data, elbo_of, labels_for, preparation_of, vae_for
 from pvae.config.config import Config
-from pvae.config.refusals import needs_separate_draws_text, refuse
+from pvae.config.refusals import refuse
 from pvae.core.batch import Batch
 from pvae.core.errors import (
     InputError,
     NotFiniteError,
     TrainingError,
-    listed,
     naming_refused_parameters,
 )
 from pvae.core.optimizers import Adam
 from pvae.core.random_state import seeded
-from pvae.data.dataset import Dataset, check_domain, few_labels
+from pvae.data.dataset import Dataset, check_domain
 from pvae.data.preparation import Pixels, TrainingData
-from pvae.elbos.base import PerDatumELBO
-from pvae.models.features import fit_to
 from pvae.models.start import exact_starts, mean_elbo
 from pvae.training.parallel import ALONE, SharedELBO, World
-from pvae.training.trainer import Engine, Trainer, advice_on_memory, steps_in_epoch
+from pvae.training.trainer import Engine, Trainer, advice_on_memory
 from pvae.vae import VAE
 
 _LEAST_TO_COMPILE = 10_000  # steps; compiling takes as long as it saves in 3,000 (convolutions) to 7,000 (a small MLP)
@@ -82,21 +77,18 @@ def build_trainer(
         num_processes=world.size,
     )
     preparation = preparation_of(config, has_own_vae)
-    prepared = {
-        split: preparation.prepared(x, split, is_redrawn=split == "train").to(device)
-        for split, x in data.splits.items()
-    }
+    prepared = {split: preparation.prepared(x, split, split == "train").to(device) for split, x in data.splits.items()}
     if vae is None:
-        vae = _new_vae(config, data, prepared["train"][: data.num_sample])
+        with advice_on_memory("the first weights"):
+            vae = vae_for(config, data, prepared["train"][: data.num_sample])
     vae = vae.to(device)
-    labels = {split: y.to(device) for split, y in _labels_of(config, data, vae, note).items()}
+    labels = {split: y.to(device) for split, y in labels_for(config, data, vae, note).items()}
     train = TrainingData(prepared.pop("train"), preparation, labels.get("train"), data.num_sample)
     splits = {split: Batch(Pixels(x, preparation), labels.get(split)) for split, x in prepared.items()}
     if not data.is_images:
-        check = getattr(vae.p_x, "check", None) or _check_of_support(vae, splits["test"], config.missing)
-        for split, x in {"train": train.prepared, **prepared}.items():
-            check_domain(check, x, data.name, data.names.get(split, split), data.columns)
-    elbo = _elbo(config, data, vae, labels, has_own_vae)
+        check = check_of_data(vae, splits["test"], config.missing)
+        check_domain(check, {"train": train.prepared, **prepared}, data)
+    elbo = elbo_of(config, labels.get("train"), data.num_train, has_own_vae, vae)
     reduce = None
     if world.size > 1:
         elbo = SharedELBO(elbo, world)
@@ -108,7 +100,7 @@ def build_trainer(
         update = AdamUpdate(adam, config.clip_norm, reduce)
         return CompiledSVI(vae.model, vae.guide, update, elbo, name, config.batch_size, train.batch)
 
-    num_steps = steps_in_epoch(config, len(train))
+    num_steps = config.steps_in_epoch(len(train))
     name = engine_name(config, num_steps, device, engine, world.size, note)
     return Trainer(
         config=config,
@@ -123,18 +115,6 @@ def build_trainer(
         classes=data.labels if config.labels else {},
         world=world,
     )
-
-
-def _elbo(config: Config, data: Dataset, vae: VAE, labels: Mapping[str, Tensor], has_own_vae: bool) -> PerDatumELBO:
-    """Return the ELBO of a configuration; refuse BatchNorm where it evaluates each draw alone."""
-    known = 1.0
-    if config.labels:
-        known = (labels["train"] >= 0).float().mean().item()
-    elbo = elbo_of(config, known, data.num_train, has_own_vae)
-    modules = [*vae.p_z.modules(), *vae.p_x.modules()]
-    if elbo.needs_separate_draws and any(isinstance(one, (nn.BatchNorm1d, nn.BatchNorm2d)) for one in modules):
-        raise InputError(needs_separate_draws_text(config.elbo))
-    return elbo
 
 
 def engine_name(
@@ -236,12 +216,12 @@ def start_near(trainer: Trainer, config: Config, note: Callable[[str], object]) 
         valid = train
         if "valid" in trainer.splits:
             valid = trainer.splits["valid"].x.images
-        found = exact_starts(trainer.vae, train, valid)
-        best = found[0]
+        starts = exact_starts(trainer.vae, train, valid)
+        best = starts[0]
         if best.kind == "mixture":
-            kinds = {one.kind: one for one in reversed(found)}  # the best of each
+            kinds = {start.kind: start for start in reversed(starts)}  # the best of each
             num_steps = max(2, min(_TRIED, config.epochs * trainer.num_steps))  # two halves
-            best = max(kinds.values(), key=lambda one: _forecast_elbo(num_steps, trainer, one.weights, valid))
+            best = max(kinds.values(), key=lambda start: _forecast_elbo(num_steps, trainer, start.weights, valid))
         trainer.vae.load_state_dict(best.weights)
         note(f"the training starts at {best.name}")
     elif config.system == "values" and not config.has_exact_start:
@@ -270,10 +250,10 @@ def _forecast_elbo(num_steps: int, trainer: Trainer, weights: Mapping[str, Tenso
 def forecast(elbos: Sequence[float]) -> float:
     """Return an ELBO to which a training may come, from two on its way: the last, and a third of the gain between."""
     middle, last = elbos
-    found = last + (last - middle) / 3
-    if math.isnan(found):
+    ahead = last + (last - middle) / 3
+    if math.isnan(ahead):
         return -math.inf
-    return found
+    return ahead
 
 
 def check_first_loss(trainer: Trainer) -> None:
@@ -319,61 +299,3 @@ def _failing_part(vae: VAE, few: Batch) -> str:
     except Exception:  # of any type: it is the user's code
         return part
     return "the VAE"
-
-
-def _new_vae(config: Config, data: Dataset, x: Tensor) -> VAE:
-    """Return the VAE that the configuration describes, at random weights, once its modules have seen x, (N, *D)."""
-    with advice_on_memory("the first weights"):
-        vae = build_vae(config, data.datum_shape, len(data.label_names)).to(x.device)
-    if config.initialization == "burda":
-        start_like_burda(vae, x)
-    if not data.is_images:
-        fit_to(vae, x)
-    return vae
-
-
-def _check_of_support(vae: VAE, data: Batch, has_missing: bool) -> Callable[[Tensor], Tensor] | None:
-    """Return a check of x by the support of p(x | z) of your own VAE; None if it depends on z, or cannot be found."""
-    (few,) = data.rows(slice(1)).split(1)
-    try:
-        with torch.no_grad(), seeded(0, few.x.device):
-            support: Any = vae.eval().likelihood(vae.posterior(*few).sample(), few.y).support
-            support.check(few.x)
-    except Exception:  # of any type: it is the user's code, of which the first loss tells
-        return None
-    base = support
-    while isinstance(base, constraints.independent):
-        base = base.base_constraint
-    if any(isinstance(bound, Tensor) for bound in vars(base).values()):
-        return None
-
-    def check(x: Tensor) -> Tensor:
-        is_inside = support.check(x)
-        if has_missing:
-            is_inside = is_inside | x.isnan().flatten(1).any(1)
-        if not is_inside.all():
-            raise InputError(f"x must be in the support of p(x | z), {base}")
-        return x
-
-    return check
-
-
-def _labels_of(config: Config, data: Dataset, vae: VAE, note: Callable[[str], object]) -> dict[str, Tensor]:
-    """Return the labels that model and guide take, by split; {} if they take none."""
-    if not vae.takes_labels:
-        if config.takes_labels:
-            raise InputError("no module of your VAE takes labels: leave --labels and --condition out")
-        return {}
-    if config.labels:
-        few = few_labels(data, config.labels, config.seed)
-        number = int((few >= 0).sum())
-        if number < config.labels:
-            note(f"labels of {number:,} training data are known and used")
-        return {"train": few}
-    lacking = data.splits.keys() - data.labels.keys()
-    if lacking:
-        raise InputError(f"the VAE needs labels, and the {listed(sorted(lacking))} data of {data.name} have none")
-    if any(bool((labels < 0).any()) for labels in data.labels.values() if labels.dtype == torch.int64):
-        advice = "leave these data out, or give --labels N, which uses all x and N labels"
-        raise InputError(f"some labels of {data.name} are not known, and --condition needs all: {advice}")
-    return dict(data.labels)

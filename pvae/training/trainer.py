@@ -214,7 +214,7 @@ class Trainer:
     @property
     def num_steps(self) -> int:
         """The number of steps in an epoch."""
-        return steps_in_epoch(self.config, len(self.data))
+        return self.config.steps_in_epoch(len(self.data))
 
     @property
     def num_visits(self) -> int:
@@ -346,10 +346,10 @@ class Trainer:
         if split not in self.classes:
             return {}
         parts = (batch.x for batch in self.splits[split].split(self.num_evaluated))
-        found = found_labels(self.vae.q_z, parts, self.classes[split])
-        if found is None:
+        are_found = found_labels(self.vae.q_z, parts, self.classes[split])
+        if are_found is None:
             return {}
-        return {"accuracy": found.double().mean().item()}
+        return {"accuracy": are_found.double().mean().item()}
 
     def _posterior_mean_loss(self, batch: Batch) -> Tensor:
         """Return the sum of the posterior-mean loss over this process's data; NaN if it has no closed form."""
@@ -370,7 +370,7 @@ class Trainer:
             epoch=self.epoch,
             step=self.step,
             vae=self.vae.state_dict(),
-            moments={f"{index}.{name}": tensor for index, one in moments.items() for name, tensor in one.items()},
+            moments={f"{index}.{name}": tensor for index, state in moments.items() for name, tensor in state.items()},
             rng=rng_state(self.device),
         )
 
@@ -433,13 +433,6 @@ class Trainer:
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=self.device)
-
-
-def steps_in_epoch(config: Config, num_data: int) -> int:
-    """Return the number of steps in an epoch; of several passes, data that do not fill a batch are left out."""
-    if config.passes == 1:
-        return math.ceil(num_data / config.batch_size)
-    return max(1, config.passes * num_data // config.batch_size)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from pvae.config.config import Config
 from pvae.core.errors import TrainingError
 from pvae.core.random_state import seeded
 from pvae.data.read import read
-from pvae.training.parallel import SharedELBO, World, joined
+from pvae.training.parallel import SharedELBO, World, joined_processes
 from pvae.training.setup import build_trainer
 
 CHAIN = Config(hidden=(8, 6), latent_dim=3, upper_latent_dims=(2,), upper_hidden=(5,))
@@ -101,7 +101,7 @@ def resumed_and_failed(world: World) -> dict[str, Any]:
 
 def main(what: str, path: Path, steps: int = 0) -> None:
     """Do one of these in each process, and let the first one write what it found."""
-    with joined("cpu") as world:
+    with joined_processes("cpu") as world:
         if what == "estimators":
             found = all_trained(world, steps)
             if world.is_first:
