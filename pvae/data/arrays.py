@@ -63,11 +63,11 @@ def read_arrays(file: Path) -> Values:
             x[split] = array[:, None] if array.ndim == 1 else array
             names[split] = [f"{name}-{row}" for row in range(len(array))]
             if label_name in unread:
-                found = stored[label_name]
-                if found.shape not in ((len(array),), (len(array), 1)) or found.dtype.kind not in "iubfU":
+                classes = stored[label_name]
+                if classes.shape not in ((len(array),), (len(array), 1)) or classes.dtype.kind not in "iubfU":
                     wanted = f"give {len(array):,} whole numbers or texts, one for each datum"
-                    raise InputError(f"the labels of {name} are {found.dtype} of shape {found.shape}: {wanted}")
-                labels[split] = found.reshape(len(array))
+                    raise InputError(f"the labels of {name} are {classes.dtype} of shape {classes.shape}: {wanted}")
+                labels[split] = classes.reshape(len(array))
                 coded_labels(labels[split])  # refuses what is no class
             unread -= {name, label_name}
             if own is not None and own.shape == array.shape[:1] and own.dtype.kind in "OU" and split == "train":
@@ -94,13 +94,13 @@ def _names(stored: set[str]) -> list[tuple[str, str, str]]:
     for data, labels in _NAMES.items():
         if data in stored and "train" in data:
             names = [(data.replace("train", n), s, labels.replace("train", n)) for n, s in SPLITS.items()]
-            return [one for one in names if one[0] in stored]
+            return [pair for pair in names if pair[0] in stored]
         if data in stored:
             return [(data, "train", labels)]
     if len(stored) == 1:
         return [(next(iter(stored)), "train", "")]
-    found = ", ".join(sorted(stored)) or "no array"
-    raise InputError(f"it holds {found}: name its data {', '.join(_NAMES)} (test, valid), or leave one array in it")
+    present = ", ".join(sorted(stored)) or "no array"
+    raise InputError(f"it holds {present}: name its data {', '.join(_NAMES)} (test, valid), or leave one array in it")
 
 
 def _stored(file: Path) -> Mapping[str, NDArray[Any]]:
@@ -119,9 +119,9 @@ def _stored(file: Path) -> Mapping[str, NDArray[Any]]:
         import h5py
 
         with h5py.File(file) as content:
-            found = {name: one for name, one in content.items() if isinstance(one, h5py.Dataset)}
-            is_text = {name: h5py.check_string_dtype(one.dtype) is not None for name, one in found.items()}
-            return {name: one.asstr()[()].astype(str) if is_text[name] else one[()] for name, one in found.items()}
+            items = {name: item for name, item in content.items() if isinstance(item, h5py.Dataset)}
+            is_text = {name: h5py.check_string_dtype(item.dtype) is not None for name, item in items.items()}
+            return {name: item.asstr()[()].astype(str) if is_text[name] else item[()] for name, item in items.items()}
     if suffix in (".mtx", ".gz"):
         from scipy.io import mmread
 

@@ -93,7 +93,7 @@ def _of_frames(batches: Iterator[Any], name: str, reading: Reading) -> tuple[Sch
             frame = frame.sample(frac=share, random_state=0)
         some.append(frame)
         while sum(map(len, some)) > 2 * _SAMPLE:
-            some = [one.sample(frac=0.5, random_state=0) for one in some]
+            some = [frame.sample(frac=0.5, random_state=0) for frame in some]
             share /= 2
         if sum(map(len, seldom)) > _SAMPLE:
             seldom = [_seldom(pandas.concat(seldom, ignore_index=True), reading.label_column)]
@@ -152,10 +152,10 @@ class ParquetParts:
         try:
             from pyarrow.parquet import read_metadata
 
-            found = read_metadata(file)
+            metadata = read_metadata(file)
         except Exception:  # of many types: `read_values` says what is wrong
             return None
-        if found.num_rows * found.num_columns * _FIELD <= total_memory() / 4:
+        if metadata.num_rows * metadata.num_columns * _FIELD <= total_memory() / 4:
             return None
         return cls(file)
 

@@ -163,22 +163,22 @@ def complete(
     Returns:
         The rows, and the places of those without such a try.
     """
-    found, left = file.clone(), torch.arange(len(file))
+    rows, left = file.clone(), torch.arange(len(file))
     limits = torch.from_numpy(np.array([column.limit for column in schema.columns], float))  # NaN for None
     is_open = x.isnan() | (x < limits)
-    for one in tries:
+    for way in tries:
         if not len(left):
             break
-        new = one[left].double()
+        new = way[left].double()
         if schema.recorded:
             new = _rounded(schema, new, is_filled=True)
         labels = y if y is None or len(y) == 1 else y[left]
         filled = _in_file(schema, torch.where(is_open[left], new, x[left]), labels, is_filled=True)
         filled = torch.where(file[left].isnan(), filled, file[left])
         agrees = ~torch.from_numpy(breaking(schema, filled, schema.rules, labels))
-        found[left[agrees]] = filled[agrees]
+        rows[left[agrees]] = filled[agrees]
         left = left[~agrees]
-    return found, left
+    return rows, left
 
 
 def breaking(schema: Schema, file: Tensor, rules: Sequence[Rule], y: Tensor | None = None) -> NDArray[np.bool_]:
@@ -193,21 +193,21 @@ def breaking(schema: Schema, file: Tensor, rules: Sequence[Rule], y: Tensor | No
 
 def _with_empties(schema: Schema, values: Values) -> Values:
     """Return the columns of a file, and those that say whether a field is empty."""
-    for one in schema.steps:
-        if isinstance(one, Empty):
-            values = one.apply(values)
+    for step in schema.steps:
+        if isinstance(step, Empty):
+            values = step.apply(values)
     return values
 
 
 def _indicators(schema: Schema) -> dict[str, str]:
     """Return the columns that say whether one is empty, by its name."""
-    return {one.column: one.made[0] for one in schema.steps if isinstance(one, Empty)}
+    return {step.column: step.made[0] for step in schema.steps if isinstance(step, Empty)}
 
 
 def _slack(schema: Schema) -> Tensor:
     """Return by how much a value of each column of the file may differ from itself, (D,): half of its last digit."""
     digits = [8 if column.decimals is None else min(column.decimals, 8) for column in schema.file_columns]
-    return torch.tensor([0.49 * 10.0**-one for one in digits], dtype=torch.float64)
+    return torch.tensor([0.49 * 10.0**-number for number in digits], dtype=torch.float64)
 
 
 def codes_of(y: Tensor | None, count: int) -> Array:

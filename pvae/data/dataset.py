@@ -225,20 +225,20 @@ class Dataset(Schema):
         labels = dict[str, Tensor]()
         if is_given_labels and self.reading.label_column and not self.has_attributes:
             labels = self.labels
-        found = known or self._found_rules(labels)
-        if found is None:
+        schema = known or self._found_rules(labels)
+        if schema is None:
             return self
         note = self.note
         if known is None:
-            note = joined(note, found.note)
-        if not found.steps and not found.rules:
-            return replace(self, plain=self, near=found.near, note=note)
+            note = joined(note, schema.note)
+        if not schema.steps and not schema.rules:
+            return replace(self, plain=self, near=schema.near, note=note)
         changed: dict[str, Any] = {
-            name: getattr(found, name) for name in ("columns", "rules", "steps", "recorded", "near")
+            name: getattr(schema, name) for name in ("columns", "rules", "steps", "recorded", "near")
         }
         names, impossible = {**self.names}, dict[str, Sequence[str]]()
         for split, file in self.splits.items():
-            x, why = from_file(found, file.double().numpy(), labels.get(split))
+            x, why = from_file(schema, file.double().numpy(), labels.get(split))
             rows = [row for row in range(len(x)) if row not in why]
             named = self.names_of(split)
             changed[split] = x[rows]
@@ -271,7 +271,10 @@ class Dataset(Schema):
             [name for split in seen for name in self.names_of(split)],
             len(self.train),
             self.reading.rules,
-            kept=[*named_kinds(self.reading.columns), *(one.name for one in self.columns if one.limit is not None)],
+            kept=[
+                *named_kinds(self.reading.columns),
+                *(column.name for column in self.columns if column.limit is not None),
+            ],
             labels=of_labels,
         )
         return replace(Schema(**self.schema), recorded=self.columns, **fields)
@@ -320,7 +323,7 @@ class Dataset(Schema):
         """The SHA-256 of all data, as in `DataRecord`."""
         digest = hashlib.sha256()
         if any(column.categories for column in self.columns):
-            texts = [f"Column(name={one.name!r}, categories={one.categories!r})" for one in self.columns]
+            texts = [f"Column(name={column.name!r}, categories={column.categories!r})" for column in self.columns]
             digest.update(f"({', '.join(texts)}{',' * (len(texts) == 1)})".encode("utf-8", "surrogateescape"))
         for split in self.splits.values():
             digest.update(f"{tuple(split.shape)}{'' if self.is_images else split.dtype}".encode())
@@ -342,7 +345,8 @@ class Dataset(Schema):
     def record(self) -> DataRecord:
         """Return the record for a run folder."""
         numbers: dict[str, Any] = {f"num_{split}": len(x) for split, x in self.splits.items()}
-        others = {one.name: getattr(self, one.name) for one in fields(DataRecord) if not one.name.startswith("num_")}
+        names = [entry.name for entry in fields(DataRecord) if not entry.name.startswith("num_")]
+        others = {name: getattr(self, name) for name in names}
         others["impossible"] = tuple(self.impossible.get("test", ()))
         return DataRecord(**numbers, **others)
 
@@ -398,7 +402,7 @@ def domain_faults(
                 continue
             inside = torch.as_tensor(getattr(getattr(check, "__self__", None), "inside", 0.0))
             inside = inside.to(datum).expand_as(datum)
-            good = next((one for one in part if _fault(check, one[None]) is None), inside)
+            good = next((other for other in part if _fault(check, other[None]) is None), inside)
             place, fault = _first_fault(check, datum, good)
             where = value_name(place, datum.shape, columns)
             yield start + row, where, f"is {datum.flatten()[place]:g}, and {fault}"
@@ -434,7 +438,7 @@ def _faults(data: Dataset) -> Iterator[str]:
         if not isinstance(x, Tensor):
             yield f"{wanted}, not a {type(x).__name__}" + ": give torch.from_numpy(data)" * isinstance(x, np.ndarray)
         if x.dim() > 1 and len(x) < 2:
-            sizes = " + ".join(f"{len(one)} {name}" for name, one in data.splits.items())
+            sizes = " + ".join(f"{len(split_x)} {name}" for name, split_x in data.splits.items())
             yield f"there are too few data ({sizes}): give at least 2 in each split"
         if x.is_complex() or x.dim() < 2 or x.numel() == 0:
             yield f"{wanted}, not {x.dtype} of shape {tuple(x.shape)}"
@@ -484,7 +488,7 @@ def with_split(
     rows: Any = [slice(len(train) - count), slice(len(train) - count, None)]
     if not is_shuffled:
         order = np.random.RandomState(len(train)).permutation(len(train))
-        rows = [order[one] for one in rows]
+        rows = [order[chosen] for chosen in rows]
     changed: dict[str, Any] = {"names": {**names}}
     for name, chosen in zip(("train", split), rows):
         changed[name] = train[chosen]

@@ -52,10 +52,10 @@ def batches_of(
             batch = _batch(given, name)
             if not len(batch[0]):
                 continue
-            found = _layout(batch)
-            layout = layout or found
-            if found != layout:
-                raise InputError(f"{name} yields {found} after {layout}: yield data of one shape, type and columns")
+            own = _layout(batch)
+            layout = layout or own
+            if own != layout:
+                raise InputError(f"{name} yields {own} after {layout}: yield data of one shape, type and columns")
             yield batch
     except (InputError, GeneratorExit):
         raise
@@ -72,13 +72,13 @@ def _batch(given: Any, name: str) -> tuple[Any, ...]:
 
         return (checked(given.reset_index(drop=True), name),)
     items = [*given] if isinstance(given, (list, tuple)) else [given]
-    items = [torch.from_numpy(one) if isinstance(one, np.ndarray) else one for one in items]
-    if len(items) not in (1, 2) or not all(isinstance(one, Tensor) for one in items):
-        found = ", ".join(type(one).__name__ for one in items)
-        raise InputError(f"{name} yields {found}: yield batches of x, of x and a label, or data frames")
+    items = [torch.from_numpy(tensor) if isinstance(tensor, np.ndarray) else tensor for tensor in items]
+    if len(items) not in (1, 2) or not all(isinstance(tensor, Tensor) for tensor in items):
+        types = ", ".join(type(tensor).__name__ for tensor in items)
+        raise InputError(f"{name} yields {types}: yield batches of x, of x and a label, or data frames")
     x, *y = items
     if x.dim() < 2 or (y and len(y[0]) != len(x)):
-        shapes = " and ".join(str(tuple(one.shape)) for one in items)
+        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in items)
         raise InputError(f"{name} yields tensors of shape {shapes}: yield x of shape (B, *shape), and (B, ...) labels")
     return tuple(map(plain, items))
 
@@ -87,7 +87,9 @@ def _layout(batch: tuple[Any, ...]) -> str:
     """Return a text of what all batches have in common."""
     if not isinstance(batch[0], Tensor):
         return f"columns {', '.join(map(str, batch[0]))}"
-    return " and ".join(f"{str(one.dtype).removeprefix('torch.')} (B, *{tuple(one.shape[1:])})" for one in batch)
+    return " and ".join(
+        f"{str(tensor.dtype).removeprefix('torch.')} (B, *{tuple(tensor.shape[1:])})" for tensor in batch
+    )
 
 
 def plain(x: Tensor) -> Tensor:

@@ -165,13 +165,13 @@ class Season(Part, name="season", help="a date of two years or more is its year,
             (dates - years.astype("datetime64[D]")).astype(float) + 1,
             (x - days).round(9),
         )
-        found = {name: np.where(np.isnan(x), np.nan, part) for name, part in zip(self.made, parts)}
-        return {**without(values, self.column), **found}
+        made = {name: np.where(np.isnan(x), np.nan, part) for name, part in zip(self.made, parts)}
+        return {**without(values, self.column), **made}
 
     def undo(self, values: Values) -> Values:
         """Return the date; a day that the year does not have becomes its last one."""
         year, day, *times = (values[name] for name in self.made)
-        time = sum(np.clip(one, 0, 1 - self.step) for one in times)
+        time = sum(np.clip(time_part, 0, 1 - self.step) for time_part in times)
         is_empty = np.isnan(year + day)
         years = np.where(is_empty, 0, year - 1970).astype(int).astype("datetime64[Y]")
         start = years.astype("datetime64[D]").astype(float)

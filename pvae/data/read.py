@@ -241,8 +241,8 @@ class OtherData(NamedTuple):
 
     def in_place(self, values: Tensor, others: Tensor = torch.tensor(math.nan)) -> Tensor:  # noqa: B008
         """Return values of the rows that are inside, (M, ...), in their places among all, (N, ...)."""
-        found = values.new_empty(len(self.names), *values.shape[1:]).copy_(others)
-        return found.index_copy(0, self.inside, values)
+        rows = values.new_empty(len(self.names), *values.shape[1:]).copy_(others)
+        return rows.index_copy(0, self.inside, values)
 
 
 def read_other(
@@ -262,15 +262,15 @@ def read_other(
         InputError: there is no such file, or it cannot be read, or holds data of another kind.
     """
     where = expanded(path, "DATA")
-    found = ""
+    what = ""
     if where.suffix.lower() in SUFFIXES:
-        found = "an image"
+        what = "an image"
     elif is_table(where):
-        found = "a table"
+        what = "a table"
     elif is_folder(where):
-        found = "a folder"
-    if found and (found == "a table") == record.is_images:
-        raise InputError(f"the run was trained on {record.kind}, and {path} is {found}: give {record.kind}")
+        what = "a folder"
+    if what and (what == "a table") == record.is_images:
+        raise InputError(f"the run was trained on {record.kind}, and {path} is {what}: give {record.kind}")
     if not record.is_images:
         return _other_values(record, where, y, fills)
     channels, height, width = record.datum_shape

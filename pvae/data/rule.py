@@ -251,12 +251,12 @@ class Identity(Computed, name="identity", help="a number is a sum of others, or 
 
     def deduced(self, values: Values, columns: Mapping[str, Column]) -> Values:
         """Return each of its columns, filled in where the others are given; not up to a residual, which is drawn."""
-        found = dict[str, Array]()
+        values_of = dict[str, Array]()
         if not self.most:
-            found |= super().deduced(values, columns)
-        for one in self.alternatives(columns)[1:]:
-            assert isinstance(one, Identity)
-            found |= Computed.deduced(one, values, columns)
+            values_of |= super().deduced(values, columns)
+        for identity in self.alternatives(columns)[1:]:
+            assert isinstance(identity, Identity)
+            values_of |= Computed.deduced(identity, values, columns)
         if not self.factors:
             first, second = self.of
             factor = values[second]
@@ -266,8 +266,8 @@ class Identity(Computed, name="identity", help="a number is a sum of others, or 
             for name, other in pairs:
                 quotient = (values[self.column] / np.where(other == 0, np.nan, other)).round(digits_of(columns[name]))
                 filled = {**values, name: np.where(np.isnan(values[name]), quotient, values[name])}
-                found[name] = np.where(self.keeps(filled), filled[name], values[name])
-        return found
+                values_of[name] = np.where(self.keeps(filled), filled[name], values[name])
+        return values_of
 
     def due(self, values: Values) -> Array:
         """Return the sum or the product."""
@@ -301,13 +301,13 @@ class Identity(Computed, name="identity", help="a number is a sum of others, or 
 def a_sum(weights: Mapping[str, float], total: float, name: str, column: Column) -> Identity:
     """Return sum_i weight_i a_i = total as an identity of one of its columns."""
     own = weights[name]
-    factors = {one: -weight / own for one, weight in weights.items() if one != name}
+    factors = {term: -weight / own for term, weight in weights.items() if term != name}
     constant = round(total / own, 9)
     text = ""
-    for one, factor in sorted(factors.items(), key=lambda item: item[1] < 0):
+    for term, factor in sorted(factors.items(), key=lambda item: item[1] < 0):
         text += " - " if factor < 0 else " + "
         size = abs(factor)
-        text += one if size == 1 else f"{size:.12g} {one}"
+        text += term if size == 1 else f"{size:.12g} {term}"
     if constant:
         text += f" {'-' if constant < 0 else '+'} {abs(constant):.10g}"
     says = f"{name} = {text.removeprefix(' + ').strip()}"

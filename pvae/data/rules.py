@@ -153,7 +153,7 @@ def find_rules(
         "columns": tuple(column for name, column in rows.columns.items() if not np.isnan(left[name]).all()),
         "rules": tuple(rules),
         "steps": tuple(rows.steps),
-        "near": tuple(one.rule for one in table.near if not isinstance(one.rule, (Function, Flags)))[:_MOST_NEAR],
+        "near": tuple(law.rule for law in table.near if not isinstance(law.rule, (Function, Flags)))[:_MOST_NEAR],
         "note": joined(*notes),
     }
 
@@ -196,7 +196,7 @@ def _notes(table: Table, names: Sequence[str], num_columns: int) -> list[str]:
     if table.num_rows < ENOUGH_ROWS and num_columns > 1:
         rows = f"{table.num_rows:,} rows to learn from"
         notes.append(f"{rows}: of rules only identities are looked for (others need {ENOUGH_ROWS}, or --rules)")
-    for rule, wrong in sorted(table.near, key=lambda one: len(one.wrong))[:_SHOWN]:
+    for rule, wrong in sorted(table.near, key=lambda law: len(law.wrong))[:_SHOWN]:
         rows = listed([names[row] for row in wrong.tolist()])
         text = short(rule)
         note = f"{text} but for {rows}"
@@ -246,19 +246,19 @@ class _Plan:
             values: of the training rows.
         """
         pairs = [{rule.column, *rule.of} for rule in rules if isinstance(rule, Order)]
-        found, left = list[Rule](), list[Rule]()
+        bound, left = list[Rule](), list[Rule]()
         for rule in rules:
             written = self._write(rule, pairs, values) if isinstance(rule, Computed) else None
-            (left if written is None else found).append(written or rule)
+            (left if written is None else bound).append(written or rule)
         unbound = list[Rule]()
         for rule in self._not_implied(left, values):
             written = None if isinstance(rule, Computed) else self._write(rule, pairs, values)
-            (unbound if written is None else found).append(written or rule)
-        return found + self._not_implied(unbound, values)
+            (unbound if written is None else bound).append(written or rule)
+        return bound + self._not_implied(unbound, values)
 
     def writes(self, rule: Rule) -> bool:
         """Return whether a rule that is bound rewrites a column."""
-        return any(one is rule for name in _written(rule) for one in self.writers.get(name, ()))
+        return any(writer is rule for name in _written(rule) for writer in self.writers.get(name, ()))
 
     def in_order(self) -> list[Rule]:
         """Return the rules that rewrite columns, in the order in which they are applied."""
@@ -268,11 +268,11 @@ class _Plan:
             if any(rule is one for one in undone):
                 return
             for name in self._needed(rule.of):
-                for one in self.writers.get(name, ()):
-                    visit(one)
-            for one in self.writers[rule.column]:
-                if one is not rule and _is_whole(one):
-                    visit(one)
+                for other in self.writers.get(name, ()):
+                    visit(other)
+            for other in self.writers[rule.column]:
+                if other is not rule and _is_whole(other):
+                    visit(other)
             undone.append(rule)
 
         for rules in [*self.writers.values()]:
@@ -285,9 +285,9 @@ class _Plan:
         columns = {rule.column, *rule.of}
         ordered = {name for pair in pairs if pair < columns for name in pair}
         choices = rule.alternatives(self.columns)
-        choices.sort(key=lambda one: (one.column in ordered, one.column in self.writers))
-        for one in filter(self._may_write, choices):
-            fitted = one.of_rows(values)
+        choices.sort(key=lambda choice: (choice.column in ordered, choice.column in self.writers))
+        for choice in filter(self._may_write, choices):
+            fitted = choice.of_rows(values)
             if fitted is not None:
                 for name in _written(fitted):
                     self.writers.setdefault(name, []).append(fitted)
@@ -295,17 +295,17 @@ class _Plan:
         return None
 
     def _may_write(self, rule: Rule) -> bool:
-        made = {name for rules in self.writers.values() for one in rules for name in one.made}
+        made = {name for rules in self.writers.values() for writer in rules for name in writer.made}
         if not made.union(self.columns, self.labels).isdisjoint(rule.made):
             return False
         for name in _written(rule):
             earlier = self.writers.get(name, [])
             if name in self.kept or (earlier and isinstance(rule, Flags)):
                 return False
-            for one in earlier:
-                are_identities = isinstance(one, Identity) and isinstance(rule, Identity)
-                are_whole = _is_whole(one) and _is_whole(rule)
-                is_gone = isinstance(one, Flags) or (isinstance(one, Computed) and one.is_total)
+            for other in earlier:
+                are_identities = isinstance(other, Identity) and isinstance(rule, Identity)
+                are_whole = _is_whole(other) and _is_whole(rule)
+                is_gone = isinstance(other, Flags) or (isinstance(other, Computed) and other.is_total)
                 if are_identities or are_whole or is_gone:
                     return False
         return rule.column not in self._needed(rule.of)
@@ -314,9 +314,9 @@ class _Plan:
         """Return columns, and all that they are computed from, with those that say whether one is empty."""
         needed = [*names]
         for name in needed:  # which grows
-            more = [one for rule in self.writers.get(name, ()) for one in rule.of]
+            more = [other for rule in self.writers.get(name, ()) for other in rule.of]
             more += [self.indicators[name]] if name in self.indicators else []
-            needed += [one for one in more if one not in needed]
+            needed += [other for other in more if other not in needed]
         return needed
 
     def _not_implied(self, rules: Sequence[Rule], values: Values) -> list[Rule]:

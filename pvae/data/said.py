@@ -81,24 +81,24 @@ def _read(text: str, table: Table, known: Sequence[str]) -> Candidate:
     """Return the rule of a text, and the training rows that break it."""
     form = re.fullmatch(r"(at most|exactly) one of (.*)", text)
     if form:
-        flags = [_column(one, text, table.values) for one in form[2].split(",")]
-        for one in flags:
-            if not np.isin(table.values[one], (0, 1)).all() or len({*flags}) < max(2, len(flags)):
-                why = f"{one} has an empty field or other values than 0 and 1, or stands alone"
+        flags = [_column(flag, text, table.values) for flag in form[2].split(",")]
+        for flag in flags:
+            if not np.isin(table.values[flag], (0, 1)).all() or len({*flags}) < max(2, len(flags)):
+                why = f"{flag} has an empty field or other values than 0 and 1, or stands alone"
                 raise InputError(f"--rules {shown(text)}: {why}: name two flags or more")
         return _with_broken(flag_group(flags, form[1] == "exactly"), table)
     for sign in ("<=", ">=", "<", ">", "=", " by "):
-        left, found, right = text.partition(sign)
-        if not found:
+        left, has_sign, right = text.partition(sign)
+        if not has_sign:
             continue
         if sign == "=":
             return _identity(_column(left, text, table.numbers), right, text, table)
         if sign == " by ":
             return _function(_column(left, text, known), _column(right, text, known), text, table)
-        low, high = (_column(one, text, table.numbers) for one in (left, right))
+        low, high = (_column(side, text, table.numbers) for side in (left, right))
         if sign[0] == ">":
             low, high = high, low
-        steps = {table.columns[one].step or table.unit[one] for one in (low, high)}
+        steps = {table.columns[column].step or table.unit[column] for column in (low, high)}
         if low == high:
             raise InputError(f"--rules {shown(text)} says nothing: name two columns")
         if len(steps) > 1:
@@ -122,7 +122,7 @@ def _with_broken(rule: Rule, table: Table) -> Candidate:
 def _identity(name: str, right: str, text: str, table: Table) -> Candidate:
     """Return a sum of columns and numbers, or a product of two columns."""
     column = table.columns[name]
-    names = "|".join(re.escape(one) for one in sorted(table.numbers, key=len, reverse=True))
+    names = "|".join(re.escape(column) for column in sorted(table.numbers, key=len, reverse=True))
     product = re.fullmatch(rf"\s*({names})\s*[x*]\s*({names})\s*", right)
     rule: Identity
     if product:
@@ -142,9 +142,9 @@ def _identity(name: str, right: str, text: str, table: Table) -> Candidate:
             else:
                 constant += factor
         if end != len(right) or len(weights) < 2:
-            for one in re.findall(r"[^\d\W]\w*", right):
-                if one != "x":  # of a product
-                    _column(one, text, table.numbers)
+            for word in re.findall(r"[^\d\W]\w*", right):
+                if word != "x":  # of a product
+                    _column(word, text, table.numbers)
             where = f" at {shown(right[end:].strip())}" if right[end:].strip() else ", since it names no other column"
             raise InputError(f"--rules {shown(text)} cannot be read{where}: give {FORMS}")
         rule = a_sum(weights, constant, name, column)
@@ -153,17 +153,17 @@ def _identity(name: str, right: str, text: str, table: Table) -> Candidate:
 
 def _function(name: str, of: str, text: str, table: Table) -> Candidate:
     """Return a column as a function of another: of each of its classes, the value that most rows have."""
-    pairs = [(one.removesuffix(" is 0"), "zero" if one.endswith(" is 0") else "value") for one in (of, name)]
+    pairs = [(side.removesuffix(" is 0"), "zero" if side.endswith(" is 0") else "value") for side in (of, name)]
     key, to = pairs
-    x, y = (class_of(table.values[one], at) for one, at in pairs)
+    x, y = (class_of(table.values[column], at) for column, at in pairs)
     is_given = ~np.isnan(x) & ~np.isnan(y)
     keys = np.unique(x[is_given])
     if key[0] == to[0]:
         raise InputError(f"--rules {shown(text)} says nothing: name two columns")
     if len(keys) > table.n / 2:
         raise InputError(f"--rules {shown(text)}: {of} has {len(keys):,} values, and decides nothing: name classes")
-    found = []
-    for one in keys:
-        values, times = np.unique(y[is_given & (x == one)], return_counts=True)
-        found.append(values[times.argmax()])
-    return _with_broken(said_function(table, key, to, keys, np.array(found)), table)
+    commonest = []
+    for code in keys:
+        values, times = np.unique(y[is_given & (x == code)], return_counts=True)
+        commonest.append(values[times.argmax()])
+    return _with_broken(said_function(table, key, to, keys, np.array(commonest)), table)

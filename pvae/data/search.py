@@ -117,13 +117,13 @@ class Table:
 
     def believed(self, candidates: Iterable[Candidate]) -> list[Any]:
         """Return laws of one kind, if ten of them stand for each near one; near ones are kept for a note."""
-        found = [*candidates]
-        near = [one for one in found if len(one.wrong)]
+        every = [*candidates]
+        near = [candidate for candidate in every if len(candidate.wrong)]
         self.near += near
-        if _TIMES * len(near) > len(found) - len(near):
-            self.dropped += [one.rule for one in found if not len(one.wrong)]
+        if _TIMES * len(near) > len(every) - len(near):
+            self.dropped += [candidate.rule for candidate in every if not len(candidate.wrong)]
             return []
-        return [one.rule for one in found if not len(one.wrong)]
+        return [candidate.rule for candidate in every if not len(candidate.wrong)]
 
 
 def find_laws(table: Table) -> list[Rule]:
@@ -155,9 +155,9 @@ def _functions(table: Table) -> Iterator[Candidate]:
     flags = {feature for feature in table.features if _is_flag(table, feature)}
     for key, to in itertools.permutations(table.features, 2):
         if key[0] != to[0] and to[0] not in table.labels:
-            found = _function(table, key, to, sure)
-            if found is not None and (not {key, to} <= flags or _is_total(table, found.rule)):
-                yield found
+            candidate = _function(table, key, to, sure)
+            if candidate is not None and (not {key, to} <= flags or _is_total(table, candidate.rule)):
+                yield candidate
 
 
 def _is_flag(table: Table, feature: tuple[str, str]) -> bool:
@@ -177,7 +177,8 @@ def _without_repeats(table: Table, functions: Sequence[Function]) -> list[Rule]:
 
     Of columns that name one another, one stands for all: the others are functions of it, and of nothing else.
     """
-    total = {((one.of[0], one.at), (one.column, one.to)) for one in functions if _is_total(table, one)}
+    whole = [function for function in functions if _is_total(table, function)]
+    total = {((function.of[0], function.at), (function.column, function.to)) for function in whole}
     names = dict[tuple[str, str], tuple[str, str]]()
     for key in sorted(table.features, key=lambda feature: _rank(table, feature)):
         twins = [to for to in table.features if {(key, to), (to, key)} <= total and {key, to}.isdisjoint(names)]
@@ -260,8 +261,8 @@ def said_function(table: Table, key: tuple[str, str], to: tuple[str, str], keys:
     y, decided = table.values[name], rule.decided(table.values)
     is_total = of_value == "value" and not (np.isnan(decided) & ~np.isnan(y)).any()
     pairs = [
-        f"{_text(table, of, at, one)} -> {_text(table, name, of_value, value)}"
-        for one, value in zip(keys.tolist(), found.tolist())
+        f"{_text(table, of, at, value_of)} -> {_text(table, name, of_value, value)}"
+        for value_of, value in zip(keys.tolist(), found.tolist())
     ]
     zero = {"value": "", "zero": " is 0"}
     says = f"{name}{zero[of_value]} by {of}{zero[at]}: {', '.join(pairs)}"
@@ -285,10 +286,10 @@ def _identities(table: Table) -> Iterator[Candidate]:
         columns = frozenset({rule.column, *rule.of})
         if not rule.factors:
             columns = frozenset({rule.column})
-        found = None if columns in taken else with_residual(table, rule, _FEW_ROWS)
-        if found is not None and len(found.wrong) <= min(_EXCEPTIONS, _RARE * table.n):
+        candidate = None if columns in taken else with_residual(table, rule, _FEW_ROWS)
+        if candidate is not None and len(candidate.wrong) <= min(_EXCEPTIONS, _RARE * table.n):
             taken.add(columns)
-            yield found
+            yield candidate
 
 
 def with_residual(table: Table, rule: Identity, least_rows: int = 1) -> Candidate | None:
@@ -325,7 +326,7 @@ def _rounding(table: Table, rule: Identity) -> tuple[Array, float]:
     weights = [np.full(table.n, abs(factor)) for factor in rule.factors]
     if not rule.factors and not rule.keys:
         weights = [np.abs(table.values[name]) for name in rule.of[::-1]]
-    parts = np.array([weight * one for weight, one in zip(weights, units)] + [np.full(table.n, unit)])
+    parts = np.array([weight * step for weight, step in zip(weights, units)] + [np.full(table.n, unit)])
     room = np.minimum(parts.sum(0) / 2, _MOST_UNITS * unit)
     return room, float(np.sqrt(np.nanmedian((parts**2).sum(0)) / 12))
 
@@ -368,20 +369,22 @@ def _determined(table: Table, names: Sequence[str], rows: NDArray[np.int64]) -> 
                 basis.append(name)
                 q = np.column_stack([q, rest / np.linalg.norm(rest)])
             continue
-        x = np.array([table.values[one][rows] * scale[one] for one in basis]).T
+        x = np.array([table.values[name][rows] * scale[name] for name in basis]).T
         centred = (x - x.mean(0)) / x.std(0)
         factors = np.linalg.lstsq(centred, y - y.mean(), rcond=None)[0] / x.std(0)
         weights = {name: -1.0}
-        for one, factor in zip(basis, factors.tolist()):
+        for term, factor in zip(basis, factors.tolist()):
             if abs(factor) > 0.3:
                 units = [1] if name not in table.dates else [86400 / per_day for per_day in _SECONDS]
                 nearest = min(units, key=lambda unit: abs(unit - abs(factor)))
-                weights[one] = math.copysign(nearest, factor)
-                if abs(factor - weights[one]) > 0.2 * nearest:
+                weights[term] = math.copysign(nearest, factor)
+                if abs(factor - weights[term]) > 0.2 * nearest:
                     weights.clear()
                     break
         if len(weights) > 1:
-            yield from _total(table, {one: weight * scale[one] / scale[name] for one, weight in weights.items()}, rows)
+            yield from _total(
+                table, {term: weight * scale[term] / scale[name] for term, weight in weights.items()}, rows
+            )
 
 
 def _total(table: Table, weights: dict[str, float], rows: NDArray[np.int64]) -> Iterator[Identity]:
@@ -415,7 +418,7 @@ def _products(table: Table) -> Iterator[Identity]:
                 both = ~np.isnan(x[i] * x[j] * y)
                 if both.sum() < _FEW_ROWS:
                     continue
-                varied = min((one[both] != np.median(one[both])).sum() for one in (x[i], x[j]))
+                varied = min((column_x[both] != np.median(column_x[both])).sum() for column_x in (x[i], x[j]))
                 if place not in (i, j) and varied >= LEAST_TIMES:
                     of = names[i], names[j]
                     says = f"{name} = {of[0]} x {of[1]}"
@@ -449,14 +452,14 @@ def _factors(table: Table) -> Iterator[Identity]:
             factors = _factor_of(codes[known], ratio - room, ratio + room)
             if not factors or y.std() < 20 * unit or (feature is not None and len({*factors.values()}) < 2):
                 continue
-            digits = float(np.mean([len(f"{one:g}".partition(".")[2]) for one in factors.values()]))
+            digits = float(np.mean([len(f"{factor:g}".partition(".")[2]) for factor in factors.values()]))
             column = table.columns[names[i]]
             if digits >= _MOST_DIGITS or best.get(pair, (0, math.inf))[1] <= digits:
                 continue
             rule = a_sum({names[i]: 1.0, names[j]: -next(iter(factors.values()))}, 0.0, names[i], column)
             if feature is not None:
                 keys = tuple(levels[[*factors]].tolist())
-                pairs = [f"{_text(table, *feature, key)} -> {one:g}" for key, one in zip(keys, factors.values())]
+                pairs = [f"{_text(table, *feature, key)} -> {factor:g}" for key, factor in zip(keys, factors.values())]
                 says = f"{names[i]} = {names[j]} x factor of {feature[0]}: {', '.join(pairs)}"
                 of, found = (names[j], feature[0]), tuple(factors.values())
                 rule = Identity(column=names[i], of=of, keys=keys, found=found, digits=digits_of(column), says=says)
@@ -480,7 +483,7 @@ def _with_one_ratio(x: Array, units: Sequence[float], codes: NDArray[np.int64]) 
 
 def _factor_of(codes: NDArray[np.int64], low: Array, high: Array) -> dict[int, float]:
     """Return the factor of each class, given intervals that hold it; {} if a class has none."""
-    found = dict[int, float]()
+    rounded = dict[int, float]()
     count = np.bincount(codes)
     lows, highs = np.full(len(count), -np.inf), np.full(len(count), np.inf)
     np.maximum.at(lows, codes, low)
@@ -489,9 +492,9 @@ def _factor_of(codes: NDArray[np.int64], low: Array, high: Array) -> dict[int, f
         return {}
     for code in np.flatnonzero(count >= LEAST_TIMES).tolist():
         middle = (lows[code] + highs[code]) / 2
-        digits = (one for one in range(7) if lows[code] <= round(middle, one) <= highs[code])
-        found[code] = round(middle, next(digits, 7))
-    return found
+        digits = (number for number in range(7) if lows[code] <= round(middle, number) <= highs[code])
+        rounded[code] = round(middle, next(digits, 7))
+    return rounded
 
 
 def _orders(table: Table) -> list[Candidate]:
@@ -504,7 +507,7 @@ def _orders(table: Table) -> list[Candidate]:
     kinds = [(name in table.dates, round(step, 9)) for name, step in zip(names, steps)]
     num_pairs = sum(kinds.count(kind) - 1 for kind in kinds)
     need = max(_SURE_ORDER, math.log(max(1, num_pairs) / _CHANCE_ORDER))
-    found = list[tuple[float, Candidate]]()
+    orders = list[tuple[float, Candidate]]()
     for i, j in itertools.permutations(range(len(names)), 2):
         d = apart[j] - apart[i]
         if kinds[i] != kinds[j] or (d < 0).sum() > _EXCEPTIONS:
@@ -519,8 +522,8 @@ def _orders(table: Table) -> list[Candidate]:
         if by_chance >= need and least is not None:
             says = f"{names[i]} {'<' if least else '<='} {names[j]}"
             rule = Order(column=names[j], of=(names[i],), is_above=True, least=least, says=says)
-            found.append((float(d.std() / np.nanstd(x[j])), Candidate(rule, wrong)))
-    return [one for _, one in sorted(found, key=lambda item: item[0])]
+            orders.append((float(d.std() / np.nanstd(x[j])), Candidate(rule, wrong)))
+    return [order for _, order in sorted(orders, key=lambda item: item[0])]
 
 
 def _edge(d: Array, step: float, need: float) -> float | None:

@@ -211,11 +211,11 @@ def celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
     in_order = ("train", "test", "valid")
     split_of = {name: split for name, split in splits.items() if name in present and name in attributes.index}
     names = sorted(split_of, key=lambda name: (in_order.index(split_of[name]), name))
-    found = [split_of[name] for name in names]
-    if found.count("train") < 2 or found.count("test") < 2:
+    splits = [split_of[name] for name in names]
+    if splits.count("train") < 2 or splits.count("test") < 2:
         raise InputError(f"{folder} holds fewer than two training or test images that its lists name: {advice}")
     labels = (attributes.loc[names] == 1).to_numpy().tolist()
-    source = ImageFiles([present[name] for name in names], folder / "img_align_celeba", found, labels)
+    source = ImageFiles([present[name] for name in names], folder / "img_align_celeba", splits, labels)
     images = load_images(source, transform)
     data = _of_images("CelebA", images, tuple(attributes.columns))
     return replace(data, dataset="celeba", folder=str(root.absolute()))

@@ -53,8 +53,8 @@ class Context:
         """Return what a function finds in this context, which it is called with once; `kind.of` of a measure too."""
         if compute not in self._found:
             self._found[compute] = compute(self)
-        found: T = self._found[compute]
-        return found
+        value: T = self._found[compute]
+        return value
 
     @cached_property
     def vae(self) -> VAE:
@@ -193,7 +193,7 @@ class Measure:
     def words(self) -> dict[str, tuple[str, str]]:
         """Return the label and the note of each field that has a line in the text."""
         every: Any = self  # a subclass is a dataclass
-        return {one.name: one.metadata["words"] for one in fields(every) if "words" in one.metadata}
+        return {entry.name: entry.metadata["words"] for entry in fields(every) if "words" in entry.metadata}
 
     def lines(self) -> Iterator[str]:
         """Yield its lines in the text: one for each field of `words` that has a value, or for each of its records."""
@@ -203,7 +203,7 @@ class Measure:
                 continue
             if isinstance(value, tuple) and is_dataclass(value[0]):
                 yield label
-                yield from (f"    {one}" for one in value)
+                yield from (f"    {line}" for line in value)
                 continue
             if isinstance(value, tuple):
                 shown = ", ".join(map(_text, value))

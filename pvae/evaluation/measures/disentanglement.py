@@ -64,7 +64,7 @@ class Disentanglement(Measure):
     def of(cls, context: Context) -> Disentanglement:
         """Return the scores of the codes of test data."""
         (train, train_factors), (test, factors) = (_labelled(context, split) for split in ("train", "test"))
-        varies = torch.tensor([one and other for one, other in zip(_varies(train_factors), _varies(factors))])
+        varies = torch.tensor([of_train and other for of_train, other in zip(_varies(train_factors), _varies(factors))])
         train_factors = train_factors[:, varies]
         factors = factors[:, varies]
         importance, accuracy = importance_of(train, train_factors, test, factors)

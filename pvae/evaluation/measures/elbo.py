@@ -99,10 +99,10 @@ def _accuracy(context: Context) -> Estimate | None:
     if context.rows is not None:
         labels = labels[context.rows]
     parts = context.seen.split(data_at_once(context.vae, context.seen))
-    found = found_labels(context.vae.q_z, (part.x for part in parts), labels)
-    if found is None:
+    are_found = found_labels(context.vae.q_z, (part.x for part in parts), labels)
+    if are_found is None:
         return None
-    return Estimate.of(found)
+    return Estimate.of(are_found)
 
 
 def active_units(means: Tensor, threshold: float = 0.01) -> Tensor:

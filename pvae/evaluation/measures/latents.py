@@ -59,10 +59,10 @@ class LatentsUsed(Measure):
     @classmethod
     def of(cls, context: Context) -> LatentsUsed:
         """Return those of the test data."""
-        found = latents_used(context.vae, context.seen, context.terms["rate"].mean().item())
-        if found.is_collapsed:
-            found = replace(found, collapse=said_of_collapse(context.run, context.once(Baselines.of)))
-        return found
+        used = latents_used(context.vae, context.seen, context.terms["rate"].mean().item())
+        if used.is_collapsed:
+            used = replace(used, collapse=said_of_collapse(context.run, context.once(Baselines.of)))
+        return used
 
     def warnings(self) -> Iterator[str]:
         """Yield what a collapse is."""
@@ -74,7 +74,7 @@ class LatentsUsed(Measure):
         """How many are used, and the largest rates, in one line."""
         if self.used is None:
             return f"latents: {self.num_latents}"
-        rates = [f"{one:.2f}" for one in sorted(self.rates, reverse=True)]
+        rates = [f"{rate:.2f}" for rate in sorted(self.rates, reverse=True)]
         if len(rates) > _NAMED:
             rates[_NAMED:] = ["..."]
         alone = ", ".join(rates)
@@ -103,21 +103,21 @@ def latents_used(vae: VAE, batch: Batch, total_rate: float) -> LatentsUsed:
         Without the rates of the latents for all other pairs of p and q, such as flows, hierarchies and spheres.
         `is_collapsed` is false for an autoencoder, which has no rate. torch's random state is kept.
     """
-    with seeded(0, next((one.device for one in vae.parameters()), None)):
+    with seeded(0, next((parameter.device for parameter in vae.parameters()), None)):
         sums = [_rates(vae.given(part.y), part.x) for part in batch.split(data_at_once(vae, batch, _DRAWS))]
-    known = [one for one in sums if one is not None]
+    known = [total for total in sums if total is not None]
     rates = list[float]()
     used = None
     count = math.prod(vae.given(next(batch.split(1)).y).prior().event_shape)
     if known:
         rates = (torch.stack(known).sum(0) / len(batch)).tolist()
-        used = sum(one > COLLAPSED for one in rates)
+        used = sum(rate > COLLAPSED for rate in rates)
         count = len(rates)
     return LatentsUsed(
         num_latents=count,
         used=used,
         rate=total_rate,
-        rates=tuple(max(0.0, one) for one in rates),  # draws may give less than 0
+        rates=tuple(max(0.0, rate) for rate in rates),  # draws may give less than 0
         is_collapsed=vae.has_density and total_rate < COLLAPSED,
     )
 
@@ -171,7 +171,7 @@ def said_of_collapse(run: Run, baselines: Baselines | None = None) -> str:
     """Return what posterior collapse is, what it costs beside a simple model, and what to try."""
     cost: dict[str, Any] = {}
     if baselines is not None:
-        name, _, gain = min(baselines.models, key=lambda one: one[2].mean)
+        name, _, gain = min(baselines.models, key=lambda model: model[2].mean)
         cost = {"cost": -gain.mean, "baseline": name}
     has_fixed_scale = run.config.likelihood_class.has_fixed_scale and not run.has_own_vae
     return collapse_text(beta=run.config.beta, has_fixed_scale=has_fixed_scale, **cost)
@@ -318,7 +318,7 @@ class CodesUsed(Measure):
             return None
         train = code_indices(context.vae, run_batch(context.run, "train"))
         log_prior, used = log_prior_of(train, len(prior.codebook))
-        test = torch.cat([one.indices for one in context.posteriors])
+        test = torch.cat([q.indices for q in context.posteriors])
         cross_entropy = -log_prior.gather(1, test.T).sum(0)
         elbo = -context.terms["distortion"] - cross_entropy.to(context.terms["distortion"])
         rate = prior.num_variables * math.log(len(prior.codebook))
@@ -350,7 +350,7 @@ class CodesUsed(Measure):
 @torch.no_grad()
 def code_indices(vae: VAE, batch: Batch) -> Tensor:
     """Return the indices of the codes of data, int64 (B, N)."""
-    return torch.cat([one.indices for one in posteriors(vae, batch)])
+    return torch.cat([q.indices for q in posteriors(vae, batch)])
 
 
 def log_prior_of(indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:

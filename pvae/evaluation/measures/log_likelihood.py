@@ -99,9 +99,9 @@ class LogLikelihood(Measure):
         """Return log p(x) of the test data, or of as many as the time sufficed for."""
         vae = context.normalised
         batch = context.batch
-        found = context.log_p
+        log_p = context.log_p
         known: dict[str, Any] = {}
-        num_simulated = min(_SIMULATED, found.counts.get("annealed", 0))
+        num_simulated = min(_SIMULATED, log_p.counts.get("annealed", 0))
         if num_simulated > 0:
             known["annealing"] = dict(context.how.get("annealing", ANNEALING))
         if num_simulated > 1:
@@ -113,9 +113,9 @@ class LogLikelihood(Measure):
             known["bracket_median"] = gap.quantile(0.5).item()
             known["bracket_largest"] = gap.max().item()
             known["bracket_images"] = num_simulated
-        effective = found.effective[~found.effective.isnan()]
+        effective = log_p.effective[~log_p.effective.isnan()]
         if len(effective):
-            known["bias"] = found.bias
+            known["bias"] = log_p.bias
             known["effective_median"] = effective.median().item()
             known["effective_least"] = effective.min().item()
         if len(batch) == len(context.seen) and not context.vae.is_pseudo:
@@ -127,13 +127,13 @@ class LogLikelihood(Measure):
             seconds=context.seconds,
             elbo=Estimate.of(elbo),
             num_particles=context.how["num_particles"],
-            num_images=len(found.log_p),
-            estimate=Estimate.of(found.log_p),
-            method=methods_of(found),
-            sampling_stderr=finite(found.mean_stderr),
-            pareto_k=finite(found.pareto_k.nanmedian().item()),  # NaN without draws, infinite of few
-            untrusted=found.untrusted,
-            bits_per_dimension=bits_of(vae, found.log_p, batch.x),
+            num_images=len(log_p.log_p),
+            estimate=Estimate.of(log_p.log_p),
+            method=methods_of(log_p),
+            sampling_stderr=finite(log_p.mean_stderr),
+            pareto_k=finite(log_p.pareto_k.nanmedian().item()),  # NaN without draws, infinite of few
+            untrusted=log_p.untrusted,
+            bits_per_dimension=bits_of(vae, log_p.log_p, batch.x),
             is_density=batch.x.is_bytes and getattr(vae.p_x, "levels_per_unit", 1.0) != 1,
             **known,
         )
@@ -173,9 +173,9 @@ def finite(value: float) -> float | None:
     return None
 
 
-def methods_of(found: LogP) -> str:
+def methods_of(log_p: LogP) -> str:
     """Return the methods of log p(x), each with its number of data."""
-    return ", ".join(f"{name} {count:,}" for name, count in found.counts.items())
+    return ", ".join(f"{name} {count:,}" for name, count in log_p.counts.items())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,7 +125,7 @@ class Gaps(Measure):
 
 
 def _rows_of(log_p: LogP, rows: Tensor) -> LogP:
-    return LogP(*(one[rows] for one in log_p))
+    return LogP(*(values[rows] for values in log_p))
 
 
 class TrainGaps(Gaps):
@@ -182,14 +182,14 @@ class Coverage(Measure):
     @classmethod
     def of(cls, context: Context) -> Coverage:
         """Return how often z of data drawn from the VAE is where q(z | x) says."""
-        found = calibration(context.normalised, context.batch, _CALIBRATED)
-        of_latents = found.distances[:-1]
+        checked = calibration(context.normalised, context.batch, _CALIBRATED)
+        of_latents = checked.distances[:-1]
         return cls(
             num_images=_CALIBRATED,
-            region=found.regions[-1].item(),
+            region=checked.regions[-1].item(),
             furthest=of_latents.max().item(),
-            band=found.band,
-            outside=int((of_latents > found.band).sum()),
-            regions=tuple(found.regions.tolist()),
-            latents=tuple(map(tuple, found.latents.tolist())),
+            band=checked.band,
+            outside=int((of_latents > checked.band).sum()),
+            regions=tuple(checked.regions.tolist()),
+            latents=tuple(map(tuple, checked.latents.tolist())),
         )

@@ -61,7 +61,7 @@ class Rules(Measure):
         if rows is None:
             return None
         schema = context.run.data
-        train, drawn = (torch.from_numpy(one) for one in rows)
+        train, drawn = (torch.from_numpy(x) for x in rows)
         near = [
             NearRule(
                 says=str(rule),

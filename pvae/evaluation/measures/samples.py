@@ -98,12 +98,14 @@ class SampleQuality(Measure):
             return None
         config = context.run.config
         schema = context.run.data
-        kinds = dict(zip([one.name for one in schema.columns], config.column_kinds))
+        kinds = dict(zip([column.name for column in schema.columns], config.column_kinds))
         is_bits = config.likelihood_class.is_of_logits
         columns = schema.file_columns
-        are_codes = [is_bits or bool(one.categories) or str(kinds.get(one.name)) == "binary" for one in columns]
+        are_codes = [
+            is_bits or bool(column.categories) or str(kinds.get(column.name)) == "binary" for column in columns
+        ]
         test = to_file(schema, context.data.test)
-        return sample_quality(rows[1], test, rows[0], [one.name for one in columns], are_codes)
+        return sample_quality(rows[1], test, rows[0], [column.name for column in columns], are_codes)
 
 
 def rows_of_file(context: Context) -> tuple[Array, Array] | None:
@@ -179,7 +181,7 @@ def sample_quality(
             edges = np.histogram_bin_edges(test_values[~np.isnan(test_values)], 10)[1:-1]
         for x, code in zip(tables, codes):
             code[d] = np.where(np.isnan(x[d]), np.nan, np.searchsorted(edges, x[d], side="right"))
-    found: dict[int, list[NamedDistance]] = {1: [], 2: []}  # of columns, and of pairs
+    distances: dict[int, list[NamedDistance]] = {1: [], 2: []}  # of columns, and of pairs
     for group in [*([d] for d in range(len(names))), *_pairs(len(names))]:
         distance = _distance
         rows = [table[group] for table in tables]
@@ -193,21 +195,21 @@ def sample_quality(
                 distance=distance(rows[0], rows[1]),
                 distance_of_train=distance(rows[2], rows[1]),
             )
-            found[len(group)].append(named)
-    if not found[1]:
+            distances[len(group)].append(named)
+    if not distances[1]:
         raise InputError("no column has a value in the draws, in the test rows and in the training rows")
     scores = dict[str, Any]()
     for name, count in (("column_shapes", 1), ("pair_trends", 2)):
-        found[count].sort(key=lambda one: -one.distance)
-        if found[count]:
-            scores[name] = 1 - fmean(one.distance for one in found[count])
-            scores[f"{name}_of_train"] = 1 - fmean(one.distance_of_train for one in found[count])
-    kept = [one.names for one in found[1]]
+        distances[count].sort(key=lambda named: -named.distance)
+        if distances[count]:
+            scores[name] = 1 - fmean(named.distance for named in distances[count])
+            scores[f"{name}_of_train"] = 1 - fmean(named.distance_of_train for named in distances[count])
+    kept = [named.names for named in distances[1]]
     return SampleQuality(
         num_draws=tables[0].shape[1],
         left_out=", ".join(one_line(name) for name in names if (name,) not in kept) or None,
-        worst_columns=tuple(found[1][:5]),
-        worst_pairs=tuple(found[2][:5]),
+        worst_columns=tuple(distances[1][:5]),
+        worst_pairs=tuple(distances[2][:5]),
         **scores,
     )
 
