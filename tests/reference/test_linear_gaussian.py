@@ -98,7 +98,7 @@ def assert_mean(values, exact, what, seen=0.02):
     assert abs(values.mean() - exact) < SIGMAS * stderr, what
 
 
-@pytest.mark.parametrize("name", ["trace", "analytic", "handwritten", "stl", "score", "score-loo"])
+@pytest.mark.parametrize("name", ["trace", "analytic", "stl", "score", "score-loo"])
 def test_elbos_and_their_gradients_are_unbiased(linear, x, name):
     """Distortion + 3 rate, and its gradient, along the exact gradient's direction, and orthogonal to it."""
     vae, is_score = linear(0.3), name.startswith("score")
@@ -116,19 +116,6 @@ def test_elbos_and_their_gradients_are_unbiased(linear, x, name):
         across -= (across @ along) * along
         sideways = found @ (across / across.norm())
         assert abs(sideways.mean()) < SIGMAS * sideways.std() / math.sqrt(len(sideways)), f"{part}, across"
-
-
-def test_dreg_is_the_gradient_of_iwae(linear, x):
-    """Neither has a closed form; their means agree, and DReG's is the quieter."""
-    vae = linear(0.3)
-    dreg, iwae = (replicates(vae, x, name, 8, 80)[1:] for name in ("dreg", "iwae"))
-    assert torch.allclose(dreg[1], iwae[1], rtol=1e-9), "the decoder's is that of the bound"
-    along = iwae[0].mean(0) / iwae[0].mean(0).norm()
-    difference = (dreg[0] - iwae[0]) @ along
-    stderr = difference.std() / math.sqrt(len(difference))
-    assert stderr * SIGMAS < 0.1 * iwae[0].mean(0).norm(), "this sample could not have seen 10 %"
-    assert abs(difference.mean()) < SIGMAS * stderr
-    assert dreg[0].var(0).sum() < 0.5 * iwae[0].var(0).sum()
 
 
 def relative_variance(vae, x):
