@@ -15,7 +15,6 @@ from PIL import Image
 
 import pvae
 from pvae.cli.data import encode, sample, score
-from pvae.cli.draw import main as draw
 from pvae.cli.export import export
 from pvae.cli.train import main as train
 from pvae.core.random_state import seeded
@@ -29,7 +28,6 @@ from pvae.training.fit import fit
 pytestmark = pytest.mark.workflow
 
 CPU = torch.device("cpu")
-COMMANDS = {"encode": encode, "score": score, "sample": sample, "export": export, "draw": draw}
 HEIGHT, WIDTH = 9, 7
 
 
@@ -147,23 +145,6 @@ def test_samples_are_images_of_the_vae(run, tmp_path):
     with seeded(0, CPU):
         images = latent_space.sample(pvae.load(run), 3)
     assert pixels["means"] == images.mul(255).round().to(torch.uint8)[:, 0].tolist()
-
-
-@pytest.mark.parametrize(
-    ("command", "arguments", "says"),
-    [
-        ("encode", ["run", "--out", "codes.txt"], ".npz"),
-        ("encode", ["run", "nowhere"], "nowhere"),
-        ("encode", ["run", "empty"], "empty"),
-        ("score", ["run", "--importance-samples", "1"], "--importance-samples"),
-        ("sample", ["run", "-n", "0"], "--num-samples"),
-        ("export", ["empty"], "empty"),
-        ("draw", ["run", "run"], "evaluate RUN RUN"),
-    ],
-)
-def test_bad_input_is_one_line(run, tmp_path, capsys, command, arguments, says):
-    (tmp_path / "empty").mkdir()
-    assert says in refuse(COMMANDS[command], arguments, capsys, tmp_path)
 
 
 def test_runs_of_python_say_what_to_do(tmp_path, few_digits, small_config, no_pictures, capsys):

@@ -32,25 +32,6 @@ def refuse(capsys, tmp_path, *arguments):
     return commands.refuse(main, arguments, capsys, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--system", "deep-bays"], "'deep-bayes'"),
-        (["--dataset", "minst"], "'mnist'"),
-        (["--network", "mlp-batchnorm", "--batch-size", "43"], "--batch-size 43"),
-        (["--epochs", "1.5"], "--epochs"),
-        (["--grey"], "--grey"),
-        (["--device", "cuda:99"], "take cpu"),
-        (["--epochss", "1"], "--epochs?"),
-        (["--hidden", "1000000", "1000000"], "memory"),
-        (["--from", "nowhere", "--out", "third"], "nowhere"),
-        (["--resume", "second", "--from", "first"], "--from"),
-    ],
-)
-def test_bad_options(few, capsys, tmp_path, arguments, says):
-    assert says in refuse(capsys, tmp_path, *arguments)
-
-
 def test_bad_out(few, capsys, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("precious")
