@@ -192,11 +192,12 @@ def test_a_user_defined_system(tmp_path, few_digits, monkeypatch, capsys, no_pic
     assert main(["--config", "mine.toml", "--latent-dim", "3", "--out", "run"]) == 0
     assert pvae.Run.open("run").config == Config(system="mine", hidden=(8,), latent_dim=3, batch_size=50, epochs=1)
     capsys.readouterr()
-    for text in ("hiden = [8]", "epochs = 'two'", "= broken"):
-        (tmp_path / "mine.toml").write_text(text)
+    deep = b"hidden = " + b"[" * 5000 + b"]" * 5000
+    for text in (b"hiden = [8]", b"epochs = 'two'", b"lr = nan", b"system = '../x'", b"= broken", b"\xff\xfe", deep):
+        (tmp_path / "mine.toml").write_bytes(text)
         line = refuse(main, ["--config", "mine.toml"], capsys, tmp_path)
-        assert "mine.toml" in line
-        assert text.partition(" ")[0] in line or text.startswith("= "), "it names the field"
+        assert line.startswith("pvae train: --config mine.toml")
+        assert text in (b"= broken", b"\xff\xfe", deep) or text.split()[0].decode() in line, "it names the field"
     refuse(main, ["--config", "nowhere.toml"], capsys, tmp_path)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pyro
 import pytest
 import torch
@@ -82,15 +80,3 @@ def test_the_configuration_gives_its_weights_and_the_number_of_data():
     assert (elbo.mi_weight, elbo.tc_weight, elbo.dim_weight, elbo.beta, elbo.num_data) == (1.0, 4.0, 1.0, 0.5, 70)
     with pytest.raises(InputError):
         Config().check_used(["tc_weight"])
-
-
-def test_of_the_whole_data_set_the_estimate_is_low_by_the_logarithm_of_its_size():
-    vae, x = vae_and_data()
-    with seeded(1):
-        z = vae.posterior(x).rsample()
-    exact = torch.stack([vae.posterior(x).log_prob(one).logsumexp(0) - math.log(N) for one in z])
-    with seeded(1), pyro.get_param_store().scope():
-        elbo = TotalCorrelationELBO(mi_weight=1.0, tc_weight=0.0, dim_weight=0.0)
-        loss, terms = elbo.loss_and_terms(vae.model, vae.guide, x)
-    information = (vae.posterior(x).log_prob(z) - exact).mean() + math.log(N)
-    assert (loss - terms.distortion.mean()).item() == pytest.approx(information.item(), rel=1e-12)

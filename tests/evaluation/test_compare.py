@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from helpers.commands import refuse
 
 from pvae.cli.compare import main
 from pvae.config.build import build_vae
@@ -132,43 +131,3 @@ def test_the_command_compares(tmp_path, capsys):
     assert {line.count("+-") + line.count("<") for line in lines} == {5, 6}, "and of trace the bias of its gradient"
     assert (tmp_path / "out" / "comparison.md").read_text().strip() in said
     assert (tmp_path / "out" / "comparison.png").exists()
-
-
-def test_five_elbos_of_a_run_that_comes_with_pvae_agree(tmp_path, monkeypatch, capsys):
-    """Without MNIST, on test images that come with it. Four draw the same z; the closed form has its own error."""
-    monkeypatch.delenv("PVAE_DATA", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    names = ["trace", "analytic", "stl", "score", "handwritten"]
-    few = ["--particles", "1", "--repetitions", "20", "--batch-size", "10", "--out", str(tmp_path / "out")]
-    assert main(["deep-bayes", "--elbo", ",".join(names), *few]) == 0, capsys.readouterr().err
-    said = capsys.readouterr().out
-    assert "epoch 16" in said
-    assert "binarized" in said, "grey pixels have no log p(x)"
-    rows = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))
-    found = {row["estimator"]: (float(row["value_mean"]), float(row["value_stderr"])) for row in rows}
-    assert [*found] == names
-    trace, error = found["trace"]
-    for name in ("stl", "score", "handwritten"):
-        assert found[name] == pytest.approx((trace, error), rel=1e-5), "in float32"
-    assert found["analytic"][0] == pytest.approx(trace, abs=4.3 * math.hypot(error, found["analytic"][1]))
-    assert -150 < trace < -80, "nats, of a run at -111"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--elbo", "trace,iwea"], "'iwae'"),
-        (["--particles", "five"], "--particles"),
-        (["--particles", "1000001"], "--particles"),
-        (["--stages", "-1"], "--stages"),
-        (["--repetitions", "2"], "--repetitions"),
-        (["--system", "conv-3d"], "system"),
-        (["--elbo", "iwae", "--particles", "1", "--stages", "0"], "iwae"),
-        (["no-such-run"], "no-such-run"),
-        (["--system", "conv-2d-ae"], "autoencoder"),
-        (["run", "--system", "deep-bayes"], "RUN"),
-    ],
-)
-def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch, arguments, says):
-    monkeypatch.chdir(tmp_path)
-    assert says in refuse(main, arguments, capsys, tmp_path)

@@ -9,10 +9,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from helpers.commands import refuse
 from torch.distributions import Normal, kl_divergence
 
 from pvae.cli.evaluate import main
-from pvae.compile import graph
 from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.config.presets import get_system
@@ -21,7 +21,7 @@ from pvae.data.dataset import Dataset, random_subset
 from pvae.data.read import read
 from pvae.evaluation.measures.elbo import active_units, split_rate
 from pvae.evaluation.report import evaluate, to_text
-from pvae.marginal import chunks, importance
+from pvae.marginal import chunks
 from pvae.marginal import gaps as gaps_module
 from pvae.marginal.importance import importance_sample, num_in_tail, pareto_k
 from pvae.marginal.log_likelihood import conditional_log_likelihood, log_likelihood
@@ -91,70 +91,32 @@ def test_the_estimate_is_the_mean_of_the_weights(small_vae, small_images):
     assert ((ours.effective >= 1) & (ours.effective <= 50)).all()
 
 
-def test_chunks_change_nothing(small_vae, small_images, monkeypatch):
-    """The size of the largest tensor is bounded: draws are decoded eight at a time, with the same result."""
-    vae, x = small_vae(), small_images(6)
-    whole, decoded, done = sampled(vae, x, 48), [], []
-    monkeypatch.setattr(chunks, "CHUNK_VALUES", 8 * x.numel())
-    likelihood = vae.p_x.forward
-    monkeypatch.setattr(vae.p_x, "forward", lambda z: decoded.append(len(z)) or likelihood(z))
-    parts = sampled(vae, x, 48, done.append, engine="none")  # a recording would not call what counts here
-    assert torch.allclose(parts.log_p, whole.log_p, rtol=1e-10)
-    assert torch.allclose(parts.effective, whole.effective, rtol=1e-10)
-    assert decoded[-6:] == [8] * 6
-    monkeypatch.setattr(importance, "data_at_once", lambda *_: 4)
-    sampled(vae, x, 48, done.append)
-    assert done == [6, 4, 2]
-
-
 @pytest.mark.parametrize("two_layers", [False, True])
-def test_recording_changes_nothing(small_vae, small_images, monkeypatch, two_layers):
-    """The same draws give the same results; only shapes that recur are recorded, and no decoder that reads values."""
+def test_chunks_and_recordings_change_nothing(small_vae, small_images, monkeypatch, two_layers):
+    """The same draws give the same results; a decoder that reads values is not recorded."""
     vae, x = small_vae(), small_images(7)
     if two_layers:
         config = Config(upper_latent_dims=(2,), upper_hidden=(4,), hidden=(6,), latent_dim=3, elbo="iwae")
         with torch.random.fork_rng():
             vae = build_vae(config, (1, 5, 4)).double()
+        monkeypatch.setattr(chunks, "CHUNK_VALUES", 9 * 7 * 20)  # the layers of a chunk are drawn together
+    whole, decoded = sampled(vae, x, 50, engine="none"), []
     monkeypatch.setattr(chunks, "CHUNK_VALUES", 9 * 7 * 20)
-    shapes, record = [], importance.record
-    monkeypatch.setattr(
-        importance, "record", lambda of, inputs, *how: shapes.append(inputs[0].shape) or record(of, inputs, *how)
-    )
-    recorded = sampled(vae, x, 50)
-    assert [shape[0] for shape in shapes] == [9]
-    as_it_is = sampled(vae, x, 50, engine="none")
-    assert len(shapes) == 1
-    assert torch.allclose(recorded.log_p, as_it_is.log_p, rtol=1e-12)
-    assert torch.allclose(recorded.effective, as_it_is.effective, rtol=1e-10)
-    vae.p_x.decoder.register_forward_hook(lambda _decoder, _given, logits: None if logits.abs().max() < 100 else 0)
-    assert torch.allclose(sampled(vae, x, 50).log_p, as_it_is.log_p)
+    for engine in ("none", "graph"):
+        parts = sampled(vae, x, 50, engine=engine)
+        assert torch.allclose(parts.log_p, whole.log_p, rtol=1e-10)
+        assert torch.allclose(parts.effective, whole.effective, rtol=1e-10)
+
+    def look(_decoder, given, logits):
+        decoded.append(len(given[0]))
+        return None if logits.abs().max() < 100 else 0
+
+    vae.p_x.decoder.register_forward_hook(look)
+    assert torch.allclose(sampled(vae, x, 50).log_p, whole.log_p)
+    assert max(decoded) == 9, "draws are decoded nine at a time"
     for engine, says in (("graph", "reads values"), ("jit", "jit")):
         with pytest.raises(InputError, match=says):
             sampled(vae, x, 50, engine=engine)
-
-
-@pytest.mark.parametrize(("compiler", "engine"), [(True, "inductor"), (False, "graph")])
-def test_a_large_evaluation_is_compiled_and_what_cannot_be_is_called_as_it_is(
-    small_vae, small_images, monkeypatch, compiler, engine
-):
-    """From a number of decoded images, if there is a compiler; compilation that was asked for by name must succeed."""
-    vae, x, engines = small_vae(), small_images(7), []
-
-    def cannot(_of, _inputs, engine):
-        engines.append(engine)
-        raise InputError("this cannot be compiled")
-
-    monkeypatch.setattr(chunks, "CHUNK_VALUES", 9 * 7 * 20)
-    plain = sampled(vae, x, 50, engine="none")
-    monkeypatch.setattr(importance, "missing", lambda: "" if compiler else "a compiler")
-    monkeypatch.setattr(graph, "missing", str)  # nothing
-    monkeypatch.setattr(importance, "record", cannot)
-    for decoded in (7 * 50 + 1, 7 * 50):
-        monkeypatch.setattr(importance, "DECODED_TO_COMPILE", decoded)
-        assert torch.equal(sampled(vae, x, 50).log_p, plain.log_p)
-    assert engines == ["graph", engine]
-    with pytest.raises(InputError, match="compiled"):
-        sampled(vae, x, 50, engine="inductor")
 
 
 def test_the_estimate_covers_log_p_of_the_oracle(linear, x):
@@ -414,20 +376,8 @@ def test_what_is_annealed_has_a_bracket(runs, capsys, monkeypatch):
 
 
 @pytest.mark.workflow
-def test_bad_input_is_one_line(runs, capsys, tmp_path):
-    run, nothing = str(runs("autoencoder").path), str(tmp_path)
-    for arguments, says in [
-        ([run], "autoencoder"),
-        ([nothing], "one run"),
-        ([str(tmp_path / "none")], "not a run folder"),
-        ([run, "--importance-samples", "1"], "--importance-samples"),
-        ([nothing, "--compile", "jit"], "jit"),
-    ]:
-        assert main(arguments) == 2
-        line = capsys.readouterr().err
-        assert line.count("\n") == 1
-        assert says in line
-    assert not [*tmp_path.rglob("evaluation.json")]
+def test_an_autoencoder_has_no_bound(runs, capsys, tmp_path):
+    assert "autoencoder" in refuse(main, [runs("autoencoder").path], capsys, tmp_path)
 
 
 @pytest.mark.parametrize("options", [{"posterior": "iaf"}, {"upper_latent_dims": (2,), "inference": "top-down"}])

@@ -48,24 +48,6 @@ def loss(vae, x, beta):
     return (beta - 1) * rates(vae, x).sum() - linear_gaussian.elbo(vae, x).mean()
 
 
-def trained(x, scale, beta):
-    """Minimise the exact loss from random weights."""
-    vae = linear_vae(scale)
-    for _ in range(60):  # each has a new memory of the curvature
-        optimiser = torch.optim.LBFGS(
-            vae.parameters(), max_iter=100, tolerance_grad=1e-9, tolerance_change=0, line_search_fn="strong_wolfe"
-        )
-
-        def closure():
-            vae.zero_grad()
-            value = loss(vae, x, beta)
-            value.backward()
-            return value
-
-        optimiser.step(closure)
-    return vae
-
-
 @torch.no_grad()
 def in_closed_form(x, scale, beta):
     """Principal components with the noise beta s^2, as the docstring of `forecast` derives them."""
@@ -94,16 +76,6 @@ def test_principal_components_are_a_stationary_point_with_the_rate_that_is_forec
     assert each.sum().item() == pytest.approx(said.rate, abs=1e-9)
     loss(vae, x, beta).backward()
     assert max(one.grad.abs().max() for one in vae.parameters()) < 1e-9 * max(1, 1 / scale**2)
-
-
-@pytest.mark.workflow
-@pytest.mark.parametrize(("scale", "beta", "used"), CASES[2:4])
-def test_a_linear_vae_is_trained_to_what_is_forecast(x, scale, beta, used):
-    vae, said = trained(x, scale, beta), forecast(x, scale, LATENTS, beta)
-    each = rates(vae, x)
-    assert int((each > 1e-3).sum()) == said.used == used
-    assert each.sum().item() == pytest.approx(said.rate, abs=1e-6)
-    assert loss(vae, x, beta).item() == pytest.approx(loss(in_closed_form(x, scale, beta), x, beta).item(), abs=1e-9)
 
 
 def test_the_rate_of_each_latent_is_that_of_its_eigenvalue(x):

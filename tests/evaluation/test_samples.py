@@ -88,25 +88,6 @@ def test_scipy_and_pandas_agree(missing):
         assert (found.pair_trends, found.pair_trends_of_train) == pytest.approx(means[1], abs=1e-12)
 
 
-def test_sdmetrics_agrees():
-    pytest.importorskip("sdmetrics")
-    from sdmetrics.column_pairs import ContingencySimilarity, CorrelationSimilarity
-    from sdmetrics.single_column import KSComplement, TVComplement
-
-    parts = [table(seed, 1000 + 500 * seed) for seed in range(3)]
-    found = sample_quality(*parts, NAMES, IS_CATEGORY)
-    draws, test, _ = (pd.DataFrame(x, columns=NAMES) for x in parts)
-    shapes = [(TVComplement if is_code else KSComplement) for is_code in IS_CATEGORY]
-    shapes = [one.compute(test[name], draws[name]) for one, name in zip(shapes, NAMES)]
-    trends = []
-    for pair in map(list, itertools.combinations(NAMES, 2)):
-        numbers = [name for name in pair if not IS_CATEGORY[NAMES.index(name)]]
-        options = {} if len(numbers) == 2 else {"continuous_column_names": numbers}
-        score = CorrelationSimilarity if len(numbers) == 2 else ContingencySimilarity
-        trends.append(score.compute(test[pair].copy(), draws[pair].copy(), **options))
-    assert (found.column_shapes, found.pair_trends) == pytest.approx((np.mean(shapes), np.mean(trends)), abs=1e-12)
-
-
 def test_what_is_wrong_is_named_first_and_five_at_most():
     generator = np.random.default_rng(0)
     test, train, draws = generator.normal(size=(3, 500, 7))

@@ -28,7 +28,7 @@ from pvae.core.random_state import seeded
 from pvae.data.codec import to_file
 from pvae.data.column import Column
 from pvae.data.dataset import Dataset
-from pvae.data.rule import Flags, Function, Identity, Order, Rule
+from pvae.data.rule import Rule
 from pvae.data.tables import read_frame
 from pvae.distributions.values import Columns, InSteps, WithAtom
 from pvae.explore.networks import Tensors, operations
@@ -565,42 +565,6 @@ def gaps(count=800):
     )
 
 
-def _form(step):
-    """Return what of a step has its own lines in rules.js."""
-    forms = {
-        Function: ("is_total", "at", "to"),
-        Identity: ("is_total",),
-        Order: ("is_above",),
-        Flags: ("is_exact",),
-    }
-    form = [getattr(step, name) for name in forms.get(type(step), ())]
-    if isinstance(step, Identity):
-        kind = "sum" if step.factors else "factor" if step.keys else "product"
-        form += [kind, step.most > 0]
-    return step.rule, *form
-
-
-FORMS = {
-    ("function", True, "value", "value"),
-    ("function", False, "value", "value"),
-    ("function", False, "value", "zero"),
-    ("function", False, "zero", "zero"),
-    ("identity", True, "sum", False),
-    ("identity", True, "sum", True),
-    ("identity", False, "sum", False),
-    ("identity", True, "product", False),
-    ("identity", True, "factor", False),
-    ("order", True),
-    ("order", False),
-    ("flags", True),
-    ("flags", False),
-    ("empty",),
-    ("ends",),
-    ("season",),
-    ("levels",),
-}
-
-
 def _texts(schema, x):
     values = to_file(schema, torch.tensor(x, dtype=torch.float64)).tolist()
     return [[column.text(value) for column, value in zip(schema.recorded, row)] for row in values]
@@ -683,10 +647,8 @@ def test_rules_are_undone_in_the_page_as_in_python(browser, tmp_path):
     scripts = "\n".join([*used, (folder / "rules.js").read_text()])
     gaps().to_csv(tmp_path / "gaps.csv", index=False, sep=";", decimal=",")
     labelled = pvae.read(table(), label_column="plan", rules="not levels").with_valid(0.1, is_given_labels=True)
-    forms = set()
     for data in (pvae.read(table()), pvae.read(times()), pvae.read(tmp_path / "gaps.csv"), labelled):
         schema, x = data.record(), data.train.double().numpy()
-        forms |= {_form(step) for step in schema.steps}
         draw = np.random.RandomState(0)
         alone = np.stack([draw.choice(one[~np.isnan(one)], 400) for one in x.T], 1)
         are_numbers = np.array([not (one.categories or one.kind) for one in schema.columns])
@@ -709,15 +671,6 @@ def test_rules_are_undone_in_the_page_as_in_python(browser, tmp_path):
         )
         np.testing.assert_array_equal(np.array(values, float), to_file(schema, torch.from_numpy(alone)))
         assert found == _texts(schema, alone)
-    assert forms >= FORMS
-
-
-@needs_browser
-def test_the_page_of_a_table_without_rules_has_no_word_of_them(train, opened):
-    page = opened(train("mixed"))
-    assert not page.find_element("id", "rules").is_displayed()
-    assert not page.find_elements("css selector", ".computed, .by-rule")
-    assert len(page.find_elements("css selector", "#by option")) == len(MIXED)
 
 
 def test_what_the_page_of_a_table_cannot_show_is_refused(train, tmp_path, capsys):

@@ -12,7 +12,6 @@ from typing import Any
 import pyro
 import torch
 
-from helpers.svi import ELBOS
 from pvae.compile.compiled_svi import AdamUpdate, CompiledSVI
 from pvae.config.build import build_elbo, build_vae
 from pvae.config.config import Config
@@ -21,33 +20,6 @@ from pvae.core.random_state import seeded
 from pvae.data.read import read
 from pvae.training.parallel import SharedELBO, World, joined_processes
 from pvae.training.setup import build_trainer
-
-CHAIN = Config(hidden=(8, 6), latent_dim=3, upper_latent_dims=(2,), upper_hidden=(5,))
-
-
-def trained(world: World, name: str, engine: str, steps: int, config: Config) -> torch.Tensor:
-    torch.manual_seed(0)
-    vae = build_vae(config, (1, 5, 4)).double()
-    x = torch.rand(37, 1, 5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    adam = torch.optim.Adam(vae.parameters(), lr=1e-2, fused=True)
-    update = AdamUpdate(adam, reduce=world.sum_)
-    with pyro.get_param_store().scope():
-        elbo: Any = build_elbo(name, 2)
-        elbo = elbo if world.size == 1 else SharedELBO(elbo, world)
-        svi = CompiledSVI(vae.model, vae.guide, update, elbo, engine)
-        sizes = [1 if step % 10 == 9 else 10 if step % 3 else 7 for step in range(steps)]
-        batches = [(x[torch.randperm(37)[:size]],) for size in sizes]
-        betas = [min(1.0, step / steps * 2) if name in ("trace", "analytic") else 1.0 for step in range(steps)]
-        done = svi.run(batches, [(1e-2, beta) for beta in betas])
-        assert done.error is None
-    return torch.cat([parameter.detach().reshape(-1) for parameter in vae.parameters()])
-
-
-def all_trained(world: World, steps: int) -> dict[str, torch.Tensor]:
-    plain = Config(hidden=(8, 6), latent_dim=3)
-    plans = [*((name, "none") for name in ELBOS), ("trace", "graph"), ("iwae", "graph"), ("dreg", "graph")]
-    found = {f"{name} {how}": trained(world, name, how, steps, plain) for name, how in plans}
-    return {**found, "two layers": trained(world, "trace", "none", steps, CHAIN)}
 
 
 def bad_step(world: World) -> dict[str, Any]:
@@ -99,15 +71,10 @@ def resumed_and_failed(world: World) -> dict[str, Any]:
     return after
 
 
-def main(what: str, path: Path, steps: int = 0) -> None:
-    """Do one of these in each process, and let the first one write what it found."""
+def main(path: Path) -> None:
+    """Resume and fail in each process, and let the first one write what all of them found."""
     with joined_processes("cpu") as world:
-        if what == "estimators":
-            found = all_trained(world, steps)
-            if world.is_first:
-                torch.save(found, path)
-        else:
-            texts = [""] * world.size
-            torch.distributed.all_gather_object(texts, json.dumps(resumed_and_failed(world)))
-            if world.is_first:
-                path.write_text(f"[{', '.join(texts)}]")
+        texts = [""] * world.size
+        torch.distributed.all_gather_object(texts, json.dumps(resumed_and_failed(world)))
+        if world.is_first:
+            path.write_text(f"[{', '.join(texts)}]")

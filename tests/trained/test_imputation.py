@@ -14,59 +14,10 @@ from pvae.config.build import build_vae
 from pvae.config.config import Config
 from pvae.core.batch import Batch
 from pvae.core.random_state import seeded
-from pvae.distributions.values import Observed
 from pvae.trained.imputation import impute
 from pvae.vae import VAE
 
 CPU = torch.device("cpu")
-
-
-class Curved:
-    """x = 2 tanh(W z) + noise, two latents, and a q(z | x) of half the width of p(z | x), one of its widths away."""
-
-    def __init__(self, count):
-        normal = torch.Generator().manual_seed(0)
-        w = torch.randn(2, 6, generator=normal, dtype=torch.float64)
-        z = torch.randn(count, 2, generator=normal, dtype=torch.float64)
-        x = 2 * torch.tanh(z @ w) + 0.3 * torch.randn(count, 6, generator=normal, dtype=torch.float64)
-        x[torch.rand(count, 6, generator=normal) < 0.4] = torch.nan
-
-        class Prior(nn.Module):
-            def forward(self):
-                return dist.Normal(torch.zeros(2).double(), 1.0).to_event(1)
-
-        class Likelihood(nn.Module):
-            def forward(self, z):
-                return Observed(dist.Normal(2 * torch.tanh(z @ w), 0.3), 1)
-
-        grid = torch.cartesian_prod(*[torch.linspace(-6, 6, 241, dtype=torch.float64)] * 2)
-        weight = (Likelihood()(grid[:, None]).log_prob(x) + Prior()().log_prob(grid)[:, None]).softmax(0).T
-        loc = weight @ grid
-        scale = (weight @ grid.square() - loc.square()).sqrt()
-        self.x, self.expected = x, weight @ Likelihood()(grid).mean
-
-        class Posterior(nn.Module):
-            def forward(self, given):
-                same = (given[:, None].nan_to_num(9) == x.nan_to_num(9)).all(-1).int().argmax(1)
-                return dist.Normal((loc + scale)[same], 0.5 * scale[same]).to_event(1)
-
-        self.vae = VAE(Prior(), Posterior(), Likelihood())
-
-
-@pytest.mark.workflow
-def test_errors_are_of_the_stated_size_where_q_is_too_narrow():
-    """By their root mean squares: a ratio of at most 1.5 in 15 tests of other seeds, and by q alone of 2.2 at least."""
-    truth, ratios = Curved(40), []
-    is_missing = truth.x.isnan()
-    for seed in range(3):
-        with seeded(seed, CPU):
-            found = impute(truth.vae, truth.x)
-        assert torch.equal(found.filled[~is_missing], truth.x[~is_missing])
-        assert (found.effective >= 100).double().mean() > 0.5, "most data got more draws"
-        error = (found.filled - truth.expected)[is_missing]
-        ratios.append((error.square().mean(), found.stderr[is_missing].square().mean()))
-    error, stated = torch.tensor(ratios).mean(0).sqrt().tolist()
-    assert 0.6 < error / stated < 1.9
 
 
 @pytest.mark.workflow

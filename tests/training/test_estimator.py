@@ -9,12 +9,7 @@ import numpy as np
 import pandas
 import pytest
 from sklearn.base import clone
-from sklearn.compose import ColumnTransformer
 from sklearn.exceptions import NotFittedError
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import pvae
@@ -243,19 +238,3 @@ def test_the_checks_of_scikit_learn(latent_dim):
         except Exception as error:  # of any type
             failed[name] = str(error)
     assert not failed
-
-
-@pytest.mark.slow
-def test_a_pipeline_and_a_search_over_latents():
-    rng = np.random.default_rng(1)
-    z = rng.normal(size=(200, 1))
-    frame = pandas.DataFrame({"a": z[:, 0], "b": -z[:, 0], "c": z[:, 0] > 0}) + 0.0
-    frame["a"] += 0.1 * rng.normal(size=200)
-    frame["b"] += 0.1 * rng.normal(size=200)
-    labels = (z[:, 0] > 0).astype(int)
-    vae = pvae.VAEEstimator(epochs=20, random_state=0, config={"columns": "real*2"})
-    scaled = ColumnTransformer([("scale", StandardScaler(), ["a", "b"])]).set_output(transform="pandas")
-    model = make_pipeline(scaled, vae, LogisticRegression()).fit(frame, labels)
-    assert model.score(frame, labels) > 0.9
-    search = GridSearchCV(vae, {"latent_dim": [1, 2]}, cv=2).fit(frame[["a", "b"]])
-    assert search.best_estimator_.score(frame[["a", "b"]]) > -1.5

@@ -26,7 +26,6 @@ from pvae.core.random_state import resolve_device
 from pvae.data.dataset import Dataset
 from pvae.data.read import read
 from pvae.plotting import pictures
-from pvae.runs import writer
 from pvae.runs.metrics import best_epoch
 from pvae.runs.run import Run
 from pvae.training.callbacks import OnEachRow, default_callbacks
@@ -132,17 +131,6 @@ def test_the_start_of_a_training_of_values_is_its_epoch_0(tmp_path, moment):
     assert_same_rows(whole.metrics(), parts.metrics())
     assert_same(weights(whole), weights(parts))
     assert_same(whole.best_checkpoint().vae, parts.best_checkpoint().vae)
-
-
-def test_stopped_before_the_first_record_nothing_is_left(tmp_path, few_digits, small_config, monkeypatch):
-    def stop(*_):
-        assert (tmp_path / "run").exists()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(writer, "begin", stop)
-    with pytest.raises(InterruptedTrainingError):
-        fit(small_config, data=few_digits, out=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 def test_figures_that_are_missing_are_drawn(tmp_path, few_digits, small_config, monkeypatch):

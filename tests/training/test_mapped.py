@@ -51,18 +51,6 @@ def test_a_resumed_training_on_a_loader_that_shuffles_is_the_uninterrupted_one(t
     assert_same_rows(part.metrics(), whole.metrics())
 
 
-@pytest.mark.parametrize("way", ["frame", "array", "tensor", "torch", "batches"])
-def test_what_people_hold_trains(tmp_path, way):
-    x = linear()
-    ways = {
-        "frame": pandas.DataFrame(x.numpy(), columns=list("abcde")), "array": x.numpy(), "tensor": x,
-        "torch": TensorDataset(x), "batches": [*x.numpy().reshape(-1, 20, 5)],
-    }  # fmt: skip
-    run = pvae.fit(CONFIG.replace(initialization="exact"), data=ways[way], out=tmp_path / "run")
-    assert -5.2 < run.test_metrics().elbo < -3.9
-    assert len(run.dataset(ways[way]).test) >= 75
-
-
 @pytest.fixture
 def table(tmp_path):
     pytest.importorskip("pyarrow")

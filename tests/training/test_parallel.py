@@ -80,20 +80,6 @@ def test_losses_and_gradients_of_the_shares_sum_to_those_of_the_batch(small_vae,
         torch.testing.assert_close(sum(part), whole, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("steps", [12, pytest.param(200, marks=pytest.mark.slow)])
-def test_several_processes_train_as_one(tmp_path, steps):
-    """Float64, every estimator, eager and recorded, warm-up, batches of 7, 10 and one datum."""
-    run_group(2, worker.main, "estimators", tmp_path / "two.pt", steps, folder=tmp_path)
-    two = torch.load(tmp_path / "two.pt", weights_only=True)
-    with torch.random.fork_rng():
-        one = worker.all_trained(World(), steps)
-    assert len(one) == len(ELBOS) + 4
-    for name, alone in one.items():
-        assert ((alone - two[name]).abs() / alone.abs()).max() < 1e-8, name
-    # miwae and piwae of one group are iwae, and there are the two layers
-    assert len({f"{alone.sum():.6f}" for alone in one.values()}) == len(ELBOS) - 1
-
-
 def test_the_command_by_three_processes_and_resumed_by_one(tmp_path, monkeypatch, no_pictures):
     """4,000 images in batches of 137: the last batch is of 27, and no share is like another."""
     monkeypatch.chdir(tmp_path)
@@ -132,7 +118,7 @@ def test_refusals_are_one_line_of_one_process(tmp_path):
 
 def test_resuming_and_errors_of_several_processes(tmp_path):
     """A resumed training is the same; if one process cannot compute a step, no process takes it, and all end."""
-    run_group(2, worker.main, "resume", tmp_path / "two.json", folder=tmp_path)
+    run_group(2, worker.main, tmp_path / "two.json", folder=tmp_path)
     first, second = json.loads((tmp_path / "two.json").read_text())
     failures = [one.pop(name) for one in (first, second) for name in ("failed", "bad")]
     assert first == second
