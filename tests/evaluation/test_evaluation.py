@@ -21,7 +21,7 @@ from pvae.data.dataset import Dataset, random_subset
 from pvae.data.read import read
 from pvae.evaluation.measures.elbo import active_units, split_rate
 from pvae.evaluation.report import evaluate, to_text
-from pvae.marginal import chunks
+from pvae.marginal import chunks, importance
 from pvae.marginal import gaps as gaps_module
 from pvae.marginal.importance import importance_sample, num_in_tail, pareto_k
 from pvae.marginal.log_likelihood import conditional_log_likelihood, log_likelihood
@@ -117,6 +117,14 @@ def test_chunks_and_recordings_change_nothing(small_vae, small_images, monkeypat
     for engine, says in (("graph", "reads values"), ("jit", "jit")):
         with pytest.raises(InputError, match=says):
             sampled(vae, x, 50, engine=engine)
+
+
+@pytest.mark.parametrize(
+    ("is_large", "lacks", "engine"), [(True, "", "inductor"), (True, "a compiler", "graph"), (False, "", "graph")]
+)
+def test_a_large_evaluation_is_compiled_where_it_can_be(monkeypatch, is_large, lacks, engine):
+    monkeypatch.setattr(importance, "missing", lambda: lacks)
+    assert importance.engine_of("auto", is_large) == engine
 
 
 def test_the_estimate_covers_log_p_of_the_oracle(linear, x):
