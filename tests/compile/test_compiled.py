@@ -13,7 +13,6 @@ from helpers.svi import ELBOS, adam, assert_trained_alike, built, trained
 from pyro.infer import SVI
 from torch import nn
 from torch.optim import AdamW
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pvae.compile.compiled_svi import AdamUpdate, CompiledSVI
 from pvae.compile.graph import RecordingError
@@ -324,42 +323,6 @@ def test_a_seed_set_after_the_recording_is_obeyed_and_two_replays_draw_different
         losses.append(training.svi.run(batches, [(0.0, 1.0)] * 3).losses.tolist())
     assert losses[0] == losses[2] != losses[1]
     assert len({*losses[0]}) == 3
-
-
-class Unread(TorchDispatchMode):
-    """Refuses the operators that read a tensor's values on the host."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.name()
-        if "_local_scalar_dense" in name or torch.Tag.dynamic_output_shape in func.tags or name == "aten::equal":
-            raise RuntimeError(f"{name} reads a tensor")
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.usefixtures("scope")
-@pytest.mark.parametrize("engine", ["none", "graph", *CUDA])
-@pytest.mark.parametrize("system", ["plain", "ladder, batch norm", "clipped"])
-def test_the_host_waits_for_no_step(system, engine):
-    """On a GPU torch itself raises an error where the host waits."""
-    with pyro.validation_enabled(False):
-        training = Training(engine, **SYSTEMS[system])
-        batches = training.batches()
-        training.run(batches)
-        rows, svi = training.update.rows(VALUES), training.svi
-        (replay,) = {*svi._replays(batches, rows[0])}
-        is_cuda = training.device.type == "cuda"
-        if is_cuda:
-            torch.cuda.set_sync_debug_mode("error")
-        try:
-            with torch.no_grad(), Unread():
-                for row, batch in zip(rows.unbind(), batches):
-                    if replay is None:
-                        svi.update.apply(row, svi.gradients(row, *batch))
-                    else:
-                        replay(row, *batch)
-        finally:
-            if is_cuda:
-                torch.cuda.set_sync_debug_mode("default")
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pyro
 import pytest
@@ -14,7 +15,7 @@ from pvae.core.batch import Batch
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Pixels
-from pvae.training.setup import build_trainer, start_near
+from pvae.training.setup import build_trainer, forecast, start_near
 
 CPU = torch.device("cpu")
 CONFIG = Config(likelihood="normal-diagonal", hidden=(4,), latent_dim=2, batch_size=8, valid=0.0, compile="none")
@@ -89,6 +90,12 @@ def test_an_evaluation_that_draws_several_times_is_the_mean_of_that_many(monkeyp
         assert getattr(found, name) == pytest.approx(getattr(each, name), rel=1e-12), name
 
 
+def test_a_start_that_gains_is_forecast_to_gain_more():
+    """By a third of what the second half of the steps gained; NaN is the worst of all."""
+    assert forecast([-3.5, -2.0]) == -1.5
+    assert forecast([math.nan, -2.0]) == forecast([-2.0, math.nan]) == -math.inf
+
+
 def test_the_metrics_of_the_start_are_those_of_epoch_0():
     """Those of the weights before the first step, with the noise of every evaluation."""
     given = data(100).with_valid(0.2)
@@ -99,6 +106,8 @@ def test_the_metrics_of_the_start_are_those_of_epoch_0():
         trainer = build_trainer(config, given, CPU)
         start_near(trainer, config, notes.append)
         assert any("starts at" in one for one in notes)
+        assert trainer.step == 0, "what was tried leaves weights alone"
+        assert all(not one.any() for state in trainer.optimizer.state.values() for one in state.values())
         assert trainer.config.initialization == "exact"
         trainer.evaluate_start()
         again = [trainer.evaluate(split) for split in ("valid", "test")]
