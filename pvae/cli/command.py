@@ -210,10 +210,10 @@ def output_path(out: Path | None, default: Path) -> Path:
     return place
 
 
-def write(path: Path, content: Any) -> None:
+def write(path: Path, content: Any, sep: str = ",") -> None:
     """Write a text, a mapping of arrays, a figure or a data frame as a whole file; its folder is made if missing.
 
-    The index of a data frame is written if it has a name.
+    The index of a data frame is written if it has a name, and `sep` separates its fields.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = io.BytesIO()
@@ -229,7 +229,7 @@ def write(path: Path, content: Any) -> None:
             content.savefig(raw, format=path.suffix[1:])
     else:
         if hasattr(content, "to_csv"):
-            content = content.to_csv(index=content.index.name is not None, lineterminator="\n")
+            content = content.to_csv(sep=sep, index=content.index.name is not None, lineterminator="\n")
         raw.write(content.encode("utf-8", "surrogateescape"))  # as names of files may be
     write_whole(path, raw.getvalue())
 

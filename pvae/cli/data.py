@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import functools
 import io
-import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,17 +21,14 @@ from pvae.core.files import write_whole
 from pvae.core.terminal import print_line, progress_bar
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from pandas import DataFrame
     from torch import Tensor
 
-    from pvae.core.batch import Batch
     from pvae.data.read import OtherData
     from pvae.runs.run import Run
-    from pvae.trained.imputation import Imputed
-    from pvae.vae import VAE
+    from pvae.trained.frames import ImputedData
 
-
-_TRIES_OF_DRAW = 5  # of each of several imputations, of which one that keeps the rules is taken
 _PAGES = "More: notebooks/images.md, and notebooks/values.md for other data than images."
 
 _ENCODE = f"""\
@@ -87,8 +83,6 @@ examples:
 _SHOWN = 8  # images on reconstructions.png
 _ODDEST = 10  # images in a row of oddest.png
 _REASONS = 3  # that are printed, why rows are outside
-_BESIDE = 4  # columns of a table that are printed beside a score, the most surprising ones
-_DRAWS = 200  # of z, by which they are chosen
 _MOST = 10_000  # images at once in memory
 
 
@@ -105,53 +99,37 @@ def _encode_parser() -> Parser:
 
 def _encode(arguments: argparse.Namespace) -> None:
     from pvae.core.random_state import seeded
-    from pvae.trained.latent_space import draw_codes, encode_images
+    from pvae.trained.codes import codes_as_arrays
+    from pvae.trained.frames import encode_data
 
     run = open_run(arguments.run, arguments.vae)
     out = output_path(arguments.out, run.place / "codes.npz")
-    if out.suffix not in (".npz", ".npz" if arguments.splits else ".csv"):
+    if out.suffix != ".npz" and (arguments.splits or out.suffix != ".csv"):
         raise InputError(f"--out {out} must end in .npz, or without --splits in .csv")
-    beside: dict[str, Any] = {}
     if arguments.splits:
-        codes = _codes_of_splits(run, arguments)
-    else:
-        given = _given_data(run, arguments)
-        batch = given.batch(run.preparation)
-        with seeded(arguments.seed):
-            found = draw_codes(run.vae(), batch) if arguments.draws else encode_images(run.vae(), batch)._asdict()
-        codes = {name: given.in_place(z) for name, z in found.items()}
-        beside["names"] = given.names
-        if given.labels:
-            beside["labels"] = given.labels
-    write(out, _as_table(beside, codes) if out.suffix == ".csv" else {**beside, **codes})
-    print_line(f"{out}: {', '.join(f'{name} {tuple(array.shape)}' for name, array in codes.items())}")
-    if not arguments.splits:
-        _say_outside(given, "codes")
+        run.dataset(None, arguments.data_dir, arguments.offline)
+        _write_codes(out, codes_as_arrays(run))
+        return
+    given = _given_data(run, arguments)
+    with seeded(arguments.seed):
+        arrays = encode_data(run, given, arguments.draws)
+    _write_codes(out, arrays)
+    _say_outside(given, "codes")
 
 
-def _codes_of_splits(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the codes of all data of a run, and the names of their classes."""
-    import numpy as np
-
-    from pvae.trained.codes import codes_as_data
-
-    run.dataset(None, arguments.data_dir, arguments.offline)
-    data = codes_as_data(run)
-    arrays = {split: codes.numpy() for split, codes in data.splits.items()}
-    if data.label_names and not data.has_attributes:
-        names = np.array([*data.label_names, "unlabelled"])  # the last name is that of -1
-        arrays |= {f"{split}_labels": names[labels.numpy()] for split, labels in data.labels.items()}
-    return arrays
-
-
-def _as_table(beside: Mapping[str, Any], codes: Mapping[str, Tensor]) -> DataFrame:
-    """Return names, labels and codes as a table, whose columns are name, label, loc_1, loc_2 and so on."""
+def _write_codes(out: Path, arrays: Mapping[str, Any]) -> None:
+    """Write names, labels and codes as arrays, or as a table of the columns name, label, loc_1, loc_2 and so on."""
     from pandas import DataFrame
 
-    columns = {name.removesuffix("s"): texts for name, texts in beside.items()}
-    for name, each in codes.items():
-        columns |= {f"{name}_{place}": column.tolist() for place, column in enumerate(each.T, 1)}
-    return DataFrame(columns, dtype=object)  # a name of a file may be any bytes
+    codes = {name: array for name, array in arrays.items() if name not in ("names", "labels")}
+    content: Any = arrays
+    if out.suffix == ".csv":
+        columns = {name.removesuffix("s"): arrays[name] for name in arrays if name not in codes}
+        for name, array in codes.items():
+            columns |= {f"{name}_{place}": column.tolist() for place, column in enumerate(array.T, 1)}
+        content = DataFrame(columns, dtype=object)  # a name of a file may be any bytes
+    write(out, content)
+    print_line(f"{out}: {', '.join(f'{name} {tuple(array.shape)}' for name, array in codes.items())}")
 
 
 def _score_parser() -> Parser:
@@ -172,10 +150,9 @@ def _score_parser() -> Parser:
 
 def _score(arguments: argparse.Namespace) -> None:
     from pvae.core.random_state import seeded
-    from pvae.data.preparation import Preparation
-    from pvae.plotting.figures import named_images_figure
+    from pvae.evaluation.surprise import surprising_values
     from pvae.trained.alarm import alarm_of, held_out_rows
-    from pvae.trained.scores import score_rows, to_text
+    from pvae.trained.scores import score_data
 
     run = open_run(arguments.run, arguments.vae)
     folder = output_path(arguments.out, run.place / "scores")
@@ -188,49 +165,70 @@ def _score(arguments: argparse.Namespace) -> None:
         held_out = held_out_rows(run, rate)
     given = _given_data(run, arguments).without_broken
     how = arguments.importance_samples, functools.partial(progress_bar, unit="datum", in_logs=True)
+    alarm = None
     with seeded(arguments.seed):
-        scores, vae, batch, kind = score_rows(run, given.x, given.y, given.inside, given.names, "test", *how)
-        alarm = alarm_of(run, held_out, *how) if held_out else None
-    if given.outside:
-        scores = _with_outside(scores, given)
+        scores, pixels = score_data(run, given, *how)
+        if held_out:
+            alarm = alarm_of(run, held_out, *how)
     order = scores["log_p"].to_numpy().argsort(kind="stable")
     num_shown = arguments.num_printed
-    which = "least likely"
     if alarm:
         order = alarm.mark(scores, rate, arguments.fdr)
         num_shown = max(num_shown, int(scores["is_odd"].sum()))
-        which = "oddest"
-    texts = []
+    beside = []
     if run.data.columns:
         with seeded(arguments.seed):
-            texts = _beside(run, vae, batch, given, order[:num_shown].tolist())
-    if alarm and texts:
+            beside = surprising_values(run, given, order[:num_shown].tolist())
+    if alarm and beside:
         scores["values"] = ""
-        scores.iloc[order[:num_shown], -1] = texts
+        scores.iloc[order[:num_shown], -1] = beside
     write(folder / "scores.csv", scores)
-    printed = order[: arguments.num_printed]
     files = "scores.csv"
-    what = "in nats"
     if run.data.is_images:
-        rows = {"lowest log p(x)": scores["log_p"].to_numpy().argsort(kind="stable")}
-        rows |= {f"highest {name}": (-scores[name].to_numpy()).argsort() for name in ("distortion", "rate")}
-        image = Preparation().x
-        bands = {row: [(given.names[one], image(given.x[one])) for one in odd[:_ODDEST]] for row, odd in rows.items()}
-        write(folder / "oddest.png", named_images_figure(bands, f"{run.title}\nthe oddest of {len(scores):,}"))
-        what += f"; pixels {kind}"
+        write(folder / "oddest.png", _oddest_figure(run, given, scores))
         files += ", oddest.png"
-    if run.is_given_labels:
-        what += "; log p(x) is log p(x | y)"
-    elif arguments.label:
-        what += "; log p(x) is log p(x, y)"
-    print_line(to_text(scores.iloc[printed].drop(columns=["is_odd", "values"], errors="ignore"), texts))
-    print_line(f"the {which} {len(printed):,} of {len(scores):,}, {what}")
+    _print_scores(run, arguments, scores.iloc[order[: arguments.num_printed]], len(scores), beside, pixels)
     if alarm:
         for line in alarm.lines(scores, rate, arguments.fdr, _is_own(run, arguments.data, alarm.split)):
             print_line(line)
     _say_outside(given, "finite log p(x)")
     _say_how(scores)
     print_line(f"{folder}: {files}")
+
+
+def _oddest_figure(run: Run, given: OtherData, scores: DataFrame) -> Figure:
+    """Return the images of the lowest log p(x), and those of the highest distortion and rate, a row each."""
+    from pvae.data.preparation import Preparation
+    from pvae.plotting.figures import named_images_figure
+
+    orders = {"lowest log p(x)": scores["log_p"].to_numpy().argsort(kind="stable")}
+    for name in ("distortion", "rate"):
+        orders[f"highest {name}"] = (-scores[name].to_numpy()).argsort()
+    image = Preparation().x
+    bands = {}
+    for title, order in orders.items():
+        bands[title] = [(given.names[row], image(given.x[row])) for row in order[:_ODDEST]]
+    return named_images_figure(bands, f"{run.title}\nthe oddest of {len(scores):,}")
+
+
+def _print_scores(
+    run: Run, arguments: argparse.Namespace, scores: DataFrame, num_scored: int, beside: Sequence[str], pixels: str
+) -> None:
+    """Print the scores of the oddest rows, and of what they are."""
+    from pvae.trained.scores import to_text
+
+    print_line(to_text(scores.drop(columns=["is_odd", "values"], errors="ignore"), beside))
+    which = "least likely"
+    if "is_odd" in scores:
+        which = "oddest"
+    what = "in nats"
+    if run.data.is_images:
+        what += f"; pixels {pixels}"
+    if run.is_given_labels:
+        what += "; log p(x) is log p(x | y)"
+    elif arguments.label:
+        what += "; log p(x) is log p(x, y)"
+    print_line(f"the {which} {len(scores):,} of {num_scored:,}, {what}")
 
 
 def _is_own(run: Run, path: Path | None, split: str) -> bool:
@@ -250,56 +248,6 @@ def _say_how(scores: DataFrame) -> None:
     if "missing" in scores and (num_missing := int((scores["missing"] > 0).sum())):
         print_line(f"fields are empty in {num_missing:,} of them: log p(x) is that of what is known of a row")
     print_line(_CAVEAT)
-
-
-def _with_outside(scores: DataFrame, given: OtherData) -> DataFrame:
-    """Return scores of all rows in their order: log p is -inf of those outside, and NaN of those that are empty."""
-    import numpy as np
-    import pandas
-
-    from pvae.data.schema import EMPTY
-
-    rows = [given.names[row] for row in given.outside]
-    log_p = [math.nan if why == EMPTY else -math.inf for why in given.outside.values()]
-    odd = {"log_p": log_p, "is_trusted": True, "reason": [*given.outside.values()]}
-    together = pandas.concat([scores.assign(reason=""), pandas.DataFrame(odd, pandas.Index(rows, name="name"))])
-    return together.iloc[np.argsort([*given.inside, *given.outside])]
-
-
-def _beside(run: Run, vae: VAE, batch: Batch, given: OtherData, rows: list[int]) -> list[str]:
-    """Return for each of some rows why it is outside, or else its most surprising values."""
-    import torch
-
-    texts = dict(given.outside)
-    scored = [row for row in rows if row not in texts]
-    if scored:
-        surprise = _surprise(vae, batch.rows(torch.searchsorted(given.inside, torch.tensor(scored))))
-        for row, places in zip(scored, surprise.argsort(descending=True, stable=True).tolist()):
-            values = [(run.data.columns[place], given.x[row, place].item()) for place in places]
-            known = [f"{column.name} {column.text(value, True)}" for column, value in values if not math.isnan(value)]
-            texts[row] = "; ".join(known[:_BESIDE])
-    return [texts[row] for row in rows]
-
-
-def _surprise(vae: VAE, batch: Batch) -> Tensor:
-    """Return how much less likely each value of vectors is than draws in its place: (N, D) nats, 0 if it is missing.
-
-    E log p(x'_d | z) - E log p(x_d | z),    z ~ q(z | x), x'_d ~ p(x_d | z)
-    """
-    import torch
-
-    from pvae.evaluation.measures.baselines import log_prob_of_each
-    from pvae.marginal.chunks import data_at_once
-
-    parts = []
-    with torch.no_grad():
-        for part in batch.split(data_at_once(vae, batch, _DRAWS)):
-            p_x = vae.likelihood(vae.posterior(*part).sample((_DRAWS,)), part.y)
-            of_draws, of_data = (log_prob_of_each(p_x, x) for x in (p_x.sample(), part.x))
-            if of_data.shape[1:] != part.x.shape:  # your own likelihood, of values that depend on each other
-                return torch.zeros(len(batch), part.x.shape[1])
-            parts.append((of_draws - of_data).mean(0).where(~part.x.isnan(), 0))
-    return torch.cat(parts)
 
 
 def _sample_parser() -> Parser:
@@ -322,85 +270,72 @@ def _sample_parser() -> Parser:
 
 
 def _sample(arguments: argparse.Namespace) -> None:
-    from pandas import DataFrame
-
     from pvae.core.random_state import seeded
-    from pvae.data.codec import to_file
-    from pvae.plotting.figures import image_figure
+    from pvae.trained.frames import sample_data
     from pvae.trained.given import label_of, label_texts
 
     run = open_run(arguments.run, arguments.vae)
     if arguments.impute is not None:
-        with seeded(arguments.seed):
-            _impute(run, arguments)
+        _impute(run, arguments)
         return
     if (arguments.draws or 1) > 1:
         raise InputError("--draws N needs --impute: -n says how many data are drawn")
     default = run.place / "samples"
+    where = "z ~ p(z)"
+    if arguments.codes is not None:
+        where = f"z of {arguments.codes.name}"
     if arguments.label is not None:  # whose samples do not replace those of another label
         (label,) = label_texts(run, label_of(run, arguments.label))
         default = default.with_name("samples-" + re.sub(r"[^\w.,-]", "_", label))
-    out = _out(run, arguments.out, default, "samples")
-    with seeded(arguments.seed):
-        x, y = _drawn(run, arguments)
-    labels = [] if y is None or not run.data.label_names else label_texts(run, y)
-    where = f"z of {arguments.codes.name}" if arguments.codes else "z ~ p(z)"
-    if arguments.label is not None:
         where += f", label {label}"
-    elif labels:
+    elif arguments.codes is None and (run.is_given_labels or run.config.labels):
+        run.dataset(None, arguments.data_dir, arguments.offline)
+    out = _out(run, arguments.out, default, "samples")
+    draws = arguments.draws is not None
+    with seeded(arguments.seed):
+        x, y = sample_data(run, arguments.num_samples, arguments.label, arguments.codes, draws)
+    labels = []
+    if y is not None and run.data.label_names:
+        labels = label_texts(run, y)
+    if labels and arguments.label is None:
         where += ", labels in the shares of the training data"
-    if not run.data.is_images:
+    if run.data.is_images:
+        _write_samples(run, arguments, out, x, labels, where)
+    else:
         names = [f"sample-{number}" for number in range(1, len(x) + 1)]
-        _write_values(run, out, names, to_file(run.data, x, y), labels)
-        print_line(f"{out}: x {tuple(x.shape)}, draws from p(x | z), {where}")
-        return
+        _write_values(run, out, names, x, labels)
+        print_line(f"{out}: x {(len(x), *run.data.datum_shape)}, draws from p(x | z), {where}")
+
+
+def _write_samples(
+    run: Run, arguments: argparse.Namespace, out: Path, x: Tensor, labels: Sequence[str], where: str
+) -> None:
+    """Write images with their labels, and a sheet of the first ones."""
+    from pandas import DataFrame
+
+    from pvae.plotting.figures import image_figure
+
     images = run.preparation.shown(x).clamp(0, 1)
     names = _write_images(out, "sample", images)
+    files = f"{names[0]} to {names[-1]}"
     if labels:
         write(out / "names.csv", DataFrame({"file": names, "label": labels}, dtype=object))
-    what = "draws from p(x | z)" if arguments.draws else "means of p(x | z)"
+        files += ", names.csv"
+    what = "means of p(x | z)"
+    if arguments.draws:
+        what = "draws from p(x | z)"
     title = f"{run.title}\n{what}, {where}"
     if arguments.codes is None:
         title += f", seed {arguments.seed}"
     write(out / "samples.png", image_figure(images[:64], min(8, len(names)), title))
-    files = f"{names[0]} to {names[-1]}"
-    if labels:
-        files += ", names.csv"
     print_line(f"{out}: {files}, and the first 64 on samples.png")
-
-
-def _drawn(run: Run, arguments: argparse.Namespace) -> tuple[Tensor, Tensor | None]:
-    """Return draws from p(x | z), or of images means, at z ~ p(z) or the given codes, and their labels."""
-    from pvae.core.protocol import for_each
-    from pvae.trained import latent_space
-    from pvae.trained.given import label_of, labels_to_sample, read_codes
-
-    draws = arguments.draws is not None or not run.data.is_images
-    label = arguments.label
-    y = None
-    if arguments.codes is None:
-        if label is None and (run.is_given_labels or run.config.labels):
-            run.dataset(None, arguments.data_dir, arguments.offline)
-        y = labels_to_sample(run, arguments.num_samples, label)
-        if run.data.recorded:
-            x = latent_space.sample_rows(run.vae(), run.data, arguments.num_samples, y)
-        else:
-            x = latent_space.sample(run.vae(), arguments.num_samples, draws, y)
-    else:
-        if label is not None:
-            y = label_of(run, label)
-        elif run.is_given_labels:
-            raise InputError(f"{run.name} was trained with labels: give --label NAME beside --codes")
-        z = latent_space.with_labels(run.vae().prior(), read_codes(run, arguments.codes), y)
-        x = latent_space.decode(run.vae(), z, y, draws=draws)
-    return x, for_each(y, len(x))
 
 
 def _impute(run: Run, arguments: argparse.Namespace) -> None:
     """Write data whose missing values are filled in, with their spread, or as draws."""
-    from pvae.data.schema import EMPTY
+    from pvae.core.random_state import seeded
+    from pvae.trained.frames import impute_data
     from pvae.trained.given import given_data
-    from pvae.trained.imputation import ENOUGH, TRIES, impute
 
     if run.data.is_images:
         raise InputError(f"{run.name} was trained on images, where no pixel is missing: train on array:FILE --missing")
@@ -410,90 +345,49 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
     given = given_data(run, arguments.impute, label=arguments.label, fills=True)
     if given.note:
         print(f"note: {given.note}", file=sys.stderr)
-    if given.y is None or len(given.y) == 1:
-        given = given._replace(outside={row: why for row, why in given.outside.items() if why != EMPTY})
     if number and given.fields is not None and "imputation" in given.fields.frame:
         how = "which counts the draws: give it another name"
         raise InputError(f"{arguments.impute} has a column imputation, {how}")
     out = _out(run, arguments.out, run.place / "samples", "imputed")
-    num_draws = number
-    if run.data.recorded:
-        num_draws = max(TRIES, _TRIES_OF_DRAW * number)
-    with progress_bar("imputing", len(given.inside), "datum", in_logs=True) as bar:
-        found = impute(run.vae(), given.batch(run.preparation), num_draws=num_draws, on_data=bar.update)
-    values = {"filled": given.in_place(found.filled, given.x), "std": given.in_place(found.std)}
+    bar = progress_bar("imputing", len(given.inside), "datum", in_logs=True)
+    with seeded(arguments.seed), bar:
+        imputed = impute_data(run, given, number, bar.update)
+    files = str(out)
+    sep = ","
+    if given.fields is not None:
+        sep = given.fields.sep
+        if number:
+            files += ", by the column imputation"
+    write(out, imputed.content, sep)
+    if imputed.spread is not None:
+        spread = out.with_name(f"{out.stem}-std.csv")
+        write(spread, imputed.spread, sep)
+        files += f", {spread.name}"
+    _say_imputed(run, given, imputed, files, number)
+
+
+def _say_imputed(run: Run, given: OtherData, imputed: ImputedData, files: str, number: int) -> None:
+    """Print what was filled in, what it assumes, and where it cannot be trusted."""
+    from pvae.trained.imputation import ENOUGH
+
     how = "filled by their means; std says how far each may lie from its mean"
     alike = "standard deviations may be too small"
     if number:
-        values = {"draws": given.in_place(found.draws, given.x[:, None])}
         how = f"{number} draws of each"
         alike = "draws are too alike"
-    files = str(out)
-    num_left = 0
-    is_missing = (given.in_file if run.data.columns else given.x).isnan()
-    num_missing = int(is_missing[given.inside].sum())
-    if run.data.columns:
-        files, num_left = _write_imputed_table(run, out, given, found, number)
-    else:
-        write(out, {"names": given.names, **values})
-    print_line(f"{files}: {num_missing:,} missing values of {len(given.names):,} rows, {how}")
-    if num_left:
+    print_line(f"{files}: {imputed.num_missing:,} missing values of {len(given.names):,} rows, {how}")
+    if imputed.num_left:
         why = "no draw agrees with the given fields and the rules"
-        print_line(f"of these, fields of {num_left:,} rows stay empty: {why}")
+        print_line(f"of these, fields of {imputed.num_left:,} rows stay empty: {why}")
     said = "whether a value is missing is taken not to depend on the value"
     if run.data.limits:
         said += "; values that are known only to be below a limit are filled in below it"
     print_line(said)
     _say_outside(given, "imputation")
-    untrusted = [given.names[row] for row in given.inside[~found.is_trusted]]
-    if untrusted:
+    if imputed.untrusted:
         few = f"an effective sample size below {ENOUGH:.0f}, or a heavy tail"
-        print_line(f"the weights of {len(untrusted):,} rows have {few}: their {alike}: {listed(untrusted)}")
-
-
-def _write_imputed_table(run: Run, out: Path, given: OtherData, found: Imputed, number: int) -> tuple[str, int]:
-    """Write a table as its file has it, with imputed values in place of empty fields.
-
-    Return the names of the files, and the number of rows of which fields stay empty.
-    """
-    from dataclasses import replace
-
-    import pandas
-    import torch
-
-    from pvae.data.codec import complete
-    from pvae.data.column import Column
-    from pvae.data.tables import table_text
-
-    assert given.fields is not None  # of the file of a table
-    fields, sep = given.fields.frame, given.fields.sep
-    columns = [replace(column, point=given.fields.points[column.name]) for column in run.data.file_columns]
-    missing = {*run.config.missing_values.split(","), ""}
-    for one in run.data.constants:
-        if one.name in fields:
-            fields[one.name] = fields[one.name].mask(fields[one.name].isin(missing), one.text)
-    of_file, x, y = given.in_file[given.inside], given.x[given.inside], given.batch(run.preparation).y
-    is_missing = given.in_place(of_file.isnan(), torch.tensor(False))
-    tries = [*found.draws.unbind(1)]
-    ways = [tries[first::number] for first in range(number)] or [[found.filled, *tries]]
-    parts = [complete(run.data, of_file, x, way, y) for way in ways]
-    num_left = len(torch.cat([left for _, left in parts]).unique())
-    rows = torch.cat([given.in_place(part) for part, _ in parts])
-    if number:
-        counts = torch.arange(1, 1 + number).repeat_interleave(len(fields))
-        fields = pandas.concat([fields] * number)
-        fields.insert(0, "imputation", counts.tolist())
-    write(out, table_text(columns, rows, fields, is_missing.repeat(len(ways), 1), sep))
-    if number:
-        return f"{out}, by the column imputation", num_left
-    spread = out.with_name(f"{out.stem}-std.csv")
-    numbers = [Column(column.name, point=column.point) for column in columns]
-    std = torch.full(is_missing.shape, math.nan)  # of a column that a rule has rewritten it is not known
-    for place, column in enumerate(run.data.file_columns):
-        if column in run.data.columns:
-            std[:, place] = given.in_place(found.std[:, run.data.columns.index(column)])
-    write(spread, table_text(numbers, std, fields, torch.ones_like(is_missing), sep))
-    return f"{out}, {spread.name}", num_left
+        rows = f"{len(imputed.untrusted):,} rows"
+        print_line(f"the weights of {rows} have {few}: their {alike}: {listed(imputed.untrusted)}")
 
 
 def _reconstruct_parser() -> Parser:
@@ -505,31 +399,34 @@ def _reconstruct_parser() -> Parser:
 
 
 def _reconstruct(arguments: argparse.Namespace) -> None:
-    from pandas import DataFrame
-
-    from pvae.data.codec import to_file
-    from pvae.plotting.figures import reconstruction_figure
-    from pvae.trained.latent_space import decode, encode
+    from pvae.trained.frames import reconstruct_data
 
     run = open_run(arguments.run, arguments.vae)
-    folder = _out(run, arguments.out, run.place / "reconstructions", "reconstructions")
+    out = _out(run, arguments.out, run.place / "reconstructions", "reconstructions")
     given = _given_data(run, arguments)
-    batch = given.batch(run.preparation)
-    shown = run.preparation.shown
-    means = decode(run.vae(), encode(run.vae(), batch), batch.y)
-    if not run.data.is_images:
-        _write_values(run, folder, given.names, given.in_place(to_file(run.data, means, batch.y)))
-        print_line(f"{folder}: {len(means):,} means of p(x | z), in the order of the data")
-        _say_outside(given, "reconstruction")
+    means = reconstruct_data(run, given)
+    if run.data.is_images:
+        _write_reconstructions(run, out, given, means)
         return
-    names = _write_images(folder, "reconstruction", shown(means).clamp(0, 1))
-    write(folder / "names.csv", DataFrame({"file": names, "name": given.names}, dtype=object))
+    _write_values(run, out, given.names, means)
+    print_line(f"{out}: {len(given.inside):,} means of p(x | z), in the order of the data")
+    _say_outside(given, "reconstruction")
+
+
+def _write_reconstructions(run: Run, out: Path, given: OtherData, means: Tensor) -> None:
+    """Write images with the names of those that they are made from, and a sheet of the first ones."""
+    from pandas import DataFrame
+
+    from pvae.plotting.figures import reconstruction_figure
+
+    shown = run.preparation.shown
+    names = _write_images(out, "reconstruction", shown(means).clamp(0, 1))
+    write(out / "names.csv", DataFrame({"file": names, "name": given.names}, dtype=object))
     title = f"{run.title}\nmeans of p(x | z) at the means of q(z | x)"
-    figure = reconstruction_figure(
-        shown(next(batch.split(_SHOWN)).x), shown(means[:_SHOWN]), title, ("given", "reconstruction")
-    )
-    write(folder / "reconstructions.png", figure)
-    print_line(f"{folder}: {names[0]} to {names[-1]}, names.csv, and the first {_SHOWN} on reconstructions.png")
+    first = next(given.batch(run.preparation).split(_SHOWN)).x
+    figure = reconstruction_figure(shown(first), shown(means[:_SHOWN]), title, ("given", "reconstruction"))
+    write(out / "reconstructions.png", figure)
+    print_line(f"{out}: {names[0]} to {names[-1]}, names.csv, and the first {_SHOWN} on reconstructions.png")
 
 
 def _out(run: Run, out: Path | None, default: Path, name: str) -> Path:
@@ -563,18 +460,12 @@ def _out(run: Run, out: Path | None, default: Path, name: str) -> Path:
 
 def _write_values(run: Run, file: Path, names: Sequence[str], x: Tensor, labels: Sequence[str] = ()) -> None:
     """Write data that are no images, a table as .csv and others as .npz, with their labels."""
-    from pvae.data.tables import table_text
+    from pvae.trained.frames import as_file
 
-    if not run.data.columns:
-        write(file, {"names": names, "x": x, **({"labels": labels} if labels else {})})
-        return
-    places: list[tuple[float, str, str | Sequence[str]]]
-    places = [(float(place), column.name, "") for place, column in enumerate(run.data.file_columns)]
-    if labels:
-        places.append((run.data.label_place - 0.5, run.config.label_column or "label", labels))
-    places += [(one.place - 0.6, one.name, one.text) for one in run.data.constants]
-    beside = {name: values for _, name, values in sorted(places, key=lambda one: one[0])}
-    write(file, table_text(run.data.file_columns, x, beside))
+    sep = ","
+    if any(column.point == "," for column in run.data.file_columns):
+        sep = ";"
+    write(file, as_file(run.data, names, x, labels), sep)
 
 
 def _write_images(folder: Path, prefix: str, images: Tensor) -> list[str]:

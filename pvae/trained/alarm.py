@@ -269,7 +269,7 @@ def alarm_of(run: Run, rows: Mapping[str, Tensor], *how: Any) -> Alarm:
         x = run.dataset().splits[split]
         drawn_as = "calibration" if split == "test" else split  # binary pixels are not drawn as those of other rows
         y = given_y(run, split)
-        scores, *_ = score_rows(run, x, y, chosen, [split] * len(x), drawn_as, *how)
+        scores, _ = score_rows(run, x, y, chosen, [split] * len(x), drawn_as, *how)
         signs.append(scores[[*SIGNS]].to_numpy(dtype=np.float64))
     sides = Sides.of(signs[0])
     split = [*rows][-1]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch.distributions import Normal
 
 from pvae.core.batch import Batch
 from pvae.data.dataset import Dataset, random_subset
+from pvae.data.schema import UNKNOWN
 from pvae.distributions.joint import Joint
 from pvae.marginal.chunks import data_at_once
 from pvae.models.priors import StandardNormalPrior
@@ -58,6 +61,16 @@ def codes_as_data(run: Run) -> Dataset:
         f"codes of {data.name}", means["train"], means["test"], data.train_labels, data.test_labels, data.label_names,
         valid=means.get("valid"), valid_labels=data.valid_labels,
     )  # fmt: skip
+
+
+def codes_as_arrays(run: Run) -> dict[str, Any]:
+    """Return `codes_as_data` as arrays by their names, with the names of the classes: what "array:FILE" reads."""
+    data = codes_as_data(run)
+    arrays: dict[str, Any] = {split: codes.numpy() for split, codes in data.splits.items()}
+    if data.label_names and not data.has_attributes:
+        names = np.array([*data.label_names, UNKNOWN])  # the last name is that of -1
+        arrays |= {f"{split}_labels": names[labels.numpy()] for split, labels in data.labels.items()}
+    return arrays
 
 
 @cached

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from pvae.core.errors import InputError, brief, check_name
 from pvae.data.read import OtherData, read_other
-from pvae.data.schema import is_classes
+from pvae.data.schema import EMPTY, is_classes
 from pvae.runs.run import Run
 
 __all__ = ["given_data", "given_values", "label_of", "label_texts", "labels_to_sample", "read_codes"]
@@ -33,7 +33,7 @@ def given_data(
             run's own test data.
         skip_broken: leave out image files that cannot be decoded.
         label: the label of all data, as for `label_of`; by default the run's own test data have their own labels.
-        fills: empty fields of a table are to be filled in, as for `other_rows`.
+        fills: empty fields of a table are to be filled in, as for `other_rows`; rows without a field are inside then.
 
     Raises:
         InputError: there are no such data, they are of another kind, or the run's own data cannot be found; or the run
@@ -62,7 +62,10 @@ def given_data(
         given = given._replace(y=torch.tensor(codes).clamp(min=0))
     if run.data.is_images:
         return given
-    return given.checked(run.vae().p_x, run.preparation, run.data.columns)
+    given = given.checked(run.vae().p_x, run.preparation, run.data.columns)
+    if fills and (given.y is None or len(given.y) == 1):
+        return given._replace(outside={row: why for row, why in given.outside.items() if why != EMPTY})
+    return given
 
 
 def given_values(run: Run, text: str) -> Tensor:

@@ -12,13 +12,17 @@ from torch.distributions import MultivariateNormal
 
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
+from pvae.data.codec import complete
+from pvae.data.read import OtherData
+from pvae.data.schema import Schema
 from pvae.distributions.values import Columns
 from pvae.marginal.chunks import at_once, widest
 from pvae.marginal.importance import Mixture, near_posterior, num_in_tail, pareto_k
 from pvae.vae import VAE
 
 ENOUGH = 1000.0  # the effective sample size below which a datum gets more draws, and its errors cannot be trusted
-TRIES = 20  # draws of a row of a table, of which one that keeps its rules is taken
+_TRIES = 20  # draws of a row of a table, of which one that keeps its rules is taken
+_TRIES_OF_DRAW = 5  # of each of several imputations
 _LIGHT = 0.7  # Pareto k, from which no error of a mean can be trusted
 _SPARE = 1.5  # times as many draws as the weights of fewer ones ask for
 _MOST = 12_800  # draws
@@ -173,3 +177,41 @@ def _given_below(p_x: Any, x: Tensor) -> tuple[Any, Tensor]:
     if isinstance(p_x, Columns):
         return p_x.given(x)
     return p_x, x.isnan()
+
+
+def num_tries(schema: Schema, num_imputations: int = 0) -> int:
+    """Return the number of draws of each row, of which `complete_rows` takes those that break no rule of a table."""
+    if not schema.steps:
+        return num_imputations
+    return max(_TRIES, _TRIES_OF_DRAW * num_imputations)
+
+
+def complete_rows(
+    schema: Schema, given: OtherData, found: Imputed, num_imputations: int = 0
+) -> tuple[list[Tensor], Tensor]:
+    """Return rows in the columns of a file whose empty fields are filled in without breaking a rule.
+
+    Args:
+        schema: of the table.
+        given: its rows; those that are outside become NaN.
+        found: what `impute` returns for those that are inside, with the draws of `num_tries`.
+        num_imputations: the number of draws; 0 for means, in place of which a draw is taken where they break a rule.
+
+    Returns:
+        The rows (N, D) of each imputation, and the numbers of those of which fields stay empty in one of them.
+    """
+    tries = [*found.draws.unbind(1)]
+    of_each = [[found.filled, *tries]]
+    if num_imputations:
+        of_each = [tries[first::num_imputations] for first in range(num_imputations)]
+    inside = given.inside
+    y = given.y
+    if y is not None and len(y) > 1:
+        y = y[inside]
+    rows = []
+    left = []
+    for candidates in of_each:
+        completed, without = complete(schema, given.in_file[inside], given.x[inside], candidates, y)
+        rows.append(given.in_place(completed))
+        left.append(inside[without])
+    return rows, torch.cat(left).unique()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -20,7 +21,8 @@ from pvae.core.random_state import seeded
 from pvae.data.codec import log_density_beside, to_file
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Pixels
-from pvae.data.schema import DataRecord
+from pvae.data.read import OtherData
+from pvae.data.schema import EMPTY, DataRecord
 from pvae.distributions.joint import Joint
 from pvae.distributions.power_spherical import PowerSpherical
 from pvae.marginal.chunks import data_at_once
@@ -315,8 +317,8 @@ def score_rows(
     names: Sequence[str],
     split: str,
     *how: Any,
-) -> tuple[pandas.DataFrame, VAE, Batch, str]:
-    """Return `score_images` of rows of data for a run, in the columns of its file, and what `with_likelihood` returns.
+) -> tuple[pandas.DataFrame, str]:
+    """Return `score_images` of rows of data for a run, in the columns of its file, and the kind of their pixels.
 
     Args:
         run: the run.
@@ -335,7 +337,30 @@ def score_rows(
         scores["distortion"] -= more
         if "missing" in scores:  # not a field that a rule fills in
             scores["missing"] = to_file(run.data, x[rows], batch.y).isnan().sum(1).numpy()
-    return scores, vae, batch, kind
+    return scores, kind
+
+
+def score_data(run: Run, given: OtherData, *how: Any) -> tuple[pandas.DataFrame, str]:
+    """Return the scores of data in their order, as `score_rows` does, and the kind of their pixels.
+
+    Log p(x) is -inf of rows that are outside, NaN of those that are empty, and the column "reason" says why.
+
+    Args:
+        run: the run.
+        given: the data.
+        how: as for `score_rows`.
+    """
+    scores, kind = score_rows(run, given.x, given.y, given.inside, given.names, "test", *how)
+    if not given.outside:
+        return scores, kind
+    import pandas
+
+    reasons = [*given.outside.values()]
+    log_p = [math.nan if reason == EMPTY else -math.inf for reason in reasons]
+    names = pandas.Index([given.names[row] for row in given.outside], name="name")
+    others = pandas.DataFrame({"log_p": log_p, "is_trusted": True, "reason": reasons}, names)
+    together = pandas.concat([scores.assign(reason=""), others])
+    return together.iloc[np.argsort([*given.inside, *given.outside])], kind
 
 
 def to_text(scores: pandas.DataFrame, beside: Sequence[str] = ()) -> str:

@@ -32,7 +32,7 @@ from pvae.core.batch import Batch
 from pvae.core.errors import InputError, check_name, listed
 from pvae.core.options import options_of
 from pvae.core.random_state import seeded
-from pvae.data.codec import complete, log_density_beside, to_file
+from pvae.data.codec import log_density_beside, to_file
 from pvae.data.column import Column
 from pvae.data.dataset import Dataset, random_subset
 from pvae.data.read import OtherData, other_rows, read
@@ -44,7 +44,8 @@ from pvae.marginal.log_likelihood import log_likelihood
 from pvae.marginal.log_p import LogP, is_continuous
 from pvae.trained import latent_space
 from pvae.trained.alarm import Sides, conformal_p_values, least_rows
-from pvae.trained.imputation import TRIES, impute
+from pvae.trained.frames import filled_in, in_order, missing_fields
+from pvae.trained.imputation import complete_rows, impute, num_tries
 from pvae.trained.scores import elbo_terms
 from pvae.training.callbacks import Figures, TensorBoard, default_callbacks
 from pvae.training.fit import fit
@@ -287,25 +288,18 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         The index and the columns are those of X, and so are those that `fit` left out.
         """
         given = self._inside(X, fills=True)
-        batch = self._batch_of(given)
         with seeded(self.config_.seed):
-            found = impute(self.vae_of(), batch, num_draws=TRIES if self.schema_.steps else 0)
-        tries = [found.filled, *found.draws.unbind(1)]
-        rows, left = complete(self.schema_, given.in_file, batch.x.images.double(), tries, batch.y)
+            found = impute(self.vae_of(), self._batch_of(given), num_draws=num_tries(self.schema_))
+        (rows,), left = complete_rows(self.schema_, given, found)
         if len(left):
             rows_left = listed([given.names[row] for row in left.tolist()])
             said = f"{rows_left} stay as they are: no draw agrees with the given fields and the rules"
             warnings.warn(said, stacklevel=2)
-        filled = self._frame_of(rows, batch.y, True)
         is_frame = isinstance(X, DataFrame)
         frame = X.rename(columns=str) if is_frame else self._frame(X)
-        is_missing = frame.isna() | (frame == "")
-        is_missing[[column.name for column in self.schema_.file_columns]] |= given.in_file.isnan().numpy()
-        known = [name for name in filled if name in is_missing]
-        for name in filled[known].columns[is_missing[known].any()]:
-            new = filled[name].set_axis(frame.index)
-            frame[name] = frame[name].astype(object).mask(is_missing[name], new).astype(new.dtype)
-        return frame.set_axis(X.columns, axis=1) if is_frame else frame.to_numpy()
+        is_missing = missing_fields(self.schema_, given, frame)
+        filled = filled_in(frame, self._frame_of(rows, is_filled=True), is_missing)
+        return filled.set_axis(X.columns, axis=1) if is_frame else filled.to_numpy()
 
     def vae_of(self) -> VAE:
         """Return the VAE.
@@ -363,17 +357,16 @@ class VAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMix
         frame = self._frame_of(to_file(self.schema_, x, y), y)
         return frame if self.is_frame_ else frame.to_numpy()
 
-    def _frame_of(self, x: Tensor, y: Tensor | None, is_filled: bool = False) -> DataFrame:
+    def _frame_of(self, x: Tensor, y: Tensor | None = None, is_filled: bool = False) -> DataFrame:
         """Return values (N, D) of the columns of the file, with their classes, as a frame with the types of X."""
-        found = dict[str, Any]()
+        fields = {}
         for column, values in zip(self.schema_.file_columns, x.numpy().T):
-            found[column.name] = _in_units(column, values, is_filled)
-        if y is not None and self.condition:
-            found[self.condition] = [self.class_values_[code] for code in y.tolist()]
-        for one in self.schema_.constants:
-            found[one.name] = [one.text] * len(x)
-        kept = {name: dtype for name, dtype in self.dtypes_.items() if name in found}
-        return DataFrame({name: _like(pandas.Series(found[name]), dtype) for name, dtype in kept.items()})
+            fields[column.name] = _in_units(column, values, is_filled)
+        labels = []
+        if y is not None:
+            labels = [self.class_values_[code] for code in y.tolist()]
+        frame = in_order(self.schema_, fields, labels)
+        return DataFrame({name: _like(frame[name], self.dtypes_[name]) for name in frame})
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled: the weights in place of the modules."""

@@ -18,7 +18,7 @@ from pvae.data.codec import to_file
 from pvae.runs.run import Run
 from pvae.trained import latent_space
 from pvae.trained.given import given_data
-from pvae.trained.imputation import TRIES, impute
+from pvae.trained.imputation import impute, num_tries
 from pvae.trained.scores import score_images
 
 pytestmark = pytest.mark.workflow
@@ -105,7 +105,8 @@ def test_what_is_there_is_kept_by_imputation_and_what_is_missing_is_drawn(folder
     assert (filled["visits"] == filled["visits"].astype(int).astype(str)).all()
     run = Run.open("unlabelled")
     with seeded(0, CPU):
-        expected = impute(run.vae(), given_data(run, "unlabelled.csv").batch(run.preparation), num_draws=TRIES)
+        batch = given_data(run, "unlabelled.csv").batch(run.preparation)
+        expected = impute(run.vae(), batch, num_draws=num_tries(run.data))
     assert np.allclose(spread["age"].astype(float), expected.std[:, 0], rtol=1e-5)
     assert spread["patient"].tolist() == known["patient"].tolist()
 
