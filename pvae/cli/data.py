@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import io
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,11 +16,9 @@ from typing import TYPE_CHECKING, Any
 from pvae.cli.command import Command, Parser, add_seed, integer, nonempty_path, output_path, run_parser, write
 from pvae.cli.own_code import open_run
 from pvae.core.errors import InputError, listed
-from pvae.core.files import write_whole
 from pvae.core.terminal import print_line, progress_bar
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from pandas import DataFrame
     from torch import Tensor
 
@@ -81,7 +78,6 @@ examples:
 {_PAGES}"""
 
 _SHOWN = 8  # images on reconstructions.png
-_ODDEST = 10  # images in a row of oddest.png
 _REASONS = 3  # that are printed, why rows are outside
 _MOST = 10_000  # images at once in memory
 
@@ -151,6 +147,7 @@ def _score_parser() -> Parser:
 def _score(arguments: argparse.Namespace) -> None:
     from pvae.core.random_state import seeded
     from pvae.evaluation.surprise import surprising_values
+    from pvae.plotting.pictures import oddest
     from pvae.trained.alarm import alarm_of, held_out_rows
     from pvae.trained.scores import score_data
 
@@ -185,7 +182,7 @@ def _score(arguments: argparse.Namespace) -> None:
     write(folder / "scores.csv", scores)
     files = "scores.csv"
     if run.data.is_images:
-        write(folder / "oddest.png", _oddest_figure(run, given, scores))
+        write(folder / "oddest.png", oddest(run, given, scores))
         files += ", oddest.png"
     _print_scores(run, arguments, scores.iloc[order[: arguments.num_printed]], len(scores), beside, pixels)
     if alarm:
@@ -194,21 +191,6 @@ def _score(arguments: argparse.Namespace) -> None:
     _say_outside(given, "finite log p(x)")
     _say_how(scores)
     print_line(f"{folder}: {files}")
-
-
-def _oddest_figure(run: Run, given: OtherData, scores: DataFrame) -> Figure:
-    """Return the images of the lowest log p(x), and those of the highest distortion and rate, a row each."""
-    from pvae.data.preparation import Preparation
-    from pvae.plotting.figures import named_images_figure
-
-    orders = {"lowest log p(x)": scores["log_p"].to_numpy().argsort(kind="stable")}
-    for name in ("distortion", "rate"):
-        orders[f"highest {name}"] = (-scores[name].to_numpy()).argsort()
-    image = Preparation().x
-    bands = {}
-    for title, order in orders.items():
-        bands[title] = [(given.names[row], image(given.x[row])) for row in order[:_ODDEST]]
-    return named_images_figure(bands, f"{run.title}\nthe oddest of {len(scores):,}")
 
 
 def _print_scores(
@@ -271,6 +253,7 @@ def _sample_parser() -> Parser:
 
 def _sample(arguments: argparse.Namespace) -> None:
     from pvae.core.random_state import seeded
+    from pvae.plotting.figures import image_figure
     from pvae.trained.frames import sample_data
     from pvae.trained.given import label_of, label_texts
 
@@ -299,35 +282,18 @@ def _sample(arguments: argparse.Namespace) -> None:
         labels = label_texts(run, y)
     if labels and arguments.label is None:
         where += ", labels in the shares of the training data"
-    if run.data.is_images:
-        _write_samples(run, arguments, out, x, labels, where)
-    else:
+    if not run.data.is_images:
         names = [f"sample-{number}" for number in range(1, len(x) + 1)]
         _write_values(run, out, names, x, labels)
         print_line(f"{out}: x {(len(x), *run.data.datum_shape)}, draws from p(x | z), {where}")
-
-
-def _write_samples(
-    run: Run, arguments: argparse.Namespace, out: Path, x: Tensor, labels: Sequence[str], where: str
-) -> None:
-    """Write images with their labels, and a sheet of the first ones."""
-    from pandas import DataFrame
-
-    from pvae.plotting.figures import image_figure
-
+        return
     images = run.preparation.shown(x).clamp(0, 1)
-    names = _write_images(out, "sample", images)
-    files = f"{names[0]} to {names[-1]}"
-    if labels:
-        write(out / "names.csv", DataFrame({"file": names, "label": labels}, dtype=object))
-        files += ", names.csv"
-    what = "means of p(x | z)"
-    if arguments.draws:
-        what = "draws from p(x | z)"
+    files = _write_images(out, "sample", images, "label", labels)
+    what = "draws from p(x | z)" if draws else "means of p(x | z)"
     title = f"{run.title}\n{what}, {where}"
     if arguments.codes is None:
         title += f", seed {arguments.seed}"
-    write(out / "samples.png", image_figure(images[:64], min(8, len(names)), title))
+    write(out / "samples.png", image_figure(images[:64], min(8, len(images)), title))
     print_line(f"{out}: {files}, and the first 64 on samples.png")
 
 
@@ -342,9 +308,7 @@ def _impute(run: Run, arguments: argparse.Namespace) -> None:
     if not run.config.missing and not run.data.limits:
         raise InputError(f"{run.name} was trained without --missing: train again with it to fill in missing values")
     number = arguments.draws or 0
-    given = given_data(run, arguments.impute, label=arguments.label, fills=True)
-    if given.note:
-        print(f"note: {given.note}", file=sys.stderr)
+    given = _with_note(given_data(run, arguments.impute, label=arguments.label, fills=True))
     if number and given.fields is not None and "imputation" in given.fields.frame:
         how = "which counts the draws: give it another name"
         raise InputError(f"{arguments.impute} has a column imputation, {how}")
@@ -399,34 +363,25 @@ def _reconstruct_parser() -> Parser:
 
 
 def _reconstruct(arguments: argparse.Namespace) -> None:
+    from pvae.plotting.figures import reconstruction_figure
     from pvae.trained.frames import reconstruct_data
 
     run = open_run(arguments.run, arguments.vae)
     out = _out(run, arguments.out, run.place / "reconstructions", "reconstructions")
     given = _given_data(run, arguments)
     means = reconstruct_data(run, given)
-    if run.data.is_images:
-        _write_reconstructions(run, out, given, means)
+    if not run.data.is_images:
+        _write_values(run, out, given.names, means)
+        print_line(f"{out}: {len(given.inside):,} means of p(x | z), in the order of the data")
+        _say_outside(given, "reconstruction")
         return
-    _write_values(run, out, given.names, means)
-    print_line(f"{out}: {len(given.inside):,} means of p(x | z), in the order of the data")
-    _say_outside(given, "reconstruction")
-
-
-def _write_reconstructions(run: Run, out: Path, given: OtherData, means: Tensor) -> None:
-    """Write images with the names of those that they are made from, and a sheet of the first ones."""
-    from pandas import DataFrame
-
-    from pvae.plotting.figures import reconstruction_figure
-
     shown = run.preparation.shown
-    names = _write_images(out, "reconstruction", shown(means).clamp(0, 1))
-    write(out / "names.csv", DataFrame({"file": names, "name": given.names}, dtype=object))
+    files = _write_images(out, "reconstruction", shown(means).clamp(0, 1), "name", given.names)
     title = f"{run.title}\nmeans of p(x | z) at the means of q(z | x)"
     first = next(given.batch(run.preparation).split(_SHOWN)).x
     figure = reconstruction_figure(shown(first), shown(means[:_SHOWN]), title, ("given", "reconstruction"))
     write(out / "reconstructions.png", figure)
-    print_line(f"{out}: {names[0]} to {names[-1]}, names.csv, and the first {_SHOWN} on reconstructions.png")
+    print_line(f"{out}: {files}, and the first {_SHOWN} on reconstructions.png")
 
 
 def _out(run: Run, out: Path | None, default: Path, name: str) -> Path:
@@ -468,26 +423,18 @@ def _write_values(run: Run, file: Path, names: Sequence[str], x: Tensor, labels:
     write(file, as_file(run.data, names, x, labels), sep)
 
 
-def _write_images(folder: Path, prefix: str, images: Tensor) -> list[str]:
-    """Write images (N, C, H, W) in [0, 1] as PNG files in place of earlier ones, and return their names.
+def _write_images(folder: Path, prefix: str, images: Tensor, column: str, texts: Sequence[str]) -> str:
+    """Write images with a text for each, if there are some, and return the names of the files."""
+    from pandas import DataFrame
 
-    Raises:
-        InputError: they have another number of channels than 1 or 3.
-    """
-    import torch
-    from torchvision.transforms.functional import to_pil_image
+    from pvae.plotting.figures import write_images
 
-    if images.shape[1] not in (1, 3):
-        raise InputError(f"a PNG has 1 or 3 channels, and these images have {images.shape[1]}")
-    for earlier in folder.glob(f"{prefix}-[0-9]*.png"):
-        earlier.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [f"{prefix}-{number:04}.png" for number in range(1, len(images) + 1)]
-    for name, image in zip(names, images.mul(255).round().to(torch.uint8)):
-        content = io.BytesIO()
-        to_pil_image(image).save(content, "PNG")
-        write_whole(folder / name, content.getvalue())
-    return names
+    names = write_images(folder, prefix, images)
+    files = f"{names[0]} to {names[-1]}"
+    if texts:
+        write(folder / "names.csv", DataFrame({"file": names, column: texts}, dtype=object))
+        files += ", names.csv"
+    return files
 
 
 def _add_data(parser: Parser) -> None:
@@ -504,7 +451,10 @@ def _given_data(run: Run, arguments: argparse.Namespace) -> OtherData:
 
     if arguments.data is None:
         run.dataset(None, arguments.data_dir, arguments.offline)
-    given = given_data(run, arguments.data, arguments.skip_broken, arguments.label)
+    return _with_note(given_data(run, arguments.data, arguments.skip_broken, arguments.label))
+
+
+def _with_note(given: OtherData) -> OtherData:
     if given.note:
         print(f"note: {given.note}", file=sys.stderr)
     return given

@@ -25,6 +25,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 from torch import Tensor
 from torch.distributions import Normal
 
+from pvae.core.errors import InputError
 from pvae.core.files import write_whole
 from pvae.runs.metrics import Metrics
 
@@ -390,3 +391,24 @@ def write_figure(path: Path, figure: Figure) -> None:
     content = BytesIO()
     figure.savefig(content, format="png", metadata={"Software": "pvae"})
     write_whole(path, content.getvalue())
+
+
+def write_images(folder: Path, prefix: str, images: Tensor) -> list[str]:
+    """Write images (N, C, H, W) in [0, 1] as PNG files in place of earlier ones, and return their names.
+
+    Raises:
+        InputError: they have another number of channels than 1 or 3.
+    """
+    from torchvision.transforms.functional import to_pil_image  # slow to import, and needed only here
+
+    if images.shape[1] not in (1, 3):
+        raise InputError(f"a PNG has 1 or 3 channels, and these images have {images.shape[1]}")
+    for earlier in folder.glob(f"{prefix}-[0-9]*.png"):
+        earlier.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"{prefix}-{number:04}.png" for number in range(1, len(images) + 1)]
+    for name, image in zip(names, images.mul(255).round().to(torch.uint8)):
+        content = BytesIO()
+        to_pil_image(image).save(content, "PNG")
+        write_whole(folder / name, content.getvalue())
+    return names

@@ -16,10 +16,10 @@ from torch import Tensor
 from pvae.evaluation.runs_table import progress_of, row_of, runs_table, to_markdown, without_beta
 from pvae.plotting import figures
 from pvae.plotting.figures import ScatterData
-from pvae.plotting.pictures import plane
+from pvae.plotting.pictures import plane, reconstructed_images
 from pvae.runs.run import Run
 from pvae.trained import codes
-from pvae.trained.latent_space import reconstruct, sample
+from pvae.trained.latent_space import sample
 
 _SHOWN = 8
 _SHEET = """\
@@ -61,15 +61,11 @@ def entry_of(run: Run) -> Entry:
     images = torch.empty(0)
     samples = images
     if run.data.is_images:
-        shown = run.preparation.shown
-        batch = codes.examples(run, _SHOWN)
-        labels = None
-        if run.is_given_labels:
-            labels = data.shown_labels
+        images = torch.cat(reconstructed_images(run, _SHOWN))
+    if run.data.is_images and vae.has_density:
+        labels = data.shown_labels if run.is_given_labels else None
         with run.seeded():
-            if vae.has_density:
-                samples = shown(sample(vae, 2 * _SHOWN, y=labels))
-            images = shown(torch.cat([batch.x, reconstruct(vae, batch)]))
+            samples = run.preparation.shown(sample(vae, 2 * _SHOWN, y=labels))
     system = row["system"]
     if vae.has_density:
         system += f" --elbo {row['estimator']}"

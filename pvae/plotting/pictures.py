@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -19,6 +20,8 @@ from pvae.core.errors import InputError, brief, check_name
 from pvae.core.files import is_temporary
 from pvae.data.codec import to_file
 from pvae.data.dataset import random_subset
+from pvae.data.preparation import Preparation
+from pvae.data.read import OtherData
 from pvae.distributions.discrete import support_of, values_of
 from pvae.evaluation.measures.latents import latents_used
 from pvae.evaluation.report import Report
@@ -32,6 +35,7 @@ _PRIOR_DRAWS = 20_000
 _ROW_DRAWS = 400  # from p(x | z) for each row of a table
 _MOST_ROWS = 5_000  # of data beside samples
 _MOST_VALUES = 16  # of a discrete variable
+_ODDEST = 10  # images in a row
 _STEPS = 10  # of the grid of a manifold
 _PLANE = "two latent dimensions (--latent-dim 2)"
 _ALPHAS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # the steps alpha of z + alpha v along the direction of an attribute
@@ -40,6 +44,8 @@ _SHOWN_ATTRIBUTES = ("Blond_Hair", "Smiling", "Male", "Eyeglasses")
 
 def reconstructions(run: Run) -> Figure:
     """Return eight test images, vectors or series with means of p(x | z); four rows of a table over its intervals."""
+    if run.data.is_images:
+        return figures.reconstruction_figure(*reconstructed_images(run), run.title)
     data = run.dataset()
     batch = codes.examples(run, 8)
     times = 1
@@ -49,9 +55,6 @@ def reconstructions(run: Run) -> Figure:
     with run.seeded():
         repeated = batch.rows(torch.arange(len(batch)).repeat(times))
         found = latent_space.reconstruct(run.vae(), repeated, draws=times > 1).unflatten(0, (times, -1))
-    if run.data.is_images:
-        shown = run.preparation.shown
-        return figures.reconstruction_figure(shown(batch.x), shown(found[0]), run.title)
     rows = random_subset(len(data.test), len(batch), seed=0).tolist()  # as `codes.examples`
     names = [": ".join(filter(None, (data.test_names[row], _class_of(run, row)))) for row in rows]
     if data.columns:
@@ -59,6 +62,14 @@ def reconstructions(run: Run) -> Figure:
         drawn = to_file(run.data, found.flatten(0, 1)).unflatten(0, (times, -1))
         return value_figures.reconstructed_rows_figure(given, drawn, run.title, test, run.data.file_columns, names)
     return value_figures.reconstructed_values_figure(batch.x, found[0], run.title, data.test, names)
+
+
+def reconstructed_images(run: Run, count: int = 8) -> tuple[Tensor, Tensor]:
+    """Return random test images and the means of p(x | z), z ~ q(z | x), in [0, 1], (count, C, H, W) each."""
+    batch = codes.examples(run, count)
+    shown = run.preparation.shown
+    with run.seeded():
+        return shown(batch.x), shown(latent_space.reconstruct(run.vae(), batch))
 
 
 def samples(run: Run) -> Figure:
@@ -389,6 +400,24 @@ def calibration(run: Run, report: Report) -> Figure | None:
             axes.plot(masses, [0, *line, 1], color=colour, linewidth=0.9, alpha=0.8)
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel=mass, ylabel=share)
     return figure
+
+
+def oddest(run: Run, given: OtherData, scores: pandas.DataFrame) -> Figure:
+    """Return the images of the lowest log p(x), and those of the highest distortion and rate, a row each.
+
+    Args:
+        run: the run.
+        given: the images.
+        scores: of all of them, as of `score_data`.
+    """
+    orders = {"lowest log p(x)": scores["log_p"].to_numpy().argsort(kind="stable")}
+    for name in ("distortion", "rate"):
+        orders[f"highest {name}"] = (-scores[name].to_numpy()).argsort()
+    image = Preparation().x
+    bands = {}
+    for title, order in orders.items():
+        bands[title] = [(given.names[row], image(given.x[row])) for row in order[:_ODDEST]]
+    return figures.named_images_figure(bands, f"{run.title}\nthe oddest of {len(scores):,}")
 
 
 OF_REPORTS = {"gaps": gaps, "calibration": calibration}  # of a run and its report; None where it lacks what is drawn
