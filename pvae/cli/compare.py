@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +16,17 @@ from pvae.core.terminal import print_line, progress_bar
 
 if TYPE_CHECKING:
     from pvae.config.config import Config
-    from pvae.data.dataset import Dataset
+    from pvae.core.batch import Batch
     from pvae.evaluation.estimators import Measurement
     from pvae.runs.run import Run
     from pvae.vae import VAE
 
 _STAGES = (2, 16)
 _GROUPS = 5  # of miwae and piwae, if the configuration has only one
+_UNTRUSTED = (
+    "of the data cannot be trusted, and is probably too low, so that the bias is too near 0; the variances are not "
+    "affected"
+)
 
 _EPILOG = """\
 Without a RUN it trains a system, and compares after each of --stages. For each estimator it prints the bound and its
@@ -38,88 +42,109 @@ examples:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from pandas import json_normalize
-
-    from pvae.config.presets import get_system
-    from pvae.elbos.base import PerDatumELBO
     from pvae.evaluation import estimators
-    from pvae.marginal.log_likelihood import MOST_UNTRUSTED
-    from pvae.plotting import figures
 
-    members = PerDatumELBO.members
-    names = [name for name in members if name != "handwritten"]
-    if arguments.elbo is not None:
-        names = [check_name("--elbo", name, members) for name in arguments.elbo.split(",")]
-    run = None
-    if arguments.run:
-        run = open_run(arguments.run, arguments.vae)
-        config = run.config
+    names = _estimators(arguments.elbo)
+    run, config = _run_or_system(arguments)
+    title = config.system
+    default = Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare"
+    if run is not None:
         title = run.path.resolve().name
         default = run.place / "comparison"
-    else:
-        config = get_system(arguments.system or "linear-gaussian")
-        title = config.system
-        default = Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare"
-    if config.is_autoencoder:
-        raise InputError(f"{arguments.run or config.system} is an autoencoder: a point posterior has no bound")
-    if config.posterior_class.support == "codes":
-        raise InputError(f"{arguments.run or config.system} has codes of a codebook, which have one gradient to take")
     options: dict[str, Any] = {name: getattr(config, name) for name in ("alpha", "mix", "temperature", "groups")}
     if config.groups == 1:
         options["groups"] = _GROUPS
     folder = output_path(arguments.out, default)
     rows: list[Measurement] = []
     warnings: list[str] = []
-    for epoch, vae, data in _weights(arguments, run, config):
-        name = f"epoch {epoch}"
-        has_own_vae = run is not None and run.has_own_vae
-        vae, batch, every = estimators.data_to_compare(config, vae, data, arguments.batch_size, has_own_vae)
-        pairs, reasons = estimators.pairs_to_compare(
-            vae, batch.rows(slice(1)), names, arguments.particles, options["groups"]
-        )
+    for stage, vae, batch, every in _stages(arguments, run, config):
+        one = batch.rows(slice(1))
+        pairs, reasons = estimators.pairs_to_compare(vae, one, names, arguments.particles, options["groups"])
         if not pairs:
             raise InputError("; ".join(reasons))
         if arguments.elbo is not None:
             for reason in reasons:
                 print_line(reason)
-        log_p, untrusted = estimators.reference(vae, batch)
-        value = str(log_p)
-        if not log_p.stderr:
-            value = f"{log_p.mean:.2f} exactly"
-        if untrusted > MOST_UNTRUSTED:
-            value += " (not reliable: see below)"
-            warnings.append(
-                f"{name}: log p(x) of {untrusted:.1%} of the data cannot be trusted, and is probably too low, so "
-                "that the bias is too near 0; the variances are not affected"
-            )
-        print_line(f"{name}: log p(x) = {value}, mean of {len(batch)} of {every}")
+        log_p = estimators.reference(vae, batch)
+        print_line(f"{stage}: log p(x) = {log_p}, mean of {len(batch)} of {every}")
+        if not log_p.is_reliable:
+            warnings.append(f"{stage}: log p(x) of {log_p.untrusted:.1%} {_UNTRUSTED}")
         exact = estimators.exact_gradient(vae, batch)
-        with progress_bar(name, len(pairs), "estimator") as bar:
+        with progress_bar(stage, len(pairs), "estimator") as bar:
             for pair in pairs:
-                found = estimators.measure_estimator(vae, batch, *pair, log_p, arguments.repetitions, exact, **options)
-                rows.append(replace(found, stage=name))
+                rows.append(
+                    estimators.measure_estimator(
+                        vae, batch, *pair, log_p.estimate, arguments.repetitions, exact, stage, **options
+                    )
+                )
                 bar.update()
-    table = "\n\n".join([estimators.to_markdown(rows), estimators.LEGEND, *warnings])
-    print_line(f"\n{table}\n")
-    write(folder / "comparison.md", table + "\n")
-    measured = json_normalize([asdict(row) for row in rows], sep="_")
-    write(folder / "comparison.csv", measured)
-    write(folder / "comparison.png", figures.comparison_figure(measured, title))
-    print_line(f"{folder}: comparison.csv, comparison.md, comparison.png")
+    _write_comparison(folder, title, rows, warnings)
 
 
-def _weights(arguments: argparse.Namespace, run: Run | None, config: Config) -> Iterable[tuple[int, VAE, Dataset]]:
-    """Return the epochs, the VAEs and the data of the stages that are compared."""
+def _estimators(names: str | None) -> list[str]:
+    """Return the estimators of --elbo, or all but the one that equals another."""
+    from pvae.elbos.base import PerDatumELBO
+
+    members = PerDatumELBO.members
+    if names is None:
+        return [name for name in members if name != "handwritten"]
+    return [check_name("--elbo", name, members) for name in names.split(",")]
+
+
+def _run_or_system(arguments: argparse.Namespace) -> tuple[Run | None, Config]:
+    """Return the run, or None, and the configuration of it or of a system.
+
+    Raises:
+        InputError: it has no bound, or only one gradient.
+    """
+    from pvae.config.presets import get_system
+
+    run = None
+    if arguments.run:
+        run = open_run(arguments.run, arguments.vae)
+        config = run.config
+    else:
+        config = get_system(arguments.system or "linear-gaussian")
+    name = arguments.run or config.system
+    if config.is_autoencoder:
+        raise InputError(f"{name} is an autoencoder: a point posterior has no bound")
+    if config.posterior_class.support == "codes":
+        raise InputError(f"{name} has codes of a codebook, which have one gradient to take")
+    return run, config
+
+
+def _stages(arguments: argparse.Namespace, run: Run | None, config: Config) -> Iterator[tuple[str, VAE, Batch, str]]:
+    """Yield the name of each stage that is compared, its VAE, its data, and of which data these are a subset."""
+    from pvae.config.choices import load_for
+    from pvae.evaluation.estimators import data_to_compare
     from pvae.runs.run import shown_data
     from pvae.training.fit import train_in_memory
 
     if run is None:
-        from pvae.config.choices import load_for
-
         data = load_for(config, arguments.data_dir, arguments.offline)
-        return train_in_memory(config, arguments.stages or _STAGES, data)
-    data = shown_data(run, arguments.data_dir, arguments.offline)
-    return [(run.best_checkpoint().epoch, run.vae(), data)]
+        weights = train_in_memory(config, arguments.stages or _STAGES, data)
+    else:
+        data = shown_data(run, arguments.data_dir, arguments.offline)
+        weights = [(run.best_checkpoint().epoch, run.vae(), data)]
+    has_own_vae = run is not None and run.has_own_vae
+    for epoch, vae, _ in weights:
+        yield f"epoch {epoch}", *data_to_compare(config, vae, data, arguments.batch_size, has_own_vae)
+
+
+def _write_comparison(folder: Path, title: str, rows: Sequence[Measurement], warnings: Sequence[str]) -> None:
+    """Print and write the table of the measurements of all stages, and the picture of the last one."""
+    from pandas import json_normalize
+
+    from pvae.evaluation import estimators
+    from pvae.plotting.figures import comparison_figure
+
+    table = "\n\n".join([estimators.to_markdown(rows), estimators.LEGEND, *warnings])
+    print_line(f"\n{table}\n")
+    write(folder / "comparison.md", f"{table}\n")
+    measured = json_normalize([asdict(row) for row in rows], sep="_")
+    write(folder / "comparison.csv", measured)
+    write(folder / "comparison.png", comparison_figure(measured, title))
+    print_line(f"{folder}: comparison.csv, comparison.md, comparison.png")
 
 
 def _parser() -> Parser:

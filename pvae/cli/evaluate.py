@@ -39,23 +39,14 @@ examples:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from pvae.evaluation.report import check_density, evaluate, to_text
-    from pvae.runs.writer import write_card
+    from pvae.evaluation.report import check_density
 
     runs, folders = _opened(arguments)
     first = runs[0]
+    if arguments.images is not None and arguments.images > first.data.num_test:
+        raise InputError(f"--images {arguments.images}: {first.data.name} has {first.data.num_test:,} test data")
     is_table = len(runs) > 1 or arguments.latex
-    count = arguments.images or first.data.num_test
-    if count > first.data.num_test:
-        raise InputError(f"--images {count}: {first.data.name} has {first.data.num_test:,} test data")
-    requests = {one.name: getattr(arguments, one.name) for one in _requests()}
-    requests = {name: value for name, value in requests.items() if value not in (None, False)}
-    of_all = [f"--{one.name}" for one in _requests() if one.needs_all and one.name in requests]
-    if arguments.seconds and of_all:
-        raise InputError(f"--seconds bounds the estimate of log p(x) alone: leave it out, or {' and '.join(of_all)}")
-    if is_table and (requests or arguments.seconds):
-        of_one = ", ".join(f"--{one.name}" for one in _requests())
-        raise InputError(f"{of_one} and --seconds are of one run, without --latex: give one")
+    requests = _requested(arguments, is_table)
     how = _how(arguments, math.prod(first.data.datum_shape) > _LARGE)
     out = arguments.out
     if out is not None or not is_table:
@@ -63,19 +54,47 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     for run in runs:
         run.dataset(None, arguments.data_dir, arguments.offline)
         check_density(run)
-    if is_table:
-        content = text = _table(runs, folders, arguments.latex, how)
-    else:
-        report = evaluate(first, seconds=arguments.seconds, **how, **requests)
-        content = to_json(report.record(), indent=2)
-        text = f"{to_text(report)}\n\n{out}"
+    if not is_table:
+        _report(first, out, arguments, how, requests)
+        return
+    text = _table(runs, folders, arguments.latex, how)
     if out:
-        write(out, f"{content}\n")
-    if out == first.path / "evaluation.json":
-        write_card(first)
-    if arguments.quiet and out:
+        write(out, f"{text}\n")
+    if out and arguments.quiet:
         text = str(out)
     print_line(text)
+
+
+def _requested(arguments: argparse.Namespace, is_table: bool) -> dict[str, Any]:
+    """Return the values of the options of measures that are computed on request.
+
+    Raises:
+        InputError: they are given for a table, or one that needs all data beside --seconds.
+    """
+    every = _requests()
+    requests = {one.name: getattr(arguments, one.name) for one in every}
+    requests = {name: value for name, value in requests.items() if value not in (None, False)}
+    of_all = [f"--{one.name}" for one in every if one.needs_all and one.name in requests]
+    if arguments.seconds and of_all:
+        raise InputError(f"--seconds bounds the estimate of log p(x) alone: leave it out, or {' and '.join(of_all)}")
+    if is_table and (requests or arguments.seconds):
+        of_one = ", ".join(f"--{one.name}" for one in every)
+        raise InputError(f"{of_one} and --seconds are of one run, without --latex: give one")
+    return requests
+
+
+def _report(
+    run: Run, out: Path, arguments: argparse.Namespace, how: Mapping[str, Any], requests: Mapping[str, Any]
+) -> None:
+    """Write and print the report of a run, and draw what was requested."""
+    from pvae.evaluation.report import evaluate, to_text
+    from pvae.runs.writer import write_card
+
+    report = evaluate(run, seconds=arguments.seconds, **how, **requests)
+    write(out, f"{to_json(report.record(), indent=2)}\n")
+    if out == run.path / "evaluation.json":
+        write_card(run)
+    print_line(out if arguments.quiet else f"{to_text(report)}\n\n{out}")
     if not requests:
         return
     from pvae.plotting.pictures import OF_REPORTS
@@ -84,7 +103,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         folder = out.parent / f"{out.stem}-figures"
     for name, picture in OF_REPORTS.items():
-        figure = picture(first, report)
+        figure = picture(run, report)
         if figure is None:
             continue
         write(folder / f"{name}.png", figure)

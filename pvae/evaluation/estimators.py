@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -24,7 +24,7 @@ from pvae.distributions.discrete import MOST_CODES, num_codes, support_of
 from pvae.distributions.joint import Joint
 from pvae.elbos.base import PerDatumELBO
 from pvae.marginal.chunks import data_at_once
-from pvae.marginal.log_likelihood import log_likelihood
+from pvae.marginal.log_likelihood import MOST_UNTRUSTED, log_likelihood
 from pvae.reference import discrete, linear_gaussian
 from pvae.trained.scores import Estimate, normalised
 from pvae.vae import VAE
@@ -32,12 +32,37 @@ from pvae.vae import VAE
 _GROUPS = 20  # the jackknife divides the repetitions into this number of groups, and leaves out one at a time
 
 
-def reference(vae: VAE, data: Data, num_particles: int = 5000) -> tuple[Estimate, float]:
-    """Return the mean log p(x) of a batch, in nats per datum, for comparison with the bounds.
+class Reference(NamedTuple):
+    """Log p(x) of a batch, with which bounds are compared.
 
-    The first value is exact for a linear-Gaussian VAE, with a standard error of 0. For other VAEs it is that of
-    `log_likelihood`, with its standard error over the draws, which are the same in every call. The second value is the
-    share of the data whose estimates cannot be trusted.
+    Args:
+        estimate: its mean, in nats per datum; of an exact value the error is 0.
+        untrusted: the share of the data whose estimates cannot be trusted.
+    """
+
+    estimate: Estimate
+    untrusted: float = 0.0
+
+    @property
+    def is_reliable(self) -> bool:
+        """Whether the estimates of nearly all data can be trusted."""
+        return self.untrusted <= MOST_UNTRUSTED
+
+    def __str__(self) -> str:
+        """Return the mean with its error, and whether it is exact or not reliable."""
+        text = str(self.estimate)
+        if not self.estimate.stderr:
+            text = f"{self.estimate.mean:.2f} exactly"
+        if not self.is_reliable:
+            text += " (not reliable: see below)"
+        return text
+
+
+def reference(vae: VAE, data: Data, num_particles: int = 5000) -> Reference:
+    """Return the mean log p(x) of a batch, for comparison with the bounds.
+
+    It is exact for a linear-Gaussian VAE. For other VAEs it is that of `log_likelihood`, with its standard error over
+    the draws, which are the same in every call.
 
     Args:
         vae: the VAE.
@@ -46,10 +71,11 @@ def reference(vae: VAE, data: Data, num_particles: int = 5000) -> tuple[Estimate
     """
     if linear_gaussian.has_oracle(vae):
         with torch.no_grad():
-            return Estimate(mean=linear_gaussian.log_evidence(vae, *Batch.of(data)).mean().item(), stderr=0.0), 0.0
+            log_p = linear_gaussian.log_evidence(vae, *Batch.of(data))
+        return Reference(Estimate(mean=log_p.mean().item(), stderr=0.0))
     with seeded(0, next(vae.parameters()).device):
         sample = log_likelihood(vae, data, num_particles=num_particles)
-    return Estimate(mean=sample.log_p.mean().item(), stderr=sample.mean_stderr), sample.untrusted
+    return Reference(Estimate(mean=sample.log_p.mean().item(), stderr=sample.mean_stderr), sample.untrusted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +297,7 @@ def measure_estimator(
     log_p: Estimate,
     repetitions: int = 100,
     exact: Tensor | None = None,
+    stage: str = "",
     **options: Any,
 ) -> Measurement:
     """Measure an estimator on a batch. Repetition r draws from seed r, so that all estimators get the same noise.
@@ -283,6 +310,7 @@ def measure_estimator(
         log_p: log p(x) of the batch, as `reference` returns it.
         repetitions: R, at least 3.
         exact: the encoder's gradient of the ELBO as `exact_gradient` returns it, for the bias.
+        stage: the stage of training.
         options: `alpha`, `mix`, `temperature` or `groups`, which the estimators that take them are given.
 
     Raises:
@@ -292,49 +320,54 @@ def measure_estimator(
     elbo = build_elbo(name, num_particles, **taken)
     batch = Batch.of(data)
     parts = [*batch.split(data_at_once(vae, batch, num_particles))]
-    encoder = list(vae.q_z.parameters())
-    decoder = [*vae.p_x.parameters(), *vae.p_z.parameters()]
     of_encoder = Moments()
     of_decoder = Moments()
     values = []
     seconds = []
     for repetition in range(repetitions):
         started = time.perf_counter()
-        value = 0.0
-        vae.zero_grad()
-        with seeded(repetition, next(vae.parameters()).device), pyro.get_param_store().scope():
-            for part in parts:
-                share = len(part) / len(batch)
-                loss, terms = elbo.loss_and_terms(vae.model, vae.guide, *part)
-                (loss * share).backward()
-                bound = terms.elbo.mean()
-                if elbo.is_importance_weighted:
-                    bound = -loss
-                value += share * bound.item()
-        of_encoder.add(_gradient(encoder))
-        of_decoder.add(_gradient(decoder))
+        values.append(_backward(vae, elbo, parts, repetition))
+        of_encoder.add(_gradient(vae.q_z.parameters()))
+        of_decoder.add(_gradient([*vae.p_x.parameters(), *vae.p_z.parameters()]))
         seconds.append(time.perf_counter() - started)
-        values.append(value)
     vae.zero_grad()
     if elbo.is_importance_weighted:
         exact = None
-    mean = Estimate.of(torch.tensor(values))
-    gradient = of_encoder.gradient(exact)
+    value = Estimate.of(torch.tensor(values))
+    encoder = of_encoder.gradient(exact)
+    decoder = of_decoder.gradient()
     of_a_step = statistics.median(seconds)
-    measurement = Measurement(
+    bias = value.mean - log_p.mean
+    check_finite({"bias": bias, "variance": [encoder.variance, decoder.variance]}, f"{name}, K = {num_particles}")
+    return Measurement(
+        stage=stage,
         estimator=name,
         particles=num_particles,
-        value=mean,
-        bias=mean.mean - log_p.mean,
-        encoder_gradient=gradient,
-        decoder_gradient=of_decoder.gradient(),
+        value=value,
+        bias=bias,
+        encoder_gradient=encoder,
+        decoder_gradient=decoder,
         milliseconds=1000 * of_a_step,
-        noise=gradient.variance * of_a_step,
-        noise_stderr=gradient.variance_stderr * of_a_step,
+        noise=encoder.variance * of_a_step,
+        noise_stderr=encoder.variance_stderr * of_a_step,
     )
-    variances = [measurement.encoder_gradient.variance, measurement.decoder_gradient.variance]
-    check_finite({"bias": measurement.bias, "variance": variances}, f"{name}, K = {num_particles}")
-    return measurement
+
+
+def _backward(vae: VAE, elbo: PerDatumELBO, parts: Sequence[Batch], seed: int) -> float:
+    """Compute the gradients of the loss of the parts of a batch, and return the mean bound."""
+    count = sum(map(len, parts))
+    value = 0.0
+    vae.zero_grad()
+    with seeded(seed, next(vae.parameters()).device), pyro.get_param_store().scope():
+        for part in parts:
+            share = len(part) / count
+            loss, terms = elbo.loss_and_terms(vae.model, vae.guide, *part)
+            (loss * share).backward()
+            bound = terms.elbo.mean()
+            if elbo.is_importance_weighted:
+                bound = -loss
+            value += share * bound.item()
+    return value
 
 
 def exact_gradient(vae: VAE, data: Data) -> Tensor | None:
@@ -367,7 +400,7 @@ def exact_gradient(vae: VAE, data: Data) -> Tensor | None:
     return total
 
 
-def _gradient(parameters: Sequence[Tensor]) -> Tensor:
+def _gradient(parameters: Iterable[Tensor]) -> Tensor:
     gradients = []
     for one in parameters:
         gradient = one.grad
