@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     options: dict[str, Any] = {name: getattr(config, name) for name in ("alpha", "mix", "temperature", "groups")}
     if config.groups == 1:
         options["groups"] = _GROUPS
+    options["repetitions"] = arguments.repetitions
     folder = output_path(arguments.out, default)
     rows: list[Measurement] = []
     warnings: list[str] = []
@@ -72,11 +73,8 @@ def _compare(arguments: argparse.Namespace) -> None:
         exact = estimators.exact_gradient(vae, batch)
         with progress_bar(stage, len(pairs), "estimator") as bar:
             for pair in pairs:
-                rows.append(
-                    estimators.measure_estimator(
-                        vae, batch, *pair, log_p.estimate, arguments.repetitions, exact, stage, **options
-                    )
-                )
+                measured = estimators.measure_estimator(vae, batch, *pair, log_p.estimate, exact=exact, **options)
+                rows.append(replace(measured, stage=stage))
                 bar.update()
     _write_comparison(folder, title, rows, warnings)
 

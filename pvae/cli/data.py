@@ -199,7 +199,7 @@ def _print_scores(
     """Print the scores of the oddest rows, and of what they are."""
     from pvae.trained.scores import to_text
 
-    print_line(to_text(scores.drop(columns=["is_odd", "values"], errors="ignore"), beside))
+    print_line(to_text(scores, beside))
     which = "least likely"
     if "is_odd" in scores:
         which = "oddest"

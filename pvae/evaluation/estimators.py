@@ -297,7 +297,6 @@ def measure_estimator(
     log_p: Estimate,
     repetitions: int = 100,
     exact: Tensor | None = None,
-    stage: str = "",
     **options: Any,
 ) -> Measurement:
     """Measure an estimator on a batch. Repetition r draws from seed r, so that all estimators get the same noise.
@@ -310,7 +309,6 @@ def measure_estimator(
         log_p: log p(x) of the batch, as `reference` returns it.
         repetitions: R, at least 3.
         exact: the encoder's gradient of the ELBO as `exact_gradient` returns it, for the bias.
-        stage: the stage of training.
         options: `alpha`, `mix`, `temperature` or `groups`, which the estimators that take them are given.
 
     Raises:
@@ -340,7 +338,6 @@ def measure_estimator(
     bias = value.mean - log_p.mean
     check_finite({"bias": bias, "variance": [encoder.variance, decoder.variance]}, f"{name}, K = {num_particles}")
     return Measurement(
-        stage=stage,
         estimator=name,
         particles=num_particles,
         value=value,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pvae.core.errors import InputError
 from pvae.data.dataset import random_subset
+from pvae.data.read import OtherData
 from pvae.models.start import quietly
 from pvae.runs.run import Run
 from pvae.trained.codes import given_y
@@ -269,7 +270,7 @@ def alarm_of(run: Run, rows: Mapping[str, Tensor], *how: Any) -> Alarm:
         x = run.dataset().splits[split]
         drawn_as = "calibration" if split == "test" else split  # binary pixels are not drawn as those of other rows
         y = given_y(run, split)
-        scores, _ = score_rows(run, x, y, chosen, [split] * len(x), drawn_as, *how)
+        scores, _ = score_rows(run, OtherData([split] * len(x), x, y=y), chosen, drawn_as, *how)
         signs.append(scores[[*SIGNS]].to_numpy(dtype=np.float64))
     sides = Sides.of(signs[0])
     split = [*rows][-1]

@@ -309,34 +309,25 @@ def score_images(
     return pandas.DataFrame(columns, index=pandas.Index([*names], name="name", dtype=object))
 
 
-def score_rows(
-    run: Run,
-    x: Tensor,
-    y: Tensor | None,
-    rows: Tensor,
-    names: Sequence[str],
-    split: str,
-    *how: Any,
-) -> tuple[pandas.DataFrame, str]:
+def score_rows(run: Run, given: OtherData, rows: Tensor, split: str, *how: Any) -> tuple[pandas.DataFrame, str]:
     """Return `score_images` of rows of data for a run, in the columns of its file, and the kind of their pixels.
 
     Args:
         run: the run.
-        x: data, as for `normalised`, as are `y`, `rows` and `split`.
-        y: their labels.
+        given: the data.
         rows: which are scored.
-        names: the name of each of x.
-        split: of the data.
+        split: of the data, as for `normalised`.
         how: the number of particles and `progress` of `score_images`.
     """
-    vae, batch, kind = with_likelihood(run, x, y, rows, split)
-    scores = score_images(vae, batch, [names[row] for row in rows], *how)
+    vae, batch, kind = with_likelihood(run, given.x, given.y, rows, split)
+    scores = score_images(vae, batch, [given.names[row] for row in rows], *how)
     if run.data.steps:
-        more = log_density_beside(run.data, x[rows].double(), batch.y).numpy()
+        x = given.x[rows]
+        more = log_density_beside(run.data, x.double(), batch.y).numpy()
         scores[["log_p", "elbo"]] = scores[["log_p", "elbo"]].add(more, axis=0)
         scores["distortion"] -= more
         if "missing" in scores:  # not a field that a rule fills in
-            scores["missing"] = to_file(run.data, x[rows], batch.y).isnan().sum(1).numpy()
+            scores["missing"] = to_file(run.data, x, batch.y).isnan().sum(1).numpy()
     return scores, kind
 
 
@@ -344,13 +335,8 @@ def score_data(run: Run, given: OtherData, *how: Any) -> tuple[pandas.DataFrame,
     """Return the scores of data in their order, as `score_rows` does, and the kind of their pixels.
 
     Log p(x) is -inf of rows that are outside, NaN of those that are empty, and the column "reason" says why.
-
-    Args:
-        run: the run.
-        given: the data.
-        how: as for `score_rows`.
     """
-    scores, kind = score_rows(run, given.x, given.y, given.inside, given.names, "test", *how)
+    scores, kind = score_rows(run, given, given.inside, "test", *how)
     if not given.outside:
         return scores, kind
     import pandas
@@ -363,30 +349,27 @@ def score_data(run: Run, given: OtherData, *how: Any) -> tuple[pandas.DataFrame,
     return together.iloc[np.argsort([*given.inside, *given.outside])], kind
 
 
+_SHOWN = {  # columns of scores, with their titles and forms
+    "effective": ("effective sample", "{:.1f}"),
+    "bits_per_dimension": ("bits per dimension", "{:.3f}"),
+    "elbo": ("ELBO", "{:.2f}"),
+    "distortion": ("distortion", "{:.2f}"),
+    "rate": ("rate", "{:.2f}"),
+    "missing": ("missing", "{}"),
+    "p_value": ("p-value", "{:.2g}"),
+    "odd_by": ("odd by", "{}"),
+}
+
+
 def to_text(scores: pandas.DataFrame, beside: Sequence[str] = ()) -> str:
     """Return scores as a table in Markdown, with a text beside each."""
-    forms = {"effective": "{:.1f}", "bits_per_dimension": "{:.3f}", "missing": "{}"}
-    forms["p_value"] = "{:.2g}"
-    forms |= dict.fromkeys(("elbo", "distortion", "rate"), "{:.2f}")
-    titles = {
-        "p_value": "p-value",
-        "odd_by": "odd by",
-        "effective": "effective sample",
-        "bits_per_dimension": "bits per dimension",
-        "elbo": "ELBO",
-    }
-    rows = []
-    for name, score in zip(scores.index, scores.drop(columns="method").to_dict("records")):
-        log_p = f"{score.pop('log_p'):.2f}"
-        stderr = score.pop("stderr")
-        if not math.isnan(stderr):
-            log_p += f" +- {stderr:.2f}"
-        if not score.pop("is_trusted"):
-            log_p += " (not reliable)"
-        score.pop("reason", "")  # which stands beside
-        row = {"name": name, "log p(x)": log_p}
-        texts = {key: "" if value != value else forms.get(key, "{}").format(value) for key, value in score.items()}
-        rows.append(row | {titles.get(key, key): text for key, text in texts.items()})
-    for row, text in zip(rows, beside):
-        row["values, the most surprising first"] = text
-    return markdown_of(rows)
+    stderr = scores["stderr"]
+    log_p = scores["log_p"].map("{:.2f}".format) + stderr.map(" +- {:.2f}".format).where(stderr.notna(), "")
+    log_p += np.where(scores["is_trusted"], "", " (not reliable)")
+    shown = scores[[]].assign(**{"log p(x)": log_p})
+    for name, (title, form) in _SHOWN.items():
+        if name in scores:
+            shown[title] = scores[name].map(form.format).where(scores[name].notna(), "")
+    if beside:
+        shown["values, the most surprising first"] = [*beside][: len(shown)]
+    return markdown_of(shown.reset_index().to_dict("records"))
