@@ -132,9 +132,12 @@ def _values(frame: DataFrame, name: str, schema: Schema, classes: tuple[str, ...
     Raises:
         InputError: a field is not of its column's kind, or a class is none of those.
     """
-    from pvae.data.tables import class_codes, frame_values
+    from pvae.data.tables import class_codes, read_frame
 
-    values = [torch.from_numpy(frame_values(frame, schema, name))]
+    rows = read_frame(frame, schema.reading, name, schema)
+    for row, why in rows.outside.items():
+        raise InputError(f"{name}, row {row}: {why}")
+    values = [torch.from_numpy(rows.x["train"])]
     if len(classes) > 1:
         values.append(class_codes(frame, schema.reading.label_column, classes, name))
     return values

@@ -301,7 +301,7 @@ def read_other(
 def _other_values(record: DataRecord, file: Path, y: Tensor | None, fills: bool) -> OtherData:
     """Return the data of all splits of a file, in its order."""
     known: Schema | None = record
-    reading = replace(record.reading, columns="")
+    reading = record.reading
     if not record.columns:  # of a run on arrays
         known, reading = None, replace(reading, columns=f"real*{record.datum_shape[0]}")
     values = read_values(file, reading, known, keeps_outside=True)

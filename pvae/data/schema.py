@@ -153,15 +153,20 @@ class Fields(NamedTuple):
             such as "line 2". A column without a name, "", is no part of the data.
         note: how the file was read, and what is left out, or "".
         sep: what separates the fields; "," of a file that is no text.
-        points: the decimal point of each column, "." or ",".
+        point: the decimal point, "." or ",".
         levels: the categories of columns of a data frame whose types name them; some may not occur.
     """
 
     frame: DataFrame
     note: str
     sep: str
-    points: dict[str, str]
+    point: str = "."
     levels: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+
+    @property
+    def points(self) -> dict[str, str]:
+        """The decimal point of each column."""
+        return dict.fromkeys(self.frame, self.point)
 
 
 class Values(NamedTuple):

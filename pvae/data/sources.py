@@ -47,8 +47,7 @@ def by_name(
         parts = ParquetParts.if_large(file) if file.suffix.lower() == ".parquet" else None
         if parts is not None:
             return replace(data_in_batches(parts, file.name, reading, quiet=False), dataset=f"table:{file}")
-        is_table_again = known is not None and known.columns
-        values = read_values(file, replace(reading, columns="") if is_table_again else reading, known)
+        values = read_values(file, reading, known)
         return replace(dataset_of(file.name, values), dataset=f"{kind}:{file}", reading=reading)
     if name in SETS:
         return torchvision_set(name, data_dir, offline)
@@ -141,11 +140,7 @@ def read_values(
     if is_table(file):
         from pvae.data.tables import read_table  # imports pandas, which takes half a second
 
-        values = read_table(file, reading, known, keeps_outside)
-        if values.fields is not None and not keeps_outside:
-            for row, why in values.outside.items():
-                raise InputError(f"{file}, {values.fields.frame.index[row]}: {why}")
-        return values
+        return read_table(file, reading, known, keeps_outside)
     if not file.name.lower().endswith(FILES):
         raise InputError(f"{file} is no {', '.join(FILES)}, and no table: .csv, .tsv, .parquet or .xlsx")
     return read_arrays(file)

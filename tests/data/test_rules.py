@@ -13,6 +13,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from helpers.tables import table_text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pandas import DataFrame, Timestamp, to_timedelta
@@ -23,7 +24,7 @@ from pvae.data.codec import breaking, complete, log_density_beside, to_file
 from pvae.data.read import other_rows, read_again, read_other
 from pvae.data.rule import Rule
 from pvae.data.search import expected_below
-from pvae.data.tables import read_frame, table_text
+from pvae.data.tables import read_frame
 from pvae.trained import latent_space
 
 COUNT = 900
