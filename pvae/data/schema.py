@@ -163,11 +163,6 @@ class Fields(NamedTuple):
     point: str = "."
     levels: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
-    @property
-    def points(self) -> dict[str, str]:
-        """The decimal point of each column."""
-        return dict.fromkeys(self.frame, self.point)
-
 
 class Values(NamedTuple):
     """The data of a file that are no images.

@@ -154,7 +154,7 @@ def _imputed_table(
     assert given.fields is not None  # of the file of a table
     fields = given.fields.frame
     is_missing = missing_fields(run.data, given, fields, {*run.config.missing_values.split(","), ""})
-    columns = [replace(column, point=given.fields.points[column.name]) for column in run.data.file_columns]
+    columns = [replace(column, point=given.fields.point) for column in run.data.file_columns]
     imputations, left = complete_rows(run.data, given, found, num_imputations)
     frames = []
     for rows in imputations:
