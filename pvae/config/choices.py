@@ -14,13 +14,13 @@ from pvae.config.config import TAKERS, Config, takers_text
 from pvae.config.presets import SYSTEMS, get_system
 from pvae.core.errors import InputError
 from pvae.core.options import options_of
-from pvae.data.column import Column
 from pvae.data.dataset import Dataset
 from pvae.data.read import read
-from pvae.data.reading import Reading
 from pvae.elbos.base import PerDatumELBO
 from pvae.models.columns import KINDS, ColumnKind, columns_text
 from pvae.models.networks import Network
+from pvae.tables.column import Column
+from pvae.tables.reading import Reading
 
 _CHANNELS = (32, 64, 128, 256)
 _WIDTHS = (400, 400)  # of an MLP

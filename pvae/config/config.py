@@ -14,7 +14,6 @@ from pvae.config.refusals import refuse
 from pvae.core.errors import InputError, check_name, either, shown
 from pvae.core.options import Option, options_of
 from pvae.data.preparation import Preparation
-from pvae.data.reading import DATASETS, Reading, own_path
 from pvae.elbos.base import PerDatumELBO
 from pvae.models.columns import ColumnKind, column_kinds
 from pvae.models.hierarchy import Inference
@@ -22,6 +21,7 @@ from pvae.models.likelihoods import Likelihood
 from pvae.models.networks import Network
 from pvae.models.posteriors import Posterior
 from pvae.models.priors import FlatPrior, Prior
+from pvae.tables.reading import DATASETS, Reading, own_path
 
 FAMILIES: dict[str, type[Any]] = {  # each chosen by the option of its name, and with it what its class takes
     "inference": Inference,

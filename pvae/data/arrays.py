@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pvae.core.errors import InputError, brief
-from pvae.data.reading import is_file
-from pvae.data.schema import Schema, Values, coded_labels
+from pvae.tables.reading import is_file
+from pvae.tables.schema import Schema, Values, coded_labels
 
 SPLITS = {"train": "train", "test": "test", "valid": "valid", "val": "valid"}  # by the name of an array or folder
 FILES = (".npy", ".npz", ".h5", ".hdf5", ".h5ad", ".mtx", ".mtx.gz")

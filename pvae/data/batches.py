@@ -20,8 +20,8 @@ from pvae.core.errors import InputError, joined, total_memory
 from pvae.core.terminal import progress_bar
 from pvae.data.dataset import Dataset, with_split
 from pvae.data.mapped import batches_of, in_file
-from pvae.data.reading import Reading
-from pvae.data.schema import Schema, coded_labels
+from pvae.tables.reading import Reading
+from pvae.tables.schema import Schema, coded_labels
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -83,7 +83,7 @@ def _of_frames(batches: Iterator[Any], name: str, reading: Reading) -> tuple[Sch
     """Return the schema of a table in parts, and the names of its classes, which a few of its rows say."""
     import pandas
 
-    from pvae.data.tables import read_frame
+    from pvae.tables.parsing import read_frame
 
     some, seldom, share, num_rows = list[Any](), list[Any](), 1.0, 0
     for (frame,) in batches:
@@ -132,7 +132,7 @@ def _values(frame: DataFrame, name: str, schema: Schema, classes: tuple[str, ...
     Raises:
         InputError: a field is not of its column's kind, or a class is none of those.
     """
-    from pvae.data.tables import class_codes, read_frame
+    from pvae.tables.parsing import class_codes, read_frame
 
     rows = read_frame(frame, schema.reading, name, schema)
     for row, why in rows.outside.items():

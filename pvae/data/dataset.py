@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pvae.core.errors import InputError, joined, listed
-from pvae.data.codec import codes_of, from_file
-from pvae.data.column import Column
 from pvae.data.mapped import batches_of, in_file
-from pvae.data.rules import find_rules
-from pvae.data.schema import DataRecord, Schema, is_classes, title_of
 from pvae.models.columns import column_kinds, named_kinds
+from pvae.tables.codec import codes_of, from_file
+from pvae.tables.column import Column
+from pvae.tables.rules import find_rules
+from pvae.tables.schema import DataRecord, Schema, is_classes, title_of
 
 _SAMPLE = 40_000  # rows of data in parts on which the start of a training depends
 _MOST_VALID = 10_000  # of data in parts

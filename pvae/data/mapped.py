@@ -68,7 +68,7 @@ def _batch(given: Any, name: str) -> tuple[Any, ...]:
     if hasattr(given, "to_pandas"):
         given = given.to_pandas()
     if hasattr(given, "iloc"):
-        from pvae.data.tables import checked
+        from pvae.tables.parsing import checked
 
         return (checked(given.reset_index(drop=True), name),)
     items = [*given] if isinstance(given, (list, tuple)) else [given]

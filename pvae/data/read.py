@@ -23,8 +23,6 @@ from pvae.core.options import options_of
 from pvae.core.random_state import seeded
 from pvae.data.arrays import is_array_file
 from pvae.data.batches import data_in_batches
-from pvae.data.codec import deduced, from_file
-from pvae.data.column import Column
 from pvae.data.dataset import Dataset, domain_faults
 from pvae.data.images import (
     SUFFIXES,
@@ -38,9 +36,11 @@ from pvae.data.images import (
 )
 from pvae.data.mapped import plain
 from pvae.data.preparation import Preparation
-from pvae.data.reading import DATASETS, Reading, is_file, is_folder, is_table, own_path
-from pvae.data.schema import DataRecord, Fields, Schema, Values, names_of
 from pvae.data.sources import by_name, dataset_of, read_values
+from pvae.tables.codec import deduced, from_file
+from pvae.tables.column import Column
+from pvae.tables.reading import DATASETS, Reading, is_file, is_folder, is_table, own_path
+from pvae.tables.schema import DataRecord, Fields, Schema, Values, names_of
 
 _LARGE = 100_000  # rows of a data frame, beyond which it is read in parts: ten seconds for 20 columns
 _OPTIONS = options_of(Reading)
@@ -136,7 +136,7 @@ def _of_python(data: Any, reading: Reading, quiet: bool) -> Dataset:
         names = [f"row-{row}" for row in range(len(data))]
         return dataset_of("data", Values({"train": data.astype(dtype, copy=False)}, {}, {"train": names}))
     if hasattr(data, "dtypes") and hasattr(data, "columns"):
-        from pvae.data.tables import read_frame
+        from pvae.tables.parsing import read_frame
 
         if not len(data) or data.columns.has_duplicates:
             raise InputError("data have no rows, or two columns of one name: give rows, and names that differ")

@@ -22,8 +22,8 @@ from pvae.data.arrays import FILES, SPLITS, is_array_file, read_arrays
 from pvae.data.batches import ParquetParts, data_in_batches
 from pvae.data.dataset import Dataset, with_split
 from pvae.data.images import ImageArrays, ImageFiles, Images, ImageTransform, image_files, load_images
-from pvae.data.reading import PACKAGES, NotFoundError, Reading, find, is_file, is_table
-from pvae.data.schema import DataRecord, Schema, Values, coded_labels
+from pvae.tables.reading import PACKAGES, NotFoundError, Reading, find, is_file, is_table
+from pvae.tables.schema import DataRecord, Schema, Values, coded_labels
 
 
 def by_name(
@@ -138,7 +138,7 @@ def read_values(
     if package and find_spec(package) is None:
         raise InputError(f"{file} needs {package}: pip install {package}")
     if is_table(file):
-        from pvae.data.tables import read_table  # imports pandas, which takes half a second
+        from pvae.tables.parsing import read_table  # imports pandas, which takes half a second
 
         return read_table(file, reading, known, keeps_outside)
     if not file.name.lower().endswith(FILES):

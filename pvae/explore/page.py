@@ -30,8 +30,6 @@ from pvae.config.presets import differences
 from pvae.core.batch import Batch
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
-from pvae.data.codec import to_file
-from pvae.data.column import Column
 from pvae.data.dataset import Dataset
 from pvae.evaluation.measures.latents import latents_used
 from pvae.evaluation.report import what_was_learned
@@ -40,6 +38,8 @@ from pvae.models.features import features_seen
 from pvae.models.labels import label_values
 from pvae.models.likelihoods import Likelihood
 from pvae.runs.run import HISTORY_ROWS, Run, shown_data, shown_rows
+from pvae.tables.codec import to_file
+from pvae.tables.column import Column
 from pvae.trained.latent_space import encode
 from pvae.trained.scores import elbo_terms
 from pvae.vae import VAE

@@ -18,7 +18,6 @@ from torch.distributions import Normal
 
 from pvae.core.errors import InputError, brief, check_name
 from pvae.core.files import is_temporary
-from pvae.data.codec import to_file
 from pvae.data.dataset import random_subset
 from pvae.data.preparation import Preparation
 from pvae.data.read import OtherData
@@ -28,6 +27,7 @@ from pvae.evaluation.report import Report
 from pvae.plotting import figures, value_figures
 from pvae.plotting.figures import ScatterData
 from pvae.runs.run import Run
+from pvae.tables.codec import to_file
 from pvae.trained import codes, latent_space
 from pvae.trained.given import label_texts
 

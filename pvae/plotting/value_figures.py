@@ -16,8 +16,8 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pvae.core.errors import InputError, one_line
-from pvae.data.column import Column
 from pvae.plotting.figures import PALETTE, WIDTH, drawable, titled_figure
+from pvae.tables.column import Column
 
 _DATA = PALETTE[0]
 _MODEL = PALETTE[1]

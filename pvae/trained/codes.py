@@ -13,11 +13,11 @@ from torch.distributions import Normal
 
 from pvae.core.batch import Batch
 from pvae.data.dataset import Dataset, random_subset
-from pvae.data.schema import UNKNOWN
 from pvae.distributions.joint import Joint
 from pvae.marginal.chunks import data_at_once
 from pvae.models.priors import StandardNormalPrior
 from pvae.runs.run import Run, cached
+from pvae.tables.schema import UNKNOWN
 from pvae.trained.latent_space import encode
 
 

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from pvae.core.errors import InputError
 from pvae.core.protocol import for_each
-from pvae.data.codec import to_file
-from pvae.data.column import Column
 from pvae.data.read import OtherData
-from pvae.data.schema import Schema
 from pvae.runs.run import Run
+from pvae.tables.codec import to_file
+from pvae.tables.column import Column
+from pvae.tables.schema import Schema
 from pvae.trained import latent_space
 from pvae.trained.given import label_of, labels_to_sample, read_codes
 from pvae.trained.imputation import Imputed, complete_rows, impute, num_tries

@@ -12,8 +12,8 @@ from torch.nn.functional import pad
 
 from pvae.core.errors import InputError, brief, check_name
 from pvae.data.read import OtherData, read_other
-from pvae.data.schema import EMPTY, is_classes
 from pvae.runs.run import Run
+from pvae.tables.schema import EMPTY, is_classes
 
 __all__ = ["given_data", "given_values", "label_of", "label_texts", "labels_to_sample", "read_codes"]
 

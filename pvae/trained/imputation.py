@@ -12,12 +12,12 @@ from torch.distributions import MultivariateNormal
 
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
-from pvae.data.codec import complete
 from pvae.data.read import OtherData
-from pvae.data.schema import Schema
 from pvae.distributions.values import Columns
 from pvae.marginal.chunks import at_once, widest
 from pvae.marginal.importance import Mixture, near_posterior, num_in_tail, pareto_k
+from pvae.tables.codec import complete
+from pvae.tables.schema import Schema
 from pvae.vae import VAE
 
 ENOUGH = 1000.0  # the effective sample size below which a datum gets more draws, and its errors cannot be trusted

@@ -14,12 +14,12 @@ from torch.nn.functional import normalize
 from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
-from pvae.data.codec import can_be
-from pvae.data.schema import Schema
 from pvae.distributions.discrete import values_of
 from pvae.distributions.joint import Joint, one_hot
 from pvae.distributions.power_spherical import PowerSpherical
 from pvae.marginal.chunks import data_at_once, draw_for_each, latents_at_once
+from pvae.tables.codec import can_be
+from pvae.tables.schema import Schema
 from pvae.vae import VAE
 
 _MOST_TRIES = 100  # of drawing a row

@@ -18,11 +18,9 @@ from pvae.core.batch import Batch, Data
 from pvae.core.errors import InputError
 from pvae.core.files import markdown_of
 from pvae.core.random_state import seeded
-from pvae.data.codec import log_density_beside, to_file
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Pixels
 from pvae.data.read import OtherData
-from pvae.data.schema import EMPTY, DataRecord
 from pvae.distributions.joint import Joint
 from pvae.distributions.power_spherical import PowerSpherical
 from pvae.marginal.chunks import data_at_once
@@ -30,6 +28,8 @@ from pvae.marginal.importance import importance_sample
 from pvae.marginal.log_likelihood import Progress, hidden
 from pvae.marginal.log_p import METHODS, LogP
 from pvae.runs.run import Run
+from pvae.tables.codec import log_density_beside, to_file
+from pvae.tables.schema import EMPTY, DataRecord
 from pvae.vae import VAE
 
 if TYPE_CHECKING:

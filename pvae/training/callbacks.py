@@ -23,7 +23,6 @@ from pvae.core.errors import InputError, TrainingError, listed
 from pvae.core.files import write_whole
 from pvae.core.random_state import seeded
 from pvae.core.terminal import Interruptions, print_line, progress_bar
-from pvae.data.column import Column
 from pvae.data.dataset import random_subset
 from pvae.data.preparation import Pixels
 from pvae.evaluation.measures.baselines import Floor
@@ -33,6 +32,7 @@ from pvae.runs import writer
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience
 from pvae.runs.run import HISTORY_ROWS, Instant, Run, shown_rows
 from pvae.runs.writer import write_card
+from pvae.tables.column import Column
 from pvae.trained.latent_space import encode, reconstruct, sample, sample_given
 from pvae.trained.scores import elbo_terms
 from pvae.training.trainer import Callback, Trainer

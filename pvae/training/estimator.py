@@ -32,16 +32,16 @@ from pvae.core.batch import Batch
 from pvae.core.errors import InputError, check_name, listed
 from pvae.core.options import options_of
 from pvae.core.random_state import seeded
-from pvae.data.codec import log_density_beside, to_file
-from pvae.data.column import Column
 from pvae.data.dataset import Dataset, random_subset
 from pvae.data.read import OtherData, other_rows, read
-from pvae.data.reading import Reading
-from pvae.data.schema import Schema
-from pvae.data.tables import checked, class_codes, read_frame
 from pvae.marginal.importance import LEAST_NEAR
 from pvae.marginal.log_likelihood import log_likelihood
 from pvae.marginal.log_p import LogP, is_continuous
+from pvae.tables.codec import log_density_beside, to_file
+from pvae.tables.column import Column
+from pvae.tables.parsing import checked, class_codes, read_frame
+from pvae.tables.reading import Reading
+from pvae.tables.schema import Schema
 from pvae.trained import latent_space
 from pvae.trained.alarm import Sides, conformal_p_values, least_rows
 from pvae.trained.frames import filled_in, in_order, missing_fields

@@ -14,7 +14,7 @@ All sides are fitted to the training rows of this package's own split; validatio
   at most), against the rows of all splits; 1 is best. Texts and columns of 0 and 1 are discrete. Numbers of all sides
   are rounded as `Column.rounded` says, which keeps them on the steps of the file. The rivals are fitted to the columns
   of the file; of one with empty fields, whether a field is empty is a column of 0 and 1 beside it.
-- "rows that keep the rules": the share of these rows in which `pvae.data.codec.from_file` finds no broken rule, of
+- "rows that keep the rules": the share of these rows in which `pvae.tables.codec.from_file` finds no broken rule, of
   those that `pvae.read(FILE)` finds; the rivals are not told them.
 - `--seconds`: of the whole command here, its start and its figures included; of the other sides, of fitting in this
   process (all kinds and sizes), without imports and sampling.
@@ -43,10 +43,10 @@ from pvae.cli.command import run_command
 from pvae.config.choices import load_for, values_config
 from pvae.config.config import Config
 from pvae.core.errors import InputError
-from pvae.data.codec import from_file
 from pvae.data.dataset import Dataset
 from pvae.data.read import read_other
 from pvae.runs.run import Run
+from pvae.tables.codec import from_file
 
 PACKAGES = {"tvae": "ctgan", "ctgan": "ctgan", "copula": "copulas"}  # of each rival
 _MOST_SAMPLES = 10_000  # of one call of `pvae sample`

@@ -14,8 +14,8 @@ from helpers.commands import refuse
 from pvae.cli.data import encode, reconstruct, sample, score
 from pvae.cli.train import main as train
 from pvae.core.random_state import seeded
-from pvae.data.codec import to_file
 from pvae.runs.run import Run
+from pvae.tables.codec import to_file
 from pvae.trained import latent_space
 from pvae.trained.given import given_data
 from pvae.trained.imputation import impute, num_tries

@@ -14,9 +14,9 @@ from pvae.cli.train import main
 from pvae.config.build import build_vae
 from pvae.config.choices import images_config, load_for, values_config
 from pvae.core.errors import InputError
-from pvae.data.column import Column
 from pvae.data.dataset import Dataset
 from pvae.runs.run import Run
+from pvae.tables.column import Column
 
 RNG = np.random.default_rng(0)
 

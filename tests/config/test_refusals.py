@@ -8,8 +8,8 @@ import torch
 from pvae.config.config import Config
 from pvae.config.refusals import contradictions, refuse
 from pvae.core.errors import InputError
-from pvae.data.column import Column
 from pvae.data.dataset import Dataset
+from pvae.tables.column import Column
 
 IMAGES = Dataset("images", torch.zeros(31, 1, 8, 8, dtype=torch.uint8), torch.zeros(9, 1, 8, 8, dtype=torch.uint8))
 VALUES = Dataset("values", torch.rand(31, 3), torch.rand(9, 3))

@@ -11,13 +11,13 @@ from sklearn.mixture import GaussianMixture
 from pvae.config.build import build_vae
 from pvae.config.choices import values_config
 from pvae.config.config import Config
-from pvae.data.column import Column
 from pvae.data.dataset import Dataset
 from pvae.evaluation.context import Context
 from pvae.evaluation.measures.baselines import SimpleModel, compare_with, simple_models
 from pvae.evaluation.measures.samples import SampleQuality
 from pvae.evaluation.report import evaluate, to_text, what_was_learned
 from pvae.models.features import fit_to
+from pvae.tables.column import Column
 from pvae.training.callbacks import default_callbacks
 from pvae.training.fit import fit
 

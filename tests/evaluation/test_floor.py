@@ -14,12 +14,12 @@ import torch
 from pvae.config.build import build_vae, preparation_of
 from pvae.config.config import Config
 from pvae.core.random_state import seeded
-from pvae.data.column import Column
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Pixels
 from pvae.evaluation.measures.baselines import beside_no_latent, floor
 from pvae.evaluation.report import evaluate
 from pvae.models.features import fit_to
+from pvae.tables.column import Column
 from pvae.training.callbacks import default_callbacks
 from pvae.training.fit import fit
 from pvae.vae import VAE

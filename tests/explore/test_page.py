@@ -20,9 +20,9 @@ from pvae.config.presets import get_system
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
 from pvae.data.read import read
-from pvae.data.schema import DataRecord
 from pvae.explore import page
 from pvae.runs.run import READY_MADE, Run
+from pvae.tables.schema import DataRecord
 from pvae.trained.latent_space import encode
 from pvae.training.fit import fit
 

@@ -25,17 +25,17 @@ from pvae.config.choices import load_for, values_config
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
-from pvae.data.codec import to_file
-from pvae.data.column import Column
 from pvae.data.dataset import Dataset
-from pvae.data.rule import Rule
-from pvae.data.tables import read_frame
 from pvae.distributions.values import Columns, InSteps, WithAtom
 from pvae.explore.networks import Tensors, operations
 from pvae.explore.page import explorer_page
 from pvae.marginal.log_likelihood import log_likelihood
 from pvae.models.networks import WithPaths, mlp
 from pvae.runs.run import Run
+from pvae.tables.codec import to_file
+from pvae.tables.column import Column
+from pvae.tables.parsing import read_frame
+from pvae.tables.rule import Rule
 from pvae.trained.codes import run_batch
 from pvae.trained.imputation import impute
 from pvae.training.fit import fit

@@ -8,10 +8,10 @@ from sklearn.covariance import LedoitWolf
 from pvae.config.build import build_vae
 from pvae.config.choices import values_config
 from pvae.config.config import Config
-from pvae.data.column import Column
 from pvae.data.dataset import Dataset
 from pvae.models import start
 from pvae.models.features import fit_to
+from pvae.tables.column import Column
 
 
 def factors(num_columns=6, num_rows=400):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from pvae.data.column import Column
 from pvae.plotting.value_figures import sampled_values_figure
+from pvae.tables.column import Column
 
 
 @pytest.mark.parametrize("days", [0.12, 1.5, 6, 50, 150, 500, 700, 1100, 33_000])

@@ -7,9 +7,9 @@ import pandas
 import pytest
 
 import pvae
-from pvae.data.codec import to_file
 from pvae.data.read import other_rows
-from pvae.data.tables import read_frame
+from pvae.tables.codec import to_file
+from pvae.tables.parsing import read_frame
 from pvae.trained.frames import as_file, filled_in, missing_fields
 
 

@@ -22,7 +22,6 @@ from pvae.cli.evaluate import main as evaluate
 from pvae.cli.export import export
 from pvae.cli.train import main as train
 from pvae.core.random_state import seeded
-from pvae.data.column import Column
 from pvae.data.preparation import Pixels
 from pvae.distributions.values import Columns
 from pvae.plotting import pictures
@@ -32,6 +31,7 @@ from pvae.plotting.value_figures import (
     sampled_values_figure,
 )
 from pvae.runs.run import Run
+from pvae.tables.column import Column
 from pvae.trained.given import given_data
 from pvae.trained.imputation import impute
 from pvae.vae import VAE

@@ -19,9 +19,7 @@ from pvae.core.errors import one_line
 from pvae.core.optimizers import LBFGS
 from pvae.core.protocol import takes_labels
 from pvae.core.random_state import seeded
-from pvae.data.codec import to_file
 from pvae.data.preparation import Pixels
-from pvae.data.rule import Order
 from pvae.distributions.values import Columns, log_of_step
 from pvae.evaluation.context import Context, Measure, said
 from pvae.marginal.chunks import data_at_once
@@ -31,6 +29,8 @@ from pvae.models.features import features_seen, fit_to, steps_of
 from pvae.models.likelihoods import OrdinalLikelihood
 from pvae.models.start import SIZES, WIDEST, Array, Linear, fit_mixture, linear_models, quietly
 from pvae.runs.metrics import Metrics
+from pvae.tables.codec import to_file
+from pvae.tables.rule import Order
 from pvae.trained.scores import Estimate
 from pvae.vae import VAE
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from pvae.core.errors import one_line
-from pvae.data.codec import breaking
 from pvae.evaluation.context import Context, Measure, said
 from pvae.evaluation.measures.samples import rows_of_file
+from pvae.tables.codec import breaking
 
 
 @dataclass(frozen=True, kw_only=True)

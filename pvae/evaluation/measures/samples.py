@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pvae.core.errors import InputError, one_line
-from pvae.data.codec import to_file
 from pvae.data.dataset import random_subset
-from pvae.data.rule import Array
 from pvae.evaluation.context import Context, Measure, said
+from pvae.tables.codec import to_file
+from pvae.tables.rule import Array
 from pvae.trained.latent_space import sample_rows
 
 _Table: TypeAlias = Tensor | NDArray[Any]

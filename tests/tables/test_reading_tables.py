@@ -19,12 +19,12 @@ from pvae.config.choices import load_for, values_config
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.files import from_record, to_json
-from pvae.data.column import Column
 from pvae.data.dataset import Dataset
 from pvae.data.read import read
-from pvae.data.reading import Reading
-from pvae.data.schema import DataRecord, Schema, names_of
 from pvae.data.sources import read_values
+from pvae.tables.column import Column
+from pvae.tables.reading import Reading
+from pvae.tables.schema import DataRecord, Schema, names_of
 
 NAN = math.nan
 

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import pvae.data.parts  # noqa: F401  which are members of `Rule`, by which a record is read
+import pvae.tables.parts  # noqa: F401  which are members of `Rule`, by which a record is read
 from pvae.core.errors import InputError, listed, one_line
-from pvae.data.column import Column
-from pvae.data.reading import Reading
-from pvae.data.rule import Rule
+from pvae.tables.column import Column
+from pvae.tables.reading import Reading
+from pvae.tables.rule import Rule
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from pvae.core.options import Family
-from pvae.data.column import Column
 from pvae.models.features import steps_of
+from pvae.tables.column import Column
 
 Array = NDArray[np.float64]
 Values = Mapping[str, Array]

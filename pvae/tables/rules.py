@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pvae.core.errors import InputError, joined, listed
-from pvae.data.codec import named, undone
-from pvae.data.column import Column
-from pvae.data.parts import ENOUGH_ROWS, PARTS, Empty
-from pvae.data.rule import Array, Computed, Flags, Function, Identity, Order, Rule, Values
-from pvae.data.said import can_be_read, check_writers, read_option, read_rule
-from pvae.data.search import Table, find_laws
+from pvae.tables.codec import named, undone
+from pvae.tables.column import Column
+from pvae.tables.parts import ENOUGH_ROWS, PARTS, Empty
+from pvae.tables.rule import Array, Computed, Flags, Function, Identity, Order, Rule, Values
+from pvae.tables.said import can_be_read, check_writers, read_option, read_rule
+from pvae.tables.search import Table, find_laws
 
 Mask = NDArray[np.bool_]
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from pvae.core.errors import InputError, check_name, listed, shown
-from pvae.data.rule import Computed, Identity, Order, Rule, a_sum, class_of, digits_of
-from pvae.data.search import Candidate, Table, flag_group, said_function, with_residual
+from pvae.tables.rule import Computed, Identity, Order, Rule, a_sum, class_of, digits_of
+from pvae.tables.search import Candidate, Table, flag_group, said_function, with_residual
 
 FORMS = (
     "total = a + b - c or total = a x b, a <= b or a < b, code by status, at most one of a, b or exactly one of a, b"

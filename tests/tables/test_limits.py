@@ -16,11 +16,11 @@ from pvae.config.config import Config
 from pvae.config.refusals import refuse
 from pvae.core.errors import InputError
 from pvae.data.read import read
-from pvae.data.reading import Reading
 from pvae.data.sources import read_values
-from pvae.data.tables import read_frame
 from pvae.models.columns import column_kinds, columns_text
 from pvae.models.features import fit_to
+from pvae.tables.parsing import read_frame
+from pvae.tables.reading import Reading
 
 A = ["0.71", "<0.50", "1.40", "2.05", "<0.50", "0.50", "3.30", "5.12", "0.93", "1.12", "0.61", "<0.50"]
 B = [f"{row * row % 7}.{90 - row}" for row in range(12)]

@@ -21,10 +21,10 @@ from pandas import DataFrame, Series
 from torch import Tensor
 
 from pvae.core.errors import InputError, brief, check_name, joined, listed, shown
-from pvae.data.column import Column, field_texts, fitted, numbers_in, parse
-from pvae.data.reading import Reading
-from pvae.data.schema import EMPTY, UNKNOWN, Constant, Fields, Schema, Values, names_of
 from pvae.models.columns import LIMITED, column_kinds, named_kinds
+from pvae.tables.column import Column, field_texts, fitted, numbers_in, parse
+from pvae.tables.reading import Reading
+from pvae.tables.schema import EMPTY, UNKNOWN, Constant, Fields, Schema, Values, names_of
 
 _MOST_LEVELS = 100  # of a column of a data frame whose type names them
 

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pvae.data.column import Column
-from pvae.data.parts import ENOUGH_ROWS, LEAST_TIMES, has_levels
-from pvae.data.rule import TINY, Array, Flags, Function, Identity, Order, Rule, Values, a_sum, class_of, digits_of
+from pvae.tables.column import Column
+from pvae.tables.parts import ENOUGH_ROWS, LEAST_TIMES, has_levels
+from pvae.tables.rule import TINY, Array, Flags, Function, Identity, Order, Rule, Values, a_sum, class_of, digits_of
 
 Mask = NDArray[np.bool_]
 

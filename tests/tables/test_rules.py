@@ -20,11 +20,11 @@ from pandas import DataFrame, Timestamp, to_timedelta
 
 import pvae
 from pvae.core.errors import InputError
-from pvae.data.codec import breaking, complete, log_density_beside, to_file
 from pvae.data.read import other_rows, read_again, read_other
-from pvae.data.rule import Rule
-from pvae.data.search import expected_below
-from pvae.data.tables import read_frame
+from pvae.tables.codec import breaking, complete, log_density_beside, to_file
+from pvae.tables.parsing import read_frame
+from pvae.tables.rule import Rule
+from pvae.tables.search import expected_below
 from pvae.trained import latent_space
 
 COUNT = 900
@@ -587,7 +587,7 @@ def test_log_p_of_rows_in_the_columns_of_a_file_is_of_densities_where_it_has_num
 
 def test_a_record_with_rules_is_read_before_anything_else_is_imported():
     """In a new process, where no rule was looked for: each kind has its name as soon as a run can be opened."""
-    code = f"import pvae.runs.run; from pvae.data.rule import Rule; assert len(Rule.members) == {len(Rule.members)}"
+    code = f"import pvae.runs.run; from pvae.tables.rule import Rule; assert len(Rule.members) == {len(Rule.members)}"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pvae.core.errors import listed
-from pvae.data.column import Column
-from pvae.data.parts import Empty
-from pvae.data.rule import TINY, Array, Flags, Rule, Values
+from pvae.tables.column import Column
+from pvae.tables.parts import Empty
+from pvae.tables.rule import TINY, Array, Flags, Rule, Values
 
 if TYPE_CHECKING:
-    from pvae.data.schema import Schema
+    from pvae.tables.schema import Schema
 
 
 def from_file(

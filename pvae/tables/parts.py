@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pvae.core.errors import listed
-from pvae.data.column import Column
-from pvae.data.rule import Array, Rule, Values, without
+from pvae.tables.column import Column
+from pvae.tables.rule import Array, Rule, Values, without
 
 LEAST_TIMES = 5  # rows of a level
 ENOUGH_ROWS = 368  # 1 / (e 0.001): what no row of them has costs at most a new row in a thousand
