@@ -28,7 +28,7 @@ from pvae.runs.run import CONFIG, Run
 from pvae.training.callbacks import Checkpointing, EarlyStopping, Interrupt, default_callbacks
 from pvae.training.parallel import World, is_lost_process, joined_processes
 from pvae.training.setup import build_trainer, check_first_loss, start_near
-from pvae.training.trainer import Callback, Trainer
+from pvae.training.trainer import Callback, Session, Trainer
 from pvae.vae import VAE
 
 _TRAINING = threading.Lock()  # held by the one training of this process
@@ -88,7 +88,7 @@ def fit(
     vae = _built(vae, config)
     if callbacks is None:
         callbacks = default_callbacks()
-    with _session(config, data.is_images, device, callbacks) as (world, where, note):
+    with _session(config, data.is_images, device, callbacks) as session:
         run = Run(
             Path(),
             config,
@@ -98,17 +98,17 @@ def fit(
             vae_place=place,
             loaded=data,
         )
-        trainer = build_trainer(config, data, where, world, vae, note=note, beta=beta)
-        _say_data(run, world, callbacks)
-        taken, record = _started(trainer, start, vae, note)
-        folder = Path(world.broadcast(lambda: str(writer.new_folder(path, config))))
+        trainer = build_trainer(config, data, session, vae, beta=beta)
+        session.say_data(run)
+        taken, record = _started(trainer, start, vae)
+        folder = Path(session.world.broadcast(lambda: str(writer.new_folder(path, config))))
         run = dataclasses.replace(run, path=folder, start=record)
         if place:
             run.code = Path(place.rpartition(":")[0]).read_text("utf-8")
         if config.particles == 1 and config.elbo_class.is_importance_weighted:
             taken = joined(f"with --particles 1, --elbo {config.elbo} is the ELBO", taken)
-        with _lock_of(run, world):
-            _train(trainer, run, callbacks, taken)
+        with _lock_of(run, session.world):
+            _train(trainer, run, taken)
     return run
 
 
@@ -152,7 +152,7 @@ def resume(
     if callbacks is None:
         callbacks = default_callbacks()
     device = device or run.sessions[-1].get("device", "auto")
-    with _session(run.config, run.data.is_images, device, callbacks) as (world, where, note), _lock_of(run, world):
+    with _session(run.config, run.data.is_images, device, callbacks) as session, _lock_of(run, session.world):
         if epochs is not None:
             run = to_epoch(run, epochs)
         run.check_vae(vae)
@@ -160,17 +160,17 @@ def resume(
             vae = run.vae()  # the opened run holds it
         if run.has_own_beta and beta is None:
             raise InputError(f"{run.path} was trained with beta as a function in Python: give it again, as beta=")
-        if world.broadcast(lambda: str(run.is_finished())) == "True":
+        if session.world.broadcast(lambda: str(run.is_finished())) == "True":
             last = f"{run.path} is finished, at epoch {run.metrics()[-1].epoch}"
-            note(f"{last}; to train it further, give --epochs above {run.config.epochs}")
+            session.note(f"{last}; to train it further, give --epochs above {run.config.epochs}")
             return run
         data = run.dataset(data)
         checkpoint = run.read_checkpoint()
         engine = run.sessions[-1].get("engine")
-        trainer = build_trainer(run.config, data, where, world, vae, note=note, beta=beta, engine=engine)
-        _say_data(run, world, callbacks)
+        trainer = build_trainer(run.config, data, session, vae, beta=beta, engine=engine)
+        session.say_data(run)
         trainer.restore(checkpoint, run.metrics())
-        _train(trainer, run, callbacks)
+        _train(trainer, run)
     return run
 
 
@@ -194,9 +194,9 @@ def train_in_memory(
     if data is None:
         data = load_for(config)
     trained = []
-    with _session(config, data.is_images, "cpu") as (_, device, note):
-        trainer = build_trainer(config, data, device)
-        start_near(trainer, config, note)
+    with _session(config, data.is_images, "cpu") as session:
+        trainer = build_trainer(config, data, session)
+        start_near(trainer)
         for epoch in epochs:
             trainer.train(epoch)
             trained.append((epoch, copy.deepcopy(trainer.vae).eval(), data))
@@ -244,18 +244,7 @@ def _built(vae: Any, config: Config) -> VAE | None:
     return vae
 
 
-def _say_data(run: Run, world: World, callbacks: Sequence[Callback]) -> None:
-    """Tell the callbacks of the first process which data a run is trained on, and what these lost as they were read."""
-    if world.is_first:
-        for callback in callbacks:
-            callback.on_data(run)
-            if run.dataset().note:
-                callback.on_note(run.dataset().note)
-
-
-def _started(
-    trainer: Trainer, start: str | Path | Run | None, vae: VAE | None, note: Callable[[str], object]
-) -> tuple[str, dict[str, str]]:
+def _started(trainer: Trainer, start: str | Path | Run | None, vae: VAE | None) -> tuple[str, dict[str, str]]:
     """Let a training start from the weights of another run, or at a model that is known exactly; check its first loss.
 
     Return a note on that run, and its record.
@@ -275,7 +264,7 @@ def _started(
                 parent.check_vae(None)
             raise
     elif vae is None:
-        start_near(trainer, trainer.config, note)
+        start_near(trainer)
     check_first_loss(trainer)
     if trainer.config.initialization == "exact":
         trainer.evaluate_start()
@@ -283,14 +272,8 @@ def _started(
 
 
 @contextlib.contextmanager
-def _session(
-    config: Config, is_images: bool, device: str, callbacks: Sequence[Callback] = ()
-) -> Iterator[tuple[World, torch.device, Callable[[str], None]]]:
+def _session(config: Config, is_images: bool, device: str, callbacks: Sequence[Callback] = ()) -> Iterator[Session]:
     """Train inside this block, and restore torch and Pyro.
-
-    Yields:
-        The processes that train together, the device, and a function that gives a note to the callbacks, in the first
-        of several processes.
 
     Raises:
         InputError: another training runs in this process, which has one parameter store and one random state.
@@ -299,18 +282,13 @@ def _session(
         raise InputError("another training runs in this process: wait for its end, or train in a new process")
     num_threads = torch.get_num_threads()
 
-    def note(line: str) -> None:
-        if world.is_first:
-            for callback in callbacks:
-                callback.on_note(line)
-
     try:
         with joined_processes(device) as world:
             where = resolve_device(device)
             if not is_images:  # small networks, whose threads would wait for each other
                 torch.set_num_threads(1)
             with seeded(config.seed, where), pyro.get_param_store().scope():
-                yield world, where, note
+                yield Session(where, world, callbacks)
     finally:
         torch.set_num_threads(num_threads)
         _TRAINING.release()
@@ -333,21 +311,21 @@ def _lock_of(run: Run, world: World) -> Iterator[None]:
         yield
 
 
-def _train(trainer: Trainer, run: Run, callbacks: Sequence[Callback], note: str = "") -> None:
-    """Train a run to its last epoch, with the callbacks that write its folder, in the first of several processes.
+def _train(trainer: Trainer, run: Run, note: str = "") -> None:
+    """Train a run to its last epoch, with callbacks that write its folder, in the first of several processes.
 
     The folder of a new run is removed if the training could not start.
 
     Args:
         trainer: at the state from which to continue.
         run: the run folder.
-        callbacks: further ones.
         note: printed to standard error, whatever the callbacks; or "".
 
     Raises:
         TrainingError, LostError, InterruptedTrainingError: with what is saved, and how to resume it.
     """
     world = trainer.world
+    callbacks = trainer.session.callbacks
     is_new = not run.sessions
     saved = Checkpointing()
     if not is_new:

@@ -27,8 +27,8 @@ from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset, check_domain
 from pvae.data.preparation import Pixels, TrainingData
 from pvae.models.start import exact_starts, mean_elbo
-from pvae.training.parallel import ALONE, SharedELBO, World
-from pvae.training.trainer import Engine, Trainer, advice_on_memory
+from pvae.training.parallel import SharedELBO
+from pvae.training.trainer import SILENT, Engine, Session, Trainer, advice_on_memory
 from pvae.vae import VAE
 
 _LEAST_TO_COMPILE = 10_000  # steps; compiling takes as long as it saves in 3,000 (convolutions) to 7,000 (a small MLP)
@@ -42,11 +42,9 @@ _STAGE_ENDS = list(itertools.accumulate(3**stage for stage in range(8)))  # pass
 def build_trainer(
     config: Config,
     data: Dataset,
-    device: torch.device,
-    world: World = ALONE,
+    session: Session = SILENT,
     vae: VAE | None = None,
     *,
-    note: Callable[[str], object] = lambda line: None,
     beta: Callable[[int], float] | None = None,
     engine: str | None = None,
 ) -> Trainer:
@@ -55,10 +53,8 @@ def build_trainer(
     Args:
         config: options of the training.
         data: training and test data.
-        device: where to train.
-        world: the processes that train together, including this one.
+        session: where to train.
         vae: the VAE to train, in place of the one that `config` describes.
-        note: called with a line on what is chosen.
         beta: the weight of the rate as a function of the number of the step, in place of those options of `config`.
         engine: "none", "graph" or "inductor": that of an earlier session.
 
@@ -67,6 +63,7 @@ def build_trainer(
             do not work together or not in several processes.
         TrainingError: the networks do not fit into memory.
     """
+    device, world = session.device, session.world
     has_own_vae = vae is not None
     refuse(
         config,
@@ -82,7 +79,7 @@ def build_trainer(
         with advice_on_memory("the first weights"):
             vae = vae_for(config, data, prepared["train"][: data.num_sample])
     vae = vae.to(device)
-    labels = {split: y.to(device) for split, y in labels_for(config, data, vae, note).items()}
+    labels = {split: y.to(device) for split, y in labels_for(config, data, vae, session.note).items()}
     train = TrainingData(prepared.pop("train"), preparation, labels.get("train"), data.num_sample)
     splits = {split: Batch(Pixels(x, preparation), labels.get(split)) for split, x in prepared.items()}
     if not data.is_images:
@@ -101,30 +98,22 @@ def build_trainer(
         return CompiledSVI(vae.model, vae.guide, update, elbo, name, config.batch_size, train.batch)
 
     num_steps = config.steps_in_epoch(len(train))
-    name = engine_name(config, num_steps, device, engine, world.size, note)
+    name = engine_name(config, num_steps, session, engine)
     return Trainer(
         config=config,
         vae=vae,
         elbo=elbo,
-        engine=Engine(svi, name, config.batch_size, config.compile == "auto", world, note),
+        engine=Engine(svi, name, config.batch_size, config.compile == "auto", session),
         optimizer=adam,
         data=train,
         splits=splits,
         schedule=schedule(config, num_steps, beta),
-        device=device,
+        session=session,
         classes=data.labels if config.labels else {},
-        world=world,
     )
 
 
-def engine_name(
-    config: Config,
-    steps_per_epoch: int,
-    device: torch.device,
-    earlier: str | None = None,
-    num_processes: int = 1,
-    note: Callable[[str], object] = lambda line: None,
-) -> str:
+def engine_name(config: Config, steps_per_epoch: int, session: Session, earlier: str | None = None) -> str:
     """Return how steps are computed: "none", "graph" or "inductor".
 
     With `config.compile` "auto", steps on a CPU are compiled where the training is expected to have 10,000 or more, and
@@ -133,10 +122,8 @@ def engine_name(
     Args:
         config: options of the training.
         steps_per_epoch: number of steps in an epoch.
-        device: where steps are computed.
+        session: where they are computed; it is told what is chosen.
         earlier: the engine of an earlier session, which "auto" goes on with.
-        num_processes: that train together.
-        note: called with a line on what is chosen.
     """
     if config.compile != "auto":
         return config.compile
@@ -144,12 +131,12 @@ def engine_name(
     if config.patience:  # it ends after fewer epochs, as a rule
         epochs = min(epochs, 2 * config.patience)
     name = earlier or "graph"
-    if earlier is None and epochs * steps_per_epoch >= _LEAST_TO_COMPILE and num_processes == 1:
+    if earlier is None and epochs * steps_per_epoch >= _LEAST_TO_COMPILE and session.world.size == 1:
         name = "inductor"
-    if name == "inductor" and (device.type != "cpu" or missing()):
+    if name == "inductor" and (session.device.type != "cpu" or missing()):
         name = "graph"
     if name == "inductor" and earlier is None:
-        note("the step is compiled first, which takes some seconds unless it was before")
+        session.note("the step is compiled first, which takes some seconds unless it was before")
     return name
 
 
@@ -203,14 +190,13 @@ def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
     return config.lr * 10 ** (-stage / 7)
 
 
-def start_near(trainer: Trainer, config: Config, note: Callable[[str], object]) -> None:
-    """Let a training start at a model that is known exactly, where there is one, and say at which.
+def start_near(trainer: Trainer) -> None:
+    """Let a training start at a model that is known exactly, where there is one, and tell the session at which.
 
     Args:
-        trainer: of the VAE that the configuration describes, at random weights.
-        config: the configuration.
-        note: called with a line on it.
+        trainer: of the VAE that its configuration describes, at random weights.
     """
+    config = trainer.config
     if config.initialization == "exact":
         train = trainer.data.sample
         valid = train
@@ -223,9 +209,9 @@ def start_near(trainer: Trainer, config: Config, note: Callable[[str], object]) 
             num_steps = max(2, min(_TRIED, config.epochs * trainer.num_steps))  # two halves
             best = max(kinds.values(), key=lambda start: _forecast_elbo(num_steps, trainer, start.weights, valid))
         trainer.vae.load_state_dict(best.weights)
-        note(f"the training starts at {best.name}")
+        trainer.session.note(f"the training starts at {best.name}")
     elif config.system == "values" and not config.has_exact_start:
-        note("the weights start at random: no model in closed form is known for these options")
+        trainer.session.note("the weights start at random: no model in closed form is known for these options")
 
 
 def _forecast_elbo(num_steps: int, trainer: Trainer, weights: Mapping[str, Tensor], held_out: Tensor) -> float:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -77,6 +77,37 @@ class Callback:
         """Do something at the end, by whatever the training was ended."""
 
 
+class Session(NamedTuple):
+    """Where one training computes, and whom it tells of it.
+
+    Args:
+        device: where the VAE and the data are.
+        world: the processes that train together, including this one.
+        callbacks: of the training; those of the first process alone are called.
+    """
+
+    device: torch.device = torch.device("cpu")
+    world: World = ALONE
+    callbacks: Sequence[Callback] = ()
+
+    def note(self, line: str) -> None:
+        """Tell the callbacks a line on what is chosen."""
+        if self.world.is_first:
+            for callback in self.callbacks:
+                callback.on_note(line)
+
+    def say_data(self, run: Run) -> None:
+        """Tell the callbacks which data a run is trained on, and what these lost as they were read."""
+        if self.world.is_first:
+            for callback in self.callbacks:
+                callback.on_data(run)
+        if run.dataset().note:
+            self.note(run.dataset().note)
+
+
+SILENT = Session()  # on the CPU, in one process, without callbacks
+
+
 class Engine:
     """Takes the steps of a training, some in each call.
 
@@ -88,8 +119,7 @@ class Engine:
         name: the engine at first.
         batch_size: of a step.
         may_fall_back: compute steps in a way that takes longer where they cannot be recorded or compiled.
-        world: the processes that train together.
-        note: called with a line on it.
+        session: is told of it.
 
     Attributes:
         name: how steps are computed now.
@@ -104,16 +134,14 @@ class Engine:
         name: str,
         batch_size: int,
         may_fall_back: bool = False,
-        world: World = ALONE,
-        note: Callable[[str], object] = lambda line: None,
+        session: Session = SILENT,
     ) -> None:
         self.name = name
         self._make = make
         self._svi = make(name)
         self._batch_size = batch_size
         self._may_fall_back = may_fall_back
-        self._world = world
-        self._note = note
+        self._session = session
         self._seconds = math.inf  # of a step in the last call
 
     def run(self, order: Tensor, values: Sequence[tuple[float, float]]) -> Iterator[Done]:
@@ -144,8 +172,8 @@ class Engine:
                 return
             taken += len(done.losses)
             mean = torch.tensor([seconds]) / len(done.losses)
-            self._world.sum_([mean])  # so that all processes take as many steps in the next call
-            self._seconds = max(mean.item() / self._world.size, 1e-9)
+            self._session.world.sum_([mean])  # so that all processes take as many steps in the next call
+            self._seconds = max(mean.item() / self._session.world.size, 1e-9)
 
     def _fall_back(self, error: RecordingError) -> None:
         """Compute steps in a way that takes longer."""
@@ -153,7 +181,7 @@ class Engine:
         self.name = "none"
         if before == "inductor":
             self.name = "graph"
-        self._note(f"steps are computed without --compile {before}, and take longer: {error}")
+        self._session.note(f"steps are computed without --compile {before}, and take longer: {error}")
         self._svi = self._make(self.name)
 
 
@@ -161,7 +189,7 @@ class Engine:
 class Trainer:
     """Trains one VAE in memory.
 
-        trainer = build_trainer(config, data, device)
+        trainer = build_trainer(config, data, Session(device))
         trainer.train(config.epochs, callbacks)
 
     What is not the loop (files, pictures, progress, interruptions) is a callback. Use it inside a scope of Pyro's
@@ -176,9 +204,8 @@ class Trainer:
         data: the training data.
         splits: "test", and perhaps "valid", evaluated after each epoch.
         schedule: returns the learning rate of a step, counted from 0, and its weight of the rate.
-        device: where the VAE and the data are.
+        session: where it computes.
         classes: of each split whose classes are known, if they are latents of the VAE.
-        world: the processes that train together.
         rows: the metrics of all finished epochs.
         epoch: number of finished epochs.
         step: number of taken steps.
@@ -192,9 +219,8 @@ class Trainer:
     data: TrainingData
     splits: Mapping[str, Batch]
     schedule: Callable[[int], tuple[float, float]]
-    device: torch.device
+    session: Session = SILENT
     classes: Mapping[str, Tensor] = field(default_factory=dict)
-    world: World = ALONE
     rows: list[Metrics] = field(default_factory=list)
     epoch: int = 0
     step: int = 0
@@ -210,6 +236,16 @@ class Trainer:
         if self._run is None:
             raise InputError("this training has no run folder: train it by pvae.fit")
         return self._run
+
+    @property
+    def device(self) -> torch.device:
+        """Where the VAE and the data are."""
+        return self.session.device
+
+    @property
+    def world(self) -> World:
+        """The processes that train together."""
+        return self.session.world
 
     @property
     def num_steps(self) -> int:

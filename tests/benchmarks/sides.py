@@ -254,6 +254,7 @@ def ours(compile: str) -> Callable[[Task], Events]:
         from pvae.core.random_state import seeded
         from pvae.data.dataset import Dataset
         from pvae.training.setup import build_trainer
+        from pvae.training.trainer import Session
 
         config = Config(
             hidden=(task.hidden,),
@@ -266,7 +267,7 @@ def ours(compile: str) -> Callable[[Task], Events]:
         )
         device = torch.device(task.device)
         with seeded(0, device), pyro.get_param_store().scope():
-            training = build_trainer(config, Dataset("benchmark", task.train, task.test), device)
+            training = build_trainer(config, Dataset("benchmark", task.train, task.test), Session(device))
             next(training.engine.run(torch.arange(task.batch_size, device=device), [training.schedule(0)]))
             yield "step", None
             for _ in range(task.epochs):

@@ -151,7 +151,7 @@ def test_the_test_loss_of_002_is_no_elbo(small_vae, small_images):
 def test_warm_up_starts_at_exactly_zero_and_ends_at_beta(few_digits, small_config):
     config = small_config.replace(warm_up=2, beta=3.0)
     with torch.random.fork_rng():
-        training = build_trainer(config, few_digits, torch.device("cpu"))
+        training = build_trainer(config, few_digits)
     weights = [training.schedule(step)[1] for step in range(9)]
     assert weights == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5, 3, 3, 3])
     assert weights[0] == 0

@@ -12,6 +12,17 @@ import torch
 
 from pvae.compile import compiled_svi
 from pvae.runs.run import Run
+from pvae.training.trainer import Callback
+
+
+class Noted(Callback):
+    """Keeps the notes of a training in a list."""
+
+    def __init__(self, notes: list[str]) -> None:
+        self.notes = notes
+
+    def on_note(self, line: str) -> None:
+        self.notes.append(line)
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:

@@ -20,6 +20,7 @@ from pvae.core.random_state import seeded
 from pvae.data.read import read
 from pvae.training.parallel import SharedELBO, World, joined_processes
 from pvae.training.setup import build_trainer
+from pvae.training.trainer import Session
 
 
 def bad_step(world: World) -> dict[str, Any]:
@@ -47,18 +48,18 @@ def resumed_and_failed(world: World) -> dict[str, Any]:
     data, device = read("mnist-5k"), torch.device("cpu")
     config = Config(hidden=(16,), latent_dim=3, batch_size=500)
     with seeded(0, device), pyro.get_param_store().scope():
-        training = build_trainer(config, data, device, world)
+        training = build_trainer(config, data, Session(device, world))
         first = training.run_epoch()
         kept = copy.deepcopy(training.checkpoint())
         whole = training.run_epoch()
         after: dict[str, Any] = {"next": torch.randperm(5).tolist()}
         after["weights"] = sum(p.double().abs().sum() for p in training.vae.parameters()).item()
     with seeded(1, device), pyro.get_param_store().scope():
-        again = build_trainer(config, data, device, world)
+        again = build_trainer(config, data, Session(device, world))
         again.restore(kept, first)
         resumed = again.run_epoch()
     with seeded(0, device), pyro.get_param_store().scope():
-        training = build_trainer(config, data, device, world)
+        training = build_trainer(config, data, Session(device, world))
         if world.rank == world.size - 1:
             next(training.vae.q_z.parameters()).data.fill_(math.nan)
         try:

@@ -339,14 +339,14 @@ def test_minus_one_is_a_label_that_is_not_known(tmp_path, kind):
 def test_the_weight_of_the_classifier_is_that_of_the_share_of_labels():
     data, config = dataset(), FAST.replace(labels=7, elbo="enumerate", valid=0.0)
     with seeded(0, CPU), pyro.get_param_store().scope():
-        trainer = build_trainer(config, data, CPU)
+        trainer = build_trainer(config, data)
         assert trainer.elbo.label_weight == pytest.approx(5.0 * 70 / 7)
         row = trainer.evaluate("test")
     found = trainer.vae.posterior(next(trainer.splits["test"].split(10**6)).x).first.probs.argmax(-1)
     assert row.accuracy == pytest.approx((found == data.test_labels).double().mean().item())
     unknown = replace(data, test_labels=torch.full_like(data.test_labels, -1))
     with seeded(0, CPU), pyro.get_param_store().scope():
-        assert build_trainer(config, unknown, CPU).evaluate("test").accuracy is None
+        assert build_trainer(config, unknown).evaluate("test").accuracy is None
 
 
 @pytest.mark.workflow

@@ -42,7 +42,7 @@ def test_a_ready_made_run_has_its_published_figure(name, published, data_dir):
     """The test bound of the half-precision weights is that of the training, and within 1 nat of post 004's."""
     run = Run.open(name)
     data = pvae.read(run.data.dataset, data_dir)
-    trainer = build_trainer(run.config, data, torch.device("cpu"))
+    trainer = build_trainer(run.config, data)
     trainer.vae.load_state_dict(run.vae().state_dict())
     recorded, elbo = run.test_metrics(), trainer.evaluate().elbo
     assert elbo == pytest.approx(recorded.elbo, abs=0.05)

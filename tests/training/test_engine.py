@@ -9,6 +9,7 @@ import pyro
 import pytest
 import torch
 from conftest import needs_inductor
+from helpers.runs import Noted
 
 from pvae.compile import graph
 from pvae.config.build import build_vae
@@ -19,7 +20,7 @@ from pvae.runs.run import Run
 from pvae.training import setup
 from pvae.training.fit import fit, resume
 from pvae.training.setup import build_trainer, engine_name
-from pvae.training.trainer import Callback
+from pvae.training.trainer import Callback, Session
 
 CPU = torch.device("cpu")
 LONG = 10**6  # epochs, which repay any compilation
@@ -44,7 +45,7 @@ def test_long_trainings_are_compiled_and_a_resumed_one_computes_as_before(
 ):
     monkeypatch.setattr(setup, "missing", lambda: lacks)
     notes = []
-    assert engine_name(Config(compile=compile, epochs=1), num_steps, CPU, name, note=notes.append) == chosen
+    assert engine_name(Config(compile=compile, epochs=1), num_steps, Session(callbacks=[Noted(notes)]), name) == chosen
     assert len(notes) == (compile == "auto" and chosen == "inductor" and name is None)
 
 
@@ -52,7 +53,7 @@ def trained(config, data, epochs, vae=None, **options):
     """Return the weights after training, the engine, and its notes."""
     notes = []
     with seeded(0, CPU), pyro.get_param_store().scope():
-        trainer = build_trainer(config, data, CPU, vae=vae, note=notes.append, **options)
+        trainer = build_trainer(config, data, Session(callbacks=[Noted(notes)]), vae, **options)
         trainer.train(epochs)
         return torch.nn.utils.parameters_to_vector(trainer.vae.parameters()).detach(), trainer.engine, notes
 

@@ -247,7 +247,7 @@ def test_burdas_start(few_digits):
     """Glorot-uniform weights, zero biases, and a decoder that gives the mean image at z = 0."""
     config = Config(initialization="burda", hidden=(16, 8), activation="tanh", binarize="dynamic", latent_dim=3)
     with torch.random.fork_rng():
-        vae = build_trainer(config.replace(batch_size=50), few_digits, torch.device("cpu")).vae
+        vae = build_trainer(config.replace(batch_size=50), few_digits).vae
     first = vae.q_z.encoder[1]
     limit = (6 / (784 + 16)) ** 0.5
     assert first.weight.abs().max() <= limit

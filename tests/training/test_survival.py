@@ -462,7 +462,7 @@ def test_gradients_are_clipped_as_torch_clips_them(few_digits, config, engine, c
         with torch.random.fork_rng(), pyro.get_param_store().scope():
             torch.manual_seed(0)
             options = config.replace(compile=engine, clip_norm=clip_norm) if is_ours else config
-            trainer = build_trainer(options, few_digits, torch.device("cpu"))
+            trainer = build_trainer(options, few_digits)
             torch.manual_seed(0)
             if is_ours:
                 assert sum(len(done.losses) for done in trainer.engine.run(order, [(1e-3, 1.0)] * 2)) == 2

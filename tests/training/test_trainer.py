@@ -8,6 +8,7 @@ import math
 import pyro
 import pytest
 import torch
+from helpers.runs import Noted
 
 from pvae.config.choices import values_config
 from pvae.config.config import Config
@@ -16,6 +17,7 @@ from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Pixels
 from pvae.training.setup import build_trainer, forecast, start_near
+from pvae.training.trainer import Session
 
 CPU = torch.device("cpu")
 CONFIG = Config(likelihood="normal-diagonal", hidden=(4,), latent_dim=2, batch_size=8, valid=0.0, compile="none")
@@ -28,7 +30,7 @@ def data(count=40, num_test=5):
 
 def trainer_of(config=CONFIG, given=None, **options):
     """A trainer at its start; call it within a scope of Pyro's parameters."""
-    trainer = build_trainer(config, data() if given is None else given, CPU)
+    trainer = build_trainer(config, data() if given is None else given)
     return dataclasses.replace(trainer, **options)
 
 
@@ -103,8 +105,8 @@ def test_the_metrics_of_the_start_are_those_of_epoch_0():
     assert config.initialization == "exact"
     notes = []
     with seeded(0, CPU), pyro.get_param_store().scope():
-        trainer = build_trainer(config, given, CPU)
-        start_near(trainer, config, notes.append)
+        trainer = build_trainer(config, given, Session(callbacks=[Noted(notes)]))
+        start_near(trainer)
         assert any("starts at" in one for one in notes)
         assert trainer.step == 0, "what was tried leaves weights alone"
         assert all(not one.any() for state in trainer.optimizer.state.values() for one in state.values())
