@@ -141,13 +141,6 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Choose the model at which a training starts by three steps and without folds: that choice has its own tests."""
-    monkeypatch.setattr("pvae.training.setup._TRIED", 3)
-    monkeypatch.setattr("pvae.models.start._FEW", 0)
-
-
-@pytest.fixture
 def small_vae() -> Callable[..., VAE]:
     """Build a VAE of 20 pixels and 3 latents in float64; its weights depend on the seed alone."""
 

@@ -34,7 +34,7 @@ def blocks(path):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, no_pictures, quick_start):
+def run(tmp_path, monkeypatch, no_pictures):
     """Run a document's block that contains a text, in an empty folder and on 5,000 digits; returns its names."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pvae.training.fit.load_for", lambda *_: read("mnist-5k"))

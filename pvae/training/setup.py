@@ -5,10 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-
-import torch
-from torch import Tensor
+from collections.abc import Callable
 
 from pvae.compile.compiled_svi import AdamUpdate, CompiledSVI
 from pvae.compile.graph import missing
@@ -26,14 +23,13 @@ from pvae.core.optimizers import Adam
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset, check_domain
 from pvae.data.preparation import Pixels, TrainingData
-from pvae.models.start import exact_starts, mean_elbo
+from pvae.models.start import set_exact_start
 from pvae.training.parallel import SharedELBO
 from pvae.training.trainer import SILENT, Engine, Session, Trainer, advice_on_memory
 from pvae.vae import VAE
 
 _LEAST_TO_COMPILE = 10_000  # steps; compiling takes as long as it saves in 3,000 (convolutions) to 7,000 (a small MLP)
 
-_TRIED = 600  # steps by which the kinds of models are compared at which a training can start
 _LAST = 0.02  # the last learning rate of "cosine", as a fraction of the first
 _STEPS = (0.4, 0.7)  # fractions of all steps after which "steps" lowers the learning rate
 _STAGE_ENDS = list(itertools.accumulate(3**stage for stage in range(8)))  # passes: 1, 4, 13, ..., 3280
@@ -202,44 +198,10 @@ def start_near(trainer: Trainer) -> None:
         valid = train
         if "valid" in trainer.splits:
             valid = trainer.splits["valid"].x.images
-        starts = exact_starts(trainer.vae, train, valid)
-        best = starts[0]
-        if best.kind == "mixture":
-            kinds = {start.kind: start for start in reversed(starts)}  # the best of each
-            num_steps = max(2, min(_TRIED, config.epochs * trainer.num_steps))  # two halves
-            best = max(kinds.values(), key=lambda start: _forecast_elbo(num_steps, trainer, start.weights, valid))
-        trainer.vae.load_state_dict(best.weights)
-        trainer.session.note(f"the training starts at {best.name}")
+        name = set_exact_start(trainer.vae, train, valid)
+        trainer.session.note(f"the training starts at {name}")
     elif config.system == "values" and not config.has_exact_start:
         trainer.session.note("the weights start at random: no model in closed form is known for these options")
-
-
-def _forecast_elbo(num_steps: int, trainer: Trainer, weights: Mapping[str, Tensor], held_out: Tensor) -> float:
-    """Return the `forecast` of held-out data by some steps from some weights: a mixture of products learns slowly."""
-    trainer.vae.load_state_dict(weights)
-    order = torch.randint(len(trainer.data), (num_steps * trainer.config.batch_size,)).to(trainer.device)
-    rates = [trainer.schedule(step) for step in range(num_steps)]
-    half = num_steps // 2
-    elbos = list[float]()
-    for steps in (slice(half), slice(half, None)):
-        trainer.vae.train()
-        some = order.view(num_steps, -1)[steps].flatten()
-        for _ in trainer.engine.run(some, rates[steps]):
-            pass
-        elbos.append(mean_elbo(trainer.vae.eval(), held_out))
-    for state in trainer.optimizer.state.values():  # a recorded step holds these tensors
-        for tensor in state.values():
-            tensor.zero_()
-    return forecast(elbos)
-
-
-def forecast(elbos: Sequence[float]) -> float:
-    """Return an ELBO to which a training may come, from two on its way: the last, and a third of the gain between."""
-    middle, last = elbos
-    ahead = last + (last - middle) / 3
-    if math.isnan(ahead):
-        return -math.inf
-    return ahead
 
 
 def check_first_loss(trainer: Trainer) -> None:

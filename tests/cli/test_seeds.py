@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+
+import numpy as np
 import pytest
 import torch
 from helpers.commands import contents
 
 import pvae
+from pvae.__main__ import command_of
 from pvae.cli.train import main
 from pvae.runs.run import Run
 
@@ -47,6 +51,26 @@ def test_seeds_are_runs_of_their_own_and_end_in_a_table(no_pictures, capsys, tmp
     (many / "seed-0").rename(many / "seed-4")
     assert main([*two, "--seeds", "4", "--out", "many"]) == 2
     assert "--seed 0" in capsys.readouterr().err
+
+
+def test_seeds_of_a_table_end_in_a_table_and_name_what_takes_a_table(no_pictures, capsys, tmp_path, monkeypatch):
+    """There are no images for a sheet. The commands that are named next take the run as they stand."""
+    monkeypatch.chdir(tmp_path)
+    x = np.random.default_rng(0).normal(size=(60, 3)).round(2)
+    x[::7, 0] = np.nan
+    np.savetxt("t.csv", x, delimiter=",", header="a,b,c", comments="", fmt="%g")
+    table = ["--dataset", "table:t.csv", "--missing", "--hidden", "4", "--latent-dim", "2", "--epochs", "1"]
+    assert main([*table, "--seeds", "0:2", "--out", "many", "--quiet"]) == 0, capsys.readouterr().err
+    assert "| 2 " in (tmp_path / "many/figures/table.md").read_text()
+    assert not (tmp_path / "many/figures/sheet.png").exists()
+    capsys.readouterr()
+    assert main([*table, "--out", "alone"]) == 0
+    said = capsys.readouterr().out.partition("next:")[2]
+    commands = [shlex.split(line.replace("or  ", "").replace("FILE", "t.csv")) for line in said.splitlines()]
+    named = {name: rest for _, name, *rest in commands if name in ("sample", "score")}
+    assert named == {"score": ["alone", "t.csv"], "sample": ["alone", "--impute", "t.csv"]}, "the last of two"
+    for name, rest in named.items():
+        assert command_of(name)(rest) == 0, capsys.readouterr().err
 
 
 def test_a_sweep_over_beta_ends_in_its_rate_distortion_curve(no_pictures, capsys, tmp_path, monkeypatch):

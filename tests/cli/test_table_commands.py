@@ -50,7 +50,7 @@ def read(path):
 
 
 @pytest.fixture
-def folder(made_once, no_pictures, quick_start, tmp_path, monkeypatch):
+def folder(made_once, no_pictures, tmp_path, monkeypatch):
     """An empty working folder with a copy of the table, and of runs on it given its batches and without them."""
 
     def make(base):

@@ -163,7 +163,7 @@ def test_the_verdict_is_by_the_difference_of_each_datum():
 
 
 @pytest.mark.workflow
-def test_a_training_says_what_it_learned_and_so_does_its_report(tmp_path, no_pictures, quick_start):
+def test_a_training_says_what_it_learned_and_so_does_its_report(tmp_path, no_pictures):
     data = table(two_kinds())
     run = fit(values_config(data, epochs=2), data=data, out=tmp_path / "run")
     lines = [*what_was_learned(run)]

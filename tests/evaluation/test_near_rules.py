@@ -25,7 +25,7 @@ def test_near_rules_are_named_with_their_shares():
 
 
 @pytest.fixture
-def run(made_once, no_pictures, quick_start):
+def run(made_once, no_pictures):
     """A run on a table of which rules leave out two columns, and whether a third is empty."""
     draw = np.random.default_rng(0)
     start = np.datetime64("2021-01-01") + draw.integers(0, 300, 500)

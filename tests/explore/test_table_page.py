@@ -61,7 +61,7 @@ CASES = {
 
 
 @pytest.fixture
-def train(made_once, no_pictures, quick_start):
+def train(made_once, no_pictures):
     """A small VAE of some columns of a table in which all depend on one number; a tenth may be missing."""
 
     def make(out, names, options):

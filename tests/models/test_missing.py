@@ -70,7 +70,7 @@ def test_recorded_steps_equal_eager_ones(likelihood, name):
 
 
 @pytest.mark.workflow
-@pytest.mark.usefixtures("no_pictures", "quick_start")
+@pytest.mark.usefixtures("no_pictures")
 def test_a_table_with_empty_fields(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rows = LinearGaussian().x.repeat(4, 1).numpy()

@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.covariance import LedoitWolf
 
 from pvae.config.build import build_vae
 from pvae.config.choices import values_config
 from pvae.config.config import Config
 from pvae.data.dataset import Dataset
 from pvae.models import start
-from pvae.models.features import fit_to
+from pvae.models.features import features_seen, fit_to
 from pvae.tables.column import Column
 
 
@@ -42,93 +41,63 @@ def elbo(vae, x):
 
 
 @pytest.mark.parametrize("posterior", ["normal", "normal-log-variance", "normal-full"])
-@pytest.mark.parametrize("model", ["factor analysis", "covariance"])
-def test_the_elbo_before_the_first_step_is_the_log_likelihood_of_the_linear_model(posterior, model):
+def test_the_elbo_before_the_first_step_is_the_log_likelihood_of_factor_analysis(posterior):
     x = factors()
     vae, _ = vae_at(x, prior="standard-normal", posterior=posterior)
-    parts = start._Parts(vae, x, x)
-    kinds = start.linear_models(parts.features, parts.features, 6, np.full(6, 1e-5))
-    chosen = kinds[0] if model == "factor analysis" else kinds[[one.name[:8] for one in kinds].index("a Normal")]
+    features = features_seen(vae.q_z, x).numpy()
+    analysis = start.factor_analysis(features, features, 6, np.full(6, 1e-5))
     with torch.no_grad():
-        for one in (parts.encoder, parts.decoder):
-            one.linear.weight.zero_(), one.linear.bias.zero_()
-        start._set_linear(parts, chosen)
+        start._set_linear(vae, analysis, x)
         reached = elbo(vae, x)
-    f = torch.from_numpy(parts.features)
-    covariance = torch.from_numpy(chosen.weight @ chosen.weight.T + np.diag(chosen.noise))
-    exact = torch.distributions.MultivariateNormal(torch.from_numpy(chosen.bias), covariance).log_prob(f)
-    exact = exact - vae.p_x.units.scale.log().sum()
+    covariance = torch.from_numpy(analysis.weight @ analysis.weight.T + np.diag(analysis.noise))
+    normal = torch.distributions.MultivariateNormal(torch.from_numpy(analysis.bias), covariance)
+    exact = normal.log_prob(torch.from_numpy(features)) - vae.p_x.units.scale.log().sum()
     if posterior == "normal-full":
         q, z = vae.posterior(x), vae.posterior(x).rsample()
         reached = vae.log_likelihood(x, z) + vae.prior().log_prob(z) - q.log_prob(z)  # the same at every z
     assert torch.allclose(reached, exact, rtol=0, atol=1e-9)
-    if model == "covariance":
-        wolf = LedoitWolf().fit(parts.features).covariance_
-        assert np.allclose(wolf, covariance, rtol=1e-9)
 
 
 @pytest.mark.parametrize(("num_rows", "num_columns"), [(400, 6), (12, 20)])
 def test_factor_analysis_has_the_variances_of_the_features(num_rows, num_columns):
     f = factors(num_columns, num_rows).numpy()
-    analysis = start.linear_models(f, f, 2, np.full(num_columns, 1e-12))[0]
+    analysis = start.factor_analysis(f, f, 2, np.full(num_columns, 1e-12))
     assert np.allclose((analysis.weight**2).sum(1) + analysis.noise, f.var(0), rtol=0.05)
+
+
+def elbo_of_start(x, **options):
+    """Return the validation ELBO of the exact start of the first 300 rows, of the others."""
+    vae, _ = vae_at(x, **options)
+    start.set_exact_start(vae, x[:300], x[300:])
+    return start.mean_elbo(vae, x[300:])
 
 
 def test_columns_of_0_and_1_that_are_equal_are_coded_at_no_loss():
     x = factors()
     coin = (torch.rand(len(x), 1, generator=torch.Generator().manual_seed(0)) < 0.5).double()
     both = torch.cat([x, coin, coin], 1)
-    with_coins, alone = (
-        start.exact_starts(vae_at(one, prior="standard-normal")[0], one[:300], one[300:])[0].elbo for one in (both, x)
-    )
+    with_coins, alone = (elbo_of_start(part, prior="standard-normal") for part in (both, x))
     assert with_coins > alone - 2 * np.log(2), "as independent columns"
 
 
-def test_a_column_of_0_and_1_leaves_the_covariance_of_real_ones_as_it_is():
-    x = factors()
-    bit = (torch.rand(len(x), 1, generator=torch.Generator().manual_seed(0)) < 0.5).double()
-    x = torch.cat([bit, x], 1)
-    vae, _ = vae_at(x, latent_dim=7)
-    parts = start._Parts(vae, x, x)
-    (full,) = (one for one in parts.linear if "full" in one.name)
-    real = list(parts.places)
-    covariance = (full.weight @ full.weight.T + np.diag(full.noise))[np.ix_(real, real)]
-    spread = parts.features.std(0)
-    wolf = LedoitWolf().fit(parts.features / spread).covariance_ * np.outer(spread, spread)
-    np.testing.assert_allclose(covariance, wolf[np.ix_(real, real)], rtol=1e-10)
-
-
-@pytest.mark.workflow
-def test_of_columns_of_several_kinds_one_start_is_independent_values_near_which_latents_can_be_used():
-    x = factors()
-    x[:, 0] = (x[:, 0] > 0).double()
-    vae, config = vae_at(x)
-    with torch.no_grad():
-        found = start._tried(start._Parts(vae, x[:300], x[300:]))
-        assert [one.kind for one in start._tried(start._Parts(vae_at(factors())[0], x, x))].count("random") == 0, (
-            "all are real"
-        )
-        (one,) = (one for one in found if one.kind == "random")
-        vae.load_state_dict(one.weights)
-        alone = start.fit_mixture(vae.p_x, x[:300], start._Parts(vae, x[:300], x[300:]).features, 1)
-        independent = alone.log_terms(vae.p_x, x[300:]).mean().item()
-        assert independent - 2 < one.elbo < independent
-        z = torch.randn(100, config.latent_dim, dtype=x.dtype)
-        outputs = vae.p_x.decoder(z)
-        assert outputs.std(0).min() > 0, "z changes each output"
-        start._Parts(vae, x, x).decoder.network[-1].weight.zero_()
-        assert torch.allclose(vae.p_x.decoder(z), alone.outputs, atol=1e-12)
+def test_a_ring_starts_at_a_mixture_of_normals_that_no_linear_model_is():
+    """Its columns are not correlated: factor analysis has no factors, and its codes say nothing of the rows."""
+    generator = torch.Generator().manual_seed(0)
+    angle = 2 * torch.pi * torch.rand(2000, 1, generator=generator, dtype=torch.float64)
+    x = 3 * torch.cat([angle.cos(), angle.sin()], 1)
+    x += 0.15 * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    assert elbo_of_start(x, prior="mixture") > elbo_of_start(x, prior="standard-normal") + 0.5
 
 
 def test_a_code_unlike_all_others_is_not_alone_in_the_prior():
-    """Its component has a width, or the next such row would have a rate of thousands of nats."""
+    """The next such row would have a rate of thousands of nats."""
     vae, _ = vae_at(factors(), prior="mixture", components=4)
     codes = np.random.default_rng(0).normal(size=(300, 6))
     codes[0] = 30
     with torch.no_grad():
         start._set_prior(vae.p_z, codes)
         of_own, of_next = vae.prior().log_prob(torch.tensor([[30.0] * 6, [31.0] * 6]).double())
-    assert of_own - of_next < 6 / 0.1
+    assert of_own - of_next < 6 / 0.01
 
 
 def test_real_columns_behind_categories_start_at_their_own_outputs():
@@ -139,6 +108,9 @@ def test_real_columns_behind_categories_start_at_their_own_outputs():
     config = Config(likelihood="columns", columns="categorical:4,binary,real*2", latent_dim=2, initialization="exact")
     vae = build_vae(config, (4,))
     fit_to(vae, x)
-    parts = start._Parts(vae, x, x)
-    assert [place[:2] for place in parts.places.values()] == [(5, 7), (6, 8)]
+    assert [place[:2] for place in start._real_features(vae).values()] == [(5, 7), (6, 8)]
     assert [vae.p_x.table_page(d)["outputs"] for d in range(4)] == [[0, 1, 2, 3], [4], [5, 7], [6, 8]]
+    start.set_exact_start(vae, x[:150], x[150:])
+    with torch.no_grad():
+        reached = vae.likelihood(vae.posterior(x).mean).mean[:, 2:]
+    assert (reached - x[:, 2:]).square().mean() < 0.03

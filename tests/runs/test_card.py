@@ -13,7 +13,7 @@ from pvae.runs.writer import CARD, write_card
 pytestmark = pytest.mark.workflow
 
 
-def test_it_names_data_command_and_figures_and_evaluation_adds_log_p(tmp_path, quick_start):
+def test_it_names_data_command_and_figures_and_evaluation_adds_log_p(tmp_path):
     data = pvae.Dataset("rows | of mine", torch.randn(60, 3), torch.randn(20, 3))
     config = pvae.values_config(data, latent_dim=2, epochs=1, prior="standard-normal", seed=3)
     run = pvae.fit(config, data=data, out=tmp_path / "run")

@@ -84,7 +84,7 @@ torch.save([decode(encode(x)), *log_probs(x), len(log_probs(x[:1])[0])], f"{fold
 """
 
 
-def test_the_files_of_a_table_are_opened_by_torch_alone(tmp_path, no_pictures, quick_start, capsys):
+def test_the_files_of_a_table_are_opened_by_torch_alone(tmp_path, no_pictures, capsys):
     """By the command, with the kinds, the start and the prior that a table has by default; and again."""
     draw = torch.Generator().manual_seed(0)
     rows = torch.randn(200, 1, generator=draw).double() + torch.randn(200, 3, generator=draw).double() * 0.1

@@ -44,7 +44,7 @@ def test_bad_values_are_named(tmp_path):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, quick_start):
+def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     table, counts, series, volumes = (values(likelihood).numpy() for likelihood in SHAPES)

@@ -221,7 +221,7 @@ def test_pictures_of_rows_show_intervals_probabilities_and_mark_what_is_missing(
     assert missing == [[False], [False], [True], [False], [False], [False], [False], [True]]
 
 
-@pytest.mark.usefixtures("no_pictures", "quick_start")
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("labels", [["a", "b", ""], ["2", "5", ""]], ids=["texts", "numbers"])
 def test_a_column_of_labels_is_no_part_of_x(tmp_path, capsys, labels):
     """Half of the rows have the second class, which moves the values, and every third label is missing."""
@@ -268,7 +268,7 @@ def test_a_small_table_is_trained_until_its_samples_are_as_correlated_as_its_row
     assert drawn[:, 1].mean() == pytest.approx(3e9, rel=0.1)
 
 
-@pytest.mark.usefixtures("no_pictures", "quick_start")
+@pytest.mark.usefixtures("no_pictures")
 def test_the_printed_options_can_be_given_again(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [f"{row % 7},{'SML'[row % 3]},{5 + row % 2},{row % 3 + 1}" for row in range(60)]

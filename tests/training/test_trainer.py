@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import pyro
 import pytest
@@ -16,7 +15,7 @@ from pvae.core.batch import Batch
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Pixels
-from pvae.training.setup import build_trainer, forecast, start_near
+from pvae.training.setup import build_trainer, start_near
 from pvae.training.trainer import Session
 
 CPU = torch.device("cpu")
@@ -90,12 +89,6 @@ def test_an_evaluation_that_draws_several_times_is_the_mean_of_that_many(monkeyp
     assert found.elbo_stderr > 1.5 * each.elbo_stderr, "that of the means of 30 data, and not of 120 draws"
     for name in ("elbo", "distortion", "rate", "loss", "posterior_mean_loss"):
         assert getattr(found, name) == pytest.approx(getattr(each, name), rel=1e-12), name
-
-
-def test_a_start_that_gains_is_forecast_to_gain_more():
-    """By a third of what the second half of the steps gained; NaN is the worst of all."""
-    assert forecast([-3.5, -2.0]) == -1.5
-    assert forecast([math.nan, -2.0]) == forecast([-2.0, math.nan]) == -math.inf
 
 
 def test_the_metrics_of_the_start_are_those_of_epoch_0():

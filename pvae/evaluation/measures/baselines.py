@@ -27,7 +27,7 @@ from pvae.marginal.importance import num_in_tail, pareto_k
 from pvae.models.columns import ColumnKind, ColumnsLikelihood, columns_text
 from pvae.models.features import features_seen, fit_to, steps_of
 from pvae.models.likelihoods import OrdinalLikelihood
-from pvae.models.start import SIZES, WIDEST, Array, Linear, fit_mixture, linear_models, quietly
+from pvae.models.start import SIZES, WIDEST, Array, factor_analysis, least_noise, quietly
 from pvae.runs.metrics import Metrics
 from pvae.tables.codec import to_file
 from pvae.tables.rule import Order
@@ -292,6 +292,8 @@ def _weighted(data: Pixels, step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
 _ROWS = 10_000  # training data, evenly spaced, to which models are fitted
 _MOST_FOR_FULL = 50  # values of a datum, of a mixture with full covariance matrices
 _LEAST_NOISE = 1e-5  # of a value, as a share of its variance
+_STEPS_OF_EM = 100
+_TOLERANCE = 1e-4  # of expectation maximisation, nats per datum
 
 
 class SimpleModel(NamedTuple):
@@ -414,7 +416,7 @@ def simple_models(vae: VAE, train: Tensor, valid: Tensor, held_out: Tensor) -> l
     """Fit a linear model and a mixture to data, and return their log-likelihoods of held-out data.
 
     Where all values are Normal given z, or their logarithms are, or they are counts or zero-inflated values in steps,
-    the linear model is factor analysis or a Normal with a full covariance matrix, and the mixture one of Normals with
+    the linear model is factor analysis, and the mixture one of Normals with
     full or diagonal covariance matrices; beside counts and zero-inflated values, one of products is tried too. Of
     columns of other kinds there is no linear model, and the mixture is one of products, of the likelihoods of the VAE.
     Values that were recorded in steps have the probability of their step, as under the VAE: of a Normal with a full
@@ -466,9 +468,10 @@ def _of_normals(p_x: Any, train: Tensor, splits: Sequence[Tensor]) -> list[Simpl
         if not part.is_density:  # counts, of which a constant one has no step of its own
             step.view(-1)[places] = torch.where(step.view(-1)[places] > 0, step.view(-1)[places], 1.0)
     rows = [_Rows.of(p_x, one, step) for one in splits]
-    least = np.where(features.std(0) > 0, _LEAST_NOISE, 1.0)
-    every = linear_models(features, rows[0].y.numpy(), train[0].numel(), least)
-    fits = [("linear", one.name, _normal(one)) for one in every[:-1]]  # without principal components
+    linear = factor_analysis(features, rows[0].y.numpy(), features.shape[1], least_noise(features, _LEAST_NOISE))
+    covariance = linear.weight @ linear.weight.T + np.diag(linear.noise)
+    normal = _Normals(np.ones(1), linear.bias[None], covariance[None])
+    fits = [("linear", linear.name, normal)]
     fits += [("mixture", name, fit) for name, fit in _mixtures(features)]
     return [SimpleModel(kind, name, *map(fit.log_prob, rows)) for kind, name, fit in fits]
 
@@ -543,16 +546,11 @@ def _best(models: Sequence[SimpleModel]) -> SimpleModel:
     return max(models, key=lambda one: one.valid.mean().item())
 
 
-def _normal(model: Linear) -> _Normals:
-    covariance = model.weight @ model.weight.T + np.diag(model.noise)
-    return _Normals(np.ones(1), model.bias[None], covariance[None])
-
-
 def _mixtures(y: Array) -> Iterator[tuple[str, _Normals]]:
     """Yield the name of mixtures of Normals that are fitted to rows y (N, D), and these."""
     from sklearn.mixture import GaussianMixture
 
-    sizes = [one for one in SIZES if one <= len(y) / 2] or [1]
+    sizes = [size for size in SIZES if size <= max(1, len(y) / 2)]
     for shape in ("full", "diag"):
         if shape == "full" and y.shape[1] > _MOST_FOR_FULL:
             continue
@@ -574,9 +572,61 @@ def _products(vae: VAE, train: Tensor, splits: Sequence[Tensor]) -> SimpleModel:
     for part in p_x.modules():
         if isinstance(part, OrdinalLikelihood):
             part.restart()
-    found = list[SimpleModel]()
-    for size in (1, *SIZES):
+    models = list[SimpleModel]()
+    for size in SIZES:
         fit = fit_mixture(p_x, train, features, size)
+        name = "independent values"
+        if len(fit.outputs) > 1:
+            name = f"a mixture of {len(fit.outputs)} products"
         log_p = (fit.log_terms(p_x, x).logsumexp(-1) for x in splits)
-        found.append(SimpleModel("mixture", fit.name, *log_p))
-    return _best(found)
+        models.append(SimpleModel("mixture", name, *log_p))
+    return _best(models)
+
+
+class Mixture(NamedTuple):
+    """A mixture of K products: in each component, the values of a datum are independent.
+
+    Args:
+        outputs: what each component gives the likelihood in place of a decoder's output, (K, O).
+        log_weights: (K,) nats.
+    """
+
+    outputs: Tensor
+    log_weights: Tensor
+
+    def log_terms(self, p_x: Any, x: Tensor) -> Tensor:
+        """Return log weight + log p(x | component) of data (N, *D): (N, K) nats, whose log-sum-exp is log p(x)."""
+        outputs = self.outputs.view(-1, 1, *p_x.output_shape)
+        size = max(1, _AT_ONCE // (len(outputs) * x[0].numel()))
+        return torch.cat([p_x.given(outputs).log_prob(part) for part in x.split(size)], -1).T + self.log_weights
+
+
+def fit_mixture(p_x: Any, x: Tensor, features: Array, num_components: int) -> Mixture:
+    """Fit a mixture of products to data by expectation maximisation, from the clusters of their features.
+
+    Args:
+        p_x: a likelihood with `outputs_for`; the parameters that do not depend on z stay as they are.
+        x: the data, (N, *D), NaN where a value is missing.
+        features: what an encoder sees of them, (N, F).
+        num_components: K; N/2 where there are fewer data.
+
+    Reference:
+        Dempster, Laird and Rubin, "Maximum likelihood from incomplete data via the EM algorithm", JRSS B 39, 1977.
+    """
+    from sklearn.cluster import KMeans
+
+    count = max(1, min(num_components, len(x) // 2, len(np.unique(features, axis=0))))
+    std = features.std(0)
+    labels = KMeans(count, n_init=2, random_state=0).fit_predict(features / np.where(std > 0, std, 1.0))
+    shares = torch.eye(count, dtype=torch.float64, device=x.device)[labels]
+    before = -math.inf
+    for _ in range(_STEPS_OF_EM):
+        log_weights = ((shares.sum(0) + 0.1) / (len(x) + 0.1 * count)).log()
+        mixture = Mixture(p_x.outputs_for(x, shares).flatten(1), log_weights)
+        terms = mixture.log_terms(p_x, x)
+        shares = terms.softmax(-1)
+        reached = terms.logsumexp(-1).mean().item()
+        if reached - before < _TOLERANCE:
+            break
+        before = reached
+    return mixture
