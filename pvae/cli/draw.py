@@ -62,9 +62,9 @@ def _draw(arguments: argparse.Namespace) -> None:
 
 
 def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> None:
+    from pvae.data.files import NotFoundError
     from pvae.plotting import pictures
     from pvae.plotting.figures import without_title
-    from pvae.tables.reading import NotFoundError
     from pvae.trained.codes import latent_report
 
     run = open_run(arguments.run, arguments.vae)

@@ -17,7 +17,8 @@ from pvae.config.presets import SYSTEMS, get_system, list_systems, read_toml
 from pvae.core.errors import InputError, TrainingError, check_name
 from pvae.core.options import Option, options_of
 from pvae.core.terminal import is_first_process, print_line
-from pvae.tables.reading import Reading, own_path
+from pvae.data.files import own_path
+from pvae.tables.reading import Reading
 
 if TYPE_CHECKING:
     from pvae.data.dataset import Dataset

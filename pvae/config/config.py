@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pvae.config.refusals import refuse
 from pvae.core.errors import InputError, check_name, either, shown
 from pvae.core.options import Option, options_of
+from pvae.data.files import DATASETS, own_path
 from pvae.data.preparation import Preparation
 from pvae.elbos.base import PerDatumELBO
 from pvae.models.columns import ColumnKind, column_kinds
@@ -21,7 +22,7 @@ from pvae.models.likelihoods import Likelihood
 from pvae.models.networks import Network
 from pvae.models.posteriors import Posterior
 from pvae.models.priors import FlatPrior, Prior
-from pvae.tables.reading import DATASETS, Reading, own_path
+from pvae.tables.reading import Reading
 
 FAMILIES: dict[str, type[Any]] = {  # each chosen by the option of its name, and with it what its class takes
     "inference": Inference,

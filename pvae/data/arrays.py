@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pvae.core.errors import InputError, brief
-from pvae.tables.reading import is_file
+from pvae.data.files import is_file
 from pvae.tables.schema import Schema, Values, coded_labels
 
 SPLITS = {"train": "train", "test": "test", "valid": "valid", "val": "valid"}  # by the name of an array or folder

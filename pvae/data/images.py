@@ -34,8 +34,9 @@ from pvae.core.errors import InputError, brief, joined
 from pvae.core.files import cache_dir, to_json, write_whole
 from pvae.core.terminal import progress_bar
 from pvae.data.arrays import read_arrays
+from pvae.data.files import is_folder
 from pvae.data.levels import Levels, to_bytes
-from pvae.tables.reading import Reading, is_folder
+from pvae.tables.reading import Reading
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 

@@ -24,6 +24,7 @@ from pvae.core.random_state import seeded
 from pvae.data.arrays import is_array_file
 from pvae.data.batches import data_in_batches
 from pvae.data.dataset import Dataset, domain_faults
+from pvae.data.files import DATASETS, is_file, is_folder, is_table, own_path
 from pvae.data.images import (
     SUFFIXES,
     ImageArrays,
@@ -39,7 +40,7 @@ from pvae.data.preparation import Preparation
 from pvae.data.sources import by_name, dataset_of, read_values
 from pvae.tables.codec import deduced, from_file
 from pvae.tables.column import Column
-from pvae.tables.reading import DATASETS, Reading, is_file, is_folder, is_table, own_path
+from pvae.tables.reading import Reading
 from pvae.tables.schema import DataRecord, Fields, Schema, Values, names_of
 
 _LARGE = 100_000  # rows of a data frame, beyond which it is read in parts: ten seconds for 20 columns

@@ -21,8 +21,9 @@ from pvae.core.files import cache_dir, expanded
 from pvae.data.arrays import FILES, SPLITS, is_array_file, read_arrays
 from pvae.data.batches import ParquetParts, data_in_batches
 from pvae.data.dataset import Dataset, with_split
+from pvae.data.files import PACKAGES, NotFoundError, find, is_file, is_table
 from pvae.data.images import ImageArrays, ImageFiles, Images, ImageTransform, image_files, load_images
-from pvae.tables.reading import PACKAGES, NotFoundError, Reading, find, is_file, is_table
+from pvae.tables.reading import Reading
 from pvae.tables.schema import DataRecord, Schema, Values, coded_labels
 
 

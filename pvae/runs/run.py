@@ -35,12 +35,12 @@ from pvae.core.errors import InputError
 from pvae.core.files import expanded, from_record, to_json, write_whole
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
+from pvae.data.files import NotFoundError
 from pvae.data.preparation import Preparation
 from pvae.data.read import read, read_again
 from pvae.data.sources import SETS
 from pvae.runs.checkpoint import Checkpoint, read_checkpoint
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience, read_metrics
-from pvae.tables.reading import NotFoundError
 from pvae.tables.schema import DataRecord
 from pvae.vae import VAE
 

@@ -2,7 +2,7 @@
 
 From the ground up:
 
-    reading   how files are read, declared once, and where data sets are searched
+    reading   how files are read, declared once
     column    the types of columns, each of which fits, parses and writes itself
     rule      laws of rows: functions, identities, orders, flags; parts, those of one column
     codec     from the columns of a file to those of x, and back
