@@ -115,7 +115,7 @@ def values_config(data: Any, **options: Any) -> Config:
             chosen["likelihood"] = of_all
         if of_all == chosen["likelihood"] == "bernoulli":
             chosen["binarize"] = "threshold"
-    if data.columns and (chosen | options)["likelihood"] == "columns":
+    if (chosen | options)["likelihood"] == "columns" and (data.columns or options.get("columns")):
         chosen["columns"] = options.get("columns") or columns_text(kinds)
     system = get_system("values")
     chosen["latent_dim"] = max(1, min(system.latent_dim, data.train[0].numel()))
@@ -196,13 +196,13 @@ def _common(system: Config, data: Dataset, options: dict[str, Any]) -> tuple[Con
 
 
 def _kinds(data: Dataset) -> list[ColumnKind]:
-    """Return the kind of each column of a table; of other data one kind whose domain has all values."""
+    """Return the kind of each column of a table; of other data one that is a likelihood by itself and may be theirs."""
     if data.columns:
         rows = torch.cat([*data.splits.values()])
         return [_kind(column, rows[:, place]) for place, column in enumerate(data.columns)]
     values = [x[~x.isnan()].double() for x in data.splits.values()]
-    names = ("binary", "count", "real")
-    return [ColumnKind(next(name for name in names if all(KINDS[name].in_domain(x) for x in values)))]
+    *alone, real = (name for name, likelihood in KINDS.items() if likelihood.name)
+    return [ColumnKind(next((name for name in alone if all(KINDS[name].in_domain(x) for x in values)), real))]
 
 
 def _kind(column: Column, values: Tensor) -> ColumnKind:

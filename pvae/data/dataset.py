@@ -208,8 +208,10 @@ class Dataset(Schema):
         plain = self.plain or self
         data = plain.held_out(share, calibration)
         is_known = data is plain and is_given_labels == self.is_given_labels
-        if known is None and (self.plain is None or is_known):  # rules are not looked for, or were found
-            return data if self.plain is None else self
+        if known is None and self.plain is None:  # rules are not looked for
+            return data
+        if known is None and is_known:  # they were found
+            return self
         return data.with_rules(is_given_labels, known)
 
     def with_rules(self, is_given_labels: bool = False, known: Schema | None = None) -> Dataset:

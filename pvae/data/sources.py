@@ -1,4 +1,4 @@
-"""Data sets by their names: torchvision's sets, CelebA, and folders and files of your own."""
+"""Data sets by their names: torchvision's sets, CelebA, and folders, arrays and files of your own."""
 
 from __future__ import annotations
 

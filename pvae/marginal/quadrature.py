@@ -192,7 +192,7 @@ def _refined(
             border = share[ends][_is_at_border(index[ends])].sum()
             break
         is_kept = values + rise > largest - _DEPTH
-        if is_kept.sum() * len(children) > _MOST_CELLS:
+        if not 0 < is_kept.sum() * len(children) <= _MOST_CELLS:  # none where p(x, z) is NaN
             break
         index = (2 * index[is_kept][:, None] + children).flatten(0, 1)
         expected = (values + rise / 2 + _SLACK)[is_kept]
@@ -205,7 +205,8 @@ def _refined(
         rise = torch.maximum(high - low, rise / 4).repeat_interleave(len(children))
     if border >= _TRUSTED or not is_covered:
         error = error.new_tensor(math.inf)
-    return log_p, error + border
+    error = error + border
+    return log_p, error.where(~error.isnan(), math.inf)
 
 
 def _mesh(values: Tensor, num_latents: int) -> Tensor:

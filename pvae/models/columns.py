@@ -55,7 +55,7 @@ KINDS: dict[str, type[Any]] = {
     "categorical": CategoricalLikelihood,
     "ordinal": OrdinalLikelihood,
 }
-LIMITED = ("positive", "real")  # those that may have a limit
+LIMITED = tuple(name for name, likelihood in KINDS.items() if likelihood.may_have_limit)
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def columns_text(kinds: Iterable[ColumnKind]) -> str:
     return ",".join(items)
 
 
-_NUMBERS = "|".join(name for name in KINDS if name not in ("categorical", "ordinal"))
+_NUMBERS = "|".join(name for name, likelihood in KINDS.items() if "num_categories" not in likelihood.takes)
 _NUMBER = r"\d+(\.\d+)?(e[-+]?\d+)?"
 _LIMITED = rf"positive<(?=[\d.]*[1-9]){_NUMBER}|real<-?{_NUMBER}"
 _LISTED = rf"({_NUMBERS}|{_LIMITED}|categorical:[1-9]\d{{0,4}}|ordinal:([2-9]|[1-9]\d{{1,2}}))(\*[1-9]\d{{0,4}})?"

@@ -89,6 +89,7 @@ class Likelihood(nn.Module, Family):
         is_on_table_page: the page of a table computes it, by `COLUMNS` of `explore/table.js`.
         column_feature: what the encoder of a table sees of such a column: "standardized"; "log1p" or "log", the
             logarithm of 1 + x, or of the distance from the least value, standardised; or "" for x itself.
+        may_have_limit: such a column may have values that are known only to be below a limit.
     """
 
     inside: float | Tensor = 0.0
@@ -112,6 +113,7 @@ class Likelihood(nn.Module, Family):
     page_mean = ""
     is_on_table_page = False
     column_feature = ""
+    may_have_limit = False
 
     def __init__(self, decoder: nn.Module, datum_shape: Sequence[int], has_missing: bool = False) -> None:
         super().__init__()
@@ -593,6 +595,7 @@ class DiagonalNormalLikelihood(
     outputs_each = 2
     has_exact_start = True
     least_share = _LEAST_SHARE
+    may_have_limit = True
     table_name = "real"
 
     @classmethod
@@ -693,6 +696,7 @@ class ZeroInflatedLikelihood(PositiveLikelihood):
     outputs_each = 3
     table_name = "zero-inflated"
     has_atom = True
+    may_have_limit = False
 
     @classmethod
     def fits(cls, x: Tensor) -> bool:

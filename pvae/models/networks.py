@@ -287,11 +287,11 @@ class FlatBatch(nn.Module):
 
 
 class WithPaths(nn.Module):
-    """A network with two simple functions beside it, to which `pvae.models.start` gives their parameters.
+    """A network with two simple functions beside it.
 
         W x + b  +  T softmax(V x + c)  +  network(x)
 
-    All but W and b, which torch draws, starts at zero: T, and the last layer of the network.
+    T and the last layer of the network start at zero, and `pvae.models.start` sets W and b.
 
     Args:
         num_inputs: the width of x.

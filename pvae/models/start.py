@@ -1,4 +1,4 @@
-"""`set_exact_start`: a VAE of values can start at factor analysis, or at a mixture of Normals."""
+"""`set_exact_start`: a VAE of values can start at factor analysis, or at a mixture of Normals of codes."""
 
 from __future__ import annotations
 

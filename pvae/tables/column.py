@@ -110,16 +110,19 @@ class Column:
         """The least and the greatest value that its numbers have by themselves: 0, or the first above it, and 1."""
         if self.least is None or self.greatest is None or self.date_format or not math.isfinite(self.least):
             return -math.inf, math.inf
-        low, greatest = self.origin + self.least, math.inf
-        if low < 0 or self.categories:
-            return -math.inf, greatest
-        least = low - self.spacing * math.floor(low / self.spacing + 1e-6)
-        if low > 0 and least < 1e-3 * self.spacing:  # none is 0
-            least += self.spacing
+        first = self.origin + self.least
+        if first < 0 or self.categories:
+            return -math.inf, math.inf
         if self.decimals is None:
-            least = 0.0
-        elif self.origin + self.greatest <= 1:  # a share
+            return -self.origin, math.inf
+        greatest = math.inf
+        if self.origin + self.greatest <= 1:  # a share
             greatest = 1 - self.origin
+        if self.decimals > _MOST_DECIMALS and not self.step:
+            return -self.origin, greatest
+        least = first - self.spacing * math.floor(first / self.spacing + 1e-6)
+        if first > 0 and least < 1e-3 * self.spacing:  # none is 0
+            least += self.spacing
         return least - self.origin, greatest
 
     @property
@@ -225,7 +228,7 @@ class ColumnType(ABC):
     @classmethod
     def wanted(cls, column: Column) -> str:
         """Return what a field of the column must be."""
-        return "a number, or missing: --missing-values names other texts"
+        return "a number that float64 holds, or missing: --missing-values names other texts"
 
 
 class Number(ColumnType):
@@ -255,7 +258,7 @@ class Number(ColumnType):
                 return f"whole numbers, of which each row has its own: {how}"
         origin, step, unit, suffix = 0.0, 0.0, "", ""
         times = min(abs(least), abs(greatest)) / (greatest - least or math.inf)
-        is_lost = np.spacing(np.float32(greatest)) > 10.0 ** -(decimals or 0)  # as of the seconds of a year
+        is_lost = 2.0**-23 * max(abs(least), abs(greatest)) > 10.0 ** -(decimals or 0)  # as of the seconds of a year
         is_far = times > 100 or (times > 4 and is_lost)  # in float32 too few digits differ
         if is_far and draft.kind in ("", "real"):
             origin = float(math.floor(least))
@@ -280,10 +283,14 @@ class Number(ColumnType):
 
     @classmethod
     def values(cls, column: Column, fields: Series) -> Series:
-        """Return the numbers, less the origin."""
-        if fields.dtype.kind not in "iuf":
-            return numbers_in(fields, column.point) - column.origin
-        return fields.astype("Float64").astype(float) - column.origin
+        """Return the numbers, less the origin; NaN for whole numbers of more digits than float64 holds."""
+        if fields.dtype.kind in "iuf":
+            return fields.astype("Float64").astype(float) - column.origin
+        numbers = numbers_in(fields, column.point)
+        large = fields[numbers.abs() >= _MOST_WHOLE]
+        is_lost = [text.lstrip("+-").isdecimal() and int(text) != int(float(text)) for text in large]
+        numbers[large.index[is_lost]] = np.nan
+        return numbers - column.origin
 
     @classmethod
     def text(cls, column: Column, value: float, is_given: bool) -> str:
@@ -336,7 +343,7 @@ class Limited(Number):
             raise InputError(f"{name} has several limits ({some}): {how}")
         if least < limit and below.nunique() < 2:
             raise InputError(f"{name} has the value {least:g} below its limit {limit:g}: give a smaller limit")
-        column = super().fits(replace(draft, kind="positive"), texts[limits.isna()], numbers)
+        column = super().fits(replace(draft, kind="positive", categories=()), texts[limits.isna()], numbers)
         assert isinstance(column, Column)
         kind, step = draft.kind.replace("below", ""), replace(column, limit=None).spacing
         if below.empty:
@@ -388,7 +395,11 @@ class Date(ColumnType):
         unit = f"days from {EPOCH + timedelta(days=origin):%Y-%m-%d}"
         if "%z" in date_format:
             unit += " UTC"
-        column = Column(draft.name, (), draft.kind, None, least - origin, greatest - origin, origin, unit, date_format)
+        column = replace(
+            Column(draft.name, kind=draft.kind, origin=origin, unit=unit, date_format=date_format),
+            least=least - origin,
+            greatest=greatest - origin,
+        )
         times = (_MILLISECONDS * (days % 1)).round().dropna().to_numpy(int)
         step = np.gcd.reduce(times, initial=_MILLISECONDS) / _MILLISECONDS  # from midnight
         if 1.5 * column.spacing < step < 1:

@@ -1,4 +1,4 @@
-"""Tables of numbers, dates and texts: a file becomes columns of values, and values become a CSV again."""
+"""A file or a data frame becomes a schema and values; rows of a known table are parsed by its columns."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pandas
 import torch
 from numpy.typing import NDArray
 from pandas import DataFrame, Series
+from pandas.api.types import is_bool_dtype
 from torch import Tensor
 
 from pvae.core.errors import InputError, brief, check_name, joined, listed, shown
@@ -47,15 +48,15 @@ def read_table(file: Path, reading: Reading, known: Schema | None = None, keeps_
         InputError: the file cannot be read, or holds no rows; a column is absent or has too many texts, or a field is
             not of its column's kind; or the table is not that of the run.
     """
-    names = set[str]()
+    columns: tuple[Column, ...] = ()
     if known is not None:
-        names = {column.name for column in known.file_columns}
-    fields = _read_fields(file, names, keeps_outside or "=below:" in reading.columns)
+        columns = known.file_columns
+    fields = _read_fields(file, columns, keeps_outside or "=below:" in reading.columns)
     frame = fields.frame.drop(columns="", errors="ignore")
     if known is None:
         schema = _new_schema(str(file), frame, fields, reading)
     else:
-        columns = tuple(replace(column, point=fields.point) for column in known.file_columns)
+        columns = tuple(replace(column, point=fields.point) for column in columns)
         schema = replace(_of_file(known, reading), columns=columns, note=fields.note)
     values = _rows(str(file), frame, schema)
     is_empty = (frame == "").all(axis=1).to_numpy() & np.isnan(values.x["train"]).all(1)
@@ -99,9 +100,8 @@ def checked(frame: DataFrame, name: str) -> DataFrame:
     """Return a data frame with columns named by texts, booleans as 0 and 1, timedeltas in seconds; refuse lists."""
     frame = frame.rename(columns=str)
     frame = frame.assign(**frame.select_dtypes("timedelta") / timedelta(seconds=1))
-    frame = frame.assign(
-        **frame.select_dtypes("bool").astype("int64"), **frame.select_dtypes("boolean").astype("Int64")
-    )
+    for column in frame.columns[[is_bool_dtype(dtype) for dtype in frame.dtypes]]:
+        frame = frame.assign(**{column: frame[column].astype("Int64" if frame[column].hasnans else "int64")})
     for column in frame:
         if any(isinstance(one, (list, tuple, dict, set, np.ndarray)) for one in frame[column].dropna().iloc[:1]):
             raise InputError(f"{name}: column {column} holds several values in each row: give a number or a text")
@@ -162,7 +162,10 @@ def _new_schema(name: str, texts: DataFrame, fields: Fields, reading: Reading) -
     outside = list[str]()
     for option, names in named.items():
         outside += [check_name(option, column, texts) for column in names if column]
-    columns = _columns(texts.drop(columns=outside), fields, reading, reading.columns)
+    try:
+        columns = _columns(texts.drop(columns=outside), fields, reading, reading.columns)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
     reasons = {column: why for column, why in columns.items() if isinstance(why, str)}
     if len(reasons) == len(columns):
         raise InputError(f"{name}: no column of values is left: {_listed_notes(reasons) or 'add some'}")
@@ -263,14 +266,13 @@ def _rows(name: str, frame: DataFrame, schema: Schema) -> Values:
 
 def _without_missing(fields: Series, reading: Reading, categories: Collection[str] = ()) -> Series:
     """Return the fields of a column, NaN where one is missing; a category is not, nor is "-" beside "+"."""
-    missing = {text.strip() for text in reading.missing_values.split(",")} | {""}
-    missing.difference_update(categories)
-    if (fields == "+").any():
-        missing.discard("-")
+    missing = reading.missing_texts.difference(categories)
     if fields.dtype.kind in "iuf":
         return fields.mask(fields.isin(numbers_in(Series([*missing]), ".").dropna()))
     if fields.dtype.kind == "M":
         return fields
+    if not categories and {*fields[~fields.isin(missing)]} == {"+"}:
+        missing.discard("-")
     return fields.mask(fields.isin(missing))
 
 
@@ -305,12 +307,12 @@ def _listed_notes(notes: Mapping[str, str]) -> str:
     return listed([f"{name} ({note})" for name, note in notes.items()])
 
 
-def _read_fields(file: Path, known: set[str], keeps_empty: bool) -> Fields:
+def _read_fields(file: Path, known: Sequence[Column], keeps_empty: bool) -> Fields:
     """Return the fields of a file.
 
     Args:
         file: the file.
-        known: names of columns by which the line of names is recognised.
+        known: the columns of a run's table, by whose names the line of names is recognised; () of a new table.
         keeps_empty: rows below the line of names whose fields are all empty stay.
 
     Raises:
@@ -337,13 +339,13 @@ def _read_fields(file: Path, known: set[str], keeps_empty: bool) -> Fields:
     filled = frame[(frame != "").any(axis=1)]
     if suffix != ".parquet" and len(filled):
         names = filled.iloc[0]
-        is_known = bool(known) and known <= {*names}
+        is_known = bool(known) and {column.name for column in known} <= {*names}
         if is_known or _is_header(names, filled.iloc[1:]):
             frame = frame.set_axis(names, axis=1).loc[names.name :].iloc[1:]
         else:
             frame = frame.set_axis([f"column-{place + 1}" for place in range(len(names))], axis=1).loc[names.name :]
             notes.append(f"there is no line of names of columns: they are {listed([*frame])}")
-    is_filled = (frame != "").any(axis=1)
+    is_filled = (frame.drop(columns="", errors="ignore") != "").any(axis=1)
     if not is_filled.any():
         raise InputError(f"{file} holds no rows below a line of names of columns")
     if not (is_filled.all() or keeps_empty):
@@ -355,7 +357,7 @@ def _read_fields(file: Path, known: set[str], keeps_empty: bool) -> Fields:
     if frame.columns.has_duplicates:
         twice = frame.columns[frame.columns.duplicated()][0]
         raise InputError(f"{file} has several columns named {twice}: give each a name of its own")
-    point, note = _decimal_point(frame, sep)
+    point, note = _decimal_point(frame, sep, any(column.point == "," for column in known))
     return Fields(frame, joined(*notes, note), sep, point)
 
 
@@ -369,19 +371,24 @@ def _is_header(names: Series, rows: DataFrame) -> bool:
     return any((rows.iloc[:, place] != names.iloc[place]).all() for place in places)
 
 
-def _decimal_point(texts: DataFrame, sep: str) -> tuple[str, str]:
+def _decimal_point(texts: DataFrame, sep: str, run_has_comma: bool = False) -> tuple[str, str]:
     """Return the decimal point of a table, and a note.
 
-    It is that by which more of its fields are numbers. If as many are by both, as of "18,922", the comma is decimal in
-    a file with semicolons, and else a mark between thousands.
+    It is that by which more of its fields are numbers. If as many are by both, as of "18,922", it is the comma where
+    the run's table has it, or in a file with semicolons.
     """
     fields = Series(texts.to_numpy().ravel(), dtype=object)
-    if not fields.str.contains(",", regex=False).any():
-        return ".", ""
+    has_comma = fields.str.contains(",", regex=False).any()
+    usual = "."
+    if run_has_comma or (has_comma and sep == ";"):
+        usual = ","
+    elif not has_comma:
+        return usual, ""
     num_english, num_european = numbers_in(fields, ".").count(), numbers_in(fields, ",").count()
-    point, meaning = ".", "mark between thousands"
-    if num_european > num_english or (num_european == num_english and sep == ";"):
-        point, meaning = ",", "decimal comma"
+    point = usual
+    if num_english != num_european:
+        point = "," if num_european > num_english else "."
+    meaning = {",": "decimal comma", ".": "mark between thousands"}[point]
     with_comma = texts.apply(lambda column: numbers_in(column[column.str.contains(",", regex=False)], point).any())
     note = f"a comma is read as a {meaning} in: {listed([*texts.columns[with_comma]])}"
     return point, note if with_comma.any() else ""

@@ -1,6 +1,7 @@
 """How one column of a table is modelled by others: whether it is empty, its ends, its year and day, its levels.
 
-To add a part, write a subclass of `Rule` with a name here, its `undo` in `explore/rules.js`, and a test.
+To add a part, write a subclass of `Part` with a name here, add it to `PARTS`, and write its `undo` in
+`explore/rules.js` and a test.
 """
 
 from __future__ import annotations

@@ -101,3 +101,8 @@ class Reading:
             needs=_TABLES,
         ),
     ] = "auto"
+
+    @property
+    def missing_texts(self) -> set[str]:
+        """The texts of fields that are missing."""
+        return {text.strip() for text in self.missing_values.split(",")} | {""}

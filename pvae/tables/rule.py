@@ -1,4 +1,4 @@
-"""What rewrites the columns of a table: `Rule`, a law of its rows, and `Part`, how one column is modelled by others."""
+"""Laws of the rows of a table, each of which rewrites its columns: functions, identities, orders and flags."""
 
 from __future__ import annotations
 
@@ -250,23 +250,25 @@ class Identity(Computed, name="identity", help="a number is a sum of others, or 
         return [self, *(a_sum(weights, self.constant, name, columns[name]) for name in self.of)]
 
     def deduced(self, values: Values, columns: Mapping[str, Column]) -> Values:
-        """Return each of its columns, filled in where the others are given; not up to a residual, which is drawn."""
+        """Return each of its columns, filled in where the others leave one value of it; not up to a residual."""
         values_of = dict[str, Array]()
         if not self.most:
             values_of |= super().deduced(values, columns)
         for identity in self.alternatives(columns)[1:]:
             assert isinstance(identity, Identity)
             values_of |= Computed.deduced(identity, values, columns)
-        if not self.factors:
+        if not (self.factors or self.most):
             first, second = self.of
             factor = values[second]
             if self.keys:
                 factor = looked_up(factor, self.keys, self.found)
             pairs = [(first, factor)] if self.keys else [(first, factor), (second, values[first])]
             for name, other in pairs:
-                quotient = (values[self.column] / np.where(other == 0, np.nan, other)).round(digits_of(columns[name]))
-                filled = {**values, name: np.where(np.isnan(values[name]), quotient, values[name])}
-                values_of[name] = np.where(self.keeps(filled), filled[name], values[name])
+                digits = digits_of(columns[name])
+                quotient = (values[self.column] / np.where(other == 0, np.nan, other)).round(digits)
+                near = [self.keeps({**values, name: quotient + step}) for step in (0, 10.0**-digits, -(10.0**-digits))]
+                is_deduced = np.isnan(values[name]) & near[0] & ~near[1] & ~near[2]  # no other value keeps the product
+                values_of[name] = np.where(is_deduced, quotient, values[name])
         return values_of
 
     def due(self, values: Values) -> Array:

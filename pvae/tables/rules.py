@@ -1,4 +1,4 @@
-"""Rules of a table: laws that training rows show are taken out before a training, and hold in every drawn row.
+"""`find_rules` chooses, binds and orders the rules of a table, which hold in every drawn row.
 
 A rule rewrites the columns of a table so that less is left to model, and `undo` brings them back exactly. Each is a
 bijection of the rows for which it holds, between values in steps or categories, whose probabilities do not change; a
@@ -129,7 +129,7 @@ def find_rules(
     rules = [read_rule(text, rows.table(classes), names) for text in said]
     check_writers(rules)
     for rule in rules:
-        rows.is_train = rows.is_train & (rule.keeps(rows.values) | ~is_train)
+        rows.is_train = rows.is_train & rule.keeps(rows.values)
     table = rows.table(classes)
     notes = list[str]()
     if is_searched:
@@ -262,10 +262,10 @@ class _Plan:
 
     def in_order(self) -> list[Rule]:
         """Return the rules that rewrite columns, in the order in which they are applied."""
-        undone = list[Rule]()
+        undo_order = list[Rule]()
 
         def visit(rule: Rule) -> None:
-            if any(rule is one for one in undone):
+            if any(rule is visited for visited in undo_order):
                 return
             for name in self._needed(rule.of):
                 for other in self.writers.get(name, ()):
@@ -273,12 +273,12 @@ class _Plan:
             for other in self.writers[rule.column]:
                 if other is not rule and _is_whole(other):
                     visit(other)
-            undone.append(rule)
+            undo_order.append(rule)
 
         for rules in [*self.writers.values()]:
             for rule in rules:
                 visit(rule)
-        return undone[::-1]
+        return undo_order[::-1]
 
     def _write(self, rule: Rule, pairs: Sequence[set[str]], values: Values) -> Rule | None:
         """Return a rule as it rewrites a column that it may, best one that no order needs; None if there is none."""

@@ -1,4 +1,4 @@
-"""Rules that a person says, by `--rules`: what is looked for, what is left out, and rules in four forms."""
+"""`--rules` becomes rules: what is looked for, what is left out, and rules in four forms."""
 
 from __future__ import annotations
 

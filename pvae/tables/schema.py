@@ -1,4 +1,4 @@
-"""`Schema`, what values and labels of a data set mean, and `DataRecord`, which a run keeps of it."""
+"""`Schema`, what values and labels mean, `DataRecord`, which a run keeps of it, and `Values`, the content of a file."""
 
 from __future__ import annotations
 

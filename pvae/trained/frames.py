@@ -153,7 +153,7 @@ def _imputed_table(
     """Return the table, its spread, and the number of rows of which fields stay empty."""
     assert given.fields is not None  # of the file of a table
     fields = given.fields.frame
-    is_missing = missing_fields(run.data, given, fields, {*run.config.missing_values.split(","), ""})
+    is_missing = missing_fields(run.data, given, fields, run.data.reading.missing_texts)
     columns = [replace(column, point=given.fields.point) for column in run.data.file_columns]
     imputations, left = complete_rows(run.data, given, found, num_imputations)
     frames = []

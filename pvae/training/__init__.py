@@ -1,1 +1,1 @@
-"""From a configuration to a trained run: the loop, the step, schedules, resuming."""
+"""From a configuration to a trained run: the loop, schedules, callbacks, resuming."""

@@ -1,4 +1,4 @@
-"""What `fit` lets a `Trainer` call: progress, interruptions, the run folder, TensorBoard, figures, patience."""
+"""What `fit` lets a `Trainer` call: progress, interruptions, the run folder, codes that move, TensorBoard, figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`VAEEstimator`, a VAE of the rows of a table as an estimator of scikit-learn: a transformer and a density."""
+"""A VAE of the rows of a table for scikit-learn: `VAEEstimator`, a density, and `VAEOutlierDetector`."""
 
 from __future__ import annotations
 
@@ -482,7 +482,9 @@ class VAEOutlierDetector(OutlierMixin, VAEEstimator):
 
     def decision_function(self, X: Any) -> NDArray[Any]:
         """Return `score_samples` less `offset_`, (N,): below 0 for the rows that are marked."""
-        return self.score_samples(X) - self.offset_
+        scores = self.score_samples(X)
+        with np.errstate(invalid="ignore"):  # where both are -inf
+            return np.where(scores == self.offset_, 0.0, scores - self.offset_)
 
     def predict(self, X: Any) -> NDArray[np.int64]:
         """Return -1 for each row that is marked as odd, and 1 for the others, (N,)."""

@@ -86,6 +86,8 @@ def fit(
     config, data = resolved(config, data, has_own_vae=vae is not None)
     place = getattr(vae, "place", "")
     vae = _built(vae, config)
+    if isinstance(start, (str, Path)):
+        start = Run.open(start)
     if callbacks is None:
         callbacks = default_callbacks()
     with _session(config, data.is_images, device, callbacks) as session:
@@ -244,17 +246,14 @@ def _built(vae: Any, config: Config) -> VAE | None:
     return vae
 
 
-def _started(trainer: Trainer, start: str | Path | Run | None, vae: VAE | None) -> tuple[str, dict[str, str]]:
+def _started(trainer: Trainer, parent: Run | None, vae: VAE | None) -> tuple[str, dict[str, str]]:
     """Let a training start from the weights of another run, or at a model that is known exactly; check its first loss.
 
     Return a note on that run, and its record.
     """
     taken = ""
     record = dict[str, str]()
-    if start is not None:
-        parent = start
-        if not isinstance(parent, Run):
-            parent = Run.open(parent)
+    if parent is not None:
         weights = parent.best_checkpoint()
         record = {"run": parent.identity, "path": str(parent.path), "at": f"epoch {weights.epoch}"}
         try:
@@ -326,6 +325,8 @@ def _train(trainer: Trainer, run: Run, note: str = "") -> None:
     """
     world = trainer.world
     callbacks = trainer.session.callbacks
+    if run.dataset().note:  # what the data lost as they were read
+        trainer.session.note(run.dataset().note)
     is_new = not run.sessions
     saved = Checkpointing()
     if not is_new:

@@ -1,4 +1,4 @@
-"""Train runs that differ in seed, beta, free bits or learning rate, in as many processes as there are cores."""
+"""Train runs that differ in seed, beta, free bits or learning rate, several at once on a CPU."""
 
 from __future__ import annotations
 
@@ -133,8 +133,8 @@ def _names(configs: Sequence[Config]) -> list[str]:
     Raises:
         InputError: two are the same, or they differ in an option in which they may not.
     """
-    names = [option.name for option in fields(Config)]
-    differing = [name for name in names if len({getattr(config, name) for config in configs}) > 1]
+    options = [option.name for option in fields(Config)]
+    differing = [name for name in options if len({getattr(config, name) for config in configs}) > 1]
     refused = [OPTIONS[name].flag for name in differing if name not in _MAY_DIFFER]
     if refused:
         may = listed([OPTIONS[name].flag for name in _MAY_DIFFER])

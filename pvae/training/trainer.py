@@ -46,7 +46,7 @@ _SMALLER_STEPS = "train anew with a smaller --lr, or with --clip-norm 100"
 
 
 class Callback:
-    """Methods that a `Trainer` calls; a subclass has those that it needs. They must not change the VAE.
+    """Methods that a `Trainer` calls; a subclass has those that it needs. They must not change the VAE before the end.
 
     `trainer.run` is the run folder. Of several processes the first one alone calls those of `fit(callbacks=...)`.
     """
@@ -97,12 +97,10 @@ class Session(NamedTuple):
                 callback.on_note(line)
 
     def say_data(self, run: Run) -> None:
-        """Tell the callbacks which data a run is trained on, and what these lost as they were read."""
+        """Tell the callbacks which data a run is trained on."""
         if self.world.is_first:
             for callback in self.callbacks:
                 callback.on_data(run)
-        if run.dataset().note:
-            self.note(run.dataset().note)
 
 
 SILENT = Session()  # on the CPU, in one process, without callbacks

@@ -54,8 +54,13 @@ def test_values_without_names_take_columns():
     rows = Dataset("rows", torch.rand(200, 3), torch.rand(20, 3))
     config = values_config(rows, likelihood="columns", columns="real*2,positive")
     assert (config.likelihood, config.columns) == ("columns", "real*2,positive")
+    assert values_config(rows, columns="real*3").columns == "real*3"
     with pytest.raises(InputError, match="a kind of each column"):
         values_config(rows, likelihood="columns")
+    far = Dataset(
+        "far", torch.tensor([[1.5], [1e39]] * 9, dtype=torch.float64).expand(-1, 2), torch.rand(2, 2).double()
+    )
+    assert values_config(far).likelihood == "normal-diagonal", "and the training names the value"
 
 
 def test_no_batch_of_one_image_is_left_for_batch_norm():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -217,3 +218,13 @@ def test_what_draws_find_beyond_the_grids_is_in_the_error():
 def test_three_latents_are_refused(linear, x):
     with pytest.raises(InputError):
         quadrature(linear(), x)
+
+
+def test_where_the_likelihood_is_nan_nothing_is_trusted():
+    vae, x, *_ = oblique(1.0, 0.5, count=2)
+    likelihood = vae.p_x.forward
+    vae.p_x.forward = lambda z: likelihood(torch.where(z > 3, math.nan, z))
+    with seeded(0), pyro.validation_enabled(False):
+        found = quadrature(vae, x)
+    assert not found.is_trusted.any()
+    assert (found.stderr == math.inf).all()

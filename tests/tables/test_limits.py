@@ -145,3 +145,11 @@ def test_a_drawn_value_is_below_the_limit_or_in_the_steps_of_the_file(tmp_path):
     whole = ["20", "<15", "25", "15", "40", "35", "<15", "30", "15", "20", "25", "60"]
     (a, _) = rows(table(tmp_path, whole)).schema.columns
     assert [a.text(value) for value in (3.0, 12.0, 13.0, 18.2, 99.0)] == ["<15", "<15", "15", "20", "100"]
+
+
+def test_limits_and_truth_values_of_the_dtype_category():
+    leads = pandas.Categorical(["<0.5", "0.7", "1.2"] * 4)
+    frame = pandas.DataFrame({"lead": leads, "is": pandas.Categorical([True, False, True] * 4), "a": np.arange(12) % 5})
+    lead, truth, _ = read_frame(frame, Reading()).schema.columns
+    assert (lead.limit, lead.categories) == (0.5, ())
+    assert truth.categories == ()

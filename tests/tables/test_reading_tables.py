@@ -73,6 +73,32 @@ def test_seconds_of_a_year_keep_their_digits_in_float32(tmp_path):
     written = torch.from_numpy(values.x["train"]).float()[:, 0].tolist()
     assert [time.text(value) for value in written] == [str(one) for one in seconds]
     assert year.origin == 0, "float32 holds all years"
+    before = read_text(tmp_path, "time\n" + "".join(f"{-one}\n" for one in seconds))
+    assert before.schema.columns[0].origin == -seconds[-1]
+
+
+def test_a_run_says_what_a_comma_means(tmp_path):
+    columns = read_text(tmp_path, "a\tb\n1,5\t20\n2,25\t3\n").schema.columns
+    assert read_text(tmp_path, "a\tb\n2,345\t\n", known=columns).x["train"].tolist()[0][0] == 2.345
+    assert read_text(tmp_path, "a\tb\n2\t3\n", known=columns).fields.point == ","
+
+
+def test_whole_numbers_that_float64_does_not_hold(tmp_path):
+    wrong = refusal(tmp_path, "a,b\n9007199254740993,1\n-9007199254740992,2\n", columns="a=real")
+    assert "line 2: a is '9007199254740993'" in wrong
+    assert read_text(tmp_path, "a,b\n9007199254740992,1\n-9007199254740992,2\n", columns="a=real")
+
+
+def test_a_row_of_which_only_its_number_is_given_is_left_out(tmp_path):
+    values = read_text(tmp_path, ",a,b\n0,1.5,2\n1,,\n2,2.5,7\n")
+    assert values.x["train"].tolist() == [[1.5, 2], [2.5, 7]]
+    assert "all fields are empty" in values.schema.note
+
+
+def test_a_minus_is_a_text_beside_a_plus_alone(tmp_path):
+    strands = read_text(tmp_path, "s,b\n+,1\n-,2\n+,4\n").schema.columns[0].categories
+    several = read_text(tmp_path, "s,b\n+,1\n-,2\n++,4\n").schema.columns[0].categories
+    assert (strands, several) == (("+", "-"), ("+", "++"))
 
 
 def test_numbers_that_spaces_separate(tmp_path):
