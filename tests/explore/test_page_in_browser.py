@@ -217,6 +217,18 @@ def test_draws_of_the_page_have_the_distribution_of_torch(train, opened):
         assert error.max() < 0.02
 
 
+def test_the_numbers_on_the_page_are_those_of_its_score(train, opened):
+    page = opened(train({}))
+    for _ in range(2):
+        wait(page, "return !pvae.state.frame")
+        shown, found = page.execute_script(  # in one call, so that nothing is drawn between
+            "const names = ['distortion', 'rate', 'elbo'], s = pvae.state.scored;"
+            "return [names.map(one => document.querySelector(`#${one} td`).innerText), names.map(one => s[one])]"
+        )
+        assert [one.split()[0].replace("\u2212", "-") for one in shown] == [f"{value:.2f}" for value in found]
+        page.find_element("id", "redraw").click()
+
+
 def test_everything_can_be_done_by_keys_and_clicks(train, opened):
     page = opened(train({"upper_latent_dims": (3,), "inference": "ladder", **BINARY}))
     state = "return JSON.stringify([pvae.state.top, pvae.state.offsets, pvae.state.tiles])"
