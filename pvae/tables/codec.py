@@ -161,7 +161,7 @@ def complete(
         y: as for `to_file`.
 
     Returns:
-        The rows, and the places of those without such a try.
+        The rows, and the places of those without such a try, fields of which stay empty.
     """
     rows, left = file.clone(), torch.arange(len(file))
     limits = torch.from_numpy(np.array([column.limit for column in schema.columns], float))  # NaN for None
@@ -178,7 +178,7 @@ def complete(
         agrees = ~torch.from_numpy(breaking(schema, filled, schema.rules, labels))
         rows[left[agrees]] = filled[agrees]
         left = left[~agrees]
-    return rows, left
+    return rows, left[rows[left].isnan().any(1)]
 
 
 def breaking(schema: Schema, file: Tensor, rules: Sequence[Rule], y: Tensor | None = None) -> NDArray[np.bool_]:

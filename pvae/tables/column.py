@@ -228,7 +228,7 @@ class ColumnType(ABC):
     @classmethod
     def wanted(cls, column: Column) -> str:
         """Return what a field of the column must be."""
-        return "a number that float64 holds, or missing: --missing-values names other texts"
+        return "a number that float64 holds, or missing: --missing-values of a training names other texts"
 
 
 class Number(ColumnType):
