@@ -307,3 +307,10 @@ def test_the_rules_of_a_table_hold_in_what_is_drawn_and_filled_in(tmp_path, monk
     filled = read("full/imputed.csv")
     assert not (filled == "").any(axis=None)
     assert (filled[["age", "city"]].where(frame[["age", "city"]] != "", "") == frame[["age", "city"]]).all(axis=None)
+    wrong = frame[(frame != "").all(axis=1)].iloc[:1].assign(code=lambda row: "B" if row.code.iloc[0] == "A" else "A")
+    wrong.to_csv("wrong.csv", index=False)
+    capsys.readouterr()
+    assert sample(["run", "--impute", "wrong.csv", "--out", "same.csv"]) == 0
+    printed = capsys.readouterr().out
+    assert "a rule of the run is broken in 1 of 1 rows" in printed
+    assert "stay empty" not in printed, "it lacks nothing"
