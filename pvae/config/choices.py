@@ -198,11 +198,19 @@ def _common(system: Config, data: Dataset, options: dict[str, Any]) -> tuple[Con
 def _kinds(data: Dataset) -> list[ColumnKind]:
     """Return the kind of each column of a table; of other data one that is a likelihood by itself and may be theirs."""
     if data.columns:
-        rows = torch.cat([*data.splits.values()])
-        return [_kind(column, rows[:, place]) for place, column in enumerate(data.columns)]
-    values = [x[~x.isnan()].double() for x in data.splits.values()]
+        return [_kind(column, _values_of(data, place)) for place, column in enumerate(data.columns)]
     *alone, real = (name for name, likelihood in KINDS.items() if likelihood.name)
-    return [ColumnKind(next((name for name in alone if all(KINDS[name].in_domain(x) for x in values)), real))]
+    return [ColumnKind(next((name for name in alone if _may_be_all(name, data)), real))]
+
+
+def _values_of(data: Dataset, place: int) -> Tensor:
+    """Return all values of a column."""
+    return torch.cat([x[:, place] for x in data.splits.values()])
+
+
+def _may_be_all(name: str, data: Dataset) -> bool:
+    """Return whether all values that are not missing are in the domain of a kind."""
+    return all(KINDS[name].in_domain(x[~x.isnan()].double()) for x in data.splits.values())
 
 
 def _kind(column: Column, values: Tensor) -> ColumnKind:

@@ -181,7 +181,7 @@ def _given_below(p_x: Any, x: Tensor) -> tuple[Any, Tensor]:
 
 def num_tries(schema: Schema, num_imputations: int = 0) -> int:
     """Return the number of draws of each row, of which `complete_rows` takes those that break no rule of a table."""
-    if not schema.steps:
+    if not schema.recorded:  # it has no rules
         return num_imputations
     return max(_TRIES, _TRIES_OF_DRAW * num_imputations)
 
