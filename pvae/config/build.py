@@ -69,8 +69,7 @@ def build_vae(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -
             latent_dim = sum(config.latent_dims)
     sizes = Sizes(shape, num_outputs, num_labels + latent_dim, call_with(p_x.decoded_shape, known), num_labels)
     if config.initialization == "exact":
-        num_components = config.components if "components" in config.prior_class.takes else 0
-        sizes = sizes._replace(num_components=num_components)
+        sizes = sizes._replace(has_linear_path=True)
     network = call_with(config.network_class, known)
     encoder, decoder = network.pair(sizes)
     if not num_labels:

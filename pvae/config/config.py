@@ -338,7 +338,7 @@ class Config(_Options):
         families = (self.likelihood_class, self.posterior_class, self.prior_class)
         return (
             all(family.has_exact_start for family in families)
-            and self.network_class.can_have_paths
+            and self.network_class.can_have_linear_path
             and not (self.is_pseudo or self.takes_labels or self.upper_latent_dims)
         )
 

@@ -18,7 +18,7 @@ from pvae.distributions.discrete import support_of
 from pvae.distributions.joint import Joint
 from pvae.models.features import Units, WithMask
 from pvae.models.hierarchy import FirstLayer
-from pvae.models.networks import ChannelsLast, FlatBatch, WithPaths
+from pvae.models.networks import BesideLinear, ChannelsLast, FlatBatch
 from pvae.runs.checkpoint import in_8_bits
 from pvae.runs.run import Run
 from pvae.trained.codes import latent_names
@@ -124,7 +124,7 @@ def operations(network: nn.Module, tensors: Tensors) -> list[dict[str, Any]]:
     match network:
         case nn.Sequential() | FlatBatch():
             return [operation for child in layer.children() for operation in operations(child, tensors)]
-        case WithPaths():
+        case BesideLinear():
             return [{"op": "sum", "branches": [operations(child, tensors) for child in layer.children()]}]
         case nn.Linear():
             weight = layer.weight

@@ -19,11 +19,11 @@ from pvae.core.options import Family, Option
 
 __all__ = [
     "Activation",
+    "BesideLinear",
     "ChannelsLast",
     "FlatBatch",
     "Network",
     "Sizes",
-    "WithPaths",
     "mlp",
 ]
 
@@ -45,7 +45,7 @@ class Sizes(NamedTuple):
         decoded_shape: of the decoder's output.
         num_labels: number of classes or attributes; 0 without labels. The encoder takes them beside x, as
             `EncoderJoin` gives them.
-        num_components: of `WithPaths`, beside each network; None for the networks alone.
+        has_linear_path: each network has a linear function beside it, `BesideLinear`.
     """
 
     shape: tuple[int, ...]
@@ -53,7 +53,7 @@ class Sizes(NamedTuple):
     latent_dim: int
     decoded_shape: tuple[int, ...]
     num_labels: int = 0
-    num_components: int | None = None
+    has_linear_path: bool = False
 
 
 class Network(Family):
@@ -62,12 +62,12 @@ class Network(Family):
     Attributes:
         is_conv: they are convolutions, of images (C, H, W).
         has_batch_norm: they have BatchNorm.
-        can_have_paths: they take `Sizes.num_components`.
+        can_have_linear_path: they take `Sizes.has_linear_path`.
     """
 
     is_conv = False
     has_batch_norm = False
-    can_have_paths = False
+    can_have_linear_path = False
 
     def pair(self, sizes: Sizes) -> Pair:
         """Return an encoder from (..., *shape) to (..., num_outputs), and a decoder to (..., *decoded_shape)."""
@@ -77,19 +77,19 @@ class Network(Family):
 class LinearNetwork(Network, name="linear", help="no hidden layers"):
     """Linear functions, of which log p(x) is known exactly with `--likelihood normal-linear`."""
 
-    can_have_paths = True
+    can_have_linear_path = True
     hidden: Sequence[int] = ()
     activation = "relu"
 
     def pair(self, sizes: Sizes) -> Pair:
-        """Return encoder and decoder, each beside simple paths if there are some."""
+        """Return encoder and decoder, each beside a linear function if `sizes` says so."""
         width = math.prod(sizes.shape) + sizes.num_labels
         num_decoded = math.prod(sizes.decoded_shape)
         encoder = self._mlp(width, *self.hidden, sizes.num_outputs)
         decoder = self._mlp(sizes.latent_dim, *reversed(self.hidden), num_decoded)
-        if sizes.num_components is not None:
-            encoder = self._with_paths(width, sizes.num_outputs, sizes.num_components, encoder)
-            decoder = self._with_paths(sizes.latent_dim, num_decoded, sizes.num_components, decoder)
+        if sizes.has_linear_path:
+            encoder = self._beside_linear(width, sizes.num_outputs, encoder)
+            decoder = self._beside_linear(sizes.latent_dim, num_decoded, decoder)
         num_dims = len(sizes.shape)
         if sizes.num_labels:
             num_dims = 1
@@ -99,9 +99,8 @@ class LinearNetwork(Network, name="linear", help="no hidden layers"):
     def _mlp(self, *widths: int) -> nn.Sequential:
         return mlp(*widths, activation=self.activation, batch_norm=self.has_batch_norm)
 
-    def _with_paths(self, width: int, num_outputs: int, num_components: int, network: nn.Sequential) -> nn.Sequential:
-        beside = network if self.hidden else None
-        return nn.Sequential(WithPaths(width, num_outputs, num_components, beside))
+    def _beside_linear(self, width: int, num_outputs: int, network: nn.Sequential) -> nn.Sequential:
+        return nn.Sequential(BesideLinear(width, num_outputs, network if self.hidden else None))
 
 
 class MLPNetwork(LinearNetwork, name="mlp"):
@@ -117,7 +116,7 @@ class BatchNormMLPNetwork(
 ):
     """Multilayer perceptrons with BatchNorm before each activation."""
 
-    can_have_paths = False
+    can_have_linear_path = False
     has_batch_norm = True
 
 
@@ -286,37 +285,28 @@ class FlatBatch(nn.Module):
         return outputs.reshape(*z.shape[: -self.num_dims], *outputs.shape[1:])
 
 
-class WithPaths(nn.Module):
-    """A network with two simple functions beside it.
+class BesideLinear(nn.Module):
+    """A linear function with a network beside it, W x + b + network(x).
 
-        W x + b  +  T softmax(V x + c)  +  network(x)
-
-    T and the last layer of the network start at zero, and `pvae.models.start` sets W and b.
+    The last layer of the network starts at zero, and `pvae.models.start` sets W and b.
 
     Args:
         num_inputs: the width of x.
         num_outputs: the width of the sum.
-        num_components: the width of the softmax; 0 to leave the second function out.
-        network: an MLP; None to leave it out.
+        network: an MLP; None for the linear function alone.
     """
 
-    def __init__(
-        self, num_inputs: int, num_outputs: int, num_components: int = 0, network: nn.Sequential | None = None
-    ) -> None:
+    def __init__(self, num_inputs: int, num_outputs: int, network: nn.Sequential | None = None) -> None:
         super().__init__()
         self.linear = Linear(num_inputs, num_outputs)
         self.network = network
-        self.table = None
-        if num_components:
-            layers = Linear(num_inputs, num_components), nn.Softmax(-1), Linear(num_components, num_outputs, bias=False)
-            self.table = nn.Sequential(*layers)
-        for last in [path[-1] for path in (self.table, network) if path is not None]:
-            for parameter in last.parameters():
+        if network is not None:
+            for parameter in network[-1].parameters():
                 nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum, (..., num_outputs), of x (..., num_inputs)."""
-        total: Tensor = self.linear(x)
-        for path in (self.table, self.network):
-            total = total if path is None else total + path(x)
-        return total
+        outputs: Tensor = self.linear(x)
+        if self.network is not None:
+            outputs = outputs + self.network(x)
+        return outputs

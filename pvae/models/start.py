@@ -17,7 +17,7 @@ from pvae.core.optimizers import LBFGS
 from pvae.models.columns import ColumnFeatures
 from pvae.models.features import features_seen
 from pvae.models.likelihoods import DiagonalNormalLikelihood, ZeroInflatedLikelihood
-from pvae.models.networks import WithPaths
+from pvae.models.networks import BesideLinear
 from pvae.models.priors import MixturePrior
 from pvae.vae import VAE
 
@@ -132,7 +132,7 @@ def _with_low_noise(features: Array, analysis: Linear, latent_dim: int, least: A
 @quietly()
 @torch.no_grad()
 def set_exact_start(vae: VAE, train: Tensor, valid: Tensor) -> str:
-    """Let the paths of a VAE's networks, and its prior, be the best of few models, and return the name of that.
+    """Let the linear paths of a VAE, and its prior, be the best of few models, and return the name of that.
 
     They are factor analysis, with p(z) = N(0, I); and where the prior is a mixture, factor analysis and principal
     components with a prior that is fitted to their codes. Each takes the place of those before it if its ELBO of
@@ -144,7 +144,7 @@ def set_exact_start(vae: VAE, train: Tensor, valid: Tensor) -> str:
     Normal value does.
 
     Args:
-        vae: of networks `WithPaths` as they were drawn, a Normal posterior, and a prior N(0, I) or a mixture.
+        vae: of `BesideLinear` networks as they were drawn, a Normal posterior, and a prior N(0, I) or a mixture.
         train: x of the training data, (N, *D).
         valid: x of the validation data.
 
@@ -208,8 +208,8 @@ def _tensor(values: Array, like: Tensor) -> Tensor:
 
 def _linear_path(module: nn.Module) -> nn.Linear:
     """Return the linear function beside the network of a posterior or a likelihood."""
-    (paths,) = (layer for layer in module.modules() if isinstance(layer, WithPaths))
-    return paths.linear
+    (beside,) = (layer for layer in module.modules() if isinstance(layer, BesideLinear))
+    return beside.linear
 
 
 def _real_features(vae: VAE) -> dict[int, tuple[int, int, Tensor]]:

@@ -30,7 +30,7 @@ from pvae.distributions.values import Columns, InSteps, WithAtom
 from pvae.explore.networks import Tensors, operations
 from pvae.explore.page import explorer_page
 from pvae.marginal.log_likelihood import log_likelihood
-from pvae.models.networks import WithPaths, mlp
+from pvae.models.networks import BesideLinear, mlp
 from pvae.runs.run import Run
 from pvae.tables.codec import to_file
 from pvae.tables.column import Column
@@ -236,11 +236,11 @@ def _compare_codes(case, run, page, vae, row):
 
 
 @needs_browser
-def test_a_network_with_paths_of_the_page_is_that_of_torch(train, opened):
-    """With weights away from the zeros at which they start; and without the softmax, or the network."""
+def test_a_network_beside_a_linear_function_on_the_page_is_that_of_torch(train, opened):
+    """With weights away from the zeros at which they start; and without the network."""
     page = opened(train("counts"))
     x = torch.randn(5, generator=(generator := torch.Generator().manual_seed(0)))
-    for layer in (WithPaths(5, 3, 4, mlp(5, 6, 3)), WithPaths(5, 3, 0, mlp(5, 6, 3)), WithPaths(5, 3, 4)):
+    for layer in (BesideLinear(5, 3, mlp(5, 6, 3)), BesideLinear(5, 3)):
         for parameter in layer.requires_grad_(False).parameters():
             parameter.normal_(generator=generator)
         tensors = Tensors()
