@@ -31,6 +31,7 @@ _MOST_INPUTS = 16_384
 _STEPS, _EVALUATED = 8000, 100  # of a training of other data, and between two evaluations
 _COMPONENTS, _ROWS_OF_COMPONENT = 16, 20  # of the prior; and training data for each
 _WIDEST = 2000  # values of a datum, beyond which `models.start` would take minutes
+_MANY_VALUES = 10_000  # of an image, whose rate is so few bits of each that a penalty of weight 1 costs little
 _PIXELS = 5e8  # that a training processes, in five to ten minutes on two cores
 
 
@@ -40,8 +41,9 @@ def images_config(data: Any, **options: Any) -> Config:
     A Bernoulli, if `binarize` makes all pixels black or white, or if they are, which `--binarize threshold` leaves so.
     As many convolutions as leave at least 4 pixels of the shorter side of an image, at most 4 up to 128 x 128 pixels,
     or an MLP if that side has one pixel; batches of 64, of 128 from 20,000 training images on, and never more than a
-    tenth of the images; and as many epochs, between 10 and 200, as visit 5e8 pixels. The ELBO is "trace" where the rate
-    has no closed form.
+    tenth of the images; and as many epochs, between 10 and 200, as visit 5e8 pixels. The weight of the image in the
+    loss is 1 from 10,000 values on, and less for smaller images, of which the rate is a greater part of the ELBO. The
+    ELBO is "trace" where the rate has no closed form.
 
     Args:
         data: the images, a `Dataset`, or what `pvae.read` takes.
@@ -70,6 +72,8 @@ def images_config(data: Any, **options: Any) -> Config:
         chosen["likelihood"] = "bernoulli"
     elif options.get("likelihood", "bernoulli") == "bernoulli" and data.is_binary:
         chosen |= {"likelihood": "bernoulli", "binarize": "threshold"}
+    elif "image_weight" in config.likelihood_class.takes:
+        chosen["image_weight"] = round(min(1.0, (math.prod(data.datum_shape) / _MANY_VALUES) ** 0.75), 2)
     while kind.has_batch_norm and num_train % chosen["batch_size"] == 1:
         chosen["batch_size"] += 1  # BatchNorm cannot normalise a last batch of one image
     return config.replace(**(chosen | options))

@@ -199,19 +199,23 @@ class QuantizedPoint(Delta):
     Args:
         point: z, (B, N D).
         indices: of its codes in the codebook, int64 (B, N).
-        penalty: what is added to the loss of each datum, in nats, and is no part of the ELBO, (B,).
+        distance: what is added to the loss of each datum, in nats, and is no part of the ELBO, (B,).
     """
 
-    def __init__(self, point: Tensor, indices: Tensor, penalty: Tensor) -> None:
+    def __init__(self, point: Tensor, indices: Tensor, distance: Tensor) -> None:
         self.indices = indices
-        self.penalty = penalty
+        self.distance = distance
         super().__init__(point, event_dim=1)  # type: ignore[no-untyped-call]
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> QuantizedPoint:
         """Return this distribution expanded to another batch shape."""
         point = self.v.expand(*batch_shape, *self.event_shape)
         indices = self.indices.expand(*batch_shape, self.indices.shape[-1])
-        return QuantizedPoint(point, indices, self.penalty.expand(*batch_shape))
+        return QuantizedPoint(point, indices, self.distance.expand(*batch_shape))
+
+    def penalty(self, value: Tensor) -> Tensor:
+        """Return what a training adds to the loss of each datum, (B,) nats."""
+        return self.distance
 
 
 def support_of(distribution: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
@@ -207,8 +207,8 @@ class PerDatumELBO(Trace_ELBO, Family):
 
     The loss and its terms are computed from the draws in Pyro's traces of guide and model. The particles are an
     additional batch dimension, not a loop. With free bits, the rate of each latent dimension, averaged over the batch,
-    counts at least `free_bits` nats in the loss. The `penalty` of a posterior that has one, as that of a codebook, is
-    added to the loss, and not to the terms. `pyro.infer.SVI` accepts these ELBOs like its own. The
+    counts at least `free_bits` nats in the loss. The `penalty` of a distribution that has one, as that of a codebook,
+    is added to the loss, and not to the terms. `pyro.infer.SVI` accepts these ELBOs like its own. The
     arguments of a subclass are its options: to add one, write a subclass with a name, and a test.
 
     Args:
@@ -273,7 +273,8 @@ class PerDatumELBO(Trace_ELBO, Family):
         draws = self._draws(model, guide, batch)
         distortion, rate = -_mean(draws.log_p_x), self.rate(draws)
         loss = self.loss_of(draws, distortion, rate, self.beta if beta is None else beta)
-        loss = loss + penalty_of(site["fn"] for site in draws.posteriors.values())
+        sites = [*draws.posteriors.values(), *draws.observed.values()]
+        loss = loss + sum(penalty.mean() for penalty in penalties(sites))
         return LossAndTerms(loss, Terms(distortion.detach(), rate.detach()))
 
     def loss_of(self, draws: Draws, distortion: Tensor, rate: Tensor, beta: float | Tensor) -> Tensor:
@@ -381,9 +382,11 @@ class PerDatumELBO(Trace_ELBO, Family):
         return model_trace, guide_trace
 
 
-def penalty_of(posteriors: Iterable[Any]) -> Tensor | float:
-    """Return the mean penalty of posteriors, which their ELBO does not count; 0 of those that have none."""
-    return sum(posterior.penalty.mean() for posterior in posteriors if hasattr(posterior, "penalty"))
+def penalties(sites: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the `penalty` of each distribution that has one, at the value of its site, which no ELBO counts."""
+    for site in sites:
+        if hasattr(site["fn"], "penalty"):
+            yield site["fn"].penalty(site["value"])
 
 
 def require_rsample(name: str, posterior: Distribution) -> None:

@@ -25,6 +25,7 @@ from pvae.elbos.base import (
     Latent,
     PerDatumELBO,
     PyroFunction,
+    penalties,
     refuse_dependent_dimensions,
     require_rsample,
     samples,
@@ -296,6 +297,8 @@ class EnumeratedELBO(
         loss = (distortion + (self.beta if beta is None else beta) * rate).mean()
         if self.label_weight and isinstance(label, PartlyKnownLabel):
             loss = loss + self.label_weight * label.cross_entropy.mean()
+        for penalty in penalties(p.values()):
+            loss = loss + _expected(log_q_y, penalty).mean()
         return LossAndTerms(loss, Terms(distortion.detach(), rate.detach()))
 
     def _get_traces(self, model: PyroFunction, guide: PyroFunction, args: Any, kwargs: Any) -> Any:

@@ -13,6 +13,7 @@ from pvae.core.random_state import seeded
 from pvae.evaluation.context import Context
 from pvae.evaluation.measures import MEASURES
 from pvae.evaluation.measures.baselines import Baselines, beside_no_latent, floor_of_each
+from pvae.evaluation.measures.files import LosslessFiles
 from pvae.evaluation.measures.latents import latents_used, said_of_collapse
 from pvae.runs.run import Run
 from pvae.trained.codes import examples
@@ -162,6 +163,7 @@ def what_was_learned(run: Run) -> Iterator[str]:
         latents = latents_used(context.vae, examples(run, min(_FEW, run.data.num_test)), test.rate)
         baselines = context.once(Baselines.of)
         each = context.once(floor_of_each)
+        files = context.once(LosslessFiles.of)
     reached = list[str]()
     if each is not None:
         alone = each.sum().item()
@@ -185,6 +187,9 @@ def what_was_learned(run: Run) -> Iterator[str]:
         verdict = verdict or baselines.verdict
     elif each is not None:
         verdict = verdict or f"{elbo - alone:.2f} nats more than without a latent"
-    if verdict:
-        yield f"learned: {verdict}"
+    verdicts = [verdict] if verdict else []
+    if files is not None:
+        verdicts.insert(0, files.verdict)
+    if verdicts:
+        yield f"learned: {'; '.join(verdicts)}"
     yield latents.summary

@@ -325,23 +325,75 @@ const LIKELIHOODS = {
     },
   }),
   "discretized-logistic": (scale) => ({
-    mean(l, loc = sigmoid(l)) { // of levels so far from loc that their sigmoid is 1 or 0, no sigmoid is computed
+    mean(l, loc = 0.5 + l / 2) { // of levels so far from loc that their sigmoid is 1 or 0, no sigmoid is computed
       const first = clamp(Math.round(255 * (loc - 30 * scale)), 0, 255), end = Math.min(255, 255 * (loc + 30 * scale));
       let total = first;
       for (let k = first + 1; k <= end; k++) total += sigmoid((loc - (k - 0.5) / 255) / scale);
       return total / 255;
     },
-    logProb(x, l, lower = (x - 0.5 / 255 - sigmoid(l)) / scale, upper = lower + 1 / 255 / scale) {
-      if (x > 1 - 0.5 / 255 || x < 0.5 / 255) return x > 0.5 ? -softplus(lower) : -softplus(-upper);
-      return Math.log(-Math.expm1(-1 / 255 / scale)) - softplus(-upper) - softplus(lower);
-    },
+    logProb: (x, l) => logLevel(x, 0.5 + l / 2, scale),
   }),
 };
+function logLevel(x, loc, scale, lower = (x - 0.5 / 255 - loc) / scale, upper = lower + 1 / 255 / scale) {
+  if (x > 1 - 0.5 / 255 || x < 0.5 / 255) return x > 0.5 ? -softplus(lower) : -softplus(-upper);
+  return Math.log(-Math.expm1(-1 / 255 / scale)) - softplus(-upper) - softplus(lower);
+}
+// p(x | z) of an image (C, H, W) given the decoder's outputs l: its mean, and log p(x | z).
+const IMAGE_LIKELIHOODS = {
+  "discretized-logistic-mixture": ({scale, logistics, shape: [C, H, W], kernel, bound}) => {
+    const S = H * W, firstLoc = logistics > 1 ? logistics : 0, firstScale = firstLoc + logistics * C;
+    const firstColour = firstScale + logistics * C;
+    const logWeights = (l, s, of = list(logistics, (k) => (firstLoc ? l[k * S + s] : 0)), total = logSumExp(of)) =>
+      of.map((one) => one - total);
+    const loc = (l, k, c, s) => 0.5 + l[(firstLoc + k * C + c) * S + s] / 2;
+    const mean = (l) => Float32Array.from({length: C * S}, (_, i) => {
+      const c = Math.floor(i / S), s = i % S;
+      return sum(logWeights(l, s).map((one, k) => Math.exp(one) * clamp(loc(l, k, c, s), 0, 1)));
+    });
+    const before = list(12, (n) => [Math.floor(n / 5) - 2, (n % 5) - 2]); // rows and columns from the pixel
+    // The shift of each colour of the pixel s, of residuals r; the weights sum to the bound at most.
+    const shifts = (l, r, s) => list(C, (c) => {
+      let shift = 0, total = 1e-6;
+      for (let d = 0; bound && d < C; d++) for (let n = 0; n < 12; n++) {
+        const weight = kernel[(c * C + d) * 15 + n], row = Math.floor(s / W) + before[n][0], column = (s % W) + before[n][1];
+        total += Math.abs(weight);
+        if (row >= 0 && column >= 0 && column < W) shift += weight * r[d * S + row * W + column];
+      }
+      for (let b = 0; bound && b < c; b++) {
+        const weight = Math.tanh(l[(firstColour + (c * (c - 1)) / 2 + b) * S + s]);
+        total += Math.abs(weight);
+        shift += weight * r[b * S + s];
+      }
+      return shift * Math.min(1, bound / total);
+    });
+    const logProb = (x, l) => {
+      const r = mean(l).map((one, i) => x[i] - one);
+      return sum(list(S, (s) => {
+        const shift = shifts(l, r, s), weights = logWeights(l, s);
+        return logSumExp(weights.map((weight, k) => weight + sum(list(C, (c) => {
+          const logScale = clamp(l[(firstScale + k * C + c) * S + s], -5, 3);
+          return logLevel(x[c * S + s], loc(l, k, c, s) + shift[c], scale * Math.exp(logScale));
+        }))));
+      }));
+    };
+    return {mean, logProb};
+  },
+};
+function likelihoodOf(shown) {
+  if (!shown) return null;
+  if (IMAGE_LIKELIHOODS[shown.kind]) return IMAGE_LIKELIHOODS[shown.kind](shown);
+  const range = {identity: (l) => l, sigmoid, tanh: Math.tanh}[shown.mean];
+  const pixel = LIKELIHOODS[shown.kind](shown.scale, range);
+  return {
+    mean: (l) => l.map((one) => pixel.mean(one)),
+    logProb: (x, l) => l.reduce((total, one, i) => total + pixel.logProb(x[i], one), 0),
+  };
+}
 
 // The VAE of the page, given labels y if it takes any. With several layers, z is z1, z2, ... one after another.
 function vaeOf({prior, posterior, likelihood, decoder, shape, plane, y = []}) {
   const {sizes, networks} = prior, last = sizes.length - 1, top = PRIORS[prior.top.kind](prior.top);
-  const pixels = likelihood && LIKELIHOODS[likelihood.kind](likelihood.scale, {identity: (l) => l, sigmoid, tanh: Math.tanh}[likelihood.mean]);
+  const pX = likelihoodOf(likelihood);
   const given = (l, above) => bounded(outputs(networks[l], above)); // p(z_l | z_l+1)
   const below = (zTop, choose) => fromTop(sizes).slice(1).reduce((parts, l) => [choose(given(l, parts[0]), l), ...parts], [zTop]);
   const decode = (z) => forward(decoder, vector([...z, ...y])).data;
@@ -358,10 +410,10 @@ function vaeOf({prior, posterior, likelihood, decoder, shape, plane, y = []}) {
   const vae = {
     sizes, hasPrior: top.draw !== undefined, canEncode: posterior !== null,
     hasDensity: prior.top.kind !== "flat", isSphere: prior.top.kind === "sphere", isBits: Boolean(top.logits), normals: top.normals,
-    decode, mean: (z) => decode(z).map((l) => pixels.mean(l)),
+    decode, mean: (z) => pX.mean(decode(z)),
     posterior: (x) => posteriorOf(posterior, joined(x), networks),
     drawPrior: () => below(top.draw(), drawNormal).flat(),
-    logLikelihood: (x, z) => decode(z).reduce((total, l, i) => total + pixels.logProb(x[i], l), 0),
+    logLikelihood: (x, z) => pX.logProb(x, decode(z)),
     logPrior: (z) => split(sizes, z).flatMap((part, l, parts) =>
       l === last ? top.logProb(part) : logNormal(given(l, parts[l + 1]), part)),
     // z of all layers from that of the top one, and each other layer's distance from its prior mean in standard deviations

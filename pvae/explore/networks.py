@@ -228,7 +228,7 @@ def _likelihood(config: Config, p_x: Any) -> dict[str, Any]:
     family = config.likelihood_class
     scale = p_x.log_scale.exp().item() if p_x.learns_scale else float(getattr(p_x, "running_scale", p_x.scale))
     mean = family.page_mean or ("tanh" if p_x.symmetric else "sigmoid")
-    return {"kind": family.page, "scale": scale, "mean": mean}
+    return {"kind": family.page, "scale": scale, "mean": mean, **p_x.page_parameters()}
 
 
 def notes_of(vae: VAE, posterior: Any, prior: Any) -> list[str]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pvae.core.errors import InputError
 from pvae.core.options import Family, Option
 from pvae.core.tracing import require
+from pvae.distributions.pixel_mixture import DiscretizedLogisticMixture, pixels_before
 from pvae.distributions.pixels import (
     ContinuousBernoulli,
     DiscretizedLogistic,
@@ -34,6 +35,7 @@ __all__ = [
     "ContinuousBernoulliLikelihood",
     "DiagonalNormalLikelihood",
     "DiscretizedLogisticLikelihood",
+    "DiscretizedLogisticMixtureLikelihood",
     "LearnedNormalLikelihood",
     "Likelihood",
     "LinearNormalLikelihood",
@@ -73,6 +75,7 @@ class Likelihood(nn.Module, Family):
         is_density: whether it is a density over pixels and not a probability.
         learns_scale: whether the scale is trained, as the parameter `log_scale`.
         has_fixed_scale: it is a Normal whose scale is not trained.
+        is_joint: its distribution is of a whole image, whose pixels depend on one another.
         needs_batch: whether in training log p(x | z) of a datum depends on the other data of the batch.
         outputs_each: the number of outputs of the decoder for each value of a datum.
         output_shape: the shape of the decoder's output for one latent.
@@ -84,7 +87,8 @@ class Likelihood(nn.Module, Family):
         has_atom: many values are exactly the least one.
         has_exact_start: `pvae.models.start` can set it to a model in closed form.
         units_seen: the units in which the encoder sees x; None for x itself.
-        page: its name in `LIKELIHOODS` of `explore/network.js`; "" if the page does not compute it.
+        page: its name in `LIKELIHOODS` or `IMAGE_LIKELIHOODS` of `explore/network.js`; "" if the page does not
+            compute it.
         page_mean: for the page, how the output of the decoder becomes the location; "" for the range of the pixels.
         is_on_table_page: the page of a table computes it, by `COLUMNS` of `explore/table.js`.
         column_feature: what the encoder of a table sees of such a column: "standardized"; "log1p" or "log", the
@@ -99,6 +103,7 @@ class Likelihood(nn.Module, Family):
     is_density = False
     learns_scale = False
     has_fixed_scale = False
+    is_joint = False
     needs_batch = False
     outputs_each = 1
     grey: type[Likelihood] | None = None
@@ -195,6 +200,10 @@ class Likelihood(nn.Module, Family):
     def placed(self) -> Iterator[tuple[Any, list[int], Tensor]]:
         """Yield each part of the likelihood, the places of its values in x, and which outputs are those of each."""
         yield self, list(range(math.prod(self.datum_shape))), self.output_places()
+
+    def page_parameters(self) -> dict[str, Any]:
+        """Return what the page of images needs beside the scale."""
+        return {}
 
     def table_page(self, place: int) -> dict[str, Any]:
         """Return what the page of a table needs of the value at a place of x: its `table_kind`, and its outputs."""
@@ -486,8 +495,10 @@ class DiscretizedLogisticLikelihood(
     """The probability of the 256 levels of each pixel: `DiscretizedLogistic` with one trained scale for all pixels.
 
         p(x | z) = prod_d [ F(x_d + 1/510) - F(x_d - 1/510) ],    F(x) = sigmoid((x - loc_d(z)) / scale)
+        loc_d(z) = 1/2 + decoder_d(z) / 2
 
-    The outermost levels, 0 and 1, have all of the mass beyond them too.
+    The outermost levels, 0 and 1, have all of the mass beyond them too; since a location may lie beyond black, a pixel
+    can be surely black.
     Likelihoods of this kind, in nats or in bits per dimension, can be compared between models of the same images.
     """
 
@@ -497,13 +508,116 @@ class DiscretizedLogisticLikelihood(
     page = "discretized-logistic"
 
     def pixels(self, output: Tensor) -> TorchDistribution:
-        """Return DiscretizedLogistic(sigmoid(output), exp(log_scale))."""
-        return DiscretizedLogistic(output.sigmoid(), self.log_scale.exp())
+        """Return DiscretizedLogistic(1/2 + output / 2, exp(log_scale))."""
+        return DiscretizedLogistic(0.5 + 0.5 * output, self.log_scale.exp())
 
     def in_domain(self, x: Tensor) -> Tensor:
         """Return whether all pixels are 8-bit levels."""
         inside: Tensor = eight_bit_level.check(x).all()
         return inside
+
+
+_LOG_SCALES = (-5.0, 3.0)  # the least and the greatest, beside the scale of the configuration
+
+_NEIGHBOURS = """at most what the weights sum to by which the noise of a pixel follows that of the pixels and colours \
+before it; 0: noise is independent"""
+_IMAGE_WEIGHT = """weight in the loss, and never in an ELBO, of the log density of an image around its \
+reconstruction, with Normal noise; without it, neighbours explain what a latent should know"""
+Logistics = Annotated[int, Option(help="logistics of the mixture at each pixel", least=1, most=100)]
+NoiseFromNeighbours = Annotated[float, Option(help=_NEIGHBOURS, most=10)]
+ImageWeight = Annotated[float, Option(help=_IMAGE_WEIGHT, most=100)]
+
+
+class DiscretizedLogisticMixtureLikelihood(
+    ScaledLikelihood,
+    name="discretized-logistic-mixture",
+    help="the same by mixtures, and noise that follows neighbours",
+):
+    """The probability of images of 8-bit levels: `DiscretizedLogisticMixture` around the decoder's outputs.
+
+    The decoder returns for each pixel the logits of K logistics (none of one logistic), their locations
+    1/2 + output / 2, the logarithms of their scales beside that of `scale`, and the weights of the colours before. The
+    weights of neighbours are trained beside it, and are the same at all pixels.
+
+    Args:
+        decoder: a network from (..., L) to (..., `decoded_shape`).
+        datum_shape: (C, H, W).
+        scale: of the noise before a training.
+        logistics: K.
+        noise_from_neighbours: the bound of the weights of neighbours and colours; 0 for independent noise.
+        image_weight: of the penalty in the loss; it has no effect with independent noise.
+        has_missing: a pixel that is NaN was not observed.
+    """
+
+    domain = DiscretizedLogisticLikelihood.domain
+    has_levels = True
+    is_joint = True
+    in_domain = DiscretizedLogisticLikelihood.in_domain
+    page = "discretized-logistic-mixture"
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        datum_shape: Sequence[int],
+        scale: Scale = 0.05,
+        logistics: Logistics = 3,
+        noise_from_neighbours: NoiseFromNeighbours = 3.0,
+        image_weight: ImageWeight = 0.5,
+        has_missing: bool = False,
+    ) -> None:
+        super().__init__(decoder, datum_shape, scale, has_missing=has_missing)
+        self.image_weight = image_weight
+        self.logistics = logistics
+        self.bound = noise_from_neighbours
+        self.output_shape = self.decoded_shape(datum_shape, logistics, noise_from_neighbours)
+        self.kernel = None
+        if noise_from_neighbours:
+            num_colours = datum_shape[0]
+            self.kernel = nn.Parameter(torch.zeros(num_colours, num_colours, *pixels_before().shape))
+
+    @classmethod
+    def decoded_shape(
+        cls, datum_shape: Sequence[int], logistics: int = 3, noise_from_neighbours: float = 3.0
+    ) -> tuple[int, ...]:
+        """Return the shape of the decoder's output for one latent."""
+        return (sum(cls._sizes(datum_shape[0], logistics, noise_from_neighbours)), *datum_shape[1:])
+
+    @staticmethod
+    def _sizes(num_colours: int, logistics: int, bound: float) -> tuple[int, int, int, int]:
+        """Return the numbers of outputs of a pixel: logits, locations, scales, weights of colours."""
+        num_logits = num_weights = 0
+        if logistics > 1:
+            num_logits = logistics
+        if bound:
+            num_weights = num_colours * (num_colours - 1) // 2
+        return num_logits, logistics * num_colours, logistics * num_colours, num_weights
+
+    def page_parameters(self) -> dict[str, Any]:
+        """Return the numbers of the mixture, and the weights of neighbours."""
+        kernel: list[float] = []
+        if self.kernel is not None:
+            kernel = self.kernel.flatten().tolist()
+        sizes = {"logistics": self.logistics, "bound": self.bound, "shape": self.datum_shape}
+        return {**sizes, "kernel": kernel}
+
+    def pixels(self, output: Tensor) -> TorchDistribution:
+        """Return the distribution of the image, whose event is all of it."""
+        sizes = self._sizes(self.datum_shape[0], self.logistics, self.bound)
+        logits, loc, log_scale, colour = output.split(sizes, -3)
+        shape = (self.logistics, self.datum_shape[0])
+        if self.logistics == 1:
+            logits = torch.zeros_like(loc[..., :1, :, :])
+        scale = self.scale * log_scale.clamp(*_LOG_SCALES).exp()
+        return DiscretizedLogisticMixture(
+            logits,
+            (0.5 + 0.5 * loc).unflatten(-3, shape),
+            scale.unflatten(-3, shape),
+            colour.tanh() if sizes[-1] else None,
+            self.kernel,
+            self.bound,
+            self.image_weight if self.bound else 0.0,
+            self.has_missing,
+        )
 
 
 # The mean of a column that is one of counts: beyond, a Normal in steps of 1 does as well; and of one that has no 0, as

@@ -38,7 +38,7 @@ def noise(num_train, channels, height, width, **rest):
 def test_options_suit_the_number_and_shape_of_the_images(shape, hidden, batch_size, epochs):
     config = images_config(noise(*shape))
     assert (config.hidden, config.batch_size, config.epochs) == (hidden, batch_size, epochs)
-    assert config.likelihood == "discretized-logistic"
+    assert config.likelihood == "discretized-logistic-mixture"
     build_vae(config, shape[1:])
 
 

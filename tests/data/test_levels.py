@@ -204,7 +204,7 @@ def test_grey_images_are_not_taken_for_binary(tmp_path):
     for values in (BYTES, np.minimum(BYTES, 2), np.zeros_like(BYTES)):
         data = load(tmp_path, values, "npy")
         assert np.array_equal(both(data), ordered(values))
-        assert pvae.images_config(data).likelihood == "discretized-logistic"
+        assert pvae.images_config(data).likelihood == "discretized-logistic-mixture"
 
 
 @pytest.mark.parametrize("bands", [2, 16])

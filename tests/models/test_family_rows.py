@@ -14,6 +14,7 @@ from pvae.config.config import TAKERS
 from pvae.core.options import arguments_of, options_of
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
+from pvae.elbos.base import constraint_of
 from pvae.models.features import fit_to
 from pvae.models.likelihoods import Likelihood
 from pvae.training.fit import fit
@@ -77,9 +78,11 @@ def test_each_likelihood_is_normalised(row, output):
         x, weight = torch.arange(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
     else:
         likelihood.decoder = torch.nn.Unflatten(-1, likelihood.output_shape)
-        x, weight = points_of(likelihood.given(torch.full(likelihood.output_shape, output).double()).base_dist.support)
+        given = likelihood.given(torch.full(likelihood.output_shape, output).double())
+        x, weight = points_of(constraint_of(given))
+    num_latents = 1 if is_of_columns else math.prod(likelihood.output_shape)
     with torch.no_grad():
-        p_x = likelihood(torch.full((1 if is_of_columns else row.outputs_each,), output, dtype=torch.float64))
+        p_x = likelihood(torch.full((num_latents,), output, dtype=torch.float64))
         total = (weight * p_x.log_prob(x.view(-1, *shape)).exp()).sum().item()
     assert total == pytest.approx(1, rel=1e-6)  # of a density with a kink
 

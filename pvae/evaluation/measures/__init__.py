@@ -6,6 +6,7 @@ from pvae.evaluation.context import Measure
 from pvae.evaluation.measures.baselines import Baselines, ColumnDistortions, Floor
 from pvae.evaluation.measures.disentanglement import Disentanglement
 from pvae.evaluation.measures.elbo import ElboParts, RateDecomposition
+from pvae.evaluation.measures.files import LosslessFiles
 from pvae.evaluation.measures.latents import CodesUsed, LatentsUsed
 from pvae.evaluation.measures.log_likelihood import Conditional, LogLikelihood
 from pvae.evaluation.measures.posterior import Coverage, Gaps, TrainGaps
@@ -16,6 +17,7 @@ MEASURES: dict[str, type[Measure]] = {
     "elbo_parts": ElboParts,
     "floor": Floor,
     "baselines": Baselines,
+    "files": LosslessFiles,
     "latents": LatentsUsed,
     "codes": CodesUsed,
     "columns": ColumnDistortions,

@@ -189,7 +189,8 @@ def floor(p_x: nn.Module, train: Pixels, held_out: Pixels) -> Tensor | None:
     last term keeps the probability of a value that never occurs above 0: a binary pixel that is 0 in all of n images is
     1 with the probability p = -log(p / (1 - p)) / (25 n), which is 7.8e-6 for 60,000 images. Of many data evenly spaced
     ones are taken: about 2^18 values, or 2^23 pixels, whose levels are counted. Of n data the sum is too low by about
-    half the number of o and t over n.
+    half the number of o and t over n. Where pixels depend on one another, as under `DiscretizedLogisticMixture`, their
+    levels cannot be counted, and images are taken as other values.
 
     Args:
         p_x: the likelihood of a VAE.
@@ -197,9 +198,9 @@ def floor(p_x: nn.Module, train: Pixels, held_out: Pixels) -> Tensor | None:
         held_out: x of other data.
 
     Returns:
-        Nats, of the shape of a datum, whose sum is to be compared with an ELBO; None for a module of your own, for a
-        likelihood that takes labels or depends on the whole batch, for images of more than 2^14 values, whose levels
-        take gigabytes, and where the search for o and t fails. It draws no random numbers.
+        Nats, of the shape of a datum, whose sum is to be compared with an ELBO, or that sum; None for a module of your
+        own, for a likelihood that takes labels or depends on the whole batch, for images of more than 2^14 values,
+        whose levels take gigabytes, and where the search for o and t fails. It draws no random numbers.
     """
     found: Any = p_x
     if takes_labels(found) or getattr(found, "needs_batch", True):
@@ -207,8 +208,9 @@ def floor(p_x: nn.Module, train: Pixels, held_out: Pixels) -> Tensor | None:
     if train.is_bytes and math.prod(found.datum_shape) > _MOST_LEVELED:
         return None
     found = copy.deepcopy(found, {id(found.decoder): nn.Identity()}).double().eval()
+    is_counted = train.is_bytes and not getattr(found, "is_joint", False)
     with torch.enable_grad():
-        x, weight = next(_weighted(train, _STEP))
+        x, weight = next(_weighted(train, is_counted, _STEP))
         output = torch.zeros(found.output_shape, dtype=torch.float64, device=x.device, requires_grad=True)
         free = [output, *found.parameters()]
 
@@ -226,48 +228,53 @@ def floor(p_x: nn.Module, train: Pixels, held_out: Pixels) -> Tensor | None:
         except ValueError:  # a parameter became NaN
             return None
     with torch.no_grad():
-        parts = [(weight * log_prob_of_each(found.pixels(output), x)).sum(0) for x, weight in _weighted(held_out)]
+        parts = [
+            (weight * log_prob_of_each(found.pixels(output), x)).sum(0) for x, weight in _weighted(held_out, is_counted)
+        ]
         return torch.stack(parts).sum(0) / len(held_out)
 
 
 def log_prob_of_each(p_x: TorchDistribution, x: Tensor) -> Tensor:
-    """Return the log-probability of each value of x, (..., *D) nats, 0 where it is missing.
+    """Return the log-probability of each value of x, (..., *D) nats, 0 where it is missing; of joint images, (...).
 
     Args:
-        p_x: `Columns`, or independent values, or the distribution of one value.
+        p_x: `Columns`, or independent values, or the distribution of one value, or of an image.
         x: data, (..., *D).
     """
     if isinstance(p_x, Columns):
         return p_x.log_prob_of_each(x)
     if isinstance(p_x, Independent):
         p_x = p_x.base_dist
+    if p_x.event_shape:
+        return p_x.log_prob(x)
     is_missing = x.isnan()
     return torch.where(is_missing, 0.0, p_x.log_prob(torch.where(is_missing, 0.0, x)))
 
 
-def _weighted(data: Pixels, step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def _weighted(data: Pixels, is_counted: bool, step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield data (M, *D) in float64 with weights, (M, *D) or (), whose sum over all parts is the number of data.
 
-    Images are one part, of their levels, each weighted by the number of images that have it at a pixel; with a step
-    the levels are rounded to its multiples.
+    Images that are counted are one part, of their levels, each weighted by the number of images that have it at a
+    pixel; with a step the levels are rounded to its multiples.
 
     Args:
         data: N data.
+        is_counted: whether levels of pixels are counted.
         step: divides 255; other than 0 it also asks for one part, of evenly spaced data.
     """
     images = data.images
     most = math.inf
-    if data.is_bytes:
+    if is_counted:
         most = _COUNTED
     elif step:
         most = _FITTED
     images = images[:: math.ceil(images.numel() / most) or 1]
-    if not data.is_bytes:
+    if not is_counted:
         size = len(images)
         if not step:
             size = 1000
         weight = torch.tensor(len(data) / len(images), dtype=torch.float64, device=images.device)
-        yield from ((x.double(), weight) for x in images.split(size))
+        yield from ((data.preparation.x(part).double(), weight) for part in images.split(size))
         return
     size = images[0].numel()
     places = 256 * torch.arange(size, device=images.device)
