@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pvae.runs.run import Run
 
 _DRAWS, _FEW_DRAWS = 5000, 200  # for each datum
+_MINUTES = 2.0  # of log p(x)
 _LARGE = 2000  # values of a datum, beyond which many draws take long and help little
 
 _EPILOG = """\
@@ -65,21 +67,31 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print_line(text)
 
 
+def _minutes(text: str) -> float:
+    """Return a time above 0; a type of `add_argument`."""
+    with contextlib.suppress(ValueError):
+        if float(text) > 0:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"must be a number above 0, or inf, not {text}")
+
+
 def _requested(arguments: argparse.Namespace, is_table: bool) -> dict[str, Any]:
     """Return the values of the options of measures that are computed on request.
 
     Raises:
-        InputError: they are given for a table, or one that needs all data beside --seconds.
+        InputError: they are given for a table, or one that needs all data beside --minutes.
     """
     every = _requests()
     requests = {one.name: getattr(arguments, one.name) for one in every}
     requests = {name: value for name, value in requests.items() if value not in (None, False)}
     of_all = [f"--{one.name}" for one in every if one.needs_all and one.name in requests]
-    if arguments.seconds and of_all:
-        raise InputError(f"--seconds bounds the estimate of log p(x) alone: leave it out, or {' and '.join(of_all)}")
-    if is_table and (requests or arguments.seconds):
+    if arguments.minutes is not None and of_all:
+        raise InputError(f"--minutes bounds the estimate of log p(x) alone: leave it out, or {' and '.join(of_all)}")
+    if is_table and (requests or arguments.minutes is not None):
         of_one = ", ".join(f"--{one.name}" for one in every)
-        raise InputError(f"{of_one} and --seconds are of one run, without --latex: give one")
+        raise InputError(f"{of_one} and --minutes are of one run, without --latex: give one")
+    if arguments.minutes is None and not of_all:
+        arguments.minutes = _MINUTES
     return requests
 
 
@@ -90,7 +102,10 @@ def _report(
     from pvae.evaluation.report import evaluate, to_text
     from pvae.runs.writer import write_card
 
-    report = evaluate(run, seconds=arguments.seconds, **how, **requests)
+    seconds = None
+    if arguments.minutes is not None and arguments.minutes < math.inf:
+        seconds = 60 * arguments.minutes
+    report = evaluate(run, seconds=seconds, **how, **requests)
     write(out, f"{to_json(report.record(), indent=2)}\n")
     if out == run.path / "evaluation.json":
         write_card(run)
@@ -212,8 +227,11 @@ def _parser() -> Parser:
             how = {"metavar": one.metavar, "type": str if one.least is None else integer(one.least)}
         add(f"--{one.name}", help=one.help, **how)
     add("--images", metavar="N", type=integer(2), help="a random subset of N test data (default: all)")
-    seconds = "estimate log p(x) of test data in random order until S seconds have passed (default: of all)"
-    add("--seconds", metavar="S", type=integer(1), help=seconds)
+    minutes = (
+        "estimate log p(x) of as many test data, in random order, as M minutes suffice for, and of ten if none of them "
+        f"can be trusted; inf for all (default: {_MINUTES:g}; of several runs, all)"
+    )
+    add("--minutes", metavar="M", type=_minutes, help=minutes)
     add_seed(parser)
     engine = (
         "none; graph: record the operators; inductor: compile them to C++, which is faster for many "

@@ -23,7 +23,7 @@ from pvae.trained.scores import elbo_terms, with_likelihood
 from pvae.vae import VAE
 
 _FIRST = 10  # data whose log p(x) is estimated before the first look at the clock
-_MOST_AT_A_TIME = 160  # of the data between two later looks
+_AT_A_TIME = 160  # of the data between two later looks, unless all fit into the time
 
 T = TypeVar("T")
 
@@ -36,7 +36,8 @@ class Context:
         run: the run; its data must be at hand.
         num_images: number of test data, a random subset; all if None.
         seed: seed of the subset.
-        seconds: estimate log p(x) of data in random order, some at a time, until these seconds have passed.
+        seconds: estimate log p(x) of data in random order, as many as these seconds suffice for, and of no more than
+            the first ten if none of them can be trusted; None for all.
         requests: the values of the options that ask for measures, by their names.
         how: the arguments of `log_likelihood`.
     """
@@ -124,11 +125,16 @@ class Context:
         started = time.monotonic()
         parts = list[LogP]()
         count = 0
-        size = _FIRST
-        while count < len(self.test) and (not parts or time.monotonic() - started < self.seconds):
+        size = min(_FIRST, len(self.test))
+        while size > 0:
             parts.append(self.log_p_of(self.test.rows(slice(count, count + size))))
             count += size
-            size = min(2 * size, _MOST_AT_A_TIME)
+            if not any(part.is_trusted.any() for part in parts):
+                break
+            elapsed = time.monotonic() - started
+            size = min(len(self.test) - count, int((self.seconds - elapsed) / elapsed * count))
+            if count + size < len(self.test):
+                size = min(size, _AT_A_TIME)
         return LogP(*map(torch.cat, zip(*parts)))
 
     def log_p_of(self, batch: Batch) -> LogP:

@@ -14,6 +14,7 @@ from pvae.evaluation.context import Context
 from pvae.evaluation.measures import MEASURES
 from pvae.evaluation.measures.baselines import Baselines, beside_no_latent, floor_of_each
 from pvae.evaluation.measures.files import LosslessFiles
+from pvae.evaluation.measures.labels import ClassesFound
 from pvae.evaluation.measures.latents import latents_used, said_of_collapse
 from pvae.runs.run import Run
 from pvae.trained.codes import examples
@@ -84,7 +85,8 @@ def evaluate(
         num_particles: K, the number of importance weights for each datum, at least 2.
         num_images: number of test data, a random subset; all if None.
         seed: seed of the subset and of all draws.
-        seconds: estimate log p(x) of data in random order, some at a time, until these seconds have passed.
+        seconds: estimate log p(x) of data in random order, as many as these seconds suffice for, and of no more than
+            the first ten if none of them can be trusted; None for all.
         options: measures that are computed on request, by the names of their options: `gaps`, how many test and
             training data; `calibration`, True; `given`, a mask of x, bool (*D), true where given, or a text that
             `given_values` takes; and the other arguments of `pvae.marginal.log_likelihood.log_likelihood`: `method`,
@@ -164,6 +166,7 @@ def what_was_learned(run: Run) -> Iterator[str]:
         baselines = context.once(Baselines.of)
         each = context.once(floor_of_each)
         files = context.once(LosslessFiles.of)
+        classes = context.once(ClassesFound.of)
     reached = list[str]()
     if each is not None:
         alone = each.sum().item()
@@ -177,6 +180,8 @@ def what_was_learned(run: Run) -> Iterator[str]:
         said = f"test ELBO {mean}"
     if reached:
         yield "; ".join([said, *reached])
+    if classes is not None:
+        yield f"classes found: {classes.verdict}"
     if latents.is_collapsed:
         yield f"warning: {said_of_collapse(run, baselines)}"
         return

@@ -269,7 +269,8 @@ class Console(Callback):
         if abs(test.loss - test.distortion - test.rate) > max(0.005, 1e-6 * abs(test.loss)):  # beyond rounding
             terms += f", loss {test.loss:.2f}"
         if test.accuracy is not None:
-            terms += f", {test.accuracy:.2%} of the labels found"
+            num_known = int((trainer.classes["test"] >= 0).sum())
+            terms += f", classes found of {test.accuracy:.2%} of {num_known:,}"
         number = f"{test.epoch:{len(str(epochs))}}/{epochs}"
         bounds = "  ".join(map(str, rows))
         print_line(f"epoch {number}  {bounds} ({terms}{run.bits(test)})  {seconds:.1f} s")

@@ -207,11 +207,13 @@ def test_log_p_is_of_as_many_data_as_the_seconds_allow(runs, monkeypatch):
     test = codes.run_batch(run, "test").x.images
     assert torch.equal(given[0], test[random_subset(len(test), 9, 3)])
     assert part.log_likelihood.elbo == part.elbo_parts.elbo
-    some, every = (evaluate(run, 2, seed=3, method="importance", seconds=seconds) for seconds in (1e-9, 1e9))
+    some, every = (evaluate(run, 500, seed=3, method="importance", seconds=seconds) for seconds in (1e-9, 1e9))
     assert [one.num_images for one in (some, every)] == [len(test), len(test)]
     assert [one.log_likelihood.num_images for one in (some, every)] == [7, len(test)]
     assert not torch.equal(given[1], test[:7])
     assert every.log_likelihood.elbo == every.elbo_parts.elbo
+    hopeless = evaluate(run, 2, seed=3, method="importance", seconds=1e9)
+    assert (hopeless.log_likelihood.num_images, hopeless.log_likelihood.untrusted) == (7, 1)
 
 
 def gaussian_codes(num_images, spread, scale):

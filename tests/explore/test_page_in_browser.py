@@ -46,6 +46,7 @@ SYSTEMS = {
     "conv": {"network": "conv", "hidden": (4, 6), "likelihood": "normal", "pixels": "symmetric", "scale": 0.5},
     "conv-batchnorm": {"network": "conv-batchnorm", "hidden": (4, 6), "likelihood": "normal-learned"},
     "conv-groupnorm": {"network": "conv-groupnorm", "hidden": (8, 16), "likelihood": "discretized-logistic"},
+    "mixture of logistics": {"likelihood": "discretized-logistic-mixture", "scale": 0.05, "logistics": 2},
     "linear": {"network": "linear", "likelihood": "normal-linear", "scale": 0.2, "pad": 1},
     "normal-optimal, mixture": {"likelihood": "normal-optimal", "prior": "mixture", "components": 4},
     "flow as prior": {"prior": "flow", **BINARY},

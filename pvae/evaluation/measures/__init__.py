@@ -7,6 +7,7 @@ from pvae.evaluation.measures.baselines import Baselines, ColumnDistortions, Flo
 from pvae.evaluation.measures.disentanglement import Disentanglement
 from pvae.evaluation.measures.elbo import ElboParts, RateDecomposition
 from pvae.evaluation.measures.files import LosslessFiles
+from pvae.evaluation.measures.labels import ClassesFound
 from pvae.evaluation.measures.latents import CodesUsed, LatentsUsed
 from pvae.evaluation.measures.log_likelihood import Conditional, LogLikelihood
 from pvae.evaluation.measures.posterior import Coverage, Gaps, TrainGaps
@@ -15,6 +16,7 @@ from pvae.evaluation.measures.samples import SampleQuality
 
 MEASURES: dict[str, type[Measure]] = {
     "elbo_parts": ElboParts,
+    "classes": ClassesFound,
     "floor": Floor,
     "baselines": Baselines,
     "files": LosslessFiles,

@@ -16,8 +16,7 @@ from pvae.core.errors import InputError
 from pvae.data.dataset import random_subset
 from pvae.distributions.joint import Joint
 from pvae.evaluation.context import Context, Measure, said
-from pvae.marginal.chunks import CHUNK_VALUES, data_at_once
-from pvae.models.labels import found_labels
+from pvae.marginal.chunks import CHUNK_VALUES
 from pvae.trained.latent_space import mean_of
 from pvae.trained.scores import LAYER_RATE, Estimate, bits_of
 
@@ -38,7 +37,6 @@ class ElboParts(Measure):
         posterior_mean_loss: the loss at the mean of q(z | x), which is not a bound; None without a closed-form KL.
         active_units: for each stochastic layer, the number of latent dimensions whose mean varies over images.
         latent_dims: for each stochastic layer, the number of latent dimensions.
-        accuracy: the share of the known labels that are the likeliest by q(y | x); None without `Config.labels`.
         of_possible: of which test rows, if some break a rule of the table.
     """
 
@@ -53,7 +51,6 @@ class ElboParts(Measure):
     posterior_mean_loss: Estimate | None = said("posterior-mean loss", "not a bound", default=None)
     active_units: tuple[int, ...] = said("active units", "means with a variance above 0.01")
     latent_dims: tuple[int, ...] = said("  of latent dimensions")
-    accuracy: Estimate | None = said("accuracy", "share of the labels that q(y | x) finds", default=None)
     of_possible: str | None = said("  of the test rows", "those that break no rule", default=None)
 
     @classmethod
@@ -77,7 +74,6 @@ class ElboParts(Measure):
             bits_per_dimension=bits,
             active_units=tuple(int(layer.sum()) for layer in active.split(sizes)),
             latent_dims=tuple(sizes),
-            accuracy=_accuracy(context),
             of_possible=context.run.data.of_possible or None,
         )
 
@@ -89,20 +85,6 @@ class ElboParts(Measure):
         if self.posterior_mean_loss is None:  # as without a closed form of the rate
             words["rate"] = ("  rate", "KL(q(z | x) || p(z)), from ten draws of z")
         return words
-
-
-def _accuracy(context: Context) -> Estimate | None:
-    """Return the share of the known labels that q(y | x) finds; None if no label is a latent."""
-    labels = context.data.test_labels
-    if not context.run.config.labels or labels is None:
-        return None
-    if context.rows is not None:
-        labels = labels[context.rows]
-    parts = context.seen.split(data_at_once(context.vae, context.seen))
-    are_found = found_labels(context.vae.q_z, (part.x for part in parts), labels)
-    if are_found is None:
-        return None
-    return Estimate.of(are_found)
 
 
 def active_units(means: Tensor, threshold: float = 0.01) -> Tensor:
