@@ -65,7 +65,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
         validate_args: check parameters and values.
 
     Reference:
-        Salimans et al., arXiv:1701.05517, equations 2 and 3.
+        Salimans et al., arXiv:1701.05517, sections 2.1 and 2.2.
     """
 
     arg_constraints: ClassVar = {"logits": constraints.real, "loc": constraints.real, "scale": constraints.positive}

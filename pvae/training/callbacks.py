@@ -298,12 +298,7 @@ class Console(Callback):
             train = Pixels(trainer.data.sample, trainer.data.preparation)
             self.floor = Floor.before_training(trainer.vae, train, trainer.splits[self.held_out].x)
         if self.floor is not None:
-            what = "value"
-            if run.data.is_images:
-                what = "pixel"
-            elif run.data.columns:
-                what = "column"
-            print_line(self.floor.announced(self.held_out, what))
+            print_line(self.floor.announced(self.held_out))
         has_fixed_scale = run.config.likelihood_class.has_fixed_scale and not run.has_own_vae
         if has_fixed_scale and trainer.vae.has_density and not (trainer.epoch or run.dataset().has_missing):
             sample = trainer.data.sample

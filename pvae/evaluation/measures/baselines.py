@@ -34,6 +34,7 @@ from pvae.tables.rule import Order
 from pvae.trained.scores import Estimate
 from pvae.vae import VAE
 
+_WITHOUT_LATENT = "by the best likelihood that is the same for all data"
 _LEAST = 0.01  # nats per datum that count as more than none
 _FITTED = 2**18  # values of data by which log p is fitted
 _COUNTED = 2**23  # values of images whose levels are counted
@@ -52,7 +53,7 @@ class Floor(Measure):
     """The ELBO of a model without a latent, in nats per datum; None where it is not known, see `floor`.
 
     Args:
-        elbo: by the best distribution of each value alone.
+        elbo: by the best likelihood that is the same for all data.
         verdict: what it means if the VAE's ELBO is no greater; "" if it is.
         is_pseudo: whether it is a pseudo-ELBO.
     """
@@ -79,9 +80,9 @@ class Floor(Measure):
             return None
         return cls(elbo=each.sum().item(), is_pseudo=vae.is_pseudo, verdict="")
 
-    def announced(self, split: str, what: str) -> str:
-        """Return the line before a training: what it must exceed, of a split of data whose values have a name."""
-        return f"without a latent, by the best distribution of each {what}: {split} {self.bound} {self.elbo:.2f}"
+    def announced(self, split: str) -> str:
+        """Return the line before a training: what it must exceed on a split."""
+        return f"without a latent, {_WITHOUT_LATENT}: {split} {self.bound} {self.elbo:.2f}"
 
     def below(self, row: Metrics) -> str:
         """Return what it means if the metrics at the end of a training are below it, "" if they are not."""
@@ -100,7 +101,7 @@ class Floor(Measure):
 
     def lines(self) -> Iterator[str]:
         """Yield one line."""
-        note = f"test {self.bound}, by the best distribution of each value alone"
+        note = f"test {self.bound}, {_WITHOUT_LATENT}"
         yield f"{'without a latent':26}{self.elbo:<22.2f}  {note}"
 
     def warnings(self) -> Iterator[str]:
